@@ -1,1 +1,11 @@
-//! x
+//! What every stage shares.
+//!
+//! In reading order: [`error`] (why a job fails), [`plan`] (what a video comes to), [`tensor`] and [`message`] (what
+//! travels), [`wire`] (bytes to messages and back), [`stage`] (what a stage is).
+
+pub mod error;
+pub mod message;
+pub mod plan;
+pub mod stage;
+pub mod tensor;
+pub mod wire;
