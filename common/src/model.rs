@@ -1,0 +1,259 @@
+//! The checkpoint's `config.json`: geometry of the language model, the towers and the adapters (MODEL.md 1).
+
+use serde::{Deserialize, Deserializer};
+
+/// Geometry of the whole model. Absent keys have the values of Vidi 1.5 9B.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ModelConfig {
+    /// Width of the language model, D.
+    pub hidden_size: usize,
+    /// Decoder layers.
+    pub num_hidden_layers: usize,
+    /// Width of the feed-forward part.
+    pub intermediate_size: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; each serves `num_attention_heads / num_key_value_heads` query heads in a row.
+    pub num_key_value_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Epsilon of the Gemma norms.
+    pub rms_norm_eps: f64,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Soft cap of attention scores; none switches it off.
+    pub attn_logit_softcapping: Option<f64>,
+    /// Soft cap of the logits; none switches it off.
+    pub final_logit_softcapping: Option<f64>,
+    /// Scores are scaled by this to the power of -1/2.
+    pub query_pre_attn_scalar: f64,
+    /// Keys that a text query sees on even layers, itself included.
+    pub sliding_window: usize,
+    /// Whether the embedding is the output head; then a stray `lm_head.weight` is ignored.
+    pub tie_word_embeddings: bool,
+    /// Which hidden state of the vision tower counts: -2 is the output of the last layer but one.
+    #[serde(deserialize_with = "default_if_null::<SelectLayer, _>")]
+    pub mm_vision_select_layer: SelectLayer,
+    /// Length to which time positions are stretched.
+    #[serde(deserialize_with = "default_if_null::<TimeInterval, _>")]
+    pub mm_time_interval: TimeInterval,
+    /// `mlp<depth>x_gelu` or `linear`.
+    #[serde(deserialize_with = "default_if_null::<Projector, _>")]
+    pub mm_projector_type: Projector,
+    /// Side of the space-to-depth merge; the wire format knows 2 only.
+    #[serde(deserialize_with = "default_if_null::<ImagePool, _>")]
+    pub mm_image_pool_size: ImagePool,
+    /// Encoder rows per audio token; the wire format knows 5 only.
+    #[serde(deserialize_with = "default_if_null::<AudioPool, _>")]
+    pub mm_audio_pool_size: AudioPool,
+    /// Geometry of the vision tower.
+    #[serde(rename = "mm_vision_config", deserialize_with = "default_if_null")]
+    pub vision: VisionConfig,
+    /// Geometry of the audio tower.
+    #[serde(rename = "mm_audio_config", deserialize_with = "default_if_null")]
+    pub audio: AudioConfig,
+}
+
+macro_rules! defaulted {
+    ($name:ident, $type:ty, $value:expr, $doc:literal) => {
+        #[doc = $doc]
+        #[derive(Clone, Debug, PartialEq, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub $type);
+        impl Default for $name {
+            fn default() -> Self {
+                $name($value)
+            }
+        }
+    };
+}
+defaulted!(SelectLayer, i64, -2, "Index into the tower's hidden states, from the end if negative.");
+defaulted!(TimeInterval, u32, 10_000, "N of the fractional time positions.");
+defaulted!(Projector, String, "mlp2x_gelu".to_owned(), "Architecture of the projectors.");
+defaulted!(ImagePool, u64, 2, "Side of the space-to-depth merge.");
+defaulted!(AudioPool, u64, 5, "Encoder rows per audio token.");
+
+/// A key that is there but `null` means its default (MODEL.md 1, `mm_projector_type`).
+fn default_if_null<'de, T, D>(d: D) -> Result<T, D::Error>
+where
+    T: Default + Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        ModelConfig {
+            hidden_size: 3584,
+            num_hidden_layers: 42,
+            intermediate_size: 14336,
+            num_attention_heads: 16,
+            num_key_value_heads: 8,
+            head_dim: 256,
+            rms_norm_eps: 1e-6,
+            vocab_size: 256_000,
+            rope_theta: 10_000.0,
+            attn_logit_softcapping: Some(50.0),
+            final_logit_softcapping: Some(30.0),
+            query_pre_attn_scalar: 256.0,
+            sliding_window: 4096,
+            tie_word_embeddings: true,
+            mm_vision_select_layer: SelectLayer::default(),
+            mm_time_interval: TimeInterval::default(),
+            mm_projector_type: Projector::default(),
+            mm_image_pool_size: ImagePool::default(),
+            mm_audio_pool_size: AudioPool::default(),
+            vision: VisionConfig::default(),
+            audio: AudioConfig::default(),
+        }
+    }
+}
+
+/// SigLIP 2 so400m/14-384 unless config.json says otherwise.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct VisionConfig {
+    /// Width V.
+    pub hidden_size: usize,
+    /// Width of the feed-forward part.
+    pub intermediate_size: usize,
+    /// Layers in the checkpoint; the selected hidden state decides how many run.
+    pub num_hidden_layers: usize,
+    /// Attention heads.
+    pub num_attention_heads: usize,
+    /// Picture side in pixels.
+    pub image_size: usize,
+    /// Patch side in pixels.
+    pub patch_size: usize,
+    /// Epsilon of the layer norms.
+    pub layer_norm_eps: f64,
+}
+
+impl Default for VisionConfig {
+    fn default() -> Self {
+        VisionConfig {
+            hidden_size: 1152,
+            intermediate_size: 4304,
+            num_hidden_layers: 27,
+            num_attention_heads: 16,
+            image_size: 384,
+            patch_size: 14,
+            layer_norm_eps: 1e-6,
+        }
+    }
+}
+
+impl VisionConfig {
+    /// Patches per side: 27.
+    pub fn side(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+}
+
+/// Whisper large-v3's encoder unless config.json says otherwise. Its layer norms use 1e-5.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct AudioConfig {
+    /// Width A.
+    pub d_model: usize,
+    /// Layers.
+    pub encoder_layers: usize,
+    /// Attention heads.
+    pub encoder_attention_heads: usize,
+    /// Width of the feed-forward part.
+    pub encoder_ffn_dim: usize,
+    /// Mel filters.
+    pub num_mel_bins: usize,
+    /// Rows of one window.
+    pub max_source_positions: usize,
+}
+
+impl Default for AudioConfig {
+    fn default() -> Self {
+        AudioConfig {
+            d_model: 1280,
+            encoder_layers: 32,
+            encoder_attention_heads: 20,
+            encoder_ffn_dim: 5120,
+            num_mel_bins: 128,
+            max_source_positions: 1500,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Vision layers that run: `hidden_states[select_layer]` is the output of the last of them.
+    pub fn vision_layers(&self) -> usize {
+        let select = self.mm_vision_select_layer.0;
+        let layers = self.vision.num_hidden_layers as i64;
+        let run = if select < 0 { layers + 1 + select } else { select };
+        run.clamp(0, layers) as usize
+    }
+
+    /// Refuses geometry that no tensor could have, or that the messages cannot carry.
+    ///
+    /// # Errors
+    /// The key, its value and what is allowed.
+    pub fn check(&self) -> Result<(), String> {
+        let need = |ok: bool, what: &str| if ok { Ok(()) } else { Err(what.to_owned()) };
+        for (key, value) in [
+            ("hidden_size", self.hidden_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
+            ("vocab_size", self.vocab_size),
+            ("sliding_window", self.sliding_window),
+            ("mm_vision_config.hidden_size", self.vision.hidden_size),
+            ("mm_vision_config.intermediate_size", self.vision.intermediate_size),
+            ("mm_vision_config.num_hidden_layers", self.vision.num_hidden_layers),
+            ("mm_vision_config.num_attention_heads", self.vision.num_attention_heads),
+            ("mm_audio_config.d_model", self.audio.d_model),
+            ("mm_audio_config.encoder_ffn_dim", self.audio.encoder_ffn_dim),
+            ("mm_audio_config.encoder_layers", self.audio.encoder_layers),
+            ("mm_audio_config.encoder_attention_heads", self.audio.encoder_attention_heads),
+            ("mm_audio_config.num_mel_bins", self.audio.num_mel_bins),
+        ] {
+            need((1..=1 << 24).contains(&value), &format!("{key} = {value} is not 1 to 16,777,216"))?;
+        }
+        need(
+            self.num_attention_heads.is_multiple_of(self.num_key_value_heads),
+            "num_attention_heads is not a multiple of num_key_value_heads",
+        )?;
+        need(self.head_dim.is_multiple_of(2), "head_dim is odd: rotary embedding needs pairs")?;
+        need(
+            self.vision.hidden_size.is_multiple_of(self.vision.num_attention_heads),
+            "mm_vision_config.hidden_size is not a multiple of its heads",
+        )?;
+        need(
+            self.audio.d_model.is_multiple_of(self.audio.encoder_attention_heads),
+            "mm_audio_config.d_model is not a multiple of its heads",
+        )?;
+        need(
+            self.vision.image_size == 384 && self.vision.side() == 27,
+            "the picture must be 384 pixels in 27 patches a side (MODEL.md 3)",
+        )?;
+        need(self.audio.max_source_positions == 1500, "max_source_positions must be 1500 (30 s)")?;
+        need(self.mm_image_pool_size.0 == 2, "mm_image_pool_size must be 2")?;
+        need(self.mm_audio_pool_size.0 == 5, "mm_audio_pool_size must be 5")?;
+        need(self.vision_layers() > 0, "mm_vision_select_layer selects no encoder layer")?;
+        need(self.query_pre_attn_scalar > 0.0, "query_pre_attn_scalar must be over 0")?;
+        need(self.projector_depth().is_some(), "mm_projector_type is not mlp<depth>x_gelu or linear")
+    }
+
+    /// Linear layers of a projector, with GELU between them: 2 for `mlp2x_gelu`, 1 for `linear`.
+    pub fn projector_depth(&self) -> Option<usize> {
+        match self.mm_projector_type.0.as_str() {
+            "linear" => Some(1),
+            other => {
+                let depth = other.strip_prefix("mlp")?.strip_suffix("x_gelu")?.parse().ok()?;
+                (1..=16).contains(&depth).then_some(depth)
+            }
+        }
+    }
+}
