@@ -3,7 +3,9 @@
 use serde::Deserialize;
 
 use crate::error::{JobError, StageName};
-use crate::message::Output;
+use crate::event::Event;
+use crate::message::{DecodeRequest, Output, TokenBatch};
+use crate::plan::MediaInfo;
 use crate::wire::Message;
 
 /// Why a stage stopped working on a message.
@@ -48,4 +50,35 @@ pub trait Stage {
     /// # Errors
     /// See [`Stop`].
     fn process(&mut self, input: Self::Input<'_>, port: &mut dyn Port) -> Result<(), Stop>;
+}
+
+/// What the owner of a job needs from the world outside: the stages that prepare its tokens, and its client.
+pub trait JobPort {
+    /// Asks any stage-decode worker what a file is.
+    ///
+    /// # Errors
+    /// The worker's refusal, or `worker_lost` when none answers.
+    fn probe(&mut self, video: &str) -> Result<MediaInfo, Stop>;
+
+    /// Asks stage-decode for a video, or a part of it. The same request twice is one.
+    ///
+    /// # Errors
+    /// See [`Stop`].
+    fn request_decode(&mut self, request: DecodeRequest) -> Result<(), Stop>;
+
+    /// Waits for the next batch of this job's tokens and shows it to `take`. Batches come in any order, cut anywhere,
+    /// and perhaps more than once.
+    ///
+    /// # Errors
+    /// `take`'s, or the end of the job: cancelled, failed in another stage, timed out.
+    fn next_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<(), Stop>;
+
+    /// Tells the client. Terminal events are the caller's business, not the stage's.
+    ///
+    /// # Errors
+    /// See [`Stop`].
+    fn event(&mut self, event: Event) -> Result<(), Stop>;
+
+    /// True once nobody waits for this job any more.
+    fn cancelled(&self) -> bool;
 }
