@@ -1,15 +1,23 @@
 //! What every stage shares.
 //!
-//! In reading order: [`error`] (why a job fails), [`plan`] (what a video comes to), [`tensor`] and [`message`] and [`event`] (what
-//! travels), [`wire`] (bytes to messages and back), [`stage`] (what a stage is), [`model`] and [`checkpoint`] (what
-//! it loads).
+//! In reading order: [`error`] (why a job fails), [`plan`] (what a video comes to), [`tensor`], [`message`] and [`event`]
+//! (what travels), [`wire`] (bytes to messages and back), [`rows`] (which of them are there), [`stage`] (what a stage
+//! is), [`model`] and [`checkpoint`] (what it loads), [`config`], [`telemetry`] and [`memory`] (how it is run and
+//! watched), [`subject`] and [`bus`] (the broker), [`run`] (the loop that connects a stage to it).
 
+pub mod bus;
 pub mod checkpoint;
+pub mod config;
 pub mod error;
 pub mod event;
+pub mod memory;
 pub mod message;
 pub mod model;
 pub mod plan;
+pub mod rows;
+pub mod run;
 pub mod stage;
+pub mod subject;
+pub mod telemetry;
 pub mod tensor;
 pub mod wire;

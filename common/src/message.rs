@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{JobError, StageName};
-use crate::plan::{FRAME_SIDE, MediaPlan, WINDOW_ROWS, WINDOW_SAMPLES};
+use crate::error::JobError;
+use crate::plan::{FRAME_SIDE, MediaPlan, WINDOW_SAMPLES};
 use crate::tensor::{Dtype, Tensor};
 use crate::wire::{Message, VERSION, WireError, WireErrorKind, version};
 
@@ -222,6 +222,10 @@ pub struct DecodeRequest {
 }
 
 impl Message for DecodeRequest {
+    fn job(&self) -> Option<&JobId> {
+        Some(&self.job)
+    }
+
     fn check(&self) -> Result<(), WireError> {
         check_span(self.span)?;
         self.plan.check()?;
@@ -339,6 +343,10 @@ fn check_rows(what: &str, total: Option<u64>, offset: u64, rows: usize) -> Resul
 }
 
 impl Message for FrameBatch<'_> {
+    fn job(&self) -> Option<&JobId> {
+        Some(&self.job)
+    }
+
     fn check(&self) -> Result<(), WireError> {
         self.plan.check()?;
         let side = Some(FRAME_SIDE);
@@ -348,6 +356,10 @@ impl Message for FrameBatch<'_> {
 }
 
 impl Message for PcmWindow<'_> {
+    fn job(&self) -> Option<&JobId> {
+        Some(&self.job)
+    }
+
     fn check(&self) -> Result<(), WireError> {
         self.plan.check()?;
         self.tensor.expect(&[Dtype::I16], &[None])?;
@@ -368,6 +380,10 @@ impl Message for PcmWindow<'_> {
 const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
 impl Message for FeatureBatch<'_> {
+    fn job(&self) -> Option<&JobId> {
+        Some(&self.job)
+    }
+
     fn check(&self) -> Result<(), WireError> {
         self.plan.check()?;
         self.tensor.expect(&FLOATS, &[None, None])?;
@@ -387,6 +403,10 @@ impl Message for FeatureBatch<'_> {
 }
 
 impl Message for TokenBatch<'_> {
+    fn job(&self) -> Option<&JobId> {
+        Some(&self.job)
+    }
+
     fn check(&self) -> Result<(), WireError> {
         self.plan.check()?;
         self.tensor.expect(&FLOATS, &[None, None])?;
@@ -534,18 +554,5 @@ impl Output<'_> {
                 tensor: m.tensor.narrow(start, len),
             }),
         }
-    }
-}
-
-/// Encoder rows of a whole window, where a batch may always be cut.
-pub const ROWS_PER_WINDOW: u64 = WINDOW_ROWS;
-
-/// Names the stage that an input belongs to.
-pub fn stage_of(output: &Output<'_>) -> StageName {
-    match output {
-        Output::Frames(_) => StageName::Vision,
-        Output::Pcm(_) => StageName::Audio,
-        Output::Features(_) => StageName::Fuse,
-        Output::Tokens(_) => StageName::Llm,
     }
 }

@@ -3,8 +3,8 @@
 use serde::Deserialize;
 
 use crate::error::{JobError, StageName};
-use crate::event::Event;
-use crate::message::{DecodeRequest, Output, TokenBatch};
+use crate::event::{Event, JobResult};
+use crate::message::{DecodeRequest, JobRequest, Output, TokenBatch};
 use crate::plan::MediaInfo;
 use crate::wire::Message;
 
@@ -81,4 +81,13 @@ pub trait JobPort {
 
     /// True once nobody waits for this job any more.
     fn cancelled(&self) -> bool;
+}
+
+/// The stage that owns jobs: a request in, an answer out, with the rest of the pipeline at its disposal.
+pub trait Owner {
+    /// Answers one question. Whatever it held for the job is released when it returns.
+    ///
+    /// # Errors
+    /// See [`Stop`].
+    fn answer(&mut self, request: &JobRequest, port: &mut dyn JobPort) -> Result<JobResult, Stop>;
 }

@@ -7,6 +7,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::message::JobId;
+
 /// Version of every message in this crate; it also stands in the subjects.
 pub const VERSION: u32 = 1;
 /// Nesting that a message may have at most.
@@ -67,6 +69,11 @@ pub trait Message {
     /// # Errors
     /// The first field that is off, by name.
     fn check(&self) -> Result<(), WireError>;
+
+    /// Whose it is; it must be the job in the subject it came on.
+    fn job(&self) -> Option<&JobId> {
+        None
+    }
 }
 
 /// How a client writes, and so is answered.
@@ -110,6 +117,12 @@ pub fn decode<'a, M: Message + Deserialize<'a>>(body: &'a [u8]) -> Result<M, Wir
     let message: M = rmp_serde::from_slice(body).map_err(schema)?;
     message.check()?;
     Ok(message)
+}
+
+/// The fields of `M` from a message whose rest may be wrong; none where even that fails.
+pub(crate) fn decode_loosely<'a, M: Deserialize<'a>>(body: &'a [u8]) -> Option<M> {
+    walk(body).ok()?;
+    rmp_serde::from_slice(body).ok()
 }
 
 /// Decodes a client's message, MessagePack or JSON.

@@ -1,0 +1,229 @@
+//! How a pipeline is run: one typed TOML file, `VIDI_<SECTION>_<KEY>` environment variables over it, flags over those.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::StageName;
+use crate::telemetry::LogConfig;
+
+/// The whole configuration; unknown keys are refused. `vidi config print` shows the effective one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The broker.
+    pub bus: BusConfig,
+    /// The checkpoint.
+    pub model: ModelPath,
+    /// stage-decode.
+    pub decode: DecodeConfig,
+    /// stage-vision.
+    pub vision: VisionStageConfig,
+    /// stage-llm.
+    pub llm: LlmConfig,
+    /// Bytes that a process of each stage may hold; a stage that is not named has no cap.
+    pub budgets: BTreeMap<StageName, u64>,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// Where the broker is and how it is used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BusConfig {
+    /// `nats://host:port`, several separated by commas. Empty: `vidi up` starts one on loopback.
+    pub url: String,
+    /// First part of every subject; the version stands in it.
+    pub prefix: String,
+    /// User name, with `password`.
+    pub user: String,
+    /// Password of `user`.
+    pub password: String,
+    /// File with an nkey seed.
+    pub nkey_file: Option<PathBuf>,
+    /// File with a JWT and its seed (`.creds`).
+    pub credentials_file: Option<PathBuf>,
+    /// Certificate authority for TLS.
+    pub tls_ca: Option<PathBuf>,
+    /// Client certificate for TLS, with `tls_key`.
+    pub tls_cert: Option<PathBuf>,
+    /// Key of `tls_cert`.
+    pub tls_key: Option<PathBuf>,
+    /// Seconds without an acknowledgement or a sign of progress after which a message goes to another worker.
+    pub ack_wait_s: f64,
+    /// Times that a message is tried before it fails its job.
+    pub max_deliver: i64,
+    /// Seconds without a sign of life from any stage after which a job fails as `worker_lost`.
+    pub worker_patience_s: f64,
+    /// Bytes that each stream of the data path (frames, audio, features) may hold; a full one slows its producer.
+    pub stream_bytes: i64,
+    /// Bytes that the token stream may hold: the tokens of all jobs in work.
+    pub token_bytes: i64,
+    /// Seconds that events stay readable.
+    pub event_age_s: u64,
+    /// Size of a message aimed at; the server's `max_payload` bounds it.
+    pub message_bytes: usize,
+}
+
+impl Default for BusConfig {
+    fn default() -> Self {
+        BusConfig {
+            url: String::new(),
+            prefix: "vidi.v1".to_owned(),
+            user: String::new(),
+            password: String::new(),
+            nkey_file: None,
+            credentials_file: None,
+            tls_ca: None,
+            tls_cert: None,
+            tls_key: None,
+            ack_wait_s: 10.0,
+            max_deliver: 5,
+            worker_patience_s: 60.0,
+            stream_bytes: 256 << 20,
+            token_bytes: 4 << 30,
+            event_age_s: 3600,
+            message_bytes: 4 << 20,
+        }
+    }
+}
+
+/// Where the checkpoint is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelPath {
+    /// Directory with config.json, shards, index and tokenizer.
+    pub dir: PathBuf,
+}
+
+/// stage-decode.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DecodeConfig {
+    /// Only files below these directories are opened.
+    pub media_roots: Vec<PathBuf>,
+    /// Frames that leave together.
+    pub batch_frames: usize,
+    /// Writes frames.npy and pcm.npy of the last job here.
+    pub dump: Option<PathBuf>,
+}
+
+impl Default for DecodeConfig {
+    fn default() -> Self {
+        DecodeConfig { media_roots: Vec::new(), batch_frames: 8, dump: None }
+    }
+}
+
+/// stage-vision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VisionStageConfig {
+    /// Frames that go through the tower together.
+    pub batch: usize,
+}
+
+impl Default for VisionStageConfig {
+    fn default() -> Self {
+        VisionStageConfig { batch: 4 }
+    }
+}
+
+/// stage-llm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LlmConfig {
+    /// Token ids that end an answer (MODEL.md: 107, `<end_of_turn>`).
+    pub end_tokens: Vec<u32>,
+    /// Image or audio tokens that go through the layers together.
+    pub chunk_rows: usize,
+    /// Length of a prompt at most.
+    pub max_prompt_tokens: usize,
+}
+
+impl Default for LlmConfig {
+    fn default() -> Self {
+        LlmConfig { end_tokens: vec![107], chunk_rows: 4096, max_prompt_tokens: 4096 }
+    }
+}
+
+impl Config {
+    /// Reads a file (if any), then the environment, then `overrides` (`section.key=value`), and checks the outcome.
+    ///
+    /// # Errors
+    /// What is unknown, misspelt or out of range, and where it was said.
+    pub fn load(
+        file: Option<&Path>,
+        env: impl IntoIterator<Item = (String, String)>,
+        overrides: &[String],
+    ) -> Result<Self, String> {
+        let mut table = match file {
+            None => toml::Table::new(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+                // Checked on its own first, so that a mistake is reported with its line.
+                toml::from_str::<Config>(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+                text.parse().map_err(|e| format!("{}: {e}", path.display()))?
+            }
+        };
+        let sections: Vec<String> = toml::Table::try_from(Config::default())
+            .map_err(|e| e.to_string())?
+            .keys()
+            .cloned()
+            .collect();
+        for (name, value) in env {
+            let Some(rest) = name.strip_prefix("VIDI_") else { continue };
+            let rest = rest.to_ascii_lowercase();
+            let Some((section, key)) = rest.split_once('_') else { continue };
+            if sections.iter().any(|s| s == section) {
+                set(&mut table, section, key, &value);
+            }
+        }
+        for item in overrides {
+            let (path, value) = item.split_once('=').ok_or(format!("--set {item}: not section.key=value"))?;
+            let (section, key) = path.split_once('.').ok_or(format!("--set {item}: not section.key=value"))?;
+            set(&mut table, section, key, value);
+        }
+        let config: Config = table.try_into().map_err(|e| format!("configuration: {}", e))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let need = |ok: bool, what: &str| if ok { Ok(()) } else { Err(format!("configuration: {what}")) };
+        let prefix = &self.bus.prefix;
+        let part = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        need(prefix.split('.').all(part), "bus.prefix is dot-separated [A-Za-z0-9_-]+")?;
+        need(self.bus.ack_wait_s >= 0.5, "bus.ack_wait_s is at least 0.5")?;
+        need(self.bus.max_deliver >= 1, "bus.max_deliver is at least 1")?;
+        need(self.bus.stream_bytes >= 4 << 20, "bus.stream_bytes is at least 4 MiB")?;
+        need(self.bus.message_bytes >= 64 << 10, "bus.message_bytes is at least 64 KiB")?;
+        need(self.decode.batch_frames >= 1, "decode.batch_frames is at least 1")?;
+        need(self.vision.batch >= 1, "vision.batch is at least 1")?;
+        need(self.llm.chunk_rows >= 1, "llm.chunk_rows is at least 1")?;
+        need(!self.llm.end_tokens.is_empty(), "llm.end_tokens names at least one token")
+    }
+
+    /// The cap of a stage, if it has one.
+    pub fn budget(&self, stage: StageName) -> Option<u64> {
+        self.budgets.get(&stage).copied()
+    }
+
+    /// As TOML, every key spelt out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a configuration is plain data. This is a bug.")
+    }
+}
+
+/// Sets one key; the value is TOML where it parses as that, else a string.
+fn set(table: &mut toml::Table, section: &str, key: &str, value: &str) {
+    let parsed = format!("v = {value}")
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let section = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    if let toml::Value::Table(t) = section {
+        t.insert(key.to_owned(), parsed);
+    }
+}

@@ -1,0 +1,182 @@
+//! How jobs wait: taken from `jobs`, checked, and put in line by priority; workers take from the front.
+//!
+//! Every stage-llm worker admits, whatever its engine is doing, so that a client hears `accepted` and `queued` at once
+//! even when all workers are busy. Each priority is a subject of its own on VIDI_JOBS with its own consumer: higher
+//! first, first come first served within.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::PullConsumer;
+use bytes::Bytes;
+use futures::StreamExt;
+
+use super::Shutdown;
+use super::inbox::{Delivery, Inbox};
+use crate::bus::events::EventLog;
+use crate::bus::{Bus, BusError, BusErrorKind, headers};
+use crate::error::{ErrorKind, JobError, StageName};
+use crate::event::Event;
+use crate::message::{JobId, JobRequest};
+use crate::subject::StreamName;
+use crate::wire::{self, Encoding};
+
+/// Priorities of PROTOCOL.md, the first one first.
+const PRIORITIES: [u8; 10] = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0];
+/// A waiting job that no hint announced (its worker died) is found within this time.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Header with the time of submission, Unix milliseconds.
+pub const SUBMITTED: &str = "Vidi-Submitted";
+
+/// Admits jobs until `shutdown`.
+///
+/// # Errors
+/// When the queue cannot be set up.
+pub async fn start(bus: &Bus, line: Line, shutdown: Shutdown) -> Result<(), BusError> {
+    let queue = bus.work_queue(StreamName::Jobs, "admission", bus.subjects().jobs()).await?;
+    let mut inbox = Inbox::start(bus, queue, shutdown);
+    let bus = bus.clone();
+    tokio::spawn(async move {
+        while let Some(delivery) = inbox.next().await {
+            admit(&bus, &line, &delivery).await;
+            delivery.done().await;
+        }
+    });
+    Ok(())
+}
+
+async fn admit(bus: &Bus, line: &Line, delivery: &Delivery) {
+    let body = &delivery.message.payload;
+    let encoding = Encoding::of(body);
+    let request = match wire::decode_any::<JobRequest>(body) {
+        Ok(request) => request,
+        Err(error) => {
+            tracing::warn!(%error, "job request refused");
+            return refuse(bus, delivery, encoding, JobError::new(ErrorKind::BadRequest, error.to_string())).await;
+        }
+    };
+    let mut log = EventLog::open(bus, &request.job).await;
+    if log.ended().is_some() {
+        return;
+    }
+    log.write_as(encoding);
+    let fresh = log.last().is_none();
+    if fresh && log.append(Event::Accepted {}).await.is_err() {
+        return;
+    }
+    let rank = line.ahead_of(request.priority).await;
+    let mut with = headers(&request.job);
+    with.insert("Nats-Msg-Id", format!("{}/waiting/0", request.job).as_str());
+    with.insert(SUBMITTED, delivery.stored_ms.to_string().as_str());
+    let subject = bus.subjects().waiting(request.priority);
+    store_waiting(bus, subject, with, body.clone()).await;
+    if fresh {
+        // Refused only if the job has ended already, and then the log says so.
+        let _ = log.append(Event::Queued { rank }).await;
+    }
+    tracing::info!(job = %request.job, rank, priority = request.priority, "job queued");
+}
+
+async fn store_waiting(bus: &Bus, subject: String, with: async_nats::HeaderMap, body: Bytes) {
+    loop {
+        let outcome = match bus.jetstream().publish_with_headers(subject.clone(), with.clone(), body.clone()).await {
+            Ok(ack) => ack.await,
+            Err(e) => Err(e),
+        };
+        match outcome {
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(%error, "job not put in line yet");
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+    }
+}
+
+/// A request that cannot be understood ends in a `failed` event if it at least names its job.
+async fn refuse(bus: &Bus, delivery: &Delivery, encoding: Encoding, error: JobError) {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        job: JobId,
+    }
+    let body = &delivery.message.payload;
+    let named = match encoding {
+        Encoding::Json => serde_json::from_slice::<Named>(body).ok(),
+        Encoding::MessagePack => wire::decode_loosely::<Named>(body),
+    };
+    let Some(Named { job }) = named else {
+        return super::bury(bus, StageName::Llm, None, delivery, &error).await;
+    };
+    let mut log = EventLog::open(bus, &job).await;
+    if log.last().is_none() {
+        log.write_as(encoding);
+        let error = error.at(StageName::Llm).hint("PROTOCOL: JobRequest lists the fields and what they may be");
+        // Refused only if the job has ended meanwhile.
+        let _ = log.append(Event::Failed { error }).await;
+    }
+}
+
+/// The waiting jobs, as one worker sees them.
+#[derive(Clone)]
+pub struct Line {
+    bus: Bus,
+    queues: Vec<(u8, PullConsumer)>,
+}
+
+impl Line {
+    /// Opens the line.
+    ///
+    /// # Errors
+    /// When a queue cannot be set up.
+    pub async fn open(bus: &Bus) -> Result<Self, BusError> {
+        let mut queues = Vec::new();
+        for priority in PRIORITIES {
+            let filter = bus.subjects().waiting(priority);
+            let queue = bus.work_queue(StreamName::Jobs, &format!("priority-{priority}"), filter).await?;
+            queues.push((priority, queue));
+        }
+        Ok(Line { bus: bus.clone(), queues })
+    }
+
+    /// Jobs that would be taken before a new one of this priority.
+    async fn ahead_of(&self, priority: u8) -> u64 {
+        let mut ahead = 0;
+        for (_, queue) in self.queues.iter().filter(|(p, _)| *p >= priority) {
+            if let Ok(info) = queue.get_info().await {
+                ahead += info.num_pending;
+            }
+        }
+        ahead
+    }
+
+    /// Waits for the job at the front; none once `shutdown`.
+    ///
+    /// # Errors
+    /// When the broker refuses the subscription that announces jobs.
+    pub async fn next(&self, shutdown: &mut Shutdown) -> Result<Option<Delivery>, BusError> {
+        let hints = format!("{}.*", self.bus.subjects().jobs());
+        let mut hints = self
+            .bus
+            .client()
+            .subscribe(hints)
+            .await
+            .map_err(|e| BusError::new(BusErrorKind::JetStream, format!("waiting jobs: {e}")))?;
+        loop {
+            for (_, queue) in &self.queues {
+                if *shutdown.borrow() {
+                    return Ok(None);
+                }
+                let Ok(mut batch) = queue.fetch().max_messages(1).messages().await else { continue };
+                if let Some(Ok(message)) = batch.next().await
+                    && let Some(delivery) = Delivery::new(&self.bus, message)
+                {
+                    return Ok(Some(delivery));
+                }
+            }
+            tokio::select! {
+                _ = hints.next() => {}
+                _ = tokio::time::sleep(LOOK_EVERY) => {}
+                _ = shutdown.wait_for(|&s| s) => return Ok(None),
+            }
+        }
+    }
+}

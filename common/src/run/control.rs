@@ -1,0 +1,292 @@
+//! Cancel and drain: core NATS requests that every stage instance hears and answers when done.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::Shutdown;
+use crate::bus::events::EventLog;
+use crate::bus::{Bus, BusError, BusErrorKind};
+use crate::error::StageName;
+use crate::message::JobId;
+use crate::wire::{self, Encoding, Message, WireError, version};
+
+/// Jobs remembered as known or cancelled; the oldest are forgotten first.
+const REMEMBERED: usize = 4096;
+/// Replies to a broadcast that come later than this after the last one are not waited for.
+const QUIET: Duration = Duration::from_millis(300);
+/// Replies to a broadcast are not waited for longer than this.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Body of a control message.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ControlRequest {
+    /// Protocol version.
+    #[serde(default = "version")]
+    pub v: u32,
+    /// `cancel`: which job.
+    #[serde(default)]
+    pub job: Option<JobId>,
+    /// Only instances of this stage.
+    #[serde(default)]
+    pub stage: Option<StageName>,
+    /// `drain`: only this instance.
+    #[serde(default)]
+    pub instance: Option<String>,
+}
+
+impl Message for ControlRequest {
+    fn check(&self) -> Result<(), WireError> {
+        Ok(())
+    }
+}
+
+/// What one instance did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ControlReply {
+    /// Protocol version.
+    #[serde(default = "version")]
+    pub v: u32,
+    /// Who.
+    pub stage: StageName,
+    /// Which of its replicas.
+    pub instance: String,
+    /// `cancel`: whether it was working on that job. `drain`: whether it drains.
+    pub stopped: bool,
+    /// What was wrong with the request, if something was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Message for ControlReply {
+    fn check(&self) -> Result<(), WireError> {
+        Ok(())
+    }
+}
+
+/// Set once nobody waits for a job any more. The registry, the engine and the publishers of one job share it.
+#[derive(Clone, Debug, Default)]
+pub struct CancelFlag(Arc<AtomicBool>);
+
+impl CancelFlag {
+    /// Whether it is set.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Sets it, for good.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[derive(Default)]
+struct Known {
+    flags: HashMap<JobId, CancelFlag>,
+    order: VecDeque<JobId>,
+}
+
+impl Known {
+    /// The job's flag, and whether the job is new to this process.
+    fn flag(&mut self, job: &JobId) -> (CancelFlag, bool) {
+        if let Some(flag) = self.flags.get(job) {
+            return (flag.clone(), false);
+        }
+        if self.order.len() >= REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.flags.remove(&oldest);
+        }
+        let flag = CancelFlag::default();
+        self.flags.insert(job.clone(), flag.clone());
+        self.order.push_back(job.clone());
+        (flag, true)
+    }
+}
+
+/// One instance's ear for control messages.
+pub struct Control {
+    bus: Bus,
+    known: Arc<Mutex<Known>>,
+    /// The job in hand; control replies wait on it.
+    current: watch::Sender<Option<JobId>>,
+    draining: watch::Sender<bool>,
+    listener: tokio::task::JoinHandle<()>,
+}
+
+impl Control {
+    /// Starts listening. `shutdown` drains this instance as a `drain` message does.
+    ///
+    /// # Errors
+    /// When the broker refuses the subscription.
+    pub async fn start(bus: &Bus, stage: StageName, mut shutdown: Shutdown) -> Result<Self, BusError> {
+        let mut messages = bus
+            .client()
+            .subscribe(bus.subjects().control("*"))
+            .await
+            .map_err(|e| BusError::new(BusErrorKind::JetStream, format!("control: {e}")))?;
+        let known: Arc<Mutex<Known>> = Arc::default();
+        let current = watch::Sender::new(None);
+        let draining = watch::Sender::new(false);
+        let ear = Ear {
+            bus: bus.clone(),
+            stage,
+            known: known.clone(),
+            current: current.subscribe(),
+            draining: draining.clone(),
+        };
+        let on_shutdown = draining.clone();
+        tokio::spawn(async move {
+            if shutdown.wait_for(|&s| s).await.is_ok() {
+                on_shutdown.send_replace(true);
+            }
+        });
+        let listener = tokio::spawn(async move {
+            while let Some(message) = messages.next().await {
+                ear.hear(message);
+            }
+        });
+        Ok(Control { bus: bus.clone(), known, current, draining, listener })
+    }
+
+    /// Turns true when this instance shall take no further message.
+    pub fn shutdown(&self) -> Shutdown {
+        self.draining.subscribe()
+    }
+
+    /// Whether this instance shall take no further message.
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// Notes that a message of `job` is in hand. The flag is set already if the job has ended.
+    pub async fn begin(&self, job: &JobId) -> CancelFlag {
+        self.current.send_replace(Some(job.clone()));
+        let (flag, new) = self.known.lock().expect("no holder panics. This is a bug.").flag(job);
+        if new && EventLog::open(&self.bus, job).await.ended().is_some() {
+            flag.set();
+        }
+        flag
+    }
+
+    /// Notes that nothing is in hand.
+    pub fn finish(&self) {
+        self.current.send_replace(None);
+    }
+
+    /// Stops listening, once nothing is in hand any more.
+    pub async fn drained(&self) {
+        self.finish();
+        self.listener.abort();
+        if let Err(error) = self.bus.client().flush().await {
+            tracing::debug!(%error, "last words not sent");
+        }
+    }
+}
+
+struct Ear {
+    bus: Bus,
+    stage: StageName,
+    known: Arc<Mutex<Known>>,
+    current: watch::Receiver<Option<JobId>>,
+    draining: watch::Sender<bool>,
+}
+
+impl Ear {
+    fn hear(&self, message: async_nats::Message) {
+        let verb = message.subject.rsplit('.').next().unwrap_or_default().to_owned();
+        let encoding = Encoding::of(&message.payload);
+        let request = wire::decode_any::<ControlRequest>(&message.payload);
+        let mut reply = ControlReply {
+            v: wire::VERSION,
+            stage: self.stage,
+            instance: self.bus.instance().to_owned(),
+            stopped: false,
+            error: None,
+        };
+        let me = |r: &ControlRequest| {
+            r.stage.is_none_or(|s| s == self.stage)
+                && r.instance.as_ref().is_none_or(|i| *i == reply.instance)
+        };
+        let request = match request {
+            Ok(request) if !me(&request) => return,
+            Ok(request) => request,
+            Err(e) => {
+                tracing::warn!(verb, error = %e, "control message not understood");
+                reply.error = Some(e.to_string());
+                return self.answer(message, encoding, reply, None);
+            }
+        };
+        match (verb.as_str(), request.job) {
+            ("cancel", Some(job)) => {
+                let (flag, _) = self.known.lock().expect("no holder panics. This is a bug.").flag(&job);
+                flag.set();
+                reply.stopped = self.current.borrow().as_ref() == Some(&job);
+                self.answer(message, encoding, reply, Some(job));
+            }
+            ("drain", _) => {
+                reply.stopped = true;
+                self.draining.send_replace(true);
+                self.answer(message, encoding, reply, None);
+            }
+            (verb, _) => {
+                reply.error = Some(format!("control.{verb} is not understood; there are cancel {{job}}, drain {{instance}}"));
+                self.answer(message, encoding, reply, None);
+            }
+        }
+    }
+
+    /// Replies, for a cancel once its work is dropped and nothing of it is in hand.
+    fn answer(&self, message: async_nats::Message, encoding: Encoding, reply: ControlReply, job: Option<JobId>) {
+        let (bus, stage, mut current) = (self.bus.clone(), self.stage, self.current.clone());
+        tokio::spawn(async move {
+            if let Some(job) = job {
+                bus.purge(stage, &job).await;
+                let idle = current.wait_for(|c| c.as_ref() != Some(&job));
+                // The sender ends with the process; then nothing is in hand either.
+                let _ = idle.await;
+            }
+            if let Some(to) = message.reply {
+                bus.tell(to.to_string(), wire::encode_as(encoding, &reply)).await;
+            }
+        });
+    }
+}
+
+/// Tells every stage to drop a job, without waiting.
+pub async fn broadcast_cancel(bus: &Bus, job: &JobId) {
+    let request = ControlRequest { v: wire::VERSION, job: Some(job.clone()), ..Default::default() };
+    bus.tell(bus.subjects().control("cancel"), wire::encode(&request)).await;
+}
+
+/// Sends a control message and gathers what the instances answer.
+///
+/// # Errors
+/// When the broker cannot be asked.
+pub async fn gather(bus: &Bus, verb: &str, request: &ControlRequest) -> Result<Vec<ControlReply>, BusError> {
+    let failed = |e: String| BusError::new(BusErrorKind::Unreachable, format!("control.{verb}: {e}"));
+    let inbox = bus.client().new_inbox();
+    let mut replies = bus.client().subscribe(inbox.clone()).await.map_err(|e| failed(e.to_string()))?;
+    bus.client()
+        .publish_with_reply(bus.subjects().control(verb), inbox, wire::encode(request).into())
+        .await
+        .map_err(|e| failed(e.to_string()))?;
+    let until = tokio::time::Instant::now() + PATIENCE;
+    let mut gathered = Vec::new();
+    loop {
+        // Until the first reply there is no quiet, only patience.
+        let quiet = if gathered.is_empty() { until } else { tokio::time::Instant::now() + QUIET };
+        match tokio::time::timeout_at(quiet.min(until), replies.next()).await {
+            Ok(Some(reply)) => match wire::decode_any(&reply.payload) {
+                Ok(reply) => gathered.push(reply),
+                Err(error) => tracing::debug!(%error, "reply not understood"),
+            },
+            Ok(None) | Err(_) => return Ok(gathered),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What a stage's outputs pass through: cut to size, stored by the broker, a few at a time.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use super::control::CancelFlag;
+use super::report::Reporter;
+use crate::bus::Bus;
+use crate::error::{ErrorKind, JobError, StageName};
+use crate::message::{JobId, Output};
+use crate::stage::{Port, Stop};
+
+/// Messages on their way to the broker at a time: enough to hide a round trip, few enough to bound memory.
+const IN_FLIGHT: usize = 4;
+
+/// A [`Port`] onto the bus, for the engine's thread.
+pub struct BusPort {
+    bus: Bus,
+    runtime: Handle,
+    flag: CancelFlag,
+    in_flight: VecDeque<JoinHandle<Result<(), Stop>>>,
+    reporter: Reporter,
+    started: Instant,
+    waited: Duration,
+}
+
+impl BusPort {
+    /// A port for one input message.
+    pub fn new(bus: Bus, stage: StageName, job: JobId, flag: CancelFlag, budget_bytes: Option<u64>) -> Self {
+        let reporter = Reporter::new(bus.clone(), stage, job, budget_bytes);
+        BusPort {
+            bus,
+            runtime: Handle::current(),
+            flag,
+            in_flight: VecDeque::new(),
+            reporter,
+            started: Instant::now(),
+            waited: Duration::ZERO,
+        }
+    }
+
+    /// Tells the owner every now and then that this message is being worked on, until aborted.
+    pub fn heartbeat(&self) -> JoinHandle<()> {
+        self.reporter.heartbeat()
+    }
+
+    /// Waits until the broker has every output of a message, and tells the owner.
+    ///
+    /// # Errors
+    /// The stage's, or the first output's that could not be stored.
+    pub fn finish(&mut self, outcome: Result<(), Stop>) -> Result<(), Stop> {
+        if outcome.is_err() {
+            for sending in self.in_flight.drain(..) {
+                sending.abort();
+            }
+            return outcome;
+        }
+        while !self.in_flight.is_empty() {
+            self.settle_first()?;
+        }
+        self.reporter.send(self.started.elapsed(), self.waited, true);
+        Ok(())
+    }
+
+    fn settle_first(&mut self) -> Result<(), Stop> {
+        let Some(sending) = self.in_flight.pop_front() else { return Ok(()) };
+        let since = Instant::now();
+        let outcome = self.runtime.block_on(sending);
+        self.waited += since.elapsed();
+        outcome.unwrap_or_else(|e| Err(Stop::Unavailable(format!("sending broke off: {e}"))))
+    }
+}
+
+impl Port for BusPort {
+    fn emit(&mut self, output: Output<'_>) -> Result<(), Stop> {
+        let subject = self.bus.subjects().output(&output);
+        let bodies = output.encode(self.bus.max_body()).map_err(|e| {
+            JobError::new(ErrorKind::Internal, e.to_string())
+                .hint("raise max_payload in the server's configuration (deploy/nats.conf sets 8 MB)")
+        })?;
+        for (id, body) in bodies {
+            while self.in_flight.len() >= IN_FLIGHT {
+                self.settle_first()?;
+            }
+            if self.flag.is_set() {
+                return Err(Stop::Cancelled);
+            }
+            let (bus, subject, flag) = (self.bus.clone(), subject.clone(), self.flag.clone());
+            let job = output.job().clone();
+            self.in_flight.push_back(self.runtime.spawn(async move {
+                let stop = || flag.is_set();
+                bus.store(subject, &id, &job, Bytes::from(body), &stop).await
+            }));
+        }
+        self.reporter.add(&output);
+        self.reporter.send(self.started.elapsed(), self.waited, false);
+        Ok(())
+    }
+
+    fn cancelled(&self) -> bool {
+        self.flag.is_set()
+    }
+}

@@ -1,0 +1,142 @@
+//! What stages tell a job's owner as they go: rows done, time and memory. Core NATS: a lost report costs a progress
+//! bar a step, never a result.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+
+use crate::bus::Bus;
+use crate::bus::events::now_ms;
+use crate::error::StageName;
+use crate::memory;
+use crate::message::{JobId, Modality, Output};
+use crate::wire::{Message, WireError, version};
+
+/// Reports of one message are at least this far apart.
+const EVERY: Duration = Duration::from_millis(200);
+/// Signs of life while one message computes.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+
+/// Rows that a stage has handed on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Done {
+    /// Half of the plan.
+    pub modality: Modality,
+    /// First row, in the unit of the stage's output: frames, windows, feature rows, tokens.
+    pub offset: u64,
+    /// Rows.
+    pub rows: u64,
+}
+
+/// One report on `report.<job>`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Protocol version.
+    #[serde(default = "version")]
+    pub v: u32,
+    /// Who.
+    pub stage: StageName,
+    /// Which of its replicas.
+    pub instance: String,
+    /// Since the last report.
+    pub done: Vec<Done>,
+    /// Microseconds of computing since the last report.
+    pub busy_us: u64,
+    /// Microseconds of waiting for whoever takes the output since the last report.
+    pub wait_us: u64,
+    /// Unix milliseconds now.
+    pub at_ms: u64,
+    /// The most that the process has held.
+    pub peak_bytes: u64,
+    /// What it may hold; 0 without a budget.
+    pub budget_bytes: u64,
+}
+
+impl Message for Report {
+    fn check(&self) -> Result<(), WireError> {
+        Ok(())
+    }
+}
+
+/// Collects what one message's work came to.
+pub struct Reporter {
+    bus: Bus,
+    stage: StageName,
+    job: JobId,
+    budget_bytes: u64,
+    done: Vec<Done>,
+    last: Instant,
+    /// Busy and waiting time already told; reports carry differences.
+    told: (Duration, Duration),
+    runtime: tokio::runtime::Handle,
+}
+
+impl Reporter {
+    /// A reporter for one message.
+    pub fn new(bus: Bus, stage: StageName, job: JobId, budget_bytes: Option<u64>) -> Self {
+        Reporter {
+            bus,
+            stage,
+            job,
+            budget_bytes: budget_bytes.unwrap_or(0),
+            done: Vec::new(),
+            last: Instant::now(),
+            told: Default::default(),
+            runtime: tokio::runtime::Handle::current(),
+        }
+    }
+
+    /// Notes an output.
+    pub fn add(&mut self, output: &Output<'_>) {
+        let (modality, offset, rows) = match output {
+            Output::Frames(m) => (Modality::Image, m.offset, m.tensor.rows() as u64),
+            Output::Pcm(m) => (Modality::Audio, m.index, u64::from(m.tensor.rows() > 0)),
+            Output::Features(m) => (m.modality, m.offset, m.tensor.rows() as u64),
+            Output::Tokens(m) => (m.modality, m.offset, m.tensor.rows() as u64),
+        };
+        self.done.push(Done { modality, offset, rows });
+    }
+
+    /// Tells the owner, at most every [`EVERY`], or now if it is the `last` of this message.
+    pub fn send(&mut self, elapsed: Duration, waited: Duration, last: bool) {
+        if !last && self.last.elapsed() < EVERY {
+            return;
+        }
+        self.last = Instant::now();
+        let busy = elapsed.saturating_sub(waited);
+        let mut report = blank(&self.bus, self.stage, self.budget_bytes);
+        report.done = std::mem::take(&mut self.done);
+        report.busy_us = busy.saturating_sub(self.told.0).as_micros() as u64;
+        report.wait_us = waited.saturating_sub(self.told.1).as_micros() as u64;
+        self.told = (busy, waited);
+        let (bus, subject) = (self.bus.clone(), self.bus.subjects().reports(&self.job));
+        self.runtime.block_on(async { bus.tell(subject, crate::wire::encode(&report)).await });
+    }
+
+    /// Signs of life until aborted.
+    pub fn heartbeat(&self) -> JoinHandle<()> {
+        let (bus, stage, job, budget) = (self.bus.clone(), self.stage, self.job.clone(), self.budget_bytes);
+        self.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(HEARTBEAT).await;
+                let report = blank(&bus, stage, budget);
+                bus.tell(bus.subjects().reports(&job), crate::wire::encode(&report)).await;
+            }
+        })
+    }
+}
+
+fn blank(bus: &Bus, stage: StageName, budget_bytes: u64) -> Report {
+    Report {
+        v: crate::wire::VERSION,
+        stage,
+        instance: bus.instance().to_owned(),
+        done: Vec::new(),
+        busy_us: 0,
+        wait_us: 0,
+        at_ms: now_ms(),
+        peak_bytes: memory::resident().1,
+        budget_bytes,
+    }
+}
