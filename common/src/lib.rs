@@ -3,7 +3,7 @@
 //! In reading order: [`error`] (why a job fails), [`plan`] (what a video comes to), [`tensor`], [`message`] and [`event`]
 //! (what travels), [`wire`] (bytes to messages and back), [`rows`] (which of them are there), [`stage`] (what a stage
 //! is), [`model`] and [`checkpoint`] (what it loads), [`config`], [`telemetry`] and [`memory`] (how it is run and
-//! watched), [`subject`] and [`bus`] (the broker), [`run`] (the loop that connects a stage to it).
+//! watched), [`subject`] and [`bus`] (the broker), [`run`] (the loop that connects a stage to it), [`process`] (a process that is one stage).
 
 pub mod bus;
 pub mod checkpoint;
@@ -14,6 +14,7 @@ pub mod memory;
 pub mod message;
 pub mod model;
 pub mod plan;
+pub mod process;
 pub mod rows;
 pub mod run;
 pub mod stage;

@@ -1,5 +1,7 @@
 //! What a stage is: a plain struct, one message in, any number of messages out, no bus in sight.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 
 use crate::error::{JobError, StageName};
@@ -50,7 +52,15 @@ pub trait Stage {
     /// # Errors
     /// See [`Stop`].
     fn process(&mut self, input: Self::Input<'_>, port: &mut dyn Port) -> Result<(), Stop>;
+
+    /// What answers probes besides the queue; stage-decode alone has one.
+    fn probe(&self) -> Option<Probe> {
+        None
+    }
 }
+
+/// Tells what a media file is, without decoding it; any thread may ask.
+pub type Probe = Arc<dyn Fn(&str) -> Result<MediaInfo, JobError> + Send + Sync>;
 
 /// What the owner of a job needs from the world outside: the stages that prepare its tokens, and its client.
 pub trait JobPort {
@@ -66,8 +76,8 @@ pub trait JobPort {
     /// See [`Stop`].
     fn request_decode(&mut self, request: DecodeRequest) -> Result<(), Stop>;
 
-    /// Waits for the next batch of this job's tokens and shows it to `take`. Batches come in any order, cut anywhere,
-    /// and perhaps more than once.
+    /// Waits for the next batch of this job's tokens and shows it to `take`, or returns without one after a short
+    /// while. Batches come in any order, cut anywhere, and perhaps more than once.
     ///
     /// # Errors
     /// `take`'s, or the end of the job: cancelled, failed in another stage, timed out.

@@ -137,6 +137,11 @@ impl Line {
         Ok(Line { bus: bus.clone(), queues })
     }
 
+    /// The queues of all priorities.
+    pub fn queues(&self) -> Vec<PullConsumer> {
+        self.queues.iter().map(|(_, queue)| queue.clone()).collect()
+    }
+
     /// Jobs that would be taken before a new one of this priority.
     async fn ahead_of(&self, priority: u8) -> u64 {
         let mut ahead = 0;

@@ -3,7 +3,8 @@
 //!
 //! In reading order: [`inbox`] (pulling and keeping messages), [`engine`] (the thread that computes), [`port`] (what a
 //! stage's outputs pass through), [`report`] (what is told to the job's owner), [`control`] (cancel and drain), this
-//! file (a stage between two queues), [`admission`] (how jobs wait), [`owner`] (stage-llm, which owns its jobs).
+//! file (a stage between two queues), [`service`] (how an instance is found
+//! and watched), [`admission`] (how jobs wait), [`owner`] (stage-llm, which owns its jobs).
 
 pub mod admission;
 pub mod control;
@@ -13,8 +14,11 @@ pub mod owner;
 
 pub mod port;
 pub mod report;
+pub mod service;
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -28,10 +32,11 @@ use crate::message::JobId;
 use crate::stage::{Stage, Stop};
 use crate::subject::StreamName;
 use crate::wire::{self, Message};
-use control::Control;
+use control::{CancelFlag, Control};
 use engine::Engine;
 use inbox::{Delivery, Inbox};
 use port::BusPort;
+use service::{Card, Counters};
 
 /// Turns true when the process shall finish what it has in hand and leave.
 pub type Shutdown = watch::Receiver<bool>;
@@ -43,7 +48,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// [`BusError`] when the queue cannot be set up. Later trouble is waited out.
-pub async fn run<S>(bus: Bus, stage: S, budget_bytes: Option<u64>, shutdown: Shutdown) -> Result<(), BusError>
+pub async fn run<S>(bus: Bus, stage: S, card: Card, shutdown: Shutdown) -> Result<(), BusError>
 where
     S: Stage + Send + 'static,
     for<'a> S::Input<'a>: Deserialize<'a>,
@@ -53,8 +58,12 @@ where
     let stream = StreamName::input_of(S::NAME);
     let queue = bus.work_queue(stream, S::NAME.as_str(), filter).await?;
     let control = Control::start(&bus, S::NAME, shutdown.clone()).await?;
-    let mut inbox = Inbox::start(&bus, queue, control.shutdown());
+    let probe = stage.probe();
     let engine = Engine::start(S::NAME.as_str(), stage);
+    let counters = Arc::new(Counters::default());
+    let service = service::register(&bus, S::NAME, &card, &counters, vec![queue.clone()], probe).await?;
+    let mut inbox = Inbox::start(&bus, queue, control.shutdown());
+    let worker = Worker { bus: &bus, control: &control, engine: &engine, counters: &counters, card: &card };
     tracing::info!(stage = %S::NAME, instance = bus.instance(), "ready");
     while let Some(delivery) = inbox.next().await {
         if control.is_draining() {
@@ -66,70 +75,101 @@ where
         let Some(job) = job else {
             let error = JobError::new(ErrorKind::PoisonMessage, "the subject names no job");
             bury(&bus, S::NAME, None, &delivery, &error).await;
+            Counters::add(&counters.unreadable, 1);
             delivery.done().await;
             continue;
         };
-        handle::<S>(&bus, &control, &engine, job, delivery, budget_bytes).instrument(span).await;
+        worker.handle(job, delivery).instrument(span).await;
     }
+    // A service that was never asked anything has nobody to tell.
+    let _ = service.stop().await;
     control.drained().await;
     tracing::info!(stage = %S::NAME, "drained");
     Ok(())
 }
 
-/// Works on one message and settles it: acknowledged, given back, or buried with its job failed.
-async fn handle<S>(
-    bus: &Bus,
-    control: &Control,
-    engine: &Engine<S>,
-    job: JobId,
-    delivery: Delivery,
-    budget_bytes: Option<u64>,
-) where
+/// What working on a message takes.
+struct Worker<'a, S> {
+    bus: &'a Bus,
+    control: &'a Control,
+    engine: &'a Engine<S>,
+    counters: &'a Counters,
+    card: &'a Card,
+}
+
+impl<S> Worker<'_, S>
+where
     S: Stage + Send + 'static,
     for<'a> S::Input<'a>: Deserialize<'a>,
 {
-    let flag = control.begin(&job).await;
-    if flag.is_set() {
-        control.finish();
-        return delivery.done().await;
-    }
-    let body = delivery.message.payload.clone();
-    let mut port = BusPort::new(bus.clone(), S::NAME, job.clone(), flag, budget_bytes);
-    let alive = port.heartbeat();
-    let owner = job.clone();
-    let outcome = engine
-        .run(move |stage| {
-            let input: S::Input<'_> = wire::decode(&body).map_err(|e| {
-                Stop::Failed(JobError::new(ErrorKind::PoisonMessage, format!("unreadable message: {e}")))
-            })?;
-            if input.job() != Some(&owner) {
-                let text = format!("message of job {:?} on the subject of {owner}", input.job());
-                return Err(Stop::Failed(JobError::new(ErrorKind::PoisonMessage, text)));
+    /// Works on one message and settles it: acknowledged, given back, or buried with its job failed.
+    async fn handle(&self, job: JobId, delivery: Delivery) {
+        let counters = self.counters;
+        Counters::add(&counters.redelivered, u64::from(delivery.redeliveries > 0));
+        let flag = self.control.begin(&job).await;
+        if flag.is_set() {
+            self.control.finish();
+            Counters::add(&counters.dropped, 1);
+            return delivery.done().await;
+        }
+        let started = Instant::now();
+        counters.in_flight.store(1, Ordering::Relaxed);
+        let outcome = self.compute(&job, &delivery, flag).await;
+        counters.in_flight.store(0, Ordering::Relaxed);
+        Counters::add(&counters.busy_us, started.elapsed().as_micros() as u64);
+        self.control.finish();
+        let error = match outcome {
+            Ok(()) => {
+                Counters::add(&counters.processed, 1);
+                Counters::add(&counters.bytes_in, delivery.message.payload.len() as u64);
+                return delivery.done().await;
             }
-            let outcome = stage.process(input, &mut port);
-            port.finish(outcome)
-        })
-        .await;
-    alive.abort();
-    control.finish();
-    match outcome {
-        Ok(()) | Err(Stop::Cancelled) => delivery.done().await,
-        Err(Stop::Unavailable(why)) if !delivery.last_try => {
-            tracing::warn!(why, "given back");
-            delivery.give_back(RETRY_PAUSE).await;
+            Err(Stop::Cancelled) => {
+                Counters::add(&counters.dropped, 1);
+                return delivery.done().await;
+            }
+            Err(Stop::Unavailable(why)) if !delivery.last_try => {
+                tracing::warn!(why, "given back");
+                return delivery.give_back(RETRY_PAUSE).await;
+            }
+            Err(Stop::Unavailable(why)) => {
+                let tried = delivery.redeliveries + 1;
+                JobError::new(ErrorKind::PoisonMessage, format!("given up after {tried} tries: {why}"))
+            }
+            Err(Stop::Failed(error)) => error,
+        };
+        let error = error.at(S::NAME);
+        tracing::error!(%error, "job failed");
+        Counters::add(&counters.failed, 1);
+        if error.kind == ErrorKind::PoisonMessage {
+            Counters::add(&counters.unreadable, u64::from(delivery.redeliveries == 0));
+            bury(self.bus, S::NAME, Some(&job), &delivery, &error).await;
         }
-        Err(stop) => {
-            let error = match stop {
-                Stop::Failed(error) => error,
-                Stop::Unavailable(why) => JobError::new(ErrorKind::PoisonMessage, why),
-                Stop::Cancelled => return delivery.done().await,
-            };
-            let error = error.at(S::NAME);
-            tracing::error!(%error, "job failed");
-            bury(bus, S::NAME, Some(&job), &delivery, &error).await;
-            fail(bus, &job, error).await;
-            delivery.done().await;
-        }
+        fail(self.bus, &job, error).await;
+        delivery.done().await;
+    }
+
+    /// Computes on the engine's thread; outputs are stored when this returns.
+    async fn compute(&self, job: &JobId, delivery: &Delivery, flag: CancelFlag) -> Result<(), Stop> {
+        let body = delivery.message.payload.clone();
+        let mut port = BusPort::new(self.bus.clone(), S::NAME, job.clone(), flag, self.card.budget_bytes);
+        let alive = port.heartbeat();
+        let owner = job.clone();
+        let outcome = self
+            .engine
+            .run(move |stage| {
+                let poison = |text| Stop::Failed(JobError::new(ErrorKind::PoisonMessage, text));
+                let input: S::Input<'_> =
+                    wire::decode(&body).map_err(|e| poison(format!("unreadable message: {e}")))?;
+                if input.job() != Some(&owner) {
+                    return Err(poison(format!("message of {:?} on the subject of {owner}", input.job())));
+                }
+                let outcome = stage.process(input, &mut port);
+                port.finish(outcome)
+            })
+            .await;
+        alive.abort();
+        outcome
     }
 }
 

@@ -1,5 +1,6 @@
 //! stage-llm's side of the loop: it takes jobs from the line, and each job's world reaches it through [`OwnerPort`].
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use super::control::{self, CancelFlag, Control, ControlRequest};
 use super::engine::Engine;
 use super::inbox::Delivery;
 use super::report::Report;
+use super::service::{self, Card, Counters};
 use super::{RETRY_PAUSE, Shutdown};
 use crate::bus::events::{Ended, EventLog, now_ms};
 use crate::bus::{Bus, BusError};
@@ -41,7 +43,7 @@ const TOKENS_AT_ONCE: usize = 16 << 20;
 ///
 /// # Errors
 /// [`BusError`] when the queues cannot be set up. Later trouble is waited out.
-pub async fn run<O>(bus: Bus, owner: O, budget_bytes: Option<u64>, shutdown: Shutdown) -> Result<(), BusError>
+pub async fn run<O>(bus: Bus, owner: O, card: Card, shutdown: Shutdown) -> Result<(), BusError>
 where
     O: Owner + Send + 'static,
 {
@@ -50,36 +52,48 @@ where
     let line = Line::open(&bus).await?;
     admission::start(&bus, line.clone(), control.shutdown()).await?;
     let engine = Engine::start("llm", owner);
+    let counters = Arc::new(Counters::default());
+    let service = service::register(&bus, StageName::Llm, &card, &counters, line.queues(), None).await?;
     tracing::info!(stage = "llm", instance = bus.instance(), "ready");
     let mut draining = control.shutdown();
     while let Some(delivery) = line.next(&mut draining).await? {
         let job = wire::decode_any::<JobRequest>(&delivery.message.payload).ok().map(|r| r.job);
         let span = tracing::info_span!("job", stage = "llm", job = job.as_ref().map(JobId::as_str));
-        own(&bus, &control, &engine, delivery, budget_bytes).instrument(span).await;
+        Counters::add(&counters.redelivered, u64::from(delivery.redeliveries > 0));
+        counters.in_flight.store(1, Ordering::Relaxed);
+        let started = Instant::now();
+        let failed = own(&bus, &control, &engine, delivery, card.budget_bytes).instrument(span).await;
+        counters.in_flight.store(0, Ordering::Relaxed);
+        Counters::add(&counters.busy_us, started.elapsed().as_micros() as u64);
+        Counters::add(if failed { &counters.failed } else { &counters.processed }, 1);
     }
+    // A service that was never asked anything has nobody to tell.
+    let _ = service.stop().await;
     control.drained().await;
     tracing::info!(stage = "llm", "drained");
     Ok(())
 }
 
-/// Answers one job, to its terminal event.
+/// Answers one job, to its terminal event; true if it failed.
 async fn own<O: Owner + Send + 'static>(
     bus: &Bus,
     control: &Control,
     engine: &Engine<O>,
     delivery: Delivery,
     budget_bytes: Option<u64>,
-) {
+) -> bool {
     // Admission has read it; what cannot be read any more was not put there by it.
     let Ok(request) = wire::decode_any::<JobRequest>(&delivery.message.payload) else {
-        return delivery.done().await;
+        delivery.done().await;
+        return true;
     };
     let job = request.job.clone();
     let flag = control.begin(&job).await;
     let mut log = EventLog::open(bus, &job).await;
     if log.ended().is_some() {
         control.finish();
-        return delivery.done().await;
+        delivery.done().await;
+        return false;
     }
     log.write_as(Encoding::of(&delivery.message.payload));
     let deadline = deadline(&request, &delivery);
@@ -113,7 +127,8 @@ async fn own<O: Owner + Send + 'static>(
         Err(Stop::Failed(error)) => Event::Failed { error: error.at(StageName::Llm) },
         Err(Stop::Unavailable(why)) if !delivery.last_try => {
             tracing::warn!(why, "job given back");
-            return delivery.give_back(RETRY_PAUSE).await;
+            delivery.give_back(RETRY_PAUSE).await;
+            return false;
         }
         Err(Stop::Unavailable(why)) => Event::Failed {
             error: JobError::new(ErrorKind::WorkerLost, why).at(StageName::Llm),
@@ -147,6 +162,7 @@ async fn own<O: Owner + Send + 'static>(
     }
     bus.purge(StageName::Llm, &job).await;
     delivery.done().await;
+    failed
 }
 
 /// When the client stops waiting, as an instant of this process's clock.
