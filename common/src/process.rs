@@ -37,9 +37,9 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// Whether starting the same process again cannot help.
-    pub fn is_final(code: Option<i32>) -> bool {
-        [Exit::Usage, Exit::Credentials, Exit::Model].iter().any(|&e| code == Some(e as i32))
+    /// The reason behind an exit status after which starting the same process again cannot help.
+    pub fn final_of(code: Option<i32>) -> Option<Exit> {
+        [Exit::Usage, Exit::Credentials, Exit::Model].into_iter().find(|&e| code == Some(e as i32))
     }
 }
 

@@ -1,2 +1,412 @@
-//! x
-fn main() {}
+//! The `vidi` command.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use common::bus::Bus;
+use common::config::Config;
+use common::error::StageName;
+use common::message::{JobId, JobRequest};
+use common::process::{ConfigArgs, Exit, Fatal, on_signal, runtime};
+use common::telemetry;
+use deploy::{ask, broker, client, demo_model, inspect, pipeline, stages, supervisor};
+
+/// Vidi 1.5 9B on a message bus: ask questions about videos.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs broker (unless bus.url names one) and stages until Ctrl-C.
+    Up(Up),
+    /// Asks a question about a video, of a running pipeline or of one started for it.
+    Ask(Ask),
+    /// Cancels a job.
+    Cancel {
+        /// Its id.
+        job: String,
+    },
+    /// Shows the running stages: memory, messages, queues.
+    Status {
+        /// One JSON object per instance.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows every tensor that the stages need of a checkpoint, and what is missing or unused.
+    Inspect {
+        /// Checkpoint directory.
+        model: PathBuf,
+        /// Lists the tensors that are in order too.
+        #[arg(long)]
+        all: bool,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Writes a random checkpoint in the real layout; its answers mean nothing.
+    DemoModel {
+        /// Directory to write.
+        dir: PathBuf,
+        /// Dimensions; 9b takes about 20 GB.
+        #[arg(long, value_enum, default_value = "tiny")]
+        size: demo_model::Size,
+        /// Same seed, same bytes.
+        #[arg(long, default_value_t = demo_model::DEFAULT_SEED)]
+        seed: u64,
+    },
+    /// Runs one stage in this process.
+    Stage {
+        /// decode, vision, audio, fuse or llm.
+        name: StageName,
+        /// Drains when standard input ends.
+        #[arg(long)]
+        supervised: bool,
+    },
+    /// Prints the effective configuration.
+    Config {
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigAction {
+    /// As TOML, every key spelt out.
+    Print,
+}
+
+#[derive(clap::Args)]
+struct Up {
+    /// Checkpoint directory.
+    #[arg(long, env = "VIDI_MODEL")]
+    model: Option<PathBuf>,
+    /// Directory whose videos may be asked about; repeatable. The working directory if none is given or configured.
+    #[arg(long = "media-root")]
+    media_roots: Vec<PathBuf>,
+    /// Processes per stage, e.g. `vision=2,audio=2`.
+    #[arg(long, value_delimiter = ',')]
+    replicas: Vec<String>,
+}
+
+#[derive(clap::Args)]
+struct Ask {
+    /// Video or sound file.
+    video: String,
+    /// The question.
+    query: String,
+    /// `retrieval` (when does it happen) or `qa` (free text).
+    #[arg(long, default_value = "retrieval")]
+    task: String,
+    /// Checkpoint directory, for a pipeline started for this question.
+    #[arg(long, env = "VIDI_MODEL")]
+    model: Option<PathBuf>,
+    /// One JSON object on standard output.
+    #[arg(long)]
+    json: bool,
+    /// No progress on standard error.
+    #[arg(long)]
+    quiet: bool,
+    /// The job's id; a random one if none is given.
+    #[arg(long)]
+    job: Option<String>,
+    /// Length of the answer at most.
+    #[arg(long, default_value_t = 1024)]
+    max_new_tokens: u32,
+    /// Only this part of the video, e.g. `60-90.5` (seconds).
+    #[arg(long, value_parser = parse_span)]
+    span: Option<[f64; 2]>,
+    /// Frames a second to look at.
+    #[arg(long, default_value_t = 1.0)]
+    fps: f64,
+    /// 0 is greedy.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f64,
+    /// Nucleus to sample from.
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f64,
+    /// Seed of the sampler.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Gives up after so many seconds.
+    #[arg(long)]
+    deadline: Option<f64>,
+    /// 0 to 9, higher first.
+    #[arg(long, default_value_t = 5)]
+    priority: u8,
+    /// Writes the frames and samples that the model saw to DIR/frames.npy and DIR/pcm.npy (own pipeline only).
+    #[arg(long, value_name = "DIR")]
+    dump: Option<PathBuf>,
+}
+
+fn parse_span(text: &str) -> Result<[f64; 2], String> {
+    let (a, b) = text.split_once('-').ok_or("a span is START-END in seconds")?;
+    let number = |s: &str| s.trim().parse::<f64>().map_err(|e| format!("{s:?}: {e}"));
+    Ok([number(a)?, number(b)?])
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Fatal(exit, text)) => {
+            eprintln!("error: {text}");
+            exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Fatal> {
+    let mut config = cli.config.load()?;
+    let quiet = matches!(cli.command, Command::Ask(_));
+    let mut log = config.log.clone();
+    if quiet && log == telemetry::LogConfig::default() {
+        log.filter = "error".to_owned();
+    }
+    telemetry::init(&log).map_err(|e| Fatal(Exit::Usage, e))?;
+    let runtime = runtime()?;
+    match cli.command {
+        Command::Up(up) => runtime.block_on(run_up(&mut config, up)),
+        Command::Ask(ask) => runtime.block_on(run_ask(&mut config, ask)),
+        Command::Cancel { job } => runtime.block_on(async {
+            let job = JobId::new(job).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
+            let replies = client::cancel(&connect(&config).await?, &job).await.map_err(broker_trouble)?;
+            for reply in &replies {
+                let what = if reply.stopped { "stopped" } else { "had nothing of it in hand" };
+                println!("{}: {what}", reply.instance);
+            }
+            if replies.is_empty() {
+                return Err(Fatal(Exit::Other, "no stage answered".to_owned()));
+            }
+            Ok(())
+        }),
+        Command::Status { json } => runtime.block_on(async { status(&connect(&config).await?, json).await }),
+        Command::Inspect { model, all, json } => {
+            let found = inspect::inspect(&model).map_err(|e| Fatal(Exit::Model, e.to_string()))?;
+            if json {
+                println!("{}", serde_json::json!(found));
+            } else {
+                inspect::print(&found, all);
+            }
+            if found.is_complete() {
+                return Ok(());
+            }
+            Err(Fatal(Exit::Model, format!("{} is incomplete: see above", model.display())))
+        }
+        Command::DemoModel { dir, size, seed } => write_demo_model(&dir, size, seed),
+        Command::Stage { name, supervised } => runtime.block_on(async {
+            let mut shutdown = on_signal();
+            if supervised {
+                shutdown = stages::until_stdin_ends(shutdown);
+            }
+            stages::serve(name, &config, shutdown).await
+        }),
+        Command::Config { action: ConfigAction::Print } => {
+            print!("{}", config.to_toml());
+            Ok(())
+        }
+    }
+}
+
+fn broker_trouble(e: anyhow::Error) -> Fatal {
+    Fatal(Exit::Broker, format!("{e:#}"))
+}
+
+/// The pipeline that runs: the configured broker's, or that of `vidi up`.
+async fn connect(config: &Config) -> Result<Bus, Fatal> {
+    if !config.bus.url.is_empty() {
+        return Ok(Bus::connect(&config.bus, "client", Duration::from_secs(2)).await?);
+    }
+    pipeline::running(config).await.ok_or_else(|| {
+        Fatal(Exit::Broker, "no pipeline runs here: start one with `vidi up`, or name its broker in bus.url".to_owned())
+    })
+}
+
+async fn run_up(config: &mut Config, up: Up) -> Result<(), Fatal> {
+    use_model(config, up.model)?;
+    for root in up.media_roots {
+        config.decode.media_roots.push(absolute(&root)?);
+    }
+    if config.decode.media_roots.is_empty() {
+        config.decode.media_roots.push(absolute(Path::new("."))?);
+    }
+    let replicas = replicas(&up.replicas)?;
+    let dir = pipeline::state_dir();
+    let mut pipeline = pipeline::Pipeline::start(
+        config,
+        &dir,
+        &replicas,
+        &supervisor::Logs::Inherit,
+        &broker::Options::default(),
+    )
+    .await?;
+    let note = pipeline::leave_note(pipeline.bus()).map_err(|e| Fatal(Exit::Usage, format!("{e:#}")))?;
+    let mut shutdown = on_signal();
+    let outcome = tokio::select! {
+        ready = pipeline.ready() => ready.map(|()| {
+            println!("ready: broker {}, media below {:?}", pipeline.bus().config().url, config.decode.media_roots);
+        }),
+        _ = shutdown.wait_for(|&s| s) => Ok(()),
+    };
+    let outcome = match outcome {
+        Err(fatal) => Err(fatal),
+        Ok(()) => tokio::select! {
+            fatal = pipeline.lost() => Err(fatal),
+            _ = shutdown.wait_for(|&s| s) => Ok(()),
+        },
+    };
+    tracing::info!("draining");
+    pipeline.stop().await;
+    if let Err(error) = std::fs::remove_file(&note) {
+        tracing::debug!(%error, "note already gone");
+    }
+    outcome
+}
+
+async fn run_ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
+    let job = match &ask.job {
+        Some(job) => JobId::new(job.clone()),
+        None => JobId::new(format!("ask-{}-{}", std::process::id(), common::bus::events::now_ms())),
+    };
+    let job = job.map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
+    // A file that is not here may be there where stage-decode runs.
+    let local = Path::new(&ask.video).canonicalize().ok();
+    let video = local.as_ref().map_or(ask.video.clone(), |p| p.to_string_lossy().into_owned());
+    let request = JobRequest {
+        task: ask.task,
+        span: ask.span,
+        fps: ask.fps,
+        max_new_tokens: ask.max_new_tokens,
+        temperature: ask.temperature,
+        top_p: ask.top_p,
+        seed: ask.seed,
+        deadline_s: ask.deadline,
+        priority: ask.priority,
+        ..JobRequest::new(job, video, ask.query)
+    };
+    common::wire::Message::check(&request).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
+    let style = ask::Style { json: ask.json, quiet: ask.quiet };
+    let shared = if config.bus.url.is_empty() { pipeline::running(config).await } else { Some(connect(config).await?) };
+    if let Some(bus) = shared {
+        if ask.dump.is_some() {
+            let text = "--dump needs a pipeline of its own: stop the running one, or set decode.dump where it runs";
+            return Err(Fatal(Exit::Usage, text.to_owned()));
+        }
+        return follow(&bus, &request, style).await;
+    }
+    use_model(config, ask.model)?;
+    if let Some(parent) = local.as_ref().and_then(|p| p.parent()) {
+        config.decode.media_roots.push(parent.to_owned());
+    } else if config.decode.media_roots.is_empty() {
+        config.decode.media_roots.push(absolute(Path::new("."))?);
+    }
+    if let Some(dump) = ask.dump {
+        std::fs::create_dir_all(&dump).map_err(|e| Fatal(Exit::Usage, format!("{}: {e}", dump.display())))?;
+        config.decode.dump = Some(absolute(&dump)?);
+    }
+    let dir = tempfile::tempdir().map_err(|e| Fatal(Exit::Other, format!("no temporary directory: {e}")))?;
+    let logs = supervisor::Logs::Directory(dir.path().to_owned());
+    let each = StageName::ALL.map(|s| (s, 1));
+    let mut pipeline =
+        pipeline::Pipeline::start(config, dir.path(), &each, &logs, &broker::Options::default()).await?;
+    let bus = pipeline.bus().clone();
+    let outcome = tokio::select! {
+        outcome = follow(&bus, &request, style) => outcome,
+        fatal = pipeline.lost() => Err(fatal),
+    };
+    pipeline.stop().await;
+    outcome
+}
+
+/// Asks, and cancels at Ctrl-C.
+async fn follow(bus: &Bus, request: &JobRequest, style: ask::Style) -> Result<(), Fatal> {
+    let mut shutdown = on_signal();
+    tokio::select! {
+        outcome = ask::ask(bus, request, style) => outcome.map(drop),
+        _ = shutdown.wait_for(|&s| s) => {
+            client::cancel(bus, &request.job).await.map_err(broker_trouble)?;
+            Err(Fatal(Exit::JobFailed, "cancelled".to_owned()))
+        }
+    }
+}
+
+async fn status(bus: &Bus, json: bool) -> Result<(), Fatal> {
+    if !json {
+        println!(
+            "{:<24} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>6}",
+            "instance", "used MiB", "peak MiB", "budget", "messages", "failed", "again", "queue"
+        );
+    }
+    for stage in StageName::ALL {
+        for s in client::status(bus, stage).await.map_err(broker_trouble)? {
+            if json {
+                println!("{}", serde_json::json!(s));
+                continue;
+            }
+            let mib = |b: u64| format!("{:.1}", b as f64 / f64::from(1 << 20));
+            let budget = if s.budget_bytes == 0 { "none".to_owned() } else { mib(s.budget_bytes) };
+            println!(
+                "{:<24} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>6}",
+                s.instance,
+                mib(s.used_bytes),
+                mib(s.peak_bytes),
+                budget,
+                s.processed,
+                s.failed,
+                s.redelivered,
+                s.queue_depth
+            );
+        }
+    }
+    Ok(())
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Fatal> {
+    path.canonicalize().map_err(|e| Fatal(Exit::Usage, format!("{}: {e}", path.display())))
+}
+
+fn use_model(config: &mut Config, model: Option<PathBuf>) -> Result<(), Fatal> {
+    if let Some(model) = model {
+        config.model.dir = model;
+    }
+    if config.model.dir.as_os_str().is_empty() {
+        let text = "no checkpoint: give --model DIR, set VIDI_MODEL or model.dir, or make one that answers nonsense \
+                    with `vidi demo-model DIR`";
+        return Err(Fatal(Exit::Usage, text.to_owned()));
+    }
+    config.model.dir = absolute(&config.model.dir)?;
+    Ok(())
+}
+
+fn replicas(given: &[String]) -> Result<Vec<(StageName, usize)>, Fatal> {
+    let usage = |e: String| Fatal(Exit::Usage, format!("--replicas: {e}"));
+    let mut all = StageName::ALL.map(|s| (s, 1)).to_vec();
+    for item in given {
+        let (name, count) = item.split_once('=').ok_or(usage(format!("{item:?} is not stage=count")))?;
+        let stage: StageName = name.parse().map_err(usage)?;
+        let count: usize = count.parse().map_err(|e| usage(format!("{item:?}: {e}")))?;
+        all.retain(|(s, _)| *s != stage);
+        all.push((stage, count));
+    }
+    Ok(all)
+}
+
+fn write_demo_model(dir: &Path, size: demo_model::Size, seed: u64) -> Result<(), Fatal> {
+    let bar = indicatif::ProgressBar::new(0);
+    let written = demo_model::write(dir, &size.dims(), seed, &mut |p| {
+        bar.set_length(p.total_bytes);
+        bar.set_position(p.written_bytes);
+    });
+    bar.finish_and_clear();
+    let summary = written.map_err(|e| Fatal(Exit::Model, e.to_string()))?;
+    println!("{}: {summary:?}", dir.display());
+    println!("The weights are random: answers of this model mean nothing.");
+    Ok(())
+}

@@ -1,1 +1,14 @@
-//! x
+//! Windows of sound to encoder states: log-mel features, and the Whisper encoder.
+//!
+//! In reading order: [`mel`] (samples to what the encoder takes), [`whisper`] (the encoder), [`stage`] (the two in a
+//! row, one window at a time), [`open`](mod@open) (the stage as a process serves it).
+
+pub mod mel;
+pub mod open;
+pub mod stage;
+pub mod whisper;
+
+pub use mel::LogMel;
+pub use open::open;
+pub use stage::AudioStage;
+pub use whisper::WhisperEncoder;

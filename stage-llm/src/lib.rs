@@ -1,1 +1,26 @@
-//! x
+//! The language model: a question and a video's tokens in, an answer out; no bus in sight.
+//!
+//! In reading order: [`attention`] (blockwise softmax over long caches), [`cache`] (keys and values, and what they
+//! weigh), [`gemma`] (the model), [`observe`] (watching it for parity), [`task`] (what can be asked), [`prompt`] (text
+//! to tokens), [`detokenize`] (tokens to text), [`sample`] (logits to a token), [`generate`] (tokens one after another),
+//! [`admission`] (whether a job fits), [`intake`] (taking a job's tokens as they come), [`answer`] (a job from start
+//! to end), [`open`](mod@open) (the stage as a process serves it).
+
+pub mod admission;
+pub mod answer;
+pub mod attention;
+pub mod cache;
+pub mod detokenize;
+pub mod gemma;
+pub mod generate;
+pub mod intake;
+pub mod observe;
+pub mod open;
+pub mod prompt;
+pub mod sample;
+pub mod task;
+
+pub use answer::{LlmStage, Settings};
+pub use gemma::Gemma;
+pub use open::open;
+pub use prompt::Prompter;

@@ -1,9 +1,10 @@
 //! The broker: connection, streams and consumers, reliable publishing, and each job's event log.
 //!
-//! In reading order: this file (connecting, publishing), [`streams`] (what exists on the server), [`events`] (what a
-//! client hears).
+//! In reading order: this file (connecting, publishing), [`streams`] (what exists on the server), [`follow`] (reading
+//! a subject for as long as it takes), [`events`] (what a client hears).
 
 pub mod events;
+pub mod follow;
 pub mod streams;
 
 use std::fmt;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::Message;
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::runtime::Handle;
@@ -27,7 +27,7 @@ use crate::message::{DecodeRequest, JobId, JobRequest, ProbeReply, ProbeRequest,
 use crate::plan::MediaInfo;
 use crate::stage::{JobPort, Owner, Stop};
 use crate::subject::StreamName;
-use crate::wire::{self, Encoding, Message};
+use crate::wire::{self, Encoding, Message as _};
 
 mod progress;
 use progress::Progress;
@@ -36,8 +36,6 @@ use progress::Progress;
 const TEXT_EVERY: Duration = Duration::from_millis(40);
 /// One probe takes at most this long.
 const PROBE_WAIT: Duration = Duration::from_secs(30);
-/// Bytes of tokens asked for at a time: well below the server's `max_pending` of 64 MB.
-const TOKENS_AT_ONCE: usize = 16 << 20;
 
 /// Runs stage-llm until `shutdown`.
 ///
@@ -256,7 +254,7 @@ struct OwnerPort {
     job: JobId,
     world: Arc<World>,
     log: Arc<tokio::sync::Mutex<EventLog>>,
-    tokens: Option<mpsc::Receiver<Bytes>>,
+    tokens: Option<mpsc::Receiver<Message>>,
     /// Text not yet told.
     delta: String,
     /// Bytes of text that an earlier owner of this job told already.
@@ -349,7 +347,7 @@ impl JobPort for OwnerPort {
         let (bus, job, runtime) = (&self.bus, &self.job, &self.runtime);
         let tokens = self.tokens.get_or_insert_with(|| {
             let _in_runtime = runtime.enter();
-            read_tokens(bus.clone(), job.clone())
+            bus.follow(StreamName::Tokens, bus.subjects().tokens(job))
         });
         loop {
             if self.world.flag.is_set() {
@@ -357,14 +355,14 @@ impl JobPort for OwnerPort {
             }
             let wait = tokens.recv();
             let wait = async { tokio::time::timeout(Duration::from_millis(100), wait).await };
-            let Ok(body) = runtime.block_on(wait) else {
+            let Ok(message) = runtime.block_on(wait) else {
                 self.check_patience()?;
                 return Ok(());
             };
-            let Some(body) = body else {
+            let Some(message) = message else {
                 return Err(Stop::Unavailable("the token reader is gone".to_owned()));
             };
-            match wire::decode::<TokenBatch<'_>>(&body) {
+            match wire::decode::<TokenBatch<'_>>(&message.payload) {
                 Ok(batch) if batch.job() == Some(job) => {
                     let mut progress = self.world.progress();
                     progress.alive();
@@ -398,53 +396,5 @@ impl JobPort for OwnerPort {
 
     fn cancelled(&self) -> bool {
         self.world.flag.is_set()
-    }
-}
-
-/// Reads a job's tokens from the start of VIDI_TOKENS, for as long as someone takes them.
-fn read_tokens(bus: Bus, job: JobId) -> mpsc::Receiver<Bytes> {
-    let (sender, receiver) = mpsc::channel(1);
-    tokio::spawn(async move {
-        let mut next = 0;
-        while !sender.is_closed() {
-            let subject = bus.subjects().tokens(&job);
-            match bus.reader(StreamName::Tokens, subject, next).await {
-                Ok(reader) => read_on(&bus, &reader, &sender, &mut next).await,
-                Err(error) => tracing::warn!(%error, "tokens cannot be read yet"),
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    });
-    receiver
-}
-
-/// Reads until the reader is lost (the broker restarted, say); `next` is where to go on.
-async fn read_on(bus: &Bus, reader: &PullConsumer, sender: &mpsc::Sender<Bytes>, next: &mut u64) {
-    let at_once = (TOKENS_AT_ONCE / bus.max_body().max(1)).clamp(1, 64);
-    while !sender.is_closed() {
-        let pull = reader.batch().max_messages(at_once).expires(Duration::from_secs(2)).messages().await;
-        let Ok(mut batch) = pull else { return };
-        loop {
-            let message = tokio::select! {
-                message = tokio::time::timeout(Duration::from_secs(3), batch.next()) => message,
-                () = sender.closed() => return,
-            };
-            match message {
-                Ok(Some(Ok(message))) => {
-                    if let Ok(info) = message.info() {
-                        *next = info.stream_sequence + 1;
-                    }
-                    if sender.send(message.payload.clone()).await.is_err() {
-                        return;
-                    }
-                }
-                Ok(Some(Err(error))) => {
-                    tracing::debug!(%error, "tokens: pull not answered");
-                    return;
-                }
-                Ok(None) => break,
-                Err(_) => return,
-            }
-        }
     }
 }

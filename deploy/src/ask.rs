@@ -1,0 +1,141 @@
+//! `vidi ask`: one question, its progress, its answer.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+
+use common::bus::Bus;
+use common::error::{ErrorKind, JobError, StageName};
+use common::event::{Event, JobResult};
+use common::message::JobRequest;
+use common::process::{Exit, Fatal};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::client::{self, Events};
+
+/// How one wants to hear it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Style {
+    /// One JSON object on standard output and nothing else there.
+    pub json: bool,
+    /// No progress on standard error.
+    pub quiet: bool,
+}
+
+/// Submits a job and shows what it does until it ends.
+///
+/// # Errors
+/// When the job fails, is cancelled, or cannot be followed.
+pub async fn ask(bus: &Bus, request: &JobRequest, style: Style) -> Result<JobResult, Fatal> {
+    let other = |e: anyhow::Error| Fatal(Exit::Broker, format!("{e:#}"));
+    let mut events = Events::new(bus, &request.job);
+    client::submit(bus, request).await.map_err(other)?;
+    let mut view = View::new(style);
+    loop {
+        match events.next().await.map_err(other)?.event {
+            Event::Result(result) => {
+                view.clear();
+                print_result(request, &result, style);
+                return Ok(*result);
+            }
+            Event::Failed { error } => {
+                view.clear();
+                return Err(failed(request, error, style));
+            }
+            Event::Cancelled { by, ms, .. } => {
+                view.clear();
+                let by = format!("{by:?}").to_lowercase();
+                let error = JobError::new(ErrorKind::Deadline, format!("cancelled by {by} within {ms} ms"));
+                return Err(failed(request, error, style));
+            }
+            event => view.show(&event),
+        }
+    }
+}
+
+fn failed(request: &JobRequest, error: JobError, style: Style) -> Fatal {
+    if style.json {
+        println!("{}", serde_json::json!({ "job": request.job, "error": error }));
+    }
+    let code = serde_json::to_value(error.kind).unwrap_or_default();
+    Fatal(Exit::JobFailed, format!("{}: {error}", code.as_str().unwrap_or("failed")))
+}
+
+fn print_result(request: &JobRequest, result: &JobResult, style: Style) {
+    if style.json {
+        let mut object = serde_json::to_value(result).unwrap_or_default();
+        object["job"] = serde_json::json!(request.job);
+        println!("{object}");
+        return;
+    }
+    if result.ranges.is_empty() {
+        println!("{}", result.text);
+        return;
+    }
+    for range in &result.ranges {
+        println!("{}-{}", stage_llm::task::format_hms(range.start_s), stage_llm::task::format_hms(range.end_s));
+    }
+}
+
+/// A bar per stage on a terminal, a line per finished stage elsewhere.
+struct View {
+    bars: Option<MultiProgress>,
+    stages: BTreeMap<StageName, ProgressBar>,
+    quiet: bool,
+}
+
+impl View {
+    fn new(style: Style) -> Self {
+        let terminal = std::io::stderr().is_terminal() && !style.quiet;
+        let bars = terminal.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+        View { bars, stages: BTreeMap::new(), quiet: style.quiet }
+    }
+
+    fn show(&mut self, event: &Event) {
+        match event {
+            Event::Planned { plan, mode, cached } => {
+                let image = plan.image.as_ref().map_or("no picture".to_owned(), |i| {
+                    format!("{} frames, {} image tokens", i.frames, i.tokens)
+                });
+                let audio = plan.audio.as_ref().map_or("no sound".to_owned(), |a| {
+                    format!("about {} audio tokens", a.tokens)
+                });
+                let how = if *cached { ", tokens already there" } else { "" };
+                self.line(&format!("plan: {:.1} s, {image}, {audio}, {mode:?}{how}", plan.duration_s));
+            }
+            Event::Queued { rank } if *rank > 0 => self.line(&format!("queued behind {rank}")),
+            Event::Progress { stage, done, total } => self.progress(*stage, *done, *total),
+            _ => {}
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bars {
+            _ if self.quiet => {}
+            // An unwritable terminal loses a line of progress, not the answer.
+            Some(bars) => drop(bars.println(text)),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    fn progress(&mut self, stage: StageName, done: u64, total: u64) {
+        let Some(bars) = &self.bars else {
+            if done == total {
+                self.line(&format!("{stage}: {done}/{total}"));
+            }
+            return;
+        };
+        let bar = self.stages.entry(stage).or_insert_with(|| {
+            let style = ProgressStyle::with_template("{prefix:>7} {bar:32} {pos}/{len} {elapsed}")
+                .expect("a constant template. This is a bug.");
+            bars.add(ProgressBar::new(total).with_style(style).with_prefix(stage.as_str()))
+        });
+        bar.set_length(total);
+        bar.set_position(done);
+    }
+
+    fn clear(&mut self) {
+        for bar in self.stages.values() {
+            bar.finish();
+        }
+    }
+}

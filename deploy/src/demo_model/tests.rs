@@ -1,0 +1,220 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype as StoredDtype, SafeTensors};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokenizers::Tokenizer;
+
+use super::*;
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// File name to SHA-256.
+fn digests(dir: &Path) -> BTreeMap<String, String> {
+    let digest = |path: PathBuf| {
+        let hex = Sha256::digest(fs::read(&path).unwrap()).iter().map(|b| format!("{b:02x}")).collect();
+        (path.file_name().unwrap().to_str().unwrap().to_owned(), hex)
+    };
+    fs::read_dir(dir).unwrap().map(|entry| digest(entry.unwrap().path())).collect()
+}
+
+fn written(dims: &Dims, seed: u64) -> (tempfile::TempDir, Summary) {
+    let dir = tempfile::tempdir().unwrap();
+    let summary = write(dir.path(), dims, seed, &mut |_| {}).unwrap();
+    (dir, summary)
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_another_seed_does_not() {
+    let (a, _) = written(&Size::Tiny.dims(), 7);
+    let (b, _) = written(&Size::Tiny.dims(), 7);
+    let (c, _) = written(&Size::Tiny.dims(), 8);
+    assert_eq!(digests(a.path()), digests(b.path()));
+    let shard = "model-00002-of-00003.safetensors";
+    assert_ne!(digests(a.path())[shard], digests(c.path())[shard]);
+}
+
+/// The bytes are part of the contract: a recording or an answer made with a seed stays valid.
+#[test]
+fn the_bytes_of_the_default_seed_are_those_of_every_other_machine() {
+    let (dir, summary) = written(&Size::Tiny.dims(), DEFAULT_SEED);
+    let digests = digests(dir.path());
+    let found: Vec<&str> = summary.shards.iter().map(|file| &digests[file][..16]).collect();
+    assert_eq!(found, ["", "", ""]);
+}
+
+#[test]
+fn the_9b_size_has_the_tensors_of_the_real_checkpoint() {
+    let dims = Size::NineB.dims();
+    let list = json(&repository("tests/oracle/vidi15_9b_tensors.json"));
+    let expected: BTreeMap<String, Vec<u64>> = list["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| (t["name"].as_str().unwrap().to_owned(), serde_json::from_value(t["shape"].clone()).unwrap()))
+        .collect();
+    let tensors = tensors::list(&dims);
+    let ours: BTreeMap<String, Vec<u64>> = tensors.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
+    assert_eq!(ours.len(), tensors.len(), "a name stands twice");
+    assert_eq!(ours, expected);
+    assert_eq!(tensors.iter().map(|t| t.numel()).sum::<u64>(), list["totals"]["numel"].as_u64().unwrap());
+
+    let shards = shards::split(&tensors, dims.shards);
+    assert_eq!(shards.len(), 5);
+    for shard in &shards {
+        let bytes: u64 = shard.tensors.iter().map(|t| t.bytes()).sum();
+        assert!((3_000_000_000..6_000_000_000).contains(&bytes), "{}: {bytes}", shard.file);
+    }
+}
+
+#[test]
+fn safetensors_reads_what_the_index_promises() {
+    let mut dims = Size::Tiny.dims();
+    dims.dtype = size::Dtype::Bf16;
+    dims.tied = false;
+    let (dir, summary) = written(&dims, 3);
+    let index = json(&dir.path().join(shards::INDEX_FILE));
+    let files: BTreeMap<&String, Vec<u8>> =
+        summary.shards.iter().map(|f| (f, fs::read(dir.path().join(f)).unwrap())).collect();
+    let mut bytes = 0;
+    for tensor in tensors::list(&dims) {
+        let file = index["weight_map"][&tensor.name].as_str().unwrap().to_owned();
+        let shard = SafeTensors::deserialize(&files[&file]).unwrap();
+        let view = shard.tensor(&tensor.name).unwrap();
+        let wide = tensor.name.starts_with("model.mm_rand_pos_");
+        assert_eq!(view.dtype(), if wide { StoredDtype::F32 } else { StoredDtype::BF16 }, "{}", tensor.name);
+        assert_eq!(view.shape().iter().map(|&d| d as u64).collect::<Vec<_>>(), tensor.shape, "{}", tensor.name);
+        let place = view.data().as_ptr() as usize - files[&file].as_ptr() as usize;
+        assert!(place.is_multiple_of(tensor.dtype.bytes() as usize), "{} at byte {place}", tensor.name);
+        bytes += view.data().len() as u64;
+    }
+    assert_eq!(index["weight_map"].as_object().unwrap().len(), summary.tensors);
+    assert_eq!((bytes, index["metadata"]["total_size"].as_u64()), (summary.weight_bytes, Some(summary.weight_bytes)));
+}
+
+/// A tensor longer than a piece, so that pieces and threads meet inside it.
+#[test]
+fn a_tensor_made_in_pieces_holds_each_value_at_its_place() {
+    let mut dims = Size::Tiny.dims();
+    dims.vocab = 140_001;
+    let (dir, summary) = written(&dims, 5);
+    let tensor = tensors::list(&dims).into_iter().find(|t| t.name == "model.embed_tokens.weight").unwrap();
+    let file = fs::read(dir.path().join(&summary.shards[0])).unwrap();
+    let shard = SafeTensors::deserialize(&file).unwrap();
+    let stored = shard.tensor(&tensor.name).unwrap().data().chunks_exact(4);
+    assert_eq!(stored.len() as u64, tensor.numel());
+    let values = tensor.values(5);
+    for (i, bytes) in stored.enumerate() {
+        let value = f32::from_le_bytes(bytes.try_into().unwrap());
+        assert_eq!(value, values.at(i as u64), "value {i}");
+    }
+}
+
+#[test]
+fn whispers_positions_are_sines_then_cosines() {
+    let tensors = tensors::list(&Size::Realdims.dims());
+    let positions = tensors.iter().find(|t| t.name == "model.mm_aud.encoder.embed_positions.weight").unwrap();
+    let values = positions.values(1);
+    let (width, half) = (positions.shape[1], positions.shape[1] / 2);
+    for (p, j) in [(0, 0), (1, 0), (1, 5), (1499, half - 1), (700, 40)] {
+        let angle = p as f64 * (-(1e4_f64.ln()) / (half - 1) as f64 * j as f64).exp();
+        assert!((f64::from(values.at(p * width + j)) - angle.sin()).abs() < 1e-6);
+        assert!((f64::from(values.at(p * width + half + j)) - angle.cos()).abs() < 1e-6);
+    }
+}
+
+/// Each side of `<image>` on its own; the first `<bos>` stays, the others go (MODEL.md section 2.4).
+fn encode(tokenizer: &Tokenizer, chunks: &Value) -> Vec<u32> {
+    let chunks: Vec<String> = serde_json::from_value(chunks.clone()).unwrap();
+    let ids = |(n, chunk): (usize, String)| {
+        let ids = tokenizer.encode(chunk, true).unwrap().get_ids().to_vec();
+        ids[usize::from(n > 0)..].to_vec()
+    };
+    chunks.into_iter().enumerate().flat_map(ids).collect()
+}
+
+#[test]
+fn the_tokenizer_gives_the_reference_ids_at_any_vocabulary() {
+    let units = json(&repository("tests/golden/units/units.json"));
+    let cases = units["tokenisation_with_ckpt_tiny"].as_array().unwrap();
+    assert!(cases.len() > 10);
+    for vocabulary in [512, 2_000, 256_000] {
+        let tokenizer: Tokenizer = tokenizer::json(vocabulary).parse().unwrap();
+        assert_eq!(tokenizer.get_vocab_size(true) as u64, vocabulary);
+        for case in cases {
+            let expected: Vec<u32> = serde_json::from_value(case["text_token_ids"].clone()).unwrap();
+            assert_eq!(encode(&tokenizer, &case["chunks"]), expected, "query {}", case["query"]);
+            assert_eq!(tokenizer.decode(&expected, true).unwrap(), case["decoded"].as_str().unwrap());
+        }
+        let last = vocabulary as u32 - 1;
+        let name = if vocabulary == 512 { "us".to_owned() } else { format!("<unused_tail{last}>") };
+        assert_eq!(tokenizer.id_to_token(last), Some(name));
+    }
+}
+
+#[test]
+fn the_configuration_has_the_keys_of_the_reference_generator() {
+    let (dir, _) = written(&Size::Tiny.dims(), 1);
+    let ours = json(&dir.path().join("config.json"));
+    let reference = json(&repository("tests/golden/checkpoints/tied/config.json"));
+    let names_apart = ["mm_audio_tower", "mm_vision_tower"];
+    for (key, value) in reference.as_object().unwrap() {
+        assert!(names_apart.contains(&key.as_str()) || &ours[key] == value, "{key}: {} and {value}", ours[key]);
+    }
+    assert_eq!(ours.as_object().unwrap().len(), reference.as_object().unwrap().len());
+}
+
+#[test]
+fn a_directory_with_other_files_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.json"), "{}").unwrap();
+    let refused = write(dir.path(), &Size::Tiny.dims(), 1, &mut |_| {});
+    assert!(matches!(refused, Err(Error::Occupied(_))), "{refused:?}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn an_earlier_demo_model_is_replaced_whole() {
+    let (dir, _) = written(&Size::Tiny.dims(), 1);
+    fs::write(dir.path().join("notes.txt"), "mine").unwrap();
+    let dims = Dims { shards: 2, ..Size::Tiny.dims() };
+    write(dir.path(), &dims, 2, &mut |_| {}).unwrap();
+    let mut expected = digests(written(&dims, 2).0.path());
+    expected.insert("notes.txt".to_owned(), digests(dir.path())["notes.txt"].clone());
+    assert_eq!(digests(dir.path()), expected);
+}
+
+#[test]
+fn progress_rises_to_the_number_of_bytes_in_the_summary() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut seen = Vec::new();
+    let summary = write(dir.path(), &Size::Tiny.dims(), 1, &mut |p| seen.push(p)).unwrap();
+    assert!(seen.is_sorted_by_key(|p| p.written_bytes));
+    let last = Progress { written_bytes: summary.weight_bytes, total_bytes: summary.weight_bytes };
+    assert_eq!(seen.last(), Some(&last));
+}
+
+#[test]
+fn impossible_dimensions_are_refused_before_anything_is_written() {
+    let tiny = || Size::Tiny.dims();
+    for dims in [
+        Dims { vocab: 511, ..tiny() },
+        Dims { kv_heads: 3, ..tiny() },
+        Dims { head_dim: 7, ..tiny() },
+        Dims { shards: 0, ..tiny() },
+        Dims { layers: 0, ..tiny() },
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = write(dir.path(), &dims, 1, &mut |_| {});
+        assert!(matches!(refused, Err(Error::Size(_))), "{dims:?}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

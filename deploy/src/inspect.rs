@@ -1,0 +1,168 @@
+//! `vidi inspect`: every tensor that the stages ask a checkpoint for, found or not, and what nobody asks for.
+//!
+//! The list is not written down anywhere: each stage's own loading code is run against a checkpoint that records what
+//! it is asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use candle_core::DType;
+use common::checkpoint::{Checkpoint, CheckpointError, Need, Weights};
+use common::error::StageName;
+use common::model::ModelConfig;
+use serde::Serialize;
+
+/// How one tensor stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// There, with the right shape.
+    Present,
+    /// In no shard.
+    Missing,
+    /// There, with another shape.
+    Misshapen,
+    /// There, and no stage asks for it.
+    Unused,
+}
+
+/// One tensor.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The checkpoint's name of it.
+    pub name: String,
+    /// How it stands.
+    pub state: State,
+    /// The stage that asks for it.
+    pub stage: Option<StageName>,
+    /// Shape asked for.
+    pub expected: Option<Vec<usize>>,
+    /// Shape found.
+    pub found: Option<Vec<usize>>,
+    /// Type found.
+    pub dtype: Option<String>,
+    /// Shard.
+    pub file: Option<String>,
+}
+
+/// A checkpoint, tensor by tensor.
+#[derive(Clone, Debug, Serialize)]
+pub struct Inspection {
+    /// Every tensor, by name.
+    pub tensors: Vec<Row>,
+    /// Bytes that each stage holds in f32.
+    pub stage_bytes: BTreeMap<StageName, u64>,
+    /// Whether the tokenizer is there and reads.
+    pub tokenizer: Result<(), String>,
+}
+
+impl Inspection {
+    /// Whether the pipeline can run on it.
+    pub fn is_complete(&self) -> bool {
+        self.tokenizer.is_ok() && self.tensors.iter().all(|r| matches!(r.state, State::Present | State::Unused))
+    }
+}
+
+/// What each stage asks of a checkpoint with this geometry.
+///
+/// # Errors
+/// A geometry that no stage can load.
+pub fn needs(config: &ModelConfig, untied: bool) -> Result<BTreeMap<StageName, Vec<Need>>, CheckpointError> {
+    let mut config = config.clone();
+    // As the model decides it: tied unless the configuration says otherwise and the tensor is there.
+    config.tie_word_embeddings = !untied;
+    let c = &config;
+    Ok(BTreeMap::from([
+        (StageName::Decode, Vec::new()),
+        (StageName::Vision, Weights::survey(DType::F32, |w| stage_vision::SiglipEncoder::new(c, w))?),
+        (StageName::Audio, Weights::survey(DType::F32, |w| stage_audio::WhisperEncoder::new(c, w))?),
+        (StageName::Fuse, Weights::survey(DType::F32, |w| stage_fuse::Fuser::new(c, w))?),
+        (StageName::Llm, Weights::survey(DType::F32, |w| stage_llm::Gemma::new(c, w))?),
+    ]))
+}
+
+/// Inspects a checkpoint directory.
+///
+/// # Errors
+/// A directory whose configuration, index or shards cannot even be opened.
+pub fn inspect(dir: &Path) -> Result<Inspection, CheckpointError> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let config = checkpoint.config();
+    let untied = !config.tie_word_embeddings && checkpoint.info("lm_head.weight").is_some();
+    let needs = needs(config, untied)?;
+    let mut tensors = Vec::new();
+    let mut asked = BTreeSet::new();
+    let mut stage_bytes = BTreeMap::new();
+    for (stage, list) in needs {
+        stage_bytes.insert(stage, list.iter().map(Need::bytes).sum());
+        for need in list {
+            let info = checkpoint.info(&need.name);
+            let state = match &info {
+                None => State::Missing,
+                Some(i) if i.shape != need.shape => State::Misshapen,
+                Some(_) => State::Present,
+            };
+            asked.insert(need.name.clone());
+            tensors.push(Row {
+                name: need.name,
+                state,
+                stage: Some(stage),
+                expected: Some(need.shape),
+                found: info.as_ref().map(|i| i.shape.clone()),
+                dtype: info.as_ref().map(|i| i.dtype.clone()),
+                file: info.map(|i| i.file),
+            });
+        }
+    }
+    for (name, info) in checkpoint.tensors().filter(|(name, _)| !asked.contains(*name)) {
+        tensors.push(Row {
+            name: name.to_owned(),
+            state: State::Unused,
+            stage: None,
+            expected: None,
+            found: Some(info.shape),
+            dtype: Some(info.dtype),
+            file: Some(info.file),
+        });
+    }
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let tokenizer = stage_llm::Prompter::open(&dir.join("tokenizer.json"), config.vocab_size, 1).map(drop);
+    Ok(Inspection { tensors, stage_bytes, tokenizer: tokenizer.map_err(|e| e.to_string()) })
+}
+
+/// As a table for a person; only what is wrong or unused unless `all`.
+pub fn print(inspection: &Inspection, all: bool) {
+    let shape = |s: &Option<Vec<usize>>| s.as_ref().map_or("-".to_owned(), |s| format!("{s:?}"));
+    let mut count: BTreeMap<&str, usize> = BTreeMap::new();
+    for row in &inspection.tensors {
+        let state = match row.state {
+            State::Present => "present",
+            State::Missing => "MISSING",
+            State::Misshapen => "MISSHAPEN",
+            State::Unused => "unused",
+        };
+        *count.entry(state).or_default() += 1;
+        if all || row.state != State::Present {
+            println!(
+                "{state:<9} {:<6} {:<5} {:<20} {} {}",
+                row.stage.map_or("-", StageName::as_str),
+                row.dtype.as_deref().unwrap_or("-"),
+                shape(&row.found),
+                row.name,
+                match row.state {
+                    State::Missing | State::Misshapen => format!("(expected {})", shape(&row.expected)),
+                    _ => row.file.clone().unwrap_or_default(),
+                }
+            );
+        }
+    }
+    let counts: Vec<String> = count.iter().map(|(state, n)| format!("{n} {state}")).collect();
+    println!("tensors: {}", counts.join(", "));
+    for (stage, bytes) in &inspection.stage_bytes {
+        println!("stage-{stage}: {:.1} MiB in f32", *bytes as f64 / f64::from(1 << 20));
+    }
+    match &inspection.tokenizer {
+        Ok(()) => println!("tokenizer: present"),
+        Err(e) => println!("tokenizer: {e}"),
+    }
+}

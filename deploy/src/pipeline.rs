@@ -1,0 +1,169 @@
+//! A pipeline to ask: one that runs already, or one of our own for as long as it is needed.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use common::bus::Bus;
+use common::config::Config;
+use common::error::StageName;
+use common::process::{Exit, Fatal};
+use serde::{Deserialize, Serialize};
+
+use crate::broker::{self, Broker};
+use crate::client;
+use crate::supervisor::{Logs, Supervisor};
+
+/// All stages are ready within this time, a large checkpoint on a slow disk included.
+const READY_WAIT: Duration = Duration::from_secs(600);
+
+/// Where `vidi up` says what it runs, for `vidi ask` to find.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpFile {
+    /// The supervisor's process.
+    pub pid: u32,
+    /// The broker.
+    pub url: String,
+    /// First part of every subject.
+    pub prefix: String,
+}
+
+/// Directory for what outlives a process: `VIDI_STATE`, else `vidi` below the user's state directory.
+pub fn state_dir() -> PathBuf {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    var("VIDI_STATE")
+        .or_else(|| var("XDG_STATE_HOME").map(|d| d.join("vidi")))
+        .or_else(|| var("HOME").map(|d| d.join(".local/state/vidi")))
+        .unwrap_or_else(|| std::env::temp_dir().join("vidi"))
+}
+
+/// The running pipeline that `vidi up` left a note of, if it is still there.
+pub async fn running(config: &Config) -> Option<Bus> {
+    let note = std::fs::read(state_dir().join("up.json")).ok()?;
+    let note: UpFile = serde_json::from_slice(&note).ok()?;
+    if !Path::new("/proc").join(note.pid.to_string()).exists() {
+        return None;
+    }
+    let mut bus = config.bus.clone();
+    (bus.url, bus.prefix) = (note.url, note.prefix);
+    Bus::connect(&bus, "client", Duration::from_millis(500)).await.ok()
+}
+
+/// Broker and stages of our own.
+pub struct Pipeline {
+    supervisor: Supervisor,
+    broker: Option<Broker>,
+    bus: Bus,
+}
+
+impl Pipeline {
+    /// Starts what is missing: a broker if `config` names none, and the stages. Files go below `dir`.
+    ///
+    /// # Errors
+    /// What does not start, and why.
+    pub async fn start(
+        config: &Config,
+        dir: &Path,
+        replicas: &[(StageName, usize)],
+        logs: &Logs,
+        broker: &broker::Options,
+    ) -> Result<Self, Fatal> {
+        let other = |e: anyhow::Error| Fatal(Exit::Broker, format!("{e:#}"));
+        let mut config = config.clone();
+        let broker = if config.bus.url.is_empty() {
+            let broker = Broker::start(&dir.join("broker"), broker).await.map_err(other)?;
+            config.bus.url = broker.url().to_owned();
+            Some(broker)
+        } else {
+            None
+        };
+        let file = write_config(&config, dir).map_err(other)?;
+        let supervisor = Supervisor::start(&file, replicas, logs);
+        let bus = Bus::connect(&config.bus, "client", Duration::from_secs(10)).await?;
+        Ok(Pipeline { supervisor, broker, bus })
+    }
+
+    /// A client's connection to its broker.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// Waits until every stage has its model loaded and listens.
+    ///
+    /// # Errors
+    /// The stage that cannot start, in its own words.
+    pub async fn ready(&mut self) -> Result<(), Fatal> {
+        let until = Instant::now() + READY_WAIT;
+        let bus = self.bus.clone();
+        let wait = async {
+            loop {
+                let there = client::ready(&bus).await.unwrap_or_default();
+                let missing: Vec<&str> =
+                    StageName::ALL.iter().filter(|s| !there.contains(s)).map(|s| s.as_str()).collect();
+                if missing.is_empty() {
+                    return Ok(());
+                }
+                if Instant::now() > until {
+                    let text = format!("not ready after {READY_WAIT:?}: {}", missing.join(", "));
+                    return Err(Fatal(Exit::Other, text));
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            outcome = wait => outcome,
+            fatal = self.supervisor.fatal() => Err(fatal),
+        }
+    }
+
+    /// Waits for something that the pipeline cannot recover from.
+    pub async fn lost(&mut self) -> Fatal {
+        match &mut self.broker {
+            None => self.supervisor.fatal().await,
+            Some(broker) => tokio::select! {
+                fatal = self.supervisor.fatal() => fatal,
+                text = broker.ended() => Fatal(Exit::Broker, text),
+            },
+        }
+    }
+
+    /// Drains the stages, then stops the broker.
+    pub async fn stop(self) {
+        self.supervisor.drain().await;
+        drop(self.broker);
+    }
+}
+
+/// The configuration that the stages read, with secrets for nobody else's eyes.
+fn write_config(config: &Config, dir: &Path) -> anyhow::Result<PathBuf> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
+    let path = dir.join("stages.toml");
+    let mut file = std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
+    file.write_all(config.to_toml().as_bytes()).with_context(|| format!("{}", path.display()))?;
+    Ok(path)
+}
+
+/// Tells `vidi ask` of this process.
+///
+/// # Errors
+/// When the note cannot be written, or another `vidi up` runs.
+pub fn leave_note(bus: &Bus) -> anyhow::Result<PathBuf> {
+    let path = state_dir().join("up.json");
+    if let Ok(text) = std::fs::read(&path)
+        && let Ok(other) = serde_json::from_slice::<UpFile>(&text)
+        && other.pid != std::process::id()
+        && Path::new("/proc").join(other.pid.to_string()).exists()
+    {
+        bail!("another `vidi up` runs (process {}); stop it, or set VIDI_STATE to another directory", other.pid);
+    }
+    let note = UpFile {
+        pid: std::process::id(),
+        url: bus.config().url.clone(),
+        prefix: bus.subjects().prefix().to_owned(),
+    };
+    std::fs::create_dir_all(state_dir())?;
+    std::fs::write(&path, serde_json::to_vec(&note)?).with_context(|| format!("{}", path.display()))?;
+    Ok(path)
+}

@@ -1,0 +1,48 @@
+//! The five stages behind one binary: `vidi stage NAME`.
+
+use std::io::Read;
+use std::time::Duration;
+
+use common::config::Config;
+use common::error::StageName;
+use common::process::{self, Fatal};
+use common::run::Shutdown;
+use tokio::sync::watch;
+
+/// A stage without a supervisor drains for this long at most.
+const LAST_GRACE: Duration = Duration::from_secs(30);
+
+/// Serves one stage in this process until `shutdown`.
+///
+/// # Errors
+/// What keeps it from starting.
+pub async fn serve(stage: StageName, config: &Config, shutdown: Shutdown) -> Result<(), Fatal> {
+    match stage {
+        StageName::Decode => process::serve(config, stage_decode::open, shutdown).await,
+        StageName::Vision => process::serve(config, stage_vision::open, shutdown).await,
+        StageName::Audio => process::serve(config, stage_audio::open, shutdown).await,
+        StageName::Fuse => process::serve(config, stage_fuse::open, shutdown).await,
+        StageName::Llm => process::serve_owner(config, stage_llm::open, shutdown).await,
+    }
+}
+
+/// Also turns true when standard input ends: a supervisor that dies without a word takes its stages with it.
+pub fn until_stdin_ends(mut shutdown: Shutdown) -> Shutdown {
+    let (sender, receiver) = watch::channel(false);
+    let on_signal = sender.clone();
+    tokio::spawn(async move {
+        if shutdown.wait_for(|&s| s).await.is_ok() {
+            on_signal.send_replace(true);
+        }
+    });
+    // A thread of its own: a read of standard input cannot be given up, and must not keep the runtime from ending.
+    std::thread::spawn(move || {
+        let mut buffer = [0u8; 64];
+        while matches!(std::io::stdin().read(&mut buffer), Ok(n) if n > 0) {}
+        sender.send_replace(true);
+        // A stage that cannot drain (its broker is gone, say) must not outlive its supervisor for long.
+        std::thread::sleep(LAST_GRACE);
+        std::process::exit(process::Exit::Other as i32);
+    });
+    receiver
+}

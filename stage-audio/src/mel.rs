@@ -1,0 +1,124 @@
+//! Log-mel features of one 30 s window, as `WhisperFeatureExtractor` computes them (MODEL.md 2.3).
+
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+use common::plan::{HOP_SAMPLES, SAMPLE_RATE, WINDOW_SAMPLES};
+use rayon::prelude::*;
+use realfft::{RealFftPlanner, RealToComplex};
+
+/// Samples under one Fourier transform.
+const FFT: usize = 400;
+const BINS: usize = FFT / 2 + 1;
+const HOP: usize = HOP_SAMPLES as usize;
+const SAMPLES: usize = WINDOW_SAMPLES as usize;
+/// Mel frames of a window: the last of 3001 centred ones is dropped.
+pub const FRAMES: usize = SAMPLES / HOP;
+/// Highest frequency of the filters, Hz.
+const MAX_HZ: f64 = 8000.0;
+/// Least power that the logarithm sees.
+const FLOOR: f32 = 1e-10;
+
+/// One triangular filter: its weights from bin `first` on, zero elsewhere.
+struct Filter {
+    first: usize,
+    weights: Vec<f32>,
+}
+
+/// Turns windows of sound into log-mel features.
+pub struct LogMel {
+    fft: Arc<dyn RealToComplex<f64>>,
+    hann: Vec<f32>,
+    filters: Vec<Filter>,
+}
+
+/// Slaney's mel scale: linear to 1 kHz, logarithmic above.
+fn hz_to_mel(hz: f64) -> f64 {
+    if hz >= 1000.0 { 15.0 + (hz / 1000.0).ln() * (27.0 / 6.4f64.ln()) } else { 3.0 * hz / 200.0 }
+}
+
+fn mel_to_hz(mel: f64) -> f64 {
+    if mel >= 15.0 { 1000.0 * ((6.4f64.ln() / 27.0) * (mel - 15.0)).exp() } else { 200.0 * mel / 3.0 }
+}
+
+/// Triangles over bins, of unit area: in double precision, rounded at the end.
+fn slaney_filters(mels: usize) -> Vec<Filter> {
+    let step = hz_to_mel(MAX_HZ) / (mels + 1) as f64;
+    let edges: Vec<f64> = (0..mels + 2).map(|i| mel_to_hz(step * i as f64)).collect();
+    let filter = |edge: &[f64]| {
+        let weight = |bin: usize| {
+            let hz = bin as f64 * SAMPLE_RATE as f64 / FFT as f64;
+            let rise = (hz - edge[0]) / (edge[1] - edge[0]);
+            let fall = (edge[2] - hz) / (edge[2] - edge[1]);
+            (rise.min(fall).max(0.0) * (2.0 / (edge[2] - edge[0]))) as f32
+        };
+        let first = (0..BINS).find(|&b| weight(b) > 0.0).unwrap_or(0);
+        Filter { first, weights: (first..BINS).map(weight).take_while(|&w| w > 0.0).collect() }
+    };
+    edges.windows(3).map(filter).collect()
+}
+
+impl LogMel {
+    /// Prepares `mels` filters.
+    pub fn new(mels: usize) -> Self {
+        let turn = 2.0 * std::f64::consts::PI / FFT as f64;
+        LogMel {
+            fft: RealFftPlanner::new().plan_fft_forward(FFT),
+            hann: (0..FFT).map(|i| (0.5 - 0.5 * (turn * i as f64).cos()) as f32).collect(),
+            filters: slaney_filters(mels),
+        }
+    }
+
+    /// The features of at most 480,000 samples, silence after them: `[mels, 3000]` row-major.
+    pub fn window(&self, pcm: &[i16]) -> Vec<f32> {
+        let mels = self.filters.len();
+        // A frame without a single sample under it is silence. Its logarithm is known.
+        let sounding = (pcm.len() + FFT / 2).div_ceil(HOP).min(FRAMES);
+        let silence = FLOOR.log10();
+        let mut frames = vec![silence; sounding * mels]; // [sounding, mels]
+        frames.par_chunks_mut(mels).enumerate().for_each_init(
+            || (self.fft.make_input_vec(), self.fft.make_output_vec(), self.fft.make_scratch_vec()),
+            |(input, spectrum, scratch), (frame, out)| {
+                for (i, (x, &weight)) in input.iter_mut().zip(&self.hann).enumerate() {
+                    *x = f64::from(sample(pcm, (frame * HOP + i) as isize - (FFT / 2) as isize) * weight);
+                }
+                self.fft
+                    .process_with_scratch(input, spectrum, scratch)
+                    .expect("the plan made these buffers. This is a bug.");
+                let mut power = [0f32; BINS];
+                for (p, c) in power.iter_mut().zip(spectrum.iter()) {
+                    *p = c.norm_sqr() as f32;
+                }
+                for (y, filter) in out.iter_mut().zip(&self.filters) {
+                    let energy: f32 = filter.weights.iter().zip(&power[filter.first..]).map(|(w, p)| w * p).sum();
+                    *y = energy.max(FLOOR).log10();
+                }
+            },
+        );
+        // The loudest value of this window, not of the file, sets the floor.
+        let floor = frames.iter().fold(silence, |a, &b| a.max(b)) - 8.0;
+        let scaled = |y: f32| (y.max(floor) + 4.0) / 4.0;
+        let mut out = vec![scaled(silence); mels * FRAMES];
+        for (mel, row) in out.chunks_exact_mut(FRAMES).enumerate() {
+            for (frame, y) in row[..sounding].iter_mut().enumerate() {
+                *y = scaled(frames[frame * mels + mel]);
+            }
+        }
+        out
+    }
+
+    /// [`LogMel::window`] as the encoder takes it, `[1, mels, 3000]`.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn tensor(&self, pcm: &[i16], device: &Device) -> Result<Tensor> {
+        Tensor::from_vec(self.window(pcm), (1, self.filters.len(), FRAMES), device)
+    }
+}
+
+/// Sample `at` of the padded window, mirrored at both ends.
+fn sample(pcm: &[i16], at: isize) -> f32 {
+    let at = at.unsigned_abs();
+    let at = if at < SAMPLES { at } else { 2 * SAMPLES - 2 - at };
+    pcm.get(at).map_or(0.0, |&s| f32::from(s) / 32768.0)
+}

@@ -1,0 +1,117 @@
+//! Decoded rows to messages: frames in batches, sound in windows, and what stands for an absent half.
+
+use common::message::{DecodeRequest, FrameBatch, JobId, Output, PcmWindow};
+use common::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, MediaPlan};
+use common::stage::{Port, Stop};
+use common::tensor::{Dtype, Tensor};
+use common::wire::{VERSION, WireError};
+
+fn internal(error: WireError) -> Stop {
+    common::error::JobError::new(common::error::ErrorKind::Internal, error.to_string()).into()
+}
+
+/// Gathers frames into batches.
+///
+/// A picture that is zero in every byte counts as absent (MODEL.md, decisions). So the zero frames that a whole video
+/// starts with are only counted until another one comes.
+pub(crate) struct FrameBatches {
+    job: JobId,
+    plan: MediaPlan,
+    /// Row of the first frame in `rows`.
+    offset: u64,
+    rows: Vec<u8>,
+    batch_frames: usize,
+    /// Zero frames that are held back, while nothing else has come.
+    zeros: Option<u64>,
+}
+
+impl FrameBatches {
+    pub(crate) fn new(request: &DecodeRequest, batch_frames: usize) -> Self {
+        let planned = request.plan.image.as_ref().map_or(0, |i| i.frames);
+        let whole = request.segment.first_frame == 0 && request.segment.frames == planned;
+        FrameBatches {
+            job: request.job.clone(),
+            plan: MediaPlan { audio: None, ..request.plan.clone() },
+            offset: request.segment.first_frame,
+            rows: Vec::with_capacity(batch_frames * FRAME_BYTES),
+            batch_frames,
+            zeros: whole.then_some(0),
+        }
+    }
+
+    /// Takes the next frame, [`FRAME_BYTES`] of RGB.
+    pub(crate) fn push(&mut self, frame: &[u8], port: &mut dyn Port) -> Result<(), Stop> {
+        if let Some(zeros) = self.zeros {
+            if frame.iter().all(|&b| b == 0) {
+                self.zeros = Some(zeros + 1);
+                return Ok(());
+            }
+            self.zeros = None;
+            for _ in 0..zeros {
+                self.gather(&[0; FRAME_BYTES], port)?;
+            }
+        }
+        self.gather(frame, port)
+    }
+
+    fn gather(&mut self, frame: &[u8], port: &mut dyn Port) -> Result<(), Stop> {
+        self.rows.extend_from_slice(frame);
+        if self.rows.len() == self.batch_frames * FRAME_BYTES { self.flush(port) } else { Ok(()) }
+    }
+
+    fn flush(&mut self, port: &mut dyn Port) -> Result<(), Stop> {
+        let count = self.rows.len() / FRAME_BYTES;
+        self.emit(count, port)?;
+        self.offset += count as u64;
+        self.rows.clear();
+        Ok(())
+    }
+
+    fn emit(&self, count: usize, port: &mut dyn Port) -> Result<(), Stop> {
+        let shape = [count, FRAME_SIDE, FRAME_SIDE, 3];
+        port.emit(Output::Frames(FrameBatch {
+            v: VERSION,
+            job: self.job.clone(),
+            plan: self.plan.clone(),
+            offset: self.offset,
+            tensor: Tensor::new(Dtype::U8, &shape, &self.rows[..]).map_err(internal)?,
+        }))
+    }
+
+    /// Sends what remains, or that the picture is absent.
+    pub(crate) fn finish(&mut self, port: &mut dyn Port) -> Result<(), Stop> {
+        if self.zeros.is_some() {
+            self.plan.image = None;
+            return self.emit(0, port);
+        }
+        if self.rows.is_empty() { Ok(()) } else { self.flush(port) }
+    }
+}
+
+/// Puts windows of sound into messages, all with the exact plan.
+pub(crate) struct Windows {
+    job: JobId,
+    plan: MediaPlan,
+}
+
+impl Windows {
+    pub(crate) fn new(request: &DecodeRequest) -> Self {
+        Windows { job: request.job.clone(), plan: MediaPlan { image: None, ..request.plan.clone() } }
+    }
+
+    /// Sets the exact plan.
+    pub(crate) fn settle(&mut self, plan: Option<AudioPlan>) {
+        self.plan.audio = plan;
+    }
+
+    /// Sends one window of little-endian samples; none where the sound is absent.
+    pub(crate) fn emit(&self, index: u64, pcm: &[u8], port: &mut dyn Port) -> Result<(), Stop> {
+        port.emit(Output::Pcm(PcmWindow {
+            v: VERSION,
+            job: self.job.clone(),
+            plan: self.plan.clone(),
+            index,
+            tensor: Tensor::new(Dtype::I16, &[pcm.len() / 2], pcm).map_err(internal)?,
+        }))
+    }
+}

@@ -1,0 +1,81 @@
+//! Writing down what the stages after this one were given: `frames.npy` and `pcm.npy` of the last job.
+
+use std::io;
+use std::path::Path;
+
+use common::error::{ErrorKind, JobError};
+use common::message::Output;
+use common::plan::FRAME_SIDE;
+use common::stage::{Port, Stop};
+
+use crate::npy::{Element, NpyWriter};
+
+/// A port that writes what passes through it. A half that is absent leaves no file.
+pub struct DumpPort<'a> {
+    port: &'a mut dyn Port,
+    dir: &'a Path,
+    frames: Option<NpyWriter>,
+    pcm: Option<NpyWriter>,
+}
+
+impl<'a> DumpPort<'a> {
+    /// Starts a dump in `dir`; an earlier one there is removed.
+    ///
+    /// # Errors
+    /// `internal` with the path, when the directory cannot be written.
+    pub fn new(port: &'a mut dyn Port, dir: &'a Path) -> Result<Self, JobError> {
+        for name in ["frames.npy", "pcm.npy"] {
+            match std::fs::remove_file(dir.join(name)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(unwritable(dir, &e)),
+                _ => {}
+            }
+        }
+        Ok(DumpPort { port, dir, frames: None, pcm: None })
+    }
+
+    /// Closes the files.
+    ///
+    /// # Errors
+    /// As [`DumpPort::new`].
+    pub fn finish(self) -> Result<(), JobError> {
+        for writer in [self.frames, self.pcm].into_iter().flatten() {
+            writer.finish().map_err(|e| unwritable(self.dir, &e))?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, output: &Output<'_>) -> io::Result<()> {
+        match output {
+            Output::Frames(batch) if batch.tensor.rows() > 0 => {
+                if self.frames.is_none() {
+                    let path = self.dir.join("frames.npy");
+                    self.frames = Some(NpyWriter::create(&path, Element::U8, &[FRAME_SIDE, FRAME_SIDE, 3])?);
+                }
+                self.frames.iter_mut().try_for_each(|w| w.append(batch.tensor.data()))
+            }
+            Output::Pcm(window) if window.tensor.rows() > 0 => {
+                if self.pcm.is_none() {
+                    self.pcm = Some(NpyWriter::create(&self.dir.join("pcm.npy"), Element::F32, &[])?);
+                }
+                self.pcm.iter_mut().try_for_each(|w| w.append_pcm(&window.tensor.to_i16()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Port for DumpPort<'_> {
+    fn emit(&mut self, output: Output<'_>) -> Result<(), Stop> {
+        self.write(&output).map_err(|e| unwritable(self.dir, &e))?;
+        self.port.emit(output)
+    }
+
+    fn cancelled(&self) -> bool {
+        self.port.cancelled()
+    }
+}
+
+fn unwritable(dir: &Path, e: &io::Error) -> JobError {
+    JobError::new(ErrorKind::Internal, format!("cannot write the dump in {}: {e}", dir.display()))
+        .hint("choose a directory that stage-decode can write, or unset decode.dump")
+}

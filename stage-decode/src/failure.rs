@@ -1,0 +1,85 @@
+//! What a person is told when a file cannot be used: the file, GStreamer's own words, and what to do.
+
+use std::path::Path;
+
+use common::error::{ErrorKind, JobError};
+use gstreamer as gst;
+use gstreamer_pbutils as pbutils;
+
+/// Caps whose decoder or parser is in a plugin set of its own, and the Debian package that has it.
+const PACKAGES: [(&str, &str); 16] = [
+    ("video/x-h264", "gstreamer1.0-libav"),
+    ("video/x-h265", "gstreamer1.0-libav"),
+    ("video/x-vp8", "gstreamer1.0-libav"),
+    ("video/x-vp9", "gstreamer1.0-libav"),
+    ("video/x-av1", "gstreamer1.0-plugins-bad"),
+    ("video/mpeg", "gstreamer1.0-libav"),
+    ("video/x-prores", "gstreamer1.0-libav"),
+    ("video/quicktime", "gstreamer1.0-plugins-good"),
+    ("video/x-matroska", "gstreamer1.0-plugins-good"),
+    ("video/webm", "gstreamer1.0-plugins-good"),
+    ("video/mpegts", "gstreamer1.0-plugins-bad"),
+    ("audio/mpeg", "gstreamer1.0-libav"),
+    ("audio/x-opus", "gstreamer1.0-libav"),
+    ("audio/x-vorbis", "gstreamer1.0-plugins-base"),
+    ("audio/x-flac", "gstreamer1.0-libav"),
+    ("application/ogg", "gstreamer1.0-plugins-base"),
+];
+
+/// `unsupported_media` for a file that GStreamer does not take, in its words.
+pub(crate) fn unsupported(path: &Path, what: &str) -> JobError {
+    JobError::new(ErrorKind::UnsupportedMedia, format!("{}: {what}", path.display()))
+        .hint("check that the file plays elsewhere and is complete; re-encode it to mp4 (H.264, AAC) if it does")
+}
+
+/// The operating system's refusal to read a file that was there a moment ago.
+pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> JobError {
+    JobError::new(ErrorKind::MediaNotFound, format!("{} cannot be read: {error}", path.display()))
+        .hint("check the disk and that the file is not being replaced")
+}
+
+/// No element on this machine takes `caps`.
+pub(crate) fn no_plugin(path: &Path, caps: &gst::CapsRef) -> JobError {
+    let name = caps.structure(0).map_or("unknown", |s| s.name().as_str());
+    let codec = pbutils::pb_utils_get_codec_description(caps);
+    let package = PACKAGES.iter().find(|(caps, _)| *caps == name).map(|(_, package)| *package);
+    let hint = match package {
+        Some(package) => format!("install {package} where stage-decode runs"),
+        None => "install gstreamer1.0-libav, gstreamer1.0-plugins-good and gstreamer1.0-plugins-bad".to_owned(),
+    };
+    JobError::new(
+        ErrorKind::UnsupportedMedia,
+        format!("{}: GStreamer has no plugin for {codec} ({name})", path.display()),
+    )
+    .hint(hint)
+}
+
+/// An element of GStreamer's own core or base set is missing: nothing can be decoded at all.
+pub(crate) fn no_element(name: &str) -> JobError {
+    JobError::new(ErrorKind::Internal, format!("GStreamer has no element {name}"))
+        .hint("install gstreamer1.0-plugins-base and gstreamer1.0-plugins-good where stage-decode runs")
+}
+
+/// Nothing came out of the decoder for `seconds`.
+pub(crate) fn stalled(path: &Path, seconds: f64) -> JobError {
+    unsupported(path, &format!("the decoder made no progress for {seconds:.0} s"))
+}
+
+/// What a message on the pipeline's bus means; `None` if it is no failure.
+pub(crate) fn from_bus(path: &Path, message: &gst::Message) -> Option<JobError> {
+    match message.view() {
+        gst::MessageView::Error(error) => {
+            let text = error.error().to_string();
+            let debug = error.debug().unwrap_or_default();
+            // The debug string's last line says what; the lines before say where in GStreamer.
+            let detail = debug.lines().next_back().unwrap_or_default();
+            Some(unsupported(path, &format!("{text} ({detail})")))
+        }
+        gst::MessageView::Element(element) => {
+            let missing = pbutils::MissingPluginMessage::parse(element).ok()?;
+            let caps = element.structure()?.get::<gst::Caps>("detail").ok();
+            Some(caps.map_or_else(|| unsupported(path, &missing.description()), |c| no_plugin(path, &c)))
+        }
+        _ => None,
+    }
+}

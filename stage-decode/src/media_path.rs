@@ -1,0 +1,188 @@
+//! Which files may be opened: those under the configured media roots, after every link is followed.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use common::error::{ErrorKind, JobError};
+
+/// The directories whose files may be opened.
+#[derive(Clone, Debug)]
+pub struct MediaRoots {
+    roots: Vec<PathBuf>,
+}
+
+impl MediaRoots {
+    /// Roots as configured; each must be an existing directory.
+    ///
+    /// # Errors
+    /// `bad_request` that names the root which is not there, or says that none is given.
+    pub fn new<P: AsRef<Path>>(roots: impl IntoIterator<Item = P>) -> Result<Self, JobError> {
+        let mut canonical = Vec::new();
+        for root in roots {
+            let root = root.as_ref();
+            let at = root.canonicalize().ok().filter(|r| r.is_dir()).ok_or_else(|| {
+                JobError::new(ErrorKind::BadRequest, format!("media root {} is not a directory", root.display()))
+                    .hint("create it, mount it, or take it out of media_roots")
+            })?;
+            canonical.push(at);
+        }
+        if canonical.is_empty() {
+            return Err(JobError::new(ErrorKind::BadRequest, "no media root is configured")
+                .hint("set media_roots to the directories that hold the videos"));
+        }
+        Ok(MediaRoots { roots: canonical })
+    }
+
+    /// The file that `video`, a path or `file:` URI, names, free of links.
+    ///
+    /// # Errors
+    /// `bad_request` for what is neither, `media_not_found`, `forbidden_path` for a file outside every root.
+    pub fn resolve(&self, video: &str) -> Result<PathBuf, JobError> {
+        let path = named_path(video)?;
+        let forbidden = || {
+            JobError::new(
+                ErrorKind::ForbiddenPath,
+                format!("{} is outside the media roots {}", path.display(), self.shown()),
+            )
+            .hint("move the file under a media root, or add its directory to media_roots of stage-decode")
+        };
+        let file = match path.canonicalize() {
+            Ok(file) => file,
+            // A path outside the roots gets the same answer whether or not something lies there.
+            Err(_) if !self.roots.iter().any(|r| path.starts_with(r)) && path.is_absolute() => {
+                return Err(if self.below_a_linked_root(&path) { not_found(&path) } else { forbidden() });
+            }
+            Err(_) => return Err(not_found(&path)),
+        };
+        if !self.roots.iter().any(|root| file.starts_with(root)) {
+            return Err(forbidden());
+        }
+        if !file.is_file() {
+            return Err(JobError::new(
+                ErrorKind::UnsupportedMedia,
+                format!("{} is not a regular file", path.display()),
+            )
+            .hint("name a video or sound file, not a directory or device"));
+        }
+        std::fs::File::open(&file).map_err(|e| {
+            JobError::new(ErrorKind::ForbiddenPath, format!("{} cannot be opened: {e}", path.display()))
+                .hint("give the user that runs stage-decode permission to read it")
+        })?;
+        Ok(file)
+    }
+
+    /// Whether the nearest existing ancestor of `path` lies under a root: the file is missing, not forbidden.
+    fn below_a_linked_root(&self, path: &Path) -> bool {
+        let ancestor = path.ancestors().skip(1).find_map(|a| a.canonicalize().ok());
+        ancestor.is_some_and(|a| self.roots.iter().any(|r| a.starts_with(r)))
+    }
+
+    fn shown(&self) -> String {
+        let roots: Vec<_> = self.roots.iter().map(|r| r.display().to_string()).collect();
+        roots.join(", ")
+    }
+}
+
+fn not_found(path: &Path) -> JobError {
+    JobError::new(ErrorKind::MediaNotFound, format!("{} does not exist, as stage-decode sees it", path.display()))
+        .hint("check the spelling, and that the directory is mounted where stage-decode runs")
+}
+
+/// The path that a request names; relative paths, and URIs of other machines, name nothing here.
+fn named_path(video: &str) -> Result<PathBuf, JobError> {
+    let refuse = |why: &str| {
+        JobError::new(ErrorKind::BadRequest, format!("{video:?} {why}"))
+            .hint("give an absolute path, or file:///path with percent-encoding")
+    };
+    let scheme = video.get(..5).is_some_and(|s| s.eq_ignore_ascii_case("file:"));
+    let bytes = if scheme {
+        let rest = &video[5..];
+        let local = match rest.strip_prefix("//") {
+            Some(authority) => {
+                let slash = authority.find('/').ok_or_else(|| refuse("names no file"))?;
+                if !matches!(&authority[..slash], "" | "localhost") {
+                    return Err(refuse("names a file on another host"));
+                }
+                &authority[slash..]
+            }
+            None => rest,
+        };
+        percent_decoded(local).ok_or_else(|| refuse("has a % that two hex digits do not follow"))?
+    } else {
+        video.as_bytes().to_vec()
+    };
+    if bytes.contains(&0) {
+        return Err(refuse("holds a zero byte"));
+    }
+    let path = PathBuf::from(OsString::from_vec(bytes));
+    if path.is_absolute() { Ok(path) } else { Err(refuse("is not an absolute path or file: URI")) }
+}
+
+fn percent_decoded(text: &str) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            out.push(byte);
+            continue;
+        }
+        let mut digit = || (bytes.next()? as char).to_digit(16);
+        let (high, low) = (digit()?, digit()?);
+        out.push((high * 16 + low) as u8);
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(result: Result<PathBuf, JobError>) -> ErrorKind {
+        result.expect_err("should be refused").kind
+    }
+
+    #[test]
+    fn only_files_under_a_root_are_opened_whatever_links_say() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
+        std::fs::create_dir_all(root.join("sub")).unwrap();
+        std::fs::create_dir_all(&outside).unwrap();
+        for file in [root.join("sub/a b.mp4"), outside.join("secret.mp4")] {
+            std::fs::write(file, b"x").unwrap();
+        }
+        std::os::unix::fs::symlink(outside.join("secret.mp4"), root.join("out.mp4")).unwrap();
+        std::os::unix::fs::symlink(root.join("sub/a b.mp4"), root.join("in.mp4")).unwrap();
+        std::os::unix::fs::symlink(&root, dir.path().join("linked")).unwrap();
+        let roots = MediaRoots::new([&root]).unwrap();
+        let at = |p: PathBuf| roots.resolve(p.to_str().unwrap());
+        let real = root.join("sub/a b.mp4").canonicalize().unwrap();
+
+        assert_eq!(at(root.join("sub/a b.mp4")).unwrap(), real);
+        assert_eq!(at(root.join("in.mp4")).unwrap(), real);
+        assert_eq!(at(dir.path().join("linked/sub/a b.mp4")).unwrap(), real);
+        assert_eq!(kind(at(root.join("out.mp4"))), ErrorKind::ForbiddenPath);
+        assert_eq!(kind(at(root.join("../outside/secret.mp4"))), ErrorKind::ForbiddenPath);
+        assert_eq!(kind(at(outside.join("nothing.mp4"))), ErrorKind::ForbiddenPath);
+        assert_eq!(kind(at(root.join("missing.mp4"))), ErrorKind::MediaNotFound);
+        assert_eq!(kind(at(dir.path().join("linked/missing.mp4"))), ErrorKind::MediaNotFound);
+        assert_eq!(kind(at(root.join("sub"))), ErrorKind::UnsupportedMedia);
+    }
+
+    #[test]
+    fn file_uris_are_percent_decoded_and_must_be_local() {
+        assert_eq!(named_path("file:///a%20b/%C3%A4.mp4").unwrap(), PathBuf::from("/a b/ä.mp4"));
+        assert_eq!(named_path("FILE://localhost/x").unwrap(), PathBuf::from("/x"));
+        assert_eq!(named_path("file:/x").unwrap(), PathBuf::from("/x"));
+        for bad in ["file://host/x", "file:///a%2", "file:///a%zz", "http://h/x", "x.mp4", "file:x", "", "file:///%00"] {
+            assert_eq!(kind(named_path(bad)), ErrorKind::BadRequest, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_root_that_is_no_directory_is_named() {
+        let error = MediaRoots::new(["/nonexistent/videos"]).unwrap_err();
+        assert!(error.message.contains("/nonexistent/videos"));
+        assert!(MediaRoots::new(Vec::<PathBuf>::new()).is_err());
+    }
+}

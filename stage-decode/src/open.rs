@@ -1,0 +1,57 @@
+//! The stage as a process serves it: with its probe, and a dump if one is wanted.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::config::Config;
+use common::error::{JobError, StageName};
+use common::message::DecodeRequest;
+use common::stage::{Port, Probe, Stage, Stop};
+
+use crate::dump::DumpPort;
+use crate::stage::{DecodeConfig, DecodeStage};
+
+/// A decoder that makes no progress for so long is given up.
+const STALL: Duration = Duration::from_secs(30);
+
+/// stage-decode, ready to serve.
+pub struct Served {
+    stage: DecodeStage,
+    /// Answers probes from other threads while `stage` decodes.
+    prober: Arc<DecodeStage>,
+    dump: Option<PathBuf>,
+}
+
+/// Opens the stage that the configuration describes.
+///
+/// # Errors
+/// As [`DecodeStage::new`].
+pub fn open(config: &Config) -> Result<Served, JobError> {
+    let decode = &config.decode;
+    let new = || {
+        DecodeStage::new(DecodeConfig {
+            media_roots: decode.media_roots.clone(),
+            batch_frames: decode.batch_frames,
+            stall_timeout: STALL,
+        })
+    };
+    Ok(Served { stage: new()?, prober: Arc::new(new()?), dump: decode.dump.clone() })
+}
+
+impl Stage for Served {
+    const NAME: StageName = StageName::Decode;
+    type Input<'a> = DecodeRequest;
+
+    fn process(&mut self, input: DecodeRequest, port: &mut dyn Port) -> Result<(), Stop> {
+        let Some(dir) = &self.dump else { return self.stage.process(input, port) };
+        let mut port = DumpPort::new(port, dir)?;
+        self.stage.process(input, &mut port)?;
+        Ok(port.finish()?)
+    }
+
+    fn probe(&self) -> Option<Probe> {
+        let prober = self.prober.clone();
+        Some(Arc::new(move |video| prober.probe(video)))
+    }
+}

@@ -1,0 +1,300 @@
+//! Matroska and WebM: tracks, and a count of the blocks of each, stepping over what is inside them.
+//!
+//! Formats: RFC 9559 (Matroska) and RFC 8794 (EBML).
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+
+use super::bytes::Bytes;
+
+/// Elements that a file may have: an hour of video and sound has half a million.
+const MAX_ELEMENTS: u64 = 1 << 27;
+/// Elements that one may hold, clusters and segments apart.
+const MAX_CHILDREN: usize = 1 << 16;
+
+/// What a file says of itself, and what its clusters hold.
+#[derive(Debug, Default)]
+pub(crate) struct Segment {
+    /// Nanoseconds of a timestamp step.
+    scale_ns: u64,
+    /// Duration in steps, if told.
+    duration: f64,
+    pub(crate) tracks: Vec<Track>,
+    webm: bool,
+}
+
+/// One track and what was counted of it.
+#[derive(Debug, Default)]
+pub(crate) struct Track {
+    number: u64,
+    pub(crate) uid: u64,
+    /// 1: picture, 2: sound.
+    pub(crate) kind: u64,
+    pub(crate) codec: String,
+    pub(crate) default: bool,
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    /// Clockwise turn in degrees.
+    pub(crate) rotation: u32,
+    pub(crate) channels: u32,
+    /// Nanoseconds of a frame; 0: not told.
+    frame_ns: u64,
+    /// Nanoseconds of sound to leave out at the start, and at the end.
+    pub(crate) delay_ns: u64,
+    pub(crate) discard_ns: u64,
+    /// Blocks that show a picture, or hold sound.
+    pub(crate) blocks: u64,
+    /// First and last timestamp, in steps.
+    span: Option<(i64, i64)>,
+}
+
+struct Element {
+    id: u32,
+    body: Range<u64>,
+    /// The size is not told: the element ends where a sibling or the file does.
+    open: bool,
+}
+
+mod id {
+    pub(super) const EBML: u32 = 0x1a45_dfa3;
+    pub(super) const DOC_TYPE: u32 = 0x4282;
+    pub(super) const SEGMENT: u32 = 0x1853_8067;
+    pub(super) const INFO: u32 = 0x1549_a966;
+    pub(super) const SCALE: u32 = 0x2a_d7b1;
+    pub(super) const DURATION: u32 = 0x4489;
+    pub(super) const TRACKS: u32 = 0x1654_ae6b;
+    pub(super) const ENTRY: u32 = 0xae;
+    pub(super) const NUMBER: u32 = 0xd7;
+    pub(super) const UID: u32 = 0x73c5;
+    pub(super) const KIND: u32 = 0x83;
+    pub(super) const DEFAULT: u32 = 0x88;
+    pub(super) const CODEC: u32 = 0x86;
+    pub(super) const FRAME_NS: u32 = 0x23_e383;
+    pub(super) const CODEC_DELAY: u32 = 0x56aa;
+    pub(super) const VIDEO: u32 = 0xe0;
+    pub(super) const WIDTH: u32 = 0xb0;
+    pub(super) const HEIGHT: u32 = 0xba;
+    pub(super) const AUDIO: u32 = 0xe1;
+    pub(super) const CHANNELS: u32 = 0x9f;
+    pub(super) const CLUSTER: u32 = 0x1f43_b675;
+    pub(super) const CLUSTER_TIME: u32 = 0xe7;
+    pub(super) const SIMPLE_BLOCK: u32 = 0xa3;
+    pub(super) const GROUP: u32 = 0xa0;
+    pub(super) const BLOCK: u32 = 0xa1;
+    pub(super) const DISCARD: u32 = 0x75a2;
+}
+
+/// A variable-length number: its value, and its bytes. `keep_marker` for ids.
+fn number(bytes: &mut Bytes<'_>, at: u64, keep_marker: bool) -> io::Result<(u64, u64)> {
+    let first = bytes.array::<1>(at)?[0];
+    let length = u64::from(first.leading_zeros()) + 1;
+    if length > 8 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a number of more than eight bytes"));
+    }
+    let mut raw = [0u8; 8];
+    bytes.read(at, &mut raw[8 - length as usize..])?;
+    let value = u64::from_be_bytes(raw);
+    let marker = 1u64 << (7 * length);
+    Ok((if keep_marker { value } else { value & (marker - 1) }, length))
+}
+
+/// The element at `at`, cut to `end`.
+fn element(bytes: &mut Bytes<'_>, at: u64, end: u64) -> io::Result<Element> {
+    let (id, id_length) = number(bytes, at, true)?;
+    let (size, length) = number(bytes, at + id_length, false)?;
+    let start = at + id_length + length;
+    let open = size == (1 << (7 * length)) - 1;
+    let id = u32::try_from(id).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "an unknown id"))?;
+    let stop = if open { end } else { start.saturating_add(size).min(end) };
+    Ok(Element { id, body: start..stop.max(start), open })
+}
+
+/// The children of a short element.
+fn children(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<Vec<Element>> {
+    let mut at = body.start;
+    let mut all = Vec::new();
+    while at < body.end {
+        let child = element(bytes, at, body.end)?;
+        at = child.body.end;
+        all.push(child);
+        if all.len() > MAX_CHILDREN {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "too many elements in one"));
+        }
+    }
+    Ok(all)
+}
+
+fn unsigned(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<u64> {
+    let length = ((body.end - body.start) as usize).min(8);
+    let mut raw = [0; 8];
+    bytes.read(body.start, &mut raw[8 - length..])?;
+    Ok(u64::from_be_bytes(raw))
+}
+
+fn signed(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<i64> {
+    let unused = 64 - 8 * (body.end - body.start).clamp(1, 8) as u32;
+    Ok((unsigned(bytes, body)? << unused) as i64 >> unused)
+}
+
+fn float(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<f64> {
+    let raw = unsigned(bytes, body)?;
+    Ok(if body.end - body.start == 4 { f32::from_bits(raw as u32).into() } else { f64::from_bits(raw) })
+}
+
+fn text(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<String> {
+    let mut raw = vec![0; (body.end - body.start).min(256) as usize];
+    bytes.read(body.start, &mut raw)?;
+    Ok(String::from_utf8_lossy(&raw).trim_end_matches('\0').to_owned())
+}
+
+impl Segment {
+    /// Walks the file; `None` if it is not Matroska. A file that is cut short counts as far as it goes.
+    pub(crate) fn read(bytes: &mut Bytes<'_>) -> io::Result<Option<Segment>> {
+        if bytes.size() < 4 || bytes.u32(0)? != id::EBML {
+            return Ok(None);
+        }
+        let head = element(bytes, 0, bytes.size())?;
+        let mut segment = Segment { scale_ns: 1_000_000, ..Segment::default() };
+        for child in children(bytes, &head.body)? {
+            if child.id == id::DOC_TYPE {
+                segment.webm = text(bytes, &child.body)? == "webm";
+            }
+        }
+        let mut numbers = HashMap::new();
+        let (mut at, mut cluster_time, mut elements) = (head.body.end, 0i64, 0u64);
+        while at < bytes.size() && elements < MAX_ELEMENTS {
+            elements += 1;
+            let Ok(found) = element(bytes, at, bytes.size()) else { break };
+            at = match found.id {
+                // Their children are walked in this same loop, so that open ones need no end.
+                id::SEGMENT | id::CLUSTER => found.body.start,
+                _ if found.open => break,
+                _ => found.body.end,
+            };
+            match found.id {
+                id::INFO => segment.info(bytes, &found.body)?,
+                id::TRACKS if segment.tracks.is_empty() => {
+                    segment.entries(bytes, &found.body)?;
+                    numbers = segment.tracks.iter().enumerate().map(|(i, t)| (t.number, i)).collect();
+                }
+                id::CLUSTER_TIME => cluster_time = unsigned(bytes, &found.body)? as i64,
+                id::SIMPLE_BLOCK => segment.block(bytes, &numbers, &found.body, cluster_time, 0),
+                id::GROUP => {
+                    let Ok(parts) = children(bytes, &found.body) else { continue };
+                    let mut discard_ns = 0;
+                    if let Some(part) = parts.iter().find(|p| p.id == id::DISCARD) {
+                        discard_ns = signed(bytes, &part.body)?;
+                    }
+                    for part in parts.iter().filter(|p| p.id == id::BLOCK) {
+                        segment.block(bytes, &numbers, &part.body, cluster_time, discard_ns);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(Some(segment))
+    }
+
+    fn info(&mut self, bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<()> {
+        for child in children(bytes, body)? {
+            match child.id {
+                id::SCALE => self.scale_ns = unsigned(bytes, &child.body)?.max(1),
+                id::DURATION => self.duration = float(bytes, &child.body)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn entries(&mut self, bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<()> {
+        for entry in children(bytes, body)?.iter().filter(|c| c.id == id::ENTRY) {
+            let mut track = Track { default: true, channels: 1, ..Track::default() };
+            for child in children(bytes, &entry.body)? {
+                let body = &child.body;
+                match child.id {
+                    id::NUMBER => track.number = unsigned(bytes, body)?,
+                    id::UID => track.uid = unsigned(bytes, body)?,
+                    id::KIND => track.kind = unsigned(bytes, body)?,
+                    id::DEFAULT => track.default = unsigned(bytes, body)? != 0,
+                    id::CODEC => track.codec = text(bytes, body)?,
+                    id::FRAME_NS => track.frame_ns = unsigned(bytes, body)?,
+                    id::CODEC_DELAY => track.delay_ns = unsigned(bytes, body)?,
+                    id::VIDEO | id::AUDIO => {
+                        for detail in children(bytes, body)? {
+                            let value = unsigned(bytes, &detail.body).unwrap_or(0) as u32;
+                            match detail.id {
+                                id::WIDTH => track.width = value,
+                                id::HEIGHT => track.height = value,
+                                id::CHANNELS => track.channels = value,
+                                _ => {}
+                            }
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            self.tracks.push(track);
+        }
+        Ok(())
+    }
+
+    /// Counts a block: track number, 16-bit time, flags, then the frame.
+    fn block(
+        &mut self,
+        bytes: &mut Bytes<'_>,
+        numbers: &HashMap<u64, usize>,
+        body: &Range<u64>,
+        cluster_time: i64,
+        discard_ns: i64,
+    ) {
+        let Ok((number, length)) = number(bytes, body.start, false) else { return };
+        let Some(track) = numbers.get(&number).and_then(|&i| self.tracks.get_mut(i)) else { return };
+        let Ok([high, low, _flags, first]) = bytes.array::<4>(body.start + length) else { return };
+        let time = cluster_time + i64::from(i16::from_be_bytes([high, low]));
+        let (start, end) = track.span.unwrap_or((time, time));
+        track.span = Some((start.min(time), end.max(time)));
+        track.discard_ns = discard_ns.max(0) as u64;
+        // VP8 stores pictures that are only referred to as blocks of their own (RFC 6386, 9.1: show_frame).
+        track.blocks += u64::from(track.codec != "V_VP8" || (first >> 4) & 1 == 1);
+    }
+
+    /// Container name as clients know it.
+    pub(crate) fn container(&self) -> &'static str {
+        if self.webm { "webm" } else { "matroska" }
+    }
+
+    /// The duration told, else the end of the last block, in seconds.
+    pub(crate) fn duration_s(&self) -> f64 {
+        if self.duration > 0.0 {
+            return (self.duration * self.scale_ns as f64 / 1e3).trunc() / 1e6;
+        }
+        self.tracks.iter().map(|t| self.track_end_s(t)).fold(0.0, f64::max)
+    }
+
+    fn track_end_s(&self, track: &Track) -> f64 {
+        let Some((start, end)) = track.span else { return 0.0 };
+        let guess = (end - start) as f64 / track.blocks.saturating_sub(1).max(1) as f64 * self.scale_ns as f64;
+        let last = if track.frame_ns > 0 { track.frame_ns as f64 } else { guess };
+        (end as f64 * self.scale_ns as f64 + last) / 1e9
+    }
+
+    /// Pictures a second: as told (ffmpeg's `avg_frame_rate`), else as counted.
+    pub(crate) fn average_rate(&self, track: &Track) -> f64 {
+        if track.frame_ns > 0 {
+            return 1e9 / track.frame_ns as f64;
+        }
+        match track.span {
+            Some((start, end)) if end > start => {
+                (track.blocks - 1) as f64 * 1e9 / ((end - start) as f64 * self.scale_ns as f64)
+            }
+            _ => 0.0,
+        }
+    }
+
+    /// Seconds of sound in the blocks, for a first estimate.
+    pub(crate) fn sound_s(&self, track: &Track) -> f64 {
+        let start = track.span.map_or(0, |s| s.0) as f64 * self.scale_ns as f64 / 1e9;
+        (self.track_end_s(track) - start - (track.discard_ns + track.delay_ns) as f64 / 1e9).max(0.0)
+    }
+}

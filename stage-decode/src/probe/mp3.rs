@@ -1,0 +1,61 @@
+//! The Xing/LAME header of an MP3 file: how much of the decoded sound is the encoder's delay and padding.
+//!
+//! Source of the figures: ffmpeg `libavformat/mp3dec.c`, `mp3_parse_info_tag`.
+
+use super::Trim;
+use super::bytes::Bytes;
+
+/// Samples that a decoder lags behind: half a filter bank and its one sample.
+const DECODER_DELAY: u64 = 528 + 1;
+
+/// What to leave out; nothing if the file has no such header.
+pub(super) fn trim(bytes: &mut Bytes<'_>) -> Trim {
+    read(bytes).unwrap_or_default()
+}
+
+fn read(bytes: &mut Bytes<'_>) -> Option<Trim> {
+    let mut at = 0;
+    let tag: [u8; 10] = bytes.array(0).ok()?;
+    if &tag[..3] == b"ID3" {
+        let size = tag[6..].iter().fold(0u64, |n, &b| n << 7 | u64::from(b & 0x7f));
+        at = 10 + size + 10 * u64::from(tag[5] >> 4 & 1);
+    }
+    let header = bytes.u32(at).ok()?;
+    if header >> 21 != 0x7ff || header >> 17 & 3 != 1 {
+        return None;
+    }
+    // MPEG-1 has two granules a frame; the lower rates have one.
+    let first_version = header >> 19 & 3 == 3;
+    let mono = header >> 6 & 3 == 3;
+    let frame_samples = if first_version { 1152 } else { 576 };
+    let side = match (first_version, mono) {
+        (true, false) => 32,
+        (true, true) | (false, false) => 17,
+        (false, true) => 9,
+    };
+    at += 4 + side;
+    let name = bytes.u32(at).ok()?.to_be_bytes();
+    if !matches!(&name, b"Xing" | b"Info") {
+        return None;
+    }
+    let mut trim = Trim { packets: 1, ..Trim::default() };
+    let flags = bytes.u32(at + 4).ok()?;
+    at += 8;
+    let mut frames = 0;
+    if flags & 1 != 0 {
+        frames = u64::from(bytes.u32(at).ok()?);
+        at += 4;
+    }
+    at += 4 * u64::from(flags >> 1 & 1) + 100 * u64::from(flags >> 2 & 1) + 4 * u64::from(flags >> 3 & 1);
+    let version = bytes.u32(at).ok()?.to_be_bytes();
+    if !matches!(&version, b"LAME" | b"Lavf" | b"Lavc") {
+        return Some(trim);
+    }
+    let pads = bytes.u32(at + 20).ok()? & 0xff_ffff;
+    trim.skip = u64::from(pads >> 12) + DECODER_DELAY;
+    if frames > 0 {
+        let end = (frames * frame_samples + DECODER_DELAY).saturating_sub(u64::from(pads & 0xfff));
+        trim.keep = Some(end.min(frames * frame_samples).saturating_sub(trim.skip));
+    }
+    Some(trim)
+}

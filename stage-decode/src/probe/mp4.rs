@@ -1,0 +1,401 @@
+//! ISO base media (mp4, mov, m4a): the index that stands in `moov`, and in `moof` for fragmented files.
+//!
+//! Formats: ISO/IEC 14496-12. What counts as shown follows ffmpeg's demuxer (`libavformat/mov.c`, `mov_fix_index`):
+//! picture samples whose composition time lies in an edit; sound from the edit's start to the end of the packet in
+//! which it ends.
+
+use std::io;
+use std::ops::Range;
+
+use super::bytes::Bytes;
+use crate::pipeline::Overlay;
+
+/// Boxes nest this deep at most where they matter here.
+const MAX_DEPTH: u32 = 8;
+/// Boxes that a file may have; beyond that it is not a video that anyone made.
+const MAX_BOXES: u64 = 1 << 22;
+
+/// Samples of a track: ten days of sound in frames of 1024 at 48 kHz.
+const MAX_SAMPLES: u64 = 1 << 25;
+
+/// What a file's index says.
+#[derive(Debug, Default)]
+pub(crate) struct Movie {
+    /// `mvhd`: ticks and ticks a second.
+    pub(crate) duration: u64,
+    pub(crate) timescale: u32,
+    pub(crate) fragmented: bool,
+    length_field: Option<LengthField>,
+    pub(crate) tracks: Vec<Track>,
+}
+
+/// Where a header holds its duration, and in how many bytes.
+#[derive(Clone, Copy, Debug)]
+struct LengthField {
+    at: u64,
+    width: usize,
+}
+
+/// A track's index, summed up where sums suffice.
+#[derive(Debug, Default)]
+pub(crate) struct Track {
+    /// Where the name of its `trak` box stands in the file, and of its `edts`.
+    box_at: u64,
+    edits_at: Option<u64>,
+    length_field: Option<LengthField>,
+    pub(crate) id: u32,
+    pub(crate) enabled: bool,
+    pub(crate) handler: [u8; 4],
+    pub(crate) codec: [u8; 4],
+    pub(crate) timescale: u32,
+    /// Stored size of the picture.
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    /// Clockwise turn in degrees.
+    pub(crate) rotation: u32,
+    pub(crate) channels: u32,
+    /// Samples and their durations in ticks, run by run.
+    durations: Vec<(u32, u32)>,
+    /// Composition offsets in ticks, run by run.
+    offsets: Vec<(u32, i32)>,
+    /// Length in the movie's ticks, and first tick of the media; -1: nothing is shown.
+    edits: Vec<(u64, i64)>,
+    /// `trex` defaults and what the fragments hold.
+    default_duration: u32,
+    fragment_samples: u64,
+    fragment_ticks: u64,
+}
+
+struct Found {
+    name: [u8; 4],
+    name_at: u64,
+    body: Range<u64>,
+}
+
+fn bad(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
+}
+
+/// The boxes that fill `range`; a last one that the file cuts short ends with the file.
+fn boxes(bytes: &mut Bytes<'_>, range: Range<u64>) -> io::Result<Vec<Found>> {
+    let mut at = range.start;
+    let mut found = Vec::new();
+    while at + 8 <= range.end {
+        let size = u64::from(bytes.u32(at)?);
+        let name = bytes.array(at + 4)?;
+        let (header, size) = match size {
+            0 => (8, range.end - at),
+            1 if at + 16 <= range.end => (16, bytes.u64(at + 8)?),
+            size => (8, size),
+        };
+        if size < header {
+            return Err(bad("a box is smaller than its header"));
+        }
+        let end = at.saturating_add(size).min(range.end);
+        found.push(Found { name, name_at: at + 4, body: at + header..end });
+        if found.len() as u64 > MAX_BOXES {
+            return Err(bad("too many boxes"));
+        }
+        at = end;
+    }
+    Ok(found)
+}
+
+impl Movie {
+    /// Reads the index; `None` if the file has none (it is another format, or was cut before its `moov`).
+    pub(crate) fn read(bytes: &mut Bytes<'_>) -> io::Result<Option<Movie>> {
+        let top = boxes(bytes, 0..bytes.size())?;
+        let Some(moov) = top.iter().find(|b| &b.name == b"moov") else { return Ok(None) };
+        let mut movie = Movie::default();
+        let inside = boxes(bytes, moov.body.clone())?;
+        for found in &inside {
+            match &found.name {
+                b"mvhd" => {
+                    let field;
+                    (movie.timescale, movie.duration, field) = clock(bytes, &found.body)?;
+                    movie.length_field = Some(field);
+                }
+                b"trak" => {
+                    let mut track = Track { box_at: found.name_at, ..Track::default() };
+                    track.descend(bytes, found.body.clone(), 0)?;
+                    if track.totals().0 > MAX_SAMPLES {
+                        return Err(bad("a track has more samples than any real one"));
+                    }
+                    movie.tracks.push(track);
+                }
+                b"cmov" => return Err(bad("its index is compressed")),
+                _ => {}
+            }
+        }
+        for found in inside.iter().filter(|b| &b.name == b"mvex") {
+            movie.fragmented = true;
+            for trex in boxes(bytes, found.body.clone())?.iter().filter(|b| &b.name == b"trex") {
+                let (id, duration) = (bytes.u32(trex.body.start + 4)?, bytes.u32(trex.body.start + 12)?);
+                movie.tracks.iter_mut().filter(|t| t.id == id).for_each(|t| t.default_duration = duration);
+            }
+        }
+        if movie.fragmented {
+            for moof in top.iter().filter(|b| &b.name == b"moof") {
+                for traf in boxes(bytes, moof.body.clone())?.iter().filter(|b| &b.name == b"traf") {
+                    movie.fragment(bytes, traf.body.clone())?;
+                }
+            }
+        }
+        Ok(Some(movie))
+    }
+
+    /// Adds a track fragment's samples to its track.
+    fn fragment(&mut self, bytes: &mut Bytes<'_>, traf: Range<u64>) -> io::Result<()> {
+        let (mut id, mut duration) = (0, None);
+        for found in boxes(bytes, traf)? {
+            let start = found.body.start;
+            if &found.name == b"tfhd" {
+                let flags = bytes.u32(start)? & 0xff_ffff;
+                id = bytes.u32(start + 4)?;
+                let skipped = 8 * u64::from(flags & 1) + 4 * u64::from(flags >> 1 & 1);
+                duration = if flags & 8 != 0 { Some(bytes.u32(start + 8 + skipped)?) } else { None };
+            } else if &found.name == b"trun" {
+                let Some(track) = self.tracks.iter_mut().find(|t| t.id == id) else { continue };
+                let flags = bytes.u32(start)? & 0xff_ffff;
+                let count = u64::from(bytes.u32(start + 4)?);
+                let first = start + 8 + 4 * u64::from(flags & 1) + 4 * u64::from(flags >> 2 & 1);
+                let width = 4 * u64::from((flags >> 8 & 0xf).count_ones());
+                if first + count * width > found.body.end {
+                    return Err(bad("a fragment's table is cut short"));
+                }
+                track.fragment_samples += count;
+                track.fragment_ticks += if flags & 0x100 == 0 {
+                    count * u64::from(duration.unwrap_or(track.default_duration))
+                } else {
+                    let mut ticks = 0;
+                    for i in 0..count {
+                        ticks += u64::from(bytes.u32(first + i * width)?);
+                    }
+                    ticks
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// What makes GStreamer's demuxer give every sample of one track, and none of another: the other tracks and all
+    /// edit lists are named `free`, and the headers' durations, at which it would stop, come after the last sample.
+    pub(crate) fn overlays(&self, wanted: &Track) -> Vec<Overlay> {
+        let free = |at| Overlay { at, bytes: b"free".to_vec() };
+        let others = self.tracks.iter().filter(|t| t.id != wanted.id).map(|t| free(t.box_at));
+        let edits = self.tracks.iter().filter_map(|t| t.edits_at).map(free);
+        let last = wanted.spans().map(|span| span.end).max().unwrap_or(0).max(0) as u64;
+        let scaled = u128::from(last) * u128::from(self.timescale) / u128::from(wanted.timescale.max(1));
+        let lengths = [
+            (self.length_field, self.duration.max(scaled as u64 + u64::from(self.timescale))),
+            (wanted.length_field, last + u64::from(wanted.timescale)),
+        ];
+        // A fragmented file's headers tell no duration, and nothing stops at it.
+        let lengths = lengths.into_iter().filter(|_| !self.fragmented).filter_map(|(field, ticks)| {
+            let field = field?;
+            let bytes = ticks.to_be_bytes();
+            Some(Overlay { at: field.at, bytes: bytes[8 - field.width..].to_vec() })
+        });
+        others.chain(edits).chain(lengths).collect()
+    }
+
+    /// The duration as ffprobe tells it: the movie header's, or the longest track's in a fragmented file.
+    pub(crate) fn duration_s(&self) -> f64 {
+        let header = self.duration as f64 / f64::from(self.timescale.max(1));
+        if header > 0.0 && !self.fragmented {
+            return (header * 1e6).round() / 1e6;
+        }
+        self.tracks.iter().map(Track::length_s).fold(header, f64::max)
+    }
+}
+
+/// Ticks a second, length in ticks and where that stands, as `mvhd` and `mdhd` hold them.
+fn clock(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<(u32, u64, LengthField)> {
+    let at = body.start;
+    Ok(if bytes.array::<1>(at)?[0] == 1 {
+        (bytes.u32(at + 20)?, bytes.u64(at + 24)?, LengthField { at: at + 24, width: 8 })
+    } else {
+        let duration = bytes.u32(at + 16)?;
+        let told = if duration == u32::MAX { 0 } else { duration.into() };
+        (bytes.u32(at + 12)?, told, LengthField { at: at + 16, width: 4 })
+    })
+}
+
+/// The rows of a counted table that starts with version and flags.
+fn table<const N: usize>(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<Vec<[u8; N]>> {
+    let count = u64::from(bytes.u32(body.start + 4)?);
+    if body.start + 8 + count * N as u64 > body.end {
+        return Err(bad("a table is cut short"));
+    }
+    (0..count).map(|i| bytes.array(body.start + 8 + i * N as u64)).collect()
+}
+
+fn pair(row: [u8; 8]) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = row;
+    (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]))
+}
+
+impl Track {
+    fn descend(&mut self, bytes: &mut Bytes<'_>, range: Range<u64>, depth: u32) -> io::Result<()> {
+        for found in boxes(bytes, range)? {
+            let (at, body) = (found.body.start, found.body.clone());
+            match &found.name {
+                b"mdia" | b"minf" | b"stbl" if depth < MAX_DEPTH => self.descend(bytes, body, depth + 1)?,
+                b"edts" => {
+                    self.edits_at = Some(found.name_at);
+                    self.descend(bytes, body, depth + 1)?;
+                }
+                b"tkhd" => self.header(bytes, &body)?,
+                b"mdhd" => {
+                    let field;
+                    (self.timescale, _, field) = clock(bytes, &body)?;
+                    self.length_field = Some(field);
+                }
+                b"hdlr" if self.handler == [0; 4] => self.handler = bytes.array(at + 8)?,
+                b"stsd" if bytes.u32(at + 4)? > 0 => self.description(bytes, &body)?,
+                b"stts" => self.durations = table(bytes, &body)?.into_iter().map(pair).collect(),
+                b"ctts" => {
+                    let rows = table(bytes, &body)?;
+                    self.offsets = rows.into_iter().map(pair).map(|(n, o)| (n, o as i32)).collect();
+                }
+                b"elst" if bytes.array::<1>(at)?[0] == 1 => {
+                    let rows = table::<20>(bytes, &body)?;
+                    self.edits = rows
+                        .into_iter()
+                        .map(|r| {
+                            let number = |i: usize| u64::from_be_bytes(r[i..i + 8].try_into().unwrap_or_default());
+                            (number(0), number(8) as i64)
+                        })
+                        .collect();
+                }
+                b"elst" => {
+                    let rows = table::<12>(bytes, &body)?;
+                    self.edits = rows
+                        .into_iter()
+                        .map(|r| {
+                            let number = |i: usize| u32::from_be_bytes(r[i..i + 4].try_into().unwrap_or_default());
+                            (number(0).into(), i64::from(number(4) as i32))
+                        })
+                        .collect();
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<()> {
+        let at = body.start;
+        let version = bytes.u32(at)?;
+        self.enabled = version & 1 == 1;
+        let long = version >> 24 == 1;
+        self.id = bytes.u32(at + if long { 20 } else { 12 })?;
+        let matrix = at + if long { 52 } else { 40 };
+        let mut cell = |i: u64| bytes.u32(matrix + 4 * i).map(|v| v as i32);
+        let (a, b, c, d) = (cell(0)?, cell(1)?, cell(3)?, cell(4)?);
+        self.rotation = match (a.signum(), b.signum(), c.signum(), d.signum()) {
+            (0, 1, -1, 0) => 90,
+            (-1, 0, 0, -1) => 180,
+            (0, -1, 1, 0) => 270,
+            _ => 0,
+        };
+        Ok(())
+    }
+
+    fn description(&mut self, bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<()> {
+        let entry = body.start + 8;
+        self.codec = bytes.array(entry + 4)?;
+        if &self.handler == b"vide" {
+            let size = bytes.u32(entry + 32)?;
+            (self.width, self.height) = (size >> 16, size & 0xffff);
+        } else if &self.handler == b"soun" {
+            self.channels = bytes.u32(entry + 24)? >> 16;
+        }
+        Ok(())
+    }
+
+    /// Length of the media in seconds, edits apart.
+    fn length_s(&self) -> f64 {
+        let (_, ticks) = self.totals();
+        ticks as f64 / f64::from(self.timescale.max(1))
+    }
+
+    /// Samples and ticks, of index and fragments together.
+    fn totals(&self) -> (u64, u64) {
+        let indexed = self.durations.iter().fold((0, 0), |(n, ticks), &(count, duration)| {
+            (n + u64::from(count), ticks + u64::from(count) * u64::from(duration))
+        });
+        (indexed.0 + self.fragment_samples, indexed.1 + self.fragment_ticks)
+    }
+
+    /// Samples a second over the whole index, as ffmpeg's `avg_frame_rate`.
+    pub(crate) fn average_rate(&self) -> f64 {
+        match self.totals() {
+            (samples, ticks) if ticks > 0 => samples as f64 * f64::from(self.timescale) / ticks as f64,
+            _ => 0.0,
+        }
+    }
+
+    /// The edits that show something, in ticks of the track; an unbounded one where there is no edit list.
+    fn shown(&self, movie_timescale: u32) -> Vec<Range<i64>> {
+        let shown: Vec<_> = self
+            .edits
+            .iter()
+            .filter(|(_, start)| *start >= 0)
+            .map(|&(length, start)| {
+                let scaled = u128::from(length) * u128::from(self.timescale) + u128::from(movie_timescale) / 2;
+                let ticks = scaled / u128::from(movie_timescale.max(1));
+                let ticks = if ticks == 0 { i64::MAX } else { i64::try_from(ticks).unwrap_or(i64::MAX) };
+                start..start.saturating_add(ticks)
+            })
+            .collect();
+        // Fragments lie outside the index that ffmpeg applies edits to.
+        if shown.is_empty() || self.fragment_samples > 0 { vec![i64::MIN..i64::MAX] } else { shown }
+    }
+
+    /// Start and end, in ticks, of every indexed sample, in decoding order.
+    fn spans(&self) -> impl Iterator<Item = Range<i64>> {
+        let mut offsets = self.offsets.iter().flat_map(|&(n, o)| std::iter::repeat_n(o, n as usize));
+        let durations = self.durations.iter().flat_map(|&(n, d)| std::iter::repeat_n(d, n as usize));
+        let mut decoded_at = 0i64;
+        durations.map(move |duration| {
+            let start = decoded_at.saturating_add(offsets.next().unwrap_or(0).into());
+            decoded_at = decoded_at.saturating_add(duration.into());
+            start..start.saturating_add(duration.into())
+        })
+    }
+
+    /// Which pictures are shown, as ranges of all pictures in order of presentation.
+    pub(crate) fn shown_pictures(&self, movie_timescale: u32) -> Vec<Range<u64>> {
+        let mut kept: Vec<Range<u64>> = Vec::new();
+        for edit in self.shown(movie_timescale) {
+            let (mut before, mut inside) = (0, 0);
+            for span in self.spans() {
+                before += u64::from(span.start < edit.start);
+                inside += u64::from(edit.contains(&span.start));
+            }
+            kept.push(before..before + inside + self.fragment_samples);
+        }
+        kept.sort_by_key(|r| r.start);
+        kept
+    }
+
+    /// Ticks of sound to leave out at the start, and ticks to keep after that; `None` keeps all.
+    pub(crate) fn shown_sound(&self, movie_timescale: u32) -> (u64, Option<u64>) {
+        let shown = self.shown(movie_timescale);
+        let (Some(first), Some(last)) = (shown.first(), shown.last()) else { return (0, None) };
+        if first.start == i64::MIN {
+            return (0, None);
+        }
+        // Whole packets only are left out at the end.
+        let end = self.spans().find(|span| span.start >= last.end).map(|span| span.start);
+        (first.start as u64, end.map(|end| (end - first.start).max(0) as u64))
+    }
+
+    /// Ticks of sound that remain, for a first estimate.
+    pub(crate) fn sound_s(&self, movie_timescale: u32) -> f64 {
+        let (skip, keep) = self.shown_sound(movie_timescale);
+        let (_, all) = self.totals();
+        keep.unwrap_or(all.saturating_sub(skip)) as f64 / f64::from(self.timescale.max(1))
+    }
+}

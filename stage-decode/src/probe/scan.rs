@@ -1,0 +1,216 @@
+//! Any other container: GStreamer demuxes and parses the whole file, and its packets are counted.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use common::error::JobError;
+use gst::prelude::*;
+use gstreamer as gst;
+use gstreamer_audio as gst_audio;
+
+use super::bytes::Bytes;
+use super::{Examined, PictureTrack, SoundTrack, Trim, blank, codec_name, mp3, samples, upright};
+use crate::failure;
+use crate::picture::Turn;
+use crate::pipeline::{self, Kind, Selection};
+
+/// What was counted on one parsed pad.
+#[derive(Default)]
+struct Counted {
+    caps: Option<gst::Caps>,
+    buffers: u64,
+    bytes: u64,
+    /// First timestamp and end of the last, ns.
+    span: Option<(u64, u64)>,
+    turn: Turn,
+}
+
+impl Counted {
+    fn length_s(&self) -> f64 {
+        let raw = self.caps.as_ref().and_then(|c| gst_audio::AudioInfo::from_caps(c).ok());
+        match (raw, self.span) {
+            (Some(info), _) => (self.bytes / u64::from(info.bpf())) as f64 / f64::from(info.rate()),
+            (None, Some((start, end))) => (end - start) as f64 / 1e9,
+            (None, None) => 0.0,
+        }
+    }
+
+    fn field<'a, T: gst::glib::value::FromValue<'a>>(&'a self, name: &str) -> Option<T> {
+        self.caps.as_ref()?.structure(0)?.get(name).ok()
+    }
+}
+
+type Tracks = Arc<Mutex<Vec<Arc<Mutex<Counted>>>>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the pipeline down however the scan ends.
+struct Running(gst::Pipeline);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.set_state(gst::State::Null);
+    }
+}
+
+/// Counts the packets of every track.
+pub(super) fn scan(path: &Path, bytes: &mut Bytes<'_>, stall: Duration) -> Result<Examined, JobError> {
+    pipeline::init()?;
+    let pipeline = Running(gst::Pipeline::new());
+    let source = pipeline::element("filesrc")?;
+    source.set_property("location", path);
+    let parse = pipeline::element("parsebin")?;
+    let built = pipeline.0.add_many([&source, &parse]).and_then(|()| source.link(&parse));
+    built.map_err(|_| failure::no_element("parsebin"))?;
+    let tracks = Tracks::default();
+    let progress = Arc::new(AtomicU64::new(0));
+    parse.connect_pad_added({
+        let (pipeline, tracks, progress) = (pipeline.0.downgrade(), tracks.clone(), progress.clone());
+        move |_, pad| {
+            let Some(pipeline) = pipeline.upgrade() else { return };
+            let counted = Arc::new(Mutex::new(Counted::default()));
+            lock(&tracks).push(counted.clone());
+            watch(pad, counted, progress.clone());
+            let Ok(sink) = gst::ElementFactory::make("fakesink").property("async", false).build() else { return };
+            if pipeline.add(&sink).is_ok()
+                && let Some(target) = sink.static_pad("sink")
+                && pad.link(&target).is_ok()
+            {
+                let _ = sink.sync_state_with_parent();
+            }
+        }
+    });
+    let container = run(path, &pipeline.0, &progress, stall)?;
+    let duration = pipeline.0.query_duration::<gst::ClockTime>().map_or(0.0, |d| d.nseconds() as f64 / 1e9);
+    drop(pipeline);
+    let tracks: Vec<_> = lock(&tracks).drain(..).collect();
+    Ok(sum_up(bytes, &tracks, duration, container))
+}
+
+/// Plays to the end; the container's name is what the demuxer tags the file with.
+fn run(
+    path: &Path,
+    pipeline: &gst::Pipeline,
+    progress: &AtomicU64,
+    stall: Duration,
+) -> Result<Option<String>, JobError> {
+    let bus = pipeline.bus().ok_or_else(|| failure::no_element("bus"))?;
+    let mut container = None;
+    let started = pipeline.set_state(gst::State::Playing);
+    let (mut seen, mut since) = (0, Instant::now());
+    loop {
+        if let Some(message) = bus.timed_pop(gst::ClockTime::from_mseconds(50)) {
+            if let Some(error) = failure::from_bus(path, &message) {
+                return Err(error);
+            }
+            match message.view() {
+                gst::MessageView::Eos(_) => return Ok(container),
+                gst::MessageView::Tag(tag) => {
+                    let name = tag.tags().get::<gst::tags::ContainerFormat>().map(|v| v.get().to_lowercase());
+                    container = container.or(name);
+                }
+                _ => {}
+            }
+            continue;
+        }
+        if started.is_err() {
+            return Err(failure::unsupported(path, "cannot be opened"));
+        }
+        let now = progress.load(Ordering::Relaxed);
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        } else if since.elapsed() > stall {
+            return Err(failure::stalled(path, stall.as_secs_f64()));
+        }
+    }
+}
+
+fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, progress: Arc<AtomicU64>) {
+    let mask = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+    pad.add_probe(mask, move |_, info| {
+        let mut counted = lock(&counted);
+        match &info.data {
+            Some(gst::PadProbeData::Buffer(buffer)) => {
+                progress.fetch_add(1, Ordering::Relaxed);
+                counted.buffers += 1;
+                counted.bytes += buffer.size() as u64;
+                if let Some(start) = buffer.pts().map(|t| t.nseconds()) {
+                    let end = start + buffer.duration().map_or(0, |d| d.nseconds());
+                    let (first, last) = counted.span.unwrap_or((start, end));
+                    counted.span = Some((first.min(start), last.max(end)));
+                }
+            }
+            Some(gst::PadProbeData::Event(event)) => match event.view() {
+                gst::EventView::Caps(caps) => counted.caps = Some(caps.caps_owned()),
+                gst::EventView::Tag(tag) => {
+                    if let Some(orientation) = tag.tag().get::<gst::tags::ImageOrientation>() {
+                        let degrees = orientation.get().strip_prefix("rotate-").and_then(|d| d.parse().ok());
+                        counted.turn = Turn::from_degrees(degrees.unwrap_or(0));
+                    }
+                }
+                _ => {}
+            },
+            _ => {}
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+fn sum_up(
+    bytes: &mut Bytes<'_>,
+    tracks: &[Arc<Mutex<Counted>>],
+    duration_s: f64,
+    container: Option<String>,
+) -> Examined {
+    let mut info = blank("", duration_s);
+    let (mut picture, mut sound) = (None, None);
+    for track in tracks {
+        let track = lock(track);
+        let Some(name) = track.caps.as_ref().and_then(|c| c.structure(0)).map(|s| s.name().to_string()) else {
+            continue;
+        };
+        let codec = match track.field::<i32>("mpegversion") {
+            Some(1) if name == "audio/mpeg" => "mp3".to_owned(),
+            Some(_) if name == "audio/mpeg" => "aac".to_owned(),
+            _ => codec_name(&name),
+        };
+        info.duration_s = info.duration_s.max(track.length_s());
+        if name.starts_with("video/") && picture.is_none() && track.buffers > 0 {
+            let (width, height) = (track.field::<i32>("width"), track.field::<i32>("height"));
+            (info.width, info.height) =
+                upright(track.turn, width.unwrap_or(0) as u32, height.unwrap_or(0) as u32);
+            info.frames = track.buffers;
+            let told = track.field::<gst::Fraction>("framerate").filter(|f| f.numer() > 0);
+            info.avg_fps = match told {
+                Some(rate) => f64::from(rate.numer()) / f64::from(rate.denom()),
+                None => track.buffers as f64 / track.length_s().max(1e-3),
+            };
+            info.rotation = match track.turn {
+                Turn::None => 0,
+                Turn::Right => 90,
+                Turn::Half => 180,
+                Turn::Left => 270,
+            };
+            info.codecs.push(codec);
+            let selection = Selection { kind: Kind::Picture, track: None, overlays: Vec::new() };
+            picture = Some(PictureTrack {
+                selection,
+                shown: std::iter::once(0..u64::MAX).collect(),
+                turn: track.turn,
+            });
+        } else if name.starts_with("audio/") && sound.is_none() && track.buffers > 0 {
+            info.has_audio = true;
+            let trim = if codec == "mp3" { mp3::trim(bytes) } else { Trim::default() };
+            info.audio_samples = samples(track.length_s());
+            info.codecs.push(codec);
+            let selection = Selection { kind: Kind::Sound, track: None, overlays: Vec::new() };
+            sound = Some(SoundTrack { selection, trim });
+        }
+    }
+    info.container = container.unwrap_or_else(|| info.codecs.first().cloned().unwrap_or_default());
+    Examined { info, picture, sound }
+}

@@ -1,0 +1,188 @@
+//! Pillow's 8-bit bicubic resampling, bit for bit (MODEL.md 2.2).
+//!
+//! Source of the formulas: Pillow `src/libImaging/Resample.c`, `precompute_coeffs`, `normalize_coeffs_8bpc` and
+//! `ImagingResampleHorizontal_8bpc`: kernel a = -0.5 whose support grows with the reduction, weights in 22-bit fixed
+//! point, a horizontal pass and then a vertical one, each rounded to u8.
+
+use std::rc::Rc;
+
+use common::plan::{FRAME_BYTES, FRAME_SIDE};
+
+use crate::picture::Picture;
+
+/// Fractional bits of a weight: 32 bits less 8 of the pixel and 2 of headroom.
+const PRECISION_BITS: u32 = 32 - 8 - 2;
+/// Weights of this many sizes are kept: width and height of a few videos at a time.
+const KEPT_SIZES: usize = 8;
+
+/// Weights of every output pixel along one axis.
+struct Weights {
+    /// First source pixel of each output pixel, and how many follow it.
+    bounds: Vec<(usize, usize)>,
+    /// `taps` fixed-point weights for each output pixel, zero past its count.
+    values: Vec<i32>,
+    taps: usize,
+}
+
+fn bicubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    let x = x.abs();
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+impl Weights {
+    fn new(source: usize, target: usize) -> Self {
+        let scale = source as f64 / target as f64;
+        let stretch = scale.max(1.0);
+        let support = 2.0 * stretch;
+        let taps = support.ceil() as usize * 2 + 1;
+        let mut bounds = Vec::with_capacity(target);
+        let mut values = vec![0; target * taps];
+        let mut exact = Vec::with_capacity(taps);
+        for (at, row) in values.chunks_exact_mut(taps).enumerate() {
+            let center = (at as f64 + 0.5) * scale;
+            // Truncation towards zero, as C's (int), and then the clamp.
+            let first = (center - support + 0.5).max(0.0) as usize;
+            let end = ((center + support + 0.5) as usize).min(source);
+            exact.clear();
+            exact.extend((first..end).map(|x| bicubic((x as f64 - center + 0.5) * (1.0 / stretch))));
+            let sum: f64 = exact.iter().sum();
+            for (weight, fixed) in exact.iter().zip(row) {
+                let weight = if sum == 0.0 { *weight } else { weight / sum };
+                let scaled = weight * f64::from(1u32 << PRECISION_BITS);
+                *fixed = (scaled + if weight < 0.0 { -0.5 } else { 0.5 }) as i32;
+            }
+            bounds.push((first, end - first));
+        }
+        Weights { bounds, values, taps }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
+        self.bounds.iter().zip(self.values.chunks_exact(self.taps)).map(|(&(first, n), w)| (first, &w[..n]))
+    }
+}
+
+/// Scales pictures of any size to 384 x 384. One instance per thread; the weights of recent sizes are kept.
+#[derive(Default)]
+pub struct Resizer {
+    kept: Vec<(usize, Rc<Weights>)>,
+    /// The picture after the horizontal pass: source rows of 384 pixels.
+    narrowed: Vec<u8>,
+}
+
+impl Resizer {
+    /// Scales `picture` into `out`, [`FRAME_BYTES`] long, rows of RGB.
+    ///
+    /// # Panics
+    /// If the picture is empty or `out` has another length: a bug of the caller.
+    pub fn resize(&mut self, picture: &Picture, out: &mut [u8]) {
+        assert_eq!(out.len(), FRAME_BYTES, "a frame is 384 x 384 RGB. This is a bug.");
+        let (width, height) = (picture.width(), picture.height());
+        assert!(width > 0 && height > 0, "an empty picture has no pixels to scale. This is a bug.");
+        let (across, down) = (self.weights(width), self.weights(height));
+        self.narrowed.resize(height * FRAME_SIDE * 3, 0);
+        for (source, target) in picture.rows().zip(self.narrowed.chunks_exact_mut(FRAME_SIDE * 3)) {
+            if width == FRAME_SIDE {
+                for (rgb, pixel) in target.as_chunks_mut::<3>().0.iter_mut().zip(source) {
+                    rgb.copy_from_slice(&pixel[..3]);
+                }
+            } else {
+                narrow_row(&across, source, target);
+            }
+        }
+        if height == FRAME_SIDE {
+            out.copy_from_slice(&self.narrowed);
+            return;
+        }
+        for ((first, weights), target) in down.iter().zip(out.chunks_exact_mut(FRAME_SIDE * 3)) {
+            let rows = &self.narrowed[first * FRAME_SIDE * 3..];
+            mix_rows(weights, rows, target);
+        }
+    }
+
+    fn weights(&mut self, source: usize) -> Rc<Weights> {
+        if let Some((_, weights)) = self.kept.iter().find(|(size, _)| *size == source) {
+            return weights.clone();
+        }
+        if self.kept.len() == KEPT_SIZES {
+            self.kept.remove(0);
+        }
+        let weights = Rc::new(Weights::new(source, FRAME_SIDE));
+        self.kept.push((source, weights.clone()));
+        weights
+    }
+}
+
+fn rounded(sum: i32) -> u8 {
+    (sum >> PRECISION_BITS).clamp(0, 255) as u8
+}
+
+/// One row of the horizontal pass; four lanes at a time, the fourth is the pixel's padding.
+fn narrow_row(weights: &Weights, source: &[[u8; 4]], target: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2, as just asked.
+        return unsafe { narrow_row_avx2(weights, source, target) };
+    }
+    narrow_row_plain(weights, source, target);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn narrow_row_avx2(weights: &Weights, source: &[[u8; 4]], target: &mut [u8]) {
+    narrow_row_plain(weights, source, target);
+}
+
+#[inline(always)]
+fn narrow_row_plain(weights: &Weights, source: &[[u8; 4]], target: &mut [u8]) {
+    for ((first, weights), rgb) in weights.iter().zip(target.as_chunks_mut::<3>().0) {
+        let mut sum = [1i32 << (PRECISION_BITS - 1); 4];
+        for (weight, pixel) in weights.iter().zip(&source[first..first + weights.len()]) {
+            for (sum, value) in sum.iter_mut().zip(pixel) {
+                *sum += weight * i32::from(*value);
+            }
+        }
+        *rgb = [rounded(sum[0]), rounded(sum[1]), rounded(sum[2])];
+    }
+}
+
+/// One row of the vertical pass: the weighted sum of consecutive rows, starting with the first of `rows`.
+fn mix_rows(weights: &[i32], rows: &[u8], target: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2, as just asked.
+        return unsafe { mix_rows_avx2(weights, rows, target) };
+    }
+    mix_rows_plain(weights, rows, target);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn mix_rows_avx2(weights: &[i32], rows: &[u8], target: &mut [u8]) {
+    mix_rows_plain(weights, rows, target);
+}
+
+#[inline(always)]
+fn mix_rows_plain(weights: &[i32], rows: &[u8], target: &mut [u8]) {
+    // Sums of this many values stay in registers over all rows.
+    const BLOCK: usize = 64;
+    let stride = target.len();
+    for (block, target) in target.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+        let mut sum = [1i32 << (PRECISION_BITS - 1); BLOCK];
+        for (at, weight) in weights.iter().enumerate() {
+            let from = at * stride + block * BLOCK;
+            for (sum, value) in sum.iter_mut().zip(&rows[from..from + BLOCK]) {
+                *sum += weight * i32::from(*value);
+            }
+        }
+        for (value, sum) in target.iter_mut().zip(sum) {
+            *value = rounded(sum);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The small layers that all adapters are made of.
+
+use candle_core::{D, DType, Result, Tensor};
+use common::checkpoint::{CheckpointError, Weights};
+
+/// Epsilon of every norm of the adapters (MODEL.md 4 to 6).
+const RMS_EPS: f64 = 1e-5;
+/// Rows that a product has at least. The CPU's kernels sum fewer rows in another order; with these, the bits of a
+/// row's token do not depend on how the rows were cut into batches.
+const LEAST_ROWS: usize = 8;
+
+/// `x W^T + b`.
+pub(crate) struct Linear {
+    weight: Tensor, // [out, in], or a convolution's [out, in, kernel]
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub(crate) fn new(input: usize, output: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
+        Ok(Linear { weight: w.get("weight", &[output, input])?, bias: Some(w.get("bias", &[output])?) })
+    }
+
+    /// The weight of a convolution whose stride is its kernel: it takes `input * kernel` values a row, channel by
+    /// channel.
+    pub(crate) fn convolution(
+        input: usize,
+        output: usize,
+        kernel: usize,
+        w: &Weights,
+    ) -> std::result::Result<Self, CheckpointError> {
+        Ok(Linear { weight: w.get("weight", &[output, input, kernel])?, bias: None })
+    }
+
+    /// `[n, in]` to `[n, out]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let rows = x.dim(0)?;
+        let x = x.pad_with_zeros(0, 0, LEAST_ROWS.saturating_sub(rows))?;
+        let y = x.matmul(&self.weight.flatten_from(1)?.t()?)?.narrow(0, 0, rows)?;
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+}
+
+/// Exact GELU. candle evaluates it in the tensor's type: f32 it is.
+pub(crate) fn gelu(x: &Tensor) -> Result<Tensor> {
+    x.to_dtype(DType::F32)?.gelu_erf()?.to_dtype(x.dtype())
+}
+
+/// `x / sqrt(mean(x^2) + eps)` over the last axis, f32 inside, rounded to `x`'s type.
+pub(crate) fn rms(x: &Tensor) -> Result<Tensor> {
+    let wide = x.to_dtype(DType::F32)?;
+    let mean = wide.sqr()?.mean_keepdim(D::Minus1)?;
+    wide.broadcast_div(&(mean + RMS_EPS)?.sqrt()?)?.to_dtype(x.dtype())
+}
+
+/// `weight * rms(x)`: the plain weight, multiplied in the model's type after rounding.
+pub(crate) struct RmsNorm {
+    weight: Tensor,
+}
+
+impl RmsNorm {
+    pub(crate) fn new(width: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
+        Ok(RmsNorm { weight: w.get("weight", &[width])? })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        rms(x)?.broadcast_mul(&self.weight)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn rms_divides_by_the_root_mean_square_with_its_epsilon_inside() -> Result<()> {
+        let x = Tensor::new(&[[3f32, -4.0], [0.003, 0.004]], &Device::Cpu)?;
+        let y = rms(&x)?.to_vec2::<f32>()?;
+        let by = |mean: f64| (mean + 1e-5).sqrt();
+        let expected = [[3.0 / by(12.5), -4.0 / by(12.5)], [0.003 / by(1.25e-5), 0.004 / by(1.25e-5)]];
+        for (got, want) in y.iter().flatten().zip(expected.iter().flatten()) {
+            assert!((f64::from(*got) / want - 1.0).abs() < 1e-6, "{got} {want}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_norms_weight_is_plain_and_not_one_plus_it() -> Result<()> {
+        let norm = RmsNorm { weight: Tensor::new(&[0f32, 2.0], &Device::Cpu)? };
+        let y = norm.forward(&Tensor::new(&[[1f32, 1.0]], &Device::Cpu)?)?.to_vec2::<f32>()?;
+        assert!(y[0][0] == 0.0 && (y[0][1] - 2.0).abs() < 1e-4);
+        Ok(())
+    }
+
+    #[test]
+    fn gelu_is_the_exact_one() -> Result<()> {
+        let y = gelu(&Tensor::new(&[1f32, -2.0], &Device::Cpu)?)?.to_vec1::<f32>()?;
+        // x * Phi(x); the tanh approximation gives 0.841192 and -0.045402.
+        assert!((y[0] - 0.841_344_7).abs() < 1e-6 && (y[1] + 0.045_500_264).abs() < 1e-6, "{y:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_row_multiplies_the_same_alone_and_among_many() -> Result<()> {
+        let linear = Linear {
+            weight: Tensor::randn(0f32, 1.0, (64, 96), &Device::Cpu)?,
+            bias: Some(Tensor::randn(0f32, 1.0, 64, &Device::Cpu)?),
+        };
+        let x = Tensor::randn(0f32, 1.0, (50, 96), &Device::Cpu)?;
+        let whole = linear.forward(&x)?.to_vec2::<f32>()?;
+        for (start, len) in [(0, 1), (7, 2), (13, 5), (20, 30)] {
+            let part = linear.forward(&x.narrow(0, start, len)?)?.to_vec2::<f32>()?;
+            assert_eq!(part, whole[start..start + len], "rows {start} and {len} more");
+        }
+        Ok(())
+    }
+}

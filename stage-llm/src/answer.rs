@@ -1,0 +1,331 @@
+//! A job from start to end: check, plan, ask for tokens, take them, answer.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use candle_core::Tensor;
+use common::checkpoint::Weights;
+use common::config::LlmConfig;
+use common::error::{JobError, StageName};
+use common::event::{Event, Finish, JobResult, Mode, ModelName, StageTiming, Timings};
+use common::message::{DecodeRequest, JobRequest, Segment};
+use common::model::ModelConfig;
+use common::plan::MediaPlan;
+use common::stage::{JobPort, Stop};
+use common::wire::VERSION;
+
+use crate::admission::{Admission, Footprint};
+use crate::cache::TextCache;
+use crate::detokenize::{Detokenizer, decode};
+use crate::gemma::Gemma;
+use crate::generate::{Ending, generate};
+use crate::intake::Intake;
+use crate::observe::Observe;
+use crate::prompt::Prompter;
+use crate::sample::Sampler;
+use crate::task::Tasks;
+
+/// Time between two progress events at least: four a second (PROTOCOL.md).
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+
+/// How a worker is run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The `[llm]` section.
+    pub llm: LlmConfig,
+    /// What the stage may hold, weights included; none without a cap.
+    pub budget_bytes: Option<u64>,
+    /// The checkpoint's name, for results.
+    pub name: String,
+    /// How the stages share the card, for clients.
+    pub mode: Mode,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { llm: LlmConfig::default(), budget_bytes: None, name: String::new(), mode: Mode::Streaming }
+    }
+}
+
+/// The stage: owns the model and answers one job at a time.
+pub struct LlmStage {
+    model: Gemma,
+    prompter: Prompter,
+    tasks: Tasks,
+    footprint: Footprint,
+    settings: Settings,
+}
+
+impl LlmStage {
+    /// Loads the model, once it is clear that it fits.
+    ///
+    /// # Errors
+    /// `does_not_fit` with the figures, before a byte is read; `model` for a checkpoint that cannot be used.
+    pub fn new(config: &ModelConfig, weights: &Weights, tokenizer: &Path, settings: Settings) -> Result<Self, JobError> {
+        let footprint = Footprint::new(config, weights.dtype(), settings.llm.chunk_rows.max(settings.llm.max_prompt_tokens))?;
+        tracing::info!(
+            weights_bytes = footprint.weights_bytes,
+            activation_bytes = footprint.activation_bytes,
+            token_bytes = footprint.token_bytes,
+            budget_bytes = settings.budget_bytes,
+            "the language model takes {footprint}"
+        );
+        footprint.check(settings.budget_bytes)?;
+        let prompter = Prompter::open(tokenizer, config.vocab_size, settings.llm.max_prompt_tokens)?;
+        let model = Gemma::new(config, weights)?;
+        Ok(LlmStage { model, prompter, tasks: Tasks::builtin(), footprint, settings })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Gemma {
+        &self.model
+    }
+
+    /// The tokenizer and the template.
+    pub fn prompter(&self) -> &Prompter {
+        &self.prompter
+    }
+
+    /// What the stage holds.
+    pub fn footprint(&self) -> &Footprint {
+        &self.footprint
+    }
+
+    /// Answers a job. Memory figures of the result are the caller's to add.
+    ///
+    /// # Errors
+    /// [`Stop::Failed`] with the job's error; the port's.
+    pub fn answer(&mut self, request: &JobRequest, port: &mut dyn JobPort) -> Result<JobResult, Stop> {
+        self.answer_observed(request, port, &mut ())
+    }
+
+    /// [`answer`](Self::answer), watched.
+    ///
+    /// # Errors
+    /// As `answer`, and the watcher's.
+    pub fn answer_observed(
+        &mut self,
+        request: &JobRequest,
+        port: &mut dyn JobPort,
+        observe: &mut dyn Observe,
+    ) -> Result<JobResult, Stop> {
+        let mut clock = Clock::start();
+        let task = self.tasks.get(&request.task).map_err(here)?;
+        let prompt = self.prompter.encode(&task.question(&request.query).map_err(here)?).map_err(here)?;
+        let max_new_tokens = request.max_new_tokens.max(1) as usize;
+        let text_tokens = prompt.len() + max_new_tokens;
+
+        let info = clock.waiting(|| port.probe(&request.video))?;
+        let plan = MediaPlan::new(&info, request.span, request.fps).map_err(here)?;
+        let admission = Admission {
+            footprint: self.footprint,
+            budget_bytes: self.settings.budget_bytes,
+            text_tokens: text_tokens as u64,
+        };
+        let chunk_rows = self.settings.llm.chunk_rows;
+        let mut intake = Intake::new(&self.model, plan.clone(), admission, chunk_rows).map_err(here)?;
+        let mut text = TextCache::new(self.model.geometry(), text_tokens, self.model.device()).map_err(|e| here(e.into()))?;
+        port.event(Event::Planned { plan: plan.clone(), mode: self.settings.mode, cached: false })?;
+        port.request_decode(whole(request, plan))?;
+
+        let mut progress = Progress::default();
+        self.take_video(&mut intake, prompt.len() as u64, port, &mut clock, &mut progress, observe)?;
+        let logits = self
+            .model
+            .prefill(&prompt, &mut text, intake.video(), observe)
+            .map_err(|e| here(e.into()))?;
+        let (_, media) = intake.tokens();
+        let total = media + prompt.len() as u64;
+        progress.tell(port, total, total)?;
+
+        let answer = self.write(request, logits, &mut text, &intake, port, &mut clock, observe)?;
+        let whole_text = decode(self.prompter.tokenizer(), &answer.ids).map_err(here)?;
+        let start_s = request.span.map_or(0.0, |[start, _]| start);
+        let plan = intake.plan().clone();
+        Ok(JobResult {
+            text: whole_text.trim().to_owned(),
+            ranges: task.ranges(whole_text.trim(), plan.duration_s, start_s),
+            timings: clock.timings(answer.ids.len()),
+            token_ids: answer.ids,
+            finish: answer.finish,
+            plan,
+            cached: false,
+            memory: BTreeMap::new(),
+            model: self.model_name(),
+        })
+    }
+
+    /// Takes tokens until none is missing.
+    fn take_video(
+        &self,
+        intake: &mut Intake,
+        prompt_tokens: u64,
+        port: &mut dyn JobPort,
+        clock: &mut Clock,
+        progress: &mut Progress,
+        observe: &mut dyn Observe,
+    ) -> Result<(), Stop> {
+        let mut taken = 0;
+        while !intake.is_complete() {
+            let mut chunks = Vec::new();
+            clock.waiting(|| {
+                port.next_tokens(&mut |batch| {
+                    chunks = intake.take(&self.model, &batch).map_err(here)?;
+                    Ok(())
+                })
+            })?;
+            for chunk in chunks {
+                if port.cancelled() {
+                    return Err(Stop::Cancelled);
+                }
+                self.model
+                    .absorb(chunk.modality, &chunk.tokens, chunk.offset, intake.video(), observe)
+                    .map_err(|e| here(e.into()))?;
+                taken += chunk.tokens.dims()[0] as u64;
+                let (_, total) = intake.tokens();
+                progress.tell(port, taken, total + prompt_tokens)?;
+            }
+        }
+        if intake.plan().image.is_none() && intake.plan().audio.is_none() {
+            return Err(here(
+                JobError::new(
+                    common::error::ErrorKind::UnsupportedMedia,
+                    "every sampled frame is black and there is no sound but silence",
+                )
+                .hint("give another file or span"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Generates the answer and sends its text on as it grows.
+    #[expect(clippy::too_many_arguments, reason = "one job's state, in use by one call")]
+    fn write(
+        &self,
+        request: &JobRequest,
+        logits: Tensor,
+        text: &mut TextCache,
+        intake: &Intake,
+        port: &mut dyn JobPort,
+        clock: &mut Clock,
+        observe: &mut dyn Observe,
+    ) -> Result<Answer, Stop> {
+        let ending = Ending {
+            end_tokens: &self.settings.llm.end_tokens,
+            max_new_tokens: request.max_new_tokens.max(1) as usize,
+        };
+        let mut sampler = Sampler::new(request.temperature, request.top_p, request.seed);
+        let mut detokenizer = Detokenizer::new(self.prompter.tokenizer());
+        let mut ids = Vec::new();
+        let finish = generate(&self.model, logits, text, intake.video(), &mut sampler, ending, observe, &mut |id| {
+            clock.token();
+            ids.push(id);
+            let delta = detokenizer.push(id).map_err(here)?;
+            send(port, delta)?;
+            if port.cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
+        })?;
+        send(port, detokenizer.flush().map_err(here)?)?;
+        Ok(Answer { ids, finish })
+    }
+
+    fn model_name(&self) -> ModelName {
+        let dtype = self.model.dtype().as_str().to_owned();
+        ModelName { name: self.settings.name.clone(), weights: dtype.clone(), kv: dtype.clone(), dtype }
+    }
+}
+
+struct Answer {
+    ids: Vec<u32>,
+    finish: Finish,
+}
+
+/// An error of this stage's own.
+fn here(error: JobError) -> Stop {
+    Stop::Failed(error.at(StageName::Llm))
+}
+
+fn send(port: &mut dyn JobPort, delta: String) -> Result<(), Stop> {
+    if delta.is_empty() { Ok(()) } else { port.event(Event::Text { delta }) }
+}
+
+/// Asks for all of a plan at once.
+fn whole(request: &JobRequest, plan: MediaPlan) -> DecodeRequest {
+    DecodeRequest {
+        v: VERSION,
+        job: request.job.clone(),
+        video: request.video.clone(),
+        span: request.span,
+        segment: Segment {
+            first_frame: 0,
+            frames: plan.image.as_ref().map_or(0, |i| i.frames),
+            first_window: 0,
+            windows: plan.audio.as_ref().map_or(0, |a| a.windows),
+        },
+        plan,
+    }
+}
+
+/// Tells the client how far a job is, not too often.
+#[derive(Default)]
+struct Progress {
+    last: Option<Instant>,
+}
+
+impl Progress {
+    fn tell(&mut self, port: &mut dyn JobPort, done: u64, total: u64) -> Result<(), Stop> {
+        let due = self.last.is_none_or(|t| t.elapsed() >= PROGRESS_EVERY);
+        if !due && done < total {
+            return Ok(());
+        }
+        self.last = Some(Instant::now());
+        port.event(Event::Progress { stage: StageName::Llm, done, total })
+    }
+}
+
+/// What a job took.
+struct Clock {
+    start: Instant,
+    start_ms: u64,
+    waited: Duration,
+    first_token: Option<Instant>,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Clock { start: Instant::now(), start_ms: unix_ms(), waited: Duration::ZERO, first_token: None }
+    }
+
+    /// Counts what `f` takes as waiting for others.
+    fn waiting<T>(&mut self, f: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let outcome = f();
+        self.waited += start.elapsed();
+        outcome
+    }
+
+    fn token(&mut self) {
+        self.first_token.get_or_insert_with(Instant::now);
+    }
+
+    fn timings(&self, tokens: usize) -> Timings {
+        let elapsed = self.start.elapsed();
+        let first = self.first_token.unwrap_or(self.start);
+        let writing_s = first.elapsed().as_secs_f64();
+        let stage = StageTiming {
+            busy_s: elapsed.saturating_sub(self.waited).as_secs_f64(),
+            wait_s: self.waited.as_secs_f64(),
+            first_at_ms: self.start_ms,
+            last_at_ms: unix_ms(),
+        };
+        Timings {
+            stages: BTreeMap::from([(StageName::Llm, stage)]),
+            first_token_s: (first - self.start).as_secs_f64(),
+            tokens_per_s: if tokens > 1 && writing_s > 0.0 { (tokens - 1) as f64 / writing_s } else { 0.0 },
+        }
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}

@@ -1,0 +1,154 @@
+//! Taking a job's tokens as they come: in any order, cut anywhere, perhaps more than once.
+
+use candle_core::Tensor;
+use common::error::{ErrorKind, JobError};
+use common::message::{Modality, TokenBatch};
+use common::plan::MediaPlan;
+
+use crate::admission::Admission;
+use crate::cache::{MediaCache, VideoCache};
+use crate::gemma::Gemma;
+
+/// New rows, ready for the model.
+#[derive(Debug)]
+pub struct Chunk {
+    /// Which half they belong to.
+    pub modality: Modality,
+    /// First token.
+    pub offset: u64,
+    /// `[n, D]`, on the model's device.
+    pub tokens: Tensor,
+}
+
+/// What has come of a job's video, and what is still to come.
+#[derive(Debug)]
+pub struct Intake {
+    plan: MediaPlan,
+    /// Whether the audio half of `plan` is the decoder's word; until then it is the container's.
+    audio_settled: bool,
+    video: VideoCache,
+    admission: Admission,
+    chunk_rows: usize,
+}
+
+impl Intake {
+    /// Makes room for a plan's picture; the sound's length is settled later, by its first batch.
+    ///
+    /// # Errors
+    /// `does_not_fit`; `out_of_memory`.
+    pub fn new(model: &Gemma, plan: MediaPlan, admission: Admission, chunk_rows: usize) -> Result<Self, JobError> {
+        admission.check(&plan, false)?;
+        let image = plan.image.as_ref().map(|i| MediaCache::new(model.geometry(), i.tokens, model.device()));
+        let video = VideoCache { image: image.transpose()?, audio: None };
+        let audio_settled = plan.audio.is_none();
+        Ok(Intake { plan, audio_settled, video, admission, chunk_rows: chunk_rows.max(1) })
+    }
+
+    /// The totals as far as they are settled.
+    pub fn plan(&self) -> &MediaPlan {
+        &self.plan
+    }
+
+    /// The keys and values that are there.
+    pub fn video(&self) -> &VideoCache {
+        &self.video
+    }
+
+    /// Image and audio tokens taken, of so many.
+    pub fn tokens(&self) -> (u64, u64) {
+        let image = self.plan.image.as_ref().map_or(0, |i| i.tokens);
+        let audio = self.plan.audio.as_ref().map_or(0, |a| a.tokens);
+        (self.video.halves().map(MediaCache::held).sum(), image + audio)
+    }
+
+    /// Whether nothing is missing any more.
+    pub fn is_complete(&self) -> bool {
+        self.audio_settled && self.video.first_gap().is_none()
+    }
+
+    /// Takes a batch and gives the chunks of it that are new, each at most `chunk_rows` long.
+    ///
+    /// # Errors
+    /// `model` for tokens of another width or dtype than the model's; `does_not_fit` when the sound is longer than its
+    /// container said; `internal` for a batch that contradicts the plan.
+    pub fn take(&mut self, model: &Gemma, batch: &TokenBatch<'_>) -> Result<Vec<Chunk>, JobError> {
+        let modality = batch.modality;
+        let rows = batch.tensor.rows() as u64;
+        if rows == 0 {
+            self.absent(modality)?;
+            return Ok(Vec::new());
+        }
+        check_tokens(model, batch)?;
+        if modality == Modality::Audio && !self.audio_settled {
+            self.settle_audio(model, batch)?;
+        }
+        let total = match modality {
+            Modality::Image => batch.plan.image.as_ref().map(|i| i.tokens),
+            Modality::Audio => batch.plan.audio.as_ref().map(|a| a.tokens),
+        };
+        let cache = self.video.half_mut(modality).filter(|c| Some(c.tokens()) == total);
+        let (Some(cache), Some(total)) = (cache, total) else { return Err(contradiction(batch, &self.plan)) };
+        let end = batch.offset.checked_add(rows).filter(|&end| end <= total);
+        let Some(end) = end else { return Err(contradiction(batch, &self.plan)) };
+        let mut chunks = Vec::new();
+        for new in cache.claim(batch.offset..end) {
+            for offset in new.clone().step_by(self.chunk_rows) {
+                let n = (new.end - offset).min(self.chunk_rows as u64);
+                let rows = batch.tensor.narrow((offset - batch.offset) as usize, n as usize);
+                chunks.push(Chunk { modality, offset, tokens: rows.to_candle(model.device())? });
+            }
+        }
+        Ok(chunks)
+    }
+
+    /// A half of which the plan knew turned out to be absent: all black, or silent.
+    fn absent(&mut self, modality: Modality) -> Result<(), JobError> {
+        if self.video.half(modality).is_some_and(|c| c.held() > 0) {
+            let detail = format!("{modality} is said to be absent, yet some of its tokens came");
+            return Err(JobError::new(ErrorKind::Internal, detail));
+        }
+        match modality {
+            Modality::Image => {
+                self.plan.image = None;
+                self.video.image = None;
+            }
+            Modality::Audio => {
+                self.plan.audio = None;
+                self.video.audio = None;
+                self.audio_settled = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first audio batch brings the exact length.
+    fn settle_audio(&mut self, model: &Gemma, batch: &TokenBatch<'_>) -> Result<(), JobError> {
+        let Some(audio) = &batch.plan.audio else { return Err(contradiction(batch, &self.plan)) };
+        let exact = MediaPlan { audio: Some(audio.clone()), ..self.plan.clone() };
+        self.admission.check(&exact, true)?;
+        self.video.audio = Some(MediaCache::new(model.geometry(), audio.tokens, model.device())?);
+        self.plan = exact;
+        self.audio_settled = true;
+        Ok(())
+    }
+}
+
+fn check_tokens(model: &Gemma, batch: &TokenBatch<'_>) -> Result<(), JobError> {
+    let (dtype, shape) = (batch.tensor.dtype(), batch.tensor.shape());
+    if dtype.candle() == model.dtype() && shape.len() == 2 && shape[1] == model.hidden_size() {
+        return Ok(());
+    }
+    let message = format!(
+        "{} tokens are {dtype} {shape:?}, the language model takes {} of width {}",
+        batch.modality,
+        model.dtype().as_str(),
+        model.hidden_size()
+    );
+    Err(JobError::new(ErrorKind::Model, message).hint("run stage-fuse and stage-llm with the same checkpoint and dtype"))
+}
+
+fn contradiction(batch: &TokenBatch<'_>, plan: &MediaPlan) -> JobError {
+    let (modality, offset, rows) = (batch.modality, batch.offset, batch.tensor.rows());
+    let message = format!("{modality} tokens {offset} and {rows} more of {:?} contradict the job's {plan:?}", batch.plan);
+    JobError::new(ErrorKind::Internal, message)
+}

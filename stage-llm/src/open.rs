@@ -1,0 +1,36 @@
+//! The stage as a process serves it: the language model loaded, in f32 on the CPU.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use common::checkpoint::{Checkpoint, Weights};
+use common::config::Config;
+use common::error::{JobError, StageName};
+use common::event::{JobResult, Mode};
+use common::message::JobRequest;
+use common::stage::{JobPort, Owner, Stop};
+
+use crate::answer::{LlmStage, Settings};
+
+/// Opens the stage that the configuration describes.
+///
+/// # Errors
+/// `does_not_fit` with the figures; `model`, naming the file or tensor that is missing, misshapen or cut short.
+pub fn open(config: &Config) -> Result<LlmStage, JobError> {
+    let dir = &config.model.dir;
+    let checkpoint = Arc::new(Checkpoint::open(dir)?);
+    let weights = Weights::new(checkpoint.clone(), DType::F32, Device::Cpu);
+    let settings = Settings {
+        llm: config.llm.clone(),
+        budget_bytes: config.budget(StageName::Llm),
+        name: dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        mode: Mode::Streaming,
+    };
+    LlmStage::new(checkpoint.config(), &weights, &dir.join("tokenizer.json"), settings)
+}
+
+impl Owner for LlmStage {
+    fn answer(&mut self, request: &JobRequest, port: &mut dyn JobPort) -> Result<JobResult, Stop> {
+        LlmStage::answer(self, request, port)
+    }
+}

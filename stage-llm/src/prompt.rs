@@ -1,0 +1,92 @@
+//! Text to tokens: the chat template around a question (MODEL.md 2.4).
+
+use std::path::Path;
+
+use common::checkpoint::{CheckpointError, CheckpointErrorKind};
+use common::error::{ErrorKind, JobError};
+use tokenizers::Tokenizer;
+
+/// What stands before the video in the user's turn.
+const HEAD: &str = "<start_of_turn>user\n";
+/// What follows the user's turn.
+const TAIL: &str = "<end_of_turn>\n<start_of_turn>model\n";
+/// The token that the tokenizer puts before every piece; only the first piece keeps it.
+const BOS: &str = "<bos>";
+/// Characters that a token stands for at most, on the average of a whole prompt: Gemma's average is about 4. Whatever
+/// is longer than this many times the limit is refused before it is tokenized.
+const CHARS_PER_TOKEN: usize = 8;
+
+/// The checkpoint's tokenizer and the template around it.
+pub struct Prompter {
+    tokenizer: Tokenizer,
+    max_tokens: usize,
+}
+
+impl Prompter {
+    /// Reads `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`CheckpointErrorKind::Missing`] or [`CheckpointErrorKind::Malformed`] with the path; a tokenizer with ids beyond
+    /// `vocabulary`, the rows of the model's embedding.
+    pub fn open(path: &Path, vocabulary: usize, max_tokens: usize) -> Result<Self, CheckpointError> {
+        let kind = if path.is_file() { CheckpointErrorKind::Malformed } else { CheckpointErrorKind::Missing };
+        let tokenizer = Tokenizer::from_file(path)
+            .map_err(|e| CheckpointError::new(kind, format!("{}: {e}", path.display())))?;
+        let last = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
+        if last as usize >= vocabulary {
+            let detail = format!("{}: has token {last}, the model's embedding {vocabulary} rows", path.display());
+            return Err(CheckpointError::new(CheckpointErrorKind::Malformed, detail));
+        }
+        Ok(Prompter { tokenizer, max_tokens })
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Tokens that the model reads for a question. The place of the video between the two pieces leaves no token: image and
+    /// audio reach the model through attention alone.
+    ///
+    /// # Errors
+    /// `bad_request` for a question that is too long.
+    pub fn encode(&self, question: &str) -> Result<Vec<u32>, JobError> {
+        let (chars, max_chars) = (question.chars().count(), self.max_tokens.saturating_mul(CHARS_PER_TOKEN));
+        if chars > max_chars {
+            return Err(too_long("characters", chars, max_chars));
+        }
+        let [before, after] = pieces(question);
+        let mut ids = self.tokenize(&before)?;
+        let after = self.tokenize(&after)?;
+        let bos = self.tokenizer.token_to_id(BOS);
+        // Each piece comes with its own <bos>; the second goes.
+        let repeated = bos.is_some() && ids.first().copied() == bos && after.first().copied() == bos;
+        ids.extend(&after[usize::from(repeated)..]);
+        if ids.len() > self.max_tokens {
+            return Err(too_long("tokens", ids.len(), self.max_tokens));
+        }
+        Ok(ids)
+    }
+
+    fn tokenize(&self, piece: &str) -> Result<Vec<u32>, JobError> {
+        let encoding = self.tokenizer.encode_fast(piece, true);
+        let encoding = encoding.map_err(|e| JobError::new(ErrorKind::BadRequest, format!("the query cannot be tokenized: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+}
+
+fn too_long(unit: &str, length: usize, limit: usize) -> JobError {
+    JobError::new(ErrorKind::BadRequest, format!("the prompt has {length} {unit}, at most {limit} are taken"))
+        .hint("ask a shorter question")
+        .detail(unit, length)
+        .detail("limit", limit)
+}
+
+/// The chat template's text before and after the place of the video. Only the template's own `<image>` splits: one in the
+/// question is text. Every literal `<bos>` goes, and the turn is trimmed, as the reference does.
+pub fn pieces(question: &str) -> [String; 2] {
+    let turn = format!("\n{question}");
+    // Python's strip() also takes the four separator control characters.
+    let turn = turn.trim_end_matches(|c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c));
+    [HEAD.to_owned(), format!("{turn}{TAIL}").replace(BOS, "")]
+}
