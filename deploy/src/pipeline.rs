@@ -80,6 +80,7 @@ impl Pipeline {
         let file = write_config(&config, dir).map_err(other)?;
         let supervisor = Supervisor::start(&file, replicas, logs);
         let bus = Bus::connect(&config.bus, "client", Duration::from_secs(10)).await?;
+        bus.ensure_streams().await?;
         Ok(Pipeline { supervisor, broker, bus })
     }
 

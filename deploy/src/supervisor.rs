@@ -88,11 +88,14 @@ async fn keep_alive(post: Post, mut stopping: Shutdown, report: mpsc::UnboundedS
                 return;
             }
         };
+        // Waiting for a child closes its standard input, which here would ask it to drain: held until we mean it.
+        let lifeline = child.stdin.take();
         let ended = tokio::select! {
             status = child.wait() => Some(status),
             _ = stopping.wait_for(|&s| s) => None,
         };
         let Some(status) = ended else {
+            drop(lifeline);
             return drain(&post, child).await;
         };
         let code = status.as_ref().ok().and_then(|s| s.code());
@@ -116,7 +119,6 @@ async fn keep_alive(post: Post, mut stopping: Shutdown, report: mpsc::UnboundedS
 
 /// The end of standard input asks a stage to drain; one that does not is killed.
 async fn drain(post: &Post, mut child: Child) {
-    drop(child.stdin.take());
     if tokio::time::timeout(DRAIN_WAIT, child.wait()).await.is_err() {
         tracing::warn!(stage = %post.stage, "did not drain within {DRAIN_WAIT:?}; killed");
         if let Err(error) = child.kill().await {

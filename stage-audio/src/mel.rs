@@ -122,3 +122,102 @@ fn sample(pcm: &[i16], at: isize) -> f32 {
     let at = if at < SAMPLES { at } else { 2 * SAMPLES - 2 - at };
     pcm.get(at).map_or(0.0, |&s| f32::from(s) / 32768.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MELS: usize = 128;
+
+    /// Two tones and something that no two samples share, loud to quiet.
+    fn sound(samples: usize) -> Vec<i16> {
+        let value = |i: usize| {
+            let t = i as f64 / SAMPLE_RATE as f64;
+            let tones = (2764.6 * t).sin() + 0.3 * (19_000.0 * t + 3.0 * t * t).cos();
+            (tones * 9000.0 * (1.0 - 0.9 * (i % 7001) as f64 / 7001.0)) as i16 ^ (i * i % 31) as i16
+        };
+        (0..samples).map(value).collect()
+    }
+
+    /// Frame `t` straight from the formulas, before the floor: log10 of each filter's energy.
+    fn by_definition(pcm: &[i16], t: usize) -> Vec<f64> {
+        let turn = 2.0 * std::f64::consts::PI / 400.0;
+        let x: Vec<f64> = (0..400i64)
+            .map(|i| {
+                let mut at = (t as i64 * 160 + i - 200).abs();
+                if at >= 480_000 {
+                    at = 2 * 479_999 - at;
+                }
+                let hann = 0.5 - 0.5 * (turn * i as f64).cos();
+                pcm.get(at as usize).map_or(0.0, |&s| f64::from(s) / 32768.0) * hann
+            })
+            .collect();
+        let power: Vec<f64> = (0..201)
+            .map(|bin| {
+                let angle = |i: usize| turn * (bin * i % 400) as f64;
+                let re: f64 = x.iter().enumerate().map(|(i, x)| x * angle(i).cos()).sum();
+                let im: f64 = x.iter().enumerate().map(|(i, x)| x * angle(i).sin()).sum();
+                re * re + im * im
+            })
+            .collect();
+        let energy = |f: &Filter| f.weights.iter().zip(&power[f.first..]).map(|(&w, p)| f64::from(w) * p).sum();
+        slaney_filters(MELS).iter().map(|f| f64::max(energy(f), 1e-10).log10()).collect()
+    }
+
+    #[test]
+    fn frames_follow_from_the_formulas_mirrored_ends_included() {
+        let pcm = sound(SAMPLES);
+        let mel = LogMel::new(MELS).window(&pcm);
+        let loudest = f64::from(mel.iter().fold(f32::MIN, |a, &b| a.max(b))) * 4.0 - 4.0;
+        for t in [0, 1, 2, 777, 2998, 2999] {
+            for (m, y) in by_definition(&pcm, t).into_iter().enumerate() {
+                let want = (y.max(loudest - 8.0) + 4.0) / 4.0;
+                let got = f64::from(mel[m * FRAMES + t]);
+                // The window's table is single precision: quiet filters next to loud ones feel that.
+                assert!((got - want).abs() < 1e-5, "frame {t}, filter {m}: {got} {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn silence_is_minus_one_and_a_half_everywhere() {
+        for samples in [0, 1, 16_000, SAMPLES] {
+            assert!(LogMel::new(MELS).window(&vec![0; samples]).iter().all(|&y| y == -1.5), "{samples}");
+        }
+    }
+
+    #[test]
+    fn a_short_window_is_the_same_window_with_silence_after_it() {
+        for samples in [1, 39, 40, 41, 200, 3359, 3360, 3361, 479_000, 479_801] {
+            let mut pcm = sound(samples);
+            let short = LogMel::new(MELS).window(&pcm);
+            pcm.resize(SAMPLES, 0);
+            assert!(short == LogMel::new(MELS).window(&pcm), "{samples} samples");
+        }
+    }
+
+    #[test]
+    fn quiet_values_are_lifted_to_eight_decades_under_the_loudest() {
+        let mel = LogMel::new(MELS).window(&sound(100_000));
+        let loudest = mel.iter().fold(f32::MIN, |a, &b| a.max(b));
+        let quietest = mel.iter().fold(f32::MAX, |a, &b| a.min(b));
+        assert!((loudest - quietest - 2.0).abs() < 1e-6, "{loudest} {quietest}");
+    }
+
+    #[test]
+    fn filters_are_triangles_of_unit_area_that_follow_each_other() {
+        let filters = slaney_filters(MELS);
+        assert_eq!(filters.len(), MELS);
+        // The lowest are narrower than bins are apart: the first holds 40 Hz alone.
+        assert_eq!((filters[0].first, filters[0].weights.len()), (1, 1));
+        for pair in filters.windows(2) {
+            assert!(pair[1].first >= pair[0].first, "{}", pair[1].first);
+        }
+        // Wide filters have enough bins for their sum times 40 Hz to be their area.
+        for filter in &filters[100..] {
+            let area = 40.0 * filter.weights.iter().sum::<f32>();
+            assert!((area - 1.0).abs() < 0.03, "{area}");
+        }
+        assert!(filters.iter().all(|f| f.first + f.weights.len() <= BINS && !f.weights.is_empty()));
+    }
+}

@@ -55,17 +55,8 @@ struct Conv1d {
 }
 
 impl Conv1d {
-    fn new(
-        input: usize,
-        output: usize,
-        stride: usize,
-        w: &Weights,
-    ) -> std::result::Result<Self, CheckpointError> {
-        Ok(Conv1d {
-            weight: w.get("weight", &[output, input, KERNEL])?,
-            bias: w.get("bias", &[output])?,
-            stride,
-        })
+    fn new(input: usize, output: usize, stride: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
+        Ok(Conv1d { weight: w.get("weight", &[output, input, KERNEL])?, bias: w.get("bias", &[output])?, stride })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -103,20 +94,20 @@ impl Attention {
         let k = split(self.k_proj.forward(x)?)?;
         let v = split(self.v_proj.forward(x)?)?;
         let mixed = (0..windows)
-            .map(|i| attend(&q.get(i)?, &k.get(i)?, &v.get(i)?, (head as f64).powf(-0.5)))
+            .map(|i| attend(&q.get(i)?, &k.get(i)?, &v.get(i)?, SCORES / (self.heads * rows)))
             .collect::<Result<Vec<_>>>()?;
         let mixed = Tensor::stack(&mixed, 0)?; // [W, heads, 1500, 64]
         self.out_proj.forward(&mixed.transpose(1, 2)?.reshape((windows, rows, width))?)
     }
 }
 
-/// Softmax attention without a mask, scores and softmax in f32, some queries at a time so that scores stay within
-/// [`SCORES`]. All `[heads, rows, head width]`.
-fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
-    let (heads, rows, _) = q.dims3()?;
-    let q = (q.to_dtype(DType::F32)? * scale)?;
+/// Softmax attention without a mask, scores and softmax in f32, `block` queries at a time. All
+/// `[heads, rows, head width]`.
+fn attend(q: &Tensor, k: &Tensor, v: &Tensor, block: usize) -> Result<Tensor> {
+    let (_, rows, head) = q.dims3()?;
+    let q = (q.to_dtype(DType::F32)? * (head as f64).powf(-0.5))?;
     let k = k.to_dtype(DType::F32)?.t()?; // [heads, 64, rows]
-    let block = (SCORES / (heads * rows)).clamp(1, rows);
+    let block = block.clamp(1, rows);
     let mut mixed = Vec::new();
     for start in (0..rows).step_by(block) {
         let q = q.narrow(1, start, block.min(rows - start))?.contiguous()?;
@@ -211,5 +202,82 @@ impl WhisperEncoder {
             observe(&format!("audio_layer{i}"), &x);
         }
         self.layer_norm.forward(&x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random(shape: &[usize]) -> Result<Tensor> {
+        Tensor::randn(0f32, 1.0, shape, &Device::Cpu)
+    }
+
+    #[test]
+    fn layer_norm_adds_its_epsilon_to_the_variance() -> Result<()> {
+        let norm = LayerNorm {
+            weight: Tensor::ones(2, DType::F32, &Device::Cpu)?,
+            bias: Tensor::zeros(2, DType::F32, &Device::Cpu)?,
+        };
+        let y = norm.forward(&Tensor::new(&[[0.002f32, -0.002]], &Device::Cpu)?)?.to_vec2::<f32>()?;
+        let want = 0.002 / (4e-6f64 + 1e-5).sqrt();
+        assert!((f64::from(y[0][0]) - want).abs() < 1e-6, "{y:?} {want}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_convolution_sees_the_neighbours_and_zeros_beyond_the_ends() -> Result<()> {
+        for stride in [1, 2] {
+            let conv = Conv1d { weight: random(&[3, 2, 3])?, bias: random(&[3])?, stride };
+            let x = random(&[1, 2, 8])?;
+            let y = conv.forward(&x)?.get(0)?.to_vec2::<f32>()?;
+            let (w, b) = (conv.weight.to_vec3::<f32>()?, conv.bias.to_vec1::<f32>()?);
+            let x = x.get(0)?.to_vec2::<f32>()?;
+            assert_eq!(y[0].len(), 8 / stride);
+            for (out, row) in y.iter().enumerate() {
+                for (t, got) in row.iter().enumerate() {
+                    let at = |c: usize, k: usize| (t * stride + k).checked_sub(1).and_then(|i| x[c].get(i));
+                    let taps = (0..2).flat_map(|c| (0..3).map(move |k| (c, k)));
+                    let want = b[out] + taps.map(|(c, k)| w[out][c][k] * at(c, k).unwrap_or(&0.0)).sum::<f32>();
+                    assert!((got - want).abs() < 1e-5, "stride {stride}, channel {out}, {t}: {got} {want}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn attention_mixes_values_by_the_softmax_of_scaled_scores() -> Result<()> {
+        let q = Tensor::new(&[[[1f32, 0., 0., 0.], [0., 2., 0., 0.]]], &Device::Cpu)?;
+        let k = Tensor::new(&[[[1f32, 1., 0., 0.], [3., -1., 0., 0.]]], &Device::Cpu)?;
+        let v = Tensor::new(&[[[10f32, 0., 0., 0.], [0., 1., 0., 0.]]], &Device::Cpu)?;
+        let y = attend(&q, &k, &v, 2)?.get(0)?.to_vec2::<f32>()?;
+        // Scores (0.5, 1.5) and (1, -1): scaled by 4^-1/2.
+        let first = 1.0 / (1.0 + 1f64.exp());
+        let second = 1.0 / (1.0 + (-2f64).exp());
+        for (row, share) in y.iter().zip([first, second]) {
+            assert!((f64::from(row[0]) - 10.0 * share).abs() < 1e-5, "{y:?}");
+            assert!((f64::from(row[1]) - (1.0 - share)).abs() < 1e-6, "{y:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn attention_in_blocks_of_queries_is_attention() -> Result<()> {
+        let (q, k, v) = (random(&[2, 150, 16])?, random(&[2, 150, 16])?, random(&[2, 150, 16])?);
+        let whole = attend(&q, &k, &v, 150)?;
+        for block in [0, 1, 64, 149] {
+            let off = (attend(&q, &k, &v, block)? - &whole)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+            assert!(off < 1e-6, "blocks of {block}: {off}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn gelu_is_the_exact_one() -> Result<()> {
+        let y = gelu(&Tensor::new(&[-2f32], &Device::Cpu)?)?.to_vec1::<f32>()?;
+        // The tanh approximation gives -0.045402.
+        assert!((y[0] + 0.045_500_264).abs() < 1e-6, "{y:?}");
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@
 //! is chosen here, so that it is the one that ffmpeg would use and never a GPU's.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,9 +61,10 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn takes(self, caps_name: &str) -> bool {
+    /// Whether caps of this name are of this kind; motion JPEG goes by the name of its pictures.
+    pub(crate) fn takes(self, caps_name: &str) -> bool {
         match self {
-            Kind::Picture => caps_name.starts_with("video/"),
+            Kind::Picture => caps_name.starts_with("video/") || caps_name == "image/jpeg",
             Kind::Sound => caps_name.starts_with("audio/"),
         }
     }
@@ -116,6 +117,8 @@ struct Shared {
     failure: Mutex<Option<JobError>>,
     /// Buffers that passed anywhere in the pipeline; it stands still when the pipeline does.
     progress: AtomicU64,
+    /// Whether the wanted track was seen.
+    found: AtomicBool,
     /// Caps of the parsed track, before its decoder.
     parsed: Mutex<Option<gst::Caps>>,
 }
@@ -287,29 +290,56 @@ fn connect(
         }
     };
     let shared = shared.clone();
-    let absent = {
+    parse.connect_no_more_pads({
         let (shared, path, report) = (shared.clone(), path.clone(), report.clone());
-        move || {
-            if lock(&shared.parsed).is_none() {
+        move |_| {
+            if !shared.found.load(Ordering::Relaxed) {
                 report(failure::unsupported(&path, &format!("no {} track can be read", kind.noun())));
             }
         }
-    };
-    parse.connect_no_more_pads(move |_| absent());
+    });
     parse.connect_pad_added(move |_, pad| {
         let (Some(pipeline), Some(tail)) = (pipeline.upgrade(), tail.upgrade()) else { return };
         let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
         let Some(name) = caps.structure(0).map(|s| s.name().to_string()) else { return };
         let numbered = pad.stream_id().and_then(|id| id.rsplit('/').next()?.parse::<u64>().ok());
         let other = selection.track.is_some() && numbered.is_some() && numbered != selection.track;
-        if !selection.kind.takes(&name) || other || lock(&shared.parsed).is_some() {
-            return;
+        if !selection.kind.takes(&name) || other || shared.found.swap(true, Ordering::Relaxed) {
+            return discard(&pipeline, pad);
         }
-        *lock(&shared.parsed) = Some(caps.clone());
-        if let Err(error) = attach(&path, &pipeline, pad, &caps, &tail, &shared) {
-            report(error);
+        open_segments(pad);
+        count_progress(pad, &shared);
+        let (path, shared, report) = (path.clone(), shared.clone(), report.clone());
+        let attach_once = move |pad: &gst::Pad, caps: &gst::CapsRef| {
+            *lock(&shared.parsed) = Some(caps.to_owned());
+            if let Err(error) = attach(&path, &pipeline, pad, caps, &tail) {
+                report(error);
+            }
+        };
+        match pad.current_caps() {
+            Some(caps) => attach_once(pad, &caps),
+            // Some parsers tell their format with the first frame only.
+            None => {
+                pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
+                    let Some(gst::PadProbeData::Event(event)) = &info.data else { return gst::PadProbeReturn::Ok };
+                    let gst::EventView::Caps(caps) = event.view() else { return gst::PadProbeReturn::Ok };
+                    attach_once(pad, caps.caps());
+                    gst::PadProbeReturn::Remove
+                });
+            }
         }
     });
+}
+
+/// Gives a track that nobody wants somewhere to go: some demuxers stop at a pad that leads nowhere.
+fn discard(pipeline: &gst::Pipeline, pad: &gst::Pad) {
+    let Ok(sink) = gst::ElementFactory::make("fakesink").property("async", false).build() else { return };
+    if pipeline.add(&sink).is_ok()
+        && let Some(target) = sink.static_pad("sink")
+        && pad.link(&target).is_ok()
+    {
+        let _ = sink.sync_state_with_parent();
+    }
 }
 
 /// Puts the decoder for `caps` between a parsed pad and the tail.
@@ -317,13 +347,10 @@ fn attach(
     path: &Path,
     pipeline: &gst::Pipeline,
     pad: &gst::Pad,
-    caps: &gst::Caps,
+    caps: &gst::CapsRef,
     tail: &gst::Element,
-    shared: &Arc<Shared>,
 ) -> Result<(), JobError> {
     let refused = || failure::unsupported(path, &format!("GStreamer does not connect a decoder to {caps}"));
-    open_segments(pad);
-    count_progress(pad, shared);
     let is_raw = caps.structure(0).is_some_and(|s| s.name().ends_with("/x-raw"));
     let entry = if is_raw {
         tail.clone()
@@ -356,7 +383,7 @@ fn open_segments(pad: &gst::Pad) {
     });
 }
 
-fn decoder_for(caps: &gst::Caps) -> Option<gst::Element> {
+fn decoder_for(caps: &gst::CapsRef) -> Option<gst::Element> {
     let structure = caps.structure(0)?;
     let name = structure.name().as_str();
     let listed = PREFERRED.iter().find(|(caps, _)| *caps == name).map_or(&[][..], |(_, names)| *names);
@@ -370,7 +397,7 @@ fn decoder_for(caps: &gst::Caps) -> Option<gst::Element> {
         let kind = gst::ElementFactoryType::DECODER;
         let mut factories: Vec<_> = gst::ElementFactory::factories_with_type(kind, gst::Rank::MARGINAL)
             .into_iter()
-            .filter(|f| f.can_sink_any_caps(caps))
+            .filter(|f| f.can_sink_any_caps(&caps.to_owned()))
             .filter(|f| !f.metadata("klass").is_some_and(|k| k.contains("Hardware")))
             .collect();
         factories.sort_by_key(|f| std::cmp::Reverse(f.rank()));

@@ -7,6 +7,7 @@ mod bytes;
 mod matroska;
 mod mp3;
 mod mp4;
+mod ogg;
 mod scan;
 
 use std::fs::File;
@@ -134,11 +135,11 @@ fn upright(turn: Turn, width: u32, height: u32) -> (u32, u32) {
 
 fn from_movie(movie: &mp4::Movie, quicktime: bool) -> Examined {
     let tracks = || movie.tracks.iter();
-    let pictures = |t: &&mp4::Track| &t.handler == b"vide" && !matches!(&t.codec, b"jpeg" | b"png ");
+    // A still beside a film is a chapter's thumbnail.
+    let still = |t: &mp4::Track| matches!(&t.codec, b"jpeg" | b"png ");
     let picture = tracks()
-        .filter(pictures)
-        .filter(|t| t.average_rate() > 0.0)
-        .max_by_key(|t| (t.enabled, u64::from(t.width) * u64::from(t.height), std::cmp::Reverse(t.id)));
+        .filter(|t| &t.handler == b"vide" && t.average_rate() > 0.0)
+        .max_by_key(|t| (!still(t), t.enabled, u64::from(t.width) * u64::from(t.height), std::cmp::Reverse(t.id)));
     let sound = tracks()
         .filter(|t| &t.handler == b"soun" && t.average_rate() > 0.0)
         .max_by_key(|t| (t.enabled, t.channels, std::cmp::Reverse(t.id)));
@@ -187,11 +188,15 @@ fn from_segment(segment: &matroska::Segment) -> Examined {
         info.has_audio = true;
         info.audio_samples = samples(segment.sound_s(track));
         info.codecs.push(codec_name(&track.codec));
-        let trim = Trim {
-            skip: track.delay_ns,
-            discard: track.discard_ns,
-            timescale: 1_000_000_000,
-            ..Trim::default()
+        // Opus delay and padding travel with the packets, and the decoder takes them off.
+        let trim = match track.codec.as_str() {
+            "A_OPUS" => Trim::default(),
+            _ => Trim {
+                skip: track.delay_ns,
+                discard: track.discard_ns,
+                timescale: 1_000_000_000,
+                ..Trim::default()
+            },
         };
         SoundTrack { selection: selection(Kind::Sound, track.uid), trim }
     });

@@ -102,8 +102,9 @@ impl Resampler {
             }
             self.prime();
         }
-        let reflection = (self.input.len().min(self.taps) + 1) / 2;
         let end = self.input.len();
+        let unused = end.saturating_sub(self.at / self.phases);
+        let reflection = unused.min(self.taps).div_ceil(2);
         self.input.extend_from_within(end - reflection..);
         self.input[end..].reverse();
         self.drain(out);

@@ -139,14 +139,11 @@ impl Developer {
         let buffer = sample.buffer().ok_or_else(|| odd("a decoded picture has no data"))?;
         let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info)
             .map_err(|_| odd("a decoded picture cannot be mapped"))?;
-        // Decoders fill in a matrix by picture size where none is given; ffmpeg takes BT.601 then.
-        let told = parsed
-            .as_ref()
-            .and_then(|c| c.structure(0)?.get::<&str>("colorimetry").ok())
-            .and_then(|text| VideoColorimetry::from_str(text).ok());
+        // Decoders fill in a matrix by picture size where none is given; ffmpeg takes BT.601 then. The range is read
+        // from the text because `VideoInfo` drops it when the matrix is not told.
         let conversion = Conversion {
-            matrix: told.map_or(VideoColorMatrix::Unknown, |c| c.matrix()),
-            full_range: info.colorimetry().range() == VideoColorRange::Range0_255,
+            matrix: parsed.as_deref().and_then(colorimetry).map_or(VideoColorMatrix::Unknown, |c| c.matrix()),
+            full_range: colorimetry(caps).is_some_and(|c| c.range() == VideoColorRange::Range0_255),
         };
         self.converter.convert(&frame, conversion, &mut self.picture);
         let upright = self.picture.turned(track.turn, &mut self.turned);
@@ -154,6 +151,11 @@ impl Developer {
         self.resizer.resize(upright, &mut out);
         Ok(out)
     }
+}
+
+/// What caps tell of matrix and range.
+fn colorimetry(caps: &gst::CapsRef) -> Option<VideoColorimetry> {
+    VideoColorimetry::from_str(caps.structure(0)?.get::<&str>("colorimetry").ok()?).ok()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use common::checkpoint::{CheckpointError, Weights};
 const RMS_EPS: f64 = 1e-5;
 /// Rows that a product has at least. The CPU's kernels sum fewer rows in another order; with these, the bits of a
 /// row's token do not depend on how the rows were cut into batches.
-const LEAST_ROWS: usize = 8;
+const LEAST_ROWS: usize = 16;
 
 /// `x W^T + b`.
 pub(crate) struct Linear {

@@ -65,3 +65,52 @@ impl PositionEmbedding {
         rms(&x.to_dtype(self.dtype)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(first: u64, count: usize, length: u64, n: u32, width: usize) -> Vec<Vec<f32>> {
+        sinusoid(first, count, length, n, width, &Device::Cpu).unwrap().to_vec2().unwrap()
+    }
+
+    #[test]
+    fn places_stretch_over_the_whole_and_sines_alternate_with_cosines() {
+        let x = rows(0, 3, 3, 2, 4);
+        // Places 0, 1/2 and 1; frequencies 1 and 1/100.
+        for (row, place) in x.iter().zip([0.0f64, 0.5, 1.0]) {
+            let want = [place.sin(), place.cos(), (place / 100.0).sin(), (place / 100.0).cos()];
+            for (got, want) in row.iter().zip(want) {
+                assert!((f64::from(*got) - want).abs() < 1e-7, "{row:?} {want}");
+            }
+        }
+        // Time goes to 9999, whatever the length.
+        assert!((f64::from(rows(0, 7, 7, 10_000, 4)[6][0]) - 9999f64.sin()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn places_and_angles_are_rounded_to_single_precision_at_every_step() {
+        let x = rows(0, 307, 307, 10_000, 3584);
+        let step = -(10_000f64.ln() / 3584.0) as f32;
+        for (i, j) in [(100u16, 1u16), (211, 40), (305, 7)] {
+            let place = (f32::from(i) / 306.0f32) * 9999.0f32;
+            let frequency = (f64::from(f32::from(2 * j) * step)).exp() as f32;
+            let got = x[usize::from(i)][2 * usize::from(j)];
+            assert!((got - (place * frequency).sin()).abs() < 1e-6, "{i} {j}");
+            // In double precision all the way the angle is another: the test can tell the two apart.
+            let exact = f64::from(i) / 306.0 * 9999.0 * (-10_000f64.ln() / 3584.0 * 2.0 * f64::from(j)).exp();
+            assert!((f64::from(got) - exact.sin()).abs() > 1e-6, "{i} {j}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_the_rows_is_that_part_of_the_whole() {
+        let whole = rows(0, 50, 50, 10_000, 64);
+        assert_eq!(rows(13, 9, 50, 10_000, 64), whole[13..22]);
+    }
+
+    #[test]
+    fn a_single_place_has_no_fractional_position() {
+        assert!(sinusoid(0, 1, 1, 2, 4, &Device::Cpu).is_err());
+    }
+}

@@ -73,7 +73,8 @@ fn activation_bytes(c: &ModelConfig, dtype: DType, rows: u64) -> u64 {
     // The stream before and after, its norm in f32 and back, and the layer's outcome.
     let stream = c.hidden_size as u64 * (2 * wide + 4 * size);
     let heads = ((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim) as u64 * (wide + size);
-    let widened_keys = if dtype == DType::F32 { 0 } else { 2 * (BLOCK_KEYS * c.num_key_value_heads * c.head_dim) as u64 * wide };
+    let widened_keys =
+        if dtype == DType::F32 { 0 } else { 2 * (BLOCK_KEYS * c.num_key_value_heads * c.head_dim) as u64 * wide };
     let block = 4 * BLOCK_SCORES as u64 * wide + widened_keys;
     let logits = 3 * c.vocab_size as u64 * wide;
     rows * (stream + feed_forward.max(heads)) + block + logits
@@ -108,23 +109,27 @@ impl Admission {
     /// # Errors
     /// `does_not_fit` with the figures.
     pub fn check(&self, plan: &MediaPlan, exact: bool) -> Result<(), JobError> {
-        let Some(budget) = self.budget_bytes else { return Ok(()) };
         let caches = self.caches(plan, exact);
         let resident = self.footprint.weights_bytes.saturating_add(self.footprint.activation_bytes);
-        let left = budget.saturating_sub(resident);
+        // Without a budget the host's memory is the cap: an allocation that it refuses would end the process.
+        let left = match self.budget_bytes {
+            Some(budget) => Some(budget.saturating_sub(resident)),
+            None => host_bytes().map(|free| free.saturating_sub(self.footprint.activation_bytes)),
+        };
         let needed = caches.bytes();
-        if needed <= left {
-            return Ok(());
-        }
+        let Some(left) = left.filter(|&left| needed > left) else { return Ok(()) };
+        let cap = match self.budget_bytes {
+            Some(budget) => format!("the budget of {}", Bytes(budget)),
+            None => "the host's memory".to_owned(),
+        };
         let message = format!(
-            "needs {} for the keys and values of {} image, {} audio and {} text tokens at {} bytes each; the budget of {} \
-             leaves {} besides {} of weights and {} of activations",
+            "needs {} for the keys and values of {} image, {} audio and {} text tokens at {} bytes each; {cap} leaves {} \
+             besides {} of weights and {} of activations",
             Bytes(needed),
             caches.image_tokens,
             caches.audio_tokens,
             caches.text_tokens,
             caches.token_bytes,
-            Bytes(budget),
             Bytes(left),
             Bytes(self.footprint.weights_bytes),
             Bytes(self.footprint.activation_bytes),
@@ -133,7 +138,7 @@ impl Admission {
             .hint("ask with a lower fps, a shorter span or fewer max_new_tokens, or raise budgets.llm")
             .detail("needed_bytes", needed)
             .detail("available_bytes", left)
-            .detail("budget_bytes", budget)
+            .detail("budget_bytes", self.budget_bytes)
             .detail("weights_bytes", self.footprint.weights_bytes)
             .detail("activation_bytes", self.footprint.activation_bytes)
             .detail("token_bytes", caches.token_bytes)
@@ -141,6 +146,13 @@ impl Admission {
             .detail("audio_tokens", caches.audio_tokens)
             .detail("text_tokens", caches.text_tokens))
     }
+}
+
+/// Memory that the host has left, `MemAvailable`; none where the kernel does not say.
+fn host_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// A number of bytes as a person reads it.
@@ -153,5 +165,57 @@ impl fmt::Display for Bytes {
             b if b >= f64::from(1 << 20) => write!(f, "{:.1} MiB", b / f64::from(1 << 20)),
             b => write!(f, "{:.1} KiB", b / 1024.0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::plan::ImagePlan;
+
+    fn admission(budget_bytes: Option<u64>) -> Admission {
+        let footprint = Footprint::new(&ModelConfig::default(), DType::F16, 4096).unwrap();
+        Admission { footprint, budget_bytes, text_tokens: 1064 }
+    }
+
+    fn plan(frames: u64, audio_samples: u64) -> MediaPlan {
+        let image = Some(ImagePlan::new(1, frames));
+        MediaPlan { content_id: String::new(), duration_s: 1.0, image, audio: AudioPlan::new(audio_samples) }
+    }
+
+    #[test]
+    fn the_9b_model_takes_what_the_specification_says() {
+        let footprint = admission(None).footprint;
+        assert_eq!(footprint.weights_bytes, 2 * 9_241_705_984);
+        assert_eq!(footprint.token_bytes, 344_064);
+        assert!(footprint.activation_bytes < 2 << 30, "{footprint}");
+        assert_eq!(footprint.check(Some(17 << 30)).unwrap_err().kind, ErrorKind::DoesNotFit);
+        assert!(footprint.check(Some(20 << 30)).is_ok() && footprint.check(None).is_ok());
+    }
+
+    #[test]
+    fn the_containers_word_on_the_sound_is_taken_with_a_second_more() {
+        let plan = plan(10, 160_000);
+        assert_eq!(admission(None).caches(&plan, true).audio_tokens, 100);
+        assert_eq!(admission(None).caches(&plan, false).audio_tokens, 110);
+    }
+
+    #[test]
+    fn a_budget_that_holds_a_plan_exactly_holds_it_and_a_byte_less_does_not() {
+        let plan = plan(300, 4_800_000);
+        let claim = admission(None);
+        let resident = claim.footprint.weights_bytes + claim.footprint.activation_bytes;
+        let needed = claim.caches(&plan, true).bytes();
+        assert_eq!(needed, (58_800 + 3_000 + 1_064) * 344_064);
+        assert!(admission(Some(resident + needed)).check(&plan, true).is_ok());
+        let error = admission(Some(resident + needed - 1)).check(&plan, true).unwrap_err();
+        assert_eq!((error.kind, &error.details["needed_bytes"]), (ErrorKind::DoesNotFit, &needed.into()));
+    }
+
+    #[test]
+    fn without_a_budget_a_video_beyond_the_hosts_memory_is_refused() {
+        let error = admission(None).check(&plan(1 << 23, 0), true).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::DoesNotFit);
+        assert!(error.message.contains("host"), "{error}");
     }
 }

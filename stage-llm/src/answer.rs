@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use candle_core::Tensor;
 use common::checkpoint::Weights;
 use common::config::LlmConfig;
-use common::error::{JobError, StageName};
-use common::event::{Event, Finish, JobResult, Mode, ModelName, StageTiming, Timings};
+use common::error::{ErrorKind, JobError, StageName};
+use common::event::{Event, Finish, JobResult, Mode, ModelName};
 use common::message::{DecodeRequest, JobRequest, Segment};
 use common::model::ModelConfig;
 use common::plan::MediaPlan;
@@ -17,6 +16,7 @@ use common::wire::VERSION;
 
 use crate::admission::{Admission, Footprint};
 use crate::cache::TextCache;
+use crate::clock::{Clock, Progress};
 use crate::detokenize::{Detokenizer, decode};
 use crate::gemma::Gemma;
 use crate::generate::{Ending, generate};
@@ -25,9 +25,6 @@ use crate::observe::Observe;
 use crate::prompt::Prompter;
 use crate::sample::Sampler;
 use crate::task::Tasks;
-
-/// Time between two progress events at least: four a second (PROTOCOL.md).
-const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
 /// How a worker is run.
 #[derive(Clone, Debug)]
@@ -62,8 +59,14 @@ impl LlmStage {
     ///
     /// # Errors
     /// `does_not_fit` with the figures, before a byte is read; `model` for a checkpoint that cannot be used.
-    pub fn new(config: &ModelConfig, weights: &Weights, tokenizer: &Path, settings: Settings) -> Result<Self, JobError> {
-        let footprint = Footprint::new(config, weights.dtype(), settings.llm.chunk_rows.max(settings.llm.max_prompt_tokens))?;
+    pub fn new(
+        config: &ModelConfig,
+        weights: &Weights,
+        tokenizer: &Path,
+        settings: Settings,
+    ) -> Result<Self, JobError> {
+        let footprint =
+            Footprint::new(config, weights.dtype(), settings.llm.chunk_rows.max(settings.llm.max_prompt_tokens))?;
         tracing::info!(
             weights_bytes = footprint.weights_bytes,
             activation_bytes = footprint.activation_bytes,
@@ -125,16 +128,15 @@ impl LlmStage {
         };
         let chunk_rows = self.settings.llm.chunk_rows;
         let mut intake = Intake::new(&self.model, plan.clone(), admission, chunk_rows).map_err(here)?;
-        let mut text = TextCache::new(self.model.geometry(), text_tokens, self.model.device()).map_err(|e| here(e.into()))?;
+        let mut text =
+            TextCache::new(self.model.geometry(), text_tokens, self.model.device()).map_err(|e| here(e.into()))?;
         port.event(Event::Planned { plan: plan.clone(), mode: self.settings.mode, cached: false })?;
         port.request_decode(whole(request, plan))?;
 
         let mut progress = Progress::default();
         self.take_video(&mut intake, prompt.len() as u64, port, &mut clock, &mut progress, observe)?;
-        let logits = self
-            .model
-            .prefill(&prompt, &mut text, intake.video(), observe)
-            .map_err(|e| here(e.into()))?;
+        let logits =
+            self.model.prefill(&prompt, &mut text, intake.video(), observe).map_err(|e| here(e.into()))?;
         let (_, media) = intake.tokens();
         let total = media + prompt.len() as u64;
         progress.tell(port, total, total)?;
@@ -190,7 +192,7 @@ impl LlmStage {
         if intake.plan().image.is_none() && intake.plan().audio.is_none() {
             return Err(here(
                 JobError::new(
-                    common::error::ErrorKind::UnsupportedMedia,
+                    ErrorKind::UnsupportedMedia,
                     "every sampled frame is black and there is no sound but silence",
                 )
                 .hint("give another file or span"),
@@ -218,13 +220,14 @@ impl LlmStage {
         let mut sampler = Sampler::new(request.temperature, request.top_p, request.seed);
         let mut detokenizer = Detokenizer::new(self.prompter.tokenizer());
         let mut ids = Vec::new();
-        let finish = generate(&self.model, logits, text, intake.video(), &mut sampler, ending, observe, &mut |id| {
-            clock.token();
-            ids.push(id);
-            let delta = detokenizer.push(id).map_err(here)?;
-            send(port, delta)?;
-            if port.cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
-        })?;
+        let finish =
+            generate(&self.model, logits, text, intake.video(), &mut sampler, ending, observe, &mut |id| {
+                clock.token();
+                ids.push(id);
+                let delta = detokenizer.push(id).map_err(here)?;
+                send(port, delta)?;
+                if port.cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
+            })?;
         send(port, detokenizer.flush().map_err(here)?)?;
         Ok(Answer { ids, finish })
     }
@@ -264,68 +267,4 @@ fn whole(request: &JobRequest, plan: MediaPlan) -> DecodeRequest {
         },
         plan,
     }
-}
-
-/// Tells the client how far a job is, not too often.
-#[derive(Default)]
-struct Progress {
-    last: Option<Instant>,
-}
-
-impl Progress {
-    fn tell(&mut self, port: &mut dyn JobPort, done: u64, total: u64) -> Result<(), Stop> {
-        let due = self.last.is_none_or(|t| t.elapsed() >= PROGRESS_EVERY);
-        if !due && done < total {
-            return Ok(());
-        }
-        self.last = Some(Instant::now());
-        port.event(Event::Progress { stage: StageName::Llm, done, total })
-    }
-}
-
-/// What a job took.
-struct Clock {
-    start: Instant,
-    start_ms: u64,
-    waited: Duration,
-    first_token: Option<Instant>,
-}
-
-impl Clock {
-    fn start() -> Self {
-        Clock { start: Instant::now(), start_ms: unix_ms(), waited: Duration::ZERO, first_token: None }
-    }
-
-    /// Counts what `f` takes as waiting for others.
-    fn waiting<T>(&mut self, f: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
-        let outcome = f();
-        self.waited += start.elapsed();
-        outcome
-    }
-
-    fn token(&mut self) {
-        self.first_token.get_or_insert_with(Instant::now);
-    }
-
-    fn timings(&self, tokens: usize) -> Timings {
-        let elapsed = self.start.elapsed();
-        let first = self.first_token.unwrap_or(self.start);
-        let writing_s = first.elapsed().as_secs_f64();
-        let stage = StageTiming {
-            busy_s: elapsed.saturating_sub(self.waited).as_secs_f64(),
-            wait_s: self.waited.as_secs_f64(),
-            first_at_ms: self.start_ms,
-            last_at_ms: unix_ms(),
-        };
-        Timings {
-            stages: BTreeMap::from([(StageName::Llm, stage)]),
-            first_token_s: (first - self.start).as_secs_f64(),
-            tokens_per_s: if tokens > 1 && writing_s > 0.0 { (tokens - 1) as f64 / writing_s } else { 0.0 },
-        }
-    }
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

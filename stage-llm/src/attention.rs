@@ -8,6 +8,8 @@ use std::ops::Range;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use crate::elementary::{exp_negative, tanh};
+
 /// Score elements of one block, all heads together: 16 MiB in f32.
 pub const BLOCK_SCORES: usize = 1 << 22;
 /// Keys of one block at most: few enough that sums over them stay precise, and cheap to widen to f32.
@@ -15,7 +17,9 @@ pub const BLOCK_KEYS: usize = 2_048;
 /// Queries of one block at most.
 const BLOCK_QUERIES: usize = 256;
 /// Scores below which one thread is faster than two.
-const SCORES_PER_THREAD: usize = 1 << 14;
+const SCORES_PER_THREAD: usize = 1 << 16;
+/// Running maxima and sums of a row, side by side so that they vectorise.
+const LANES: usize = 16;
 
 /// How scores become weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,7 +112,13 @@ fn attend_block(
         let k = k.narrow(1, start, end - start)?.to_dtype(DType::F32)?;
         let v = v.narrow(1, start, end - start)?.to_dtype(DType::F32)?;
         let scores = q.matmul(&k.t()?)?; // [kv, rep*n, keys of the block]
-        let op = CapSoftmax { cap: scoring.cap.map(|c| c as f32), visible, queries: queries.clone(), first_key: start, keys };
+        let op = CapSoftmax {
+            cap: scoring.cap.map(|c| c as f32),
+            visible,
+            queries: queries.clone(),
+            first_key: start,
+            keys,
+        };
         let weighed = scores.apply_op1_no_bwd(&op)?; // [kv, rep*n, keys of the block + 2]
         let part = Partial {
             max: weighed.narrow(2, end - start, 1)?,
@@ -163,19 +173,21 @@ impl CapSoftmax {
         let seen = inside(seen.start)..inside(seen.end);
         let (scores, weights) = (&scores[seen.clone()], &mut weights[seen]);
         // A finite start: a row that sees nothing of a block then merges without infinities.
-        let mut max = f32::MIN;
-        for (w, &s) in weights.iter_mut().zip(scores) {
-            *w = match self.cap {
-                Some(cap) => cap * (s / cap).tanh(),
-                None => s,
-            };
-            max = max.max(*w);
+        let mut max = [f32::MIN; LANES];
+        match self.cap {
+            None => weights.copy_from_slice(scores),
+            Some(cap) => weights.iter_mut().zip(scores).for_each(|(w, &s)| *w = cap * tanh(s / cap)),
         }
-        let mut sum = 0f64;
-        for w in weights {
-            *w = (*w - max).exp();
-            sum += f64::from(*w);
+        for lane in weights.chunks(LANES) {
+            max.iter_mut().zip(lane).for_each(|(m, &w)| *m = if w > *m { w } else { *m });
         }
+        let max = max.into_iter().fold(f32::MIN, f32::max);
+        weights.iter_mut().for_each(|w| *w = exp_negative(*w - max));
+        let mut sum = [0f64; LANES];
+        for lane in weights.chunks(LANES) {
+            sum.iter_mut().zip(lane).for_each(|(s, &w)| *s += f64::from(w));
+        }
+        let sum: f64 = sum.into_iter().sum();
         (max, sum as f32)
     }
 }
@@ -187,7 +199,9 @@ impl CustomOp1 for CapSoftmax {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (kv_heads, rows, keys) = layout.shape().dims3()?;
-        let Some((start, end)) = layout.contiguous_offsets() else { candle_core::bail!("scores are not contiguous") };
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("scores are not contiguous")
+        };
         let scores = &storage.as_slice::<f32>()?[start..end];
         let mut out = vec![0f32; kv_heads * rows * (keys + 2)];
         let row = |(i, (out, scores)): (usize, (&mut [f32], &[f32]))| {

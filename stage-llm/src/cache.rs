@@ -172,8 +172,9 @@ impl MediaCache {
         &self.layers[i]
     }
 
-    /// Claims rows for writing and returns those that nobody has claimed before. Whoever claims must write.
-    pub(crate) fn claim(&mut self, rows: Range<u64>) -> Vec<Range<u64>> {
+    /// Claims rows for writing and returns those that nobody has claimed before. Whoever claims must write them with
+    /// [`Gemma::absorb`](crate::gemma::Gemma::absorb).
+    pub fn claim(&mut self, rows: Range<u64>) -> Vec<Range<u64>> {
         self.held.insert(rows)
     }
 }
@@ -211,8 +212,6 @@ impl VideoCache {
 
     /// The first gap of any half.
     pub fn first_gap(&self) -> Option<(Modality, Range<u64>)> {
-        [Modality::Image, Modality::Audio]
-            .into_iter()
-            .find_map(|m| Some((m, self.half(m)?.first_gap()?)))
+        [Modality::Image, Modality::Audio].into_iter().find_map(|m| Some((m, self.half(m)?.first_gap()?)))
     }
 }

@@ -50,13 +50,15 @@ struct RopeTable {
 impl Rope {
     fn new(c: &ModelConfig) -> Self {
         let exponent = |j: usize| (2 * j) as f32 / c.head_dim as f32;
-        let inv_freq = (0..c.head_dim / 2).map(|j| 1.0 / c.rope_theta.powf(f64::from(exponent(j))) as f32).collect();
+        let inv_freq =
+            (0..c.head_dim / 2).map(|j| 1.0 / c.rope_theta.powf(f64::from(exponent(j))) as f32).collect();
         Rope { inv_freq }
     }
 
     fn table(&self, first: usize, n: usize, dtype: DType, device: &Device) -> Result<RopeTable> {
         // The angle is an f32 product; its cosine is taken in f64 so that the table has no error of its own.
-        let angles = || (first..first + n).flat_map(|p| self.inv_freq.iter().map(move |f| f64::from(p as f32 * f)));
+        let angles =
+            || (first..first + n).flat_map(|p| self.inv_freq.iter().map(move |f| f64::from(p as f32 * f)));
         let shape = (n, self.inv_freq.len());
         let cos: Vec<f32> = angles().map(|a| a.cos() as f32).collect();
         let sin: Vec<f32> = angles().map(|a| a.sin() as f32).collect();
@@ -117,7 +119,14 @@ impl Attention {
 
     /// Text to text, to image and to audio: three softmaxes. Their sum is taken before the one `o_proj`, which is
     /// linear; the reference sums after it. `x` `[n, D]` is normed and stands at the end of `text`.
-    fn forward(&self, x: &Tensor, rope: &RopeTable, layer: usize, text: &TextCache, video: &VideoCache) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        rope: &RopeTable,
+        layer: usize,
+        text: &TextCache,
+        video: &VideoCache,
+    ) -> Result<Tensor> {
         let (n, at) = (x.dim(0)?, text.len());
         let q = split_heads(&self.q_proj.forward(x)?, self.heads)?; // [heads, n, head_dim]
         let (k, v) = self.keys_and_values(x)?; // [kv_heads, n, head_dim]
@@ -196,7 +205,14 @@ impl DecoderLayer {
         x + self.post_feedforward_layernorm.forward(&h)?
     }
 
-    fn forward(&self, x: &Tensor, rope: &RopeTable, layer: usize, text: &TextCache, video: &VideoCache) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        rope: &RopeTable,
+        layer: usize,
+        text: &TextCache,
+        video: &VideoCache,
+    ) -> Result<Tensor> {
         let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, rope, layer, text, video)?;
         self.residual(x, &attended)
     }
@@ -296,7 +312,9 @@ impl Gemma {
         video: &VideoCache,
         observe: &mut dyn Observe,
     ) -> Result<()> {
-        let Some(cache) = video.half(modality) else { candle_core::bail!("there is no cache for {modality} tokens") };
+        let Some(cache) = video.half(modality) else {
+            candle_core::bail!("there is no cache for {modality} tokens")
+        };
         let mut x = (tokens * self.embedding_scale)?; // [n, D]
         for (i, layer) in self.layers.iter().enumerate() {
             observe.see(Boundary::MediaHidden(modality, i, offset), &x)?;
@@ -338,7 +356,13 @@ impl Gemma {
         self.last_logits(&x)
     }
 
-    fn forward(&self, ids: &[u32], text: &mut TextCache, video: &VideoCache, observe: &mut dyn Observe) -> Result<Tensor> {
+    fn forward(
+        &self,
+        ids: &[u32],
+        text: &mut TextCache,
+        video: &VideoCache,
+        observe: &mut dyn Observe,
+    ) -> Result<Tensor> {
         let n = ids.len();
         let room = text.capacity() - text.len();
         if n == 0 || n > room {

@@ -144,11 +144,13 @@ fn check_tokens(model: &Gemma, batch: &TokenBatch<'_>) -> Result<(), JobError> {
         model.dtype().as_str(),
         model.hidden_size()
     );
-    Err(JobError::new(ErrorKind::Model, message).hint("run stage-fuse and stage-llm with the same checkpoint and dtype"))
+    Err(JobError::new(ErrorKind::Model, message)
+        .hint("run stage-fuse and stage-llm with the same checkpoint and dtype"))
 }
 
 fn contradiction(batch: &TokenBatch<'_>, plan: &MediaPlan) -> JobError {
     let (modality, offset, rows) = (batch.modality, batch.offset, batch.tensor.rows());
-    let message = format!("{modality} tokens {offset} and {rows} more of {:?} contradict the job's {plan:?}", batch.plan);
+    let message =
+        format!("{modality} tokens {offset} and {rows} more of {:?} contradict the job's {plan:?}", batch.plan);
     JobError::new(ErrorKind::Internal, message)
 }

@@ -70,7 +70,8 @@ impl Prompter {
 
     fn tokenize(&self, piece: &str) -> Result<Vec<u32>, JobError> {
         let encoding = self.tokenizer.encode_fast(piece, true);
-        let encoding = encoding.map_err(|e| JobError::new(ErrorKind::BadRequest, format!("the query cannot be tokenized: {e}")))?;
+        let encoding = encoding
+            .map_err(|e| JobError::new(ErrorKind::BadRequest, format!("the query cannot be tokenized: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
 }

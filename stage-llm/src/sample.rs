@@ -75,3 +75,54 @@ fn argmax(logits: &[f32]) -> Result<u32, JobError> {
     }
     best.map(|(i, _)| i as u32).ok_or_else(|| JobError::new(ErrorKind::Internal, "no logits"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draw(temperature: f64, top_p: f64, seed: u64, n: usize) -> Vec<u32> {
+        let mut sampler = Sampler::new(temperature, top_p, seed);
+        let logits = [1.0, 3.0, 2.0, 3.0, -1.0];
+        (0..n).map(|_| sampler.next(&logits).unwrap()).collect()
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_equal_logits_whatever_the_seed() {
+        assert_eq!(draw(0.0, 1.0, 1, 5), [1; 5]);
+        assert_eq!(draw(0.0, 0.1, 99, 5), [1; 5]);
+        assert_eq!(Sampler::new(0.0, 1.0, 0).next(&[f32::NEG_INFINITY; 3]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_seed_draws_the_same_tokens_again_and_another_one_others() {
+        assert_eq!(draw(1.0, 1.0, 7, 100), draw(1.0, 1.0, 7, 100));
+        assert_ne!(draw(1.0, 1.0, 7, 100), draw(1.0, 1.0, 8, 100));
+    }
+
+    #[test]
+    fn tokens_are_drawn_as_often_as_their_weight_says() {
+        let n = 20_000;
+        let drawn = draw(1.0, 1.0, 3, n);
+        let weights = [1f64, 3.0, 2.0, 3.0, -1.0].map(f64::exp);
+        for (id, weight) in weights.iter().enumerate() {
+            let share = drawn.iter().filter(|&&d| d as usize == id).count() as f64 / n as f64;
+            assert!((share - weight / weights.iter().sum::<f64>()).abs() < 0.015, "token {id}: {share}");
+        }
+    }
+
+    #[test]
+    fn the_nucleus_is_the_smallest_set_that_holds_top_p() {
+        // Shares 0.41, 0.41, 0.15, 0.06, 0.01 of tokens 1, 3, 2, 0, 4.
+        let drawn = |top_p| draw(1.0, top_p, 5, 2_000).into_iter().collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(drawn(0.3), [1].into());
+        assert_eq!(drawn(0.6), [1, 3].into());
+        assert_eq!(drawn(0.9), [1, 2, 3].into());
+        assert_eq!(drawn(1.0), [0, 1, 2, 3, 4].into());
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_the_models_fault() {
+        let error = Sampler::new(0.0, 1.0, 0).next(&[0.0, f32::NAN]).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Model);
+    }
+}

@@ -51,7 +51,8 @@ pub enum AnswerKind {
 impl Tasks {
     /// The tasks that come with the program.
     pub fn builtin() -> Self {
-        toml::from_str(include_str!("tasks.toml")).expect("tasks.toml is well formed, a test says so. This is a bug.")
+        toml::from_str(include_str!("tasks.toml"))
+            .expect("tasks.toml is well formed, a test says so. This is a bug.")
     }
 
     /// The task of a name.
@@ -90,7 +91,11 @@ impl Task {
             AnswerKind::Text => Vec::new(),
             AnswerKind::TimeRanges => fractions(answer)
                 .into_iter()
-                .map(|(a, b)| TimeRange { start_s: start_s + a * duration_s, end_s: start_s + b * duration_s, title: None })
+                .map(|(a, b)| TimeRange {
+                    start_s: start_s + a * duration_s,
+                    end_s: start_s + b * duration_s,
+                    title: None,
+                })
                 .collect(),
         }
     }
@@ -130,4 +135,82 @@ fn fraction(bytes: &[u8]) -> Option<usize> {
 pub fn format_hms(seconds: f64) -> String {
     let whole = seconds as u64;
     format!("{:02}:{:02}:{:02}", (seconds / 3600.0) as u64, whole % 3600 / 60, whole % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(text: &str, duration_s: f64) -> Vec<[f64; 2]> {
+        let ranges = Tasks::builtin().get("retrieval").unwrap().ranges(text, duration_s, 0.0);
+        ranges.iter().map(|r| [r.start_s, r.end_s]).collect()
+    }
+
+    fn formatted(ranges: &[[f64; 2]]) -> String {
+        let one = |r: &[f64; 2]| format!("{}-{}", format_hms(r[0]), format_hms(r[1]));
+        ranges.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
+
+    #[test]
+    fn ranges_are_found_scaled_and_written_as_the_reference_does() {
+        // golden/units/units.json, `postprocess`.
+        for (text, duration_s, expected) in [
+            ("0.12-0.34, 0.56-0.78", 100.0, "00:00:12-00:00:34, 00:00:56-00:01:18"),
+            ("0.00-1.00", 3725.5, "00:00:00-01:02:05"),
+            ("0.5-0.75", 59.99, "00:00:29-00:00:44"),
+            ("12.5-13.0", 10.0, ""),
+            ("0.1-0.2-0.3-0.4", 1000.0, "00:01:40-00:03:20, 00:05:00-00:06:40"),
+            ("0.999-1.000", 86400.0, "23:58:33-24:00:00"),
+            ("no range", 10.0, ""),
+            ("0.10 - 0.20", 10.0, ""),
+            (" 0.25-0.50 ", 3600.0, "00:15:00-00:30:00"),
+            ("0.12-.34", 10.0, ""),
+            ("1-2", 10.0, ""),
+            ("10.25-0.50", 400.0, "00:01:40-00:03:20"),
+            ("0.3333333333-0.6666666666", 360_000.0, "33:19:59-66:39:59"),
+            ("0.29-0.57", 100.0, "00:00:28-00:00:56"),
+            ("é0.1-0.2漢0.3-0.4.", 10.0, "00:00:01-00:00:02, 00:00:03-00:00:04"),
+            ("0.", 10.0, ""),
+            ("0.1-", 10.0, ""),
+            ("", 10.0, ""),
+        ] {
+            assert_eq!(formatted(&seconds(text, duration_s)), expected, "{text:?}");
+        }
+        assert_eq!(seconds("0.29-0.57", 100.0), [[28.999999999999996, 56.99999999999999]]);
+    }
+
+    #[test]
+    fn ranges_of_a_span_count_from_the_start_of_the_video() {
+        let tasks = Tasks::builtin();
+        let ranges = tasks.get("retrieval").unwrap().ranges("0.25-0.50", 40.0, 1000.0);
+        assert_eq!((ranges[0].start_s, ranges[0].end_s), (1010.0, 1020.0));
+        assert!(tasks.get("qa").unwrap().ranges("0.25-0.50", 40.0, 0.0).is_empty());
+    }
+
+    #[test]
+    fn retrieval_takes_exactly_one_period_off_its_query() {
+        let tasks = Tasks::builtin();
+        let question = |q| tasks.get("retrieval").unwrap().question(q).unwrap();
+        assert_eq!(question("a cat"), "During which time segments in the video can we see a cat?");
+        assert_eq!(question("a cat."), question("a cat"));
+        assert_eq!(question("a cat.."), question("a cat.").replace("cat?", "cat.?"));
+        assert_eq!(question("{query}"), "During which time segments in the video can we see {query}?");
+        assert_eq!(tasks.get("qa").unwrap().question("Why?.").unwrap(), "Why?.");
+    }
+
+    #[test]
+    fn a_task_that_needs_a_query_refuses_an_empty_one() {
+        let tasks = Tasks::builtin();
+        for (task, query) in [("retrieval", ""), ("retrieval", " \n"), ("retrieval", "."), ("qa", "")] {
+            let error = tasks.get(task).unwrap().question(query).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::BadRequest, "{task} {query:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_task_is_answered_with_the_known_ones() {
+        let error = Tasks::builtin().get("highlights").unwrap_err();
+        assert_eq!(error.kind, ErrorKind::BadRequest);
+        assert!(error.message.contains("retrieval, qa"), "{error}");
+    }
 }

@@ -39,8 +39,8 @@ mod tests {
         assert_eq!((table[0], table[255]), (-1.0, 1.0));
         // 51 / 255 = 0.2: f32(0.2) - 0.5 = -0.3 exactly as f32 subtraction leaves it.
         assert_eq!(table[51], (0.2f32 - 0.5) / 0.5);
-        for v in 0..256usize {
-            assert!((f64::from(table[v]) - (v as f64 / 127.5 - 1.0)).abs() < 1e-7, "{v}");
+        for (v, &p) in table.iter().enumerate() {
+            assert!((f64::from(p) - (v as f64 / 127.5 - 1.0)).abs() < 1e-7, "{v}");
         }
     }
 

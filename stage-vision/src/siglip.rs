@@ -119,9 +119,7 @@ impl Attention {
 fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
     let q = (q.to_dtype(DType::F32)? * scale)?;
     let scores = q.matmul(&k.to_dtype(DType::F32)?.t()?)?; // [heads, 729, 729]
-    candle_nn::ops::softmax_last_dim(&scores)?
-        .to_dtype(v.dtype())?
-        .matmul(v) // [heads, 729, 72]
+    candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?.matmul(v) // [heads, 729, 72]
 }
 
 struct Mlp {
@@ -242,6 +240,19 @@ mod tests {
         for (got, want) in y[0].iter().zip(want) {
             assert!((f64::from(*got) - want).abs() < 2e-6, "{y:?} {want}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn layer_norm_adds_its_epsilon_to_the_variance() -> Result<()> {
+        let norm = LayerNorm {
+            weight: Tensor::ones(2, DType::F32, &Device::Cpu)?,
+            bias: Tensor::zeros(2, DType::F32, &Device::Cpu)?,
+            eps: 1e-6,
+        };
+        let y = norm.forward(&Tensor::new(&[[0.002f32, -0.002]], &Device::Cpu)?)?.to_vec2::<f32>()?;
+        let want = 0.002 / (4e-6f64 + 1e-6).sqrt();
+        assert!((f64::from(y[0][0]) - want).abs() < 1e-6, "{y:?} {want}");
         Ok(())
     }
 

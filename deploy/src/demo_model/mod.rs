@@ -86,7 +86,9 @@ pub fn write(dir: &Path, dims: &Dims, seed: u64, progress: &mut dyn FnMut(Progre
     let tensors = tensors::list(dims);
     let shards = shards::split(&tensors, dims.shards);
     directory::claim(dir, &shards, seed)?;
-    for (name, text) in [("tokenizer.json", tokenizer::json(dims.vocab)), ("tokenizer_config.json", tokenizer::config())] {
+    for (name, text) in
+        [("tokenizer.json", tokenizer::json(dims.vocab)), ("tokenizer_config.json", tokenizer::config())]
+    {
         directory::write_text(dir, name, &text)?;
     }
     shards::write(dir, &shards, seed, progress)?;

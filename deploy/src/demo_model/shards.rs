@@ -12,9 +12,9 @@ use half::bf16;
 use rayon::prelude::*;
 use serde_json::json;
 
+use super::Error;
 use super::size::Dtype;
 use super::tensors::{Tensor, Values};
-use super::Error;
 
 /// The file that says which shard holds which tensor.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -104,7 +104,8 @@ pub fn write(dir: &Path, shards: &[Shard], seed: u64, progress: &mut dyn FnMut(P
         let mut next = Vec::new();
         for (tensor, first, count) in pieces(&shard.tensors) {
             let values = tensor.values(seed);
-            let (saved, ()) = rayon::join(|| file.write_all(&ready), || fill(&mut next, &values, tensor.dtype, first, count));
+            let (saved, ()) =
+                rayon::join(|| file.write_all(&ready), || fill(&mut next, &values, tensor.dtype, first, count));
             saved.map_err(Error::io("write", &path))?;
             std::mem::swap(&mut ready, &mut next);
             progress(Progress { written_bytes, total_bytes });

@@ -154,7 +154,8 @@ impl Size {
 impl Dims {
     /// Says what makes these dimensions impossible.
     pub fn check(&self) -> Result<(), String> {
-        let positive = [self.hidden, self.layers, self.heads, self.kv_heads, self.inter, self.window, self.query_scalar];
+        let positive =
+            [self.hidden, self.layers, self.heads, self.kv_heads, self.inter, self.window, self.query_scalar];
         if positive.contains(&0) || self.shards == 0 {
             return Err("every dimension must be at least 1".to_owned());
         }
@@ -174,7 +175,9 @@ impl Dims {
             }
         }
         if self.audio.hidden < 4 || !self.audio.hidden.is_multiple_of(2) {
-            return Err("the audio tower's width must be even and at least 4: its positions are sines and cosines".to_owned());
+            return Err(
+                "the audio tower's width must be even and at least 4: its positions are sines and cosines".to_owned()
+            );
         }
         Ok(())
     }

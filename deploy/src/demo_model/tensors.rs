@@ -142,9 +142,12 @@ impl List {
             self.weight(&format!("{layer}.mlp.gate_proj"), d.inter, d.hidden, 1.0);
             self.weight(&format!("{layer}.mlp.up_proj"), d.inter, d.hidden, 1.0);
             self.weight(&format!("{layer}.mlp.down_proj"), d.hidden, d.inter, 1.0);
-            for norm in
-                ["input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"]
-            {
+            for norm in [
+                "input_layernorm",
+                "post_attention_layernorm",
+                "pre_feedforward_layernorm",
+                "post_feedforward_layernorm",
+            ] {
                 self.normal(format!("{layer}.{norm}.weight"), &[d.hidden], 0.1, 0.25); // used as 1 + w
             }
         }

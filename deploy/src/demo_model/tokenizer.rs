@@ -15,7 +15,8 @@ const END_OF_VOCABULARY: &str = "\n    },\n    \"merges\"";
 
 /// The text of `tokenizer.json` with `vocabulary` entries, at least [`LEARNED_VOCABULARY`].
 pub fn json(vocabulary: u64) -> String {
-    let (head, tail) = TOKENIZER.split_once(END_OF_VOCABULARY).expect("the embedded file has a vocabulary, then merges");
+    let (head, tail) =
+        TOKENIZER.split_once(END_OF_VOCABULARY).expect("the embedded file has a vocabulary, then merges");
     let mut text = head.to_owned();
     for id in LEARNED_VOCABULARY..vocabulary {
         write!(text, ",\n      \"<unused_tail{id}>\": {id}").expect("a String takes any text");

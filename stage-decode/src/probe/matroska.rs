@@ -35,8 +35,6 @@ pub(crate) struct Track {
     pub(crate) default: bool,
     pub(crate) width: u32,
     pub(crate) height: u32,
-    /// Clockwise turn in degrees.
-    pub(crate) rotation: u32,
     pub(crate) channels: u32,
     /// Nanoseconds of a frame; 0: not told.
     frame_ns: u64,

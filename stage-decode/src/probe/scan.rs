@@ -11,7 +11,7 @@ use gstreamer as gst;
 use gstreamer_audio as gst_audio;
 
 use super::bytes::Bytes;
-use super::{Examined, PictureTrack, SoundTrack, Trim, blank, codec_name, mp3, samples, upright};
+use super::{Examined, PictureTrack, SoundTrack, Trim, blank, codec_name, mp3, ogg, samples, upright};
 use crate::failure;
 use crate::picture::Turn;
 use crate::pipeline::{self, Kind, Selection};
@@ -29,12 +29,16 @@ struct Counted {
 
 impl Counted {
     fn length_s(&self) -> f64 {
-        let raw = self.caps.as_ref().and_then(|c| gst_audio::AudioInfo::from_caps(c).ok());
+        let raw = self.caps.as_ref().and_then(|c| gst_audio::AudioInfo::from_caps(c).ok()).filter(|info| info.bpf() > 0);
         match (raw, self.span) {
             (Some(info), _) => (self.bytes / u64::from(info.bpf())) as f64 / f64::from(info.rate()),
             (None, Some((start, end))) => (end - start) as f64 / 1e9,
             (None, None) => 0.0,
         }
+    }
+
+    fn is(&self, name: &str) -> bool {
+        self.caps.as_ref().and_then(|c| c.structure(0)).is_some_and(|s| s.name() == name)
     }
 
     fn field<'a, T: gst::glib::value::FromValue<'a>>(&'a self, name: &str) -> Option<T> {
@@ -136,6 +140,10 @@ fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, progress: Arc<AtomicU64>)
         match &info.data {
             Some(gst::PadProbeData::Buffer(buffer)) => {
                 progress.fetch_add(1, Ordering::Relaxed);
+                // Theora's three headers come as packets of their own.
+                if counted.is("video/x-theora") && buffer.flags().contains(gst::BufferFlags::HEADER) {
+                    return gst::PadProbeReturn::Ok;
+                }
                 counted.buffers += 1;
                 counted.bytes += buffer.size() as u64;
                 if let Some(start) = buffer.pts().map(|t| t.nseconds()) {
@@ -178,8 +186,10 @@ fn sum_up(
             Some(_) if name == "audio/mpeg" => "aac".to_owned(),
             _ => codec_name(&name),
         };
-        info.duration_s = info.duration_s.max(track.length_s());
-        if name.starts_with("video/") && picture.is_none() && track.buffers > 0 {
+        if duration_s == 0.0 {
+            info.duration_s = info.duration_s.max(track.length_s());
+        }
+        if Kind::Picture.takes(&name) && picture.is_none() && track.buffers > 0 {
             let (width, height) = (track.field::<i32>("width"), track.field::<i32>("height"));
             (info.width, info.height) =
                 upright(track.turn, width.unwrap_or(0) as u32, height.unwrap_or(0) as u32);
@@ -202,9 +212,13 @@ fn sum_up(
                 shown: std::iter::once(0..u64::MAX).collect(),
                 turn: track.turn,
             });
-        } else if name.starts_with("audio/") && sound.is_none() && track.buffers > 0 {
+        } else if Kind::Sound.takes(&name) && sound.is_none() && track.buffers > 0 {
             info.has_audio = true;
-            let trim = if codec == "mp3" { mp3::trim(bytes) } else { Trim::default() };
+            let trim = match codec.as_str() {
+                "mp3" => mp3::trim(bytes),
+                "vorbis" => ogg::trim(bytes),
+                _ => Trim::default(),
+            };
             info.audio_samples = samples(track.length_s());
             info.codecs.push(codec);
             let selection = Selection { kind: Kind::Sound, track: None, overlays: Vec::new() };

@@ -1,0 +1,99 @@
+//! The audio stage, message in and message out.
+
+mod tiny;
+
+use candle_core::{Device, Tensor};
+use common::checkpoint::{CheckpointError, Weights};
+use common::message::PcmWindow;
+use common::model::ModelConfig;
+use common::plan::{AudioPlan, MediaPlan};
+use common::stage::{Stage, Stop};
+use stage_audio::{AudioStage, LogMel, WhisperEncoder};
+use tiny::Kept;
+
+fn load(config: &ModelConfig, w: &Weights) -> Result<WhisperEncoder, CheckpointError> {
+    WhisperEncoder::new(config, w)
+}
+
+fn stage() -> AudioStage {
+    let (config, weights) = tiny::weights(load);
+    AudioStage::new(LogMel::new(config.audio.num_mel_bins), load(&config, &weights).unwrap())
+}
+
+fn window(pcm: &[i16], index: u64, samples: u64) -> PcmWindow<'static> {
+    let plan =
+        MediaPlan { content_id: "sampled:0".to_owned(), duration_s: 5.0, image: None, audio: AudioPlan::new(samples) };
+    PcmWindow { v: 1, job: tiny::job(), plan, index, tensor: common::tensor::Tensor::from_i16(pcm) }
+}
+
+fn sound(samples: usize) -> Vec<i16> {
+    (0..samples).map(|i| ((i * i / 97 + i * 13) % 20_011) as i16 - 10_000).collect()
+}
+
+#[test]
+fn the_encoder_asks_for_exactly_the_tensors_that_the_released_checkpoint_needs_it_to() {
+    let [needed, asked] = tiny::needed_and_asked("audio", load);
+    assert_eq!(asked.len(), 487);
+    assert_eq!(asked, needed);
+}
+
+#[test]
+fn windows_encode_alike_alone_and_together() {
+    let (config, weights) = tiny::weights(load);
+    let (encoder, mel) = (load(&config, &weights).unwrap(), LogMel::new(128));
+    let windows = [sound(480_000), sound(31_000)].map(|pcm| mel.tensor(&pcm, &Device::Cpu).unwrap());
+    let mut seen = Vec::new();
+    let observe = &mut |name: &str, x: &Tensor| seen.push((name.to_owned(), x.dims().to_vec()));
+    let together = encoder.forward(&Tensor::cat(&windows, 0).unwrap(), observe).unwrap();
+    for (i, window) in windows.iter().enumerate() {
+        let alone = encoder.forward(window, &mut |_, _| ()).unwrap().get(0).unwrap();
+        assert!(alone.to_vec2::<f32>().unwrap() == together.get(i).unwrap().to_vec2::<f32>().unwrap(), "{i}");
+    }
+    let names: Vec<&str> = seen.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["audio_embed", "audio_layer0", "audio_layer1"]);
+    assert!(seen.iter().all(|(_, dims)| *dims == [2, 1500, 16]), "{seen:?}");
+}
+
+#[test]
+fn a_window_gives_the_rows_that_its_length_pays_for() {
+    let mut stage = stage();
+    // 30 s, then 1001 frames of 10 ms: 4001 / 2 = 2000 rows, 500 of them in the second window.
+    let (all, rest) = (480_000 + 160_160, sound(160_160));
+    let mut kept = Kept::default();
+    stage.process(window(&rest, 1, all), &mut kept).unwrap();
+    assert_eq!((kept.outputs[0].offset, &kept.outputs[0].shape), (1500, &vec![500, 16]));
+    assert_eq!(
+        (kept.outputs[0].plan.audio.as_ref(), &kept.outputs[0].plan.image),
+        (AudioPlan::new(all).as_ref(), &None)
+    );
+    let mut alone = Kept::default();
+    stage.process(window(&rest, 0, 160_160), &mut alone).unwrap();
+    assert_eq!((alone.outputs[0].offset, &alone.outputs[0].shape), (0, &vec![500, 16]));
+    assert!(alone.outputs[0].rows == kept.outputs[0].rows, "states depend on where the window stands");
+}
+
+#[test]
+fn a_last_window_that_adds_no_rows_gives_nothing() {
+    let mut stage = stage();
+    for tail in [100, 159, 200] {
+        let mut kept = Kept::default();
+        stage.process(window(&sound(tail), 1, 480_000 + tail as u64), &mut kept).unwrap();
+        assert!(kept.outputs.is_empty(), "{tail} samples");
+    }
+}
+
+#[test]
+fn an_absent_sound_stays_absent() {
+    let mut kept = Kept::default();
+    stage().process(window(&[], 0, 0), &mut kept).unwrap();
+    assert_eq!((kept.outputs[0].offset, &kept.outputs[0].shape), (0, &vec![0, 16]));
+    assert_eq!(kept.outputs[0].plan.audio, None);
+    assert!(kept.outputs[0].rows.is_empty());
+}
+
+#[test]
+fn a_cancelled_job_is_not_encoded() {
+    let mut kept = Kept { cancelled: true, ..Kept::default() };
+    assert_eq!(stage().process(window(&sound(9000), 0, 9000), &mut kept), Err(Stop::Cancelled));
+    assert!(kept.outputs.is_empty());
+}

@@ -1,0 +1,46 @@
+//! The last page of an Ogg stream: it tells how much of the last Vorbis packet is sound.
+//!
+//! Format: RFC 3533, and the Vorbis I specification, A.2 (granule positions count samples).
+
+use super::Trim;
+use super::bytes::Bytes;
+
+/// Pages are 64 KiB at most, so the last one of a stream that is not alone lies in this many bytes.
+const TAIL_BYTES: u64 = 256 * 1024;
+/// Fixed part of a page header.
+const HEADER_BYTES: u64 = 27;
+
+/// What to keep of a Vorbis stream; all of it if the file does not tell.
+pub(super) fn trim(bytes: &mut Bytes<'_>) -> Trim {
+    Trim { keep: last_position(bytes), ..Trim::default() }
+}
+
+fn last_position(bytes: &mut Bytes<'_>) -> Option<u64> {
+    let serial = vorbis_serial(bytes)?;
+    let start = bytes.size().saturating_sub(TAIL_BYTES);
+    let mut tail = vec![0; (bytes.size() - start) as usize];
+    bytes.read(start, &mut tail).ok()?;
+    let pages = tail.windows(HEADER_BYTES as usize).rev().filter(|p| p.starts_with(b"OggS") && p[14..18] == serial);
+    let mut positions = pages.map(|p| u64::from_le_bytes([p[6], p[7], p[8], p[9], p[10], p[11], p[12], p[13]]));
+    positions.find(|&position| position != u64::MAX)
+}
+
+/// The serial number of the stream whose first packet is a Vorbis header.
+fn vorbis_serial(bytes: &mut Bytes<'_>) -> Option<[u8; 4]> {
+    let mut at = 0;
+    loop {
+        let header: [u8; HEADER_BYTES as usize] = bytes.array(at).ok()?;
+        // Bit 1 marks the first page of a stream; all of those come first.
+        if &header[..4] != b"OggS" || header[5] & 2 == 0 {
+            return None;
+        }
+        let segments = u64::from(header[26]);
+        let mut sizes = vec![0; segments as usize];
+        bytes.read(at + HEADER_BYTES, &mut sizes).ok()?;
+        let body = at + HEADER_BYTES + segments;
+        if &bytes.array::<7>(body).ok()? == b"\x01vorbis" {
+            return Some([header[14], header[15], header[16], header[17]]);
+        }
+        at = body + sizes.iter().map(|&s| u64::from(s)).sum::<u64>();
+    }
+}

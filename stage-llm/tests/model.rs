@@ -1,0 +1,198 @@
+//! The model: what chunking, order and repetition must not change, and which tensors it asks for.
+
+mod fixture;
+
+use std::collections::BTreeSet;
+
+use candle_core::{DType, Result, Tensor};
+use common::checkpoint::Weights;
+use common::message::Modality;
+use common::model::ModelConfig;
+use fixture::{HIDDEN, Model, random};
+use serde_json::json;
+use stage_llm::cache::{MediaCache, TextCache, VideoCache};
+use stage_llm::gemma::Gemma;
+use stage_llm::observe::{Boundary, Observe};
+
+const PROMPT: [u32; 20] =
+    [2, 106, 400, 401, 402, 108, 108, 390, 391, 392, 393, 394, 395, 396, 397, 398, 399, 107, 108, 106];
+
+fn worst(a: &Tensor, b: &Tensor) -> f32 {
+    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+fn tokens(n: usize, seed: u64) -> Tensor {
+    (random(&[n, HIDDEN], seed) * 0.05).unwrap()
+}
+
+/// The cache of a video whose halves come in the given cuts `(offset, rows)`.
+fn absorb(model: &Gemma, image: &Tensor, audio: &Tensor, cuts: &[(Modality, usize, usize)]) -> VideoCache {
+    let cache = |n: usize| MediaCache::new(model.geometry(), n as u64, model.device()).unwrap();
+    let mut video = VideoCache { image: Some(cache(image.dims()[0])), audio: Some(cache(audio.dims()[0])) };
+    for &(modality, offset, rows) in cuts {
+        let whole = if modality == Modality::Image { image } else { audio };
+        for new in video.half_mut(modality).unwrap().claim(offset as u64..(offset + rows) as u64) {
+            let chunk = whole.narrow(0, new.start as usize, (new.end - new.start) as usize).unwrap();
+            model.absorb(modality, &chunk, new.start, &video, &mut ()).unwrap();
+        }
+    }
+    video
+}
+
+fn logits(model: &Gemma, video: &VideoCache) -> Tensor {
+    let mut text = TextCache::new(model.geometry(), 32, model.device()).unwrap();
+    model.prefill(&PROMPT, &mut text, video, &mut ()).unwrap()
+}
+
+#[test]
+fn chunks_in_any_order_and_more_than_once_give_what_the_whole_gives() {
+    use Modality::{Audio, Image};
+    let model = Model::new().gemma(DType::F32);
+    let (image, audio) = (tokens(50, 1), tokens(13, 2));
+    let expected = logits(&model, &absorb(&model, &image, &audio, &[(Image, 0, 50), (Audio, 0, 13)]));
+    let cuts: [&[(Modality, usize, usize)]; 3] = [
+        &[(Audio, 0, 13), (Image, 0, 50)],
+        &[(Image, 30, 20), (Audio, 12, 1), (Image, 0, 1), (Image, 1, 29), (Audio, 0, 12)],
+        &[
+            (Image, 10, 20),
+            (Image, 0, 40),
+            (Audio, 3, 7),
+            (Image, 10, 20),
+            (Audio, 0, 13),
+            (Image, 39, 11),
+            (Audio, 0, 2),
+        ],
+    ];
+    for cut in cuts {
+        let got = logits(&model, &absorb(&model, &image, &audio, cut));
+        assert!(worst(&got, &expected) < 1e-5, "{cut:?}: {}", worst(&got, &expected));
+    }
+}
+
+#[test]
+fn every_modality_token_counts() {
+    use Modality::{Audio, Image};
+    let model = Model::new().gemma(DType::F32);
+    let (image, audio) = (tokens(50, 1), tokens(13, 2));
+    let all = [(Image, 0, 50), (Audio, 0, 13)];
+    let before = logits(&model, &absorb(&model, &image, &audio, &all));
+    let other = Tensor::cat(&[&image.narrow(0, 0, 49).unwrap(), &tokens(1, 3)], 0).unwrap();
+    assert!(worst(&before, &logits(&model, &absorb(&model, &other, &audio, &all))) > 1e-4);
+    let other = Tensor::cat(&[&tokens(1, 3), &audio.narrow(0, 1, 12).unwrap()], 0).unwrap();
+    assert!(worst(&before, &logits(&model, &absorb(&model, &image, &other, &all))) > 1e-4);
+}
+
+#[test]
+fn a_video_with_a_gap_is_not_answered_about() {
+    let model = Model::new().gemma(DType::F32);
+    let video =
+        absorb(&model, &tokens(50, 1), &tokens(13, 2), &[(Modality::Image, 0, 20), (Modality::Audio, 0, 13)]);
+    assert_eq!(video.first_gap(), Some((Modality::Image, 20..50)));
+    let mut text = TextCache::new(model.geometry(), 32, model.device()).unwrap();
+    assert!(model.prefill(&PROMPT, &mut text, &video, &mut ()).is_err());
+}
+
+#[test]
+fn decoding_token_by_token_gives_what_one_prefill_gives_beyond_the_window_too() {
+    let model = Model::new().gemma(DType::F32);
+    let video = absorb(&model, &tokens(9, 1), &tokens(4, 2), &[(Modality::Image, 0, 9), (Modality::Audio, 0, 4)]);
+    let expected = logits(&model, &video);
+    for first in [1, 5, 8, 19] {
+        let mut text = TextCache::new(model.geometry(), PROMPT.len(), model.device()).unwrap();
+        let mut got = model.prefill(&PROMPT[..first], &mut text, &video, &mut ()).unwrap();
+        for &id in &PROMPT[first..] {
+            got = model.decode(id, &mut text, &video).unwrap();
+        }
+        assert!(worst(&got, &expected) < 1e-5, "after {first}: {}", worst(&got, &expected));
+        assert!(model.decode(5, &mut text, &video).is_err(), "the cache is full");
+    }
+}
+
+#[test]
+fn only_even_layers_have_a_window() {
+    let last = |c: serde_json::Value| {
+        let model = Model::with(c, |_, t| t).gemma(DType::F32);
+        let mut text = TextCache::new(model.geometry(), 32, model.device()).unwrap();
+        let mut ids = PROMPT;
+        let a = model.prefill(&ids, &mut text, &VideoCache::default(), &mut ()).unwrap();
+        ids[0] = 77;
+        let mut text = TextCache::new(model.geometry(), 32, model.device()).unwrap();
+        worst(&a, &model.prefill(&ids, &mut text, &VideoCache::default(), &mut ()).unwrap())
+    };
+    // One layer, sliding: the first of 20 tokens is out of sight. Two layers: the second one sees all.
+    assert_eq!(last(json!({"num_hidden_layers": 1, "sliding_window": 19})), 0.0);
+    assert!(last(json!({"num_hidden_layers": 1, "sliding_window": 20})) > 1e-4);
+    assert!(last(json!({"num_hidden_layers": 2, "sliding_window": 1})) > 1e-4);
+}
+
+#[test]
+fn half_precision_stays_near_single() {
+    use Modality::{Audio, Image};
+    let checkpoint = Model::new();
+    let (image, audio) = (tokens(50, 1), tokens(13, 2));
+    let cuts = [(Image, 0, 50), (Audio, 0, 13)];
+    let model = checkpoint.gemma(DType::F32);
+    let expected = logits(&model, &absorb(&model, &image, &audio, &cuts));
+    for (dtype, tolerance) in [(DType::F16, 0.02), (DType::BF16, 0.2)] {
+        let model = checkpoint.gemma(dtype);
+        let (image, audio) = (image.to_dtype(dtype).unwrap(), audio.to_dtype(dtype).unwrap());
+        let got = logits(&model, &absorb(&model, &image, &audio, &cuts));
+        assert!(worst(&got, &expected) < tolerance, "{dtype:?}: {}", worst(&got, &expected));
+    }
+}
+
+#[derive(Default)]
+struct Seen(Vec<(Boundary, Vec<usize>)>);
+
+impl Observe for Seen {
+    fn see(&mut self, at: Boundary, value: &Tensor) -> Result<()> {
+        self.0.push((at, value.dims().to_vec()));
+        Ok(())
+    }
+}
+
+#[test]
+fn a_watcher_sees_every_boundary_with_its_offset() {
+    let model = Model::new().gemma(DType::F32);
+    let mut video =
+        VideoCache { image: Some(MediaCache::new(model.geometry(), 5, model.device()).unwrap()), audio: None };
+    let mut seen = Seen::default();
+    for new in video.half_mut(Modality::Image).unwrap().claim(0..5) {
+        model.absorb(Modality::Image, &tokens(5, 1), new.start, &video, &mut seen).unwrap();
+    }
+    let mut text = TextCache::new(model.geometry(), 32, model.device()).unwrap();
+    model.prefill(&PROMPT, &mut text, &video, &mut seen).unwrap();
+    let image = (0..4).map(|i| (Boundary::MediaHidden(Modality::Image, i, 0), vec![5, HIDDEN]));
+    let hidden = (0..5).map(|i| (Boundary::TextHidden(i), vec![20, HIDDEN]));
+    let last = [(Boundary::TextFinalNorm, vec![20, HIDDEN]), (Boundary::PrefillLogitsAll, vec![20, 512])];
+    assert_eq!(seen.0, image.chain(hidden).chain(last).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_survey_of_the_9b_model_is_the_oracles_list() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/oracle/vidi15_9b_tensors.json");
+    let list: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let rows = list.as_array().or_else(|| list["tensors"].as_array()).unwrap();
+    let expected: BTreeSet<(String, Vec<usize>)> = rows
+        .iter()
+        .filter(|t| t["part"] == "llm" && t["needed"] == true)
+        .map(|t| (t["name"].as_str().unwrap().to_owned(), serde_json::from_value(t["shape"].clone()).unwrap()))
+        .collect();
+    let needs = Weights::survey(DType::F16, |w| Gemma::new(&ModelConfig::default(), w)).unwrap();
+    let asked: BTreeSet<(String, Vec<usize>)> = needs.iter().map(|n| (n.name.clone(), n.shape.clone())).collect();
+    assert_eq!(needs.len(), 464);
+    assert_eq!(asked, expected);
+}
+
+#[test]
+fn a_tied_configuration_wins_over_a_stray_head_and_a_missing_head_is_the_embedding() {
+    let stray = |name: &str, t: Option<Tensor>| {
+        if name == "stray lm_head" { Some(random(&[512, HIDDEN], 9)) } else { t }
+    };
+    let headless = |name: &str, t: Option<Tensor>| if name == "lm_head.weight" { None } else { t };
+    let logits = |m: Model| logits(&m.gemma(DType::F32), &VideoCache::default());
+    let tied = logits(Model::new());
+    assert_eq!(worst(&tied, &logits(Model::with(json!({}), stray))), 0.0);
+    assert_eq!(worst(&tied, &logits(Model::with(json!({"tie_word_embeddings": false}), headless))), 0.0);
+    assert!(worst(&tied, &logits(Model::with(json!({"tie_word_embeddings": false}), |_, t| t))) > 0.1);
+}
