@@ -101,12 +101,10 @@ struct Index {
 }
 
 fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, CheckpointError> {
-    let text = std::fs::read(path).map_err(|e| {
-        CheckpointError::new(CheckpointErrorKind::Missing, format!("{}: {e}", path.display()))
-    })?;
-    serde_json::from_slice(&text).map_err(|e| {
-        CheckpointError::new(CheckpointErrorKind::Malformed, format!("{}: {e}", path.display()))
-    })
+    let text = std::fs::read(path)
+        .map_err(|e| CheckpointError::new(CheckpointErrorKind::Missing, format!("{}: {e}", path.display())))?;
+    serde_json::from_slice(&text)
+        .map_err(|e| CheckpointError::new(CheckpointErrorKind::Malformed, format!("{}: {e}", path.display())))
 }
 
 impl Checkpoint {

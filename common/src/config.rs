@@ -166,11 +166,8 @@ impl Config {
                 text.parse().map_err(|e| format!("{}: {e}", path.display()))?
             }
         };
-        let sections: Vec<String> = toml::Table::try_from(Config::default())
-            .map_err(|e| e.to_string())?
-            .keys()
-            .cloned()
-            .collect();
+        let sections: Vec<String> =
+            toml::Table::try_from(Config::default()).map_err(|e| e.to_string())?.keys().cloned().collect();
         for (name, value) in env {
             let Some(rest) = name.strip_prefix("VIDI_") else { continue };
             let rest = rest.to_ascii_lowercase();

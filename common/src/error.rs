@@ -106,13 +106,7 @@ pub struct JobError {
 impl JobError {
     /// An error without hint or figures yet.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        JobError {
-            kind,
-            stage: None,
-            message: message.into(),
-            hint: String::new(),
-            details: BTreeMap::new(),
-        }
+        JobError { kind, stage: None, message: message.into(), hint: String::new(), details: BTreeMap::new() }
     }
 
     /// Says what to do.

@@ -19,8 +19,8 @@ impl JobId {
     /// [`WireErrorKind::Value`] when it is empty, too long or has a character that no subject may have.
     pub fn new(id: impl Into<String>) -> Result<Self, WireError> {
         let id = id.into();
-        let ok = (1..=64).contains(&id.len())
-            && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        let ok =
+            (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         if ok {
             return Ok(JobId(id));
         }
@@ -143,10 +143,7 @@ impl Message for JobRequest {
     fn check(&self) -> Result<(), WireError> {
         check_span(self.span)?;
         allowed(self.fps.is_finite() && self.fps > 0.0 && self.fps <= 1000.0, "fps is over 0, at most 1000")?;
-        allowed(
-            (1..=8192).contains(&self.max_new_tokens),
-            "max_new_tokens is 1 to 8192",
-        )?;
+        allowed((1..=8192).contains(&self.max_new_tokens), "max_new_tokens is 1 to 8192")?;
         allowed((0.0..=10.0).contains(&self.temperature), "temperature is 0 to 10")?;
         allowed(self.top_p > 0.0 && self.top_p <= 1.0, "top_p is over 0, at most 1")?;
         allowed(self.deadline_s.is_none_or(|d| d > 0.0 && d.is_finite()), "deadline_s is over 0")?;
@@ -442,13 +439,15 @@ impl Output<'_> {
         }
     }
 
-    /// `Nats-Msg-Id`: `<job>/<kind>/<offset>`, the same whenever the same rows are sent again.
+    /// `Nats-Msg-Id`: `<job>/<kind>/<offset>`, the same whenever the same rows are sent again. The kind names the number
+    /// of rows: a batch cut longer than one sent before (the limit grew, say) is no duplicate of it.
     pub fn message_id(&self) -> String {
+        let rows = self.tensor().rows();
         match self {
-            Output::Frames(m) => format!("{}/frames/{}", m.job, m.offset),
-            Output::Pcm(m) => format!("{}/audio/{}", m.job, m.index),
-            Output::Features(m) => format!("{}/features-{}/{}", m.job, m.modality, m.offset),
-            Output::Tokens(m) => format!("{}/tokens-{}/{}", m.job, m.modality, m.offset),
+            Output::Frames(m) => format!("{}/frames-{rows}/{}", m.job, m.offset),
+            Output::Pcm(m) => format!("{}/audio-{rows}/{}", m.job, m.index),
+            Output::Features(m) => format!("{}/features-{}-{rows}/{}", m.job, m.modality, m.offset),
+            Output::Tokens(m) => format!("{}/tokens-{}-{rows}/{}", m.job, m.modality, m.offset),
         }
     }
 

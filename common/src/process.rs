@@ -192,9 +192,5 @@ fn opened<S>(stage: StageName, outcome: Result<S, JobError>) -> Result<S, Fatal>
 
 fn card(config: &Config, stage: StageName) -> Card {
     let model = config.model.dir.file_name().map(|n| n.to_string_lossy().into_owned());
-    Card {
-        model: model.unwrap_or_default(),
-        dtype: "f32".to_owned(),
-        budget_bytes: config.budget(stage),
-    }
+    Card { model: model.unwrap_or_default(), dtype: "f32".to_owned(), budget_bytes: config.budget(stage) }
 }

@@ -24,13 +24,8 @@ impl RowSet {
         }
         let (mut start, mut end) = (rows.start, rows.end);
         let mut at = rows.start;
-        let touching: Vec<(u64, u64)> = self
-            .ranges
-            .range(..=end)
-            .rev()
-            .take_while(|&(_, &e)| e >= start)
-            .map(|(&s, &e)| (s, e))
-            .collect();
+        let touching: Vec<(u64, u64)> =
+            self.ranges.range(..=end).rev().take_while(|&(_, &e)| e >= start).map(|(&s, &e)| (s, e)).collect();
         for (s, e) in touching.into_iter().rev() {
             if at < s {
                 new.push(at..s);

@@ -75,16 +75,8 @@ impl<'a> Tensor<'a> {
     ///
     /// # Errors
     /// [`WireErrorKind::Shape`] when `data` is not exactly as long as shape and dtype say.
-    pub fn new(
-        dtype: Dtype,
-        shape: &[usize],
-        data: impl Into<Cow<'a, [u8]>>,
-    ) -> Result<Self, WireError> {
-        let tensor = Tensor {
-            dtype,
-            shape: shape.iter().map(|&d| d as u64).collect(),
-            data: data.into(),
-        };
+    pub fn new(dtype: Dtype, shape: &[usize], data: impl Into<Cow<'a, [u8]>>) -> Result<Self, WireError> {
+        let tensor = Tensor { dtype, shape: shape.iter().map(|&d| d as u64).collect(), data: data.into() };
         tensor.check()?;
         Ok(tensor)
     }
@@ -120,11 +112,7 @@ impl<'a> Tensor<'a> {
             DType::U8 => (Dtype::U8, flat.to_vec1::<u8>()?),
             other => candle_core::bail!("{other:?} does not travel on the bus"),
         };
-        Ok(Tensor {
-            dtype,
-            shape: tensor.dims().iter().map(|&d| d as u64).collect(),
-            data: Cow::Owned(data),
-        })
+        Ok(Tensor { dtype, shape: tensor.dims().iter().map(|&d| d as u64).collect(), data: Cow::Owned(data) })
     }
 
     /// The tensor on a device, same shape and dtype.
@@ -162,10 +150,7 @@ impl<'a> Tensor<'a> {
 
     /// The samples of an i16 tensor.
     pub fn to_i16(&self) -> Vec<i16> {
-        self.data
-            .chunks_exact(2)
-            .map(|b| i16::from_le_bytes([b[0], b[1]]))
-            .collect()
+        self.data.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect()
     }
 
     /// Rows `start..start + len` as a tensor that borrows from this one.
@@ -173,11 +158,7 @@ impl<'a> Tensor<'a> {
         let row = self.row_bytes();
         let mut shape = self.shape.clone();
         shape[0] = len as u64;
-        Tensor {
-            dtype: self.dtype,
-            shape,
-            data: Cow::Borrowed(&self.data[start * row..(start + len) * row]),
-        }
+        Tensor { dtype: self.dtype, shape, data: Cow::Borrowed(&self.data[start * row..(start + len) * row]) }
     }
 
     /// Checks that the bytes are exactly what shape and dtype say, without overflow.
@@ -186,18 +167,12 @@ impl<'a> Tensor<'a> {
         if self.shape.is_empty() || self.shape.len() > MAX_DIMS {
             return bad(format!("{} dimensions; 1 to {MAX_DIMS} are allowed", self.shape.len()));
         }
-        let bytes = self
-            .shape
-            .iter()
-            .try_fold(self.dtype.size() as u64, |n, &d| n.checked_mul(d));
+        let bytes = self.shape.iter().try_fold(self.dtype.size() as u64, |n, &d| n.checked_mul(d));
         match bytes {
             Some(n) if n == self.data.len() as u64 => Ok(()),
-            Some(n) => bad(format!(
-                "{} {:?} takes {n} bytes, the message holds {}",
-                self.dtype,
-                self.shape,
-                self.data.len()
-            )),
+            Some(n) => {
+                bad(format!("{} {:?} takes {n} bytes, the message holds {}", self.dtype, self.shape, self.data.len()))
+            }
             None => bad(format!("{} {:?} overflows", self.dtype, self.shape)),
         }
     }

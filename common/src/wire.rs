@@ -101,9 +101,7 @@ pub fn encode(message: &impl Serialize) -> Vec<u8> {
 pub fn encode_as(encoding: Encoding, message: &impl Serialize) -> Vec<u8> {
     match encoding {
         Encoding::MessagePack => encode(message),
-        Encoding::Json => {
-            serde_json::to_vec(message).expect("messages serialize to memory. This is a bug.")
-        }
+        Encoding::Json => serde_json::to_vec(message).expect("messages serialize to memory. This is a bug."),
     }
 }
 

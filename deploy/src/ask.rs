@@ -93,12 +93,12 @@ impl View {
     fn show(&mut self, event: &Event) {
         match event {
             Event::Planned { plan, mode, cached } => {
-                let image = plan.image.as_ref().map_or("no picture".to_owned(), |i| {
-                    format!("{} frames, {} image tokens", i.frames, i.tokens)
-                });
-                let audio = plan.audio.as_ref().map_or("no sound".to_owned(), |a| {
-                    format!("about {} audio tokens", a.tokens)
-                });
+                let image = plan
+                    .image
+                    .as_ref()
+                    .map_or("no picture".to_owned(), |i| format!("{} frames, {} image tokens", i.frames, i.tokens));
+                let audio =
+                    plan.audio.as_ref().map_or("no sound".to_owned(), |a| format!("about {} audio tokens", a.tokens));
                 let how = if *cached { ", tokens already there" } else { "" };
                 self.line(&format!("plan: {:.1} s, {image}, {audio}, {mode:?}{how}", plan.duration_s));
             }

@@ -239,14 +239,9 @@ async fn run_up(config: &mut Config, up: Up) -> Result<(), Fatal> {
     }
     let replicas = replicas(&up.replicas)?;
     let dir = pipeline::state_dir();
-    let mut pipeline = pipeline::Pipeline::start(
-        config,
-        &dir,
-        &replicas,
-        &supervisor::Logs::Inherit,
-        &broker::Options::default(),
-    )
-    .await?;
+    let mut pipeline =
+        pipeline::Pipeline::start(config, &dir, &replicas, &supervisor::Logs::Inherit, &broker::Options::default())
+            .await?;
     let note = pipeline::leave_note(pipeline.bus()).map_err(|e| Fatal(Exit::Usage, format!("{e:#}")))?;
     let mut shutdown = on_signal();
     let outcome = tokio::select! {
@@ -314,8 +309,7 @@ async fn run_ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
     let dir = tempfile::tempdir().map_err(|e| Fatal(Exit::Other, format!("no temporary directory: {e}")))?;
     let logs = supervisor::Logs::Directory(dir.path().to_owned());
     let each = StageName::ALL.map(|s| (s, 1));
-    let mut pipeline =
-        pipeline::Pipeline::start(config, dir.path(), &each, &logs, &broker::Options::default()).await?;
+    let mut pipeline = pipeline::Pipeline::start(config, dir.path(), &each, &logs, &broker::Options::default()).await?;
     let bus = pipeline.bus().clone();
     let outcome = tokio::select! {
         outcome = follow(&bus, &request, style) => outcome,

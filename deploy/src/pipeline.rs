@@ -159,11 +159,8 @@ pub fn leave_note(bus: &Bus) -> anyhow::Result<PathBuf> {
     {
         bail!("another `vidi up` runs (process {}); stop it, or set VIDI_STATE to another directory", other.pid);
     }
-    let note = UpFile {
-        pid: std::process::id(),
-        url: bus.config().url.clone(),
-        prefix: bus.subjects().prefix().to_owned(),
-    };
+    let note =
+        UpFile { pid: std::process::id(), url: bus.config().url.clone(), prefix: bus.subjects().prefix().to_owned() };
     std::fs::create_dir_all(state_dir())?;
     std::fs::write(&path, serde_json::to_vec(&note)?).with_context(|| format!("{}", path.display()))?;
     Ok(path)

@@ -138,7 +138,11 @@ impl Post {
                 file.with_context(|| format!("log {}", path.display()))?.into()
             }
         };
+        // candle reads /proc/cpuinfo at every product of matrices unless this is set.
+        let threads = std::env::var("RAYON_NUM_THREADS")
+            .unwrap_or_else(|_| std::thread::available_parallelism().map_or(1, usize::from).to_string());
         Command::new(program)
+            .env("RAYON_NUM_THREADS", threads)
             .args(["stage", self.stage.as_str(), "--supervised", "--config"])
             .arg(&self.config)
             .stdin(Stdio::piped())

@@ -191,6 +191,5 @@ mod tests {
         assert_eq!(out.len(), 3_000);
         assert!(out.iter().all(|v| (v - 0.25).abs() < 1e-4));
         assert!(resampled(48_000, &[], 1).is_empty());
-        assert!(!resampled(48_000, &[0.5; 3], 1).is_empty());
     }
 }

@@ -1,5 +1,5 @@
-//! `exp` and `tanh` in f32 as plain arithmetic, so that loops over rows of scores become vector code. libm's take three
-//! quarters of the time that attention over a long video takes on a CPU.
+//! `exp` and `tanh` in f32 as plain arithmetic, so that loops over rows of scores become vector code. With libm's, a
+//! decode step over 54,000 image tokens takes twice as long on a CPU.
 
 /// Adding and subtracting it rounds to the nearest integer: 1.5 * 2^23.
 const ROUND: f32 = 12_582_912.0;
@@ -29,16 +29,16 @@ pub fn exp_negative(x: f32) -> f32 {
 pub fn tanh(x: f32) -> f32 {
     let x = x.clamp(-7.905_311, 7.905_311);
     let s = x * x;
-    let p = -2.760_768_5e-16;
+    let p = -2.760_768_4e-16;
     let p = p * s + 2.000_188e-13;
-    let p = p * s - 8.604_671_6e-11;
-    let p = p * s + 5.122_297_1e-8;
-    let p = p * s + 1.485_722_4e-5;
-    let p = p * s + 6.372_619_2e-4;
+    let p = p * s - 8.604_672e-11;
+    let p = p * s + 5.122_297_3e-8;
+    let p = p * s + 1.485_722_35e-5;
+    let p = p * s + 6.372_619_5e-4;
     let p = p * s + 4.893_524_6e-3;
     let q = 1.198_258_4e-6;
     let q = q * s + 1.185_347_1e-4;
-    let q = q * s + 2.268_434_6e-3;
+    let q = q * s + 2.268_434_7e-3;
     let q = q * s + 4.893_525e-3;
     x * p / q
 }

@@ -75,13 +75,8 @@ impl EventLog {
                 return Err(ended);
             }
             let seq = self.tail.event.as_ref().map_or(0, |e| e.seq + 1);
-            let entry = JobEvent {
-                v: wire::VERSION,
-                job: self.job.clone(),
-                seq,
-                at_ms: now_ms(),
-                event: event.clone(),
-            };
+            let entry =
+                JobEvent { v: wire::VERSION, job: self.job.clone(), seq, at_ms: now_ms(), event: event.clone() };
             let publish = PublishMessage::build()
                 .headers(headers(&self.job))
                 // Names the writer too: the same place in the log written by another must be refused, not deduplicated.

@@ -168,8 +168,7 @@ impl Bus {
             if stop() {
                 return Err(Stop::Cancelled);
             }
-            let publish =
-                PublishMessage::build().headers(headers(job)).message_id(message_id).payload(body.clone());
+            let publish = PublishMessage::build().headers(headers(job)).message_id(message_id).payload(body.clone());
             let error = match self.js.send_publish(subject.clone(), publish).await {
                 Ok(ack) => match ack.await {
                     Ok(_) => return Ok(()),

@@ -87,12 +87,7 @@ impl Bus {
     ///
     /// # Errors
     /// [`BusErrorKind::JetStream`].
-    pub async fn work_queue(
-        &self,
-        stream: StreamName,
-        name: &str,
-        filter: String,
-    ) -> Result<PullConsumer, BusError> {
+    pub async fn work_queue(&self, stream: StreamName, name: &str, filter: String) -> Result<PullConsumer, BusError> {
         let config = pull::Config {
             durable_name: Some(name.to_owned()),
             name: Some(name.to_owned()),
@@ -109,12 +104,7 @@ impl Bus {
     ///
     /// # Errors
     /// [`BusErrorKind::JetStream`].
-    pub async fn reader(
-        &self,
-        stream: StreamName,
-        filter: String,
-        start: u64,
-    ) -> Result<PullConsumer, BusError> {
+    pub async fn reader(&self, stream: StreamName, filter: String, start: u64) -> Result<PullConsumer, BusError> {
         let config = pull::Config {
             deliver_policy: match start {
                 0 => DeliverPolicy::All,

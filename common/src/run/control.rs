@@ -210,8 +210,7 @@ impl Ear {
             error: None,
         };
         let me = |r: &ControlRequest| {
-            r.stage.is_none_or(|s| s == self.stage)
-                && r.instance.as_ref().is_none_or(|i| *i == reply.instance)
+            r.stage.is_none_or(|s| s == self.stage) && r.instance.as_ref().is_none_or(|i| *i == reply.instance)
         };
         let request = match request {
             Ok(request) if !me(&request) => return,
@@ -235,7 +234,8 @@ impl Ear {
                 self.answer(message, encoding, reply, None);
             }
             (verb, _) => {
-                reply.error = Some(format!("control.{verb} is not understood; there are cancel {{job}}, drain {{instance}}"));
+                reply.error =
+                    Some(format!("control.{verb} is not understood; there are cancel {{job}}, drain {{instance}}"));
                 self.answer(message, encoding, reply, None);
             }
         }

@@ -128,9 +128,9 @@ async fn own<O: Owner + Send + 'static>(
             delivery.give_back(RETRY_PAUSE).await;
             return false;
         }
-        Err(Stop::Unavailable(why)) => Event::Failed {
-            error: JobError::new(ErrorKind::WorkerLost, why).at(StageName::Llm),
-        },
+        Err(Stop::Unavailable(why)) => {
+            Event::Failed { error: JobError::new(ErrorKind::WorkerLost, why).at(StageName::Llm) }
+        }
         Err(Stop::Cancelled) => {
             let started = Instant::now();
             let request = ControlRequest { v: wire::VERSION, job: Some(job.clone()), ..Default::default() };
@@ -364,10 +364,7 @@ impl JobPort for OwnerPort {
             };
             match wire::decode::<TokenBatch<'_>>(&message.payload) {
                 Ok(batch) if batch.job() == Some(job) => {
-                    let mut progress = self.world.progress();
-                    progress.alive();
-                    progress.expect(&batch.plan);
-                    drop(progress);
+                    self.world.progress().expect_half(batch.modality, &batch.plan);
                     return take(batch);
                 }
                 Ok(batch) => tracing::error!(foreign = ?batch.job(), "token batch of another job dropped"),

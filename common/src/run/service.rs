@@ -156,9 +156,7 @@ pub async fn register(
         .service_builder()
         .description(format!("Vidi 1.5, stage {stage}"))
         .metadata(metadata)
-        .stats_handler(move |_, _| {
-            serde_json::to_value(Status::now(&on, stage, &count, budget)).unwrap_or_default()
-        })
+        .stats_handler(move |_, _| serde_json::to_value(Status::now(&on, stage, &count, budget)).unwrap_or_default())
         .start(name_of(stage), env!("CARGO_PKG_VERSION"))
         .await
         .map_err(refused)?;

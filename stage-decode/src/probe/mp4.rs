@@ -58,6 +58,11 @@ pub(crate) struct Track {
     durations: Vec<(u32, u32)>,
     /// Composition offsets in ticks, run by run.
     offsets: Vec<(u32, i32)>,
+    /// Where the sizes, the chunks' sample counts and the chunks' positions stand.
+    sizes: Range<u64>,
+    chunk_runs: Range<u64>,
+    chunks: Range<u64>,
+    chunk_width: u64,
     /// Length in the movie's ticks, and first tick of the media; -1: nothing is shown.
     edits: Vec<(u64, i64)>,
     /// `trex` defaults and what the fragments hold.
@@ -70,6 +75,8 @@ struct Found {
     name: [u8; 4],
     name_at: u64,
     body: Range<u64>,
+    /// The file ends before the box does.
+    cut: bool,
 }
 
 fn bad(what: &str) -> io::Error {
@@ -91,8 +98,9 @@ fn boxes(bytes: &mut Bytes<'_>, range: Range<u64>) -> io::Result<Vec<Found>> {
         if size < header {
             return Err(bad("a box is smaller than its header"));
         }
-        let end = at.saturating_add(size).min(range.end);
-        found.push(Found { name, name_at: at + 4, body: at + header..end });
+        let told = at.saturating_add(size);
+        let end = told.min(range.end);
+        found.push(Found { name, name_at: at + 4, body: at + header..end, cut: told > range.end });
         if found.len() as u64 > MAX_BOXES {
             return Err(bad("too many boxes"));
         }
@@ -120,6 +128,9 @@ impl Movie {
                     track.descend(bytes, found.body.clone(), 0)?;
                     if track.totals().0 > MAX_SAMPLES {
                         return Err(bad("a track has more samples than any real one"));
+                    }
+                    if top.iter().any(|b| b.cut) {
+                        track.keep_present(bytes)?;
                     }
                     movie.tracks.push(track);
                 }
@@ -258,6 +269,10 @@ impl Track {
                     let rows = table(bytes, &body)?;
                     self.offsets = rows.into_iter().map(pair).map(|(n, o)| (n, o as i32)).collect();
                 }
+                b"stsz" => self.sizes = body,
+                b"stsc" => self.chunk_runs = body,
+                b"stco" => (self.chunks, self.chunk_width) = (body, 4),
+                b"co64" => (self.chunks, self.chunk_width) = (body, 8),
                 b"elst" if bytes.array::<1>(at)?[0] == 1 => {
                     let rows = table::<20>(bytes, &body)?;
                     self.edits = rows
@@ -310,6 +325,42 @@ impl Track {
             (self.width, self.height) = (size >> 16, size & 0xffff);
         } else if &self.handler == b"soun" {
             self.channels = bytes.u32(entry + 24)? >> 16;
+        }
+        Ok(())
+    }
+
+    /// Forgets the samples that lie behind the end of a file that was cut short; ffmpeg decodes up to there.
+    fn keep_present(&mut self, bytes: &mut Bytes<'_>) -> io::Result<()> {
+        if self.sizes.is_empty() || self.chunk_runs.is_empty() || self.chunks.is_empty() {
+            return Ok(());
+        }
+        let uniform = bytes.u32(self.sizes.start + 4)?;
+        let samples = u64::from(bytes.u32(self.sizes.start + 8)?);
+        let chunks = u64::from(bytes.u32(self.chunks.start + 4)?);
+        let runs = table::<12>(bytes, &self.chunk_runs)?;
+        let mut runs = runs.iter().map(|r| (u32::from_be_bytes([r[0], r[1], r[2], r[3]]), u32::from_be_bytes([r[4], r[5], r[6], r[7]]))).peekable();
+        let (mut present, mut in_chunk) = (0, 0);
+        'chunks: for chunk in 0..chunks {
+            while let Some((_, count)) = runs.next_if(|(first, _)| u64::from(*first) <= chunk + 1) {
+                in_chunk = count;
+            }
+            let place = self.chunks.start + 8 + chunk * self.chunk_width;
+            let mut at = if self.chunk_width == 8 { bytes.u64(place)? } else { bytes.u32(place)?.into() };
+            for _ in 0..in_chunk {
+                if present == samples {
+                    break 'chunks;
+                }
+                let size = if uniform == 0 { bytes.u32(self.sizes.start + 12 + present * 4)? } else { uniform };
+                at = at.saturating_add(size.into());
+                if at > bytes.size() {
+                    break 'chunks;
+                }
+                present += 1;
+            }
+        }
+        for (count, _) in &mut self.durations {
+            *count = present.min(u64::from(*count)) as u32;
+            present -= u64::from(*count);
         }
         Ok(())
     }

@@ -40,13 +40,18 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// Learns totals: the image half at first, the exact audio half when the sound is decoded.
+    /// Learns the totals that a decode request is made with.
     pub fn expect(&mut self, plan: &MediaPlan) {
-        if plan.image.is_some() {
-            self.image = plan.image.clone();
-        }
-        if plan.audio.is_some() {
-            self.audio = plan.audio.clone();
+        self.image = plan.image.clone();
+        self.audio = plan.audio.clone();
+        self.alive();
+    }
+
+    /// Learns one half's totals from a batch of it: exact now, or none if that half turned out to be absent.
+    pub fn expect_half(&mut self, modality: Modality, plan: &MediaPlan) {
+        match modality {
+            Modality::Image => self.image = plan.image.clone(),
+            Modality::Audio => self.audio = plan.audio.clone(),
         }
         self.alive();
     }

