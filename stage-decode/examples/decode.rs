@@ -94,7 +94,12 @@ fn run(file: &Path, dump: Option<&Path>, json: bool) -> Result<(), Stop> {
         println!("{info:?}");
         println!(
             "{} frames, {} windows ({} samples) of {:.2} s in {seconds:.3} s (probe {:.1} ms), peak {} MiB",
-            port.frames, port.windows, port.samples, info.duration_s, probe_s * 1e3, peak_mib()
+            port.frames,
+            port.windows,
+            port.samples,
+            info.duration_s,
+            probe_s * 1e3,
+            peak_mib()
         );
     }
     Ok(())

@@ -94,7 +94,8 @@ impl Listener {
         if self.format.as_ref() != Some(&info) {
             self.retune(info)?;
         }
-        let map = sample.buffer().and_then(|b| b.map_readable().ok()).ok_or_else(|| odd("decoded sound has no data"))?;
+        let map =
+            sample.buffer().and_then(|b| b.map_readable().ok()).ok_or_else(|| odd("decoded sound has no data"))?;
         let interleaved: Vec<f32> = map.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         self.mono.clear();
         if let Some(downmix) = &self.downmix {

@@ -5,9 +5,9 @@
 //! the fraction cut off. All else goes through its scaler (`libswscale/utils.c`, `initFilter`): depth reduced to 8
 //! bits, chroma interpolated vertically with a bicubic of a = -0.6, and horizontally only if the width is odd.
 
-use gstreamer_video as gst_video;
 use gst_video::prelude::*;
 use gst_video::{VideoColorMatrix, VideoFormat, VideoFormatFlags, VideoFrameRef};
+use gstreamer_video as gst_video;
 
 use crate::picture::Picture;
 
@@ -87,8 +87,8 @@ impl Converter {
         let planes: Vec<Plane<'_>> = (0..info.n_components().min(3)).map(|c| Plane::new(frame, c)).collect();
         let unscaled = height % 2 == 0 && matches!(frame.format(), VideoFormat::I420 | VideoFormat::Y42b);
         let down = (!unscaled && !gray && planes[1].height < height).then(|| taps(planes[1].height, height));
-        let across = (!unscaled && !gray && width % 2 == 1 && planes[1].width < width)
-            .then(|| taps(planes[1].width, width));
+        let across =
+            (!unscaled && !gray && width % 2 == 1 && planes[1].width < width).then(|| taps(planes[1].width, width));
 
         let neutral = vec![128; if gray { width } else { 0 }];
         for (y, target) in out.rows_mut(width, height).enumerate() {
@@ -157,13 +157,7 @@ impl<'a> Plane<'a> {
     }
 
     /// The chroma row of picture row `y` out of `height`: the block's own, or interpolated between four.
-    fn chroma_row<'s>(
-        &self,
-        y: usize,
-        height: usize,
-        down: Option<&[Taps]>,
-        scratch: &'s mut Vec<u8>,
-    ) -> &'s [u8]
+    fn chroma_row<'s>(&self, y: usize, height: usize, down: Option<&[Taps]>, scratch: &'s mut Vec<u8>) -> &'s [u8]
     where
         'a: 's,
     {

@@ -34,15 +34,12 @@ fn default_layout(channels: usize) -> &'static [Position] {
 fn weight(position: Position) -> f32 {
     match position {
         Position::Mono | Position::FrontCenter => 1.0,
-        Position::FrontLeft
-        | Position::FrontRight
-        | Position::FrontLeftOfCenter
-        | Position::FrontRightOfCenter => FRAC_1_SQRT_2,
-        Position::RearLeft
-        | Position::RearRight
-        | Position::RearCenter
-        | Position::SideLeft
-        | Position::SideRight => 0.5,
+        Position::FrontLeft | Position::FrontRight | Position::FrontLeftOfCenter | Position::FrontRightOfCenter => {
+            FRAC_1_SQRT_2
+        }
+        Position::RearLeft | Position::RearRight | Position::RearCenter | Position::SideLeft | Position::SideRight => {
+            0.5
+        }
         _ => 0.0,
     }
 }

@@ -174,7 +174,8 @@ mod tests {
         assert_eq!(named_path("file:///a%20b/%C3%A4.mp4").unwrap(), PathBuf::from("/a b/ä.mp4"));
         assert_eq!(named_path("FILE://localhost/x").unwrap(), PathBuf::from("/x"));
         assert_eq!(named_path("file:/x").unwrap(), PathBuf::from("/x"));
-        for bad in ["file://host/x", "file:///a%2", "file:///a%zz", "http://h/x", "x.mp4", "file:x", "", "file:///%00"] {
+        for bad in ["file://host/x", "file:///a%2", "file:///a%zz", "http://h/x", "x.mp4", "file:x", "", "file:///%00"]
+        {
             assert_eq!(kind(named_path(bad)), ErrorKind::BadRequest, "{bad}");
         }
     }

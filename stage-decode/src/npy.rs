@@ -114,8 +114,7 @@ mod tests {
         npy.append_pcm(&[0, 16384, i16::MIN]).unwrap();
         assert_eq!(npy.finish().unwrap(), 3);
         let bytes = std::fs::read(&path).unwrap();
-        let values: Vec<f32> =
-            bytes[128..].as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let values: Vec<f32> = bytes[128..].as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         assert_eq!(values, [0.0, 0.5, -1.0]);
     }
 }

@@ -153,7 +153,8 @@ fn from_movie(movie: &mp4::Movie, quicktime: bool) -> Examined {
         (info.width, info.height) = upright(turn, track.width, track.height);
         info.rotation = track.rotation;
         info.codecs.push(codec_name(&String::from_utf8_lossy(&track.codec)));
-        let selection = Selection { kind: Kind::Picture, track: Some(track.id.into()), overlays: movie.overlays(track) };
+        let selection =
+            Selection { kind: Kind::Picture, track: Some(track.id.into()), overlays: movie.overlays(track) };
         PictureTrack { selection, shown, turn }
     });
     let sound = sound.map(|track| {
@@ -191,12 +192,7 @@ fn from_segment(segment: &matroska::Segment) -> Examined {
         // Opus delay and padding travel with the packets, and the decoder takes them off.
         let trim = match track.codec.as_str() {
             "A_OPUS" => Trim::default(),
-            _ => Trim {
-                skip: track.delay_ns,
-                discard: track.discard_ns,
-                timescale: 1_000_000_000,
-                ..Trim::default()
-            },
+            _ => Trim { skip: track.delay_ns, discard: track.discard_ns, timescale: 1_000_000_000, ..Trim::default() },
         };
         SoundTrack { selection: selection(Kind::Sound, track.uid), trim }
     });

@@ -151,7 +151,10 @@ enum Event {
     FramesDone,
     /// The exact plan, once the sound is decoded; none: too little, or silence.
     Sound(Option<AudioPlan>),
-    Window { index: u64, pcm: Vec<u8> },
+    Window {
+        index: u64,
+        pcm: Vec<u8>,
+    },
     Stopped(Stop),
 }
 

@@ -10,9 +10,9 @@ use common::error::JobError;
 use common::plan::FRAME_BYTES;
 use common::stage::Stop;
 use gst::prelude::*;
+use gst_video::{VideoColorMatrix, VideoColorRange, VideoColorimetry};
 use gstreamer as gst;
 use gstreamer_video as gst_video;
-use gst_video::{VideoColorMatrix, VideoColorRange, VideoColorimetry};
 
 use crate::color::{self, Conversion, Converter};
 use crate::failure;
@@ -76,9 +76,11 @@ pub(crate) fn decode(
     let convert = pipeline::element("videoconvert")?;
     let pad = convert.static_pad("sink").ok_or_else(|| failure::no_element("videoconvert"))?;
     let counter = Mutex::new(Counter { shown: track.shown.clone(), decoded: 0 });
-    pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| match counter.lock().unwrap_or_else(PoisonError::into_inner).next() {
-        Some(index) if picks.contains(index) => gst::PadProbeReturn::Ok,
-        _ => gst::PadProbeReturn::Handled,
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+        match counter.lock().unwrap_or_else(PoisonError::into_inner).next() {
+            Some(index) if picks.contains(index) => gst::PadProbeReturn::Ok,
+            _ => gst::PadProbeReturn::Handled,
+        }
     });
     let caps = gst_video::VideoCapsBuilder::new().format_list(color::FORMATS).build();
     let pipeline = TrackPipeline::start(path, track.selection.clone(), &convert, &caps, stall)?;

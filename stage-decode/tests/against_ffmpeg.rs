@@ -131,7 +131,8 @@ fn vp8_with_hidden_frames_and_vorbis_in_webm() {
 
 #[test]
 fn ten_bit_h265_in_mp4() {
-    let codecs = "-c:v libx265 -preset ultrafast -x265-params log-level=error -pix_fmt yuv420p10le -tag:v hvc1 -c:a aac";
+    let codecs =
+        "-c:v libx265 -preset ultrafast -x265-params log-level=error -pix_fmt yuv420p10le -tag:v hvc1 -c:a aac";
     both("a.mp4", &[picture("320x240", "30", 3.0), sound(48_000, 3.0)], codecs);
 }
 
@@ -144,7 +145,9 @@ fn av1_in_mp4_and_webm() {
 
 #[test]
 fn odd_sizes() {
-    for (size, pixels) in [("323x241", "yuv420p"), ("322x241", "yuv420p"), ("321x240", "yuv420p"), ("321x241", "yuv444p")] {
+    for (size, pixels) in
+        [("323x241", "yuv420p"), ("322x241", "yuv420p"), ("321x240", "yuv420p"), ("321x241", "yuv444p")]
+    {
         // testsrc, unlike testsrc2, keeps an odd size.
         let inputs = [input(format!("testsrc=s={size}:r=10:d=3"))];
         let options = format!("-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -pix_fmt {pixels}");
@@ -176,11 +179,8 @@ fn a_picture_filmed_lying_stands_upright() {
         let dir = tempdir().unwrap();
         let lying = make(dir.path(), "lying.mp4", &[picture("320x180", "25", 3.0)], X264);
         let path = dir.path().join("turned.mp4");
-        let line = format!(
-            "-v error -y -i {} -c copy -metadata:s:v:0 rotate={turn} {}",
-            lying.display(),
-            path.display()
-        );
+        let line =
+            format!("-v error -y -i {} -c copy -metadata:s:v:0 rotate={turn} {}", lying.display(), path.display());
         run("ffmpeg", &words(&line));
         let (info, kept) = decode(&path);
         assert_ne!(info.rotation, 0, "the tag arrived");
@@ -251,7 +251,9 @@ fn sound_alone() {
 fn the_picture_on_a_cover_is_not_a_film() {
     let dir = tempdir().unwrap();
     let cover = make(dir.path(), "cover.png", &[input("testsrc2=s=64x64:r=1:d=1".to_owned())], "-frames:v 1");
-    for (name, options) in [("a.mp3", "-c:a libmp3lame -id3v2_version 3"), ("a.m4a", "-c:a aac"), ("a.flac", "-c:a flac")] {
+    for (name, options) in
+        [("a.mp3", "-c:a libmp3lame -id3v2_version 3"), ("a.m4a", "-c:a aac"), ("a.flac", "-c:a flac")]
+    {
         let inputs = [sound(44_100, 3.0), vec!["-i".to_owned(), cover.to_str().unwrap().to_owned()]];
         let options = format!("-map 0 -map 1 -c:v copy -disposition:v attached_pic {options}");
         let path = make(dir.path(), name, &inputs, &options);

@@ -29,7 +29,8 @@ struct Counted {
 
 impl Counted {
     fn length_s(&self) -> f64 {
-        let raw = self.caps.as_ref().and_then(|c| gst_audio::AudioInfo::from_caps(c).ok()).filter(|info| info.bpf() > 0);
+        let raw =
+            self.caps.as_ref().and_then(|c| gst_audio::AudioInfo::from_caps(c).ok()).filter(|info| info.bpf() > 0);
         match (raw, self.span) {
             (Some(info), _) => (self.bytes / u64::from(info.bpf())) as f64 / f64::from(info.rate()),
             (None, Some((start, end))) => (end - start) as f64 / 1e9,
@@ -191,8 +192,7 @@ fn sum_up(
         }
         if Kind::Picture.takes(&name) && picture.is_none() && track.buffers > 0 {
             let (width, height) = (track.field::<i32>("width"), track.field::<i32>("height"));
-            (info.width, info.height) =
-                upright(track.turn, width.unwrap_or(0) as u32, height.unwrap_or(0) as u32);
+            (info.width, info.height) = upright(track.turn, width.unwrap_or(0) as u32, height.unwrap_or(0) as u32);
             info.frames = track.buffers;
             let told = track.field::<gst::Fraction>("framerate").filter(|f| f.numer() > 0);
             info.avg_fps = match told {
@@ -207,11 +207,7 @@ fn sum_up(
             };
             info.codecs.push(codec);
             let selection = Selection { kind: Kind::Picture, track: None, overlays: Vec::new() };
-            picture = Some(PictureTrack {
-                selection,
-                shown: std::iter::once(0..u64::MAX).collect(),
-                turn: track.turn,
-            });
+            picture = Some(PictureTrack { selection, shown: std::iter::once(0..u64::MAX).collect(), turn: track.turn });
         } else if Kind::Sound.takes(&name) && sound.is_none() && track.buffers > 0 {
             info.has_audio = true;
             let trim = match codec.as_str() {

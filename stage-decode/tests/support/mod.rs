@@ -120,8 +120,14 @@ pub fn request(path: &Path, info: &MediaInfo, span: Option<[f64; 2]>) -> DecodeR
         first_window: 0,
         windows: plan.audio.as_ref().map_or(0, |a| a.windows),
     };
-    let request =
-        DecodeRequest { v: 1, job: JobId::new("j").unwrap(), video: path.to_str().unwrap().into(), span, plan, segment };
+    let request = DecodeRequest {
+        v: 1,
+        job: JobId::new("j").unwrap(),
+        video: path.to_str().unwrap().into(),
+        span,
+        plan,
+        segment,
+    };
     request.check().expect("an honest request");
     request
 }

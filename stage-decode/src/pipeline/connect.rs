@@ -1,0 +1,149 @@
+//! From the track that parsebin finds to the decoder that takes it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use common::error::JobError;
+use gst::prelude::*;
+use gstreamer as gst;
+
+use super::{Selection, Shared, lock, probes};
+use crate::failure;
+
+/// Decoders that give what ffmpeg gives, since they are ffmpeg's, best first.
+const PREFERRED: [(&str, &[&str]); 9] = [
+    ("video/x-h264", &["avdec_h264"]),
+    ("video/x-h265", &["avdec_h265"]),
+    ("video/x-vp9", &["avdec_vp9", "vp9dec"]),
+    ("video/x-vp8", &["avdec_vp8", "vp8dec"]),
+    ("video/x-av1", &["dav1ddec", "av1dec"]),
+    ("audio/x-opus", &["avdec_opus", "opusdec"]),
+    ("audio/x-flac", &["avdec_flac", "flacdec"]),
+    ("audio/x-ac3", &["avdec_ac3"]),
+    ("audio/x-eac3", &["avdec_eac3"]),
+];
+
+/// Links the wanted track to its decoder once parsebin has found it.
+pub(super) fn connect(
+    path: &Path,
+    parse: &gst::Element,
+    pipeline: &gst::Pipeline,
+    tail: &gst::Element,
+    selection: Selection,
+    shared: &Arc<Shared>,
+) {
+    let (path, kind) = (path.to_owned(), selection.kind);
+    let (pipeline, tail) = (pipeline.downgrade(), tail.downgrade());
+    let report = {
+        let (pipeline, shared) = (pipeline.clone(), shared.clone());
+        move |error: JobError| {
+            lock(&shared.failure).get_or_insert(error);
+            // Wakes the one who waits for a sample.
+            if let Some(pipeline) = pipeline.upgrade() {
+                let _ = pipeline.post_message(gst::message::Application::new(gst::Structure::new_empty("failed")));
+            }
+        }
+    };
+    let shared = shared.clone();
+    parse.connect_no_more_pads({
+        let (shared, path, report) = (shared.clone(), path.clone(), report.clone());
+        move |_| {
+            if !shared.found.load(Ordering::Relaxed) {
+                report(failure::unsupported(&path, &format!("no {} track can be read", kind.noun())));
+            }
+        }
+    });
+    parse.connect_pad_added(move |_, pad| {
+        let (Some(pipeline), Some(tail)) = (pipeline.upgrade(), tail.upgrade()) else { return };
+        let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
+        let Some(name) = caps.structure(0).map(|s| s.name().to_string()) else { return };
+        let numbered = pad.stream_id().and_then(|id| id.rsplit('/').next()?.parse::<u64>().ok());
+        let other = selection.track.is_some() && numbered.is_some() && numbered != selection.track;
+        if !selection.kind.takes(&name) || other || shared.found.swap(true, Ordering::Relaxed) {
+            return discard(&pipeline, pad);
+        }
+        probes::open_segments(pad);
+        probes::count_progress(pad, &shared);
+        let (path, shared, report) = (path.clone(), shared.clone(), report.clone());
+        let attach_once = move |pad: &gst::Pad, caps: &gst::CapsRef| {
+            *lock(&shared.parsed) = Some(caps.to_owned());
+            if let Err(error) = attach(&path, &pipeline, pad, caps, &tail) {
+                report(error);
+            }
+        };
+        match pad.current_caps() {
+            Some(caps) => attach_once(pad, &caps),
+            // Some parsers tell their format with the first frame only.
+            None => {
+                pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
+                    let Some(gst::PadProbeData::Event(event)) = &info.data else { return gst::PadProbeReturn::Ok };
+                    let gst::EventView::Caps(caps) = event.view() else { return gst::PadProbeReturn::Ok };
+                    attach_once(pad, caps.caps());
+                    gst::PadProbeReturn::Remove
+                });
+            }
+        }
+    });
+}
+
+/// Gives a track that nobody wants somewhere to go: some demuxers stop at a pad that leads nowhere.
+fn discard(pipeline: &gst::Pipeline, pad: &gst::Pad) {
+    let Ok(sink) = gst::ElementFactory::make("fakesink").property("async", false).build() else { return };
+    if pipeline.add(&sink).is_ok()
+        && let Some(target) = sink.static_pad("sink")
+        && pad.link(&target).is_ok()
+    {
+        let _ = sink.sync_state_with_parent();
+    }
+}
+
+/// Puts the decoder for `caps` between a parsed pad and the tail.
+fn attach(
+    path: &Path,
+    pipeline: &gst::Pipeline,
+    pad: &gst::Pad,
+    caps: &gst::CapsRef,
+    tail: &gst::Element,
+) -> Result<(), JobError> {
+    let refused = || failure::unsupported(path, &format!("GStreamer does not connect a decoder to {caps}"));
+    let is_raw = caps.structure(0).is_some_and(|s| s.name().ends_with("/x-raw"));
+    let entry = if is_raw {
+        tail.clone()
+    } else {
+        let decoder = decoder_for(caps).ok_or_else(|| failure::no_plugin(path, caps))?;
+        if decoder.has_property("max-errors") {
+            // A frame that does not decode is replaced by the one before it, however many there are.
+            decoder.set_property("max-errors", -1i32);
+        }
+        pipeline.add(&decoder).map_err(|_| refused())?;
+        decoder.link(tail).map_err(|_| refused())?;
+        decoder.sync_state_with_parent().map_err(|_| refused())?;
+        decoder
+    };
+    let target = entry.static_pad("sink").ok_or_else(refused)?;
+    pad.link(&target).map(|_| ()).map_err(|_| refused())
+}
+
+/// A decoder for parsed caps: a preferred one, else the highest ranked that is not hardware's.
+fn decoder_for(caps: &gst::CapsRef) -> Option<gst::Element> {
+    let structure = caps.structure(0)?;
+    let name = structure.name().as_str();
+    let listed = PREFERRED.iter().find(|(caps, _)| *caps == name).map_or(&[][..], |(_, names)| *names);
+    let mpeg: &[&str] = match (name, structure.get::<i32>("mpegversion").ok()) {
+        ("audio/mpeg", Some(1)) if structure.get::<i32>("layer") == Ok(3) => &["avdec_mp3float", "mpg123audiodec"],
+        ("audio/mpeg", Some(2 | 4)) => &["avdec_aac"],
+        _ => &[],
+    };
+    let by_name = listed.iter().chain(mpeg).find_map(|name| gst::ElementFactory::make(name).build().ok());
+    by_name.or_else(|| {
+        let kind = gst::ElementFactoryType::DECODER;
+        let mut factories: Vec<_> = gst::ElementFactory::factories_with_type(kind, gst::Rank::MARGINAL)
+            .into_iter()
+            .filter(|f| f.can_sink_any_caps(&caps.to_owned()))
+            .filter(|f| !f.metadata("klass").is_some_and(|k| k.contains("Hardware")))
+            .collect();
+        factories.sort_by_key(|f| std::cmp::Reverse(f.rank()));
+        factories.iter().find_map(|f| f.create().build().ok())
+    })
+}

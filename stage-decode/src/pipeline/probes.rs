@@ -1,0 +1,65 @@
+//! What watches and alters the flow between the elements.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use gst::prelude::*;
+use gstreamer as gst;
+use gstreamer_video as gst_video;
+
+use super::{Overlay, Shared};
+
+/// Lays the overlays over the file's bytes on their way to the demuxer.
+pub(super) fn overlay(source: &gst::Element, overlays: Vec<Overlay>) {
+    let Some(pad) = source.static_pad("src") else { return };
+    let mask = gst::PadProbeType::BUFFER | gst::PadProbeType::PULL | gst::PadProbeType::PUSH;
+    pad.add_probe(mask, move |_, info| {
+        let Some(buffer) = info.buffer_mut() else { return gst::PadProbeReturn::Ok };
+        let start = buffer.offset();
+        let end = start.saturating_add(buffer.size() as u64);
+        let touches = |o: &&Overlay| o.at < end && o.at + o.bytes.len() as u64 > start;
+        if !overlays.iter().any(|o| touches(&o)) {
+            return gst::PadProbeReturn::Ok;
+        }
+        if let Ok(mut map) = buffer.make_mut().map_writable() {
+            for (at, byte) in overlays.iter().filter(touches).flat_map(|o| (o.at..).zip(&o.bytes)) {
+                let place = at.checked_sub(start).and_then(|p| map.get_mut(p as usize));
+                place.into_iter().for_each(|place| *place = *byte);
+            }
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Shows that something still moves.
+pub(super) fn count_progress(pad: &gst::Pad, shared: &Arc<Shared>) {
+    let shared = shared.clone();
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+        shared.progress.fetch_add(1, Ordering::Relaxed);
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Tells the decoder that its own row strides are welcome: it then decodes straight into what arrives here.
+pub(super) fn accept_strides(pad: &gst::Pad) {
+    pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, info| {
+        let Some(query) = info.query_mut() else { return gst::PadProbeReturn::Ok };
+        let gst::QueryViewMut::Allocation(allocation) = query.view_mut() else { return gst::PadProbeReturn::Ok };
+        allocation.add_allocation_meta::<gst_video::VideoMeta>(None);
+        gst::PadProbeReturn::Handled
+    });
+}
+
+/// Lets every segment begin at zero and never end: what is shown is decided by counting, not by the decoder's clipping.
+pub(super) fn open_segments(pad: &gst::Pad) {
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
+        if let Some(gst::PadProbeData::Event(event)) = &mut info.data
+            && let gst::EventView::Segment(segment) = event.view()
+            && segment.segment().format() == gst::Format::Time
+        {
+            let open = gst::FormattedSegment::<gst::ClockTime>::new();
+            *event = gst::event::Segment::builder(&open).seqnum(event.seqnum()).build();
+        }
+        gst::PadProbeReturn::Ok
+    });
+}

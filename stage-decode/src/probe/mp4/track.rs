@@ -1,0 +1,259 @@
+//! One track of an mp4: its tables, and what they say is shown.
+
+use std::io;
+use std::ops::Range;
+
+use super::{Bytes, LengthField, MAX_DEPTH, boxes, clock, table};
+
+/// A track's index, summed up where sums suffice.
+#[derive(Debug, Default)]
+pub(crate) struct Track {
+    /// Where the name of its `trak` box stands in the file, and of its `edts`.
+    pub(super) box_at: u64,
+    pub(super) edits_at: Option<u64>,
+    pub(super) length_field: Option<LengthField>,
+    pub(crate) id: u32,
+    pub(crate) enabled: bool,
+    pub(crate) handler: [u8; 4],
+    pub(crate) codec: [u8; 4],
+    pub(crate) timescale: u32,
+    /// Stored size of the picture.
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    /// Clockwise turn in degrees.
+    pub(crate) rotation: u32,
+    pub(crate) channels: u32,
+    /// Samples and their durations in ticks, run by run.
+    durations: Vec<(u32, u32)>,
+    /// Composition offsets in ticks, run by run.
+    offsets: Vec<(u32, i32)>,
+    /// Where the sizes, the chunks' sample counts and the chunks' positions stand.
+    sizes: Range<u64>,
+    chunk_runs: Range<u64>,
+    chunks: Range<u64>,
+    chunk_width: u64,
+    /// Length in the movie's ticks, and first tick of the media; -1: nothing is shown.
+    edits: Vec<(u64, i64)>,
+    /// `trex` defaults and what the fragments hold.
+    pub(super) default_duration: u32,
+    pub(super) fragment_samples: u64,
+    pub(super) fragment_ticks: u64,
+}
+
+fn pair(row: [u8; 8]) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = row;
+    (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]))
+}
+
+impl Track {
+    /// A track whose box has its name at that position, and nothing read of it yet.
+    pub(super) fn named_at(box_at: u64) -> Self {
+        Track { box_at, ..Track::default() }
+    }
+
+    pub(super) fn descend(&mut self, bytes: &mut Bytes<'_>, range: Range<u64>, depth: u32) -> io::Result<()> {
+        for found in boxes(bytes, range)? {
+            let (at, body) = (found.body.start, found.body.clone());
+            match &found.name {
+                b"mdia" | b"minf" | b"stbl" if depth < MAX_DEPTH => self.descend(bytes, body, depth + 1)?,
+                b"edts" => {
+                    self.edits_at = Some(found.name_at);
+                    self.descend(bytes, body, depth + 1)?;
+                }
+                b"tkhd" => self.header(bytes, &body)?,
+                b"mdhd" => {
+                    let field;
+                    (self.timescale, _, field) = clock(bytes, &body)?;
+                    self.length_field = Some(field);
+                }
+                b"hdlr" if self.handler == [0; 4] => self.handler = bytes.array(at + 8)?,
+                b"stsd" if bytes.u32(at + 4)? > 0 => self.description(bytes, &body)?,
+                b"stts" => self.durations = table(bytes, &body)?.into_iter().map(pair).collect(),
+                b"ctts" => {
+                    let rows = table(bytes, &body)?;
+                    self.offsets = rows.into_iter().map(pair).map(|(n, o)| (n, o as i32)).collect();
+                }
+                b"stsz" => self.sizes = body,
+                b"stsc" => self.chunk_runs = body,
+                b"stco" => (self.chunks, self.chunk_width) = (body, 4),
+                b"co64" => (self.chunks, self.chunk_width) = (body, 8),
+                b"elst" if bytes.array::<1>(at)?[0] == 1 => {
+                    let rows = table::<20>(bytes, &body)?;
+                    self.edits = rows
+                        .into_iter()
+                        .map(|r| {
+                            let number = |i: usize| u64::from_be_bytes(r[i..i + 8].try_into().unwrap_or_default());
+                            (number(0), number(8) as i64)
+                        })
+                        .collect();
+                }
+                b"elst" => {
+                    let rows = table::<12>(bytes, &body)?;
+                    self.edits = rows
+                        .into_iter()
+                        .map(|r| {
+                            let number = |i: usize| u32::from_be_bytes(r[i..i + 4].try_into().unwrap_or_default());
+                            (number(0).into(), i64::from(number(4) as i32))
+                        })
+                        .collect();
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<()> {
+        let at = body.start;
+        let version = bytes.u32(at)?;
+        self.enabled = version & 1 == 1;
+        let long = version >> 24 == 1;
+        self.id = bytes.u32(at + if long { 20 } else { 12 })?;
+        let matrix = at + if long { 52 } else { 40 };
+        let mut cell = |i: u64| bytes.u32(matrix + 4 * i).map(|v| v as i32);
+        let (a, b, c, d) = (cell(0)?, cell(1)?, cell(3)?, cell(4)?);
+        self.rotation = match (a.signum(), b.signum(), c.signum(), d.signum()) {
+            (0, 1, -1, 0) => 90,
+            (-1, 0, 0, -1) => 180,
+            (0, -1, 1, 0) => 270,
+            _ => 0,
+        };
+        Ok(())
+    }
+
+    fn description(&mut self, bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<()> {
+        let entry = body.start + 8;
+        self.codec = bytes.array(entry + 4)?;
+        if &self.handler == b"vide" {
+            let size = bytes.u32(entry + 32)?;
+            (self.width, self.height) = (size >> 16, size & 0xffff);
+        } else if &self.handler == b"soun" {
+            self.channels = bytes.u32(entry + 24)? >> 16;
+        }
+        Ok(())
+    }
+
+    /// Forgets the samples that lie behind the end of a file that was cut short; ffmpeg decodes up to there.
+    pub(super) fn keep_present(&mut self, bytes: &mut Bytes<'_>) -> io::Result<()> {
+        if self.sizes.is_empty() || self.chunk_runs.is_empty() || self.chunks.is_empty() {
+            return Ok(());
+        }
+        let uniform = bytes.u32(self.sizes.start + 4)?;
+        let samples = u64::from(bytes.u32(self.sizes.start + 8)?);
+        let chunks = u64::from(bytes.u32(self.chunks.start + 4)?);
+        let runs = table::<12>(bytes, &self.chunk_runs)?;
+        let mut runs = runs
+            .iter()
+            .map(|r| (u32::from_be_bytes([r[0], r[1], r[2], r[3]]), u32::from_be_bytes([r[4], r[5], r[6], r[7]])))
+            .peekable();
+        let (mut present, mut in_chunk) = (0, 0);
+        'chunks: for chunk in 0..chunks {
+            while let Some((_, count)) = runs.next_if(|(first, _)| u64::from(*first) <= chunk + 1) {
+                in_chunk = count;
+            }
+            let place = self.chunks.start + 8 + chunk * self.chunk_width;
+            let mut at = if self.chunk_width == 8 { bytes.u64(place)? } else { bytes.u32(place)?.into() };
+            for _ in 0..in_chunk {
+                if present == samples {
+                    break 'chunks;
+                }
+                let size = if uniform == 0 { bytes.u32(self.sizes.start + 12 + present * 4)? } else { uniform };
+                at = at.saturating_add(size.into());
+                if at > bytes.size() {
+                    break 'chunks;
+                }
+                present += 1;
+            }
+        }
+        for (count, _) in &mut self.durations {
+            *count = present.min(u64::from(*count)) as u32;
+            present -= u64::from(*count);
+        }
+        Ok(())
+    }
+
+    /// Length of the media in seconds, edits apart.
+    pub(super) fn length_s(&self) -> f64 {
+        let (_, ticks) = self.totals();
+        ticks as f64 / f64::from(self.timescale.max(1))
+    }
+
+    /// Samples and ticks, of index and fragments together.
+    pub(super) fn totals(&self) -> (u64, u64) {
+        let indexed = self.durations.iter().fold((0, 0), |(n, ticks), &(count, duration)| {
+            (n + u64::from(count), ticks + u64::from(count) * u64::from(duration))
+        });
+        (indexed.0 + self.fragment_samples, indexed.1 + self.fragment_ticks)
+    }
+
+    /// Samples a second over the whole index, as ffmpeg's `avg_frame_rate`.
+    pub(crate) fn average_rate(&self) -> f64 {
+        match self.totals() {
+            (samples, ticks) if ticks > 0 => samples as f64 * f64::from(self.timescale) / ticks as f64,
+            _ => 0.0,
+        }
+    }
+
+    /// The edits that show something, in ticks of the track; an unbounded one where there is no edit list.
+    fn shown(&self, movie_timescale: u32) -> Vec<Range<i64>> {
+        let shown: Vec<_> = self
+            .edits
+            .iter()
+            .filter(|(_, start)| *start >= 0)
+            .map(|&(length, start)| {
+                let scaled = u128::from(length) * u128::from(self.timescale) + u128::from(movie_timescale) / 2;
+                let ticks = scaled / u128::from(movie_timescale.max(1));
+                let ticks = if ticks == 0 { i64::MAX } else { i64::try_from(ticks).unwrap_or(i64::MAX) };
+                start..start.saturating_add(ticks)
+            })
+            .collect();
+        // Fragments lie outside the index that ffmpeg applies edits to.
+        if shown.is_empty() || self.fragment_samples > 0 { vec![i64::MIN..i64::MAX] } else { shown }
+    }
+
+    /// Start and end, in ticks, of every indexed sample, in decoding order.
+    pub(super) fn spans(&self) -> impl Iterator<Item = Range<i64>> {
+        let mut offsets = self.offsets.iter().flat_map(|&(n, o)| std::iter::repeat_n(o, n as usize));
+        let durations = self.durations.iter().flat_map(|&(n, d)| std::iter::repeat_n(d, n as usize));
+        let mut decoded_at = 0i64;
+        durations.map(move |duration| {
+            let start = decoded_at.saturating_add(offsets.next().unwrap_or(0).into());
+            decoded_at = decoded_at.saturating_add(duration.into());
+            start..start.saturating_add(duration.into())
+        })
+    }
+
+    /// Which pictures are shown, as ranges of all pictures in order of presentation.
+    pub(crate) fn shown_pictures(&self, movie_timescale: u32) -> Vec<Range<u64>> {
+        let mut kept: Vec<Range<u64>> = Vec::new();
+        for edit in self.shown(movie_timescale) {
+            let (mut before, mut inside) = (0, 0);
+            for span in self.spans() {
+                before += u64::from(span.start < edit.start);
+                inside += u64::from(edit.contains(&span.start));
+            }
+            kept.push(before..before + inside + self.fragment_samples);
+        }
+        kept.sort_by_key(|r| r.start);
+        kept
+    }
+
+    /// Ticks of sound to leave out at the start, and ticks to keep after that; `None` keeps all.
+    pub(crate) fn shown_sound(&self, movie_timescale: u32) -> (u64, Option<u64>) {
+        let shown = self.shown(movie_timescale);
+        let (Some(first), Some(last)) = (shown.first(), shown.last()) else { return (0, None) };
+        if first.start == i64::MIN {
+            return (0, None);
+        }
+        // Whole packets only are left out at the end.
+        let end = self.spans().find(|span| span.start >= last.end).map(|span| span.start);
+        (first.start as u64, end.map(|end| (end - first.start).max(0) as u64))
+    }
+
+    /// Ticks of sound that remain, for a first estimate.
+    pub(crate) fn sound_s(&self, movie_timescale: u32) -> f64 {
+        let (skip, keep) = self.shown_sound(movie_timescale);
+        let (_, all) = self.totals();
+        keep.unwrap_or(all.saturating_sub(skip)) as f64 / f64::from(self.timescale.max(1))
+    }
+}
