@@ -100,4 +100,9 @@ pub trait Owner {
     /// # Errors
     /// See [`Stop`].
     fn answer(&mut self, request: &JobRequest, port: &mut dyn JobPort) -> Result<JobResult, Stop>;
+
+    /// Bytes that one image or audio token takes on the bus; with 0, no room is reserved for a job's tokens.
+    fn token_bytes(&self) -> u64 {
+        0
+    }
 }

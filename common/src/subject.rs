@@ -3,6 +3,9 @@
 use crate::error::StageName;
 use crate::message::{JobId, Output};
 
+/// Priorities of PROTOCOL.md, the first one first.
+pub const PRIORITIES: [u8; 10] = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0];
+
 /// Builds subjects under one prefix, `vidi.v1` unless configured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subjects {
@@ -26,8 +29,28 @@ impl Subjects {
     }
 
     /// Where an admitted job waits for a worker.
-    pub fn waiting(&self, priority: u8) -> String {
-        format!("{}.jobs.{priority}", self.prefix)
+    pub fn waiting(&self, priority: u8, job: &JobId) -> String {
+        format!("{}.jobs.{priority}.{job}", self.prefix)
+    }
+
+    /// Where all jobs of a priority wait.
+    pub fn all_waiting(&self, priority: u8) -> String {
+        format!("{}.jobs.{priority}.*", self.prefix)
+    }
+
+    /// Where a job waits, whatever its priority.
+    pub fn waiting_anywhere(&self, job: &JobId) -> String {
+        format!("{}.jobs.*.{job}", self.prefix)
+    }
+
+    /// Answered by the worker that has a job in hand; without one, the broker says that nobody answers.
+    pub fn owner(&self, job: &JobId) -> String {
+        format!("{}.owner.{job}", self.prefix)
+    }
+
+    /// Who holds how much of the token stream.
+    pub fn room(&self) -> String {
+        format!("{}.room", self.prefix)
     }
 
     /// The probe service.
@@ -48,6 +71,11 @@ impl Subjects {
     /// What stages did for a job, told to its owner; core NATS, may be lost.
     pub fn reports(&self, job: &JobId) -> String {
         format!("{}.report.{job}", self.prefix)
+    }
+
+    /// What stages did for any job.
+    pub fn all_reports(&self) -> String {
+        format!("{}.report.*", self.prefix)
     }
 
     /// A control verb.
@@ -118,11 +146,13 @@ pub enum StreamName {
     Events,
     /// Messages that no stage could use.
     Dead,
+    /// Who holds how much of the token stream.
+    Room,
 }
 
 impl StreamName {
     /// All of them.
-    pub const ALL: [StreamName; 8] = [
+    pub const ALL: [StreamName; 9] = [
         StreamName::Jobs,
         StreamName::Decode,
         StreamName::Frames,
@@ -131,6 +161,7 @@ impl StreamName {
         StreamName::Tokens,
         StreamName::Events,
         StreamName::Dead,
+        StreamName::Room,
     ];
 
     /// The name on the server. A prefix other than the default has streams of its own.
@@ -144,6 +175,7 @@ impl StreamName {
             StreamName::Tokens => "TOKENS",
             StreamName::Events => "EVENTS",
             StreamName::Dead => "DEAD",
+            StreamName::Room => "ROOM",
         };
         match subjects.prefix() {
             "vidi.v1" => format!("VIDI_{name}"),
@@ -155,7 +187,7 @@ impl StreamName {
     pub fn subjects(self, s: &Subjects) -> Vec<String> {
         let p = s.prefix();
         match self {
-            StreamName::Jobs => vec![s.jobs(), format!("{p}.jobs.*")],
+            StreamName::Jobs => std::iter::once(s.jobs()).chain(PRIORITIES.map(|p| s.all_waiting(p))).collect(),
             StreamName::Decode => vec![s.all_input(StageName::Decode)],
             StreamName::Frames => vec![s.all_input(StageName::Vision)],
             StreamName::Audio => vec![s.all_input(StageName::Audio)],
@@ -163,6 +195,7 @@ impl StreamName {
             StreamName::Tokens => vec![s.all_input(StageName::Llm)],
             StreamName::Events => vec![format!("{p}.events.*")],
             StreamName::Dead => vec![format!("{p}.dead.>")],
+            StreamName::Room => vec![s.room()],
         }
     }
 

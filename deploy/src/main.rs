@@ -11,7 +11,8 @@ use common::error::StageName;
 use common::message::{JobId, JobRequest};
 use common::process::{ConfigArgs, Exit, Fatal, on_signal, runtime};
 use common::telemetry;
-use deploy::{ask, broker, client, demo_model, inspect, pipeline, stages, supervisor};
+use deploy::pipeline::Housing;
+use deploy::{ask, bench, broker, client, demo_model, inspect, pipeline, stages, supervisor};
 
 /// Vidi 1.5 9B on a message bus: ask questions about videos.
 #[derive(Parser)]
@@ -62,6 +63,8 @@ enum Command {
         #[arg(long, default_value_t = demo_model::DEFAULT_SEED)]
         seed: u64,
     },
+    /// Measures one stage alone, with several numbers of replicas.
+    Bench(Bench),
     /// Runs one stage in this process.
     Stage {
         /// decode, vision, audio, fuse or llm.
@@ -94,6 +97,31 @@ struct Up {
     /// Processes per stage, e.g. `vision=2,audio=2`.
     #[arg(long, value_delimiter = ',')]
     replicas: Vec<String>,
+    /// Runs all stages in this process: the same code, the same bus.
+    #[arg(long)]
+    one_process: bool,
+}
+
+#[derive(clap::Args)]
+struct Bench {
+    /// vision, audio or fuse.
+    #[arg(long)]
+    stage: StageName,
+    /// Numbers of replicas to measure.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4")]
+    replicas: Vec<usize>,
+    /// Messages to work off for each.
+    #[arg(long, default_value_t = 60)]
+    messages: u64,
+    /// Checkpoint directory.
+    #[arg(long, env = "VIDI_MODEL")]
+    model: Option<PathBuf>,
+    /// Writes the figures as JSON.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Draws throughput over replicas (SVG).
+    #[arg(long)]
+    plot: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -201,6 +229,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             Err(Fatal(Exit::Model, format!("{} is incomplete: see above", model.display())))
         }
         Command::DemoModel { dir, size, seed } => write_demo_model(&dir, size, seed),
+        Command::Bench(bench) => run_bench(&mut config, bench, &runtime),
         Command::Stage { name, supervised } => runtime.block_on(async {
             let mut shutdown = on_signal();
             if supervised {
@@ -238,9 +267,10 @@ async fn run_up(config: &mut Config, up: Up) -> Result<(), Fatal> {
         config.decode.media_roots.push(absolute(Path::new("."))?);
     }
     let replicas = replicas(&up.replicas)?;
+    let housing = if up.one_process { Housing::OneProcess } else { Housing::Processes(supervisor::Logs::Inherit) };
     let dir = pipeline::state_dir();
     let mut pipeline =
-        pipeline::Pipeline::start(config, &dir, &replicas, &supervisor::Logs::Inherit, &broker::Options::default())
+        pipeline::Pipeline::start(config, &dir, &replicas, &housing, &broker::Options::default())
             .await?;
     let note = pipeline::leave_note(pipeline.bus()).map_err(|e| Fatal(Exit::Usage, format!("{e:#}")))?;
     let mut shutdown = on_signal();
@@ -307,9 +337,9 @@ async fn run_ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
         config.decode.dump = Some(absolute(&dump)?);
     }
     let dir = tempfile::tempdir().map_err(|e| Fatal(Exit::Other, format!("no temporary directory: {e}")))?;
-    let logs = supervisor::Logs::Directory(dir.path().to_owned());
+    let housing = Housing::Processes(supervisor::Logs::Directory(dir.path().to_owned()));
     let each = StageName::ALL.map(|s| (s, 1));
-    let mut pipeline = pipeline::Pipeline::start(config, dir.path(), &each, &logs, &broker::Options::default()).await?;
+    let mut pipeline = pipeline::Pipeline::start(config, dir.path(), &each, &housing, &broker::Options::default()).await?;
     let bus = pipeline.bus().clone();
     let outcome = tokio::select! {
         outcome = follow(&bus, &request, style) => outcome,
@@ -317,6 +347,24 @@ async fn run_ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
     };
     pipeline.stop().await;
     outcome
+}
+
+fn run_bench(config: &mut Config, bench: Bench, runtime: &tokio::runtime::Runtime) -> Result<(), Fatal> {
+    use_model(config, bench.model)?;
+    if bench.replicas.is_empty() || bench.replicas.contains(&0) || bench.messages == 0 {
+        return Err(Fatal(Exit::Usage, "--replicas and --messages are at least 1".to_owned()));
+    }
+    let rows = runtime.block_on(bench::run(config, bench.stage, &bench.replicas, bench.messages))?;
+    bench::print(bench.stage, &rows);
+    let unwritable = |path: &Path, e: std::io::Error| Fatal(Exit::Usage, format!("{}: {e}", path.display()));
+    if let Some(path) = &bench.out {
+        let object = serde_json::json!({ "stage": bench.stage, "rows": rows });
+        std::fs::write(path, object.to_string()).map_err(|e| unwritable(path, e))?;
+    }
+    if let Some(path) = &bench.plot {
+        bench::plot(bench.stage, &rows, path).map_err(|e| unwritable(path, e))?;
+    }
+    Ok(())
 }
 
 /// Asks, and cancels at Ctrl-C.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::{self, Broker};
 use crate::client;
+use crate::in_process::InProcess;
 use crate::supervisor::{Logs, Supervisor};
 
 /// All stages are ready within this time, a large checkpoint on a slow disk included.
@@ -49,9 +50,32 @@ pub async fn running(config: &Config) -> Option<Bus> {
     Bus::connect(&bus, "client", Duration::from_millis(500)).await.ok()
 }
 
+/// How stages are run.
+#[derive(Clone, Debug)]
+pub enum Housing {
+    /// Each in a process of its own, with its log there.
+    Processes(Logs),
+    /// All in this one.
+    OneProcess,
+}
+
+enum Stages {
+    Processes(Supervisor),
+    OneProcess(InProcess),
+}
+
+impl Stages {
+    async fn fatal(&mut self) -> Fatal {
+        match self {
+            Stages::Processes(s) => s.fatal().await,
+            Stages::OneProcess(s) => s.fatal().await,
+        }
+    }
+}
+
 /// Broker and stages of our own.
 pub struct Pipeline {
-    supervisor: Supervisor,
+    stages: Stages,
     broker: Option<Broker>,
     bus: Bus,
 }
@@ -65,7 +89,7 @@ impl Pipeline {
         config: &Config,
         dir: &Path,
         replicas: &[(StageName, usize)],
-        logs: &Logs,
+        housing: &Housing,
         broker: &broker::Options,
     ) -> Result<Self, Fatal> {
         let other = |e: anyhow::Error| Fatal(Exit::Broker, format!("{e:#}"));
@@ -78,10 +102,13 @@ impl Pipeline {
             None
         };
         let file = write_config(&config, dir).map_err(other)?;
-        let supervisor = Supervisor::start(&file, replicas, logs);
+        let stages = match housing {
+            Housing::Processes(logs) => Stages::Processes(Supervisor::start(&file, replicas, logs)),
+            Housing::OneProcess => Stages::OneProcess(InProcess::start(&config, replicas)),
+        };
         let bus = Bus::connect(&config.bus, "client", Duration::from_secs(10)).await?;
         bus.ensure_streams().await?;
-        Ok(Pipeline { supervisor, broker, bus })
+        Ok(Pipeline { stages, broker, bus })
     }
 
     /// A client's connection to its broker.
@@ -113,16 +140,16 @@ impl Pipeline {
         };
         tokio::select! {
             outcome = wait => outcome,
-            fatal = self.supervisor.fatal() => Err(fatal),
+            fatal = self.stages.fatal() => Err(fatal),
         }
     }
 
     /// Waits for something that the pipeline cannot recover from.
     pub async fn lost(&mut self) -> Fatal {
         match &mut self.broker {
-            None => self.supervisor.fatal().await,
+            None => self.stages.fatal().await,
             Some(broker) => tokio::select! {
-                fatal = self.supervisor.fatal() => fatal,
+                fatal = self.stages.fatal() => fatal,
                 text = broker.ended() => Fatal(Exit::Broker, text),
             },
         }
@@ -130,7 +157,10 @@ impl Pipeline {
 
     /// Drains the stages, then stops the broker.
     pub async fn stop(self) {
-        self.supervisor.drain().await;
+        match self.stages {
+            Stages::Processes(s) => s.drain().await,
+            Stages::OneProcess(s) => s.drain().await,
+        }
         drop(self.broker);
     }
 }

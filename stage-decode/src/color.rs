@@ -250,22 +250,34 @@ fn convert_row_plain(conversion: Conversion, unscaled: bool, [y, u, v]: [&[u8]; 
     let (offset, luma, chroma) = conversion.factors();
     let byte = |value: i32| value.clamp(0, 255) as u8;
     let rows = target.iter_mut().zip(y).zip(u.iter().zip(v));
+    // Bytes times 20-bit factors cannot overflow; without the check the loops run in vectors.
+    let times = |a: i32, b: i32| a.wrapping_mul(b);
     if unscaled {
         // Coefficients in 3.13, operands in 13.3: the product's upper 16 bits are whole levels.
         let coefficient = |c: i32| (c + 4) >> 3;
         let (luma, [rv, bu, gu, gv]) = (coefficient(luma), chroma.map(coefficient));
+        let level = |value: u8, zero: i32| i32::from(value).wrapping_sub(zero).wrapping_mul(8);
         for ((pixel, &y), (&u, &v)) in rows {
-            let y = ((i32::from(y) - offset) * 8 * luma) >> 16;
-            let (u, v) = ((i32::from(u) - 128) * 8, (i32::from(v) - 128) * 8);
-            let green = ((u * -gu) >> 16) + ((v * -gv) >> 16);
-            *pixel = [byte(y + ((v * rv) >> 16)), byte(y + green), byte(y + ((u * bu) >> 16)), 0];
+            let (y, u, v) = (times(level(y, offset), luma) >> 16, level(u, 128), level(v, 128));
+            let green = (times(u, -gu) >> 16).wrapping_add(times(v, -gv) >> 16);
+            *pixel = [
+                byte(y.wrapping_add(times(v, rv) >> 16)),
+                byte(y.wrapping_add(green)),
+                byte(y.wrapping_add(times(u, bu) >> 16)),
+                0,
+            ];
         }
     } else {
         let [rv, bu, gu, gv] = chroma;
+        let level = |value: u8, zero: i32| i32::from(value).wrapping_sub(zero);
         for ((pixel, &y), (&u, &v)) in rows {
-            let y = (i32::from(y) - offset) * luma + (1 << 15);
-            let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);
-            *pixel = [byte((y + v * rv) >> 16), byte((y - u * gu - v * gv) >> 16), byte((y + u * bu) >> 16), 0];
+            let (y, u, v) = (times(level(y, offset), luma).wrapping_add(1 << 15), level(u, 128), level(v, 128));
+            *pixel = [
+                byte(y.wrapping_add(times(v, rv)) >> 16),
+                byte(y.wrapping_sub(times(u, gu)).wrapping_sub(times(v, gv)) >> 16),
+                byte(y.wrapping_add(times(u, bu)) >> 16),
+                0,
+            ];
         }
     }
 }

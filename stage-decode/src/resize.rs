@@ -2,7 +2,8 @@
 //!
 //! Source of the formulas: Pillow `src/libImaging/Resample.c`, `precompute_coeffs`, `normalize_coeffs_8bpc` and
 //! `ImagingResampleHorizontal_8bpc`: kernel a = -0.5 whose support grows with the reduction, weights in 22-bit fixed
-//! point, a horizontal pass and then a vertical one, each rounded to u8.
+//! point, a horizontal pass and then a vertical one, each rounded to u8. (Pillow 13 swaps the passes for portrait
+//! pictures to save time, which changes single levels; the order here is that of the releases before.)
 
 use std::rc::Rc;
 
@@ -15,6 +16,9 @@ const PRECISION_BITS: u32 = 32 - 8 - 2;
 /// Weights of this many sizes are kept: width and height of a few videos at a time.
 const KEPT_SIZES: usize = 8;
 
+/// Rows of the horizontal pass that are computed together.
+const ROWS: usize = 4;
+
 /// Weights of every output pixel along one axis.
 struct Weights {
     /// First source pixel of each output pixel, and how many follow it.
@@ -22,6 +26,16 @@ struct Weights {
     /// `taps` fixed-point weights for each output pixel, zero past its count.
     values: Vec<i32>,
     taps: usize,
+    /// The same for whole vectors; none where the source is narrower than one window.
+    pairs: Option<Pairs>,
+}
+
+/// Weights two taps at a time, each repeated for the four bytes of its pixel.
+struct Pairs {
+    /// First source pixel of each output pixel; `count` pairs from there on lie inside the row.
+    firsts: Vec<usize>,
+    values: Vec<[i32; 8]>,
+    count: usize,
 }
 
 fn bicubic(x: f64) -> f64 {
@@ -60,7 +74,24 @@ impl Weights {
             }
             bounds.push((first, end - first));
         }
-        Weights { bounds, values, taps }
+        let mut weights = Weights { bounds, values, taps, pairs: None };
+        weights.pairs = weights.paired(source);
+        weights
+    }
+
+    fn paired(&self, source: usize) -> Option<Pairs> {
+        let count = self.bounds.iter().map(|&(_, n)| n).max()?.div_ceil(2);
+        let last = source.checked_sub(count * 2)?;
+        let mut pairs = Pairs { firsts: Vec::new(), values: vec![[0; 8]; self.bounds.len() * count], count };
+        for ((first, weights), row) in self.iter().zip(pairs.values.chunks_exact_mut(count)) {
+            // A window that would reach over the row's end starts earlier, with weights of zero.
+            let start = first.min(last);
+            for (tap, &weight) in (first - start..).zip(weights) {
+                row[tap / 2][tap % 2 * 4..][..4].fill(weight);
+            }
+            pairs.firsts.push(start);
+        }
+        Some(pairs)
     }
 
     fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
@@ -87,13 +118,16 @@ impl Resizer {
         assert!(width > 0 && height > 0, "an empty picture has no pixels to scale. This is a bug.");
         let (across, down) = (self.weights(width), self.weights(height));
         self.narrowed.resize(height * FRAME_SIDE * 3, 0);
-        for (source, target) in picture.rows().zip(self.narrowed.chunks_exact_mut(FRAME_SIDE * 3)) {
-            if width == FRAME_SIDE {
-                for (rgb, pixel) in target.as_chunks_mut::<3>().0.iter_mut().zip(source) {
-                    rgb.copy_from_slice(&pixel[..3]);
-                }
-            } else {
-                narrow_row(&across, source, target);
+        if width == FRAME_SIDE {
+            let pixels = picture.rows().flatten();
+            for (rgb, pixel) in self.narrowed.as_chunks_mut::<3>().0.iter_mut().zip(pixels) {
+                rgb.copy_from_slice(&pixel[..3]);
+            }
+        } else {
+            let rows: Vec<&[[u8; 4]]> = picture.rows().collect();
+            let targets = self.narrowed.chunks_mut(ROWS * FRAME_SIDE * 3);
+            for (rows, targets) in rows.chunks(ROWS).zip(targets) {
+                narrow_rows(&across, rows, targets);
             }
         }
         if height == FRAME_SIDE {
@@ -119,36 +153,70 @@ impl Resizer {
     }
 }
 
+/// The level that a sum of weighted levels stands for. Sums cannot overflow: weights add up to 1, their absolute values
+/// to less than 2, which the two bits of headroom hold. So the loops that add them do without the check.
 fn rounded(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-/// One row of the horizontal pass; four lanes at a time, the fourth is the pixel's padding.
-fn narrow_row(weights: &Weights, source: &[[u8; 4]], target: &mut [u8]) {
+/// Up to [`ROWS`] rows of the horizontal pass; `targets` are their results, one after the other.
+fn narrow_rows(weights: &Weights, rows: &[&[[u8; 4]]], targets: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has AVX2, as just asked.
-        return unsafe { narrow_row_avx2(weights, source, target) };
+        return unsafe { narrow_rows_avx2(weights, rows, targets) };
     }
-    narrow_row_plain(weights, source, target);
+    narrow_rows_plain(weights, rows, targets);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn narrow_row_avx2(weights: &Weights, source: &[[u8; 4]], target: &mut [u8]) {
-    narrow_row_plain(weights, source, target);
+fn narrow_rows_avx2(weights: &Weights, rows: &[&[[u8; 4]]], targets: &mut [u8]) {
+    narrow_rows_plain(weights, rows, targets);
 }
 
 #[inline(always)]
-fn narrow_row_plain(weights: &Weights, source: &[[u8; 4]], target: &mut [u8]) {
-    for ((first, weights), rgb) in weights.iter().zip(target.as_chunks_mut::<3>().0) {
-        let mut sum = [1i32 << (PRECISION_BITS - 1); 4];
-        for (weight, pixel) in weights.iter().zip(&source[first..first + weights.len()]) {
-            for (sum, value) in sum.iter_mut().zip(pixel) {
-                *sum += weight * i32::from(*value);
+fn narrow_rows_plain(weights: &Weights, rows: &[&[[u8; 4]]], targets: &mut [u8]) {
+    if let (Some(pairs), Ok(rows)) = (&weights.pairs, <&[&[[u8; 4]]; ROWS]>::try_from(rows)) {
+        return narrow_rows_paired(pairs, rows, targets);
+    }
+    for (row, target) in rows.iter().zip(targets.chunks_exact_mut(FRAME_SIDE * 3)) {
+        for ((first, weights), rgb) in weights.iter().zip(target.as_chunks_mut::<3>().0) {
+            let mut sum = [1i32 << (PRECISION_BITS - 1); 4];
+            for (weight, pixel) in weights.iter().zip(&row[first..first + weights.len()]) {
+                for (sum, value) in sum.iter_mut().zip(pixel) {
+                    *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(*value)));
+                }
+            }
+            *rgb = [rounded(sum[0]), rounded(sum[1]), rounded(sum[2])];
+        }
+    }
+}
+
+/// Several rows at once, so that a weight is loaded once for all of them; eight lanes are two pixels.
+#[inline(always)]
+fn narrow_rows_paired(pairs: &Pairs, rows: &[&[[u8; 4]]; ROWS], targets: &mut [u8]) {
+    for (x, (&first, weights)) in pairs.firsts.iter().zip(pairs.values.chunks_exact(pairs.count)).enumerate() {
+        let mut windows = [&[][..]; ROWS];
+        for (window, row) in windows.iter_mut().zip(rows) {
+            *window = &row[first..first + 2 * pairs.count].as_chunks::<2>().0[..weights.len()];
+        }
+        let mut sums = [[0i32; 8]; ROWS];
+        for (at, weight) in weights.iter().enumerate() {
+            for (sum, window) in sums.iter_mut().zip(windows) {
+                let pair = window[at].as_flattened();
+                for lane in 0..8 {
+                    sum[lane] = sum[lane].wrapping_add(weight[lane].wrapping_mul(i32::from(pair[lane])));
+                }
             }
         }
-        *rgb = [rounded(sum[0]), rounded(sum[1]), rounded(sum[2])];
+        for (row, sum) in sums.iter().enumerate() {
+            let at = (row * FRAME_SIDE + x) * 3;
+            let half = 1 << (PRECISION_BITS - 1);
+            for (c, value) in targets[at..at + 3].iter_mut().enumerate() {
+                *value = rounded(half + sum[c] + sum[c + 4]);
+            }
+        }
     }
 }
 
@@ -178,7 +246,7 @@ fn mix_rows_plain(weights: &[i32], rows: &[u8], target: &mut [u8]) {
         for (at, weight) in weights.iter().enumerate() {
             let from = at * stride + block * BLOCK;
             for (sum, value) in sum.iter_mut().zip(&rows[from..from + BLOCK]) {
-                *sum += weight * i32::from(*value);
+                *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(*value)));
             }
         }
         for (value, sum) in target.iter_mut().zip(sum) {

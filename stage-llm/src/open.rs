@@ -33,4 +33,8 @@ impl Owner for LlmStage {
     fn answer(&mut self, request: &JobRequest, port: &mut dyn JobPort) -> Result<JobResult, Stop> {
         LlmStage::answer(self, request, port)
     }
+
+    fn token_bytes(&self) -> u64 {
+        (self.model().hidden_size() * self.model().dtype().size_in_bytes()) as u64
+    }
 }

@@ -2,8 +2,10 @@
 //!
 //! Every append says which event it follows (`Nats-Expected-Last-Subject-Sequence`), and the broker refuses it if
 //! another writer was faster. So two owners of one job, or an owner and a stage that reports a failure, can never
-//! both end it.
+//! both end it. An owner also writes down its claim, which grows with every delivery of the job: once a newer owner has
+//! written, an older one (it was paused, say) is refused.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::context::PublishErrorKind;
@@ -22,9 +24,25 @@ pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
+/// Header with the claim of the owner that wrote an event.
+const CLAIM: &str = "Vidi-Claim";
+/// Logs opened by this process; tells their message ids apart.
+static OPENED: AtomicU64 = AtomicU64::new(0);
+/// Pause before a broker that did not answer is asked again.
+const AGAIN: Duration = Duration::from_millis(200);
+
 /// The job has ended; this is the event that ended it.
 #[derive(Clone, Debug)]
 pub struct Ended(pub Box<JobEvent>);
+
+/// Why an event was not appended.
+#[derive(Clone, Debug)]
+pub enum Refused {
+    /// The job has a terminal event: nothing may follow it.
+    Ended(Ended),
+    /// The job was delivered to another worker since, and that one has written.
+    Superseded,
+}
 
 /// The end of a job's log, as last seen.
 #[derive(Clone, Debug)]
@@ -32,6 +50,8 @@ struct Tail {
     /// Sequence on the stream of the last event; 0 if there is none.
     stream_sequence: u64,
     event: Option<JobEvent>,
+    /// Of the owner that wrote it; 0 if none did.
+    claim: u64,
     encoding: Encoding,
 }
 
@@ -40,13 +60,18 @@ pub struct EventLog {
     bus: Bus,
     job: JobId,
     tail: Tail,
+    /// Which of this process's logs this is: two of them at the same place must not pass for one.
+    log: u64,
+    /// Of the owner that writes; 0 for whoever is none.
+    claim: u64,
 }
 
 impl EventLog {
     /// Opens a job's log at its end. Waits for a broker that is away.
     pub async fn open(bus: &Bus, job: &JobId) -> Self {
         let tail = read_tail(bus, job).await;
-        EventLog { bus: bus.clone(), job: job.clone(), tail }
+        let log = OPENED.fetch_add(1, Ordering::Relaxed);
+        EventLog { bus: bus.clone(), job: job.clone(), tail, log, claim: 0 }
     }
 
     /// The last event; none if nothing was heard of the job within the age of events.
@@ -65,22 +90,34 @@ impl EventLog {
         self.tail.encoding = encoding;
     }
 
+    /// Writes as the owner with this claim from now on.
+    pub fn claim(&mut self, claim: u64) {
+        self.claim = claim;
+    }
+
     /// Appends an event; waits for a broker that is away.
     ///
     /// # Errors
-    /// [`Ended`] when the job has a terminal event: nothing may follow it.
-    pub async fn append(&mut self, event: Event) -> Result<(), Ended> {
+    /// [`Refused::Ended`] when the job has a terminal event, [`Refused::Superseded`] when a newer owner has written.
+    pub async fn append(&mut self, event: Event) -> Result<(), Refused> {
         loop {
             if let Some(ended) = self.ended() {
-                return Err(ended);
+                return Err(Refused::Ended(ended));
+            }
+            if self.claim > 0 && self.tail.claim > self.claim {
+                return Err(Refused::Superseded);
             }
             let seq = self.tail.event.as_ref().map_or(0, |e| e.seq + 1);
             let entry =
                 JobEvent { v: wire::VERSION, job: self.job.clone(), seq, at_ms: now_ms(), event: event.clone() };
+            let mut headers = headers(&self.job);
+            // A claim stands until a newer one.
+            let claim = self.claim.max(self.tail.claim);
+            headers.insert(CLAIM, claim.to_string().as_str());
             let publish = PublishMessage::build()
-                .headers(headers(&self.job))
+                .headers(headers)
                 // Names the writer too: the same place in the log written by another must be refused, not deduplicated.
-                .message_id(format!("{}/event-{}/{seq}", self.job, self.bus.instance()))
+                .message_id(format!("{}/event-{}-{}/{seq}", self.job, self.bus.instance(), self.log))
                 .expected_last_subject_sequence(self.tail.stream_sequence)
                 .payload(wire::encode_as(self.tail.encoding, &entry).into());
             let subject = self.bus.subjects().events(&self.job);
@@ -91,13 +128,14 @@ impl EventLog {
             match outcome {
                 Ok(ack) => {
                     self.tail.stream_sequence = ack.sequence;
+                    self.tail.claim = claim;
                     self.tail.event = Some(entry);
                     return Ok(());
                 }
                 Err(e) => {
                     if e.kind() != PublishErrorKind::WrongLastSequence {
                         tracing::warn!(job = %self.job, error = %e, "event not stored yet");
-                        tokio::time::sleep(Duration::from_millis(200)).await;
+                        tokio::time::sleep(AGAIN).await;
                     }
                     let encoding = self.tail.encoding;
                     self.tail = Tail { encoding, ..read_tail(&self.bus, &self.job).await };
@@ -110,18 +148,30 @@ impl EventLog {
         }
     }
 
-    /// Characters of answer text that the log already holds: a new owner goes on behind them.
+    /// Bytes of answer text that the log holds: a new owner goes on behind them. Waits for a broker that is away.
     pub async fn text_written(&self) -> usize {
-        let subject = self.bus.subjects().events(&self.job);
-        let mut written = 0;
-        let Ok(reader) = self.bus.reader(StreamName::Events, subject, 0).await else { return 0 };
-        let Ok(mut batch) = reader.fetch().max_messages(100_000).messages().await else { return 0 };
-        while let Some(Ok(message)) = batch.next().await {
-            if let Ok(JobEvent { event: Event::Text { delta }, .. }) = wire::decode_any(&message.payload) {
-                written += delta.len();
+        let texts = |event: &JobEvent| match &event.event {
+            Event::Text { delta } => delta.len(),
+            _ => 0,
+        };
+        read_all(&self.bus, &self.job).await.iter().map(|(_, event)| texts(event)).sum()
+    }
+}
+
+/// Every readable event of a job with its sequence on the stream, waiting for a broker that is away.
+async fn read_all(bus: &Bus, job: &JobId) -> Vec<(u64, JobEvent)> {
+    let subject = bus.subjects().events(job);
+    let mut events = Vec::new();
+    let mut next = 0;
+    loop {
+        let found = match bus.stream(StreamName::Events).await {
+            Ok(stream) => stream.get_first_raw_message_by_subject_from(&subject, next).await,
+            Err(error) => {
+                tracing::warn!(%job, %error, "cannot read events");
+                tokio::time::sleep(AGAIN).await;
+                continue;
             }
-        }
-        written
+        };
     }
 }
 

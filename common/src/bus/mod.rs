@@ -1,10 +1,11 @@
 //! The broker: connection, streams and consumers, reliable publishing, and each job's event log.
 //!
 //! In reading order: this file (connecting, publishing), [`streams`] (what exists on the server), [`follow`] (reading
-//! a subject for as long as it takes), [`events`] (what a client hears).
+//! a subject for as long as it takes), [`events`] (what a client hears), [`room`] (whose tokens fit the token stream).
 
 pub mod events;
 pub mod follow;
+pub mod room;
 pub mod streams;
 
 use std::fmt;
@@ -25,9 +26,11 @@ use crate::subject::Subjects;
 
 /// First pause before a publish is tried again; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const MAX_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_millis(320);
 /// What headers take beside a body; the server counts both against `max_payload`.
 const HEADER_BYTES: usize = 1024;
+/// The smallest stream holds this many messages of the largest size.
+const STREAM_MESSAGES: usize = 4;
 
 /// What went wrong between this process and the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +80,7 @@ pub struct Bus {
     /// Tells this process from its replicas.
     instance: Arc<str>,
     reconnects: Arc<AtomicU64>,
+    unreadable: Arc<AtomicU64>,
 }
 
 impl Bus {
@@ -111,7 +115,8 @@ impl Bus {
         };
         let js = jetstream::new(client.clone());
         let subjects = Subjects::new(&config.prefix);
-        Ok(Bus { client, js, subjects, config: Arc::new(config.clone()), instance: instance.into(), reconnects })
+        let config = Arc::new(config.clone());
+        Ok(Bus { client, js, subjects, config, instance: instance.into(), reconnects, unreadable: Arc::default() })
     }
 
     /// The core connection.
@@ -144,9 +149,21 @@ impl Bus {
         self.reconnects.load(Ordering::Relaxed)
     }
 
-    /// Bytes that the body of one message may have: the size aimed at, or less if the server takes less.
+    /// Messages outside the work queues (tokens, reports, control) that could not be read.
+    pub fn unreadable(&self) -> u64 {
+        self.unreadable.load(Ordering::Relaxed)
+    }
+
+    /// Counts a message that could not be read.
+    pub(crate) fn note_unreadable(&self) {
+        self.unreadable.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes that the body of one message may have: the size aimed at, or less if the server takes less, or if a stream
+    /// would not hold a few of them.
     pub fn max_body(&self) -> usize {
-        self.client.max_payload().saturating_sub(HEADER_BYTES).min(self.config.message_bytes)
+        let stream = self.config.stream_bytes.min(self.config.token_bytes).max(0) as usize / STREAM_MESSAGES;
+        self.client.max_payload().min(stream).saturating_sub(HEADER_BYTES).min(self.config.message_bytes)
     }
 
     /// Stores one message and returns when the broker has it. A full stream, or a broker that is away, is tried again

@@ -1,0 +1,292 @@
+//! The whole pipeline in one process and on one thread: the stages' own code, with every message encoded, cut to size
+//! and decoded again as the bus would carry it. What comes out is the reference for a run over a real broker.
+
+use std::collections::VecDeque;
+use std::path::Path;
+
+use common::config::Config;
+use common::error::{ErrorKind, JobError};
+use common::event::{Event, JobResult};
+use common::message::{DecodeRequest, FeatureBatch, FrameBatch, JobRequest, Output, PcmWindow, TokenBatch};
+use common::plan::{FRAME_BYTES, FRAME_SIDE, MediaInfo, MediaPlan, SAMPLE_RATE, WINDOW_SAMPLES};
+use common::stage::{JobPort, Port, Stage, Stop};
+use common::tensor::{Dtype, Tensor};
+use common::wire::{self, VERSION, WireError};
+use stage_audio::AudioStage;
+use stage_fuse::FuseStage;
+use stage_llm::LlmStage;
+use stage_vision::VisionStage;
+
+use crate::delivery::Delivery;
+
+/// What stage-decode delivers of a video: sampled frames and sound, the job's span already cut out.
+#[derive(Clone, Copy, Debug)]
+pub struct Video<'a> {
+    /// Frames of 384 x 384 RGB, one after another; none without a picture.
+    pub frames: Option<&'a [u8]>,
+    /// Samples at 16 kHz mono; none without a sound track.
+    pub pcm: Option<&'a [i16]>,
+    /// Seconds that the answer's fractions are fractions of.
+    pub duration_s: f64,
+}
+
+impl<'a> Video<'a> {
+    /// A video that lasts one second a frame, or as long as its sound where there is no picture.
+    pub fn new(frames: Option<&'a [u8]>, pcm: Option<&'a [i16]>) -> Self {
+        let sound = pcm.map_or(0.0, |p| p.len() as f64 / SAMPLE_RATE as f64);
+        Video { frames, pcm, duration_s: frames.map_or(sound, |f| (f.len() / FRAME_BYTES) as f64) }
+    }
+
+    fn frame_count(&self) -> u64 {
+        self.frames.map_or(0, |f| (f.len() / FRAME_BYTES) as u64)
+    }
+}
+
+/// What a job came to, and what its client would have heard.
+#[derive(Clone, Debug)]
+pub struct Answered {
+    /// The answer. Its plan has `frame_step` 1, as the frames come sampled.
+    pub result: JobResult,
+    /// Every event before the terminal one.
+    pub events: Vec<Event>,
+}
+
+impl Answered {
+    /// The answer's text as it was streamed.
+    pub fn streamed(&self) -> String {
+        let delta = |e: &Event| if let Event::Text { delta } = e { delta.clone() } else { String::new() };
+        self.events.iter().map(delta).collect()
+    }
+}
+
+/// Answers one question of one video with a checkpoint, batches in order and cut as the default configuration does.
+///
+/// # Errors
+/// [`Stop::Failed`] with the job's error, also where the checkpoint cannot be loaded.
+pub fn answer_in_process(
+    checkpoint: &Path,
+    frames: Option<&[u8]>,
+    pcm: Option<&[i16]>,
+    request: &JobRequest,
+) -> Result<JobResult, Stop> {
+    let mut config = Config::default();
+    config.model.dir = checkpoint.to_owned();
+    let video = Video::new(frames, pcm);
+    Ok(Pipeline::open(&config)?.answer(&video, request, Delivery::in_order())?.result)
+}
+
+/// The four stages behind stage-decode, loaded.
+pub struct Pipeline {
+    vision: VisionStage,
+    audio: AudioStage,
+    fuse: FuseStage,
+    llm: LlmStage,
+}
+
+impl Pipeline {
+    /// Loads every stage as its own process would.
+    ///
+    /// # Errors
+    /// The stage's that cannot be loaded.
+    pub fn open(config: &Config) -> Result<Self, JobError> {
+        Ok(Pipeline {
+            vision: stage_vision::open(config)?,
+            audio: stage_audio::open(config)?,
+            fuse: stage_fuse::open(config)?,
+            llm: stage_llm::open(config)?,
+        })
+    }
+
+    /// The stage that owns the jobs.
+    pub fn llm(&self) -> &LlmStage {
+        &self.llm
+    }
+
+    /// Answers a job. Its span only says where the video's part starts: it is cut out already.
+    ///
+    /// # Errors
+    /// [`Stop::Failed`] with the job's error.
+    pub fn answer(
+        &mut self,
+        video: &Video<'_>,
+        request: &JobRequest,
+        delivery: Delivery,
+    ) -> Result<Answered, Stop> {
+        let start_s = request.span.map_or(0.0, |[start, _]| start);
+        let whole = JobRequest { span: None, ..request.clone() };
+        let stages = Encoders { vision: &mut self.vision, audio: &mut self.audio, fuse: &mut self.fuse };
+        let mut port = InProcess { stages, video, fps: request.fps, delivery, tokens: VecDeque::new(), events: vec![] };
+        let mut result = self.llm.answer(&whole, &mut port)?;
+        for range in &mut result.ranges {
+            range.start_s += start_s;
+            range.end_s += start_s;
+        }
+        Ok(Answered { result, events: port.events })
+    }
+}
+
+struct Encoders<'a> {
+    vision: &'a mut VisionStage,
+    audio: &'a mut AudioStage,
+    fuse: &'a mut FuseStage,
+}
+
+/// The job's owner asks this for what the other stages make of its video.
+struct InProcess<'a> {
+    stages: Encoders<'a>,
+    video: &'a Video<'a>,
+    fps: f64,
+    delivery: Delivery,
+    /// Encoded token batches that the owner has not taken yet.
+    tokens: VecDeque<Vec<u8>>,
+    events: Vec<Event>,
+}
+
+/// Keeps what a stage emits, encoded.
+struct Sent<'a> {
+    delivery: &'a mut Delivery,
+    bodies: Vec<Vec<u8>>,
+}
+
+impl Port for Sent<'_> {
+    fn emit(&mut self, output: Output<'_>) -> Result<(), Stop> {
+        self.bodies.extend(self.delivery.send(&output).map_err(internal)?);
+        Ok(())
+    }
+
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+fn internal(error: WireError) -> Stop {
+    Stop::Failed(JobError::new(ErrorKind::Internal, error.to_string()))
+}
+
+impl InProcess<'_> {
+    /// Hands one output of stage-decode to the stage that takes it; features come back, encoded.
+    fn encode(&mut self, output: &Output<'_>) -> Result<Vec<Vec<u8>>, Stop> {
+        let bodies = self.delivery.send(output).map_err(internal)?;
+        let mut sent = Sent { delivery: &mut self.delivery, bodies: Vec::new() };
+        for body in &bodies {
+            match output {
+                Output::Frames(_) => {
+                    let frames: FrameBatch<'_> = wire::decode(body).map_err(internal)?;
+                    self.stages.vision.process(frames, &mut sent)?;
+                }
+                _ => {
+                    let window: PcmWindow<'_> = wire::decode(body).map_err(internal)?;
+                    self.stages.audio.process(window, &mut sent)?;
+                }
+            }
+        }
+        Ok(sent.bodies)
+    }
+
+    fn fuse(&mut self, features: Vec<Vec<u8>>) -> Result<(), Stop> {
+        let mut sent = Sent { delivery: &mut self.delivery, bodies: Vec::new() };
+        for body in &features {
+            let batch: FeatureBatch<'_> = wire::decode(body).map_err(internal)?;
+            self.stages.fuse.process(batch, &mut sent)?;
+        }
+        self.tokens = self.delivery.order(sent.bodies).into();
+        Ok(())
+    }
+
+    /// The picture as stage-decode sends it: all of it, or that it is absent where every byte is zero.
+    fn picture(&mut self, request: &DecodeRequest) -> Result<Vec<Vec<u8>>, Stop> {
+        let (Some(rows), Some(image)) = (self.video.frames, &request.plan.image) else { return Ok(Vec::new()) };
+        let mut plan = MediaPlan { audio: None, ..request.plan.clone() };
+        let mut batches = self.delivery.frame_batches(image.frames);
+        if rows.iter().all(|&b| b == 0) {
+            plan.image = None;
+            batches = vec![0..0];
+        }
+        let mut features = Vec::new();
+        for batch in batches {
+            let shape = [(batch.end - batch.start) as usize, FRAME_SIDE, FRAME_SIDE, 3];
+            let bytes = &rows[batch.start as usize * FRAME_BYTES..batch.end as usize * FRAME_BYTES];
+            features.extend(self.encode(&Output::Frames(FrameBatch {
+                v: VERSION,
+                job: request.job.clone(),
+                plan: plan.clone(),
+                offset: batch.start,
+                tensor: Tensor::new(Dtype::U8, &shape, bytes).map_err(internal)?,
+            }))?);
+        }
+        Ok(features)
+    }
+
+    /// The sound as stage-decode sends it: windows that are worth encoding, or that it is absent where it is silent.
+    fn sound(&mut self, request: &DecodeRequest) -> Result<Vec<Vec<u8>>, Stop> {
+        let (Some(pcm), Some(audio)) = (self.video.pcm, &request.plan.audio) else { return Ok(Vec::new()) };
+        let mut plan = MediaPlan { image: None, ..request.plan.clone() };
+        let mut windows = audio.encoded_windows();
+        if pcm.iter().all(|&s| s == 0) {
+            plan.audio = None;
+            windows = 1;
+        }
+        let mut features = Vec::new();
+        for index in self.delivery.order((0..windows).collect()) {
+            let first = (index * WINDOW_SAMPLES) as usize;
+            let last = if plan.audio.is_some() { pcm.len().min(first + WINDOW_SAMPLES as usize) } else { first };
+            features.extend(self.encode(&Output::Pcm(PcmWindow {
+                v: VERSION,
+                job: request.job.clone(),
+                plan: plan.clone(),
+                index,
+                tensor: Tensor::from_i16(&pcm[first..last]),
+            }))?);
+        }
+        Ok(features)
+    }
+}
+
+impl JobPort for InProcess<'_> {
+    fn probe(&mut self, _: &str) -> Result<MediaInfo, Stop> {
+        Ok(MediaInfo {
+            v: VERSION,
+            duration_s: self.video.duration_s,
+            frames: self.video.frame_count(),
+            // One frame per sampled one: the frames come sampled.
+            avg_fps: self.fps,
+            width: FRAME_SIDE as u32,
+            height: FRAME_SIDE as u32,
+            rotation: 0,
+            has_audio: self.video.pcm.is_some(),
+            audio_samples: self.video.pcm.map_or(0, |p| p.len() as u64),
+            container: String::new(),
+            codecs: Vec::new(),
+            content_id: "in-process".to_owned(),
+        })
+    }
+
+    fn request_decode(&mut self, request: DecodeRequest) -> Result<(), Stop> {
+        let body = wire::encode(&request);
+        let request: DecodeRequest = wire::decode(&body).map_err(internal)?;
+        let mut features = self.picture(&request)?;
+        features.extend(self.sound(&request)?);
+        let features = self.delivery.order(features);
+        self.fuse(features)
+    }
+
+    fn next_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<(), Stop> {
+        if self.delivery.is_late() {
+            return Ok(());
+        }
+        let Some(body) = self.tokens.pop_front() else {
+            let error = JobError::new(ErrorKind::Internal, "every token batch was taken, and the owner wants more");
+            return Err(Stop::Failed(error));
+        };
+        take(wire::decode(&body).map_err(internal)?)
+    }
+
+    fn event(&mut self, event: Event) -> Result<(), Stop> {
+        self.events.push(event);
+        Ok(())
+    }
+
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
