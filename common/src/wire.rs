@@ -77,9 +77,10 @@ pub trait Message {
 }
 
 /// How a client writes, and so is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Encoding {
     /// MessagePack with named fields.
+    #[default]
     MessagePack,
     /// A JSON object.
     Json,

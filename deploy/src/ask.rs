@@ -68,7 +68,9 @@ fn print_result(request: &JobRequest, result: &JobResult, style: Style) {
         return;
     }
     if result.ranges.is_empty() {
-        println!("{}", result.text);
+        // A terminal obeys control characters; an answer has no business commanding it.
+        let harmless = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c };
+        println!("{}", result.text.chars().map(harmless).collect::<String>());
         return;
     }
     for range in &result.ranges {

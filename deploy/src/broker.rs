@@ -28,11 +28,13 @@ pub struct Options {
     pub port: u16,
     /// Largest message, bytes.
     pub max_payload: usize,
+    /// What the streams may be promised on disk, bytes; none takes the server's own limit, which follows the disk.
+    pub max_file_store: Option<u64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { program: None, port: 0, max_payload: MAX_PAYLOAD }
+        Options { program: None, port: 0, max_payload: MAX_PAYLOAD, max_file_store: None }
     }
 }
 
@@ -51,9 +53,10 @@ impl Broker {
         let config = dir.join("nats.conf");
         let port = if options.port == 0 { -1 } else { i32::from(options.port) };
         // Pending bytes per subscriber: eight messages of the largest size, as the server's own default is.
+        let store = options.max_file_store.map_or(String::new(), |bytes| format!(", max_file_store: {bytes}"));
         let text = format!(
             "host: 127.0.0.1\nport: {port}\nmax_payload: {}\nports_file_dir: {dir:?}\nlog_file: {:?}\n\
-             jetstream {{ store_dir: {:?} }}\n",
+             jetstream {{ store_dir: {:?}{store} }}\n",
             options.max_payload,
             dir.join("nats.log"),
             dir.join("jetstream"),

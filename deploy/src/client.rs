@@ -7,9 +7,10 @@ use anyhow::Context;
 use async_nats::service::PingResponse;
 use common::bus::{Bus, headers};
 use common::error::StageName;
-use common::event::JobEvent;
+use common::event::{CancelledBy, JobEvent};
 use common::message::{JobId, JobRequest};
 use common::run::control::{self, ControlReply, ControlRequest};
+use common::run::ending;
 use common::run::service::{self, Status};
 use common::subject::StreamName;
 use common::wire;
@@ -65,13 +66,17 @@ impl Events {
     }
 }
 
-/// Cancels a job everywhere and says who stopped.
+/// Cancels a job everywhere and says who stopped. Where no stage is there to end it, it is ended from here.
 ///
 /// # Errors
 /// When the broker cannot be asked.
 pub async fn cancel(bus: &Bus, job: &JobId) -> anyhow::Result<Vec<ControlReply>> {
     let request = ControlRequest { v: wire::VERSION, job: Some(job.clone()), ..Default::default() };
-    Ok(control::gather(bus, "cancel", &request).await?)
+    let replies = control::gather(bus, "cancel", &request).await?;
+    if replies.is_empty() {
+        ending::ensure_ended(bus.clone(), StageName::Llm, job.clone(), CancelledBy::Client).await;
+    }
+    Ok(replies)
 }
 
 /// The stages that are ready on this bus, under this prefix.

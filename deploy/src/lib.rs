@@ -3,7 +3,7 @@
 //! In reading order: [`stages`] (any stage from one binary), [`broker`] (a nats-server of our own), [`supervisor`]
 //! (stages as child processes), [`in_process`] (stages in this one), [`pipeline`] (broker and stages together, or those that run already), [`client`]
 //! (submit, follow, cancel), [`ask`] (one question), [`bench`] (one stage's throughput), [`inspect`] (a checkpoint, tensor by tensor), [`demo_model`] (a
-//! random checkpoint in the layout of the real one).
+//! random checkpoint in the layout of the real one), [`recording`] (what passed over the bus, to a file and back).
 
 pub mod ask;
 pub mod bench;
@@ -13,5 +13,6 @@ pub mod demo_model;
 pub mod in_process;
 pub mod inspect;
 pub mod pipeline;
+pub mod recording;
 pub mod stages;
 pub mod supervisor;

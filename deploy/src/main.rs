@@ -12,7 +12,7 @@ use common::message::{JobId, JobRequest};
 use common::process::{ConfigArgs, Exit, Fatal, on_signal, runtime};
 use common::telemetry;
 use deploy::pipeline::Housing;
-use deploy::{ask, bench, broker, client, demo_model, inspect, pipeline, stages, supervisor};
+use deploy::{ask, bench, broker, client, demo_model, inspect, pipeline, recording, stages, supervisor};
 
 /// Vidi 1.5 9B on a message bus: ask questions about videos.
 #[derive(Parser)]
@@ -73,6 +73,13 @@ enum Command {
         #[arg(long)]
         supervised: bool,
     },
+    /// Writes down what passes over the bus, without disturbing it.
+    Record(recording::command::Record),
+    /// Publishes what was recorded, and compares what stages make of it.
+    Replay(recording::command::Replay),
+    /// Looks into recordings.
+    #[command(subcommand)]
+    Recording(recording::command::Recording),
     /// Prints the effective configuration.
     Config {
         #[command(subcommand)]
@@ -237,6 +244,13 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             }
             stages::serve(name, &config, shutdown).await
         }),
+        Command::Record(args) => {
+            runtime.block_on(async { recording::command::record(&connect(&config).await?, args).await })
+        }
+        Command::Replay(args) => {
+            runtime.block_on(async { recording::command::replay(&connect(&config).await?, args).await })
+        }
+        Command::Recording(action) => recording::command::recording(action),
         Command::Config { action: ConfigAction::Print } => {
             print!("{}", config.to_toml());
             Ok(())

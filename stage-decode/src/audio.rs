@@ -116,9 +116,8 @@ impl Listener {
         if self.format.is_none() {
             let ticks = u128::from(self.trim.timescale);
             let rate = u128::from(info.rate());
-            let scaled = |t: u64| {
-                if ticks == 0 { t } else { ((u128::from(t) * rate + ticks / 2) / ticks) as u64 }
-            };
+            let scaled =
+                |t: u64| (u128::from(t) * rate + ticks / 2).checked_div(ticks).map_or(t, |samples| samples as u64);
             self.skip = scaled(self.trim.skip);
             self.keep = self.trim.keep.map_or(u64::MAX, scaled);
             self.hold = scaled(self.trim.discard) as usize;

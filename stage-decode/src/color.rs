@@ -72,9 +72,9 @@ pub(crate) struct Converter {
 
 impl Converter {
     /// Writes the frame as RGB into `out`.
-    pub(crate) fn convert<'b>(
+    pub(crate) fn convert(
         &mut self,
-        frame: &VideoFrameRef<&'b gstreamer::BufferRef>,
+        frame: &VideoFrameRef<&gstreamer::BufferRef>,
         conversion: Conversion,
         out: &mut Picture,
     ) {
@@ -126,7 +126,7 @@ impl<'a> Plane<'a> {
         let at = component as usize;
         let depth = info.depth()[at];
         Plane {
-            data: &frame.comp_data(component).expect("the component exists. This is a bug.")[..],
+            data: frame.comp_data(component).expect("the component exists. This is a bug."),
             stride: frame.comp_stride(component) as usize,
             step: frame.comp_pstride(component) as usize,
             width: frame.comp_width(component) as usize,

@@ -44,7 +44,7 @@ impl NpyWriter {
     pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let element = if self.element == Element::U8 { 1 } else { 4 };
         let row = self.row_shape.iter().product::<usize>() * element;
-        if row == 0 || bytes.len() % row != 0 {
+        if row == 0 || !bytes.len().is_multiple_of(row) {
             let text = format!("{} bytes are not whole rows of {row}", bytes.len());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }

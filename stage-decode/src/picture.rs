@@ -35,6 +35,18 @@ impl Turn {
     }
 }
 
+impl Turn {
+    /// The clockwise angle in degrees.
+    pub fn degrees(self) -> u32 {
+        match self {
+            Turn::None => 0,
+            Turn::Right => 90,
+            Turn::Half => 180,
+            Turn::Left => 270,
+        }
+    }
+}
+
 impl Picture {
     /// A picture from rows of packed RGB, three bytes a pixel.
     ///

@@ -6,6 +6,8 @@
 mod connect;
 mod probes;
 
+pub(crate) use connect::{discard, track_name};
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -70,8 +72,10 @@ impl Kind {
 #[derive(Clone, Debug)]
 pub(crate) struct Selection {
     pub(crate) kind: Kind,
-    /// The container's number of the track, where it is known; else the first of its kind.
-    pub(crate) track: Option<u64>,
+    /// The demuxer's name of the track, where it is known; else the first of its kind.
+    pub(crate) track: Option<String>,
+    /// Codec delay and padding that the demuxer marks are not for the decoder to take off: the trim does it.
+    pub(crate) unmarked: bool,
     /// What the demuxer is shown in place of the file's own bytes.
     pub(crate) overlays: Vec<Overlay>,
 }

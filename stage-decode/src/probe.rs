@@ -37,7 +37,7 @@ pub(crate) struct Examined {
 #[derive(Clone, Debug)]
 pub(crate) struct PictureTrack {
     pub(crate) selection: Selection,
-    /// Which decoded pictures count, in order of presentation; ascending.
+    /// Timestamps of the decoded pictures that count, in nanoseconds as the demuxer gives them.
     pub(crate) shown: Vec<Range<u64>>,
     pub(crate) turn: Turn,
 }
@@ -52,8 +52,6 @@ pub(crate) struct SoundTrack {
 /// What of the decoded sound is not part of it: codec priming, padding, and what an edit list cuts off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Trim {
-    /// Packets that hold no sound at all.
-    pub(crate) packets: u64,
     /// Ticks to leave out at the start.
     pub(crate) skip: u64,
     /// Ticks to keep after that.
@@ -135,6 +133,11 @@ fn upright(turn: Turn, width: u32, height: u32) -> (u32, u32) {
 
 fn from_movie(movie: &mp4::Movie, quicktime: bool) -> Examined {
     let tracks = || movie.tracks.iter();
+    let selection = |kind, track: &mp4::Track| {
+        // GStreamer's name of an mp4 track is its number, in three digits at least.
+        let name = Some(format!("{:03}", track.id));
+        Selection { kind, track: name, unmarked: false, overlays: movie.overlays(track) }
+    };
     // A still beside a film is a chapter's thumbnail.
     let still = |t: &mp4::Track| matches!(&t.codec, b"jpeg" | b"png ");
     let picture = tracks()
@@ -147,14 +150,13 @@ fn from_movie(movie: &mp4::Movie, quicktime: bool) -> Examined {
     let mut info = blank(if quicktime { "mov" } else { "mp4" }, movie.duration_s());
     let picture = picture.map(|track| {
         let turn = Turn::from_degrees(track.rotation);
-        let shown = track.shown_pictures(movie.timescale);
-        info.frames = shown.iter().map(|r| r.end - r.start).sum();
+        let (frames, shown) = track.shown_pictures(movie.timescale);
+        info.frames = frames;
         info.avg_fps = track.average_rate();
         (info.width, info.height) = upright(turn, track.width, track.height);
         info.rotation = track.rotation;
         info.codecs.push(codec_name(&String::from_utf8_lossy(&track.codec)));
-        let selection =
-            Selection { kind: Kind::Picture, track: Some(track.id.into()), overlays: movie.overlays(track) };
+        let selection = selection(Kind::Picture, track);
         PictureTrack { selection, shown, turn }
     });
     let sound = sound.map(|track| {
@@ -162,7 +164,7 @@ fn from_movie(movie: &mp4::Movie, quicktime: bool) -> Examined {
         info.has_audio = true;
         info.audio_samples = samples(track.sound_s(movie.timescale));
         info.codecs.push(codec_name(&String::from_utf8_lossy(&track.codec)));
-        let selection = Selection { kind: Kind::Sound, track: Some(track.id.into()), overlays: movie.overlays(track) };
+        let selection = selection(Kind::Sound, track);
         let trim = Trim { skip, keep, timescale: track.timescale.into(), ..Trim::default() };
         SoundTrack { selection, trim }
     });
@@ -174,7 +176,9 @@ fn from_segment(segment: &matroska::Segment) -> Examined {
     let picture =
         of_kind(1).max_by_key(|t| (t.default, u64::from(t.width) * u64::from(t.height), std::cmp::Reverse(t.uid)));
     let sound = of_kind(2).max_by_key(|t| (t.default, t.channels, std::cmp::Reverse(t.uid)));
-    let selection = |kind, uid| Selection { kind, track: Some(uid), overlays: Vec::new() };
+    // GStreamer's name of a Matroska track is its UID, in three digits at least.
+    let selection =
+        |kind, uid| Selection { kind, track: Some(format!("{uid:03}")), unmarked: true, overlays: Vec::new() };
 
     let mut info = blank(segment.container(), segment.duration_s());
     let picture = picture.map(|track| {
@@ -189,11 +193,8 @@ fn from_segment(segment: &matroska::Segment) -> Examined {
         info.has_audio = true;
         info.audio_samples = samples(segment.sound_s(track));
         info.codecs.push(codec_name(&track.codec));
-        // Opus delay and padding travel with the packets, and the decoder takes them off.
-        let trim = match track.codec.as_str() {
-            "A_OPUS" => Trim::default(),
-            _ => Trim { skip: track.delay_ns, discard: track.discard_ns, timescale: 1_000_000_000, ..Trim::default() },
-        };
+        let trim =
+            Trim { skip: track.delay_ns, discard: track.discard_ns, timescale: 1_000_000_000, ..Trim::default() };
         SoundTrack { selection: selection(Kind::Sound, track.uid), trim }
     });
     Examined { info, picture, sound }

@@ -13,6 +13,8 @@ use crate::picture::Picture;
 
 /// Fractional bits of a weight: 32 bits less 8 of the pixel and 2 of headroom.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
+/// What makes cutting off the fraction a rounding.
+const HALF: i32 = 1 << (PRECISION_BITS - 1);
 /// Weights of this many sizes are kept: width and height of a few videos at a time.
 const KEPT_SIZES: usize = 8;
 
@@ -162,27 +164,15 @@ fn rounded(sum: i32) -> u8 {
 /// Up to [`ROWS`] rows of the horizontal pass; `targets` are their results, one after the other.
 fn narrow_rows(weights: &Weights, rows: &[&[[u8; 4]]], targets: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
+    if let (Some(pairs), Ok(rows)) = (&weights.pairs, rows.try_into())
+        && std::arch::is_x86_feature_detected!("avx2")
+    {
         // SAFETY: the processor has AVX2, as just asked.
-        return unsafe { narrow_rows_avx2(weights, rows, targets) };
-    }
-    narrow_rows_plain(weights, rows, targets);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn narrow_rows_avx2(weights: &Weights, rows: &[&[[u8; 4]]], targets: &mut [u8]) {
-    narrow_rows_plain(weights, rows, targets);
-}
-
-#[inline(always)]
-fn narrow_rows_plain(weights: &Weights, rows: &[&[[u8; 4]]], targets: &mut [u8]) {
-    if let (Some(pairs), Ok(rows)) = (&weights.pairs, <&[&[[u8; 4]]; ROWS]>::try_from(rows)) {
-        return narrow_rows_paired(pairs, rows, targets);
+        return unsafe { narrow_rows_avx2(pairs, rows, targets) };
     }
     for (row, target) in rows.iter().zip(targets.chunks_exact_mut(FRAME_SIDE * 3)) {
         for ((first, weights), rgb) in weights.iter().zip(target.as_chunks_mut::<3>().0) {
-            let mut sum = [1i32 << (PRECISION_BITS - 1); 4];
+            let mut sum = [HALF; 4];
             for (weight, pixel) in weights.iter().zip(&row[first..first + weights.len()]) {
                 for (sum, value) in sum.iter_mut().zip(pixel) {
                     *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(*value)));
@@ -193,29 +183,38 @@ fn narrow_rows_plain(weights: &Weights, rows: &[&[[u8; 4]]], targets: &mut [u8])
     }
 }
 
-/// Several rows at once, so that a weight is loaded once for all of them; eight lanes are two pixels.
-#[inline(always)]
-fn narrow_rows_paired(pairs: &Pairs, rows: &[&[[u8; 4]]; ROWS], targets: &mut [u8]) {
+/// Several rows at once, so that a weight is loaded once for all of them; eight lanes are two pixels. Written out
+/// because the compiler does not find the vectors in it.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn narrow_rows_avx2(pairs: &Pairs, rows: &[&[[u8; 4]]; ROWS], targets: &mut [u8]) {
+    use std::arch::x86_64::{
+        _mm_add_epi32, _mm_cvtsi64_si128, _mm_extract_epi32, _mm_set1_epi32, _mm256_add_epi32, _mm256_castsi256_si128,
+        _mm256_cvtepu8_epi32, _mm256_extracti128_si256, _mm256_mullo_epi32, _mm256_setr_epi32, _mm256_setzero_si256,
+    };
+    let half = _mm_set1_epi32(HALF);
     for (x, (&first, weights)) in pairs.firsts.iter().zip(pairs.values.chunks_exact(pairs.count)).enumerate() {
         let mut windows = [&[][..]; ROWS];
         for (window, row) in windows.iter_mut().zip(rows) {
-            *window = &row[first..first + 2 * pairs.count].as_chunks::<2>().0[..weights.len()];
+            *window = row[first..first + 2 * pairs.count].as_flattened().as_chunks::<8>().0;
         }
-        let mut sums = [[0i32; 8]; ROWS];
-        for (at, weight) in weights.iter().enumerate() {
-            for (sum, window) in sums.iter_mut().zip(windows) {
-                let pair = window[at].as_flattened();
-                for lane in 0..8 {
-                    sum[lane] = sum[lane].wrapping_add(weight[lane].wrapping_mul(i32::from(pair[lane])));
-                }
+        let [a, b, c, d] = windows;
+        let mut sums = [_mm256_setzero_si256(); ROWS];
+        for ((((weight, a), b), c), d) in weights.iter().zip(a).zip(b).zip(c).zip(d) {
+            let [w0, w1, w2, w3, w4, w5, w6, w7] = *weight;
+            let weight = _mm256_setr_epi32(w0, w1, w2, w3, w4, w5, w6, w7);
+            for (sum, pair) in sums.iter_mut().zip([a, b, c, d]) {
+                let pair = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*pair)));
+                *sum = _mm256_add_epi32(*sum, _mm256_mullo_epi32(pair, weight));
             }
         }
-        for (row, sum) in sums.iter().enumerate() {
+        for (row, sum) in sums.into_iter().enumerate() {
+            let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+            let sum = _mm_add_epi32(sum, half);
             let at = (row * FRAME_SIDE + x) * 3;
-            let half = 1 << (PRECISION_BITS - 1);
-            for (c, value) in targets[at..at + 3].iter_mut().enumerate() {
-                *value = rounded(half + sum[c] + sum[c + 4]);
-            }
+            targets[at] = rounded(_mm_extract_epi32::<0>(sum));
+            targets[at + 1] = rounded(_mm_extract_epi32::<1>(sum));
+            targets[at + 2] = rounded(_mm_extract_epi32::<2>(sum));
         }
     }
 }
@@ -242,7 +241,7 @@ fn mix_rows_plain(weights: &[i32], rows: &[u8], target: &mut [u8]) {
     const BLOCK: usize = 64;
     let stride = target.len();
     for (block, target) in target.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-        let mut sum = [1i32 << (PRECISION_BITS - 1); BLOCK];
+        let mut sum = [HALF; BLOCK];
         for (at, weight) in weights.iter().enumerate() {
             let from = at * stride + block * BLOCK;
             for (sum, value) in sum.iter_mut().zip(&rows[from..from + BLOCK]) {

@@ -37,25 +37,19 @@ impl Picks {
     }
 }
 
-/// Numbers decoded pictures by the ranges that are shown.
+/// Numbers the decoded pictures that are shown.
 struct Counter {
+    /// Timestamps in nanoseconds.
     shown: Vec<Range<u64>>,
-    decoded: u64,
+    numbered: u64,
 }
 
 impl Counter {
-    /// The number of the next decoded picture among the shown; `None` if it is not shown.
-    fn next(&mut self) -> Option<u64> {
-        let at = self.decoded;
-        self.decoded += 1;
-        let mut before = 0;
-        for range in &self.shown {
-            if range.contains(&at) {
-                return Some(before + at - range.start);
-            }
-            before += range.end - range.start;
-        }
-        None
+    /// The number of the next decoded picture; `None` if it is not shown. One without a timestamp is.
+    fn next(&mut self, at: Option<gst::ClockTime>) -> Option<u64> {
+        let hidden = at.is_some_and(|at| !self.shown.iter().any(|range| range.contains(&at.nseconds())));
+        self.numbered += u64::from(!hidden);
+        (!hidden).then(|| self.numbered - 1)
     }
 }
 
@@ -75,10 +69,12 @@ pub(crate) fn decode(
     pipeline::init()?;
     let convert = pipeline::element("videoconvert")?;
     let pad = convert.static_pad("sink").ok_or_else(|| failure::no_element("videoconvert"))?;
-    let counter = Mutex::new(Counter { shown: track.shown.clone(), decoded: 0 });
-    pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
-        match counter.lock().unwrap_or_else(PoisonError::into_inner).next() {
+    let counter = Mutex::new(Counter { shown: track.shown.clone(), numbered: 0 });
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let at = info.buffer().and_then(|b| b.pts());
+        match counter.lock().unwrap_or_else(PoisonError::into_inner).next(at) {
             Some(index) if picks.contains(index) => gst::PadProbeReturn::Ok,
+            // Consumed here. (Drop, which says the same, makes gstreamer-rs and GStreamer 1.22 release it twice.)
             _ => gst::PadProbeReturn::Handled,
         }
     });
@@ -166,10 +162,11 @@ mod tests {
 
     #[test]
     fn only_shown_pictures_are_numbered_and_every_step_th_of_them_is_picked() {
-        let mut counter = Counter { shown: vec![2..5, 7..9], decoded: 0 };
-        let numbers: Vec<_> = (0..10).map(|_| counter.next()).collect();
+        let mut counter = Counter { shown: vec![2..5, 7..9], numbered: 0 };
+        let numbers: Vec<_> = (0..10).map(|at| counter.next(Some(gst::ClockTime::from_nseconds(at)))).collect();
         let expected = [None, None, Some(0), Some(1), Some(2), None, None, Some(3), Some(4), None];
         assert_eq!(numbers, expected);
+        assert_eq!(counter.next(None), Some(5));
         let picks = Picks { first: 1, step: 3, count: 2 };
         let picked: Vec<_> = (0..20).filter(|&i| picks.contains(i)).collect();
         assert_eq!(picked, [1, 4]);

@@ -24,7 +24,7 @@ fn picture(width: u64, height: u64, content: &str) -> Vec<u8> {
             let v = (x * (k + 1) * 255 / width + y * (3 - k) * 255 / height + x * y / 997) % 511;
             if v > 255 { 510 - v } else { v }
         }
-        "graphics" => ((x / 5 + y / 3 * 7 + k * 11) * 2_654_435_761 % (1 << 32) >> 31) * 255,
+        "graphics" => ((((x / 5 + y / 3 * 7 + k * 11) * 2_654_435_761) % (1 << 32)) >> 31) * 255,
         other => panic!("no formula for {other}"),
     };
     let pixels = (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor, bail};
 use common::checkpoint::{CheckpointError, Weights};
 
+use crate::frequency::frequencies;
 use crate::layers::{Linear, gelu, rms};
 
 /// Rows `first..first + count` of the sinusoid for `length` places stretched to `0..=n-1`: `[count, width]` f32.
@@ -16,8 +17,7 @@ pub fn sinusoid(first: u64, count: usize, length: u64, n: u32, width: usize, dev
     if length < 2 {
         bail!("a fractional position needs at least 2 places, there is {length}");
     }
-    let step = -(10_000f64.ln() / width as f64) as f32;
-    let frequencies: Vec<f32> = (0..width / 2).map(|j| f64::from((2 * j) as f32 * step).exp() as f32).collect();
+    let frequencies = frequencies(width);
     let (last, stretch) = ((length - 1) as f32, (n as f32) - 1.0);
     let mut rows = Vec::with_capacity(count * width);
     for i in first..first + count as u64 {

@@ -22,7 +22,7 @@ use crate::gemma::Gemma;
 use crate::generate::{Ending, generate};
 use crate::intake::Intake;
 use crate::observe::Observe;
-use crate::prompt::Prompter;
+use crate::prompt::{Prompter, strip};
 use crate::sample::Sampler;
 use crate::task::Tasks;
 
@@ -143,11 +143,12 @@ impl LlmStage {
 
         let answer = self.write(request, logits, &mut text, &intake, port, &mut clock, observe)?;
         let whole_text = decode(self.prompter.tokenizer(), &answer.ids).map_err(here)?;
+        let whole_text = strip(&whole_text);
         let start_s = request.span.map_or(0.0, |[start, _]| start);
         let plan = intake.plan().clone();
         Ok(JobResult {
-            text: whole_text.trim().to_owned(),
-            ranges: task.ranges(whole_text.trim(), plan.duration_s, start_s),
+            text: whole_text.to_owned(),
+            ranges: task.ranges(whole_text, plan.duration_s, start_s),
             timings: clock.timings(answer.ids.len()),
             token_ids: answer.ids,
             finish: answer.finish,

@@ -87,7 +87,16 @@ fn too_long(unit: &str, length: usize, limit: usize) -> JobError {
 /// question is text. Every literal `<bos>` goes, and the turn is trimmed, as the reference does.
 pub fn pieces(question: &str) -> [String; 2] {
     let turn = format!("\n{question}");
-    // Python's strip() also takes the four separator control characters.
-    let turn = turn.trim_end_matches(|c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c));
+    let turn = turn.trim_end_matches(is_space);
     [HEAD.to_owned(), format!("{turn}{TAIL}").replace(BOS, "")]
+}
+
+/// Text without the white space around it, as Python's `strip()` leaves it.
+pub fn strip(text: &str) -> &str {
+    text.trim_matches(is_space)
+}
+
+/// White space as Python sees it: the four separator control characters too.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }

@@ -100,8 +100,10 @@ impl Delivery {
             Output::Features(m) => &m.tensor,
             Output::Tokens(m) => &m.tensor,
         };
-        let least = ENVELOPE + QUANTUM * tensor.row_bytes();
-        let most = if self.state.is_some() { ENVELOPE + tensor.data().len() } else { MESSAGE_BYTES };
-        least + self.below(most.saturating_sub(least) + 1).max(if self.state.is_none() { most } else { 0 })
+        if self.state.is_none() {
+            return MESSAGE_BYTES;
+        }
+        let rows = tensor.rows().div_ceil(1 + self.below(8)).max(QUANTUM);
+        ENVELOPE + rows * tensor.row_bytes()
     }
 }

@@ -24,15 +24,14 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the sources are there")
 }
 
-/// The built `vidi` command, beside the test executables.
+/// The built `vidi` command, beside the test executables or in the directory above.
 ///
 /// # Errors
 /// When it has not been built.
 pub fn vidi() -> anyhow::Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let vidi = test.ancestors().nth(2).context("no target directory")?.join("vidi");
-    ensure!(vidi.is_file(), "{} is not built: cargo build --workspace --bins", vidi.display());
-    Ok(vidi)
+    let own = std::env::current_exe()?;
+    let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join("vidi")).find(|vidi| vidi.is_file());
+    beside.with_context(|| format!("no vidi beside {}: cargo build --workspace --bins", own.display()))
 }
 
 /// A golden checkpoint.
@@ -90,6 +89,19 @@ pub struct Setup {
     pub set: Vec<String>,
     /// `--replicas`.
     pub replicas: String,
+    /// What the broker may promise its streams on disk; none for its own limit.
+    pub max_file_store: Option<u64>,
+}
+
+impl Setup {
+    fn broker(&self, port: u16) -> broker::Options {
+        broker::Options {
+            program: self.broker.clone(),
+            port,
+            max_payload: self.max_payload,
+            max_file_store: self.max_file_store,
+        }
+    }
 }
 
 impl Default for Setup {
@@ -100,6 +112,7 @@ impl Default for Setup {
             model: checkpoint("tied"),
             set: Vec::new(),
             replicas: String::new(),
+            max_file_store: None,
         }
     }
 }
@@ -122,9 +135,15 @@ impl Rig {
     /// # Errors
     /// What does not start, with the log.
     pub async fn start(setup: Setup) -> anyhow::Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let options =
-            broker::Options { program: setup.broker.clone(), port: 0, max_payload: setup.max_payload };
+        Rig::start_in(tempfile::tempdir()?, setup).await
+    }
+
+    /// [`start`](Self::start) in a directory that is there.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub async fn start_in(dir: TempDir, setup: Setup) -> anyhow::Result<Self> {
+        let options = setup.broker(0);
         let broker = Broker::start(&dir.path().join("broker"), &options).await?;
         std::fs::create_dir(dir.path().join("media"))?;
         let up = spawn_up(dir.path(), &setup, broker.url())?;
@@ -220,11 +239,19 @@ impl Rig {
     /// # Errors
     /// When it does not come back.
     pub async fn restart_broker(&mut self) -> anyhow::Result<()> {
+        self.restart_broker_with(self.setup.max_payload).await
+    }
+
+    /// [`restart_broker`](Self::restart_broker) with another limit for messages.
+    ///
+    /// # Errors
+    /// As `restart_broker`.
+    pub async fn restart_broker_with(&mut self, max_payload: usize) -> anyhow::Result<()> {
+        self.setup.max_payload = max_payload;
         let port: u16 = self.broker.url().rsplit(':').next().unwrap_or_default().parse()?;
         signal(self.broker.pid().context("broker is gone")?, "KILL")?;
         self.broker.ended().await;
-        let options =
-            broker::Options { program: self.setup.broker.clone(), port, max_payload: self.setup.max_payload };
+        let options = self.setup.broker(port);
         self.broker = Broker::start(&self.dir.path().join("broker"), &options).await?;
         Ok(())
     }

@@ -1,5 +1,10 @@
 //! What tests of more than one crate share.
 //!
-//! In reading order: [`harness`] (a real broker, real processes, real videos).
+//! In reading order: [`harness`] (a real broker, real processes, real videos), [`pipeline`] (the stages in one process)
+//! and [`delivery`] (how unkindly messages travel between them), [`parity`] (the stages against the oracle).
 
+pub mod delivery;
+pub mod faults;
 pub mod harness;
+pub mod parity;
+pub mod pipeline;

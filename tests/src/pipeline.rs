@@ -189,7 +189,8 @@ impl InProcess<'_> {
             let batch: FeatureBatch<'_> = wire::decode(body).map_err(internal)?;
             self.stages.fuse.process(batch, &mut sent)?;
         }
-        self.tokens = self.delivery.order(sent.bodies).into();
+        let tokens = sent.bodies;
+        self.tokens = self.delivery.order(tokens).into();
         Ok(())
     }
 

@@ -72,7 +72,7 @@ async fn five_processes_answer_as_the_stages_do_without_a_bus_whatever_the_broke
                 frames.as_deref(),
                 pcm.as_deref(),
                 &request,
-            )?;
+            ).map_err(|stop| anyhow::anyhow!("{stop:?}"))?;
             ensure!(result.token_ids == reference.token_ids, "{broker:?} {max_payload}: {result:?}");
             ensure!(result.text == reference.text && result.finish == reference.finish, "{result:?}");
             let image = result.plan.image.as_ref().context("no picture")?;

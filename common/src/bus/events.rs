@@ -9,9 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
-use futures::StreamExt;
 
 use super::{Bus, headers};
 use crate::event::{Event, JobEvent};
@@ -40,12 +39,12 @@ pub struct Ended(pub Box<JobEvent>);
 pub enum Refused {
     /// The job has a terminal event: nothing may follow it.
     Ended(Ended),
-    /// The job was delivered to another worker since, and that one has written.
-    Superseded,
+    /// The job was delivered to another worker since, and that one has written, with this claim.
+    Superseded(u64),
 }
 
 /// The end of a job's log, as last seen.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Tail {
     /// Sequence on the stream of the last event; 0 if there is none.
     stream_sequence: u64,
@@ -95,17 +94,22 @@ impl EventLog {
         self.claim = claim;
     }
 
+    /// The claim of a newer owner, if one has written.
+    pub fn superseded(&self) -> Option<u64> {
+        (self.claim > 0 && self.tail.claim > self.claim).then_some(self.tail.claim)
+    }
+
     /// Appends an event; waits for a broker that is away.
     ///
     /// # Errors
-    /// [`Refused::Ended`] when the job has a terminal event, [`Refused::Superseded`] when a newer owner has written.
+    /// [`Refused::Ended`] when the job has a terminal event, [`Refused::Superseded`] when a newer owner has.
     pub async fn append(&mut self, event: Event) -> Result<(), Refused> {
         loop {
             if let Some(ended) = self.ended() {
                 return Err(Refused::Ended(ended));
             }
-            if self.claim > 0 && self.tail.claim > self.claim {
-                return Err(Refused::Superseded);
+            if let Some(claim) = self.superseded() {
+                return Err(Refused::Superseded(claim));
             }
             let seq = self.tail.event.as_ref().map_or(0, |e| e.seq + 1);
             let entry =
@@ -158,21 +162,18 @@ impl EventLog {
     }
 }
 
-/// Every readable event of a job with its sequence on the stream, waiting for a broker that is away.
-async fn read_all(bus: &Bus, job: &JobId) -> Vec<(u64, JobEvent)> {
+/// Every readable event of a job, with the message that it came in; waits for a broker that is away.
+async fn read_all(bus: &Bus, job: &JobId) -> Vec<(StreamMessage, JobEvent)> {
     let subject = bus.subjects().events(job);
     let mut events = Vec::new();
-    let mut next = 0;
-    loop {
-        let found = match bus.stream(StreamName::Events).await {
-            Ok(stream) => stream.get_first_raw_message_by_subject_from(&subject, next).await,
-            Err(error) => {
-                tracing::warn!(%job, %error, "cannot read events");
-                tokio::time::sleep(AGAIN).await;
-                continue;
-            }
-        };
+    let mut from = 1;
+    while let Some(message) = bus.first_from(StreamName::Events, &subject, from).await {
+        from = message.sequence + 1;
+        if let Ok(event) = wire::decode_any::<JobEvent>(&message.payload) {
+            events.push((message, event));
+        }
     }
+    events
 }
 
 /// Reads the last event on a job's subject, waiting for a broker that is away.
@@ -189,20 +190,20 @@ async fn read_tail(bus: &Bus, job: &JobId) -> Tail {
         };
         match last {
             Ok(message) => {
-                let encoding = Encoding::of(&message.payload);
-                match wire::decode_any::<JobEvent>(&message.payload) {
-                    Ok(event) => {
-                        return Tail { stream_sequence: message.sequence, event: Some(event), encoding };
-                    }
-                    Err(error) => {
-                        // A stranger wrote there: the log goes on behind it.
-                        tracing::warn!(%job, %error, "unreadable event");
-                        return Tail { stream_sequence: message.sequence, event: None, encoding };
-                    }
+                if let Ok(event) = wire::decode_any::<JobEvent>(&message.payload) {
+                    return tail(&message, event, message.sequence);
                 }
+                // A stranger wrote there: the log goes on behind it, from the last event that can be read.
+                tracing::warn!(%job, "unreadable event");
+                bus.note_unreadable();
+                let events = read_all(bus, job).await;
+                return match events.into_iter().next_back() {
+                    Some((readable, event)) => tail(&readable, event, message.sequence.max(readable.sequence)),
+                    None => Tail { stream_sequence: message.sequence, ..Tail::default() },
+                };
             }
             Err(e) if e.kind() == LastRawMessageErrorKind::NoMessageFound => {
-                return Tail { stream_sequence: 0, event: None, encoding: Encoding::MessagePack };
+                return Tail::default();
             }
             Err(error) => {
                 tracing::warn!(%job, %error, "cannot read events");
@@ -210,4 +211,9 @@ async fn read_tail(bus: &Bus, job: &JobId) -> Tail {
             }
         }
     }
+}
+
+fn tail(message: &StreamMessage, event: JobEvent, stream_sequence: u64) -> Tail {
+    let claim = message.headers.get(CLAIM).and_then(|c| c.as_str().parse().ok()).unwrap_or(0);
+    Tail { stream_sequence, event: Some(event), claim, encoding: Encoding::of(&message.payload) }
 }

@@ -162,7 +162,7 @@ impl Bus {
     /// Bytes that the body of one message may have: the size aimed at, or less if the server takes less, or if a stream
     /// would not hold a few of them.
     pub fn max_body(&self) -> usize {
-        let stream = self.config.stream_bytes.min(self.config.token_bytes).max(0) as usize / STREAM_MESSAGES;
+        let stream = self.config.stream_bytes.max(0) as usize / STREAM_MESSAGES;
         self.client.max_payload().min(stream).saturating_sub(HEADER_BYTES).min(self.config.message_bytes)
     }
 

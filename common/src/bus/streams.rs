@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType, Stream,
+};
+use futures::TryStreamExt;
 
 use super::{Bus, BusError, BusErrorKind};
 use crate::error::StageName;
@@ -22,6 +26,10 @@ const JOB_BYTES: i64 = 64 << 20;
 const EVENT_BYTES: i64 = 256 << 20;
 /// Unusable messages kept for an operator, bytes; the oldest go first.
 const DEAD_BYTES: i64 = 256 << 20;
+/// The ledger of the token stream, bytes; one message, replaced by every newer one.
+const ROOM_BYTES: i64 = 16 << 20;
+/// Pause before a broker that did not answer is asked again.
+const AGAIN: Duration = Duration::from_millis(200);
 
 impl Bus {
     /// Makes sure that every stream exists. An existing stream stays as the operator made it.
@@ -55,8 +63,10 @@ impl Bus {
                 (RetentionPolicy::Limits, DiscardPolicy::Old, EVENT_BYTES, Duration::from_secs(c.event_age_s))
             }
             StreamName::Dead => (RetentionPolicy::Limits, DiscardPolicy::Old, DEAD_BYTES, 7 * MAX_AGE),
+            StreamName::Room => (RetentionPolicy::Limits, DiscardPolicy::Old, ROOM_BYTES, Duration::ZERO),
         };
         let window = if name == StreamName::Jobs { JOB_DUPLICATE_WINDOW } else { DUPLICATE_WINDOW };
+        let duplicate_window = if max_age.is_zero() { window } else { window.min(max_age) };
         Config {
             name: name.on(self.subjects()),
             subjects: name.subjects(self.subjects()),
@@ -64,7 +74,8 @@ impl Bus {
             discard,
             max_bytes,
             max_age,
-            duplicate_window: window.min(max_age),
+            duplicate_window,
+            max_messages_per_subject: if name == StreamName::Room { 1 } else { -1 },
             storage: StorageType::File,
             num_replicas: 1,
             ..Default::default()
@@ -83,7 +94,9 @@ impl Bus {
             .map_err(|e| BusError::new(BusErrorKind::JetStream, format!("stream {on}: {e}")))
     }
 
-    /// The consumer that all workers of a queue share. `name` tells queues of one stream apart.
+    /// The consumer that all workers of a queue share. `name` tells queues of one stream apart. The server delivers
+    /// without end; whoever receives a message more than `max_deliver` times fails its job, see
+    /// [`Delivery::exhausted`](crate::run::inbox::Delivery::exhausted). So nothing stays behind in the queue unseen.
     ///
     /// # Errors
     /// [`BusErrorKind::JetStream`].
@@ -93,7 +106,7 @@ impl Bus {
             name: Some(name.to_owned()),
             ack_policy: AckPolicy::Explicit,
             ack_wait: Duration::from_secs_f64(self.config().ack_wait_s),
-            max_deliver: self.config().max_deliver,
+            max_deliver: -1,
             filter_subject: filter,
             ..Default::default()
         };
@@ -133,14 +146,65 @@ impl Bus {
             StageName::Llm => StreamName::Tokens,
             other => StreamName::input_of(other),
         };
-        let filter = self.subjects().input(stage, job);
+        self.purge_subject(stream, self.subjects().input(stage, job)).await;
+    }
+
+    /// Drops what a stage has handed on for a job that has ended.
+    pub async fn purge_outputs(&self, stage: StageName, job: &JobId) {
+        let takers: &[StageName] = match stage {
+            StageName::Decode => &[StageName::Vision, StageName::Audio],
+            StageName::Vision | StageName::Audio => &[StageName::Fuse],
+            StageName::Fuse => &[StageName::Llm],
+            StageName::Llm => &[StageName::Decode],
+        };
+        for &taker in takers {
+            self.purge(taker, job).await;
+        }
+    }
+
+    /// Drops all that the streams hold of a job that has ended, but its events.
+    pub async fn purge_job(&self, job: &JobId) {
+        for stage in StageName::ALL {
+            self.purge(stage, job).await;
+        }
+        self.purge_subject(StreamName::Jobs, self.subjects().waiting_anywhere(job)).await;
+    }
+
+    /// Drops what a stream holds on a subject.
+    pub async fn purge_subject(&self, stream: StreamName, subject: String) {
         match self.stream(stream).await {
             Ok(s) => {
-                if let Err(error) = s.purge().filter(filter).await {
-                    tracing::warn!(%job, %error, "could not purge");
+                if let Err(error) = s.purge().filter(subject.clone()).await {
+                    tracing::warn!(subject, %error, "could not purge");
                 }
             }
-            Err(error) => tracing::warn!(%job, %error, "could not purge"),
+            Err(error) => tracing::warn!(subject, %error, "could not purge"),
         }
+    }
+
+    /// The first message on a subject (wildcards allowed) at or behind a sequence; waits for a broker that is away.
+    pub async fn first_from(&self, stream: StreamName, subject: &str, sequence: u64) -> Option<StreamMessage> {
+        loop {
+            let error = match self.stream(stream).await {
+                Ok(s) => match s.get_first_raw_message_by_subject(subject, sequence.max(1)).await {
+                    Ok(message) => return Some(message),
+                    Err(e) if e.kind() == RawMessageErrorKind::NoMessageFound => return None,
+                    Err(e) => e.to_string(),
+                },
+                Err(e) => e.to_string(),
+            };
+            tracing::warn!(subject, error, "cannot be read yet");
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Subjects that a stream holds messages on.
+    ///
+    /// # Errors
+    /// [`BusErrorKind::JetStream`].
+    pub async fn subjects_in(&self, stream: StreamName) -> Result<Vec<String>, BusError> {
+        let failed = |e: String| BusError::new(BusErrorKind::JetStream, format!("subjects of {stream:?}: {e}"));
+        let info = self.stream(stream).await?.info_with_subjects(">").await.map_err(|e| failed(e.to_string()))?;
+        info.map_ok(|(subject, _)| subject).try_collect().await.map_err(|e| failed(e.to_string()))
     }
 }

@@ -17,13 +17,15 @@ use crate::bus::{Bus, BusError, BusErrorKind, headers};
 use crate::error::{ErrorKind, JobError, StageName};
 use crate::event::Event;
 use crate::message::{JobId, JobRequest};
-use crate::subject::StreamName;
+use crate::subject::{PRIORITIES, StreamName};
 use crate::wire::{self, Encoding};
 
-/// Priorities of PROTOCOL.md, the first one first.
-const PRIORITIES: [u8; 10] = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0];
 /// A waiting job that no hint announced (its worker died) is found within this time.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A broker that is there answers a look at a queue within this time.
+const LOOK_WAIT: Duration = Duration::from_secs(2);
+/// A request is a question, not a tensor.
+const MAX_REQUEST_BYTES: usize = 256 << 10;
 /// Header with the time of submission, Unix milliseconds.
 pub const SUBMITTED: &str = "Vidi-Submitted";
 
@@ -37,8 +39,16 @@ pub async fn start(bus: &Bus, line: Line, shutdown: Shutdown) -> Result<(), BusE
     let bus = bus.clone();
     tokio::spawn(async move {
         while let Some(delivery) = inbox.next().await {
-            admit(&bus, &line, &delivery).await;
-            delivery.done().await;
+            // In a task of its own, so that a panic costs one request and not all that follow.
+            let (bus, line) = (bus.clone(), line.clone());
+            let admitted = tokio::spawn(async move {
+                admit(&bus, &line, &delivery).await;
+                delivery
+            });
+            match admitted.await {
+                Ok(delivery) => delivery.done().await,
+                Err(panicked) => tracing::error!(%panicked, "admission broke off. This is a bug."),
+            }
         }
     });
     Ok(())
@@ -47,6 +57,14 @@ pub async fn start(bus: &Bus, line: Line, shutdown: Shutdown) -> Result<(), BusE
 async fn admit(bus: &Bus, line: &Line, delivery: &Delivery) {
     let body = &delivery.message.payload;
     let encoding = Encoding::of(body);
+    if body.len() > MAX_REQUEST_BYTES {
+        let text = format!("the request has {} bytes, more than {MAX_REQUEST_BYTES}", body.len());
+        return refuse(bus, delivery, encoding, JobError::new(ErrorKind::BadRequest, text)).await;
+    }
+    if delivery.exhausted(bus.config().max_deliver) {
+        let text = format!("{} workers died of the request", delivery.redeliveries);
+        return refuse(bus, delivery, encoding, JobError::new(ErrorKind::PoisonMessage, text)).await;
+    }
     let request = match wire::decode_any::<JobRequest>(body) {
         Ok(request) => request,
         Err(error) => {
@@ -59,21 +77,30 @@ async fn admit(bus: &Bus, line: &Line, delivery: &Delivery) {
         return;
     }
     log.write_as(encoding);
-    let fresh = log.last().is_none();
-    if fresh && log.append(Event::Accepted {}).await.is_err() {
+    // Each step once, whatever a worker that died over it left: `queued` before the job can be taken, so that the owner's
+    // events follow it.
+    if log.last().is_none() && log.append(Event::Accepted {}).await.is_err() {
         return;
     }
     let rank = line.ahead_of(request.priority).await;
+    let accepted = |log: &EventLog| log.last().is_some_and(|e| matches!(e.event, Event::Accepted {}));
+    if accepted(&log) && log.append(Event::Queued { rank }).await.is_err() {
+        return;
+    }
+    // Submitted again while a worker has it in hand.
+    if !log.last().is_some_and(|e| matches!(e.event, Event::Queued { .. })) {
+        return;
+    }
     let mut with = headers(&request.job);
     with.insert("Nats-Msg-Id", format!("{}/waiting/0", request.job).as_str());
     with.insert(SUBMITTED, delivery.stored_ms.to_string().as_str());
-    let subject = bus.subjects().waiting(request.priority);
+    let subject = bus.subjects().waiting(request.priority, &request.job);
     store_waiting(bus, subject, with, body.clone()).await;
-    if fresh {
-        // Refused only if the job has ended already, and then the log says so.
-        let _ = log.append(Event::Queued { rank }).await;
-    }
     tracing::info!(job = %request.job, rank, priority = request.priority, "job queued");
+    // Ended meanwhile (cancelled, say), its clearing up came before what was just put in line.
+    if EventLog::open(bus, &request.job).await.ended().is_some() {
+        bus.purge_subject(StreamName::Jobs, bus.subjects().waiting_anywhere(&request.job)).await;
+    }
 }
 
 async fn store_waiting(bus: &Bus, subject: String, with: async_nats::HeaderMap, body: Bytes) {
@@ -103,6 +130,7 @@ async fn refuse(bus: &Bus, delivery: &Delivery, encoding: Encoding, error: JobEr
         Encoding::Json => serde_json::from_slice::<Named>(body).ok(),
         Encoding::MessagePack => wire::decode_loosely::<Named>(body),
     };
+    bus.note_unreadable();
     let Some(Named { job }) = named else {
         return super::bury(bus, StageName::Llm, None, delivery, &error).await;
     };
@@ -130,7 +158,7 @@ impl Line {
     pub async fn open(bus: &Bus) -> Result<Self, BusError> {
         let mut queues = Vec::new();
         for priority in PRIORITIES {
-            let filter = bus.subjects().waiting(priority);
+            let filter = bus.subjects().all_waiting(priority);
             let queue = bus.work_queue(StreamName::Jobs, &format!("priority-{priority}"), filter).await?;
             queues.push((priority, queue));
         }
@@ -158,7 +186,7 @@ impl Line {
     /// # Errors
     /// When the broker refuses the subscription that announces jobs.
     pub async fn next(&self, shutdown: &mut Shutdown) -> Result<Option<Delivery>, BusError> {
-        let hints = format!("{}.*", self.bus.subjects().jobs());
+        let hints = format!("{}.*.*", self.bus.subjects().jobs());
         let mut hints = self
             .bus
             .client()
@@ -170,10 +198,10 @@ impl Line {
                 if *shutdown.borrow() {
                     return Ok(None);
                 }
-                let Ok(mut batch) = queue.fetch().max_messages(1).messages().await else { continue };
-                if let Some(Ok(message)) = batch.next().await
-                    && let Some(delivery) = Delivery::new(&self.bus, message)
-                {
+                let look = async { queue.fetch().max_messages(1).messages().await.ok()?.next().await?.ok() };
+                // Without a limit, a look that a dying broker never answers would be the last one.
+                let Ok(found) = tokio::time::timeout(LOOK_WAIT, look).await else { continue };
+                if let Some(delivery) = found.and_then(|message| Delivery::new(&self.bus, message)) {
                     return Ok(Some(delivery));
                 }
             }

@@ -9,10 +9,11 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::Shutdown;
+use super::{Shutdown, ending};
 use crate::bus::events::EventLog;
 use crate::bus::{Bus, BusError, BusErrorKind};
 use crate::error::StageName;
+use crate::event::CancelledBy;
 use crate::message::JobId;
 use crate::wire::{self, Encoding, Message, WireError, version};
 
@@ -38,6 +39,9 @@ pub struct ControlRequest {
     /// `drain`: only this instance.
     #[serde(default)]
     pub instance: Option<String>,
+    /// `cancel`: the job has its terminal event; all that is left is to drop its work.
+    #[serde(default)]
+    pub ended: bool,
 }
 
 impl Message for ControlRequest {
@@ -114,7 +118,7 @@ pub struct Control {
     bus: Bus,
     known: Arc<Mutex<Known>>,
     /// The job in hand; control replies wait on it.
-    current: watch::Sender<Option<JobId>>,
+    current: watch::Sender<Option<(JobId, CancelFlag)>>,
     draining: watch::Sender<bool>,
     listener: tokio::task::JoinHandle<()>,
 }
@@ -164,14 +168,22 @@ impl Control {
         *self.draining.borrow()
     }
 
-    /// Notes that a message of `job` is in hand. The flag is set already if the job has ended.
-    pub async fn begin(&self, job: &JobId) -> CancelFlag {
-        self.current.send_replace(Some(job.clone()));
+    /// Notes that a message of `job` is in hand. The flag is set already if the job has ended, as far as this process
+    /// has heard; if it may have missed that (the job is new here, or the message comes `again`), the log is asked.
+    pub async fn begin(&self, job: &JobId, again: bool) -> CancelFlag {
         let (flag, new) = self.known.lock().expect("no holder panics. This is a bug.").flag(job);
-        if new && EventLog::open(&self.bus, job).await.ended().is_some() {
+        self.current.send_replace(Some((job.clone(), flag.clone())));
+        if (new || again) && EventLog::open(&self.bus, job).await.ended().is_some() {
             flag.set();
         }
         flag
+    }
+
+    /// Forgets a job whose flag was set though it has not ended.
+    pub fn forget(&self, job: &JobId) {
+        let mut known = self.known.lock().expect("no holder panics. This is a bug.");
+        known.flags.remove(job);
+        known.order.retain(|j| j != job);
     }
 
     /// Notes that nothing is in hand.
@@ -193,7 +205,7 @@ struct Ear {
     bus: Bus,
     stage: StageName,
     known: Arc<Mutex<Known>>,
-    current: watch::Receiver<Option<JobId>>,
+    current: watch::Receiver<Option<(JobId, CancelFlag)>>,
     draining: watch::Sender<bool>,
 }
 
@@ -217,6 +229,7 @@ impl Ear {
             Ok(request) => request,
             Err(e) => {
                 tracing::warn!(verb, error = %e, "control message not understood");
+                self.bus.note_unreadable();
                 reply.error = Some(e.to_string());
                 return self.answer(message, encoding, reply, None);
             }
@@ -225,8 +238,21 @@ impl Ear {
             ("cancel", Some(job)) => {
                 let (flag, _) = self.known.lock().expect("no holder panics. This is a bug.").flag(&job);
                 flag.set();
-                reply.stopped = self.current.borrow().as_ref() == Some(&job);
+                if let Some((in_hand, flag)) = self.current.borrow().as_ref()
+                    && *in_hand == job
+                {
+                    // Its registration may have been forgotten since it was taken in hand.
+                    flag.set();
+                    reply.stopped = true;
+                }
+                if !request.ended {
+                    tokio::spawn(ending::ensure_ended(self.bus.clone(), self.stage, job.clone(), CancelledBy::Client));
+                }
                 self.answer(message, encoding, reply, Some(job));
+            }
+            ("drain", _) if request.stage.is_none() && request.instance.is_none() => {
+                reply.error = Some("control.drain names an instance or a stage".to_owned());
+                self.answer(message, encoding, reply, None);
             }
             ("drain", _) => {
                 reply.stopped = true;
@@ -234,8 +260,9 @@ impl Ear {
                 self.answer(message, encoding, reply, None);
             }
             (verb, _) => {
+                self.bus.note_unreadable();
                 reply.error =
-                    Some(format!("control.{verb} is not understood; there are cancel {{job}}, drain {{instance}}"));
+                    Some(format!("control.{verb} is not understood; there are cancel {{job}}, drain {{instance}} or {{stage}}"));
                 self.answer(message, encoding, reply, None);
             }
         }
@@ -247,7 +274,7 @@ impl Ear {
         tokio::spawn(async move {
             if let Some(job) = job {
                 bus.purge(stage, &job).await;
-                let idle = current.wait_for(|c| c.as_ref() != Some(&job));
+                let idle = current.wait_for(|c| c.as_ref().is_none_or(|(in_hand, _)| *in_hand != job));
                 // The sender ends with the process; then nothing is in hand either.
                 let _ = idle.await;
             }
@@ -258,9 +285,9 @@ impl Ear {
     }
 }
 
-/// Tells every stage to drop a job, without waiting.
-pub async fn broadcast_cancel(bus: &Bus, job: &JobId) {
-    let request = ControlRequest { v: wire::VERSION, job: Some(job.clone()), ..Default::default() };
+/// Tells every stage to drop a job that has ended, without waiting.
+pub async fn broadcast_end(bus: &Bus, job: &JobId) {
+    let request = ControlRequest { v: wire::VERSION, job: Some(job.clone()), ended: true, ..Default::default() };
     bus.tell(bus.subjects().control("cancel"), wire::encode(&request)).await;
 }
 

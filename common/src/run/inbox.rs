@@ -1,4 +1,7 @@
 //! Pulling messages: one is worked on while the next already waits here, and both are kept from redelivery.
+//!
+//! A message that was delivered before may be what its last worker died of. While it is worked on nothing waits here, so
+//! that a neighbour is not counted as tried, again and again, each time that it kills its worker.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +10,7 @@ use async_nats::jetstream::AckKind;
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::message::{Acker, Message};
 use futures::StreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::Shutdown;
@@ -29,10 +32,12 @@ pub struct Delivery {
     pub stored_ms: u64,
     /// Deliveries before this one: a worker died or gave it back.
     pub redeliveries: u64,
-    /// No further delivery follows this one.
+    /// The last one that may fail without failing its job.
     pub last_try: bool,
     acker: Arc<Acker>,
     keep: JoinHandle<()>,
+    /// Dropped with the delivery, which tells the puller that it is settled.
+    settled: Option<oneshot::Sender<()>>,
 }
 
 impl Delivery {
@@ -62,7 +67,19 @@ impl Delivery {
             last_try: delivered >= bus.config().max_deliver,
             acker,
             keep,
+            settled: None,
         })
+    }
+
+    /// Whether every try that it may have has failed: its workers died, or gave it back.
+    pub fn exhausted(&self, max_deliver: i64) -> bool {
+        self.redeliveries >= max_deliver.max(1) as u64
+    }
+
+    /// Gives the message back after trouble outside; the pause doubles with every try.
+    pub async fn retry_later(self, first_pause: Duration) {
+        let pause = first_pause * (1 << self.redeliveries.min(5));
+        self.give_back(pause).await;
     }
 
     /// Acknowledges: the message leaves its queue. If the broker does not hear it, the message comes again, and its
@@ -84,6 +101,7 @@ impl Delivery {
 impl Drop for Delivery {
     fn drop(&mut self) {
         self.keep.abort();
+        drop(self.settled.take());
     }
 }
 
@@ -129,8 +147,15 @@ async fn pull(bus: &Bus, queue: &PullConsumer, sender: &mpsc::Sender<Delivery>) 
     };
     match tokio::time::timeout(PULL_WAIT + Duration::from_secs(1), batch.next()).await {
         Ok(Some(Ok(message))) => {
-            if let Some(delivery) = Delivery::new(bus, message) {
+            if let Some(mut delivery) = Delivery::new(bus, message) {
+                let (settled, settling) = oneshot::channel();
+                let suspect = delivery.redeliveries > 0;
+                delivery.settled = Some(settled);
                 slot.send(delivery);
+                if suspect {
+                    // Nothing is ever sent: the sender is dropped with the delivery.
+                    let _ = settling.await;
+                }
             }
         }
         Ok(Some(Err(error))) => {

@@ -3,15 +3,15 @@
 //!
 //! In reading order: [`inbox`] (pulling and keeping messages), [`engine`] (the thread that computes), [`port`] (what a
 //! stage's outputs pass through), [`report`] (what is told to the job's owner), [`control`] (cancel and drain), this
-//! file (a stage between two queues), [`service`] (how an instance is found
-//! and watched), [`admission`] (how jobs wait), [`owner`] (stage-llm, which owns its jobs).
+//! file (a stage between two queues), [`service`] (how an instance is found and watched), [`admission`] (how jobs wait),
+//! [`ending`] (how a job ends without an owner, and what is left then), [`owner`] (stage-llm, which owns its jobs).
 
 pub mod admission;
 pub mod control;
+pub mod ending;
 pub mod engine;
 pub mod inbox;
 pub mod owner;
-
 pub mod port;
 pub mod report;
 pub mod service;
@@ -41,8 +41,8 @@ use service::{Card, Counters};
 /// Turns true when the process shall finish what it has in hand and leave.
 pub type Shutdown = watch::Receiver<bool>;
 
-/// Pause before a message that met trouble outside is tried again.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Pause before a message that met trouble outside is tried again; it doubles with every try.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
 /// Runs a stage between its work queue and the next until `shutdown`.
 ///
@@ -106,7 +106,7 @@ where
     async fn handle(&self, job: JobId, delivery: Delivery) {
         let counters = self.counters;
         Counters::add(&counters.redelivered, u64::from(delivery.redeliveries > 0));
-        let flag = self.control.begin(&job).await;
+        let flag = self.control.begin(&job, delivery.redeliveries > 0).await;
         if flag.is_set() {
             self.control.finish();
             Counters::add(&counters.dropped, 1);
@@ -114,9 +114,19 @@ where
         }
         let started = Instant::now();
         counters.in_flight.store(1, Ordering::Relaxed);
-        let outcome = self.compute(&job, &delivery, flag).await;
+        let outcome = if delivery.exhausted(self.bus.config().max_deliver) {
+            let tried = delivery.redeliveries;
+            let text = format!("{tried} workers took the message and neither finished nor gave it back: they died of it");
+            Err(Stop::Failed(JobError::new(ErrorKind::PoisonMessage, text)))
+        } else {
+            self.compute(&job, &delivery, flag.clone()).await
+        };
         counters.in_flight.store(0, Ordering::Relaxed);
         Counters::add(&counters.busy_us, started.elapsed().as_micros() as u64);
+        if flag.is_set() {
+            // The job ended while its outputs were on their way: whoever cleared up behind it may have come too early.
+            self.bus.purge_outputs(S::NAME, &job).await;
+        }
         self.control.finish();
         let error = match outcome {
             Ok(()) => {
@@ -130,7 +140,7 @@ where
             }
             Err(Stop::Unavailable(why)) if !delivery.last_try => {
                 tracing::warn!(why, "given back");
-                return delivery.give_back(RETRY_PAUSE).await;
+                return delivery.retry_later(RETRY_PAUSE).await;
             }
             Err(Stop::Unavailable(why)) => {
                 let tried = delivery.redeliveries + 1;
@@ -181,8 +191,7 @@ pub(crate) async fn fail(bus: &Bus, job: &JobId, error: JobError) {
         return;
     }
     if log.append(Event::Failed { error }).await.is_ok() {
-        bus.purge(StageName::Llm, job).await;
-        control::broadcast_cancel(bus, job).await;
+        ending::clear(bus, job).await;
     }
 }
 

@@ -13,18 +13,20 @@ use tracing::Instrument;
 
 use super::admission::{self, Line, SUBMITTED};
 use super::control::{self, CancelFlag, Control, ControlRequest};
+use super::ending;
 use super::engine::Engine;
 use super::inbox::Delivery;
 use super::report::Report;
 use super::service::{self, Card, Counters};
 use super::{RETRY_PAUSE, Shutdown};
-use crate::bus::events::{Ended, EventLog, now_ms};
+use crate::bus::events::{EventLog, Refused, now_ms};
+use crate::bus::room::Room;
 use crate::bus::{Bus, BusError};
 use crate::error::{ErrorKind, JobError, StageName};
 use crate::event::{CancelledBy, Event, JobResult, StageMemory};
 use crate::memory;
 use crate::message::{DecodeRequest, JobId, JobRequest, ProbeReply, ProbeRequest, TokenBatch};
-use crate::plan::MediaInfo;
+use crate::plan::{AudioPlan, MediaInfo, MediaPlan, SAMPLE_RATE};
 use crate::stage::{JobPort, Owner, Stop};
 use crate::subject::StreamName;
 use crate::wire::{self, Encoding, Message as _};
@@ -36,6 +38,15 @@ use progress::Progress;
 const TEXT_EVERY: Duration = Duration::from_millis(40);
 /// One probe takes at most this long.
 const PROBE_WAIT: Duration = Duration::from_secs(30);
+/// Room for tokens is asked for this often.
+const ROOM_EVERY: Duration = Duration::from_millis(250);
+/// Whether those who hold the room are still there is asked this often.
+const HOLDERS_EVERY: Duration = Duration::from_secs(2);
+/// Pause of a job that went back to the line for want of room, times the number of times, up to [`ROOM_PAUSES`].
+const ROOM_PAUSE: Duration = Duration::from_secs(2);
+const ROOM_PAUSES: u64 = 10;
+/// Deliveries of one message that have claims of their own.
+const CLAIMS_PER_MESSAGE: u64 = 1 << 16;
 
 /// Runs stage-llm until `shutdown`.
 ///
@@ -49,18 +60,22 @@ where
     let control = Control::start(&bus, StageName::Llm, shutdown).await?;
     let line = Line::open(&bus).await?;
     admission::start(&bus, line.clone(), control.shutdown()).await?;
+    tokio::spawn(ending::watch_deadlines(bus.clone(), control.shutdown()));
+    tokio::spawn(ending::sweep(bus.clone(), control.shutdown()));
+    let token_bytes = owner.token_bytes();
     let engine = Engine::start("llm", owner);
     let counters = Arc::new(Counters::default());
     let service = service::register(&bus, StageName::Llm, &card, &counters, line.queues(), None).await?;
     tracing::info!(stage = "llm", instance = bus.instance(), "ready");
     let mut draining = control.shutdown();
     while let Some(delivery) = line.next(&mut draining).await? {
-        let job = wire::decode_any::<JobRequest>(&delivery.message.payload).ok().map(|r| r.job);
+        let job = bus.subjects().job_of(&delivery.message.subject);
         let span = tracing::info_span!("job", stage = "llm", job = job.as_ref().map(JobId::as_str));
         Counters::add(&counters.redelivered, u64::from(delivery.redeliveries > 0));
         counters.in_flight.store(1, Ordering::Relaxed);
         let started = Instant::now();
-        let failed = own(&bus, &control, &engine, delivery, card.budget_bytes).instrument(span).await;
+        let worker = Worker { bus: &bus, control: &control, engine: &engine, card: &card, token_bytes };
+        let failed = worker.own(delivery).instrument(span).await;
         counters.in_flight.store(0, Ordering::Relaxed);
         Counters::add(&counters.busy_us, started.elapsed().as_micros() as u64);
         Counters::add(if failed { &counters.failed } else { &counters.processed }, 1);
@@ -72,95 +87,176 @@ where
     Ok(())
 }
 
-/// Answers one job, to its terminal event; true if it failed.
-async fn own<O: Owner + Send + 'static>(
-    bus: &Bus,
-    control: &Control,
-    engine: &Engine<O>,
-    delivery: Delivery,
-    budget_bytes: Option<u64>,
-) -> bool {
-    // Admission has read it; what cannot be read any more was not put there by it.
-    let Ok(request) = wire::decode_any::<JobRequest>(&delivery.message.payload) else {
-        delivery.done().await;
-        return true;
-    };
-    let job = request.job.clone();
-    let flag = control.begin(&job).await;
-    let mut log = EventLog::open(bus, &job).await;
-    if log.ended().is_some() {
-        control.finish();
-        delivery.done().await;
-        return false;
-    }
-    log.write_as(Encoding::of(&delivery.message.payload));
-    let deadline = deadline(&request, &delivery);
-    let already_written = if delivery.redeliveries > 0 { log.text_written().await } else { 0 };
-    let log = Arc::new(tokio::sync::Mutex::new(log));
-    let world = Arc::new(World { flag: flag.clone(), by: Mutex::new(None), progress: Mutex::default() });
-    let watch = world.clone().watch(bus, &job, log.clone(), deadline).await;
-    let mut port = OwnerPort {
-        bus: bus.clone(),
-        runtime: Handle::current(),
-        job: job.clone(),
-        world: world.clone(),
-        log: log.clone(),
-        tokens: None,
-        delta: String::new(),
-        already_written,
-        flushed: Instant::now(),
-    };
-    let outcome = engine
-        .run(move |owner| {
-            let outcome = owner.answer(&request, &mut port);
-            port.flush_text()?;
-            outcome
-        })
-        .await;
-    watch.abort();
-    control.finish();
-    let mut log = log.lock().await;
-    let event = match outcome {
-        Ok(result) => Event::Result(Box::new(world.complete(result, budget_bytes))),
-        Err(Stop::Failed(error)) => Event::Failed { error: error.at(StageName::Llm) },
-        Err(Stop::Unavailable(why)) if !delivery.last_try => {
-            tracing::warn!(why, "job given back");
-            delivery.give_back(RETRY_PAUSE).await;
+/// What owning a job takes.
+struct Worker<'a, O> {
+    bus: &'a Bus,
+    control: &'a Control,
+    engine: &'a Engine<O>,
+    card: &'a Card,
+    /// Of one token on the bus.
+    token_bytes: u64,
+}
+
+impl<O: Owner + Send + 'static> Worker<'_, O> {
+    /// Answers one job, to its terminal event; true if it failed.
+    async fn own(&self, delivery: Delivery) -> bool {
+        let bus = self.bus;
+        // Admission has read it; what cannot be read any more, or is another job's, was not put there by it.
+        let of_subject = bus.subjects().job_of(&delivery.message.subject);
+        let request = match wire::decode_any::<JobRequest>(&delivery.message.payload) {
+            Ok(request) if Some(&request.job) == of_subject.as_ref() => request,
+            other => {
+                let text = other.map_or_else(|e| e.to_string(), |r| format!("a request of {}", r.job));
+                let error = JobError::new(ErrorKind::PoisonMessage, format!("not put in line by admission: {text}"));
+                bus.note_unreadable();
+                super::bury(bus, StageName::Llm, of_subject.as_ref(), &delivery, &error).await;
+                delivery.done().await;
+                return true;
+            }
+        };
+        let job = request.job.clone();
+        let flag = self.control.begin(&job, delivery.redeliveries > 0).await;
+        let mut log = EventLog::open(bus, &job).await;
+        if log.ended().is_some() {
+            self.control.finish();
+            delivery.done().await;
+            ending::clear(bus, &job).await;
             return false;
         }
-        Err(Stop::Unavailable(why)) => {
-            Event::Failed { error: JobError::new(ErrorKind::WorkerLost, why).at(StageName::Llm) }
+        log.write_as(Encoding::of(&delivery.message.payload));
+        log.claim(claim(&delivery));
+        if let Some(by) = log.superseded() {
+            self.control.finish();
+            return leave(delivery, by).await;
         }
-        Err(Stop::Cancelled) => {
-            let started = Instant::now();
-            let request = ControlRequest { v: wire::VERSION, job: Some(job.clone()), ..Default::default() };
-            let replies = control::gather(bus, "cancel", &request).await.unwrap_or_default();
-            let mut stages_stopped: Vec<StageName> =
-                replies.iter().filter(|r| r.stopped).map(|r| r.stage).chain([StageName::Llm]).collect();
-            stages_stopped.sort();
-            stages_stopped.dedup();
-            Event::Cancelled {
-                by: world.by.lock().expect("no holder panics. This is a bug.").unwrap_or(CancelledBy::Client),
-                stages_stopped,
-                ms: started.elapsed().as_millis() as u64,
+        let deadline = deadline(&request, &delivery);
+        let log = Arc::new(tokio::sync::Mutex::new(log));
+        let by = Mutex::new(None);
+        let world = Arc::new(World { flag, superseded: Mutex::default(), by, progress: Mutex::default() });
+        let watch = world.clone().watch(bus, &job, log.clone(), deadline).await;
+        let port = OwnerPort {
+            bus: bus.clone(),
+            runtime: Handle::current(),
+            job: job.clone(),
+            world: world.clone(),
+            log: log.clone(),
+            token_bytes: self.token_bytes,
+            tokens: None,
+            delta: String::new(),
+            already_written: if delivery.redeliveries > 0 { None } else { Some(0) },
+            flushed: Instant::now(),
+            no_room: CancelFlag::default(),
+        };
+        let no_room = port.no_room.clone();
+        let outcome = match self.tries_left(&job, &delivery).await {
+            0 => {
+                let tried = delivery.redeliveries;
+                let text = format!("{tried} workers took the job and neither finished nor gave it back: they died of it");
+                let error = JobError::new(ErrorKind::WorkerLost, text).hint("look at the log of stage-llm");
+                super::bury(bus, StageName::Llm, Some(&job), &delivery, &error).await;
+                Err(Stop::Failed(error))
+            }
+            _ => self.answer(request, port).await,
+        };
+        watch.abort();
+        self.control.finish();
+        let superseded = *world.superseded.lock().expect("no holder panics. This is a bug.");
+        if let Some(by) = superseded {
+            // Its flag is set, though the job has not ended.
+            self.control.forget(&job);
+            return leave(delivery, by).await;
+        }
+        let event = match outcome {
+            Ok(result) => Event::Result(Box::new(world.complete(result, self.card.budget_bytes))),
+            Err(Stop::Failed(error)) => Event::Failed { error: error.at(StageName::Llm) },
+            Err(Stop::Unavailable(why)) if no_room.is_set() => {
+                let returned = bus.note_returned(&job).await;
+                tracing::info!(why, returned, "job given back to the line");
+                delivery.give_back(ROOM_PAUSE * returned.min(ROOM_PAUSES) as u32).await;
+                return false;
+            }
+            Err(Stop::Unavailable(why)) if self.tries_left(&job, &delivery).await > 1 => {
+                tracing::warn!(why, "job given back");
+                delivery.retry_later(RETRY_PAUSE).await;
+                return false;
+            }
+            Err(Stop::Unavailable(why)) => {
+                Event::Failed { error: JobError::new(ErrorKind::WorkerLost, why).at(StageName::Llm) }
+            }
+            Err(Stop::Cancelled) => self.cancelled(&job, &world).await,
+        };
+        let failed = matches!(event, Event::Failed { .. });
+        match &event {
+            Event::Failed { error } => tracing::warn!(%error, "job failed"),
+            Event::Cancelled { by, .. } => tracing::info!(?by, "job cancelled"),
+            _ => tracing::info!("job answered"),
+        }
+        match log.lock().await.append(event).await {
+            Ok(()) => {}
+            Err(Refused::Ended(other)) => {
+                tracing::info!(kind = ?std::mem::discriminant(&other.0.event), "job had ended already");
+            }
+            Err(Refused::Superseded(by)) => {
+                self.control.forget(&job);
+                return leave(delivery, by).await;
             }
         }
-    };
-    let failed = matches!(event, Event::Failed { .. });
-    match &event {
-        Event::Failed { error } => tracing::warn!(%error, "job failed"),
-        Event::Cancelled { by, .. } => tracing::info!(?by, "job cancelled"),
-        _ => tracing::info!("job answered"),
+        delivery.done().await;
+        ending::clear(bus, &job).await;
+        failed
     }
-    if let Err(Ended(other)) = log.append(event).await {
-        tracing::info!(kind = ?std::mem::discriminant(&other.event), "job had ended already");
+
+    async fn answer(&self, request: JobRequest, mut port: OwnerPort) -> Result<JobResult, Stop> {
+        self.engine
+            .run(move |owner| {
+                let outcome = owner.answer(&request, &mut port);
+                port.flush_text()?;
+                outcome
+            })
+            .await
     }
-    if failed {
-        control::broadcast_cancel(bus, &job).await;
+
+    /// Tries that a job still has, this one included. That there was no room for its tokens counts as none.
+    async fn tries_left(&self, job: &JobId, delivery: &Delivery) -> u64 {
+        let most = self.bus.config().max_deliver.max(1) as u64;
+        let left = most.saturating_sub(delivery.redeliveries);
+        if left > 1 {
+            return left;
+        }
+        (most + self.bus.returned(job).await).saturating_sub(delivery.redeliveries)
     }
-    bus.purge(StageName::Llm, &job).await;
-    delivery.done().await;
-    failed
+
+    /// Stops all stages' work for a job, and says which had some.
+    async fn cancelled(&self, job: &JobId, world: &World) -> Event {
+        let started = Instant::now();
+        let request =
+            ControlRequest { v: wire::VERSION, job: Some(job.clone()), ended: true, ..Default::default() };
+        let replies = control::gather(self.bus, "cancel", &request).await.unwrap_or_default();
+        let mut stages_stopped: Vec<StageName> =
+            replies.iter().filter(|r| r.stopped).map(|r| r.stage).chain([StageName::Llm]).collect();
+        stages_stopped.sort();
+        stages_stopped.dedup();
+        Event::Cancelled {
+            by: world.by.lock().expect("no holder panics. This is a bug.").unwrap_or(CancelledBy::Client),
+            stages_stopped,
+            ms: started.elapsed().as_millis() as u64,
+        }
+    }
+}
+
+/// Leaves a job to the worker that it was delivered to since; never a failure.
+async fn leave(delivery: Delivery, newer_claim: u64) -> bool {
+    tracing::warn!("the job was delivered to another worker meanwhile; left to it");
+    // Its own delivery of the same message is that worker's to settle; of another message, this one is a duplicate.
+    if newer_claim / CLAIMS_PER_MESSAGE != delivery.sequence {
+        delivery.done().await;
+    }
+    false
+}
+
+/// Grows with every delivery of a job, and with every time that it is put in line.
+fn claim(delivery: &Delivery) -> u64 {
+    delivery.sequence.saturating_mul(CLAIMS_PER_MESSAGE).saturating_add(delivery.redeliveries + 1)
 }
 
 /// When the client stops waiting, as an instant of this process's clock.
@@ -180,13 +276,15 @@ fn deadline(request: &JobRequest, delivery: &Delivery) -> Option<tokio::time::In
 /// What is known of a job while it is owned: shared by the engine's port and the task that listens for it.
 struct World {
     flag: CancelFlag,
+    /// The claim of a newer owner of the job, once it has written; then the flag is set too.
+    superseded: Mutex<Option<u64>>,
     /// Who ended it, if not its client.
     by: Mutex<Option<CancelledBy>>,
     progress: Mutex<Progress>,
 }
 
 impl World {
-    /// Listens to stages' reports, to events that others write, and to the clock.
+    /// Listens to stages' reports, to events that others write, and to the clock; answers who asks for an owner.
     async fn watch(
         self: Arc<Self>,
         bus: &Bus,
@@ -194,18 +292,27 @@ impl World {
         log: Arc<tokio::sync::Mutex<EventLog>>,
         deadline: Option<tokio::time::Instant>,
     ) -> tokio::task::JoinHandle<()> {
-        let reports = bus.client().subscribe(bus.subjects().reports(job)).await;
+        let reports = bus.client().subscribe(bus.subjects().all_reports()).await;
         let events = bus.client().subscribe(bus.subjects().events(job)).await;
+        let asked = bus.client().subscribe(bus.subjects().owner(job)).await;
+        let (bus, own) = (bus.clone(), bus.subjects().reports(job));
         tokio::spawn(async move {
-            let (Ok(mut reports), Ok(mut events)) = (reports, events) else { return };
+            let (Ok(mut reports), Ok(mut events), Ok(mut asked)) = (reports, events, asked) else { return };
             let mut tick = tokio::time::interval(Duration::from_millis(100));
             let deadline = deadline.map(tokio::time::sleep_until);
             tokio::pin!(deadline);
             loop {
                 tokio::select! {
                     Some(message) = reports.next() => match wire::decode::<Report>(&message.payload) {
-                        Ok(report) => self.progress().note(&report),
-                        Err(error) => tracing::debug!(%error, "report not understood"),
+                        Ok(report) if message.subject.as_str() == own => self.progress().note(&report),
+                        Ok(report) => self.progress().note_busy_elsewhere(report.stage),
+                        Err(error) => {
+                            bus.note_unreadable();
+                            tracing::debug!(%error, "report not understood");
+                        }
+                    },
+                    Some(message) = asked.next() => if let Some(to) = message.reply {
+                        bus.tell(to.to_string(), bus.instance().as_bytes().to_vec()).await;
                     },
                     Some(message) = events.next() => {
                         let ended = wire::decode_any::<crate::event::JobEvent>(&message.payload)
@@ -217,8 +324,8 @@ impl World {
                     _ = tick.tick() => {
                         let due = self.progress().due();
                         for event in due {
-                            if log.lock().await.append(event).await.is_err() {
-                                self.flag.set();
+                            if let Err(refused) = log.lock().await.append(event).await {
+                                self.stop(&refused);
                             }
                         }
                     }
@@ -230,6 +337,14 @@ impl World {
                 }
             }
         })
+    }
+
+    /// Stops the work: an event was refused.
+    fn stop(&self, refused: &Refused) {
+        if let Refused::Superseded(by) = refused {
+            *self.superseded.lock().expect("no holder panics. This is a bug.") = Some(*by);
+        }
+        self.flag.set();
     }
 
     fn progress(&self) -> std::sync::MutexGuard<'_, Progress> {
@@ -254,18 +369,22 @@ struct OwnerPort {
     job: JobId,
     world: Arc<World>,
     log: Arc<tokio::sync::Mutex<EventLog>>,
+    /// Of one token on the bus.
+    token_bytes: u64,
     tokens: Option<mpsc::Receiver<Message>>,
     /// Text not yet told.
     delta: String,
-    /// Bytes of text that an earlier owner of this job told already.
-    already_written: usize,
+    /// Bytes of text that an earlier owner of this job told already; none until they are counted.
+    already_written: Option<usize>,
     flushed: Instant,
+    /// Set if the job goes back to the line because others hold the room for its tokens.
+    no_room: CancelFlag,
 }
 
 impl OwnerPort {
     fn append(&self, event: Event) -> Result<(), Stop> {
-        self.runtime.block_on(async { self.log.lock().await.append(event).await }).map_err(|Ended(_)| {
-            self.world.flag.set();
+        self.runtime.block_on(async { self.log.lock().await.append(event).await }).map_err(|refused| {
+            self.world.stop(&refused);
             Stop::Cancelled
         })
     }
@@ -273,8 +392,16 @@ impl OwnerPort {
     fn flush_text(&mut self) -> Result<(), Stop> {
         self.flushed = Instant::now();
         let delta = std::mem::take(&mut self.delta);
-        let skip = self.already_written.min(delta.len());
-        self.already_written -= skip;
+        if delta.is_empty() {
+            return Ok(());
+        }
+        // Counted only now: this owner has written `planned`, so that an earlier one is refused and adds no more.
+        let told = match self.already_written {
+            Some(told) => told,
+            None => self.runtime.block_on(async { self.log.lock().await.text_written().await }),
+        };
+        let skip = told.min(delta.len());
+        self.already_written = Some(told - skip);
         match delta.get(skip..) {
             Some(new) if !new.is_empty() => self.append(Event::Text { delta: new.to_owned() }),
             _ => Ok(()),
@@ -285,10 +412,11 @@ impl OwnerPort {
     fn check_patience(&self) -> Result<(), Stop> {
         let patience = Duration::from_secs_f64(self.bus.config().worker_patience_s);
         let progress = self.world.progress();
-        if progress.silent_for() < patience {
+        let stage = progress.behind();
+        // Work on other jobs counts: this one's turn will come.
+        if progress.silent_for(stage) < patience {
             return Ok(());
         }
-        let stage = progress.behind();
         Err(Stop::Failed(
             JobError::new(
                 ErrorKind::WorkerLost,
@@ -297,6 +425,43 @@ impl OwnerPort {
             .at(stage)
             .hint(format!("look whether a stage-{stage} is running (`vidi status`), and at its log")),
         ))
+    }
+}
+
+impl OwnerPort {
+    /// Waits until the token stream has room for a plan's tokens. Where one that holds room has no owner, the job goes
+    /// back to the line: whoever takes that one over may be us.
+    fn reserve_room(&self, plan: &MediaPlan) -> Result<(), Stop> {
+        let audio = plan.audio.as_ref().and_then(|a| AudioPlan::new(a.samples.saturating_add(SAMPLE_RATE)));
+        let tokens = plan.image.as_ref().map_or(0, |i| i.tokens) + audio.map_or(0, |a| a.tokens);
+        if self.token_bytes == 0 {
+            return Ok(());
+        }
+        let bytes = self.bus.token_stream_bytes(tokens, self.token_bytes);
+        let mut looked = Instant::now();
+        loop {
+            if self.cancelled() {
+                return Err(Stop::Cancelled);
+            }
+            let holders = match self.runtime.block_on(self.bus.reserve_room(&self.job, bytes))? {
+                Room::Reserved => return Ok(()),
+                Room::HeldBy(holders) => holders,
+            };
+            if looked.elapsed() >= HOLDERS_EVERY {
+                looked = Instant::now();
+                if self.runtime.block_on(self.bus.release_ended(&holders)) {
+                    continue;
+                }
+                for holder in &holders {
+                    if !self.runtime.block_on(ending::owner_is_there(&self.bus, holder)) {
+                        self.no_room.set();
+                        let text = format!("job {holder} holds room for tokens and has lost its worker");
+                        return Err(Stop::Unavailable(text));
+                    }
+                }
+            }
+            std::thread::sleep(ROOM_EVERY);
+        }
     }
 }
 
@@ -334,6 +499,7 @@ impl JobPort for OwnerPort {
     }
 
     fn request_decode(&mut self, request: DecodeRequest) -> Result<(), Stop> {
+        self.reserve_room(&request.plan)?;
         self.world.progress().expect(&request.plan);
         let subject = self.bus.subjects().input(StageName::Decode, &self.job);
         let id = format!("{}/decode/{}", self.job, request.segment.first_frame);
@@ -367,8 +533,14 @@ impl JobPort for OwnerPort {
                     self.world.progress().expect_half(batch.modality, &batch.plan);
                     return take(batch);
                 }
-                Ok(batch) => tracing::error!(foreign = ?batch.job(), "token batch of another job dropped"),
-                Err(error) => tracing::error!(%error, "unreadable token batch dropped"),
+                Ok(batch) => {
+                    bus.note_unreadable();
+                    tracing::error!(foreign = ?batch.job(), "token batch of another job dropped");
+                }
+                Err(error) => {
+                    bus.note_unreadable();
+                    tracing::error!(%error, "unreadable token batch dropped");
+                }
             }
         }
     }

@@ -22,6 +22,8 @@ pub struct BusPort {
     bus: Bus,
     runtime: Handle,
     flag: CancelFlag,
+    /// Set once this message's outputs are wanted no more, though its job's others are.
+    giving_up: CancelFlag,
     in_flight: VecDeque<JoinHandle<Result<(), Stop>>>,
     reporter: Reporter,
     started: Instant,
@@ -36,6 +38,7 @@ impl BusPort {
             bus,
             runtime: Handle::current(),
             flag,
+            giving_up: CancelFlag::default(),
             in_flight: VecDeque::new(),
             reporter,
             started: Instant::now(),
@@ -54,14 +57,19 @@ impl BusPort {
     /// The stage's, or the first output's that could not be stored.
     pub fn finish(&mut self, outcome: Result<(), Stop>) -> Result<(), Stop> {
         if outcome.is_err() {
-            for sending in self.in_flight.drain(..) {
-                sending.abort();
+            // Waited for, not broken off: what is on its way could arrive after its job's messages were purged.
+            self.giving_up.set();
+            while !self.in_flight.is_empty() {
+                // The outcome of the whole is settled; that of its parts matters no more.
+                let _ = self.settle_first();
             }
             return outcome;
         }
+        let mut failed = Ok(());
         while !self.in_flight.is_empty() {
-            self.settle_first()?;
+            failed = failed.and(self.settle_first());
         }
+        failed?;
         self.reporter.send(self.started.elapsed(), self.waited, true);
         Ok(())
     }
@@ -90,9 +98,9 @@ impl Port for BusPort {
                 return Err(Stop::Cancelled);
             }
             let (bus, subject, flag) = (self.bus.clone(), subject.clone(), self.flag.clone());
-            let job = output.job().clone();
+            let (job, giving_up) = (output.job().clone(), self.giving_up.clone());
             self.in_flight.push_back(self.runtime.spawn(async move {
-                let stop = || flag.is_set();
+                let stop = || flag.is_set() || giving_up.is_set();
                 bus.store(subject, &id, &job, Bytes::from(body), &stop).await
             }));
         }

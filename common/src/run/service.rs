@@ -67,7 +67,7 @@ pub struct Status {
     pub processed: u64,
     /// See [`Counters`].
     pub failed: u64,
-    /// See [`Counters`].
+    /// Messages of any kind that could not be read.
     pub unreadable: u64,
     /// See [`Counters`].
     pub redelivered: u64,
@@ -97,7 +97,7 @@ impl Status {
             budget_bytes,
             processed: get(&counters.processed),
             failed: get(&counters.failed),
-            unreadable: get(&counters.unreadable),
+            unreadable: get(&counters.unreadable) + bus.unreadable(),
             redelivered: get(&counters.redelivered),
             dropped: get(&counters.dropped),
             in_flight: get(&counters.in_flight),
@@ -178,7 +178,7 @@ pub async fn register(
     });
     if let Some(probe) = probe {
         let endpoint = service.endpoint_builder().name("probe").add(bus.subjects().probe()).await.map_err(refused)?;
-        tokio::spawn(answer_probes(endpoint, probe));
+        tokio::spawn(answer_probes(bus.clone(), endpoint, probe));
     }
     let count = counters.clone();
     tokio::spawn(async move {
@@ -194,13 +194,16 @@ pub async fn register(
     Ok(service)
 }
 
-async fn answer_probes(mut endpoint: async_nats::service::endpoint::Endpoint, probe: Probe) {
+async fn answer_probes(bus: Bus, mut endpoint: async_nats::service::endpoint::Endpoint, probe: Probe) {
     while let Some(request) = endpoint.next().await {
-        let probe = probe.clone();
+        let (bus, probe) = (bus.clone(), probe.clone());
         tokio::spawn(async move {
             let body = request.message.payload.clone();
             let encoding = Encoding::of(&body);
             let asked = wire::decode_any::<ProbeRequest>(&body);
+            if asked.is_err() {
+                bus.note_unreadable();
+            }
             let reply = tokio::task::spawn_blocking(move || {
                 let asked = asked.map_err(|e| {
                     crate::error::JobError::new(crate::error::ErrorKind::BadRequest, format!("probe: {e}"))

@@ -55,18 +55,23 @@ pub(super) fn connect(
         }
     });
     parse.connect_pad_added(move |_, pad| {
-        let (Some(pipeline), Some(tail)) = (pipeline.upgrade(), tail.upgrade()) else { return };
+        let Some(whole) = pipeline.upgrade() else { return };
         let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
         let Some(name) = caps.structure(0).map(|s| s.name().to_string()) else { return };
-        let numbered = pad.stream_id().and_then(|id| id.rsplit('/').next()?.parse::<u64>().ok());
-        let other = selection.track.is_some() && numbered.is_some() && numbered != selection.track;
+        let other = selection.track.is_some() && track_name(pad) != selection.track;
         if !selection.kind.takes(&name) || other || shared.found.swap(true, Ordering::Relaxed) {
-            return discard(&pipeline, pad);
+            return discard(&whole, pad);
+        }
+        if selection.unmarked {
+            probes::remove_clipping_marks(pad);
         }
         probes::open_segments(pad);
         probes::count_progress(pad, &shared);
         let (path, shared, report) = (path.clone(), shared.clone(), report.clone());
+        // A probe that waits must not hold the pipeline that holds it.
+        let (pipeline, tail) = (pipeline.clone(), tail.clone());
         let attach_once = move |pad: &gst::Pad, caps: &gst::CapsRef| {
+            let (Some(pipeline), Some(tail)) = (pipeline.upgrade(), tail.upgrade()) else { return };
             *lock(&shared.parsed) = Some(caps.to_owned());
             if let Err(error) = attach(&path, &pipeline, pad, caps, &tail) {
                 report(error);
@@ -87,8 +92,13 @@ pub(super) fn connect(
     });
 }
 
+/// What the demuxer calls the track behind a pad: the last part of its stream id.
+pub(crate) fn track_name(pad: &gst::Pad) -> Option<String> {
+    Some(pad.stream_id()?.rsplit('/').next()?.to_owned())
+}
+
 /// Gives a track that nobody wants somewhere to go: some demuxers stop at a pad that leads nowhere.
-fn discard(pipeline: &gst::Pipeline, pad: &gst::Pad) {
+pub(crate) fn discard(pipeline: &gst::Pipeline, pad: &gst::Pad) {
     let Ok(sink) = gst::ElementFactory::make("fakesink").property("async", false).build() else { return };
     if pipeline.add(&sink).is_ok()
         && let Some(target) = sink.static_pad("sink")
@@ -135,12 +145,13 @@ fn decoder_for(caps: &gst::CapsRef) -> Option<gst::Element> {
         ("audio/mpeg", Some(2 | 4)) => &["avdec_aac"],
         _ => &[],
     };
-    let by_name = listed.iter().chain(mpeg).find_map(|name| gst::ElementFactory::make(name).build().ok());
-    by_name.or_else(|| {
+    let fits = |f: &gst::ElementFactory| f.can_sink_any_caps(caps);
+    let mut named = listed.iter().chain(mpeg).filter_map(|name| gst::ElementFactory::find(name)).filter(fits);
+    named.find_map(|f| f.create().build().ok()).or_else(|| {
         let kind = gst::ElementFactoryType::DECODER;
         let mut factories: Vec<_> = gst::ElementFactory::factories_with_type(kind, gst::Rank::MARGINAL)
             .into_iter()
-            .filter(|f| f.can_sink_any_caps(&caps.to_owned()))
+            .filter(fits)
             .filter(|f| !f.metadata("klass").is_some_and(|k| k.contains("Hardware")))
             .collect();
         factories.sort_by_key(|f| std::cmp::Reverse(f.rank()));

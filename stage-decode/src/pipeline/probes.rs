@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use gst::prelude::*;
 use gstreamer as gst;
+use gstreamer_audio as gst_audio;
 use gstreamer_video as gst_video;
 
 use super::{Overlay, Shared};
@@ -47,6 +48,22 @@ pub(super) fn accept_strides(pad: &gst::Pad) {
         let gst::QueryViewMut::Allocation(allocation) = query.view_mut() else { return gst::PadProbeReturn::Ok };
         allocation.add_allocation_meta::<gst_video::VideoMeta>(None);
         gst::PadProbeReturn::Handled
+    });
+}
+
+/// Takes off the packets' marks of codec delay and padding.
+pub(super) fn remove_clipping_marks(pad: &gst::Pad) {
+    pad.add_probe(gst::PadProbeType::BUFFER, |_, info| {
+        if let Some(buffer) = info.buffer_mut()
+            && buffer.meta::<gst_audio::AudioClippingMeta>().is_some()
+        {
+            while let Some(mark) = buffer.make_mut().meta_mut::<gst_audio::AudioClippingMeta>() {
+                if mark.remove().is_err() {
+                    break;
+                }
+            }
+        }
+        gst::PadProbeReturn::Ok
     });
 }
 

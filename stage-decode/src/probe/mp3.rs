@@ -38,7 +38,7 @@ fn read(bytes: &mut Bytes<'_>) -> Option<Trim> {
     if !matches!(&name, b"Xing" | b"Info") {
         return None;
     }
-    let mut trim = Trim { packets: 1, ..Trim::default() };
+    let mut trim = Trim::default();
     let flags = bytes.u32(at + 4).ok()?;
     at += 8;
     let mut frames = 0;

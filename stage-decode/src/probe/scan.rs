@@ -19,6 +19,7 @@ use crate::pipeline::{self, Kind, Selection};
 /// What was counted on one parsed pad.
 #[derive(Default)]
 struct Counted {
+    name: Option<String>,
     caps: Option<gst::Caps>,
     buffers: u64,
     bytes: u64,
@@ -38,8 +39,16 @@ impl Counted {
         }
     }
 
-    fn is(&self, name: &str) -> bool {
-        self.caps.as_ref().and_then(|c| c.structure(0)).is_some_and(|s| s.name() == name)
+    fn caps_name(&self) -> Option<&str> {
+        Some(self.caps.as_ref()?.structure(0)?.name().as_str())
+    }
+
+    fn codec(&self) -> String {
+        match (self.caps_name().unwrap_or_default(), self.field::<i32>("mpegversion")) {
+            ("audio/mpeg", Some(1)) => "mp3".to_owned(),
+            ("audio/mpeg", Some(_)) => "aac".to_owned(),
+            (name, _) => codec_name(name),
+        }
     }
 
     fn field<'a, T: gst::glib::value::FromValue<'a>>(&'a self, name: &str) -> Option<T> {
@@ -76,17 +85,12 @@ pub(super) fn scan(path: &Path, bytes: &mut Bytes<'_>, stall: Duration) -> Resul
     parse.connect_pad_added({
         let (pipeline, tracks, progress) = (pipeline.0.downgrade(), tracks.clone(), progress.clone());
         move |_, pad| {
-            let Some(pipeline) = pipeline.upgrade() else { return };
+            let Some(whole) = pipeline.upgrade() else { return };
             let counted = Arc::new(Mutex::new(Counted::default()));
             lock(&tracks).push(counted.clone());
+            lock(&counted).name = pipeline::track_name(pad);
             watch(pad, counted, progress.clone());
-            let Ok(sink) = gst::ElementFactory::make("fakesink").property("async", false).build() else { return };
-            if pipeline.add(&sink).is_ok()
-                && let Some(target) = sink.static_pad("sink")
-                && pad.link(&target).is_ok()
-            {
-                let _ = sink.sync_state_with_parent();
-            }
+            pipeline::discard(&whole, pad);
         }
     });
     let container = run(path, &pipeline.0, &progress, stall)?;
@@ -142,7 +146,7 @@ fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, progress: Arc<AtomicU64>)
             Some(gst::PadProbeData::Buffer(buffer)) => {
                 progress.fetch_add(1, Ordering::Relaxed);
                 // Theora's three headers come as packets of their own.
-                if counted.is("video/x-theora") && buffer.flags().contains(gst::BufferFlags::HEADER) {
+                if counted.caps_name() == Some("video/x-theora") && buffer.flags().contains(gst::BufferFlags::HEADER) {
                     return gst::PadProbeReturn::Ok;
                 }
                 counted.buffers += 1;
@@ -176,51 +180,42 @@ fn sum_up(
     container: Option<String>,
 ) -> Examined {
     let mut info = blank("", duration_s);
-    let (mut picture, mut sound) = (None, None);
-    for track in tracks {
-        let track = lock(track);
-        let Some(name) = track.caps.as_ref().and_then(|c| c.structure(0)).map(|s| s.name().to_string()) else {
-            continue;
-        };
-        let codec = match track.field::<i32>("mpegversion") {
-            Some(1) if name == "audio/mpeg" => "mp3".to_owned(),
-            Some(_) if name == "audio/mpeg" => "aac".to_owned(),
-            _ => codec_name(&name),
-        };
-        if duration_s == 0.0 {
-            info.duration_s = info.duration_s.max(track.length_s());
-        }
-        if Kind::Picture.takes(&name) && picture.is_none() && track.buffers > 0 {
-            let (width, height) = (track.field::<i32>("width"), track.field::<i32>("height"));
-            (info.width, info.height) = upright(track.turn, width.unwrap_or(0) as u32, height.unwrap_or(0) as u32);
-            info.frames = track.buffers;
-            let told = track.field::<gst::Fraction>("framerate").filter(|f| f.numer() > 0);
-            info.avg_fps = match told {
-                Some(rate) => f64::from(rate.numer()) / f64::from(rate.denom()),
-                None => track.buffers as f64 / track.length_s().max(1e-3),
-            };
-            info.rotation = match track.turn {
-                Turn::None => 0,
-                Turn::Right => 90,
-                Turn::Half => 180,
-                Turn::Left => 270,
-            };
-            info.codecs.push(codec);
-            let selection = Selection { kind: Kind::Picture, track: None, overlays: Vec::new() };
-            picture = Some(PictureTrack { selection, shown: std::iter::once(0..u64::MAX).collect(), turn: track.turn });
-        } else if Kind::Sound.takes(&name) && sound.is_none() && track.buffers > 0 {
-            info.has_audio = true;
-            let trim = match codec.as_str() {
-                "mp3" => mp3::trim(bytes),
-                "vorbis" => ogg::trim(bytes),
-                _ => Trim::default(),
-            };
-            info.audio_samples = samples(track.length_s());
-            info.codecs.push(codec);
-            let selection = Selection { kind: Kind::Sound, track: None, overlays: Vec::new() };
-            sound = Some(SoundTrack { selection, trim });
-        }
+    let tracks: Vec<_> = tracks.iter().map(|t| lock(t)).filter(|t| t.buffers > 0).collect();
+    if duration_s == 0.0 {
+        info.duration_s = tracks.iter().map(|t| t.length_s()).fold(0.0, f64::max);
     }
+    // The largest picture and the sound of most channels, as ffmpeg chooses; of equals the first.
+    let of_kind = |kind: Kind| tracks.iter().rev().filter(move |t| t.caps_name().is_some_and(|name| kind.takes(name)));
+    let number = |t: &Counted, name: &str| t.field::<i32>(name).unwrap_or(0) as u32;
+    let picture = of_kind(Kind::Picture).max_by_key(|t| u64::from(number(t, "width")) * u64::from(number(t, "height")));
+    let sound = of_kind(Kind::Sound).max_by_key(|t| number(t, "channels"));
+    let selection =
+        |kind, t: &Counted| Selection { kind, track: t.name.clone(), unmarked: false, overlays: Vec::new() };
+
+    let picture = picture.map(|track| {
+        (info.width, info.height) = upright(track.turn, number(track, "width"), number(track, "height"));
+        info.frames = track.buffers;
+        let told = track.field::<gst::Fraction>("framerate").filter(|f| f.numer() > 0);
+        info.avg_fps = match told {
+            Some(rate) => f64::from(rate.numer()) / f64::from(rate.denom()),
+            None => track.buffers as f64 / track.length_s().max(1e-3),
+        };
+        info.rotation = track.turn.degrees();
+        info.codecs.push(track.codec());
+        let shown = std::iter::once(0..u64::MAX).collect();
+        PictureTrack { selection: selection(Kind::Picture, track), shown, turn: track.turn }
+    });
+    let sound = sound.map(|track| {
+        let trim = match track.codec().as_str() {
+            "mp3" => mp3::trim(bytes),
+            "vorbis" => ogg::trim(bytes),
+            _ => Trim::default(),
+        };
+        info.has_audio = true;
+        info.audio_samples = samples(track.length_s());
+        info.codecs.push(track.codec());
+        SoundTrack { selection: selection(Kind::Sound, track), trim }
+    });
     info.container = container.unwrap_or_else(|| info.codecs.first().cloned().unwrap_or_default());
     Examined { info, picture, sound }
 }

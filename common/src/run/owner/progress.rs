@@ -19,6 +19,8 @@ pub struct Progress {
     audio: Option<AudioPlan>,
     stages: BTreeMap<StageName, Stage>,
     last_sign: Instant,
+    /// When each stage was last seen to work on another job.
+    elsewhere: BTreeMap<StageName, Instant>,
 }
 
 #[derive(Default)]
@@ -35,7 +37,8 @@ struct Stage {
 
 impl Default for Progress {
     fn default() -> Self {
-        Progress { image: None, audio: None, stages: BTreeMap::new(), last_sign: Instant::now() }
+        let stages = BTreeMap::new();
+        Progress { image: None, audio: None, stages, last_sign: Instant::now(), elsewhere: BTreeMap::new() }
     }
 }
 
@@ -61,9 +64,15 @@ impl Progress {
         self.last_sign = Instant::now();
     }
 
-    /// Time since the last sign of life of any stage.
-    pub fn silent_for(&self) -> Duration {
-        self.last_sign.elapsed()
+    /// Notes that a stage works, though on another job.
+    pub fn note_busy_elsewhere(&mut self, stage: StageName) {
+        self.elsewhere.insert(stage, Instant::now());
+    }
+
+    /// Time since the last sign of life: of any stage for this job, or of `stage` for any.
+    pub fn silent_for(&self, stage: StageName) -> Duration {
+        let elsewhere = self.elsewhere.get(&stage).map_or(Duration::MAX, Instant::elapsed);
+        self.last_sign.elapsed().min(elsewhere)
     }
 
     /// Notes a report.

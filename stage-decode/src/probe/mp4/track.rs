@@ -208,7 +208,8 @@ impl Track {
             })
             .collect();
         // Fragments lie outside the index that ffmpeg applies edits to.
-        if shown.is_empty() || self.fragment_samples > 0 { vec![i64::MIN..i64::MAX] } else { shown }
+        let all = i64::MIN..i64::MAX;
+        if shown.is_empty() || self.fragment_samples > 0 { vec![all] } else { shown }
     }
 
     /// Start and end, in ticks, of every indexed sample, in decoding order.
@@ -223,19 +224,26 @@ impl Track {
         })
     }
 
-    /// Which pictures are shown, as ranges of all pictures in order of presentation.
-    pub(crate) fn shown_pictures(&self, movie_timescale: u32) -> Vec<Range<u64>> {
-        let mut kept: Vec<Range<u64>> = Vec::new();
-        for edit in self.shown(movie_timescale) {
-            let (mut before, mut inside) = (0, 0);
-            for span in self.spans() {
-                before += u64::from(span.start < edit.start);
-                inside += u64::from(edit.contains(&span.start));
+    /// How many pictures are shown, and the timestamps that they have from GStreamer, in nanoseconds: it shifts all so
+    /// that the least composition offset is not negative.
+    pub(crate) fn shown_pictures(&self, movie_timescale: u32) -> (u64, Vec<Range<u64>>) {
+        let least = self.offsets.iter().map(|&(_, offset)| i64::from(offset)).min().unwrap_or(0).min(0);
+        let nanoseconds = |ticks: i64| match ticks {
+            i64::MIN => 0,
+            i64::MAX => u64::MAX,
+            // One less, for the fraction that both sides cut off.
+            ticks => {
+                let shifted = u128::try_from(i128::from(ticks) - i128::from(least)).unwrap_or(0);
+                (shifted * 1_000_000_000 / u128::from(self.timescale.max(1))).saturating_sub(1) as u64
             }
-            kept.push(before..before + inside + self.fragment_samples);
+        };
+        let mut frames = self.fragment_samples;
+        let mut shown = Vec::new();
+        for edit in self.shown(movie_timescale) {
+            frames += self.spans().filter(|span| edit.contains(&span.start)).count() as u64;
+            shown.push(nanoseconds(edit.start)..nanoseconds(edit.end));
         }
-        kept.sort_by_key(|r| r.start);
-        kept
+        (frames, shown)
     }
 
     /// Ticks of sound to leave out at the start, and ticks to keep after that; `None` keeps all.

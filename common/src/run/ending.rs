@@ -1,0 +1,159 @@
+//! How a job ends when its owner does not end it: cancelled or out of time while it waits, or with its owner dead; and
+//! what is done once it has ended, so that nothing of it stays behind.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+
+use super::Shutdown;
+use super::admission::SUBMITTED;
+use super::control::broadcast_end;
+use crate::bus::Bus;
+use crate::bus::events::{EventLog, now_ms};
+use crate::error::StageName;
+use crate::event::{CancelledBy, Event};
+use crate::message::{JobId, JobRequest};
+use crate::subject::{PRIORITIES, StreamName};
+use crate::wire;
+
+/// The other stages leave it to stage-llm for so long: one may be there.
+const OTHERS_WAIT: Duration = Duration::from_millis(400);
+/// An owner that is there has this long to end its job itself.
+const OWNER_WAIT: Duration = Duration::from_secs(5);
+/// An owner that is there answers within this time.
+const OWNER_ANSWERS: Duration = Duration::from_millis(500);
+const AGAIN: Duration = Duration::from_millis(250);
+/// The streams are searched for what jobs left behind this often.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// Messages of a job that has no events are nobody's; they are dropped after this time.
+const STRAY_AGE: Duration = Duration::from_secs(15);
+/// The line is read again this often, for jobs whose announcement was missed.
+const REREAD_EVERY: Duration = Duration::from_secs(15);
+
+/// Drops all that is left of a job that has its terminal event.
+pub async fn clear(bus: &Bus, job: &JobId) {
+    broadcast_end(bus, job).await;
+    bus.purge_job(job).await;
+    bus.release_room(job).await;
+}
+
+/// Whether a worker has the job in hand and says so.
+pub async fn owner_is_there(bus: &Bus, job: &JobId) -> bool {
+    let request = async_nats::Request::new().timeout(Some(OWNER_ANSWERS));
+    bus.client().send_request(bus.subjects().owner(job), request).await.is_ok()
+}
+
+/// Sees to it that a job that shall be cancelled is: by its owner if there is one, else by us.
+pub async fn ensure_ended(bus: Bus, stage: StageName, job: JobId, by: CancelledBy) {
+    let started = Instant::now();
+    if stage != StageName::Llm {
+        tokio::time::sleep(OTHERS_WAIT).await;
+    }
+    loop {
+        let mut log = EventLog::open(&bus, &job).await;
+        if log.last().is_none() || log.ended().is_some() {
+            return;
+        }
+        if started.elapsed() > OWNER_WAIT || !owner_is_there(&bus, &job).await {
+            let ms = started.elapsed().as_millis() as u64;
+            if log.append(Event::Cancelled { by, stages_stopped: Vec::new(), ms }).await.is_ok() {
+                tracing::info!(%job, ?by, "cancelled; no worker had it in hand");
+                clear(&bus, &job).await;
+            }
+            return;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Watches the deadlines of all jobs that wait or are in hand anywhere, until `shutdown`. Every stage-llm worker does.
+pub async fn watch_deadlines(bus: Bus, mut shutdown: Shutdown) {
+    let mut due: BTreeMap<(u64, JobId), ()> = BTreeMap::new();
+    let mut reread = tokio::time::interval(REREAD_EVERY);
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    let mut announced = loop {
+        match bus.client().subscribe(format!("{}.*.*", bus.subjects().jobs())).await {
+            Ok(announced) => break announced,
+            Err(error) => tracing::warn!(%error, "waiting jobs cannot be watched yet"),
+        }
+        tokio::time::sleep(AGAIN).await;
+    };
+    loop {
+        tokio::select! {
+            Some(message) = announced.next() => {
+                due.extend(deadline_of(&message.payload, message.headers.as_ref()).map(|d| (d, ())));
+            }
+            _ = reread.tick() => due.extend(deadlines_in_line(&bus).await.into_iter().map(|d| (d, ()))),
+            _ = tick.tick() => {
+                let now = now_ms();
+                while let Some(entry) = due.first_entry().filter(|e| e.key().0 <= now) {
+                    let ((_, job), ()) = entry.remove_entry();
+                    tokio::spawn(ensure_ended(bus.clone(), StageName::Llm, job, CancelledBy::Deadline));
+                }
+            }
+            () = stopped(&mut shutdown) => return,
+        }
+    }
+}
+
+async fn stopped(shutdown: &mut Shutdown) {
+    // A sender that is gone means that the process ends.
+    let _ = shutdown.wait_for(|&s| s).await;
+}
+
+/// When a request's time is up, Unix milliseconds; none without a deadline.
+fn deadline_of(body: &[u8], headers: Option<&async_nats::HeaderMap>) -> Option<(u64, JobId)> {
+    let request = wire::decode_any::<JobRequest>(body).ok()?;
+    let submitted = headers.and_then(|h| h.get(SUBMITTED)).and_then(|v| v.as_str().parse::<u64>().ok());
+    let allowed_ms = (request.deadline_s? * 1000.0) as u64;
+    Some((submitted.unwrap_or_else(now_ms).saturating_add(allowed_ms), request.job))
+}
+
+async fn deadlines_in_line(bus: &Bus) -> Vec<(u64, JobId)> {
+    let mut found = Vec::new();
+    for priority in PRIORITIES {
+        let mut from = 1;
+        let subject = bus.subjects().all_waiting(priority);
+        while let Some(message) = bus.first_from(StreamName::Jobs, &subject, from).await {
+            from = message.sequence + 1;
+            found.extend(deadline_of(&message.payload, Some(&message.headers)));
+        }
+    }
+    found
+}
+
+/// Drops, now and then until `shutdown`, what the streams hold of jobs that have ended: left by a worker that was killed
+/// between two steps, by one that had not heard of the end, or by a stranger. Every stage-llm worker does.
+pub async fn sweep(bus: Bus, mut shutdown: Shutdown) {
+    let mut strays: HashMap<JobId, Instant> = HashMap::new();
+    loop {
+        let mut jobs: Vec<JobId> = bus.room_holders().await;
+        let queues = StageName::ALL.map(|stage| match stage {
+            StageName::Llm => StreamName::Tokens,
+            other => StreamName::input_of(other),
+        });
+        for stream in queues {
+            match bus.subjects_in(stream).await {
+                Ok(subjects) => jobs.extend(subjects.iter().filter_map(|s| bus.subjects().job_of(s))),
+                Err(error) => tracing::debug!(%error, "not swept"),
+            }
+        }
+        jobs.sort();
+        jobs.dedup();
+        strays.retain(|job, _| jobs.contains(job));
+        for job in jobs {
+            let log = EventLog::open(&bus, &job).await;
+            let since = *strays.entry(job.clone()).or_insert_with(Instant::now);
+            let stray = log.last().is_none() && since.elapsed() >= STRAY_AGE;
+            if log.ended().is_some() || stray {
+                tracing::debug!(%job, stray, "leftovers dropped");
+                clear(&bus, &job).await;
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+            () = stopped(&mut shutdown) => return,
+        }
+    }
+}

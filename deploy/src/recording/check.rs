@@ -1,0 +1,207 @@
+//! `vidi replay --check`: gives a running stage its recorded inputs and holds its outputs against the recorded ones.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use common::bus::Bus;
+use common::error::StageName;
+use common::event::{Event, JobEvent};
+use common::message::JobId;
+use common::run::Shutdown;
+use common::wire;
+use futures::StreamExt;
+use tokio::time::Instant;
+
+use super::compare::Comparison;
+use super::kind::{Kind, Part};
+use super::play::{Played, Selection, play};
+use super::publication::output;
+use super::reader::Reader;
+use crate::client;
+
+/// A stage that does not show up within this time is not there.
+const STAGE_WAIT: Duration = Duration::from_secs(5);
+/// A broker that does not answer within this time is not there.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a check came to.
+#[derive(Debug)]
+pub struct Checked {
+    /// What came, against what was recorded.
+    pub comparison: Comparison,
+    /// What the stages were given.
+    pub played: Played,
+    /// What went wrong besides.
+    pub trouble: Vec<String>,
+}
+
+impl Checked {
+    /// Whether everything that was recorded came and agrees.
+    pub fn holds(&self, tolerance: f64) -> bool {
+        self.trouble.is_empty() && self.played.refused.is_empty() && self.comparison.holds(tolerance)
+    }
+}
+
+/// Plays one job of a recording to the stages that take `what.only`, under an id of its own, and compares what they
+/// make of it. Waits until all is there, or nothing more came for `patience`. Afterwards nothing of it waits in any
+/// queue.
+///
+/// # Errors
+/// A recording that cannot be read or holds nothing to compare; stages that do not run.
+pub async fn check(
+    bus: &Bus,
+    path: &Path,
+    what: &Selection,
+    patience: Duration,
+    shutdown: &Shutdown,
+) -> anyhow::Result<Checked> {
+    let parts: BTreeSet<Part> = what.only.iter().flat_map(|k| k.outputs()).copied().collect();
+    let parts: Vec<Part> = parts.into_iter().collect();
+    ensure!(!parts.is_empty(), "nothing to compare: --check needs --only with jobs, decode, frames, audio or features");
+    let asks = what.only.contains(&Kind::Jobs);
+    let recorded = the_job(path, what)?;
+    let mut reader = Reader::open(path)?;
+    let comparison = Comparison::read(&mut reader, &recorded, &parts, asks)?;
+    ensure!(!comparison.is_empty(), "the recording holds no outputs of {recorded} to compare with");
+    let mut trouble = Vec::new();
+    trouble.extend(reader.loss().map(|loss| format!("{}: {loss}", path.display())));
+    needs(bus, &what.only).await?;
+
+    let job = match &what.rename {
+        Some(job) => job.clone(),
+        None => JobId::new(format!("check-{}-{}", std::process::id(), common::bus::events::now_ms()))?,
+    };
+    let what = Selection { pick: Some(recorded), rename: Some(job.clone()), ..what.clone() };
+    let mut checked = Checked { comparison, played: Played::default(), trouble };
+    let outcome = listen_and_play(bus, path, &what, &job, &mut checked, patience, shutdown).await;
+    clear(bus, &job).await;
+    outcome?;
+    Ok(checked)
+}
+
+/// The one job to play.
+fn the_job(path: &Path, what: &Selection) -> anyhow::Result<JobId> {
+    if let Some(job) = &what.pick {
+        return Ok(job.clone());
+    }
+    let played = Reader::open(path)?.filter(|r| r.kind().is_some_and(|k| what.only.contains(&k)));
+    let jobs: BTreeSet<JobId> = played.filter_map(|r| r.job()).collect();
+    let names = jobs.iter().map(JobId::as_str).collect::<Vec<_>>().join(", ");
+    let mut jobs = jobs.into_iter();
+    match (jobs.next(), jobs.next()) {
+        (Some(job), None) => Ok(job),
+        (None, _) => bail!("the recording holds no such messages"),
+        (Some(_), Some(_)) => bail!("the recording holds several jobs ({names}): --pick one"),
+    }
+}
+
+/// Makes sure that whoever takes these messages is there.
+async fn needs(bus: &Bus, only: &[Kind]) -> anyhow::Result<()> {
+    let needed: BTreeSet<StageName> = match only.contains(&Kind::Jobs) {
+        true => StageName::ALL.into(),
+        false => only.iter().filter_map(|k| k.taken_by()).collect(),
+    };
+    let until = Instant::now() + STAGE_WAIT;
+    loop {
+        let there = client::ready(bus).await?;
+        let missing: Vec<&str> = needed.difference(&there).map(|s| s.as_str()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            bail!("no stage to check runs under {}: {} missing", bus.subjects().prefix(), missing.join(", "));
+        }
+    }
+}
+
+async fn listen_and_play(
+    bus: &Bus,
+    path: &Path,
+    what: &Selection,
+    job: &JobId,
+    checked: &mut Checked,
+    patience: Duration,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let Checked { comparison, played, trouble } = checked;
+    // A connection of its own, so that a stage's outputs never stand in line behind what is sent.
+    let ear = Bus::connect(bus.config(), "check", PATIENCE).await?;
+    let subjects = ear.subjects();
+    let kinds: BTreeSet<Kind> =
+        what.only.iter().flat_map(|k| k.outputs()).map(|(k, _)| *k).chain([Kind::Events]).collect();
+    let mut filters: Vec<String> = kinds.iter().filter_map(|k| k.subject(subjects, job)).collect();
+    filters.push(format!("{}.dead.*.{job}", subjects.prefix()));
+    let mut subscriptions = Vec::new();
+    for filter in filters {
+        subscriptions.push(ear.client().subscribe(filter).await?);
+    }
+    let mut heard = futures::stream::select_all(subscriptions);
+    // Answered in order: the subscriptions are there once this is.
+    client::ready(&ear).await?;
+
+    let mut reader = Reader::open(path)?;
+    let mut playing = pin!(play(bus, &mut reader, what, shutdown));
+    let mut stop = shutdown.clone();
+    let mut quiet = None;
+    loop {
+        if quiet.is_some() && comparison.is_complete() {
+            return Ok(());
+        }
+        let until = quiet.unwrap_or_else(Instant::now);
+        tokio::select! {
+            done = &mut playing, if quiet.is_none() => {
+                *played = done;
+                quiet = Some(Instant::now() + patience);
+            }
+            message = heard.next() => {
+                let message = message.context("the broker closed the connection")?;
+                quiet = quiet.map(|_| Instant::now() + patience);
+                if let Some(what) = take(comparison, &message, subjects.prefix()) {
+                    trouble.push(what);
+                    return Ok(());
+                }
+            }
+            () = tokio::time::sleep_until(until), if quiet.is_some() => {
+                trouble.push(format!("nothing more came for {patience:?}"));
+                return Ok(());
+            }
+            _ = stop.wait_for(|&s| s) => bail!("stopped"),
+        }
+    }
+}
+
+/// Compares a message; what it says if it ends the check.
+fn take(comparison: &mut Comparison, message: &async_nats::Message, prefix: &str) -> Option<String> {
+    let subject = message.subject.strip_prefix(prefix)?.strip_prefix('.')?;
+    match Kind::of(subject)? {
+        Kind::Dead => Some(format!("{subject}: a stage could not use what it was given")),
+        Kind::Events => match wire::decode_any::<JobEvent>(&message.payload).ok()?.event {
+            Event::Result(result) => {
+                comparison.take_answer(result.token_ids);
+                None
+            }
+            event @ (Event::Failed { .. } | Event::Cancelled { .. }) => Some(format!("the job ended: {event:?}")),
+            _ => None,
+        },
+        kind => match output(kind, &message.payload) {
+            Ok(output) => {
+                comparison.take(kind, &output);
+                None
+            }
+            Err(error) => Some(format!("{subject}: {error}")),
+        },
+    }
+}
+
+/// Has every stage drop the job, then drops what waits for stages that do not run.
+async fn clear(bus: &Bus, job: &JobId) {
+    if let Err(error) = client::cancel(bus, job).await {
+        tracing::warn!(%error, "stages could not be told to drop {job}");
+    }
+    for stage in StageName::ALL {
+        bus.purge(stage, job).await;
+    }
+}

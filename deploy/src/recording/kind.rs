@@ -1,0 +1,130 @@
+//! Which subjects there are, and which of them a stage takes and gives.
+
+use common::error::StageName;
+use common::message::{JobId, Modality};
+use common::subject::Subjects;
+use serde::{Deserialize, Serialize};
+
+/// What a message is, told by its subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Requests, as clients publish them.
+    Jobs,
+    /// Requests that were admitted and wait for a worker.
+    Waiting,
+    /// Requests to stage-decode.
+    Decode,
+    /// Frames.
+    Frames,
+    /// PCM windows.
+    Audio,
+    /// Encoder outputs.
+    Features,
+    /// Tokens.
+    Tokens,
+    /// What clients hear.
+    Events,
+    /// What stages did; core NATS.
+    Report,
+    /// Cancel, drain; core NATS.
+    Control,
+    /// What is this file? Core NATS; the replies go to inboxes and are not seen.
+    Probe,
+    /// Messages that no stage could use.
+    Dead,
+}
+
+/// One tensor of a job that travels in pieces: which message carries it, and for which half of the plan.
+pub type Part = (Kind, Modality);
+
+impl Kind {
+    /// What can be played: what streams store for stages and clients.
+    pub const PLAYABLE: [Kind; 7] =
+        [Kind::Jobs, Kind::Decode, Kind::Frames, Kind::Audio, Kind::Features, Kind::Tokens, Kind::Events];
+
+    /// The kind of a subject without its prefix; none for a stranger's.
+    pub fn of(subject: &str) -> Option<Kind> {
+        let (first, more) = subject.split_once('.').map_or((subject, false), |(first, _)| (first, true));
+        Some(match first {
+            "jobs" if more => Kind::Waiting,
+            "jobs" => Kind::Jobs,
+            "decode" => Kind::Decode,
+            "frames" => Kind::Frames,
+            "audio" => Kind::Audio,
+            "features" => Kind::Features,
+            "tokens" => Kind::Tokens,
+            "events" => Kind::Events,
+            "report" => Kind::Report,
+            "control" => Kind::Control,
+            "probe" => Kind::Probe,
+            "dead" => Kind::Dead,
+            _ => return None,
+        })
+    }
+
+    /// As it is written on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Jobs => "jobs",
+            Kind::Waiting => "waiting",
+            Kind::Decode => "decode",
+            Kind::Frames => "frames",
+            Kind::Audio => "audio",
+            Kind::Features => "features",
+            Kind::Tokens => "tokens",
+            Kind::Events => "events",
+            Kind::Report => "report",
+            Kind::Control => "control",
+            Kind::Probe => "probe",
+            Kind::Dead => "dead",
+        }
+    }
+
+    /// Who takes it off the bus; none for what no stage takes.
+    pub fn taken_by(self) -> Option<StageName> {
+        match self {
+            Kind::Decode => Some(StageName::Decode),
+            Kind::Frames => Some(StageName::Vision),
+            Kind::Audio => Some(StageName::Audio),
+            Kind::Features => Some(StageName::Fuse),
+            Kind::Jobs | Kind::Tokens => Some(StageName::Llm),
+            _ => None,
+        }
+    }
+
+    /// Where it is published for `job`; none for what cannot be played.
+    pub fn subject(self, subjects: &Subjects, job: &JobId) -> Option<String> {
+        match self {
+            Kind::Jobs => Some(subjects.jobs()),
+            Kind::Events => Some(subjects.events(job)),
+            kind => Some(subjects.input(kind.taken_by()?, job)),
+        }
+    }
+
+    /// What the stage that takes it makes of it; for a request, what all stages make of it.
+    pub fn outputs(self) -> &'static [Part] {
+        use Modality::{Audio, Image};
+        match self {
+            Kind::Decode => &[(Kind::Frames, Image), (Kind::Audio, Audio)],
+            Kind::Frames => &[(Kind::Features, Image)],
+            Kind::Audio => &[(Kind::Features, Audio)],
+            Kind::Features => &[(Kind::Tokens, Image), (Kind::Tokens, Audio)],
+            Kind::Jobs => &[
+                (Kind::Frames, Image),
+                (Kind::Audio, Audio),
+                (Kind::Features, Image),
+                (Kind::Features, Audio),
+                (Kind::Tokens, Image),
+                (Kind::Tokens, Audio),
+            ],
+            _ => &[],
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,191 @@
+//! Bytes a second through one stage that does nothing, beside plain publish and subscribe of the same bytes on the same
+//! broker, in one run: `bus_throughput [MESSAGES] [BYTES]`.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use common::bus::Bus;
+use common::config::BusConfig;
+use common::error::StageName;
+use common::message::{FeatureBatch, JobId, Modality, Output, TokenBatch};
+use common::plan::{ImagePlan, MediaPlan};
+use common::run::service::Card;
+use common::stage::{Port, Stage, Stop};
+use common::subject::StreamName;
+use common::tensor::{Dtype, Tensor};
+use common::wire;
+use deploy::broker::{Broker, Options};
+use futures::StreamExt;
+
+/// Values of one row.
+const WIDTH: usize = 1024;
+
+/// Hands on what it gets.
+struct Idle;
+
+impl Stage for Idle {
+    const NAME: StageName = StageName::Fuse;
+    type Input<'a> = FeatureBatch<'a>;
+
+    fn process(&mut self, m: FeatureBatch<'_>, port: &mut dyn Port) -> Result<(), Stop> {
+        let FeatureBatch { v, job, plan, modality, offset, tensor } = m;
+        port.emit(Output::Tokens(TokenBatch { v, job, plan, modality, offset, tensor }))
+    }
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let mut args = std::env::args().skip(1).map(|a| a.parse::<usize>());
+    let messages = args.next().transpose()?.unwrap_or(64);
+    let bytes = args.next().transpose()?.unwrap_or(4 << 20);
+    let dir = tempfile::tempdir()?;
+    let broker = Broker::start(dir.path(), &Options::default()).await?;
+    let config = BusConfig {
+        url: broker.url().to_owned(),
+        stream_bytes: 4 << 30,
+        message_bytes: 8 << 20,
+        ..BusConfig::default()
+    };
+    let bus = Bus::connect(&config, "client", Duration::from_secs(5)).await?;
+    bus.ensure_streams().await?;
+    let rows = bytes / (4 * WIDTH);
+    let bodies = [made(messages, rows, "warm-up")?, made(messages, rows, "measured")?];
+    let total = bodies[0].iter().map(Bytes::len).sum::<usize>() as f64;
+    println!("{messages} messages of {:.2} MB, {:.0} MB in all", total / messages as f64 / 1e6, total / 1e6);
+    let report = |what: &str, seconds: f64| {
+        println!("{what:<44} {seconds:>6.2} s {:>8.0} MB/s", total / seconds / 1e6);
+        seconds
+    };
+    // Each twice; the first one warms up.
+    for (round, bodies) in ["warm-up", "measured"].into_iter().zip(&bodies) {
+        println!("{round}");
+        report("core publish, one core subscriber", core(&bus, &config, bodies).await?);
+        let plain = report("stream publish, one stream reader", stream(&bus, &config, bodies, round).await?);
+        let through = report("through a stage that does nothing", stage(&bus, &config, bodies, round).await?);
+        println!("the stage passes {:.2} of what plain streams do", plain / through);
+    }
+    Ok(())
+}
+
+fn job(name: &str) -> anyhow::Result<JobId> {
+    Ok(JobId::new(name)?)
+}
+
+fn made(messages: usize, rows: usize, round: &str) -> anyhow::Result<Vec<Bytes>> {
+    let frames = (messages * rows).div_ceil(25) as u64;
+    let image = ImagePlan::new(1, frames.max(2000));
+    let plan = MediaPlan { content_id: String::new(), duration_s: 1.0, image: Some(image), audio: None };
+    (0..messages)
+        .map(|i| {
+            let tensor = Tensor::new(Dtype::F32, &[rows, WIDTH], vec![(i & 0xff) as u8; rows * WIDTH * 4])?;
+            let offset = (i * rows) as u64;
+            let batch = FeatureBatch {
+                v: wire::VERSION,
+                job: job(&format!("idle-{round}"))?,
+                plan: plan.clone(),
+                modality: Modality::Image,
+                offset,
+                tensor,
+            };
+            Ok(wire::encode(&batch).into())
+        })
+        .collect()
+}
+
+/// Publisher and subscriber with a connection each, as two processes would have.
+async fn core(bus: &Bus, config: &BusConfig, bodies: &[Bytes]) -> anyhow::Result<f64> {
+    let other = Bus::connect(config, "client", Duration::from_secs(5)).await?;
+    let mut sub = other.client().subscribe("plain.core").await?;
+    other.client().flush().await?;
+    let started = Instant::now();
+    // Core NATS drops what a subscriber is too slow for, so the publisher must not run ahead.
+    let ahead = std::sync::Arc::new(tokio::sync::Semaphore::new(8));
+    let reader = tokio::spawn({
+        let (n, ahead) = (bodies.len(), ahead.clone());
+        async move {
+            for _ in 0..n {
+                sub.next().await.context("subscription ended")?;
+                ahead.add_permits(1);
+            }
+            anyhow::Ok(())
+        }
+    });
+    for body in bodies {
+        ahead.acquire().await?.forget();
+        bus.client().publish("plain.core", body.clone()).await?;
+    }
+    reader.await??;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// Stored by the broker and read again: what a queue between two stages costs at least.
+async fn stream(bus: &Bus, config: &BusConfig, bodies: &[Bytes], round: &str) -> anyhow::Result<f64> {
+    let job = job(&format!("plain-{round}"))?;
+    let other = Bus::connect(config, "client", Duration::from_secs(5)).await?;
+    let subject = bus.subjects().tokens(&job);
+    let mut read = other.follow(StreamName::Tokens, subject.clone());
+    let started = Instant::now();
+    let reader = tokio::spawn({
+        let n = bodies.len();
+        async move {
+            for _ in 0..n {
+                read.recv().await.context("reader ended")?;
+            }
+            anyhow::Ok(())
+        }
+    });
+    publish(bus, &subject, &job, bodies).await?;
+    reader.await??;
+    let seconds = started.elapsed().as_secs_f64();
+    bus.purge(StageName::Llm, &job).await;
+    Ok(seconds)
+}
+
+async fn publish(bus: &Bus, subject: &str, job: &JobId, bodies: &[Bytes]) -> anyhow::Result<()> {
+    let sent = futures::stream::iter(bodies.iter().cloned().enumerate()).map(|(i, body)| {
+        let (bus, subject, job) = (bus.clone(), subject.to_owned(), job.clone());
+        async move {
+            let never = || false;
+            bus.store(subject, &format!("{job}/x/{i}"), &job, body, &never).await
+        }
+    });
+    let outcomes: Vec<_> = sent.buffered(4).collect().await;
+    ensure!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    Ok(())
+}
+
+async fn stage(bus: &Bus, config: &BusConfig, bodies: &[Bytes], round: &str) -> anyhow::Result<f64> {
+    let on = Bus::connect(config, "fuse", Duration::from_secs(5)).await?;
+    let (stop, stopping) = tokio::sync::watch::channel(false);
+    let running = tokio::spawn(common::run::run(on, Idle, Card::default(), stopping));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let job = job(&format!("idle-{round}"))?;
+    let subject = bus.subjects().input(StageName::Fuse, &job);
+    let reader = Bus::connect(config, "client", Duration::from_secs(5)).await?;
+    let mut read = reader.follow(StreamName::Tokens, bus.subjects().tokens(&job));
+    let started = Instant::now();
+    let n = bodies.len();
+    let reading = tokio::spawn(async move {
+        for _ in 0..n {
+            read.recv().await.context("reader ended")?;
+        }
+        anyhow::Ok(())
+    });
+    let sent = futures::stream::iter(bodies.iter().cloned().enumerate()).map(|(i, body)| {
+        let (bus, subject, job) = (bus.clone(), subject.clone(), job.clone());
+        let id = format!("{job}/{round}/{i}");
+        async move {
+            let never = || false;
+            bus.store(subject, &id, &job, body, &never).await
+        }
+    });
+    let outcomes: Vec<_> = sent.buffered(4).collect().await;
+    ensure!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    tokio::time::timeout(Duration::from_secs(60), reading).await???;
+    let seconds = started.elapsed().as_secs_f64();
+    stop.send_replace(true);
+    running.await??;
+    bus.purge(StageName::Llm, &job).await;
+    Ok(seconds)
+}

@@ -1,0 +1,82 @@
+//! The fault suite in full: `cargo run -p tests --bin faults`.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use tests::faults::{Row, Scale, broker, ends, flow, killed, messages, table};
+
+/// Runs every fault case on real processes and a real broker, and writes the table.
+#[derive(Parser)]
+struct Args {
+    /// Jobs of the cases that need many.
+    #[arg(long, default_value_t = 100)]
+    jobs: usize,
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Where the table goes; standard output if not given.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Only cases whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let scale = Scale { jobs: args.jobs, seed: args.seed, ..Scale::full() };
+    let old = tests::harness::brokers().into_iter().flatten().next().map(|broker| Scale { broker: Some(broker), ..scale.clone() });
+    let mut rows: Vec<Row> = Vec::new();
+    macro_rules! run {
+        ($($name:literal $case:path),* $(,)?) => {$(
+            if $name.contains(&args.only) {
+                rows.push(said($case(&scale).await));
+            }
+        )*};
+    }
+    run!("kill" killed::any_stage, "deadly message" killed::by_a_message, "deadly job" killed::by_a_job,
+        "owners" killed::two_owners, "start" killed::start_together, "restart" broker::restarted,
+        "payload" broker::smaller_payload, "pause" broker::paused, "disk" broker::disk_full, "garbage" messages::poison,
+        "poison" messages::poison_of_a_job, "duplicates" messages::duplicates, "order" messages::out_of_order,
+        "full stream" flow::full_stream, "many" flow::no_deadlock, "slow" flow::slow_consumer, "long" flow::long_video, "cancel" ends::cancel,
+        "waiting" ends::cancel_without_a_worker, "deadline" ends::deadline, "gone" ends::client_gone);
+    if let Some(old) = old {
+        for (name, row) in [("old kill", 0), ("old restart", 1), ("old pause", 2)] {
+            if name.contains(&args.only) {
+                let mut row = match row {
+                    0 => killed::any_stage(&old).await,
+                    1 => broker::restarted(&old).await,
+                    _ => broker::paused(&old).await,
+                };
+                row.case.push_str(", nats-server 2.9.10");
+                rows.push(said(row));
+            }
+        }
+    }
+    let text = table(&rows);
+    match &args.out {
+        None => print!("{text}"),
+        Some(path) => {
+            let seconds: f64 = rows.iter().map(|r| r.seconds).sum();
+            let head = format!(
+                "# Fault suite\n\nMade by `cargo run -p tests --bin faults -- --jobs {} --seed {} --out tests/FAULTS.md` after \
+                 `cargo build --workspace --bins`, on {} CPU cores, in {seconds:.0} s; CI runs the same cases at a smaller size \
+                 (`cargo test -p tests --test faults`). Every case has real processes (`vidi up`), a real broker, and the golden \
+                 checkpoint `tied`; answers are compared by token ids with those of the same questions asked in peace. Seconds are \
+                 those of the whole case, or, where the expected outcome names a time, of that.\n\n",
+                args.jobs,
+                args.seed,
+                std::thread::available_parallelism().map_or(0, usize::from),
+            );
+            std::fs::write(path, format!("{head}{text}"))?;
+        }
+    }
+    anyhow::ensure!(rows.iter().all(|r| r.passed), "{} of {} cases failed", rows.iter().filter(|r| !r.passed).count(), rows.len());
+    Ok(())
+}
+
+fn said(row: Row) -> Row {
+    eprintln!("{} {}: {} ({:.2} s of {})", if row.passed { "pass" } else { "FAIL" }, row.case, row.observed, row.seconds, row.bound_s);
+    row
+}

@@ -1,0 +1,177 @@
+//! A broker that dies, stands still, takes less than before, or has no room on its disk.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use common::message::{JobId, JobRequest};
+
+use super::load::{self, Load, setup};
+use super::{Case, Dice, Row, Scale, Seen};
+use crate::harness::{Rig, Setup, signal};
+
+/// `kill -9` of the broker while jobs are worked on, and a new one on the same files.
+pub async fn restarted(scale: &Scale) -> Row {
+    let expected = "every job answered as in peace, nothing left in the streams";
+    let case = Case { name: "broker killed and restarted".to_owned(), expected, bound_s: 40.0 + scale.jobs as f64 * 2.0 };
+    case.run(async {
+        let mut rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
+        let load = Load::new(&rig).await?;
+        let requests = load.submit(&rig.bus, "restart", scale.jobs).await?;
+        let mut dice = Dice::new(scale.seed);
+        let rounds = (scale.jobs / 8).clamp(2, 10);
+        for _ in 0..rounds {
+            tokio::time::sleep(dice.pause(200, 2500)).await;
+            rig.restart_broker().await?;
+        }
+        load.check(&rig, &requests).await?;
+        let injected = format!("{rounds} kills of nats-server over {} jobs", scale.jobs);
+        Ok(Seen { injected, observed: format!("{} right answers, streams empty", scale.jobs), seconds: None })
+    })
+    .await
+}
+
+/// The broker comes back with a smaller `max_payload` while a job is worked on.
+pub async fn smaller_payload(scale: &Scale) -> Row {
+    let expected = "the jobs in flight are answered, in smaller messages";
+    let case = Case { name: "broker restarted with a smaller max_payload".to_owned(), expected, bound_s: 60.0 };
+    case.run(async {
+        let mut rig = Rig::start(Setup { max_payload: 8 << 20, ..setup(scale) }).await?;
+        let clip = load::long_video(&rig, 20)?;
+        let ask = |name: &str| -> anyhow::Result<JobRequest> {
+            Ok(JobRequest {
+                max_new_tokens: 16,
+                ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog")
+            })
+        };
+        let peace = load::result(&rig.answer(&ask("peace")?).await?)?.token_ids.clone();
+        let requests = (0..3).map(|i| ask(&format!("payload-{i}"))).collect::<anyhow::Result<Vec<_>>>()?;
+        for request in &requests {
+            load::submit(&rig.bus, request).await?;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        rig.restart_broker_with(1 << 20).await?;
+        for request in &requests {
+            rig.events(&request.job).await?;
+            let events = load::log_of(&rig.bus, &request.job).await;
+            let got = load::result(&events).with_context(|| load::tail(&rig))?;
+            ensure!(got.token_ids == peace, "{}: another answer", request.job);
+        }
+        load::empty(&rig).await?;
+        let injected = "restart with 1 MiB instead of 8 MiB over 3 jobs".to_owned();
+        Ok(Seen { injected, observed: "3 right answers".to_owned(), seconds: None })
+    })
+    .await
+}
+
+/// The broker stands still for 15 s.
+pub async fn paused(scale: &Scale) -> Row {
+    let expected = "every job answered as in peace; all stages there without a restart";
+    let case = Case { name: "broker stopped for 15 s".to_owned(), expected, bound_s: 45.0 + scale.jobs as f64 };
+    case.run(async {
+        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
+        let load = Load::new(&rig).await?;
+        let requests = load.submit(&rig.bus, "pause", scale.jobs).await?;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let pid = rig.broker.pid().context("broker is gone")?;
+        signal(pid, "STOP")?;
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        signal(pid, "CONT")?;
+        load.check(&rig, &requests).await?;
+        let restarts = rig.log().matches("stage ended; starting it again").count();
+        ensure!(restarts == 0, "{restarts} stages had to be started again");
+        let injected = format!("SIGSTOP for 15 s over {} jobs", scale.jobs);
+        Ok(Seen { injected, observed: format!("{} right answers", scale.jobs), seconds: None })
+    })
+    .await
+}
+
+/// A file system of its own, unmounted at the end.
+struct Disk {
+    at: tempfile::TempDir,
+}
+
+impl Disk {
+    /// None where one may not mount.
+    fn mount(mib: usize) -> anyhow::Result<Option<Self>> {
+        let at = tempfile::tempdir()?;
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"])
+            .arg(at.path())
+            .stderr(std::process::Stdio::null())
+            .status()?;
+        Ok(status.success().then_some(Disk { at }))
+    }
+
+    fn path(&self) -> &Path {
+        self.at.path()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: a process that still ends may hold a file. What cannot be unmounted ends with the machine.
+        let _ = Command::new("umount").arg("-l").arg(self.at.path()).status();
+    }
+}
+
+/// The broker's disk is full while jobs are worked on; then there is room again, and the broker is started again, since
+/// nats-server switches its streams off for good when a write fails.
+pub async fn disk_full(scale: &Scale) -> Row {
+    let expected = "no stage dies; once there is room every job is answered as in peace";
+    let case = Case { name: "disk of the broker full".to_owned(), expected, bound_s: 100.0 };
+    case.run(async {
+        let Some(disk) = Disk::mount(96)? else {
+            let observed = "not run: no right to mount a tmpfs".to_owned();
+            return Ok(Seen { injected: "nothing".to_owned(), observed, seconds: Some(0.0) });
+        };
+        let promised = Some(64 << 30);
+        let dir = tempfile::tempdir_in(disk.path())?;
+        let setup = Setup { replicas: "llm=2".to_owned(), max_file_store: promised, ..setup(scale) };
+        let mut rig = Rig::start_in(dir, setup).await?;
+        let load = Load::new(&rig).await?;
+        let long = load::long_video(&rig, 30)?;
+        let ask = |name: &str| -> anyhow::Result<JobRequest> {
+            Ok(JobRequest {
+                max_new_tokens: 8,
+                ..JobRequest::new(JobId::new(name)?, long.to_string_lossy(), "a dog")
+            })
+        };
+        let peace = load::result(&rig.answer(&ask("peace")?).await?)?.token_ids.clone();
+        let filler = disk.path().join("filler");
+        let spare = std::fs::File::create(&filler)?;
+        fill(&spare)?;
+        // Two that are submitted while there is no room, if the broker takes them, and one that is too large for it.
+        let request = ask("full")?;
+        let submitted = tokio::time::timeout(Duration::from_secs(6), load::submit(&rig.bus, &request)).await;
+        let taken = matches!(submitted, Ok(Ok(())));
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let restarts = rig.log().matches("stage ended; starting it again").count();
+        drop(spare);
+        std::fs::remove_file(&filler)?;
+        let freed = Instant::now();
+        rig.restart_broker().await?;
+        // The same id is the same job.
+        load::submit(&rig.bus, &request).await?;
+        rig.events(&request.job).await?;
+        let events = load::log_of(&rig.bus, &request.job).await;
+        ensure!(load::result(&events).with_context(|| load::tail(&rig))?.token_ids == peace, "another answer");
+        let requests = load.submit(&rig.bus, "room", 5).await?;
+        load.check(&rig, &requests).await?;
+        ensure!(restarts == 0, "{restarts} stages died; {}", load::tail(&rig));
+        let injected = format!("a 96 MiB disk filled to the last byte (job taken meanwhile: {taken}), then freed");
+        let observed = format!("all answered {:.1} s after there was room", freed.elapsed().as_secs_f64());
+        Ok(Seen { injected, observed, seconds: None })
+    })
+    .await
+}
+
+fn fill(mut file: &std::fs::File) -> anyhow::Result<()> {
+    use std::io::Write;
+    let block = vec![1u8; 64 << 10];
+    for size in [64 << 10, 4 << 10, 1] {
+        while file.write_all(&block[..size]).is_ok() {}
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! Jobs that end early: cancelled, out of time, without a client.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use common::bus::Bus;
+use common::error::StageName;
+use common::event::{CancelledBy, Event};
+use common::message::{JobId, JobRequest};
+use deploy::client;
+
+use super::load::{self, Load, setup};
+use super::{Case, Dice, Row, Scale, Seen};
+use crate::harness::{Rig, Setup, signal, terminal};
+
+/// The longest that one batch takes in these rigs: decoding, eight frames, 30 s of sound, or the rows of a prefill.
+const BATCH_S: f64 = 0.5;
+
+fn endless(rig: &Rig, name: &str) -> anyhow::Result<JobRequest> {
+    let clip = rig.media().join("long-20.mp4");
+    if !clip.is_file() {
+        load::long_video(rig, 20)?;
+    }
+    let job = JobId::new(name)?;
+    Ok(JobRequest { max_new_tokens: 8192, ..JobRequest::new(job, clip.to_string_lossy(), "a dog") })
+}
+
+fn cancelled_by(events: &[common::event::JobEvent]) -> anyhow::Result<CancelledBy> {
+    match terminal(events)? {
+        Event::Cancelled { by, .. } => Ok(*by),
+        other => bail!("{other:?}"),
+    }
+}
+
+/// A job is cancelled at random instants from its submission on.
+pub async fn cancel(scale: &Scale) -> Row {
+    let expected = "cancelled, every stage idle for the job and its messages gone within 1 s and the batch in hand";
+    let case = Case { name: "cancel at random instants".to_owned(), expected, bound_s: 1.0 + BATCH_S };
+    case.run(async {
+        let rig = Rig::start(setup(scale)).await?;
+        let load = Load::new(&rig).await?;
+        let mut dice = Dice::new(scale.seed);
+        let mut slowest = Duration::ZERO;
+        let mut stopped = 0;
+        for i in 0..scale.cancels {
+            let request = endless(&rig, &format!("cancel-{i}"))?;
+            client::submit(&rig.bus, &request).await?;
+            let instant = dice.pause(0, 2500);
+            tokio::time::sleep(instant).await;
+            let asked = Instant::now();
+            let replies = client::cancel(&rig.bus, &request.job);
+            let (replies, events) = tokio::join!(replies, rig.events(&request.job));
+            ensure!(cancelled_by(&events?)? == CancelledBy::Client);
+            stopped += replies?.iter().filter(|r| r.stopped).count();
+            // Until nothing is left of it anywhere.
+            loop {
+                let left = load::left_over(&rig.bus).await?;
+                if left.is_empty() {
+                    break;
+                }
+                ensure!(asked.elapsed().as_secs() < 10, "{left:?} is left; {}", load::tail(&rig));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            slowest = slowest.max(asked.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        for i in 0..scale.cancels {
+            let job = JobId::new(format!("cancel-{i}"))?;
+            cancelled_by(&load::log_of(&rig.bus, &job).await)?;
+        }
+        let requests = load.submit(&rig.bus, "after", 5).await?;
+        load.check(&rig, &requests).await?;
+        let injected = format!("{} cancels 0 to 2.5 s after submission", scale.cancels);
+        let observed = format!("all cancelled, {stopped} batches stopped; slowest to be gone {:.2} s", slowest.as_secs_f64());
+        Ok(Seen { injected, observed, seconds: Some(slowest.as_secs_f64()) })
+    })
+    .await
+}
+
+/// Jobs without a worker are cancelled: one that waits behind another, one whose owner is dead.
+pub async fn cancel_without_a_worker(scale: &Scale) -> Row {
+    let expected = "cancelled within a second each; the job in work goes on";
+    let case = Case { name: "cancel of a waiting job, and of one with a dead owner".to_owned(), expected, bound_s: 1.0 + BATCH_S };
+    case.run(async {
+        let rig = Rig::start(setup(scale)).await?;
+        let working = endless(&rig, "working")?;
+        let waiting = endless(&rig, "waiting")?;
+        client::submit(&rig.bus, &working).await?;
+        load::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
+        client::submit(&rig.bus, &waiting).await?;
+        load::wait_for(&rig, &waiting.job, |e| matches!(e, Event::Queued { .. })).await?;
+        let mut slowest = cancel_in(&rig, &waiting).await?;
+        let going_on = load::log_of(&rig.bus, &working.job).await;
+        ensure!(!going_on.iter().any(|e| e.event.is_terminal()), "the job in work ended too");
+        // A worker that stands still holds its job; it answers nobody.
+        let owner = *rig.pids(StageName::Llm).first().context("no stage-llm")?;
+        signal(owner, "STOP")?;
+        let took = cancel_in(&rig, &working).await;
+        signal(owner, "CONT")?;
+        slowest = slowest.max(took?);
+        let after = endless(&rig, "after")?;
+        let after = JobRequest { max_new_tokens: 4, ..after };
+        load::result(&rig.answer(&after).await?).with_context(|| load::tail(&rig))?;
+        load::empty(&rig).await?;
+        cancelled_by(&load::log_of(&rig.bus, &working.job).await)?;
+        let injected = "one job in line, one whose owner was stopped".to_owned();
+        let observed = format!("both cancelled, slowest {:.2} s", slowest.as_secs_f64());
+        Ok(Seen { injected, observed, seconds: Some(slowest.as_secs_f64()) })
+    })
+    .await
+}
+
+async fn cancel_in(rig: &Rig, request: &JobRequest) -> anyhow::Result<Duration> {
+    let asked = Instant::now();
+    let (replies, events) = tokio::join!(client::cancel(&rig.bus, &request.job), rig.events(&request.job));
+    replies?;
+    ensure!(cancelled_by(&events?)? == CancelledBy::Client);
+    Ok(asked.elapsed())
+}
+
+/// Deadlines of a job in work, of one that waits, and of one that waits with no worker left.
+pub async fn deadline(scale: &Scale) -> Row {
+    let expected = "each cancelled by its deadline, at most a second and the batch in hand late";
+    let case = Case { name: "deadlines".to_owned(), expected, bound_s: 1.0 + BATCH_S };
+    case.run(async {
+        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
+        let mut requests = Vec::new();
+        for (i, deadline_s) in [2.0, 2.5, 3.0, 1.5].into_iter().enumerate() {
+            requests.push(JobRequest { deadline_s: Some(deadline_s), ..endless(&rig, &format!("deadline-{i}"))? });
+        }
+        let submitted = Instant::now();
+        let mut unix_ms = Vec::new();
+        for request in &requests {
+            unix_ms.push(common::bus::events::now_ms());
+            client::submit(&rig.bus, request).await?;
+        }
+        let mut latest: f64 = 0.0;
+        for (request, at) in requests.iter().zip(unix_ms) {
+            let events = rig.events(&request.job).await?;
+            ensure!(cancelled_by(&events)? == CancelledBy::Deadline, "{:?}", events.last());
+            let ended = events.last().map_or(0, |e| e.at_ms);
+            latest = latest.max((ended - at) as f64 / 1e3 - request.deadline_s.unwrap_or_default());
+        }
+        load::empty(&rig).await?;
+        let after = JobRequest { max_new_tokens: 4, ..endless(&rig, "after")? };
+        load::result(&rig.answer(&after).await?).with_context(|| load::tail(&rig))?;
+        let injected = "4 jobs of 1.5 to 3 s, two owners: two in work, two in line".to_owned();
+        let observed = format!("all by deadline, at most {latest:.2} s late, {:.1} s in all", submitted.elapsed().as_secs_f64());
+        Ok(Seen { injected, observed, seconds: Some(latest) })
+    })
+    .await
+}
+
+/// Clients that submit and vanish.
+pub async fn client_gone(scale: &Scale) -> Row {
+    let expected = "every job answered as in peace, its events there for whoever comes back, nothing left in the streams";
+    let case = Case { name: "client gone".to_owned(), expected, bound_s: 40.0 + scale.jobs as f64 };
+    case.run(async {
+        let rig = Rig::start(setup(scale)).await?;
+        let load = Load::new(&rig).await?;
+        let jobs = scale.jobs.min(30);
+        let mut requests = Vec::new();
+        for i in 0..jobs {
+            let bus = Bus::connect(rig.bus.config(), "client", Duration::from_secs(5)).await?;
+            let request = load.request(&format!("gone-{i}"), i);
+            let mut events = client::Events::new(&bus, &request.job);
+            client::submit(&bus, &request).await?;
+            if i % 2 == 0 {
+                events.next().await?;
+            }
+            requests.push(request);
+        }
+        load.check(&rig, &requests).await?;
+        let injected = format!("{jobs} clients, gone after submission or the first event");
+        Ok(Seen { injected, observed: format!("{jobs} right answers"), seconds: None })
+    })
+    .await
+}

@@ -1,0 +1,213 @@
+//! Workers that die.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use common::error::{ErrorKind, StageName};
+use common::event::Event;
+use common::message::{JobId, JobRequest};
+use common::subject::StreamName;
+use deploy::client;
+
+use super::load::{self, Load, setup};
+use super::{Case, Dice, Row, Scale, Seen};
+use crate::harness::{Rig, Setup, signal, terminal};
+
+/// `kill -9` of any stage at random instants while many jobs are worked on.
+pub async fn any_stage(scale: &Scale) -> Row {
+    let expected = "every job answered as in peace, one terminal event each, nothing left in the streams";
+    let case = Case { name: "kill -9 of each stage".to_owned(), expected, bound_s: 30.0 + scale.jobs as f64 * 2.5 };
+    case.run(async {
+        let rig = Rig::start(Setup { replicas: "llm=2,vision=2".to_owned(), ..setup(scale) }).await?;
+        let load = Load::new(&rig).await?;
+        let requests = load.submit(&rig.bus, "kill", scale.jobs).await?;
+        let done = Arc::new(AtomicBool::new(false));
+        let finished = done.clone();
+        let mut dice = Dice::new(scale.seed);
+        let mut kills: BTreeMap<&str, usize> = BTreeMap::new();
+        let killing = async {
+            while !finished.load(Ordering::Relaxed) {
+                tokio::time::sleep(dice.pause(100, 900)).await;
+                let stage = StageName::ALL[dice.below(5)];
+                let pids = rig.pids(stage);
+                if !pids.is_empty() && signal(pids[dice.below(pids.len())], "KILL").is_ok() {
+                    *kills.entry(stage.as_str()).or_default() += 1;
+                }
+            }
+        };
+        let answering = async {
+            let mut outcome = anyhow::Ok(());
+            for request in &requests {
+                outcome = outcome.and(rig.events(&request.job).await.map(drop));
+            }
+            done.store(true, Ordering::Relaxed);
+            outcome
+        };
+        let (outcome, ()) = tokio::join!(answering, killing);
+        outcome?;
+        load.check(&rig, &requests).await?;
+        let total: usize = kills.values().sum();
+        let injected = format!("{total} kills over {} jobs: {kills:?}", scale.jobs).replace('"', "");
+        Ok(Seen { injected, observed: format!("{} right answers, streams empty", scale.jobs), seconds: None })
+    })
+    .await
+}
+
+/// One worker is killed each time that it takes the same message.
+async fn each_time(scale: &Scale, stage: StageName, kind: ErrorKind) -> anyhow::Result<Seen> {
+    let mut setup = setup(scale);
+    // Killed once more by bad luck, a neighbour must not be given up.
+    setup.set.push("bus.max_deliver=4".to_owned());
+    // Eight frames a message: work that lasts.
+    setup.max_payload = 8 << 20;
+    let rig = Rig::start(setup).await?;
+    let load = Load::new(&rig).await?;
+    let long = load::long_video(&rig, 12)?;
+    let mut request = JobRequest::new(JobId::new("deadly")?, long.to_string_lossy(), "a dog");
+    request.max_new_tokens = 1000;
+    let (stream, consumer) = match stage {
+        StageName::Llm => (StreamName::Jobs, "priority-5".to_owned()),
+        other => (StreamName::input_of(other), other.to_string()),
+    };
+    let stream = rig.bus.stream(stream).await?;
+    let delivered_before = stream.consumer_info(&consumer).await?.delivered.consumer_sequence;
+    client::submit(&rig.bus, &request).await?;
+    let started = Instant::now();
+    let (mut kills, mut seen) = (0, delivered_before);
+    let end = loop {
+        let events = load::log_of(&rig.bus, &request.job).await;
+        if events.last().is_some_and(|e| e.event.is_terminal()) {
+            break terminal(&events)?.clone();
+        }
+        ensure!(started.elapsed().as_secs() < 55, "not ended after {kills} kills; {}", load::tail(&rig));
+        // One delivery, one death: a worker that only starts has nothing in hand.
+        let delivered = stream.consumer_info(&consumer).await.map_or(seen, |i| i.delivered.consumer_sequence);
+        if delivered > seen && let Some(&pid) = rig.pids(stage).first() {
+            seen = delivered;
+            // Time to begin: it is the work that kills, not the delivery.
+            tokio::time::sleep(Duration::from_millis(15)).await;
+            kills += usize::from(signal(pid, "KILL").is_ok());
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    };
+    let Event::Failed { error } = end else { bail!("{end:?} after {kills} kills") };
+    ensure!(error.kind == kind && error.stage == Some(stage), "{error:?}");
+    let seconds = started.elapsed().as_secs_f64();
+    let buried = load::dead(&rig.bus).await?;
+    ensure!(buried.iter().any(|s| s.ends_with(&format!("{stage}.deadly"))), "not kept: {buried:?}");
+    rig.wait_ready().await?;
+    let neighbours = load.submit(&rig.bus, "after", 3).await?;
+    load.check(&rig, &neighbours).await?;
+    let injected = format!("stage-{stage} killed {kills} times, whenever it had a message in hand");
+    Ok(Seen { injected, observed: format!("failed: {error}"), seconds: Some(seconds) })
+}
+
+/// A message that its workers die of.
+pub async fn by_a_message(scale: &Scale) -> Row {
+    let expected = "its job fails as poison_message naming the stage, the message is kept in VIDI_DEAD, later jobs are answered";
+    let case = Case { name: "a message that kills every worker".to_owned(), expected, bound_s: 55.0 };
+    case.run(each_time(scale, StageName::Vision, ErrorKind::PoisonMessage)).await
+}
+
+/// A job that its owners die of.
+pub async fn by_a_job(scale: &Scale) -> Row {
+    let expected = "the job fails as worker_lost at llm, the request is kept in VIDI_DEAD, later jobs are answered";
+    let case = Case { name: "a job that kills every owner".to_owned(), expected, bound_s: 55.0 };
+    case.run(each_time(scale, StageName::Llm, ErrorKind::WorkerLost)).await
+}
+
+/// An owner stands still until another has taken its job over, and then goes on.
+pub async fn two_owners(scale: &Scale) -> Row {
+    let expected = "one terminal event, the text told once, the answer as in peace";
+    let case = Case { name: "two owners for one job".to_owned(), expected, bound_s: 60.0 };
+    case.run(async {
+        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
+        let clip = load::long_video(&rig, 3)?;
+        let mut request = JobRequest::new(JobId::new("peace")?, clip.to_string_lossy(), "a dog");
+        request.max_new_tokens = 600;
+        let peace = load::result(&rig.answer(&request).await?)?.clone();
+        let mut takeovers = 0;
+        let rounds = (scale.jobs / 16).clamp(1, 5);
+        for round in 0..rounds {
+            request.job = JobId::new(format!("two-{round}"))?;
+            client::submit(&rig.bus, &request).await?;
+            load::wait_for(&rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
+            let owner = owner_of(&rig, &request.job).await?;
+            signal(owner, "STOP")?;
+            // A second `planned` is the other owner's.
+            let until = Instant::now() + Duration::from_secs(20);
+            loop {
+                let events = load::log_of(&rig.bus, &request.job).await;
+                let plans = events.iter().filter(|e| matches!(e.event, Event::Planned { .. })).count();
+                if plans > 1 || events.last().is_some_and(|e| e.event.is_terminal()) {
+                    takeovers += usize::from(plans > 1);
+                    break;
+                }
+                if Instant::now() > until {
+                    signal(owner, "CONT")?;
+                    bail!("nobody took the job over; {}", load::tail(&rig));
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            signal(owner, "CONT")?;
+            rig.events(&request.job).await?;
+            // The first owner has time to do what it must not.
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            let events = load::log_of(&rig.bus, &request.job).await;
+            let got = load::result(&events).with_context(|| load::tail(&rig))?;
+            ensure!(got.token_ids == peace.token_ids, "another answer");
+            let told: String = events
+                .iter()
+                .filter_map(|e| match &e.event {
+                    Event::Text { delta } => Some(delta.as_str()),
+                    _ => None,
+                })
+                .collect();
+            ensure!(told.trim() == got.text, "told {} bytes of {}", told.len(), got.text.len());
+        }
+        ensure!(takeovers == rounds, "{takeovers} takeovers in {rounds} rounds");
+        load::empty(&rig).await?;
+        let injected = format!("the owner of {rounds} jobs stopped until taken over, then continued");
+        Ok(Seen { injected, observed: "one end each, text told once".to_owned(), seconds: None })
+    })
+    .await
+}
+
+/// The process that has a job in hand.
+async fn owner_of(rig: &Rig, job: &JobId) -> anyhow::Result<u32> {
+    let reply = rig.bus.client().request(rig.bus.subjects().owner(job), Default::default()).await?;
+    let instance = String::from_utf8(reply.payload.to_vec())?;
+    let pid = instance.split('-').nth(1).context("an instance is stage-pid-digits")?;
+    Ok(pid.parse()?)
+}
+
+/// Five stages, three processes each, start at the same time, again and again.
+pub async fn start_together(scale: &Scale) -> Row {
+    let expected = "all ready and a job answered each time";
+    let case =
+        Case { name: "all stages start together".to_owned(), expected, bound_s: 20.0 + scale.starts as f64 * 15.0 };
+    case.run(async {
+        let mut slowest = Duration::ZERO;
+        for _ in 0..scale.starts {
+            let started = Instant::now();
+            let replicas = StageName::ALL.map(|s| format!("{s}=3")).join(",");
+            let rig = Rig::start(Setup { replicas, ..setup(scale) }).await?;
+            let clip = load::long_video(&rig, 2)?;
+            let request = JobRequest {
+                max_new_tokens: 8,
+                ..JobRequest::new(JobId::new("first")?, clip.to_string_lossy(), "a dog")
+            };
+            load::result(&rig.answer(&request).await?).with_context(|| load::tail(&rig))?;
+            slowest = slowest.max(started.elapsed());
+            let ended = rig.log().matches("stage ended; starting it again").count();
+            ensure!(ended == 0, "{ended} stages ended; {}", load::tail(&rig));
+        }
+        let injected = format!("15 processes started at once, {} times", scale.starts);
+        let observed = format!("ready and answered each time, at most {:.1} s", slowest.as_secs_f64());
+        Ok(Seen { injected, observed, seconds: None })
+    })
+    .await
+}

@@ -1,0 +1,244 @@
+//! Mixed jobs with known answers, and what must hold of a pipeline once all jobs have ended.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use common::bus::Bus;
+use common::event::{Event, JobEvent, JobResult};
+use common::message::{JobId, JobRequest};
+use common::subject::StreamName;
+use common::wire;
+use deploy::client;
+
+use super::Scale;
+use crate::harness::{Rig, Setup, ffmpeg, terminal};
+
+/// What every rig of the suite is set to: quick redelivery, and patience that ends within a case.
+pub fn setup(scale: &Scale) -> Setup {
+    let set = ["bus.ack_wait_s=1", "bus.worker_patience_s=20"].map(str::to_owned).to_vec();
+    Setup { broker: scale.broker.clone(), set, ..Setup::default() }
+}
+
+/// A job's files and questions, and the answers that they have in peace.
+pub struct Load {
+    kinds: Vec<JobRequest>,
+    answers: Vec<Vec<u32>>,
+}
+
+/// ffmpeg's inputs and codecs of the mixed files.
+const FILES: [(&str, &str); 5] = [
+    ("a.mp4", "-f lavfi -i testsrc2=size=64x64:rate=25:duration=2 -f lavfi -i sine=frequency=440:beep_factor=4:duration=2 -c:v libx264 -preset ultrafast -pix_fmt yuv420p -c:a aac -shortest"),
+    ("b.mp4", "-f lavfi -i testsrc2=size=320x180:rate=25:duration=4 -f lavfi -i sine=frequency=300:duration=4 -c:v libx264 -preset ultrafast -pix_fmt yuv420p -c:a aac -shortest"),
+    ("c.webm", "-f lavfi -i testsrc2=size=128x96:rate=25:duration=3 -c:v libvpx -deadline realtime"),
+    ("d.wav", "-f lavfi -i sine=frequency=500:beep_factor=2:duration=3 -ac 1"),
+    ("e.mp4", "-f lavfi -i mandelbrot=size=160x120:rate=10 -t 3 -c:v libx264 -preset ultrafast -pix_fmt yuv420p"),
+];
+const QUESTIONS: [&str; 3] = ["a man slicing onions", "a dog", "the logo is shown twice"];
+
+impl Load {
+    /// Makes the files in a rig's media root and asks every question once, undisturbed.
+    ///
+    /// # Errors
+    /// ffmpeg's; a job that fails.
+    pub async fn new(rig: &Rig) -> anyhow::Result<Self> {
+        let mut kinds = Vec::new();
+        for (i, (name, args)) in FILES.iter().enumerate() {
+            let path = rig.media().join(name);
+            ffmpeg(args, &path)?;
+            let mut request = JobRequest::new(JobId::new(format!("kind-{i}"))?, path.to_string_lossy(), "");
+            request.query = QUESTIONS[i % QUESTIONS.len()].to_owned();
+            request.max_new_tokens = 12 + 6 * i as u32;
+            kinds.push(request);
+        }
+        let mut answers = Vec::new();
+        for request in &kinds {
+            answers.push(result(&rig.answer(request).await?).with_context(|| rig.log())?.token_ids.clone());
+        }
+        Ok(Load { kinds, answers })
+    }
+
+    /// A request of a kind, with a name of its own.
+    pub fn request(&self, name: &str, kind: usize) -> JobRequest {
+        let job = JobId::new(format!("{name}-k{}", kind % self.kinds.len())).expect("a test's own id");
+        JobRequest { job, ..self.kinds[kind % self.kinds.len()].clone() }
+    }
+
+    /// Submits `n` jobs of mixed kinds.
+    ///
+    /// # Errors
+    /// When the broker does not take them.
+    pub async fn submit(&self, bus: &Bus, name: &str, n: usize) -> anyhow::Result<Vec<JobRequest>> {
+        let requests: Vec<JobRequest> = (0..n).map(|i| self.request(&format!("{name}-{i}"), i)).collect();
+        for request in &requests {
+            submit(bus, request).await?;
+        }
+        Ok(requests)
+    }
+
+    /// Waits for the end of every job and checks that each is answered as in peace, and that nothing stays behind.
+    ///
+    /// # Errors
+    /// The first job that is not.
+    pub async fn check(&self, rig: &Rig, requests: &[JobRequest]) -> anyhow::Result<()> {
+        for request in requests {
+            rig.events(&request.job).await?;
+        }
+        for request in requests {
+            self.check_answer(rig, request).await.with_context(|| format!("{}; {}", request.job, tail(rig)))?;
+        }
+        empty(rig).await
+    }
+
+    /// Checks that a job that has ended was answered as in peace.
+    ///
+    /// # Errors
+    /// What is different.
+    pub async fn check_answer(&self, rig: &Rig, request: &JobRequest) -> anyhow::Result<()> {
+        let events = log_of(&rig.bus, &request.job).await;
+        let got = result(&events)?;
+        let at = self.kinds.iter().position(|k| k.video == request.video).context("no such kind")?;
+        ensure!(got.token_ids == self.answers[at], "{:?} is not {:?}", got.token_ids, self.answers[at]);
+        let told: String = events.iter().filter_map(|e| text(&e.event)).collect();
+        ensure!(told.trim() == got.text, "text deltas give {told:?}, the result {:?}", got.text);
+        Ok(())
+    }
+}
+
+/// Submits, again and again while the broker is away.
+///
+/// # Errors
+/// When it stays away for a minute.
+pub async fn submit(bus: &Bus, request: &JobRequest) -> anyhow::Result<()> {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        match client::submit(bus, request).await {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() > until => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+fn text(event: &Event) -> Option<&str> {
+    match event {
+        Event::Text { delta } => Some(delta),
+        _ => None,
+    }
+}
+
+/// A job's result, after checking that it is the one end of a gapless log.
+///
+/// # Errors
+/// What is wrong.
+pub fn result(events: &[JobEvent]) -> anyhow::Result<&JobResult> {
+    match terminal(events)? {
+        Event::Result(result) => Ok(result),
+        other => bail!("{other:?}"),
+    }
+}
+
+/// Every event on a job's subject, those behind the terminal one included; what is unreadable is left out.
+pub async fn log_of(bus: &Bus, job: &JobId) -> Vec<JobEvent> {
+    let subject = bus.subjects().events(job);
+    let mut events = Vec::new();
+    let mut from = 1;
+    while let Some(message) = bus.first_from(StreamName::Events, &subject, from).await {
+        from = message.sequence + 1;
+        events.extend(wire::decode_any::<JobEvent>(&message.payload).ok());
+    }
+    events
+}
+
+/// Waits until no stream holds anything of any job but its events, and no room is reserved.
+///
+/// # Errors
+/// What is still there after 40 s.
+pub async fn empty(rig: &Rig) -> anyhow::Result<()> {
+    let until = Instant::now() + Duration::from_secs(40);
+    loop {
+        let left = left_over(&rig.bus).await?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "left behind: {left:?}; {}", tail(rig));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Subjects that hold messages, and jobs that hold room.
+///
+/// # Errors
+/// When the broker cannot be asked.
+pub async fn left_over(bus: &Bus) -> anyhow::Result<Vec<String>> {
+    let mut left: Vec<String> = bus.room_holders().await.iter().map(|job| format!("room of {job}")).collect();
+    for stream in StreamName::ALL {
+        if !matches!(stream, StreamName::Events | StreamName::Dead | StreamName::Room) {
+            left.extend(bus.subjects_in(stream).await?);
+        }
+    }
+    Ok(left)
+}
+
+/// Messages kept for an operator, by subject.
+///
+/// # Errors
+/// When the broker cannot be asked.
+pub async fn dead(bus: &Bus) -> anyhow::Result<Vec<String>> {
+    Ok(bus.subjects_in(StreamName::Dead).await?)
+}
+
+/// The end of a rig's log.
+pub fn tail(rig: &Rig) -> String {
+    let log = rig.log();
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
+
+/// Waits until a job's log has an event that `wanted` knows.
+///
+/// # Errors
+/// When there is none within half a minute.
+pub async fn wait_for(rig: &Rig, job: &JobId, wanted: impl Fn(&Event) -> bool) -> anyhow::Result<()> {
+    let until = Instant::now() + Duration::from_secs(30);
+    while !log_of(&rig.bus, job).await.iter().any(|e| wanted(&e.event)) {
+        ensure!(Instant::now() < until, "{job} does not come that far; {}", tail(rig));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// Resident bytes of a process.
+pub fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    line.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// How many events of each kind the jobs had, for the table.
+pub async fn count_kinds(bus: &Bus, requests: &[JobRequest]) -> HashMap<&'static str, usize> {
+    let mut counts = HashMap::new();
+    for request in requests {
+        for event in log_of(bus, &request.job).await {
+            let kind = match event.event {
+                Event::Result(_) => "result",
+                Event::Failed { .. } => "failed",
+                Event::Cancelled { .. } => "cancelled",
+                _ => continue,
+            };
+            *counts.entry(kind).or_default() += 1;
+        }
+    }
+    counts
+}
+
+/// A long video, for jobs that something happens to while they run.
+///
+/// # Errors
+/// ffmpeg's.
+pub fn long_video(rig: &Rig, seconds: u32) -> anyhow::Result<PathBuf> {
+    let path = rig.media().join(format!("long-{seconds}.mp4"));
+    crate::harness::video(&path, seconds)?;
+    Ok(path)
+}

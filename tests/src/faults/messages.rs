@@ -1,0 +1,247 @@
+//! Messages that nobody sent in good faith: garbage, duplicates, out of order.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
+use common::bus::Bus;
+use common::error::{ErrorKind, StageName};
+use common::event::Event;
+use common::message::{JobId, JobRequest};
+use common::subject::StreamName;
+use deploy::client;
+use futures::StreamExt;
+
+use super::load::{self, Load, setup};
+use super::{Case, Dice, Row, Scale, Seen};
+use crate::harness::{Rig, Setup, signal, terminal};
+
+/// Header of what this suite sends a second time.
+const AGAIN: &str = "Vidi-Again";
+
+/// Bytes that are no message of ours.
+fn garbage(dice: &mut Dice) -> Vec<Bytes> {
+    let random: Vec<u8> = (0..4096).map(|_| dice.below(256) as u8).collect();
+    let deep = vec![0x91; 100_000];
+    // Announce 4 GiB of map, array, string and bytes, and bring none of it.
+    let huge = [0xdf, 0xdd, 0xdb, 0xc6].map(|m| vec![m, 0xff, 0xff, 0xff, 0xff]);
+    let json: Vec<&[u8]> = vec![b"{", b"{\"v\":1}", b"{\"v\":99,\"job\":\"x\"}", b"{\"job\":7}", b"null", b""];
+    [random, deep, vec![0xc1; 10]].into_iter().chain(huge).chain(json.into_iter().map(<[u8]>::to_vec)).map(Bytes::from).collect()
+}
+
+/// Garbage on every subject, under the name of a job that is worked on and of one that is not.
+pub async fn poison(scale: &Scale) -> Row {
+    let expected = "no stage dies or grows by 64 MiB; what names no job in work changes nothing; other jobs answered";
+    let case = Case { name: "garbage on every subject".to_owned(), expected, bound_s: 60.0 };
+    case.run(async {
+        let rig = Rig::start(setup(scale)).await?;
+        let load = Load::new(&rig).await?;
+        let before: BTreeMap<u32, u64> =
+            StageName::ALL.iter().flat_map(|&s| rig.pids(s)).map(|pid| (pid, load::resident(pid))).collect();
+        let requests = load.submit(&rig.bus, "poison", scale.jobs.min(20)).await?;
+        let subjects = rig.bus.subjects();
+        let stranger = JobId::new("stranger")?;
+        // Its control messages and events may be written by anybody who may publish there; its results stand.
+        let victim = &requests[0].job;
+        let mut targets = vec![
+            subjects.jobs(),
+            subjects.waiting(5, &stranger),
+            subjects.probe(),
+            subjects.room(),
+            subjects.reports(victim),
+            subjects.owner(victim),
+            subjects.tokens(victim),
+            subjects.events(victim),
+            subjects.events(&stranger),
+        ];
+        targets.extend(StageName::ALL.map(|s| subjects.input(s, &stranger)));
+        targets.extend(["cancel", "drain", "load", "nonsense"].map(|v| subjects.control(v)));
+        let mut dice = Dice::new(scale.seed);
+        let bodies = garbage(&mut dice);
+        let mut sent = 0;
+        for body in &bodies {
+            for target in &targets {
+                rig.bus.client().publish(target.clone(), body.clone()).await?;
+                sent += 1;
+            }
+        }
+        rig.bus.client().flush().await?;
+        load.check(&rig, &requests).await?;
+        for (pid, was) in &before {
+            let now = load::resident(*pid);
+            ensure!(now > 0, "process {pid} died; {}", load::tail(&rig));
+            ensure!(now < was + (64 << 20), "process {pid} grew from {was} to {now} bytes");
+        }
+        let mut counted = 0;
+        for stage in StageName::ALL {
+            counted += client::status(&rig.bus, stage).await?.iter().map(|s| s.unreadable).sum::<u64>();
+        }
+        ensure!(counted as usize * 2 > sent, "{counted} of {sent} messages counted as unreadable");
+        let injected = format!("{sent} messages on {} subjects", targets.len());
+        Ok(Seen { injected, observed: format!("{} right answers; {counted} counted unreadable", requests.len()), seconds: None })
+    })
+    .await
+}
+
+/// A message that cannot be read, in each stage's queue, under the name of a job in work.
+pub async fn poison_of_a_job(scale: &Scale) -> Row {
+    let expected = "that job fails as poison_message naming the stage, the message is kept in VIDI_DEAD, its neighbour is answered";
+    let case = Case { name: "a poison message in each queue".to_owned(), expected, bound_s: 60.0 };
+    case.run(async {
+        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
+        let load = Load::new(&rig).await?;
+        let long = load::long_video(&rig, 20)?;
+        for stage in [StageName::Decode, StageName::Vision, StageName::Audio, StageName::Fuse] {
+            let mut request = JobRequest::new(JobId::new(format!("victim-{stage}"))?, long.to_string_lossy(), "a dog");
+            request.max_new_tokens = 4000;
+            client::submit(&rig.bus, &request).await?;
+            load::wait_for(&rig, &request.job, |e| matches!(e, Event::Planned { .. })).await?;
+            let neighbour = load.submit(&rig.bus, &format!("neighbour-{stage}"), 1).await?;
+            let subject = rig.bus.subjects().input(stage, &request.job);
+            rig.bus.client().publish(subject, Bytes::from_static(&[0xc1, 0xc1])).await?;
+            rig.events(&request.job).await?;
+            let events = load::log_of(&rig.bus, &request.job).await;
+            let Event::Failed { error } = terminal(&events)? else { bail!("{stage}: {:?}", terminal(&events)?) };
+            ensure!(error.kind == ErrorKind::PoisonMessage && error.stage == Some(stage), "{error:?}");
+            let kept = load::dead(&rig.bus).await?;
+            ensure!(kept.iter().any(|s| s.ends_with(&format!("{stage}.{}", request.job))), "not kept: {kept:?}");
+            load.check(&rig, &neighbour).await?;
+        }
+        let injected = "bytes that are no MessagePack to decode, vision, audio and fuse".to_owned();
+        Ok(Seen { injected, observed: "4 failed by name, 4 kept, 4 neighbours answered".to_owned(), seconds: None })
+    })
+    .await
+}
+
+/// Every message between stages, and every job, twice.
+pub async fn duplicates(scale: &Scale) -> Row {
+    let expected = "every job answered as in peace, one terminal event each, nothing left in the streams";
+    let case = Case { name: "duplicates of every message".to_owned(), expected, bound_s: 30.0 + scale.jobs as f64 * 2.0 };
+    case.run(async {
+        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
+        let load = Load::new(&rig).await?;
+        let echo = tokio::spawn(echo(rig.bus.clone()));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let jobs = scale.jobs.min(50);
+        let requests = load.submit(&rig.bus, "twice", jobs).await?;
+        load.check(&rig, &requests).await?;
+        let repeated = rig.bus.client().statistics().out_messages.load(std::sync::atomic::Ordering::Relaxed);
+        echo.abort();
+        let injected = format!("jobs, decode requests, frames, sound, features and tokens of {jobs} jobs sent again ({repeated} messages)");
+        Ok(Seen { injected, observed: format!("{jobs} right answers, streams empty"), seconds: None })
+    })
+    .await
+}
+
+/// Sends again, without the id that the broker would know it by, what goes by.
+async fn echo(bus: Bus) -> anyhow::Result<()> {
+    let subjects = bus.subjects();
+    let mut heard = vec![subjects.jobs(), format!("{}.*.*", subjects.jobs())];
+    heard.extend(StageName::ALL.map(|s| subjects.all_input(s)));
+    let mut streams = Vec::new();
+    for subject in heard {
+        streams.push(bus.client().subscribe(subject).await?);
+    }
+    let mut all = futures::stream::select_all(streams);
+    while let Some(message) = all.next().await {
+        let mut headers = message.headers.clone().unwrap_or_default();
+        if headers.get(AGAIN).is_some() {
+            continue;
+        }
+        let mut again = async_nats::HeaderMap::new();
+        for (name, values) in headers.iter().filter(|(n, _)| n.to_string() != "Nats-Msg-Id") {
+            for value in values {
+                again.append(name.clone(), value.clone());
+            }
+        }
+        again.insert(AGAIN, "1");
+        headers = again;
+        bus.client().publish_with_headers(message.subject, headers, message.payload).await?;
+    }
+    Ok(())
+}
+
+/// Messages of every queue taken out while their stage stands still, and put back in another order.
+pub async fn out_of_order(scale: &Scale) -> Row {
+    let expected = "the answer as in peace";
+    let case = Case { name: "out of order".to_owned(), expected, bound_s: 60.0 };
+    case.run(async {
+        let mut setup = setup(scale);
+        // One row of features or tokens is small: many messages, so that there is something to put out of order.
+        setup.set.extend(["bus.message_bytes=65536".to_owned(), "decode.batch_frames=1".to_owned()]);
+        setup.set[0] = "bus.ack_wait_s=20".to_owned();
+        setup.max_payload = 2 << 20;
+        // Frames are larger than that and cannot be split: the size aimed at is the frames'.
+        setup.set[2] = "bus.message_bytes=1100000".to_owned();
+        let rig = Rig::start(setup).await?;
+        let clip = load::long_video(&rig, 40)?;
+        let ask = |name: &str| -> anyhow::Result<JobRequest> {
+            Ok(JobRequest { max_new_tokens: 24, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
+        };
+        let peace = load::result(&rig.answer(&ask("peace")?).await?)?.token_ids.clone();
+        let mut dice = Dice::new(scale.seed);
+        let request = ask("shuffled")?;
+        let stages = [StageName::Vision, StageName::Audio, StageName::Fuse];
+        let pids: BTreeMap<StageName, u32> =
+            stages.iter().filter_map(|&s| Some((s, *rig.pids(s).first()?))).collect();
+        for pid in pids.values() {
+            signal(*pid, "STOP")?;
+        }
+        client::submit(&rig.bus, &request).await?;
+        let mut moved = BTreeMap::new();
+        for stage in stages {
+            settle(&rig, StreamName::input_of(stage)).await?;
+            moved.insert(stage.as_str(), shuffle(&rig.bus, stage, &request.job, &mut dice).await?);
+            signal(pids[&stage], "CONT")?;
+        }
+        rig.events(&request.job).await?;
+        let events = load::log_of(&rig.bus, &request.job).await;
+        ensure!(load::result(&events).with_context(|| load::tail(&rig))?.token_ids == peace, "another answer");
+        ensure!(moved["vision"] > 10 && moved["fuse"] > 3, "nothing to put out of order: {moved:?}");
+        load::empty(&rig).await?;
+        let injected = format!("queues put in random order: {moved:?} messages").replace('"', "");
+        Ok(Seen { injected, observed: "right answer".to_owned(), seconds: None })
+    })
+    .await
+}
+
+/// Waits until nothing more is added to a stream.
+async fn settle(rig: &Rig, stream: StreamName) -> anyhow::Result<()> {
+    let stream = rig.bus.stream(stream).await?;
+    let until = Instant::now() + Duration::from_secs(30);
+    let mut last = (u64::MAX, Instant::now());
+    loop {
+        let now = stream.get_info().await?.state.last_sequence;
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        if now > 0 && last.1.elapsed() > Duration::from_millis(1200) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "never quiet");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Takes a job's messages out of a queue and puts them back in random order.
+async fn shuffle(bus: &Bus, stage: StageName, job: &JobId, dice: &mut Dice) -> anyhow::Result<usize> {
+    let name = StreamName::input_of(stage);
+    let subject = bus.subjects().input(stage, job);
+    let stream = bus.stream(name).await?;
+    let mut taken = Vec::new();
+    let mut from = 1;
+    while let Some(message) = bus.first_from(name, &subject, from).await {
+        from = message.sequence + 1;
+        if stream.delete_message(message.sequence).await.is_ok() {
+            taken.push(message.payload);
+        }
+    }
+    let js = async_nats::jetstream::new(bus.client().clone());
+    let n = taken.len();
+    while !taken.is_empty() {
+        let body = taken.swap_remove(dice.below(taken.len()));
+        js.publish(subject.clone(), body).await?.await?;
+    }
+    Ok(n)
+}

@@ -1,0 +1,109 @@
+//! Tokens to an answer through the language model, every boundary shown to the ledger.
+
+use anyhow::anyhow;
+use candle_core::Tensor;
+use common::event::Finish;
+use common::message::Modality;
+use common::stage::Stop;
+use stage_llm::Gemma;
+use stage_llm::cache::{MediaCache, TextCache, VideoCache};
+use stage_llm::generate::{Ending, generate};
+use stage_llm::observe::{Boundary, Observe};
+use stage_llm::sample::Sampler;
+
+use super::ledger::Ledger;
+use super::towers::Fused;
+
+/// Image or audio tokens that go through the layers together.
+const CHUNK_ROWS: usize = 4096;
+
+/// What the model generated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// Token ids, the end token included.
+    pub ids: Vec<u32>,
+    /// Whether the end token came.
+    pub finish: Finish,
+}
+
+/// Reads a video's tokens and a prompt and answers greedily.
+///
+/// # Errors
+/// What went wrong in the model.
+pub fn answer(
+    model: &Gemma,
+    fused: &Fused,
+    prompt: &[u32],
+    ending: Ending<'_>,
+    ledger: &mut Ledger<'_>,
+) -> anyhow::Result<Answer> {
+    let mut watcher = Watcher { ledger, totals: [0, 0], steps: Vec::new() };
+    let mut video = VideoCache::default();
+    for (modality, tokens) in [(Modality::Image, &fused.image), (Modality::Audio, &fused.audio)] {
+        let Some(tokens) = tokens else { continue };
+        let count = tokens.dim(0)?;
+        let mut cache = MediaCache::new(model.geometry(), count as u64, model.device())?;
+        cache.claim(0..count as u64);
+        *match modality {
+            Modality::Image => &mut video.image,
+            Modality::Audio => &mut video.audio,
+        } = Some(cache);
+        watcher.totals[modality as usize] = count;
+        for offset in (0..count).step_by(CHUNK_ROWS) {
+            let rows = tokens.narrow(0, offset, CHUNK_ROWS.min(count - offset))?;
+            model.absorb(modality, &rows, offset as u64, &video, &mut watcher)?;
+        }
+    }
+    let mut text = TextCache::new(model.geometry(), prompt.len() + ending.max_new_tokens, model.device())?;
+    let logits = model.prefill(prompt, &mut text, &video, &mut watcher)?;
+    let mut ids = Vec::new();
+    let mut sampler = Sampler::new(0.0, 1.0, 0);
+    let mut keep = |id| {
+        ids.push(id);
+        Ok(())
+    };
+    let finish = generate(model, logits, &mut text, &video, &mut sampler, ending, &mut watcher, &mut keep)
+        .map_err(|stop| anyhow!("{}", told(&stop)))?;
+    let steps = Tensor::stack(&watcher.steps, 0)?; // [n, vocabulary]
+    ledger.see("step_logits", steps.dims(), 0, &steps);
+    Ok(Answer { ids, finish })
+}
+
+/// A sentence for why a stage stopped.
+pub fn told(stop: &Stop) -> String {
+    match stop {
+        Stop::Failed(error) => error.to_string(),
+        Stop::Cancelled => "cancelled".to_owned(),
+        Stop::Unavailable(why) => why.clone(),
+    }
+}
+
+struct Watcher<'a, 'g> {
+    ledger: &'a mut Ledger<'g>,
+    /// Image and audio tokens.
+    totals: [usize; 2],
+    steps: Vec<Tensor>,
+}
+
+impl Observe for Watcher<'_, '_> {
+    fn see(&mut self, at: Boundary, value: &Tensor) -> candle_core::Result<()> {
+        let (name, first, rows) = match at {
+            Boundary::TextHidden(layer) => (format!("text_hidden.{layer}"), 0, value.dims()[0]),
+            Boundary::MediaHidden(modality, layer, first) => {
+                (format!("{modality}_hidden.{layer}"), first, self.totals[modality as usize])
+            }
+            Boundary::TextFinalNorm => ("text_final_norm".to_owned(), 0, value.dims()[0]),
+            Boundary::PrefillLogitsAll => ("prefill_logits_all".to_owned(), 0, value.dims()[0]),
+            Boundary::StepLogits(step) => {
+                if step == 0 {
+                    self.ledger.see("prefill_logits", value.dims(), 0, value);
+                }
+                self.steps.push(value.clone());
+                return Ok(());
+            }
+        };
+        let shape = [&[rows], &value.dims()[1..]].concat();
+        self.ledger.see(&name, &shape, first, value);
+        Ok(())
+    }
+}

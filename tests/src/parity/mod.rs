@@ -1,0 +1,234 @@
+//! Comparing the stages with the oracle: boundary by boundary, and the whole pipeline's answer.
+//!
+//! In reading order: [`golden`] (what the oracle computed), [`npy`] and [`inputs`] (what it was given), [`question`]
+//! (what it was asked), [`ledger`] (comparing tensors piece by piece), [`towers`] and [`language`] (the stages'
+//! parts, watched), [`report`] (the table). `pipeline` runs beside them with messages between the stages.
+
+pub mod golden;
+pub mod inputs;
+pub mod language;
+pub mod ledger;
+pub mod npy;
+pub mod question;
+pub mod report;
+pub mod towers;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use common::checkpoint::Checkpoint;
+use common::config::Config;
+use common::event::Finish;
+use common::message::{JobId, JobRequest};
+use common::plan::{AudioPlan, FRAME_BYTES, ImagePlan};
+use stage_llm::detokenize::decode;
+use stage_llm::generate::Ending;
+use stage_llm::prompt::strip;
+use stage_llm::task::{Tasks, format_hms};
+
+use crate::delivery::Delivery;
+use crate::pipeline::{Answered, Pipeline, Video};
+use golden::{Facts, Golden, TimeRanges};
+use language::{Answer, told};
+use ledger::Ledger;
+use question::Asked;
+use report::{Report, Row};
+
+/// What to compare.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Checkpoint directory.
+    pub checkpoint: PathBuf,
+    /// Golden directory.
+    pub golden: PathBuf,
+    /// The frames that the oracle was given; `frames.npy` in the golden directory unless said.
+    pub frames: Option<PathBuf>,
+    /// The sound that the oracle was given; `pcm.npy` in the golden directory unless said.
+    pub pcm: Option<PathBuf>,
+    /// Seed of the first scrambled run of the pipeline.
+    pub seed: u64,
+    /// Scrambled runs of the pipeline.
+    pub scrambled: u64,
+}
+
+/// The frames or samples of one half and its totals.
+type Half<T, P> = Option<(Vec<T>, P)>;
+
+/// Compares every boundary and fact of a golden directory.
+///
+/// # Errors
+/// Input that cannot be used: files that are missing, malformed or contradict each other. What merely differs is in the
+/// report.
+pub fn compare(options: &Options) -> anyhow::Result<Report> {
+    let golden = Golden::read(&options.golden)?;
+    let facts = &golden.facts;
+    let checkpoint = Arc::new(Checkpoint::open(&options.checkpoint)?);
+    let mut config = Config::default();
+    config.model.dir = options.checkpoint.clone();
+    config.llm.end_tokens = vec![facts.eos_token_id];
+    config.llm.max_prompt_tokens = config.llm.max_prompt_tokens.max(facts.text_token_ids.len());
+    let vocabulary = checkpoint.config().vocab_size;
+    if let Some(id) = facts.text_token_ids.iter().find(|id| **id as usize >= vocabulary) {
+        bail!("text_token_ids has {id}, the checkpoint's embedding {vocabulary} rows: made with another checkpoint?");
+    }
+    let (frames, pcm) = (picture(options, &golden)?, sound(options, &golden)?);
+
+    let mut ledger = Ledger::new(&golden);
+    let halves = (frames.as_ref().map(|(v, p)| (&v[..], p)), pcm.as_ref().map(|(v, p)| (&v[..], p)));
+    let fused = towers::fuse(&checkpoint, halves.0, halves.1, &mut ledger)?;
+    let mut pipeline = Pipeline::open(&config).map_err(|e| anyhow::anyhow!("{e}"))?;
+    let ending = Ending { end_tokens: &[facts.eos_token_id], max_new_tokens: facts.max_new_tokens.max(1) as usize };
+    let model = pipeline.llm().model();
+    // With the golden ids: a prompt that is tokenized differently is told apart from a model that differs.
+    let answer = language::answer(model, &fused, &facts.text_token_ids, ending, &mut ledger)?;
+
+    let mut rows = ledger.finish();
+    rows.extend(totals(facts, halves.0.map(|h| h.1), halves.1.map(|h| h.1)));
+    let asked = Asked::new(facts);
+    rows.extend(prompt_rows(facts, &asked, &pipeline));
+    rows.extend(answer_rows(facts, &answer, &pipeline)?);
+    rows.extend(piped(options, facts, &asked, frames.as_ref(), pcm.as_ref(), &mut pipeline));
+    Ok(Report { rows })
+}
+
+fn input(dir: &Path, given: Option<&PathBuf>, name: &str, wanted: bool) -> anyhow::Result<Option<PathBuf>> {
+    let path = given.cloned().unwrap_or_else(|| dir.join(format!("{name}.npy")));
+    if !wanted {
+        ensure!(given.is_none(), "--{name} is given, but the golden directory was made without");
+        return Ok(None);
+    }
+    ensure!(path.is_file(), "{} is not there: say with --{name} what the oracle was given", path.display());
+    Ok(Some(path))
+}
+
+fn picture(options: &Options, golden: &Golden) -> anyhow::Result<Half<u8, ImagePlan>> {
+    let facts = &golden.facts;
+    let wanted = facts.frames.is_some() || golden.tensor("image_tokens").is_some();
+    let given = wanted && golden.tensor("pixel_values").is_none() && golden.tensor("vision_features").is_some();
+    ensure!(!given, "the golden directory was made from vision features, the stages start from frames");
+    let Some(path) = input(&options.golden, options.frames.as_ref(), "frames", wanted)? else { return Ok(None) };
+    let rows = inputs::frames(&path)?;
+    let count = (rows.len() / FRAME_BYTES) as u64;
+    ensure!(count >= 2, "{}: {count} frames, a video has at least 2", path.display());
+    let golden = facts.frames.unwrap_or(count);
+    ensure!(golden == count, "{}: {count} frames, the golden directory was made with {golden}", path.display());
+    Ok(Some((rows, ImagePlan::new(1, count))))
+}
+
+fn sound(options: &Options, golden: &Golden) -> anyhow::Result<Half<i16, AudioPlan>> {
+    let facts = &golden.facts;
+    let wanted = facts.audio_windows.is_some() || golden.tensor("mel").is_some();
+    let Some(path) = input(&options.golden, options.pcm.as_ref(), "pcm", wanted)? else { return Ok(None) };
+    let samples = inputs::pcm(&path)?;
+    let plan = AudioPlan::new(samples.len() as u64);
+    let plan = plan.with_context(|| format!("{}: {} samples give no tokens", path.display(), samples.len()))?;
+    Ok(Some((samples, plan)))
+}
+
+/// The totals that positions and grid follow from.
+fn totals(facts: &Facts, image: Option<&ImagePlan>, audio: Option<&AudioPlan>) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut check = |name: &str, got: Option<u64>, want: Option<u64>| {
+        if want.is_some() {
+            rows.push(Row::fact(name, &got, &want));
+        }
+    };
+    check("image_tokens", Some(image.map_or(0, |i| i.tokens)), facts.image_tokens);
+    check("mel_frames", audio.map(|a| a.mel_frames), facts.mel_frames);
+    check("audio_windows", audio.map(|a| a.windows), facts.audio_windows);
+    check("audio_tokens", audio.map(|a| a.tokens), facts.audio_tokens);
+    if facts.grid.is_some() {
+        rows.push(Row::fact("grid", &image.map(|i| i.grid), &facts.grid));
+    }
+    rows.iter_mut().for_each(|row| row.name.push_str(" (count)"));
+    rows
+}
+
+fn prompt_rows(facts: &Facts, asked: &Result<Asked, String>, pipeline: &Pipeline) -> Vec<Row> {
+    let asked = match asked {
+        Ok(asked) => asked,
+        Err(why) => return ["prompt", "text_token_ids"].map(|name| Row::not_compared(name, why)).to_vec(),
+    };
+    let ids = match pipeline.llm().prompter().encode(&asked.question) {
+        Ok(ids) => Row::fact("text_token_ids", &ids, &facts.text_token_ids),
+        Err(e) => Row::failed("text_token_ids", e.to_string()),
+    };
+    let prompt = facts.prompt.as_ref().map(|want| Row::fact("prompt", &asked.prompt(), want));
+    prompt.into_iter().chain([ids]).collect()
+}
+
+fn answer_rows(facts: &Facts, answer: &Answer, pipeline: &Pipeline) -> anyhow::Result<Vec<Row>> {
+    let mut rows = vec![Row::fact("generated_token_ids", &answer.ids, &facts.generated_token_ids)];
+    if let Some(stopped) = facts.stopped_by_eos {
+        rows.push(Row::fact("stopped_by_eos", &(answer.finish == Finish::Stop), &stopped));
+    }
+    let text = decode(pipeline.llm().prompter().tokenizer(), &answer.ids)?;
+    let text = strip(&text);
+    if let Some(want) = &facts.text {
+        rows.push(Row::fact("text", &text, &want.as_str()));
+    }
+    if let (Some(duration), Some(want)) = (facts.duration, &facts.time_ranges) {
+        rows.push(Row::fact("time_ranges", &time_ranges(text, duration)?, want));
+    }
+    Ok(rows)
+}
+
+/// The time ranges of an answer, whatever the task: the oracle looks for them in every answer.
+fn time_ranges(text: &str, duration_s: f64) -> anyhow::Result<TimeRanges> {
+    let ranges = Tasks::builtin().get("retrieval")?.ranges(text, duration_s, 0.0);
+    let written = |start, end| format!("{}-{}", format_hms(start), format_hms(end));
+    Ok(TimeRanges {
+        fractions: stage_llm::task::fractions(text),
+        seconds: ranges.iter().map(|r| (r.start_s, r.end_s)).collect(),
+        formatted: ranges.iter().map(|r| written(r.start_s, r.end_s)).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// The whole pipeline with messages: once in order, then scrambled.
+fn piped(
+    options: &Options,
+    facts: &Facts,
+    asked: &Result<Asked, String>,
+    frames: Option<&(Vec<u8>, ImagePlan)>,
+    pcm: Option<&(Vec<i16>, AudioPlan)>,
+    pipeline: &mut Pipeline,
+) -> Vec<Row> {
+    let zero_frames = frames.is_some_and(|(rows, _)| rows.iter().all(|&b| b == 0));
+    let silence = pcm.is_some_and(|(samples, _)| samples.iter().all(|&s| s == 0));
+    let asked = match asked {
+        Ok(asked) if frames.is_none() && pcm.is_none() => {
+            Err(format!("a job of task {} needs a picture or a sound", asked.task))
+        }
+        Ok(_) if zero_frames || silence => Err("a black picture or silence counts as absent here".to_owned()),
+        Ok(asked) => Ok(asked),
+        Err(why) => Err(why.clone()),
+    };
+    let asked = match asked {
+        Ok(asked) => asked,
+        Err(why) => return vec![Row::not_compared("pipeline", why)],
+    };
+    let mut video = Video::new(frames.map(|f| &f.0[..]), pcm.map(|p| &p.0[..]));
+    video.duration_s = facts.duration.unwrap_or(video.duration_s);
+    let mut request = JobRequest::new(JobId::new("parity").expect("a name"), "in-process", &asked.query);
+    request.task = asked.task.to_owned();
+    request.max_new_tokens = facts.max_new_tokens;
+    let seeds = options.seed..options.seed.saturating_add(options.scrambled);
+    let scrambled = seeds.map(|seed| (format!("pipeline, seed {seed}"), Delivery::scrambled(seed)));
+    let runs = [("pipeline, in order".to_owned(), Delivery::in_order())].into_iter().chain(scrambled);
+    runs.map(|(name, delivery)| match pipeline.answer(&video, &request, delivery) {
+        Ok(answered) => piped_row(&name, &answered, facts),
+        Err(stop) => Row::failed(&name, told(&stop)),
+    })
+    .collect()
+}
+
+fn piped_row(name: &str, answered: &Answered, facts: &Facts) -> Row {
+    let result = &answered.result;
+    if result.token_ids != facts.generated_token_ids {
+        return Row::fact(name, &result.token_ids, &facts.generated_token_ids);
+    }
+    let streamed = answered.streamed();
+    let text = facts.text.as_deref().unwrap_or(&result.text);
+    Row::fact(name, &[result.text.as_str(), strip(&streamed)], &[text, text])
+}

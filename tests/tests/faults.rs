@@ -1,0 +1,57 @@
+//! The fault suite at a size for CI; `cargo run -p tests --bin faults` runs it in full and writes tests/FAULTS.md.
+
+use std::sync::LazyLock;
+
+use tests::faults::{Row, Scale, broker, ends, flow, killed, messages};
+use tokio::sync::Mutex;
+
+/// Bounds are times: the cases run one after another.
+static ONE_AT_A_TIME: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
+
+async fn show(case: impl AsyncFnOnce(&Scale) -> Row) -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    case(&Scale::short()).await.check().map(|row| println!("{row:?}"))
+}
+
+/// The same on the broker that Debian ships, where there is one.
+async fn show_on_the_old_broker(case: impl AsyncFnOnce(&Scale) -> Row) -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let Some(old) = tests::harness::brokers().into_iter().flatten().next() else { return Ok(()) };
+    let scale = Scale { broker: Some(old), jobs: 8, ..Scale::short() };
+    case(&scale).await.check().map(|row| println!("{row:?}"))
+}
+
+macro_rules! cases {
+    ($($name:ident: $show:ident($case:path);)*) => {
+        $(#[tokio::test(flavor = "multi_thread")]
+        async fn $name() -> anyhow::Result<()> {
+            $show($case).await
+        })*
+    };
+}
+
+cases! {
+    jobs_are_answered_whichever_stage_is_killed: show(killed::any_stage);
+    jobs_are_answered_whichever_stage_is_killed_on_the_old_broker: show_on_the_old_broker(killed::any_stage);
+    a_message_that_kills_every_worker_fails_its_job_and_no_other: show(killed::by_a_message);
+    a_job_that_kills_every_owner_fails_and_no_other: show(killed::by_a_job);
+    two_owners_of_a_job_end_it_once_and_tell_its_text_once: show(killed::two_owners);
+    all_stages_may_start_at_the_same_time: show(killed::start_together);
+    jobs_are_answered_though_the_broker_is_killed_and_restarted: show(broker::restarted);
+    jobs_are_answered_though_the_old_broker_is_killed_and_restarted: show_on_the_old_broker(broker::restarted);
+    jobs_are_answered_though_the_broker_comes_back_with_a_smaller_limit: show(broker::smaller_payload);
+    jobs_are_answered_though_the_broker_stands_still: show(broker::paused);
+    jobs_are_answered_once_a_full_disk_has_room_again: show(broker::disk_full);
+    garbage_on_any_subject_kills_nothing: show(messages::poison);
+    a_poison_message_fails_its_own_job_and_is_kept: show(messages::poison_of_a_job);
+    duplicates_of_every_message_change_nothing: show(messages::duplicates);
+    the_order_of_messages_changes_nothing: show(messages::out_of_order);
+    a_full_stream_slows_its_producer: show(flow::full_stream);
+    many_jobs_with_little_room_do_not_block_each_other: show(flow::no_deadlock);
+    memory_does_not_grow_with_the_length_of_a_video: show(flow::long_video);
+    a_slow_consumer_slows_nobody_else: show(flow::slow_consumer);
+    a_cancelled_job_is_gone_within_a_second: show(ends::cancel);
+    a_job_without_a_worker_is_cancelled_at_once: show(ends::cancel_without_a_worker);
+    deadlines_hold_for_jobs_in_work_and_in_line: show(ends::deadline);
+    jobs_of_clients_that_are_gone_are_answered: show(ends::client_gone);
+}
