@@ -392,7 +392,7 @@ impl Message for FeatureBatch<'_> {
         if self.modality == Modality::Audio && self.tensor.rows() > 0 {
             let quantum = crate::plan::AUDIO_POOL;
             let end = self.offset + self.tensor.rows() as u64;
-            let whole = self.offset % quantum == 0 && (end % quantum == 0 || Some(end) == total);
+            let whole = self.offset.is_multiple_of(quantum) && (end.is_multiple_of(quantum) || Some(end) == total);
             allowed(whole, "audio rows are not cut at a multiple of 5")?;
         }
         Ok(())

@@ -69,7 +69,8 @@ fn print_result(request: &JobRequest, result: &JobResult, style: Style) {
     }
     if result.ranges.is_empty() {
         // A terminal obeys control characters; an answer has no business commanding it.
-        let harmless = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c };
+        let harmless =
+            |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c };
         println!("{}", result.text.chars().map(harmless).collect::<String>());
         return;
     }

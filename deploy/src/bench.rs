@@ -208,8 +208,13 @@ fn load(stage: StageName, model: &ModelConfig, messages: u64, name: &str) -> any
                 let shape = [n as usize, FRAME_SIDE, FRAME_SIDE, 3];
                 let tensor = Tensor::new(Dtype::U8, &shape, noise(n as usize * FRAME_BYTES))?;
                 let offset = i * n;
-                let batch =
-                    FrameBatch { v: wire::VERSION, job: job.clone(), plan: plan(Some(image.clone()), None), offset, tensor };
+                let batch = FrameBatch {
+                    v: wire::VERSION,
+                    job: job.clone(),
+                    plan: plan(Some(image.clone()), None),
+                    offset,
+                    tensor,
+                };
                 (Output::Frames(batch), offset * per_frame, n * per_frame, n)
             }
             StageName::Audio => {
@@ -228,7 +233,8 @@ fn load(stage: StageName, model: &ModelConfig, messages: u64, name: &str) -> any
             StageName::Fuse => {
                 let n = FRAMES_PER_MESSAGE * per_frame;
                 let width = 4 * model.vision.hidden_size;
-                let values = noise(n as usize * width).into_iter().flat_map(|b| (f32::from(b) / 128.0 - 1.0).to_le_bytes());
+                let values =
+                    noise(n as usize * width).into_iter().flat_map(|b| (f32::from(b) / 128.0 - 1.0).to_le_bytes());
                 let tensor = Tensor::new(Dtype::F32, &[n as usize, width], values.collect::<Vec<u8>>())?;
                 let batch = FeatureBatch {
                     v: wire::VERSION,
@@ -240,7 +246,9 @@ fn load(stage: StageName, model: &ModelConfig, messages: u64, name: &str) -> any
                 };
                 (Output::Features(batch), i * n, n, n)
             }
-            StageName::Decode | StageName::Llm => bail!("stage-{stage} is measured with the whole pipeline: `vidi ask`"),
+            StageName::Decode | StageName::Llm => {
+                bail!("stage-{stage} is measured with the whole pipeline: `vidi ask`")
+            }
         };
         let bodies = output.encode(usize::MAX)?;
         load.starts.push(start);

@@ -284,8 +284,7 @@ async fn run_up(config: &mut Config, up: Up) -> Result<(), Fatal> {
     let housing = if up.one_process { Housing::OneProcess } else { Housing::Processes(supervisor::Logs::Inherit) };
     let dir = pipeline::state_dir();
     let mut pipeline =
-        pipeline::Pipeline::start(config, &dir, &replicas, &housing, &broker::Options::default())
-            .await?;
+        pipeline::Pipeline::start(config, &dir, &replicas, &housing, &broker::Options::default()).await?;
     let note = pipeline::leave_note(pipeline.bus()).map_err(|e| Fatal(Exit::Usage, format!("{e:#}")))?;
     let mut shutdown = on_signal();
     let outcome = tokio::select! {
@@ -353,7 +352,8 @@ async fn run_ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
     let dir = tempfile::tempdir().map_err(|e| Fatal(Exit::Other, format!("no temporary directory: {e}")))?;
     let housing = Housing::Processes(supervisor::Logs::Directory(dir.path().to_owned()));
     let each = StageName::ALL.map(|s| (s, 1));
-    let mut pipeline = pipeline::Pipeline::start(config, dir.path(), &each, &housing, &broker::Options::default()).await?;
+    let mut pipeline =
+        pipeline::Pipeline::start(config, dir.path(), &each, &housing, &broker::Options::default()).await?;
     let bus = pipeline.bus().clone();
     let outcome = tokio::select! {
         outcome = follow(&bus, &request, style) => outcome,

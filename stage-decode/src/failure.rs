@@ -83,3 +83,22 @@ pub(crate) fn from_bus(path: &Path, message: &gst::Message) -> Option<JobError> 
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_plugin_is_named_with_the_package_that_has_it() {
+        crate::pipeline::init().unwrap();
+        let caps = gst::Caps::builder("video/x-h265").build();
+        let error = no_plugin(Path::new("/films/a.mp4"), &caps);
+        assert_eq!(error.kind, ErrorKind::UnsupportedMedia);
+        assert!(error.message.contains("/films/a.mp4") && error.message.contains("H.265"), "{error}");
+        assert!(error.hint.contains("gstreamer1.0-libav"), "{error}");
+        // What GStreamer itself finds missing arrives as a message.
+        let source = gst::ElementFactory::make("fakesrc").build().unwrap();
+        let message = pbutils::MissingPluginMessage::builder_for_decoder(&caps).src(&source).build();
+        assert_eq!(from_bus(Path::new("/films/a.mp4"), &message), Some(error));
+    }
+}

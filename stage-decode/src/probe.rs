@@ -176,9 +176,11 @@ fn from_segment(segment: &matroska::Segment) -> Examined {
     let picture =
         of_kind(1).max_by_key(|t| (t.default, u64::from(t.width) * u64::from(t.height), std::cmp::Reverse(t.uid)));
     let sound = of_kind(2).max_by_key(|t| (t.default, t.channels, std::cmp::Reverse(t.uid)));
-    // GStreamer's name of a Matroska track is its UID, in three digits at least.
-    let selection =
-        |kind, uid| Selection { kind, track: Some(format!("{uid:03}")), unmarked: true, overlays: Vec::new() };
+    let selection = |kind, track: &matroska::Track| {
+        // GStreamer's name of a Matroska track is its number and UID, in three digits at least.
+        let name = format!("{:03}:{:03}", track.number, track.uid);
+        Selection { kind, track: Some(name), unmarked: true, overlays: Vec::new() }
+    };
 
     let mut info = blank(segment.container(), segment.duration_s());
     let picture = picture.map(|track| {
@@ -187,7 +189,7 @@ fn from_segment(segment: &matroska::Segment) -> Examined {
         (info.width, info.height) = (track.width, track.height);
         info.codecs.push(codec_name(&track.codec));
         let shown = std::iter::once(0..u64::MAX).collect();
-        PictureTrack { selection: selection(Kind::Picture, track.uid), shown, turn: Turn::None }
+        PictureTrack { selection: selection(Kind::Picture, track), shown, turn: Turn::None }
     });
     let sound = sound.map(|track| {
         info.has_audio = true;
@@ -195,7 +197,7 @@ fn from_segment(segment: &matroska::Segment) -> Examined {
         info.codecs.push(codec_name(&track.codec));
         let trim =
             Trim { skip: track.delay_ns, discard: track.discard_ns, timescale: 1_000_000_000, ..Trim::default() };
-        SoundTrack { selection: selection(Kind::Sound, track.uid), trim }
+        SoundTrack { selection: selection(Kind::Sound, track), trim }
     });
     Examined { info, picture, sound }
 }

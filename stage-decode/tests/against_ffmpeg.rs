@@ -202,6 +202,44 @@ fn a_cut_without_re_encoding_shows_what_its_edit_list_says() {
 }
 
 #[test]
+fn an_open_group_of_pictures_that_was_cut_is_not_shifted() {
+    let dir = tempdir().unwrap();
+    let open = "-c:v libx265 -preset veryfast -x265-params log-level=error:open-gop=1:keyint=25";
+    let whole = make(dir.path(), "whole.mkv", &[picture("320x240", "50", 5.0)], open);
+    let path = dir.path().join("cut.mp4");
+    run("ffmpeg", &words(&format!("-v error -y -ss 1.1 -i {} -c copy {}", whole.display(), path.display())));
+    let (info, kept) = decode(&path);
+    check_frames(&path, &info, &kept);
+}
+
+#[test]
+fn opus_that_was_cut_still_loses_its_delay() {
+    let dir = tempdir().unwrap();
+    let whole = make(dir.path(), "whole.webm", &[sound(48_000, 4.0)], "-c:a libopus");
+    let path = dir.path().join("cut.webm");
+    run("ffmpeg", &words(&format!("-v error -y -ss 1.2 -i {} -c copy {}", whole.display(), path.display())));
+    check_sound(&path, &decode(&path).1);
+}
+
+#[test]
+fn of_several_sounds_the_one_that_ffmpeg_takes() {
+    for (name, options) in [("a.mp4", ""), ("a.mkv", "-disposition:a:0 default"), ("a.ts", "")] {
+        let mono = input("aevalsrc=0.3*sin(2*PI*300*t):s=44100:d=3".to_owned());
+        let inputs = [picture("320x240", "25", 3.0), mono, sound(48_000, 3.0)];
+        let options = format!("-map 0 -map 1 -map 2 {X264} -c:a aac {options}");
+        let dir = tempdir().unwrap();
+        let path = make(dir.path(), name, &inputs, &options);
+        let (_, kept) = decode(&path);
+        let mut all = words("-v error -i");
+        all.push(path.to_str().unwrap().to_owned());
+        all.extend(words("-f s16le -ac 1 -ar 16000 -"));
+        let raw = run("ffmpeg", &all);
+        let theirs: Vec<i16> = raw.as_chunks::<2>().0.iter().map(|b| i16::from_le_bytes(*b)).collect();
+        assert!(snr(&theirs, &kept.pcm()) > SAME, "{name}");
+    }
+}
+
+#[test]
 fn fragmented_mp4() {
     for flags in ["frag_keyframe+empty_moov", "frag_keyframe"] {
         let inputs = [picture("320x240", "30", 4.0), sound(44_100, 4.0)];
@@ -215,6 +253,7 @@ fn sound_of_five_channels_and_a_low_one() {
     let inputs = [picture("320x240", "30", 3.0), input(format!("aevalsrc={tones}:s=48000:d=3:c=5.1"))];
     both("a.mp4", &inputs, &format!("{X264} -c:a aac -ac 6"));
     both("a.mkv", &inputs, &format!("{X264} -c:a ac3 -ac 6"));
+    both("b.mkv", &inputs, &format!("{X264} -c:a libopus -ac 6"));
 }
 
 #[test]

@@ -135,8 +135,7 @@ impl LlmStage {
 
         let mut progress = Progress::default();
         self.take_video(&mut intake, prompt.len() as u64, port, &mut clock, &mut progress, observe)?;
-        let logits =
-            self.model.prefill(&prompt, &mut text, intake.video(), observe).map_err(|e| here(e.into()))?;
+        let logits = self.model.prefill(&prompt, &mut text, intake.video(), observe).map_err(|e| here(e.into()))?;
         let (_, media) = intake.tokens();
         let total = media + prompt.len() as u64;
         progress.tell(port, total, total)?;
@@ -221,14 +220,13 @@ impl LlmStage {
         let mut sampler = Sampler::new(request.temperature, request.top_p, request.seed);
         let mut detokenizer = Detokenizer::new(self.prompter.tokenizer());
         let mut ids = Vec::new();
-        let finish =
-            generate(&self.model, logits, text, intake.video(), &mut sampler, ending, observe, &mut |id| {
-                clock.token();
-                ids.push(id);
-                let delta = detokenizer.push(id).map_err(here)?;
-                send(port, delta)?;
-                if port.cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
-            })?;
+        let finish = generate(&self.model, logits, text, intake.video(), &mut sampler, ending, observe, &mut |id| {
+            clock.token();
+            ids.push(id);
+            let delta = detokenizer.push(id).map_err(here)?;
+            send(port, delta)?;
+            if port.cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
+        })?;
         send(port, detokenizer.flush().map_err(here)?)?;
         Ok(Answer { ids, finish })
     }

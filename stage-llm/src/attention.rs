@@ -199,9 +199,7 @@ impl CustomOp1 for CapSoftmax {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (kv_heads, rows, keys) = layout.shape().dims3()?;
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("scores are not contiguous")
-        };
+        let Some((start, end)) = layout.contiguous_offsets() else { candle_core::bail!("scores are not contiguous") };
         let scores = &storage.as_slice::<f32>()?[start..end];
         let mut out = vec![0f32; kv_heads * rows * (keys + 2)];
         let row = |(i, (out, scores)): (usize, (&mut [f32], &[f32]))| {

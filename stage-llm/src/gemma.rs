@@ -50,15 +50,13 @@ struct RopeTable {
 impl Rope {
     fn new(c: &ModelConfig) -> Self {
         let exponent = |j: usize| (2 * j) as f32 / c.head_dim as f32;
-        let inv_freq =
-            (0..c.head_dim / 2).map(|j| 1.0 / c.rope_theta.powf(f64::from(exponent(j))) as f32).collect();
+        let inv_freq = (0..c.head_dim / 2).map(|j| 1.0 / c.rope_theta.powf(f64::from(exponent(j))) as f32).collect();
         Rope { inv_freq }
     }
 
     fn table(&self, first: usize, n: usize, dtype: DType, device: &Device) -> Result<RopeTable> {
         // The angle is an f32 product; its cosine is taken in f64 so that the table has no error of its own.
-        let angles =
-            || (first..first + n).flat_map(|p| self.inv_freq.iter().map(move |f| f64::from(p as f32 * f)));
+        let angles = || (first..first + n).flat_map(|p| self.inv_freq.iter().map(move |f| f64::from(p as f32 * f)));
         let shape = (n, self.inv_freq.len());
         let cos: Vec<f32> = angles().map(|a| a.cos() as f32).collect();
         let sin: Vec<f32> = angles().map(|a| a.sin() as f32).collect();
@@ -312,9 +310,7 @@ impl Gemma {
         video: &VideoCache,
         observe: &mut dyn Observe,
     ) -> Result<()> {
-        let Some(cache) = video.half(modality) else {
-            candle_core::bail!("there is no cache for {modality} tokens")
-        };
+        let Some(cache) = video.half(modality) else { candle_core::bail!("there is no cache for {modality} tokens") };
         let mut x = (tokens * self.embedding_scale)?; // [n, D]
         for (i, layer) in self.layers.iter().enumerate() {
             observe.see(Boundary::MediaHidden(modality, i, offset), &x)?;

@@ -30,8 +30,8 @@ impl Prompter {
     /// `vocabulary`, the rows of the model's embedding.
     pub fn open(path: &Path, vocabulary: usize, max_tokens: usize) -> Result<Self, CheckpointError> {
         let kind = if path.is_file() { CheckpointErrorKind::Malformed } else { CheckpointErrorKind::Missing };
-        let tokenizer = Tokenizer::from_file(path)
-            .map_err(|e| CheckpointError::new(kind, format!("{}: {e}", path.display())))?;
+        let tokenizer =
+            Tokenizer::from_file(path).map_err(|e| CheckpointError::new(kind, format!("{}: {e}", path.display())))?;
         let last = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
         if last as usize >= vocabulary {
             let detail = format!("{}: has token {last}, the model's embedding {vocabulary} rows", path.display());

@@ -51,8 +51,7 @@ pub enum AnswerKind {
 impl Tasks {
     /// The tasks that come with the program.
     pub fn builtin() -> Self {
-        toml::from_str(include_str!("tasks.toml"))
-            .expect("tasks.toml is well formed, a test says so. This is a bug.")
+        toml::from_str(include_str!("tasks.toml")).expect("tasks.toml is well formed, a test says so. This is a bug.")
     }
 
     /// The task of a name.

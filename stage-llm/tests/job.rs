@@ -70,11 +70,7 @@ fn a_job_is_planned_asked_for_taken_and_answered() {
         .events
         .iter()
         .filter_map(|e| {
-            if let Event::Progress { stage: StageName::Llm, done, total } = e {
-                Some((*done, *total))
-            } else {
-                None
-            }
+            if let Event::Progress { stage: StageName::Llm, done, total } = e { Some((*done, *total)) } else { None }
         })
         .collect();
     assert!(progress.len() >= 2 && progress.is_sorted(), "{progress:?}");
@@ -147,10 +143,8 @@ fn a_job_that_does_not_fit_is_refused_with_the_figures_before_decoding_is_asked_
     let model = Model::new();
     let footprint = *model.stage(Settings::default()).unwrap().footprint();
     let resident = footprint.weights_bytes + footprint.activation_bytes;
-    let with = |tokens: u64| Settings {
-        budget_bytes: Some(resident + tokens * footprint.token_bytes),
-        ..Settings::default()
-    };
+    let with =
+        |tokens: u64| Settings { budget_bytes: Some(resident + tokens * footprint.token_bytes), ..Settings::default() };
     // 588 image tokens, 40 audio tokens and 10 for a second of margin, and the text.
     let mut wide = model.stage(with(638 + 512)).unwrap();
     assert!(wide.answer(&request("a cat", 6), &mut port()).is_ok());
@@ -238,12 +232,7 @@ fn a_span_is_planned_and_asked_for_alone() {
 #[test]
 fn weights_that_are_no_numbers_fail_the_job_and_not_the_stage() {
     let damaged =
-        Model::with(
-            json!({}),
-            |name, t| {
-                if name == "model.norm.weight" { Some((t? * f64::NAN).unwrap()) } else { t }
-            },
-        );
+        Model::with(json!({}), |name, t| if name == "model.norm.weight" { Some((t? * f64::NAN).unwrap()) } else { t });
     let mut stage = damaged.stage(Settings::default()).unwrap();
     for _ in 0..2 {
         assert_eq!(failure(stage.answer(&request("a cat", 6), &mut port())).kind, ErrorKind::Model);

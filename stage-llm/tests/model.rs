@@ -85,8 +85,7 @@ fn every_modality_token_counts() {
 #[test]
 fn a_video_with_a_gap_is_not_answered_about() {
     let model = Model::new().gemma(DType::F32);
-    let video =
-        absorb(&model, &tokens(50, 1), &tokens(13, 2), &[(Modality::Image, 0, 20), (Modality::Audio, 0, 13)]);
+    let video = absorb(&model, &tokens(50, 1), &tokens(13, 2), &[(Modality::Image, 0, 20), (Modality::Audio, 0, 13)]);
     assert_eq!(video.first_gap(), Some((Modality::Image, 20..50)));
     let mut text = TextCache::new(model.geometry(), 32, model.device()).unwrap();
     assert!(model.prefill(&PROMPT, &mut text, &video, &mut ()).is_err());

@@ -106,12 +106,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Stop::Failed`] with the job's error.
-    pub fn answer(
-        &mut self,
-        video: &Video<'_>,
-        request: &JobRequest,
-        delivery: Delivery,
-    ) -> Result<Answered, Stop> {
+    pub fn answer(&mut self, video: &Video<'_>, request: &JobRequest, delivery: Delivery) -> Result<Answered, Stop> {
         let start_s = request.span.map_or(0.0, |[start, _]| start);
         let whole = JobRequest { span: None, ..request.clone() };
         let stages = Encoders { vision: &mut self.vision, audio: &mut self.audio, fuse: &mut self.fuse };
@@ -201,7 +196,7 @@ impl InProcess<'_> {
         let mut batches = self.delivery.frame_batches(image.frames);
         if rows.iter().all(|&b| b == 0) {
             plan.image = None;
-            batches = vec![0..0];
+            batches = std::iter::once(0..0).collect();
         }
         let mut features = Vec::new();
         for batch in batches {

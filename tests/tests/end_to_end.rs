@@ -32,8 +32,14 @@ fn error_kind(events: &[common::event::JobEvent]) -> anyhow::Result<ErrorKind> {
     }
 }
 
+/// What stage-decode delivered; none for a half that is absent.
+struct Dumped {
+    frames: Option<Vec<u8>>,
+    pcm: Option<Vec<i16>>,
+}
+
 /// frames.npy and pcm.npy as `decode.dump` writes them: bytes behind the header.
-fn dumped(dir: &Path) -> anyhow::Result<(Option<Vec<u8>>, Option<Vec<i16>>)> {
+fn dumped(dir: &Path) -> anyhow::Result<Dumped> {
     let body = |name: &str| -> anyhow::Result<Option<Vec<u8>>> {
         let Ok(file) = std::fs::read(dir.join(name)) else { return Ok(None) };
         let header = usize::from(u16::from_le_bytes([file[8], file[9]]));
@@ -43,13 +49,14 @@ fn dumped(dir: &Path) -> anyhow::Result<(Option<Vec<u8>>, Option<Vec<i16>>)> {
         let floats = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         floats.map(|s| (s * 32768.0) as i16).collect()
     });
-    Ok((body("frames.npy")?, pcm))
+    Ok(Dumped { frames: body("frames.npy")?, pcm })
 }
 
 /// The pipeline's answer is the answer of the same stages in one process, without a bus, for the frames and samples
 /// that stage-decode delivered. (That those stages compute what the reference computes is shown by `parity.rs`.)
 #[tokio::test(flavor = "multi_thread")]
-async fn five_processes_answer_as_the_stages_do_without_a_bus_whatever_the_broker_and_its_limit() -> anyhow::Result<()> {
+async fn five_processes_answer_as_the_stages_do_without_a_bus_whatever_the_broker_and_its_limit() -> anyhow::Result<()>
+{
     for broker in brokers() {
         for max_payload in [1 << 20, 8 << 20] {
             let dump = tempfile::tempdir()?;
@@ -66,13 +73,10 @@ async fn five_processes_answer_as_the_stages_do_without_a_bus_whatever_the_broke
             let request = request("job", &file, "a man slicing onions");
             let events = rig.answer(&request).await?;
             let result = result(&events).with_context(|| rig.log())?;
-            let (frames, pcm) = dumped(dump.path())?;
-            let reference = tests::pipeline::answer_in_process(
-                &checkpoint("tied"),
-                frames.as_deref(),
-                pcm.as_deref(),
-                &request,
-            ).map_err(|stop| anyhow::anyhow!("{stop:?}"))?;
+            let Dumped { frames, pcm } = dumped(dump.path())?;
+            let reference =
+                tests::pipeline::answer_in_process(&checkpoint("tied"), frames.as_deref(), pcm.as_deref(), &request)
+                    .map_err(|stop| anyhow::anyhow!("{stop:?}"))?;
             ensure!(result.token_ids == reference.token_ids, "{broker:?} {max_payload}: {result:?}");
             ensure!(result.text == reference.text && result.finish == reference.finish, "{result:?}");
             let image = result.plan.image.as_ref().context("no picture")?;
@@ -112,7 +116,10 @@ async fn bad_input_fails_its_job_with_a_reason_and_the_pipeline_answers_the_next
     std::fs::write(media.join("text.mp4"), "this is not a video, whatever its name says\n".repeat(50))?;
     let whole = std::fs::read(&good)?;
     std::fs::write(media.join("truncated.mp4"), &whole[..whole.len() / 2])?;
-    ffmpeg("-f lavfi -i testsrc2=size=64x64:rate=25 -frames:v 1 -c:v libx264 -pix_fmt yuv420p", &media.join("one.mp4"))?;
+    ffmpeg(
+        "-f lavfi -i testsrc2=size=64x64:rate=25 -frames:v 1 -c:v libx264 -pix_fmt yuv420p",
+        &media.join("one.mp4"),
+    )?;
     let outside = rig.dir.path().join("outside.mp4");
     std::fs::copy(&good, &outside)?;
     std::os::unix::fs::symlink(&outside, media.join("link.mp4"))?;

@@ -80,14 +80,20 @@ fn heads_of_the_real_widths_and_16_bit_weights_give_what_the_oracle_gives() {
     holds("realdims", "realdims", 2);
 }
 
-/// A copy of the case without sound, the quickest one.
+/// A copy of a case of the checkpoint `tied`.
 struct Copied(tempfile::TempDir);
 
 impl Copied {
+    /// The case without sound, the quickest one.
     fn new() -> Self {
+        Copied::of("no_audio")
+    }
+
+    fn of(case: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        for file in ["frames.npy", "golden.json", "golden.safetensors"] {
-            std::fs::copy(golden("cases/no_audio").join(file), dir.path().join(file)).unwrap();
+        for file in std::fs::read_dir(golden("cases").join(case)).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
         }
         Copied(dir)
     }
@@ -148,7 +154,9 @@ fn the_command_prints_every_boundary_and_says_by_its_exit_status_that_all_is_wel
     let output = Copied::new().run(&["--chunking", "7", "--chunkings", "1"]);
     let table = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{table}{}", String::from_utf8_lossy(&output.stderr));
-    for name in ["pixel_values", "vision_layer1_frame0", "image_tokens", "text_hidden.4", "step_logits", "pipeline, seed 7"] {
+    for name in
+        ["pixel_values", "vision_layer1_frame0", "image_tokens", "text_hidden.4", "step_logits", "pipeline, seed 7"]
+    {
         let line = table.lines().find(|l| l.starts_with(&format!("{name} "))).unwrap_or_default();
         assert!(line.ends_with(" ok"), "{name}: {line:?}\n{table}");
     }
@@ -166,12 +174,27 @@ fn the_command_fails_and_names_the_boundary_that_is_off_by_little_more_than_its_
 
 #[test]
 fn every_boundary_fails_alone_when_it_is_off_by_more_than_its_tolerance_and_only_then() {
-    let tower = ["vision_embed_frame0", "vision_layer0_frame0", "vision_features", "pooled", "pos_h", "pos_t_image", "image_tokens"];
+    let tower = [
+        "vision_embed_frame0",
+        "vision_layer0_frame0",
+        "vision_features",
+        "pooled",
+        "pos_h",
+        "pos_t_image",
+        "image_tokens",
+    ];
     let text = ["image_hidden.3", "text_hidden.0", "text_hidden.4", "text_final_norm", "prefill_logits", "step_logits"];
     for (name, tolerance) in tower.map(|n| (n, 3e-6)).into_iter().chain(text.map(|n| (n, 2e-5))) {
         assert_eq!(Copied::new().tensor(name, scaled(1.5 * tolerance)).failures(), [name]);
         assert!(Copied::new().tensor(name, scaled(0.5 * tolerance)).failures().is_empty(), "{name}");
     }
+}
+
+#[test]
+fn one_mel_value_fails_when_it_is_off_by_more_than_its_tolerance_and_only_then() {
+    let louder = |by: f32| move |values: &mut [f32]| values[900] += by;
+    assert_eq!(Copied::of("open_question").tensor("mel", louder(2e-4)).failures(), ["mel"]);
+    assert!(Copied::of("open_question").tensor("mel", louder(5e-5)).failures().is_empty());
 }
 
 #[test]

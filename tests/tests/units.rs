@@ -119,14 +119,14 @@ fn pixels_become_the_oracles_values_to_the_last_bit() {
 fn mel_features_follow_from_the_oracles_window_and_filters() {
     let hann = tensor("hann400").to_vec1::<f32>().unwrap();
     let filters = tensor("mel_filterbank_f64").to_vec2::<f64>().unwrap(); // [201, 128]
-    let pcm: Vec<i16> = (0..64_000u64).map(|i| ((i * i % 32_749) as i32 - 16_374) as i16 / (1 + (i / 9_000) as i16)).collect();
+    let pcm: Vec<i16> =
+        (0..64_000u64).map(|i| ((i * i % 32_749) as i32 - 16_374) as i16 / (1 + (i / 9_000) as i16)).collect();
     let mel = LogMel::new(128).window(&pcm);
     let loudest = f64::from(mel.iter().fold(f32::MIN, |a, &b| a.max(b))) * 4.0 - 4.0;
     // Frames away from the ends: mirroring is tested in stage-audio.
     for frame in [5, 130, 255, 390] {
-        let x: Vec<f64> = (0..400)
-            .map(|i| f64::from(pcm[frame * 160 + i - 200]) / 32768.0 * f64::from(hann[i]))
-            .collect();
+        let x: Vec<f64> =
+            (0..400).map(|i| f64::from(pcm[frame * 160 + i - 200]) / 32768.0 * f64::from(hann[i])).collect();
         let power: Vec<f64> = (0..201)
             .map(|bin| {
                 let angle = |i: usize| std::f64::consts::TAU * (bin * i % 400) as f64 / 400.0;
@@ -172,6 +172,7 @@ fn patches_are_pooled_to_every_grid_as_by_the_oracle() {
     let patches = tensor("pool_in");
     for side in [10, 12, 14, 16, 18, 20, 22, 24, 26, 28] {
         let off = worst(&pool(&patches, side / 2).unwrap(), &tensor(&format!("pool_out_side{side}")));
-        assert!(off < 1e-6, "side {side}: {off}");
+        // Source coordinates reach 27 in f32: an ulp there is 1.9e-6 of the way from one patch to the next.
+        assert!(off < 4e-6, "side {side}: {off}");
     }
 }

@@ -260,7 +260,7 @@ async fn connect_options(
                     reconnects.fetch_add(1, Ordering::Relaxed);
                     tracing::info!("connected to the broker again");
                 }
-                async_nats::Event::Connected => {}
+                async_nats::Event::Connected | async_nats::Event::Closed => {}
                 async_nats::Event::Disconnected => tracing::warn!("broker is away"),
                 other => tracing::warn!(event = %other, "broker connection"),
             }

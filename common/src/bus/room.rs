@@ -155,9 +155,8 @@ impl Bus {
                 return outcome;
             }
             ledger.v = wire::VERSION;
-            let publish = PublishMessage::build()
-                .expected_last_subject_sequence(sequence)
-                .payload(wire::encode(&ledger).into());
+            let publish =
+                PublishMessage::build().expected_last_subject_sequence(sequence).payload(wire::encode(&ledger).into());
             let stored = match self.js.send_publish(self.subjects().room(), publish).await {
                 Ok(ack) => ack.await,
                 Err(e) => Err(e),

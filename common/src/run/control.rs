@@ -261,8 +261,9 @@ impl Ear {
             }
             (verb, _) => {
                 self.bus.note_unreadable();
-                reply.error =
-                    Some(format!("control.{verb} is not understood; there are cancel {{job}}, drain {{instance}} or {{stage}}"));
+                reply.error = Some(format!(
+                    "control.{verb} is not understood; there are cancel {{job}}, drain {{instance}} or {{stage}}"
+                ));
                 self.answer(message, encoding, reply, None);
             }
         }

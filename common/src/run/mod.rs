@@ -116,7 +116,8 @@ where
         counters.in_flight.store(1, Ordering::Relaxed);
         let outcome = if delivery.exhausted(self.bus.config().max_deliver) {
             let tried = delivery.redeliveries;
-            let text = format!("{tried} workers took the message and neither finished nor gave it back: they died of it");
+            let text =
+                format!("{tried} workers took the message and neither finished nor gave it back: they died of it");
             Err(Stop::Failed(JobError::new(ErrorKind::PoisonMessage, text)))
         } else {
             self.compute(&job, &delivery, flag.clone()).await

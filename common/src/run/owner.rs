@@ -151,7 +151,8 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
         let outcome = match self.tries_left(&job, &delivery).await {
             0 => {
                 let tried = delivery.redeliveries;
-                let text = format!("{tried} workers took the job and neither finished nor gave it back: they died of it");
+                let text =
+                    format!("{tried} workers took the job and neither finished nor gave it back: they died of it");
                 let error = JobError::new(ErrorKind::WorkerLost, text).hint("look at the log of stage-llm");
                 super::bury(bus, StageName::Llm, Some(&job), &delivery, &error).await;
                 Err(Stop::Failed(error))
@@ -229,8 +230,7 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
     /// Stops all stages' work for a job, and says which had some.
     async fn cancelled(&self, job: &JobId, world: &World) -> Event {
         let started = Instant::now();
-        let request =
-            ControlRequest { v: wire::VERSION, job: Some(job.clone()), ended: true, ..Default::default() };
+        let request = ControlRequest { v: wire::VERSION, job: Some(job.clone()), ended: true, ..Default::default() };
         let replies = control::gather(self.bus, "cancel", &request).await.unwrap_or_default();
         let mut stages_stopped: Vec<StageName> =
             replies.iter().filter(|r| r.stopped).map(|r| r.stage).chain([StageName::Llm]).collect();

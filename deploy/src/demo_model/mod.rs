@@ -8,7 +8,7 @@
 //! * [`tensors`]: every tensor of a size, with the distribution of its values;
 //! * [`random`]: values from a counter, so that any part of a tensor can be made alone;
 //! * [`shards`]: the safetensors files and their index, streamed to disk;
-//! * [`config`]: `config.json`;
+//! * [`config`] for `config.json`;
 //! * [`tokenizer`]: `tokenizer.json` and `tokenizer_config.json`;
 //! * [`directory`]: what may be overwritten.
 //!

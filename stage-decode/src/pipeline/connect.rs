@@ -46,20 +46,27 @@ pub(super) fn connect(
         }
     };
     let shared = shared.clone();
-    parse.connect_no_more_pads({
+    let missing = {
         let (shared, path, report) = (shared.clone(), path.clone(), report.clone());
-        move |_| {
+        move || {
             if !shared.found.load(Ordering::Relaxed) {
                 report(failure::unsupported(&path, &format!("no {} track can be read", kind.noun())));
             }
         }
-    });
+    };
     parse.connect_pad_added(move |_, pad| {
         let Some(whole) = pipeline.upgrade() else { return };
         let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
         let Some(name) = caps.structure(0).map(|s| s.name().to_string()) else { return };
         let other = selection.track.is_some() && track_name(pad) != selection.track;
         if !selection.kind.takes(&name) || other || shared.found.swap(true, Ordering::Relaxed) {
+            let missing = missing.clone();
+            pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+                if matches!(&info.data, Some(gst::PadProbeData::Event(e)) if e.type_() == gst::EventType::Eos) {
+                    missing();
+                }
+                gst::PadProbeReturn::Ok
+            });
             return discard(&whole, pad);
         }
         if selection.unmarked {

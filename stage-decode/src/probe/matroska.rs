@@ -27,7 +27,7 @@ pub(crate) struct Segment {
 /// One track and what was counted of it.
 #[derive(Debug, Default)]
 pub(crate) struct Track {
-    number: u64,
+    pub(crate) number: u64,
     pub(crate) uid: u64,
     /// 1: picture, 2: sound.
     pub(crate) kind: u64,

@@ -26,7 +26,11 @@ struct Args {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let scale = Scale { jobs: args.jobs, seed: args.seed, ..Scale::full() };
-    let old = tests::harness::brokers().into_iter().flatten().next().map(|broker| Scale { broker: Some(broker), ..scale.clone() });
+    let old = tests::harness::brokers()
+        .into_iter()
+        .flatten()
+        .next()
+        .map(|broker| Scale { broker: Some(broker), ..scale.clone() });
     let mut rows: Vec<Row> = Vec::new();
     macro_rules! run {
         ($($name:literal $case:path),* $(,)?) => {$(
@@ -72,11 +76,23 @@ async fn main() -> anyhow::Result<()> {
             std::fs::write(path, format!("{head}{text}"))?;
         }
     }
-    anyhow::ensure!(rows.iter().all(|r| r.passed), "{} of {} cases failed", rows.iter().filter(|r| !r.passed).count(), rows.len());
+    anyhow::ensure!(
+        rows.iter().all(|r| r.passed),
+        "{} of {} cases failed",
+        rows.iter().filter(|r| !r.passed).count(),
+        rows.len()
+    );
     Ok(())
 }
 
 fn said(row: Row) -> Row {
-    eprintln!("{} {}: {} ({:.2} s of {})", if row.passed { "pass" } else { "FAIL" }, row.case, row.observed, row.seconds, row.bound_s);
+    eprintln!(
+        "{} {}: {} ({:.2} s of {})",
+        if row.passed { "pass" } else { "FAIL" },
+        row.case,
+        row.observed,
+        row.seconds,
+        row.bound_s
+    );
     row
 }

@@ -14,7 +14,8 @@ use crate::harness::{Rig, Setup, signal};
 /// `kill -9` of the broker while jobs are worked on, and a new one on the same files.
 pub async fn restarted(scale: &Scale) -> Row {
     let expected = "every job answered as in peace, nothing left in the streams";
-    let case = Case { name: "broker killed and restarted".to_owned(), expected, bound_s: 40.0 + scale.jobs as f64 * 2.0 };
+    let case =
+        Case { name: "broker killed and restarted".to_owned(), expected, bound_s: 40.0 + scale.jobs as f64 * 2.0 };
     case.run(async {
         let mut rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
         let load = Load::new(&rig).await?;
@@ -40,10 +41,7 @@ pub async fn smaller_payload(scale: &Scale) -> Row {
         let mut rig = Rig::start(Setup { max_payload: 8 << 20, ..setup(scale) }).await?;
         let clip = load::long_video(&rig, 20)?;
         let ask = |name: &str| -> anyhow::Result<JobRequest> {
-            Ok(JobRequest {
-                max_new_tokens: 16,
-                ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog")
-            })
+            Ok(JobRequest { max_new_tokens: 16, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
         };
         let peace = load::result(&rig.answer(&ask("peace")?).await?)?.token_ids.clone();
         let requests = (0..3).map(|i| ask(&format!("payload-{i}"))).collect::<anyhow::Result<Vec<_>>>()?;
@@ -133,10 +131,7 @@ pub async fn disk_full(scale: &Scale) -> Row {
         let load = Load::new(&rig).await?;
         let long = load::long_video(&rig, 30)?;
         let ask = |name: &str| -> anyhow::Result<JobRequest> {
-            Ok(JobRequest {
-                max_new_tokens: 8,
-                ..JobRequest::new(JobId::new(name)?, long.to_string_lossy(), "a dog")
-            })
+            Ok(JobRequest { max_new_tokens: 8, ..JobRequest::new(JobId::new(name)?, long.to_string_lossy(), "a dog") })
         };
         let peace = load::result(&rig.answer(&ask("peace")?).await?)?.token_ids.clone();
         let filler = disk.path().join("filler");

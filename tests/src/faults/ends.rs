@@ -71,7 +71,8 @@ pub async fn cancel(scale: &Scale) -> Row {
         let requests = load.submit(&rig.bus, "after", 5).await?;
         load.check(&rig, &requests).await?;
         let injected = format!("{} cancels 0 to 2.5 s after submission", scale.cancels);
-        let observed = format!("all cancelled, {stopped} batches stopped; slowest to be gone {:.2} s", slowest.as_secs_f64());
+        let observed =
+            format!("all cancelled, {stopped} batches stopped; slowest to be gone {:.2} s", slowest.as_secs_f64());
         Ok(Seen { injected, observed, seconds: Some(slowest.as_secs_f64()) })
     })
     .await
@@ -80,7 +81,11 @@ pub async fn cancel(scale: &Scale) -> Row {
 /// Jobs without a worker are cancelled: one that waits behind another, one whose owner is dead.
 pub async fn cancel_without_a_worker(scale: &Scale) -> Row {
     let expected = "cancelled within a second each; the job in work goes on";
-    let case = Case { name: "cancel of a waiting job, and of one with a dead owner".to_owned(), expected, bound_s: 1.0 + BATCH_S };
+    let case = Case {
+        name: "cancel of a waiting job, and of one with a dead owner".to_owned(),
+        expected,
+        bound_s: 1.0 + BATCH_S,
+    };
     case.run(async {
         let rig = Rig::start(setup(scale)).await?;
         let working = endless(&rig, "working")?;
@@ -145,7 +150,8 @@ pub async fn deadline(scale: &Scale) -> Row {
         let after = JobRequest { max_new_tokens: 4, ..endless(&rig, "after")? };
         load::result(&rig.answer(&after).await?).with_context(|| load::tail(&rig))?;
         let injected = "4 jobs of 1.5 to 3 s, two owners: two in work, two in line".to_owned();
-        let observed = format!("all by deadline, at most {latest:.2} s late, {:.1} s in all", submitted.elapsed().as_secs_f64());
+        let observed =
+            format!("all by deadline, at most {latest:.2} s late, {:.1} s in all", submitted.elapsed().as_secs_f64());
         Ok(Seen { injected, observed, seconds: Some(latest) })
     })
     .await
@@ -153,7 +159,8 @@ pub async fn deadline(scale: &Scale) -> Row {
 
 /// Clients that submit and vanish.
 pub async fn client_gone(scale: &Scale) -> Row {
-    let expected = "every job answered as in peace, its events there for whoever comes back, nothing left in the streams";
+    let expected =
+        "every job answered as in peace, its events there for whoever comes back, nothing left in the streams";
     let case = Case { name: "client gone".to_owned(), expected, bound_s: 40.0 + scale.jobs as f64 };
     case.run(async {
         let rig = Rig::start(setup(scale)).await?;

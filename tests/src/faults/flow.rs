@@ -50,7 +50,11 @@ pub async fn full_stream(scale: &Scale) -> Row {
         load::empty(&rig).await?;
         let injected = "stage-vision stopped for 6 s, 60 s of video (26 MB of frames), streams of 4 MiB".to_owned();
         let mib = |b: u64| b as f64 / f64::from(1 << 20);
-        let observed = format!("stream at most {:.1} MiB, stage-decode +{:.0} MiB, right answer", mib(held), mib(most - before.min(most)));
+        let observed = format!(
+            "stream at most {:.1} MiB, stage-decode +{:.0} MiB, right answer",
+            mib(held),
+            mib(most - before.min(most))
+        );
         Ok(Seen { injected, observed, seconds: None })
     })
     .await
@@ -59,7 +63,11 @@ pub async fn full_stream(scale: &Scale) -> Row {
 /// Many jobs, three owners, one of everything else, streams of 4 MiB, and room for the tokens of one job at a time.
 pub async fn no_deadlock(scale: &Scale) -> Row {
     let expected = "every job answered as in peace; the one that can never fit is refused with the figures";
-    let case = Case { name: "many jobs, few workers, small streams".to_owned(), expected, bound_s: 60.0 + scale.jobs as f64 * 2.0 };
+    let case = Case {
+        name: "many jobs, few workers, small streams".to_owned(),
+        expected,
+        bound_s: 60.0 + scale.jobs as f64 * 2.0,
+    };
     case.run(async {
         let mut setup = Setup { replicas: "llm=3".to_owned(), ..setup(scale) };
         setup.set.push(format!("bus.stream_bytes={}", 4 << 20));
@@ -111,7 +119,11 @@ pub async fn slow_consumer(scale: &Scale) -> Row {
         }
         drop(deaf);
         let injected = format!("a subscriber to vidi.> that never reads, a client that reads late, {jobs} jobs");
-        Ok(Seen { injected, observed: format!("{jobs} right answers, {read} of {whole} events read late"), seconds: None })
+        Ok(Seen {
+            injected,
+            observed: format!("{jobs} right answers, {read} of {whole} events read late"),
+            seconds: None,
+        })
     })
     .await
 }

@@ -29,8 +29,14 @@ pub struct Load {
 
 /// ffmpeg's inputs and codecs of the mixed files.
 const FILES: [(&str, &str); 5] = [
-    ("a.mp4", "-f lavfi -i testsrc2=size=64x64:rate=25:duration=2 -f lavfi -i sine=frequency=440:beep_factor=4:duration=2 -c:v libx264 -preset ultrafast -pix_fmt yuv420p -c:a aac -shortest"),
-    ("b.mp4", "-f lavfi -i testsrc2=size=320x180:rate=25:duration=4 -f lavfi -i sine=frequency=300:duration=4 -c:v libx264 -preset ultrafast -pix_fmt yuv420p -c:a aac -shortest"),
+    (
+        "a.mp4",
+        "-f lavfi -i testsrc2=size=64x64:rate=25:duration=2 -f lavfi -i sine=frequency=440:beep_factor=4:duration=2 -c:v libx264 -preset ultrafast -pix_fmt yuv420p -c:a aac -shortest",
+    ),
+    (
+        "b.mp4",
+        "-f lavfi -i testsrc2=size=320x180:rate=25:duration=4 -f lavfi -i sine=frequency=300:duration=4 -c:v libx264 -preset ultrafast -pix_fmt yuv420p -c:a aac -shortest",
+    ),
     ("c.webm", "-f lavfi -i testsrc2=size=128x96:rate=25:duration=3 -c:v libvpx -deadline realtime"),
     ("d.wav", "-f lavfi -i sine=frequency=500:beep_factor=2:duration=3 -ac 1"),
     ("e.mp4", "-f lavfi -i mandelbrot=size=160x120:rate=10 -t 3 -c:v libx264 -preset ultrafast -pix_fmt yuv420p"),

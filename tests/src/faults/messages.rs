@@ -27,7 +27,12 @@ fn garbage(dice: &mut Dice) -> Vec<Bytes> {
     // Announce 4 GiB of map, array, string and bytes, and bring none of it.
     let huge = [0xdf, 0xdd, 0xdb, 0xc6].map(|m| vec![m, 0xff, 0xff, 0xff, 0xff]);
     let json: Vec<&[u8]> = vec![b"{", b"{\"v\":1}", b"{\"v\":99,\"job\":\"x\"}", b"{\"job\":7}", b"null", b""];
-    [random, deep, vec![0xc1; 10]].into_iter().chain(huge).chain(json.into_iter().map(<[u8]>::to_vec)).map(Bytes::from).collect()
+    [random, deep, vec![0xc1; 10]]
+        .into_iter()
+        .chain(huge)
+        .chain(json.into_iter().map(<[u8]>::to_vec))
+        .map(Bytes::from)
+        .collect()
 }
 
 /// Garbage on every subject, under the name of a job that is worked on and of one that is not.
@@ -79,7 +84,11 @@ pub async fn poison(scale: &Scale) -> Row {
         }
         ensure!(counted as usize * 2 > sent, "{counted} of {sent} messages counted as unreadable");
         let injected = format!("{sent} messages on {} subjects", targets.len());
-        Ok(Seen { injected, observed: format!("{} right answers; {counted} counted unreadable", requests.len()), seconds: None })
+        Ok(Seen {
+            injected,
+            observed: format!("{} right answers; {counted} counted unreadable", requests.len()),
+            seconds: None,
+        })
     })
     .await
 }
@@ -117,7 +126,8 @@ pub async fn poison_of_a_job(scale: &Scale) -> Row {
 /// Every message between stages, and every job, twice.
 pub async fn duplicates(scale: &Scale) -> Row {
     let expected = "every job answered as in peace, one terminal event each, nothing left in the streams";
-    let case = Case { name: "duplicates of every message".to_owned(), expected, bound_s: 30.0 + scale.jobs as f64 * 2.0 };
+    let case =
+        Case { name: "duplicates of every message".to_owned(), expected, bound_s: 30.0 + scale.jobs as f64 * 2.0 };
     case.run(async {
         let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
         let load = Load::new(&rig).await?;
@@ -128,7 +138,9 @@ pub async fn duplicates(scale: &Scale) -> Row {
         load.check(&rig, &requests).await?;
         let repeated = rig.bus.client().statistics().out_messages.load(std::sync::atomic::Ordering::Relaxed);
         echo.abort();
-        let injected = format!("jobs, decode requests, frames, sound, features and tokens of {jobs} jobs sent again ({repeated} messages)");
+        let injected = format!(
+            "jobs, decode requests, frames, sound, features and tokens of {jobs} jobs sent again ({repeated} messages)"
+        );
         Ok(Seen { injected, observed: format!("{jobs} right answers, streams empty"), seconds: None })
     })
     .await
@@ -183,8 +195,7 @@ pub async fn out_of_order(scale: &Scale) -> Row {
         let mut dice = Dice::new(scale.seed);
         let request = ask("shuffled")?;
         let stages = [StageName::Vision, StageName::Audio, StageName::Fuse];
-        let pids: BTreeMap<StageName, u32> =
-            stages.iter().filter_map(|&s| Some((s, *rig.pids(s).first()?))).collect();
+        let pids: BTreeMap<StageName, u32> = stages.iter().filter_map(|&s| Some((s, *rig.pids(s).first()?))).collect();
         for pid in pids.values() {
             signal(*pid, "STOP")?;
         }

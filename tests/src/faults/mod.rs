@@ -97,7 +97,15 @@ impl Case {
             }
             Err(error) => {
                 let observed = format!("{error:#}");
-                Row { case, injected: "see observed".to_owned(), expected, observed, seconds: took, bound_s, passed: false }
+                Row {
+                    case,
+                    injected: "see observed".to_owned(),
+                    expected,
+                    observed,
+                    seconds: took,
+                    bound_s,
+                    passed: false,
+                }
             }
         }
     }

@@ -84,6 +84,10 @@ pub fn compare(options: &Options) -> anyhow::Result<Report> {
     let answer = language::answer(model, &fused, &facts.text_token_ids, ending, &mut ledger)?;
 
     let mut rows = ledger.finish();
+    if facts.sliding_mode.as_deref() == Some("official") {
+        let why = "made with --sliding official, which differs once prompt and answer outgrow the window";
+        rows.push(Row::not_compared("sliding_mode", why));
+    }
     rows.extend(totals(facts, halves.0.map(|h| h.1), halves.1.map(|h| h.1)));
     let asked = Asked::new(facts);
     rows.extend(prompt_rows(facts, &asked, &pipeline));

@@ -46,8 +46,11 @@ pub fn parse(bytes: &[u8]) -> anyhow::Result<Array> {
     let header = std::str::from_utf8(header).context("the header is not text")?;
     ensure!(value_of(header, "fortran_order")?.starts_with("False"), "the array is in column-major order");
     let shape = shape(value_of(header, "shape")?)?;
-    let descr: String =
-        value_of(header, "descr")?.trim_start_matches(['\'', '"']).chars().take_while(|c| !"'\"".contains(*c)).collect();
+    let descr: String = value_of(header, "descr")?
+        .trim_start_matches(['\'', '"'])
+        .chars()
+        .take_while(|c| !"'\"".contains(*c))
+        .collect();
     let size = match descr.as_str() {
         "|u1" => 1,
         "<i2" => 2,
@@ -108,7 +111,8 @@ mod tests {
 
     #[test]
     fn arrays_of_every_understood_type_are_read() {
-        let header = |descr: &str, shape: &str| format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
+        let header =
+            |descr: &str, shape: &str| format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
         let array = parse(&file(&header("|u1", "(2, 1, 3)"), &[1, 2, 3, 4, 5, 6])).unwrap();
         assert_eq!(array, Array { shape: vec![2, 1, 3], values: Values::U8(vec![1, 2, 3, 4, 5, 6]) });
         assert_eq!(parse(&file(&header("<i2", "(2,)"), &[0, 1, 255, 255])).unwrap().values, Values::I16(vec![256, -1]));
