@@ -27,6 +27,8 @@ pub fn now_ms() -> u64 {
 const CLAIM: &str = "Vidi-Claim";
 /// Logs opened by this process; tells their message ids apart.
 static OPENED: AtomicU64 = AtomicU64::new(0);
+/// Events that a job has before it has an owner: `accepted` and `queued`.
+const ADMITTED_EVENTS: u64 = 2;
 /// Pause before a broker that did not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -61,8 +63,12 @@ pub struct EventLog {
     tail: Tail,
     /// Which of this process's logs this is: two of them at the same place must not pass for one.
     log: u64,
+    /// Appends begun: one that was broken off must not pass for the next at its place.
+    appends: u64,
     /// Of the owner that writes; 0 for whoever is none.
     claim: u64,
+    /// Place in the log of the first event written here.
+    first: Option<u64>,
 }
 
 impl EventLog {
@@ -70,7 +76,7 @@ impl EventLog {
     pub async fn open(bus: &Bus, job: &JobId) -> Self {
         let tail = read_tail(bus, job).await;
         let log = OPENED.fetch_add(1, Ordering::Relaxed);
-        EventLog { bus: bus.clone(), job: job.clone(), tail, log, claim: 0 }
+        EventLog { bus: bus.clone(), job: job.clone(), tail, log, appends: 0, claim: 0, first: None }
     }
 
     /// The last event; none if nothing was heard of the job within the age of events.
@@ -104,6 +110,7 @@ impl EventLog {
     /// # Errors
     /// [`Refused::Ended`] when the job has a terminal event, [`Refused::Superseded`] when a newer owner has.
     pub async fn append(&mut self, event: Event) -> Result<(), Refused> {
+        self.appends += 1;
         loop {
             if let Some(ended) = self.ended() {
                 return Err(Refused::Ended(ended));
@@ -121,7 +128,7 @@ impl EventLog {
             let publish = PublishMessage::build()
                 .headers(headers)
                 // Names the writer too: the same place in the log written by another must be refused, not deduplicated.
-                .message_id(format!("{}/event-{}-{}/{seq}", self.job, self.bus.instance(), self.log))
+                .message_id(format!("{}/event-{}-{}-{}/{seq}", self.job, self.bus.instance(), self.log, self.appends))
                 .expected_last_subject_sequence(self.tail.stream_sequence)
                 .payload(wire::encode_as(self.tail.encoding, &entry).into());
             let subject = self.bus.subjects().events(&self.job);
@@ -131,6 +138,7 @@ impl EventLog {
             };
             match outcome {
                 Ok(ack) => {
+                    self.first.get_or_insert(seq);
                     self.tail.stream_sequence = ack.sequence;
                     self.tail.claim = claim;
                     self.tail.event = Some(entry);
@@ -145,6 +153,7 @@ impl EventLog {
                     self.tail = Tail { encoding, ..read_tail(&self.bus, &self.job).await };
                     // Stored after all, though its acknowledgement was lost.
                     if self.tail.event.as_ref() == Some(&entry) {
+                        self.first.get_or_insert(seq);
                         return Ok(());
                     }
                 }
@@ -154,6 +163,9 @@ impl EventLog {
 
     /// Bytes of answer text that the log holds: a new owner goes on behind them. Waits for a broker that is away.
     pub async fn text_written(&self) -> usize {
+        if self.first.is_some_and(|first| first <= ADMITTED_EVENTS) {
+            return 0;
+        }
         let texts = |event: &JobEvent| match &event.event {
             Event::Text { delta } => delta.len(),
             _ => 0,

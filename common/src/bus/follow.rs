@@ -1,5 +1,6 @@
 //! Reading a subject of a stream from its first message on, for as long as somebody listens.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_nats::jetstream::Message;
@@ -25,10 +26,11 @@ impl Bus {
         let bus = self.clone();
         tokio::spawn(async move {
             let mut next = 0;
+            let place = (stream, subject);
             while !sender.is_closed() {
-                match bus.reader(stream, subject.clone(), next).await {
-                    Ok(reader) => read(&bus, &reader, &sender, &mut next).await,
-                    Err(error) => tracing::warn!(subject, %error, "cannot be read yet"),
+                match bus.reader(stream, place.1.clone(), next).await {
+                    Ok(reader) => read(&bus, &place, &reader, &sender, &mut next).await,
+                    Err(error) => tracing::warn!(subject = place.1, %error, "cannot be read yet"),
                 }
                 tokio::time::sleep(AGAIN).await;
             }
@@ -38,32 +40,62 @@ impl Bus {
 }
 
 /// Reads until the reader is lost (the broker restarted, say); `next` is the sequence where to go on.
-async fn read(bus: &Bus, reader: &PullConsumer, sender: &mpsc::Sender<Message>, next: &mut u64) {
+async fn read(
+    bus: &Bus,
+    place: &(StreamName, String),
+    reader: &PullConsumer,
+    sender: &mpsc::Sender<Message>,
+    next: &mut u64,
+) {
     let messages = (AT_ONCE / bus.max_body().max(1)).clamp(1, 64);
     while !sender.is_closed() {
         let pull = reader.batch().max_messages(messages).expires(PULL_WAIT).messages().await;
         let Ok(mut batch) = pull else { return };
-        loop {
-            let message = tokio::select! {
-                message = tokio::time::timeout(PULL_WAIT + Duration::from_secs(1), batch.next()) => message,
-                () = sender.closed() => return,
-            };
-            match message {
-                Ok(Some(Ok(message))) => {
+        // Taken from the batch at once, however slow the listener is: what waits in a batch when its time is up is lost.
+        let mut waiting: VecDeque<Message> = VecDeque::new();
+        let mut end = None;
+        let mut came = 0;
+        while end.is_none() || !waiting.is_empty() {
+            tokio::select! {
+                message = tokio::time::timeout(PULL_WAIT + Duration::from_secs(1), batch.next()), if end.is_none() => {
+                    match message {
+                        Ok(Some(Ok(message))) => {
+                            came += 1;
+                            waiting.push_back(message);
+                        }
+                        Ok(Some(Err(error))) => {
+                            tracing::debug!(%error, "pull not answered");
+                            end = Some(Pull::Lost);
+                        }
+                        Ok(None) => end = Some(Pull::Over),
+                        Err(_) => end = Some(Pull::Lost),
+                    }
+                }
+                slot = sender.reserve(), if !waiting.is_empty() => {
+                    let (Ok(slot), Some(message)) = (slot, waiting.pop_front()) else { return };
                     if let Ok(info) = message.info() {
                         *next = info.stream_sequence + 1;
                     }
-                    if sender.send(message).await.is_err() {
-                        return;
-                    }
+                    slot.send(message);
                 }
-                Ok(Some(Err(error))) => {
-                    tracing::debug!(%error, "pull not answered");
-                    return;
-                }
-                Ok(None) => break,
-                Err(_) => return,
+                () = sender.closed() => return,
             }
         }
+        if let Some(Pull::Lost) = end {
+            return;
+        }
+        // nats-server 2.9.10 has readers that stand still though there is more: a new one goes on where this one ended.
+        if came == 0 && bus.first_from(place.0, &place.1, *next).await.is_some() {
+            tracing::debug!(subject = place.1, "reader stands still; made again");
+            return;
+        }
     }
+}
+
+/// How a pull ended.
+enum Pull {
+    /// All that it asked for came, or its time was up.
+    Over,
+    /// Nobody answers it any more.
+    Lost,
 }

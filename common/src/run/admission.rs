@@ -26,6 +26,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_WAIT: Duration = Duration::from_secs(2);
 /// A request is a question, not a tensor.
 const MAX_REQUEST_BYTES: usize = 256 << 10;
+/// The queue of jobs that are not yet in line.
+pub const ADMISSION: &str = "admission";
 /// Header with the time of submission, Unix milliseconds.
 pub const SUBMITTED: &str = "Vidi-Submitted";
 
@@ -34,7 +36,7 @@ pub const SUBMITTED: &str = "Vidi-Submitted";
 /// # Errors
 /// When the queue cannot be set up.
 pub async fn start(bus: &Bus, line: Line, shutdown: Shutdown) -> Result<(), BusError> {
-    let queue = bus.work_queue(StreamName::Jobs, "admission", bus.subjects().jobs()).await?;
+    let queue = bus.work_queue(StreamName::Jobs, ADMISSION, bus.subjects().jobs()).await?;
     let mut inbox = Inbox::start(bus, queue, shutdown);
     let bus = bus.clone();
     tokio::spawn(async move {
@@ -143,6 +145,11 @@ async fn refuse(bus: &Bus, delivery: &Delivery, encoding: Encoding, error: JobEr
     }
 }
 
+/// The queue of a priority.
+pub fn queue_of(priority: u8) -> String {
+    format!("priority-{priority}")
+}
+
 /// The waiting jobs, as one worker sees them.
 #[derive(Clone)]
 pub struct Line {
@@ -159,7 +166,7 @@ impl Line {
         let mut queues = Vec::new();
         for priority in PRIORITIES {
             let filter = bus.subjects().all_waiting(priority);
-            let queue = bus.work_queue(StreamName::Jobs, &format!("priority-{priority}"), filter).await?;
+            let queue = bus.work_queue(StreamName::Jobs, &queue_of(priority), filter).await?;
             queues.push((priority, queue));
         }
         Ok(Line { bus: bus.clone(), queues })

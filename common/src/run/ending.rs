@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 
 use super::Shutdown;
-use super::admission::SUBMITTED;
+use super::admission::{self, ADMISSION, SUBMITTED};
 use super::control::broadcast_end;
 use crate::bus::Bus;
 use crate::bus::events::{EventLog, now_ms};
@@ -25,7 +25,10 @@ const OWNER_WAIT: Duration = Duration::from_secs(5);
 const OWNER_ANSWERS: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_millis(250);
 /// The streams are searched for what jobs left behind this often.
-const SWEEP_EVERY: Duration = Duration::from_secs(10);
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// The queues are searched for forgotten messages this often, and one is sent again after so many looks.
+const RESCUE_EVERY: Duration = Duration::from_millis(1500);
+const RESCUE_AFTER: u32 = 2;
 /// Messages of a job that has no events are nobody's; they are dropped after this time.
 const STRAY_AGE: Duration = Duration::from_secs(15);
 /// The line is read again this often, for jobs whose announcement was missed.
@@ -121,6 +124,56 @@ async fn deadlines_in_line(bus: &Bus) -> Vec<(u64, JobId)> {
         }
     }
     found
+}
+
+/// Looks, now and then until `shutdown`, for messages that their queue has forgotten, and sends them again.
+///
+/// A work queue drops what is acknowledged, so a message at or below the consumer's acknowledgement floor cannot be
+/// there; yet nats-server 2.9.10 leaves some when workers die, and never delivers them again. Every stage-llm worker looks.
+pub async fn rescue(bus: Bus, mut shutdown: Shutdown) {
+    let stages = StageName::ALL.into_iter().filter(|&s| s != StageName::Llm);
+    let mut queues: Vec<(StreamName, String, String)> =
+        stages.map(|s| (StreamName::input_of(s), s.to_string(), bus.subjects().all_input(s))).collect();
+    queues.push((StreamName::Jobs, ADMISSION.to_owned(), bus.subjects().jobs()));
+    queues.extend(PRIORITIES.map(|p| (StreamName::Jobs, admission::queue_of(p), bus.subjects().all_waiting(p))));
+    // Seen once it may be acknowledged just now.
+    let mut suspects: HashMap<(String, u64), u32> = HashMap::new();
+    loop {
+        let mut seen = HashMap::new();
+        for (stream, consumer, subject) in &queues {
+            let Ok(on) = bus.stream(*stream).await else { continue };
+            let Ok(info) = on.consumer_info(consumer).await else { continue };
+            let floor = info.ack_floor.stream_sequence;
+            let mut from = 1;
+            while from <= floor
+                && let Some(message) = bus.first_from(*stream, subject, from).await
+                && message.sequence <= floor
+            {
+                from = message.sequence + 1;
+                let key = (consumer.clone(), message.sequence);
+                let looks = suspects.get(&key).copied().unwrap_or(0) + 1;
+                if looks < RESCUE_AFTER {
+                    seen.insert(key, looks);
+                    continue;
+                }
+                tracing::warn!(subject = %message.subject, sequence = message.sequence, "forgotten by its queue; sent again");
+                let mut headers = message.headers.clone();
+                headers.insert("Nats-Msg-Id", format!("rescued/{consumer}/{}", message.sequence).as_str());
+                let sent = match bus.jetstream().publish_with_headers(message.subject, headers, message.payload).await {
+                    Ok(ack) => ack.await.is_ok(),
+                    Err(_) => false,
+                };
+                if sent && let Err(error) = on.delete_message(message.sequence).await {
+                    tracing::debug!(%error, "sent again by another worker too");
+                }
+            }
+        }
+        suspects = seen;
+        tokio::select! {
+            () = tokio::time::sleep(RESCUE_EVERY) => {}
+            () = stopped(&mut shutdown) => return,
+        }
+    }
 }
 
 /// Drops, now and then until `shutdown`, what the streams hold of jobs that have ended: left by a worker that was killed

@@ -62,6 +62,7 @@ where
     admission::start(&bus, line.clone(), control.shutdown()).await?;
     tokio::spawn(ending::watch_deadlines(bus.clone(), control.shutdown()));
     tokio::spawn(ending::sweep(bus.clone(), control.shutdown()));
+    tokio::spawn(ending::rescue(bus.clone(), control.shutdown()));
     let token_bytes = owner.token_bytes();
     let engine = Engine::start("llm", owner);
     let counters = Arc::new(Counters::default());
@@ -143,7 +144,7 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
             token_bytes: self.token_bytes,
             tokens: None,
             delta: String::new(),
-            already_written: if delivery.redeliveries > 0 { None } else { Some(0) },
+            already_written: None,
             flushed: Instant::now(),
             no_room: CancelFlag::default(),
         };

@@ -58,7 +58,8 @@ pub(super) fn connect(
         let Some(whole) = pipeline.upgrade() else { return };
         let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
         let Some(name) = caps.structure(0).map(|s| s.name().to_string()) else { return };
-        let other = selection.track.is_some() && track_name(pad) != selection.track;
+        // A pad that does not know its name yet is taken: demuxers, which alone have several, name theirs at once.
+        let other = matches!((&selection.track, track_name(pad)), (Some(wanted), Some(name)) if *wanted != name);
         if !selection.kind.takes(&name) || other || shared.found.swap(true, Ordering::Relaxed) {
             let missing = missing.clone();
             pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {

@@ -189,8 +189,11 @@ fn sum_up(
     let number = |t: &Counted, name: &str| t.field::<i32>(name).unwrap_or(0) as u32;
     let picture = of_kind(Kind::Picture).max_by_key(|t| u64::from(number(t, "width")) * u64::from(number(t, "height")));
     let sound = of_kind(Kind::Sound).max_by_key(|t| number(t, "channels"));
-    let selection =
-        |kind, t: &Counted| Selection { kind, track: t.name.clone(), unmarked: false, overlays: Vec::new() };
+    // One track of a kind needs no name to be told apart, and a file without a container may not have a steady one.
+    let selection = |kind, t: &Counted| {
+        let track = if of_kind(kind).count() > 1 { t.name.clone() } else { None };
+        Selection { kind, track, unmarked: false, overlays: Vec::new() }
+    };
 
     let picture = picture.map(|track| {
         (info.width, info.height) = upright(track.turn, number(track, "width"), number(track, "height"));

@@ -110,7 +110,9 @@ pub async fn slow_consumer(scale: &Scale) -> Row {
         let requests = load.submit(&rig.bus, "slow", jobs).await?;
         let mut late = rig.bus.follow(StreamName::Events, rig.bus.subjects().events(&requests[0].job));
         load.check(&rig, &requests).await?;
-        // `check` has found every event gapless for a client that comes afterwards; this one was there all along.
+        // `check` has found every event gapless for a client that comes afterwards; this one was there all along, and
+        // longer than a pull may last.
+        tokio::time::sleep(Duration::from_secs(8)).await;
         let mut read = 0;
         let whole = load::log_of(&rig.bus, &requests[0].job).await.len();
         while read < whole {

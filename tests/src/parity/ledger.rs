@@ -43,14 +43,17 @@ const BOUNDARIES: [&str; 31] = [
 
 /// What a boundary whose largest error is `max_abs` may be off by (MODEL.md, decisions).
 ///
-/// `mel` that misses its absolute limit may still keep the relative one of the other boundaries: the oracle's own
-/// transform in single precision is up to 1.8e-4 off the exact value where a filter is 80 dB under the loudest.
+/// Two limits leave room for the oracle's own transform in single precision, which is up to 1.8e-4 off the exact value
+/// where a filter is 80 dB under the loudest, and 2.4e-6 on the whole: `mel` that misses its absolute limit may keep the
+/// relative one of the other boundaries, and the audio tower, which starts from it, has 5e-6 instead of 3e-6.
 fn tolerance(name: &str, max_abs: f64) -> Tolerance {
     let fused = ["text_", "image_hidden", "audio_hidden", "prefill_", "step_"];
     if name == "mel" && max_abs <= 1e-4 {
         Tolerance::Absolute(1e-4)
     } else if fused.iter().any(|prefix| name.starts_with(prefix)) {
         Tolerance::RelativeRms(2e-5)
+    } else if name.starts_with("audio_") {
+        Tolerance::RelativeRms(5e-6)
     } else {
         Tolerance::RelativeRms(3e-6)
     }
