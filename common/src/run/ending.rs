@@ -27,7 +27,7 @@ const AGAIN: Duration = Duration::from_millis(250);
 /// The streams are searched for what jobs left behind this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// The queues are searched for forgotten messages this often, and one is sent again after so many looks.
-const RESCUE_EVERY: Duration = Duration::from_millis(1500);
+const RESCUE_EVERY: Duration = Duration::from_secs(3);
 const RESCUE_AFTER: u32 = 2;
 /// Messages of a job that has no events are nobody's; they are dropped after this time.
 const STRAY_AGE: Duration = Duration::from_secs(15);

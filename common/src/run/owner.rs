@@ -193,6 +193,13 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
             Event::Cancelled { by, .. } => tracing::info!(?by, "job cancelled"),
             _ => tracing::info!("job answered"),
         }
+        if matches!(event, Event::Result(_)) {
+            let last_words = world.progress().last_words();
+            for word in last_words {
+                // Refused, the result is refused too, and that is looked at.
+                let _ = log.lock().await.append(word).await;
+            }
+        }
         match log.lock().await.append(event).await {
             Ok(()) => {}
             Err(Refused::Ended(other)) => {

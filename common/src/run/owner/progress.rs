@@ -118,6 +118,22 @@ impl Progress {
         events
     }
 
+    /// What is still to be told of an answered job: that every stage is done. An answer needs every token, so they are,
+    /// even where the report that said so was lost.
+    pub fn last_words(&mut self) -> Vec<Event> {
+        let (image, audio) = (self.image.as_ref(), self.audio.as_ref());
+        let mut events = Vec::new();
+        for name in StageName::ALL {
+            let stage = self.stages.entry(name).or_default();
+            let (_, total) = stage.count(name, image, audio);
+            if total > 0 && stage.told != Some((total, total)) {
+                stage.told = Some((total, total));
+                events.push(Event::Progress { stage: name, done: total, total });
+            }
+        }
+        events
+    }
+
     /// The first stage, in the order of data flow, that is not done.
     pub fn behind(&self) -> StageName {
         let blank = Stage::default();
