@@ -18,7 +18,13 @@ const LAST_GRACE: Duration = Duration::from_secs(30);
 /// What keeps it from starting.
 pub async fn serve(stage: StageName, config: &Config, shutdown: Shutdown) -> Result<(), Fatal> {
     match stage {
+        #[cfg(feature = "gstreamer")]
         StageName::Decode => process::serve(config, stage_decode::open, shutdown).await,
+        #[cfg(not(feature = "gstreamer"))]
+        StageName::Decode => {
+            let text = "this vidi was built without GStreamer and cannot decode: build with `--features gstreamer`";
+            Err(Fatal(process::Exit::Usage, text.to_owned()))
+        }
         StageName::Vision => process::serve(config, stage_vision::open, shutdown).await,
         StageName::Audio => process::serve(config, stage_audio::open, shutdown).await,
         StageName::Fuse => process::serve(config, stage_fuse::open, shutdown).await,

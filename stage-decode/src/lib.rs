@@ -8,25 +8,42 @@
 //! [`dump`] (what was delivered, for the reference), [`open`](mod@open) (the stage as a process serves it).
 
 pub mod dump;
+#[cfg(feature = "gstreamer")]
 pub mod media_path;
 pub mod npy;
+#[cfg(feature = "gstreamer")]
 pub mod open;
 pub mod picture;
+#[cfg(feature = "gstreamer")]
 pub mod probe;
 pub mod resize;
+#[cfg(feature = "gstreamer")]
 pub mod stage;
 
+#[cfg(feature = "gstreamer")]
 mod audio;
+#[cfg(feature = "gstreamer")]
 mod batch;
+#[cfg(feature = "gstreamer")]
 mod color;
+#[cfg(feature = "gstreamer")]
 mod downmix;
+#[cfg(feature = "gstreamer")]
 mod failure;
+#[cfg(feature = "gstreamer")]
 mod identity;
+#[cfg(feature = "gstreamer")]
 mod pipeline;
+#[cfg(feature = "gstreamer")]
 mod resample;
+#[cfg(feature = "gstreamer")]
 mod spool;
+#[cfg(feature = "gstreamer")]
 mod video;
 
+#[cfg(feature = "gstreamer")]
 pub use open::open;
+#[cfg(feature = "gstreamer")]
 pub use probe::probe;
+#[cfg(feature = "gstreamer")]
 pub use stage::{DecodeConfig, DecodeStage};
