@@ -1,11 +1,11 @@
-//! The stage as a process serves it: the checkpoint's part of it loaded, in f32 on the CPU.
+//! The stage as a process serves it: the checkpoint's part of it loaded onto the configured device.
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
 use common::checkpoint::{Checkpoint, Weights};
+use common::compute::Compute;
 use common::config::Config;
-use common::error::JobError;
+use common::error::{JobError, StageName};
 
 use crate::{AudioStage, LogMel, WhisperEncoder};
 
@@ -15,7 +15,8 @@ use crate::{AudioStage, LogMel, WhisperEncoder};
 /// `model`, naming the file or tensor that is missing, misshapen or cut short.
 pub fn open(config: &Config) -> Result<AudioStage, JobError> {
     let checkpoint = Arc::new(Checkpoint::open(&config.model.dir)?);
-    let weights = Weights::new(checkpoint.clone(), DType::F32, Device::Cpu);
+    let compute = Compute::open(&config.compute, config.budget(StageName::Audio))?;
+    let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let encoder = WhisperEncoder::new(checkpoint.config(), &weights)?;
     Ok(AudioStage::new(LogMel::new(checkpoint.config().audio.num_mel_bins), encoder))
 }
