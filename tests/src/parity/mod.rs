@@ -26,10 +26,12 @@ use stage_llm::detokenize::decode;
 use stage_llm::generate::Ending;
 use stage_llm::prompt::strip;
 use stage_llm::task::{Tasks, format_hms};
+use stage_vision::pixels::pixel_table;
 
 use crate::delivery::Delivery;
 use crate::pipeline::{Answered, Pipeline, Video};
 use golden::{Facts, Golden, TimeRanges};
+use inputs::Passes;
 use language::{Answer, told};
 use ledger::Ledger;
 use question::Asked;
@@ -112,12 +114,36 @@ fn picture(options: &Options, golden: &Golden) -> anyhow::Result<Half<u8, ImageP
     let given = wanted && golden.tensor("pixel_values").is_none() && golden.tensor("vision_features").is_some();
     ensure!(!given, "the golden directory was made from vision features, the stages start from frames");
     let Some(path) = input(&options.golden, options.frames.as_ref(), "frames", wanted)? else { return Ok(None) };
-    let rows = inputs::frames(&path)?;
+    let rows = scaled_alike(&path, golden)?;
     let count = (rows.len() / FRAME_BYTES) as u64;
     ensure!(count >= 2, "{}: {count} frames, a video has at least 2", path.display());
     let golden = facts.frames.unwrap_or(count);
     ensure!(golden == count, "{}: {count} frames, the golden directory was made with {golden}", path.display());
     Ok(Some((rows, ImagePlan::new(1, count))))
+}
+
+/// Frames at 384 x 384. Which axis is scaled first is the business of the oracle's Pillow, and shows in its pixels.
+fn scaled_alike(path: &Path, golden: &Golden) -> anyhow::Result<Vec<u8>> {
+    let rows = inputs::frames(path, Passes::WidthFirst)?;
+    let Some(want) = golden.tensor("pixel_values") else { return Ok(rows) };
+    let table = pixel_table();
+    // Pixels lie plane by plane there, and every `stride`-th is kept.
+    let differs = |rows: &[u8]| {
+        want.values.iter().enumerate().any(|(i, &value)| {
+            let (frame, at) = (i * want.stride / FRAME_BYTES, i * want.stride % FRAME_BYTES);
+            let (plane, pixel) = (at / (FRAME_BYTES / 3), at % (FRAME_BYTES / 3));
+            rows.get(frame * FRAME_BYTES + pixel * 3 + plane)
+                .is_none_or(|&v| (table[usize::from(v)] - value).abs() > 1e-6)
+        })
+    };
+    if differs(&rows) {
+        let as_13 = inputs::frames(path, Passes::Pillow13)?;
+        if !differs(&as_13) {
+            eprintln!("{}: scaled height first, as the Pillow of the golden directory did", path.display());
+            return Ok(as_13);
+        }
+    }
+    Ok(rows)
 }
 
 fn sound(options: &Options, golden: &Golden) -> anyhow::Result<Half<i16, AudioPlan>> {
