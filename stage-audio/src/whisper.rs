@@ -12,7 +12,7 @@ const KERNEL: usize = 3;
 /// Where activations are cut off in half precision, as transformers does it: the largest f16 less 1000.
 const F16_LIMIT: f64 = 64_504.0;
 /// Attention scores that exist at a time: 64 MiB of them.
-const SCORES: usize = 1 << 24;
+pub(crate) const SCORES: usize = 1 << 24;
 
 /// Layer norm with statistics in f32 and one rounding at the end (MODEL.md 9).
 struct LayerNorm {

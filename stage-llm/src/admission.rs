@@ -3,6 +3,7 @@
 use std::fmt;
 
 use candle_core::DType;
+use common::budget::Bytes;
 use common::checkpoint::{CheckpointError, Weights};
 use common::error::{ErrorKind, JobError};
 use common::model::ModelConfig;
@@ -153,19 +154,6 @@ fn host_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
-/// A number of bytes as a person reads it.
-struct Bytes(u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 as f64 {
-            b if b >= f64::from(1 << 30) => write!(f, "{:.2} GiB", b / f64::from(1 << 30)),
-            b if b >= f64::from(1 << 20) => write!(f, "{:.1} MiB", b / f64::from(1 << 20)),
-            b => write!(f, "{:.1} KiB", b / 1024.0),
-        }
-    }
 }
 
 #[cfg(test)]
