@@ -1,0 +1,4 @@
+//! Fused operations of the models.
+
+#[cfg(feature = "cuda")]
+pub mod cuda;
