@@ -45,6 +45,11 @@ impl CheckpointError {
         CheckpointError { kind, detail: detail.into() }
     }
 
+    /// Weights that the device has no room for, or that it cannot rearrange.
+    pub fn from_device(error: candle_core::Error) -> Self {
+        CheckpointError::new(CheckpointErrorKind::OutOfMemory, error.to_string())
+    }
+
     /// What callers match on.
     pub fn kind(&self) -> CheckpointErrorKind {
         self.kind

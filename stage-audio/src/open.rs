@@ -8,7 +8,6 @@ use common::config::Config;
 use common::error::{JobError, StageName};
 use common::model::ModelConfig;
 
-use crate::whisper::SCORES;
 use crate::{AudioStage, LogMel, WhisperEncoder};
 
 /// Opens the stage that the configuration describes.
@@ -38,11 +37,7 @@ pub fn footprint(config: &Config, model: &ModelConfig) -> Result<Footprint, Chec
     let layer = rows * size * (3 * width + 2 * inner);
     // The first convolution keeps twice the rows, and reads three taps of each.
     let convolutions = 2 * rows * size * (4 * width + 3 * c.num_mel_bins as u64);
-    // The CPU holds scores, two copies of a block of them, and computes some parts in f32.
-    let host = if config.compute.cuda_ordinal().is_some() {
-        0
-    } else {
-        2 * 4 * SCORES as u64 + 4 * rows * (3 * width + inner)
-    };
+    // The CPU holds scores, of some queries at a time, and computes some parts in f32.
+    let host = if config.compute.cuda_ordinal().is_some() { 0 } else { (128 << 20) + 4 * rows * (3 * width + inner) };
     Ok(Footprint::new(&needs, layer.max(convolutions) + host, &config.compute))
 }

@@ -19,6 +19,8 @@ struct Pool {
 
 // SAFETY: a pool handle is an opaque name that the driver accepts from any thread.
 unsafe impl Send for Pool {}
+// SAFETY: as above.
+unsafe impl Sync for Pool {}
 
 /// The process's pool; stages that share a process share it.
 static POOL: Mutex<Option<Pool>> = Mutex::new(None);
