@@ -3,13 +3,16 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use common::checkpoint::{CheckpointError, Weights};
+use common::config::KvPrecision;
 use common::kernels;
 use common::message::Modality;
 use common::model::ModelConfig;
 
-use crate::attention::{Scoring, Visible, attend};
-use crate::cache::{Geometry, TextCache, VideoCache};
+use crate::attention::segments::{Queries, Segment, attend_segments};
+use crate::attention::{Scoring, Visible};
+use crate::cache::{Geometry, LayerCache, TextCache, VideoCache};
 use crate::observe::{Boundary, Observe};
+use crate::rope::RopeTable;
 
 /// `x W^T` without a bias, as all of the language model's are.
 struct Linear {
@@ -54,49 +57,8 @@ impl RmsNorm {
     }
 }
 
-/// Rotary embedding, half-split; tables only for the positions at hand (MODEL.md 7).
-struct Rope {
-    inv_freq: Vec<f32>, // [head_dim / 2]
-}
-
-/// Cosines and sines `[positions, head_dim / 2]` in the model's dtype.
-struct RopeTable {
-    cos: Tensor,
-    sin: Tensor,
-}
-
-impl Rope {
-    fn new(c: &ModelConfig) -> Self {
-        let exponent = |j: usize| (2 * j) as f32 / c.head_dim as f32;
-        let inv_freq = (0..c.head_dim / 2).map(|j| 1.0 / c.rope_theta.powf(f64::from(exponent(j))) as f32).collect();
-        Rope { inv_freq }
-    }
-
-    fn table(&self, first: usize, n: usize, dtype: DType, device: &Device) -> Result<RopeTable> {
-        // The angle is an f32 product; its cosine is taken in f64 so that the table has no error of its own.
-        let angles = || (first..first + n).flat_map(|p| self.inv_freq.iter().map(move |f| f64::from(p as f32 * f)));
-        let shape = (n, self.inv_freq.len());
-        let cos: Vec<f32> = angles().map(|a| a.cos() as f32).collect();
-        let sin: Vec<f32> = angles().map(|a| a.sin() as f32).collect();
-        Ok(RopeTable {
-            cos: Tensor::from_vec(cos, shape, device)?.to_dtype(dtype)?,
-            sin: Tensor::from_vec(sin, shape, device)?.to_dtype(dtype)?,
-        })
-    }
-}
-
-impl RopeTable {
-    /// Rotates `[heads, n, head_dim]`.
-    fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        candle_nn::rotary_emb::rope(&x.unsqueeze(0)?, &self.cos, &self.sin)?.squeeze(0)
-    }
-}
-
-/// `[n, heads * width]` to `[heads, n, width]`.
-fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let n = x.dim(0)?;
-    x.reshape((n, heads, ()))?.transpose(0, 1)?.contiguous()
-}
+/// Positions whose rotations are kept ready; a text with more has its own made.
+const READY_POSITIONS: usize = 8192;
 
 struct Attention {
     qkv_proj: Linear, // queries, keys, values
@@ -133,29 +95,15 @@ impl Attention {
 
     /// Text to text, to image and to audio: three softmaxes. Their sum is taken before the one `o_proj`, which is
     /// linear; the reference sums after it. `x` `[n, D]` is normed and stands at the end of `text`.
-    fn forward(
-        &self,
-        x: &Tensor,
-        rope: &RopeTable,
-        layer: usize,
-        text: &TextCache,
-        video: &VideoCache,
-    ) -> Result<Tensor> {
-        let (n, at) = (x.dim(0)?, text.len());
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let qkv = self.qkv_proj.forward(x)?; // [n, q + 2 kv]
-        let part = |first, width, heads| split_heads(&qkv.narrow(1, first, width)?, heads);
-        let (q, k, v) = (part(0, q, self.heads)?, part(q, kv, self.kv_heads)?, part(q + kv, kv, self.kv_heads)?);
-        text.layer(layer).write(&rope.rotate(&k)?, &v, at)?;
-        let (k, v) = text.layer(layer).read(at + n)?;
+    fn forward(&self, x: &Tensor, layer: usize, text: &TextCache, video: &VideoCache) -> Result<Tensor> {
+        let (n, at, cache) = (x.dim(0)?, text.len(), text.layer(layer));
+        let qkv = self.qkv_proj.forward(x)?; // [n, (heads + 2 kv_heads) * head_dim]
+        let rotated = text.rope().rotate_and_write(&qkv, self.heads, at, &cache.k, &cache.v)?;
+        let queries = Queries { rotated: &rotated, plain: &qkv.narrow(1, 0, self.heads * self.head_dim)? };
         let causal = Visible::Causal { first: at, window: self.window };
-        let mut mixed = attend(&rope.rotate(&q)?, &k, &v, self.scoring, causal)?;
-        for half in video.halves() {
-            let (k, v) = half.layer(layer).read(half.tokens() as usize)?;
-            mixed = (mixed + attend(&q, &k, &v, self.scoring, Visible::All)?)?;
-        }
-        let mixed = mixed.transpose(0, 1)?.reshape((n, ()))?; // [n, heads * head_dim]
-        self.o_proj.forward(&mixed.to_dtype(x.dtype())?)
+        let mut segments = vec![segment(cache, at + n, causal)];
+        segments.extend(video.halves().map(|h| segment(h.layer(layer), h.tokens() as usize, Visible::All)));
+        self.o_proj.forward(&attend_segments(queries, &segments, self.scoring)?) // [n, D]
     }
 
     /// What image or audio tokens with values `[n, kv_heads * head_dim]` make of themselves, `[n, D]`. Attention to itself
@@ -169,6 +117,10 @@ impl Attention {
         let folded = by_head.to_dtype(DType::F32)?.sum(2)?.to_dtype(dtype)?; // [D, kv_heads, head_dim]
         Linear { weight: folded.flatten_from(1)? }.forward(v)
     }
+}
+
+fn segment(cache: &LayerCache, len: usize, visible: Visible) -> Segment<'_> {
+    Segment { keys: &cache.k, values: &cache.v, len, visible }
 }
 
 struct Mlp {
@@ -226,7 +178,7 @@ pub struct Gemma {
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     lm_head: Linear,
-    rope: Rope,
+    rope: RopeTable,
     /// sqrt(D), rounded to the model's dtype by the product itself (MODEL.md 7).
     embedding_scale: f64,
     final_cap: Option<f64>,
@@ -235,11 +187,11 @@ pub struct Gemma {
 }
 
 impl Gemma {
-    /// Loads the model; works under [`Weights::survey`].
+    /// Loads the model, which will keep image and audio keys and values as `kv`; works under [`Weights::survey`].
     ///
     /// # Errors
     /// The tensor that is missing or misshapen.
-    pub fn new(c: &ModelConfig, w: &Weights) -> std::result::Result<Self, CheckpointError> {
+    pub fn new(c: &ModelConfig, w: &Weights, kv: KvPrecision) -> std::result::Result<Self, CheckpointError> {
         let model = w.pp("model");
         let embed_tokens = model.pp("embed_tokens").get("weight", &[c.vocab_size, c.hidden_size])?;
         let layers = model.pp("layers");
@@ -250,6 +202,8 @@ impl Gemma {
         } else {
             Linear { weight: embed_tokens.clone() }
         };
+        let rope = RopeTable::new(c.rope_theta, c.head_dim, READY_POSITIONS, w.dtype(), w.device())
+            .map_err(CheckpointError::from_device)?;
         Ok(Gemma {
             embed_tokens,
             layers: (0..c.num_hidden_layers)
@@ -257,10 +211,10 @@ impl Gemma {
                 .collect::<std::result::Result<_, _>>()?,
             norm: RmsNorm::new(c, &model.pp("norm"))?,
             lm_head,
-            rope: Rope::new(c),
+            rope,
             embedding_scale: (c.hidden_size as f64).sqrt(),
             final_cap: c.final_logit_softcapping,
-            geometry: Geometry::new(c, w.dtype()),
+            geometry: Geometry::new(c, w.dtype(), kv),
             device: w.device().clone(),
         })
     }
@@ -268,6 +222,15 @@ impl Gemma {
     /// What its keys and values take.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    /// Room for a prompt and its answer of `capacity` tokens together.
+    ///
+    /// # Errors
+    /// candle's, when there is no memory.
+    pub fn text_cache(&self, capacity: usize) -> Result<TextCache> {
+        let rope = if capacity <= self.rope.positions() { self.rope.clone() } else { self.rope.longer(capacity)? };
+        TextCache::new(&self.geometry, rope, capacity, &self.device)
     }
 
     /// Where it computes.
@@ -309,7 +272,7 @@ impl Gemma {
         for (i, layer) in self.layers.iter().enumerate() {
             observe.see(Boundary::MediaHidden(modality, i, offset), &x)?;
             let (k, v) = layer.self_attn.keys_and_values(&normed)?; // [n, kv_heads * head_dim]
-            cache.layer(i).write_rows(&k, &v, offset as usize)?;
+            cache.layer(i).write(&k, &v, offset as usize)?;
             // Nothing looks at the rows after the last layer.
             let Some(next) = self.layers.get(i + 1) else { break };
             let attended = layer.self_attn.diagonal(&v)?;
@@ -366,12 +329,11 @@ impl Gemma {
         }
         let ids = Tensor::new(ids, &self.device)?;
         let x = (self.embed_tokens.index_select(&ids, 0)? * self.embedding_scale)?; // [n, D]
-        let rope = self.rope.table(text.len(), n, x.dtype(), &self.device)?;
         let mut normed = Some(self.layers[0].input_layernorm.forward(&x)?);
         for (i, layer) in self.layers.iter().enumerate() {
             observe.see(Boundary::TextHidden(i), &x)?;
             let input = normed.take().expect("every layer but the last makes the next one's input. This is a bug.");
-            let attended = layer.self_attn.forward(&input, &rope, i, text, video)?;
+            let attended = layer.self_attn.forward(&input, i, text, video)?;
             let next = self.layers.get(i + 1).map(|next| &next.input_layernorm);
             normed = layer.residual(&x, &attended, next)?;
         }
