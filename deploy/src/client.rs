@@ -19,6 +19,8 @@ use tokio::sync::mpsc;
 
 /// Instances that answer later than this after the last one are not waited for.
 const QUIET: Duration = Duration::from_millis(150);
+/// A job without a stage is ended from here within this time.
+const ALONE: Duration = Duration::from_secs(20);
 
 /// Submits a job; the same id twice is the same job.
 ///
@@ -69,12 +71,14 @@ impl Events {
 /// Cancels a job everywhere and says who stopped. Where no stage is there to end it, it is ended from here.
 ///
 /// # Errors
-/// When the broker cannot be asked.
+/// When the broker cannot be asked, or does not let us end the job.
 pub async fn cancel(bus: &Bus, job: &JobId) -> anyhow::Result<Vec<ControlReply>> {
     let request = ControlRequest { v: wire::VERSION, job: Some(job.clone()), ..Default::default() };
     let replies = control::gather(bus, "cancel", &request).await?;
     if replies.is_empty() {
-        ending::ensure_ended(bus.clone(), StageName::Llm, job.clone(), CancelledBy::Client).await;
+        let end = ending::ensure_ended(bus.clone(), StageName::Llm, job.clone(), CancelledBy::Client);
+        let text = "no stage is there to end the job, and the broker does not let this user: start a stage-llm";
+        tokio::time::timeout(ALONE, end).await.context(text)?;
     }
     Ok(replies)
 }

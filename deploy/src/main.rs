@@ -14,6 +14,11 @@ use common::telemetry;
 use deploy::pipeline::Housing;
 use deploy::{ask, bench, broker, client, demo_model, inspect, pipeline, recording, stages, supervisor};
 
+/// The role of whoever asks.
+const CLIENT: &str = "client";
+/// The role of whoever runs the pipeline.
+const OPERATOR: &str = "operator";
+
 /// Vidi 1.5 9B on a message bus: ask questions about videos.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
@@ -212,7 +217,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Command::Ask(ask) => runtime.block_on(run_ask(&mut config, ask)),
         Command::Cancel { job } => runtime.block_on(async {
             let job = JobId::new(job).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
-            let replies = client::cancel(&connect(&config).await?, &job).await.map_err(broker_trouble)?;
+            let replies = client::cancel(&connect(&config, CLIENT).await?, &job).await.map_err(broker_trouble)?;
             for reply in &replies {
                 let what = if reply.stopped { "stopped" } else { "had nothing of it in hand" };
                 println!("{}: {what}", reply.instance);
@@ -222,7 +227,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             }
             Ok(())
         }),
-        Command::Status { json } => runtime.block_on(async { status(&connect(&config).await?, json).await }),
+        Command::Status { json } => runtime.block_on(async { status(&connect(&config, CLIENT).await?, json).await }),
         Command::Inspect { model, all, json } => {
             let found = inspect::inspect(&model).map_err(|e| Fatal(Exit::Model, e.to_string()))?;
             if json {
@@ -245,14 +250,14 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             stages::serve(name, &config, shutdown).await
         }),
         Command::Record(args) => {
-            runtime.block_on(async { recording::command::record(&connect(&config).await?, args).await })
+            runtime.block_on(async { recording::command::record(&connect(&config, OPERATOR).await?, args).await })
         }
         Command::Replay(args) => {
-            runtime.block_on(async { recording::command::replay(&connect(&config).await?, args).await })
+            runtime.block_on(async { recording::command::replay(&connect(&config, OPERATOR).await?, args).await })
         }
         Command::Recording(action) => recording::command::recording(action),
         Command::Config { action: ConfigAction::Print } => {
-            print!("{}", config.to_toml());
+            print!("{}", config.shown().to_toml());
             Ok(())
         }
     }
@@ -263,11 +268,11 @@ fn broker_trouble(e: anyhow::Error) -> Fatal {
 }
 
 /// The pipeline that runs: the configured broker's, or that of `vidi up`.
-async fn connect(config: &Config) -> Result<Bus, Fatal> {
+async fn connect(config: &Config, role: &str) -> Result<Bus, Fatal> {
     if !config.bus.url.is_empty() {
-        return Ok(Bus::connect(&config.bus, "client", Duration::from_secs(2)).await?);
+        return Ok(Bus::connect(&config.bus, role, Duration::from_secs(2)).await?);
     }
-    pipeline::running(config).await.ok_or_else(|| {
+    pipeline::running(config, role).await?.ok_or_else(|| {
         Fatal(Exit::Broker, "no pipeline runs here: start one with `vidi up`, or name its broker in bus.url".to_owned())
     })
 }
@@ -331,7 +336,11 @@ async fn run_ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
     };
     common::wire::Message::check(&request).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
     let style = ask::Style { json: ask.json, quiet: ask.quiet };
-    let shared = if config.bus.url.is_empty() { pipeline::running(config).await } else { Some(connect(config).await?) };
+    let shared = if config.bus.url.is_empty() {
+        pipeline::running(config, CLIENT).await?
+    } else {
+        Some(connect(config, CLIENT).await?)
+    };
     if let Some(bus) = shared {
         if ask.dump.is_some() {
             let text = "--dump needs a pipeline of its own: stop the running one, or set decode.dump where it runs";

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use common::bus::Bus;
+use common::bus::{Bus, BusErrorKind};
 use common::config::Config;
 use common::error::StageName;
 use common::process::{Exit, Fatal};
@@ -39,15 +39,23 @@ pub fn state_dir() -> PathBuf {
 }
 
 /// The running pipeline that `vidi up` left a note of, if it is still there.
-pub async fn running(config: &Config) -> Option<Bus> {
-    let note = std::fs::read(state_dir().join("up.json")).ok()?;
-    let note: UpFile = serde_json::from_slice(&note).ok()?;
-    if !Path::new("/proc").join(note.pid.to_string()).exists() {
-        return None;
-    }
+///
+/// # Errors
+/// When its broker refuses this role.
+pub async fn running(config: &Config, role: &str) -> Result<Option<Bus>, Fatal> {
+    let Some(note) = note().filter(|n| Path::new("/proc").join(n.pid.to_string()).exists()) else { return Ok(None) };
     let mut bus = config.bus.clone();
     (bus.url, bus.prefix) = (note.url, note.prefix);
-    Bus::connect(&bus, "client", Duration::from_millis(500)).await.ok()
+    match Bus::connect(&bus, role, Duration::from_millis(500)).await {
+        Ok(bus) => Ok(Some(bus)),
+        Err(e) if e.kind() == BusErrorKind::Credentials => Err(e.into()),
+        // Its broker is gone, or not there yet.
+        Err(_) => Ok(None),
+    }
+}
+
+fn note() -> Option<UpFile> {
+    serde_json::from_slice(&std::fs::read(state_dir().join("up.json")).ok()?).ok()
 }
 
 /// How stages are run.
@@ -106,12 +114,12 @@ impl Pipeline {
             Housing::Processes(logs) => Stages::Processes(Supervisor::start(&file, replicas, logs)),
             Housing::OneProcess => Stages::OneProcess(InProcess::start(&config, replicas)),
         };
-        let bus = Bus::connect(&config.bus, "client", Duration::from_secs(10)).await?;
+        let bus = Bus::connect(&config.bus, "operator", Duration::from_secs(10)).await?;
         bus.ensure_streams().await?;
         Ok(Pipeline { stages, broker, bus })
     }
 
-    /// A client's connection to its broker.
+    /// An operator's connection to its broker.
     pub fn bus(&self) -> &Bus {
         &self.bus
     }
@@ -182,8 +190,7 @@ fn write_config(config: &Config, dir: &Path) -> anyhow::Result<PathBuf> {
 /// When the note cannot be written, or another `vidi up` runs.
 pub fn leave_note(bus: &Bus) -> anyhow::Result<PathBuf> {
     let path = state_dir().join("up.json");
-    if let Ok(text) = std::fs::read(&path)
-        && let Ok(other) = serde_json::from_slice::<UpFile>(&text)
+    if let Some(other) = note()
         && other.pid != std::process::id()
         && Path::new("/proc").join(other.pid.to_string()).exists()
     {
