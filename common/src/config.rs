@@ -29,6 +29,8 @@ pub struct Config {
     pub llm: LlmConfig,
     /// Bytes that a process of each stage may hold; a stage that is not named has no cap.
     pub budgets: BTreeMap<StageName, u64>,
+    /// `vidi up`.
+    pub up: UpConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -174,6 +176,15 @@ impl Default for LlmConfig {
     }
 }
 
+/// `vidi up`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpConfig {
+    /// Seconds without a job after which the processes of vision, audio, fuse and llm end; the next job starts them
+    /// again. 0: never.
+    pub idle_unload_s: f64,
+}
+
 impl Config {
     /// Reads a file (if any), then the environment, then `overrides` (`section.key=value`), and checks the outcome.
     ///
@@ -226,6 +237,7 @@ impl Config {
         need(self.bus.max_deliver >= 1, "bus.max_deliver is at least 1")?;
         need(self.bus.stream_bytes >= 4 << 20, "bus.stream_bytes is at least 4 MiB")?;
         need(self.bus.message_bytes >= 64 << 10, "bus.message_bytes is at least 64 KiB")?;
+        need(self.up.idle_unload_s >= 0.0, "up.idle_unload_s is at least 0")?;
         need(self.decode.batch_frames >= 1, "decode.batch_frames is at least 1")?;
         need(self.vision.batch >= 1, "vision.batch is at least 1")?;
         need(self.llm.chunk_rows >= 1, "llm.chunk_rows is at least 1")?;

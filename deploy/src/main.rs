@@ -46,6 +46,17 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Ends the processes of vision, audio, fuse and llm (or of STAGE) under `vidi up`, so that they hold no memory. The
+    /// next job starts them again.
+    Unload {
+        /// decode, vision, audio, fuse or llm.
+        stage: Option<StageName>,
+    },
+    /// Starts what `unload` ended.
+    Load {
+        /// decode, vision, audio, fuse or llm.
+        stage: Option<StageName>,
+    },
     /// Shows every tensor that the stages need of a checkpoint, and what is missing or unused.
     Inspect {
         /// Checkpoint directory.
@@ -68,8 +79,8 @@ enum Command {
         #[arg(long, default_value_t = demo_model::DEFAULT_SEED)]
         seed: u64,
     },
-    /// Measures one stage alone, with several numbers of replicas.
-    Bench(Bench),
+    /// Measures one stage alone, or whole jobs.
+    Bench(bench::command::Bench),
     /// Runs one stage in this process.
     Stage {
         /// decode, vision, audio, fuse or llm.
@@ -112,28 +123,6 @@ struct Up {
     /// Runs all stages in this process: the same code, the same bus.
     #[arg(long)]
     one_process: bool,
-}
-
-#[derive(clap::Args)]
-struct Bench {
-    /// vision, audio or fuse.
-    #[arg(long)]
-    stage: StageName,
-    /// Numbers of replicas to measure.
-    #[arg(long, value_delimiter = ',', default_value = "1,2,4")]
-    replicas: Vec<usize>,
-    /// Messages to work off for each.
-    #[arg(long, default_value_t = 60)]
-    messages: u64,
-    /// Checkpoint directory.
-    #[arg(long, env = "VIDI_MODEL")]
-    model: Option<PathBuf>,
-    /// Writes the figures as JSON.
-    #[arg(long)]
-    out: Option<PathBuf>,
-    /// Draws throughput over replicas (SVG).
-    #[arg(long)]
-    plot: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -241,7 +230,12 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             Err(Fatal(Exit::Model, format!("{} is incomplete: see above", model.display())))
         }
         Command::DemoModel { dir, size, seed } => write_demo_model(&dir, size, seed),
-        Command::Bench(bench) => run_bench(&mut config, bench, &runtime),
+        Command::Bench(bench) => {
+            use_model(&mut config, bench.model.clone())?;
+            runtime.block_on(bench.run(&config))
+        }
+        Command::Load { stage } => runtime.block_on(load(&config, "load", stage)),
+        Command::Unload { stage } => runtime.block_on(load(&config, "unload", stage)),
         Command::Stage { name, supervised } => runtime.block_on(async {
             let mut shutdown = on_signal();
             if supervised {
@@ -285,7 +279,7 @@ async fn run_up(config: &mut Config, up: Up) -> Result<(), Fatal> {
     if config.decode.media_roots.is_empty() {
         config.decode.media_roots.push(absolute(Path::new("."))?);
     }
-    let replicas = replicas(&up.replicas)?;
+    let replicas = supervisor::replicas(&up.replicas).map_err(|e| Fatal(Exit::Usage, e))?;
     let housing = if up.one_process { Housing::OneProcess } else { Housing::Processes(supervisor::Logs::Inherit) };
     let dir = pipeline::state_dir();
     let mut pipeline =
@@ -372,24 +366,6 @@ async fn run_ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
     outcome
 }
 
-fn run_bench(config: &mut Config, bench: Bench, runtime: &tokio::runtime::Runtime) -> Result<(), Fatal> {
-    use_model(config, bench.model)?;
-    if bench.replicas.is_empty() || bench.replicas.contains(&0) || bench.messages == 0 {
-        return Err(Fatal(Exit::Usage, "--replicas and --messages are at least 1".to_owned()));
-    }
-    let rows = runtime.block_on(bench::run(config, bench.stage, &bench.replicas, bench.messages))?;
-    bench::print(bench.stage, &rows);
-    let unwritable = |path: &Path, e: std::io::Error| Fatal(Exit::Usage, format!("{}: {e}", path.display()));
-    if let Some(path) = &bench.out {
-        let object = serde_json::json!({ "stage": bench.stage, "rows": rows });
-        std::fs::write(path, object.to_string()).map_err(|e| unwritable(path, e))?;
-    }
-    if let Some(path) = &bench.plot {
-        bench::plot(bench.stage, &rows, path).map_err(|e| unwritable(path, e))?;
-    }
-    Ok(())
-}
-
 /// Asks, and cancels at Ctrl-C.
 async fn follow(bus: &Bus, request: &JobRequest, style: ask::Style) -> Result<(), Fatal> {
     let mut shutdown = on_signal();
@@ -400,6 +376,21 @@ async fn follow(bus: &Bus, request: &JobRequest, style: ask::Style) -> Result<()
             Err(Fatal(Exit::JobFailed, "cancelled".to_owned()))
         }
     }
+}
+
+async fn load(config: &Config, verb: &str, stage: Option<StageName>) -> Result<(), Fatal> {
+    let reply = client::load(&connect(config, OPERATOR).await?, verb, stage).await.map_err(broker_trouble)?;
+    if let Some(error) = reply.error {
+        return Err(Fatal(Exit::Usage, error));
+    }
+    let stages: Vec<&str> = reply.stages.iter().map(|s| s.as_str()).collect();
+    match (verb, stages.is_empty()) {
+        ("load", true) => println!("nothing was unloaded"),
+        ("load", false) => println!("starting {} ({} processes)", stages.join(", "), reply.processes),
+        (_, true) => println!("nothing was loaded"),
+        (_, false) => println!("ended {} ({} processes) in {} ms", stages.join(", "), reply.processes, reply.ms),
+    }
+    Ok(())
 }
 
 async fn status(bus: &Bus, json: bool) -> Result<(), Fatal> {
@@ -448,19 +439,6 @@ fn use_model(config: &mut Config, model: Option<PathBuf>) -> Result<(), Fatal> {
     }
     config.model.dir = absolute(&config.model.dir)?;
     Ok(())
-}
-
-fn replicas(given: &[String]) -> Result<Vec<(StageName, usize)>, Fatal> {
-    let usage = |e: String| Fatal(Exit::Usage, format!("--replicas: {e}"));
-    let mut all = StageName::ALL.map(|s| (s, 1)).to_vec();
-    for item in given {
-        let (name, count) = item.split_once('=').ok_or(usage(format!("{item:?} is not stage=count")))?;
-        let stage: StageName = name.parse().map_err(usage)?;
-        let count: usize = count.parse().map_err(|e| usage(format!("{item:?}: {e}")))?;
-        all.retain(|(s, _)| *s != stage);
-        all.push((stage, count));
-    }
-    Ok(all)
 }
 
 fn write_demo_model(dir: &Path, size: demo_model::Size, seed: u64) -> Result<(), Fatal> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use common::bus::{Bus, BusErrorKind};
+use common::bus::{Bus, BusError, BusErrorKind};
 use common::config::Config;
 use common::error::StageName;
 use common::process::{Exit, Fatal};
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::{self, Broker};
 use crate::client;
+use crate::idle::Idle;
 use crate::in_process::InProcess;
 use crate::supervisor::{Logs, Supervisor};
 
@@ -68,14 +69,15 @@ pub enum Housing {
 }
 
 enum Stages {
-    Processes(Supervisor),
+    /// With what loads and unloads them.
+    Processes(Supervisor, Idle),
     OneProcess(InProcess),
 }
 
 impl Stages {
     async fn fatal(&mut self) -> Fatal {
         match self {
-            Stages::Processes(s) => s.fatal().await,
+            Stages::Processes(s, _) => s.fatal().await,
             Stages::OneProcess(s) => s.fatal().await,
         }
     }
@@ -110,12 +112,26 @@ impl Pipeline {
             None
         };
         let file = write_config(&config, dir).map_err(other)?;
-        let stages = match housing {
-            Housing::Processes(logs) => Stages::Processes(Supervisor::start(&file, replicas, logs)),
-            Housing::OneProcess => Stages::OneProcess(InProcess::start(&config, replicas)),
+        let connect = async || {
+            let bus = Bus::connect(&config.bus, "operator", Duration::from_secs(10)).await?;
+            bus.ensure_streams().await?;
+            Ok::<_, BusError>(bus)
         };
-        let bus = Bus::connect(&config.bus, "operator", Duration::from_secs(10)).await?;
-        bus.ensure_streams().await?;
+        let (stages, bus) = match housing {
+            Housing::Processes(logs) => {
+                // Before the broker is asked: the stages load while it makes the streams.
+                let supervisor = Supervisor::start(&file, replicas, logs);
+                let bus = connect().await?;
+                let after = config.up.idle_unload_s;
+                let after = (after > 0.0).then(|| Duration::from_secs_f64(after));
+                let idle = Idle::start(&bus, supervisor.roster(), after).await?;
+                (Stages::Processes(supervisor, idle), bus)
+            }
+            Housing::OneProcess => {
+                let stages = InProcess::start(&config, replicas);
+                (Stages::OneProcess(stages), connect().await?)
+            }
+        };
         Ok(Pipeline { stages, broker, bus })
     }
 
@@ -166,7 +182,10 @@ impl Pipeline {
     /// Drains the stages, then stops the broker.
     pub async fn stop(self) {
         match self.stages {
-            Stages::Processes(s) => s.drain().await,
+            Stages::Processes(s, idle) => {
+                drop(idle);
+                s.drain().await;
+            }
             Stages::OneProcess(s) => s.drain().await,
         }
         drop(self.broker);
