@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::safetensors::{Load, MmapedSafetensors};
 use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::TensorView;
 use serde::Deserialize;
 
 use crate::error::{ErrorKind, JobError};
@@ -42,6 +43,11 @@ impl CheckpointError {
     /// An error with a sentence that names file or tensor.
     pub fn new(kind: CheckpointErrorKind, detail: impl Into<String>) -> Self {
         CheckpointError { kind, detail: detail.into() }
+    }
+
+    /// Weights that the device has no room for, or that it cannot rearrange.
+    pub fn from_device(error: candle_core::Error) -> Self {
+        CheckpointError::new(CheckpointErrorKind::OutOfMemory, error.to_string())
     }
 
     /// What callers match on.
@@ -184,6 +190,27 @@ impl Checkpoint {
 
     /// Copies one tensor to a device and converts it.
     fn load(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor, CheckpointError> {
+        let (shard, path) = self.find(name, shape)?;
+        let whole = || -> candle_core::Result<Tensor> {
+            let view = shard.map.get(name)?;
+            if device.is_cpu() || view.data().len() <= PIECE_BYTES || shape.len() != 2 {
+                return float(view.load(device)?)?.to_dtype(dtype);
+            }
+            let target = uninitialized(shape, dtype, device)?;
+            fill(&target, 0, &view)?;
+            Ok(target)
+        };
+        whole().map_err(|e| unusable(&path, name, &e))
+    }
+
+    /// Copies one matrix to rows of another, in pieces: neither the source's type nor its size is ever held twice.
+    fn load_into(&self, name: &str, shape: &[usize], target: &Tensor, row: usize) -> Result<(), CheckpointError> {
+        let (shard, path) = self.find(name, shape)?;
+        shard.map.get(name).and_then(|view| fill(target, row, &view)).map_err(|e| unusable(&path, name, &e))
+    }
+
+    /// The shard with a tensor of this shape, and its path.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(&Shard, PathBuf), CheckpointError> {
         let Some(info) = self.info(name) else {
             return Err(CheckpointError::new(
                 CheckpointErrorKind::MissingTensor,
@@ -197,23 +224,46 @@ impl Checkpoint {
                 format!("{}: {name} is {:?}, expected {shape:?}", path.display(), info.shape),
             ));
         }
-        let shard = &self.shards[self.routing[name]];
-        let tensor = shard.map.get(name).and_then(|view| view.load(device)).and_then(|t| {
-            if !t.dtype().is_float() {
-                candle_core::bail!("is {}, which is not a float type", info.dtype);
-            }
-            t.to_dtype(dtype)
-        });
-        tensor.map_err(|e| {
-            let text = e.to_string();
-            let kind = if text.contains("OUT_OF_MEMORY") {
-                CheckpointErrorKind::OutOfMemory
-            } else {
-                CheckpointErrorKind::Misshapen
-            };
-            CheckpointError::new(kind, format!("{}: {name}: {text}", path.display()))
-        })
+        Ok((&self.shards[self.routing[name]], path))
     }
+}
+
+/// Bytes that pass from a shard to a device at a time.
+const PIECE_BYTES: usize = 64 << 20;
+
+/// A tensor that will be written before it is read.
+fn uninitialized(shape: &[usize], dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+    // SAFETY: any bits are a float, and callers fill all rows.
+    unsafe { Tensor::empty(shape, dtype, device) }
+}
+
+/// Writes a shard's matrix to rows `row..` of `target`, piece by piece, in `target`'s type.
+fn fill(target: &Tensor, row: usize, view: &TensorView<'_>) -> candle_core::Result<()> {
+    let &[rows, columns] = view.shape() else { candle_core::bail!("is {:?}, not a matrix", view.shape()) };
+    let dtype = DType::try_from(view.dtype())?;
+    let row_bytes = columns * dtype.size_in_bytes();
+    let step = (PIECE_BYTES / row_bytes.max(1)).max(1);
+    for start in (0..rows).step_by(step) {
+        let n = step.min(rows - start);
+        let bytes = &view.data()[start * row_bytes..(start + n) * row_bytes];
+        let piece = Tensor::from_raw_buffer(bytes, dtype, &[n, columns], target.device())?;
+        target.slice_set(&float(piece)?.to_dtype(target.dtype())?, 0, row + start)?;
+    }
+    Ok(())
+}
+
+fn float(tensor: Tensor) -> candle_core::Result<Tensor> {
+    if !tensor.dtype().is_float() {
+        candle_core::bail!("is {}, which is not a float type", tensor.dtype().as_str());
+    }
+    Ok(tensor)
+}
+
+fn unusable(path: &Path, name: &str, error: &candle_core::Error) -> CheckpointError {
+    let text = error.to_string();
+    let kind =
+        if text.contains("OUT_OF_MEMORY") { CheckpointErrorKind::OutOfMemory } else { CheckpointErrorKind::Misshapen };
+    CheckpointError::new(kind, format!("{}: {name}: {text}", path.display()))
 }
 
 /// A tensor that a model asked for.
@@ -311,5 +361,46 @@ impl Weights {
                 zero.map_err(|e| CheckpointError::new(CheckpointErrorKind::Misshapen, e.to_string()))
             }
         }
+    }
+
+    /// Matrices `[rows, columns]` below the prefix as one, on top of each other in the order given: projections of the
+    /// same input, computed as one product.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn stack(&self, parts: &[(&str, usize)], columns: usize) -> Result<Tensor, CheckpointError> {
+        let rows = parts.iter().map(|part| part.1).sum::<usize>();
+        match &self.source {
+            Source::Survey(_) => {
+                for &(name, rows) in parts {
+                    self.get(name, &[rows, columns])?;
+                }
+                let zero = Tensor::zeros((), self.dtype, &self.device).and_then(|t| t.broadcast_as((rows, columns)));
+                zero.map_err(|e| CheckpointError::new(CheckpointErrorKind::Misshapen, e.to_string()))
+            }
+            Source::Checkpoint(c) => {
+                let target = uninitialized(&[rows, columns], self.dtype, &self.device)
+                    .map_err(|e| unusable(c.dir(), &self.prefix, &e))?;
+                let mut row = 0;
+                for &(name, rows) in parts {
+                    c.load_into(&format!("{}{name}", self.prefix), &[rows, columns], &target, row)?;
+                    row += rows;
+                }
+                Ok(target)
+            }
+        }
+    }
+
+    /// Vectors below the prefix as one, in the order given; `None` stands for zeros. See [`stack`](Self::stack).
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn concat(&self, parts: &[(Option<&str>, usize)]) -> Result<Tensor, CheckpointError> {
+        let part = |&(name, n): &(Option<&str>, usize)| match name {
+            Some(name) => self.get(name, &[n]),
+            None => Tensor::zeros(n, self.dtype, &self.device).map_err(|e| unusable(Path::new(&self.prefix), "", &e)),
+        };
+        let parts = parts.iter().map(part).collect::<Result<Vec<_>, _>>()?;
+        Tensor::cat(&parts, 0).map_err(|e| unusable(Path::new(&self.prefix), "", &e))
     }
 }

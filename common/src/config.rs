@@ -21,6 +21,8 @@ pub struct Config {
     pub bus: BusConfig,
     /// The checkpoint.
     pub model: ModelPath,
+    /// The device of vision, audio, fuse and llm.
+    pub compute: ComputeConfig,
     /// stage-decode.
     pub decode: DecodeConfig,
     /// stage-vision.
@@ -126,6 +128,75 @@ pub struct ModelPath {
     pub dir: PathBuf,
 }
 
+/// Where vision, audio, fuse and llm compute.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ComputeConfig {
+    /// `cpu`, `cuda`, or `cuda:N` for the N-th card.
+    pub device: String,
+    /// Type of activations, and of weights that are not quantized: `f32`, `bf16`, `f16`.
+    pub dtype: Precision,
+    /// What a CUDA context, its modules and cuBLAS hold outside the memory pool; part of every GPU stage's budget.
+    pub context_bytes: u64,
+}
+
+impl Default for ComputeConfig {
+    fn default() -> Self {
+        ComputeConfig { device: "cpu".to_owned(), dtype: Precision::F32, context_bytes: 640 << 20 }
+    }
+}
+
+impl ComputeConfig {
+    /// Which CUDA device; none for the CPU.
+    pub fn cuda_ordinal(&self) -> Option<usize> {
+        match self.device.as_str() {
+            "cuda" => Some(0),
+            other => other.strip_prefix("cuda:")?.parse().ok(),
+        }
+    }
+}
+
+/// A type to compute in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// The reference.
+    F32,
+    /// Brain float.
+    Bf16,
+    /// What the official code computes in.
+    F16,
+}
+
+/// How the language model's linear layers are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightFormat {
+    /// In `compute.dtype`, whichever that is.
+    Dense,
+    /// Brain float, which `compute.dtype` must be too.
+    Bf16,
+    /// Half precision, which `compute.dtype` must be too.
+    F16,
+    /// 8 bit: 8.5 bits a weight.
+    Q8,
+    /// 4 bit where it does not hurt: about 4.6 bits a weight.
+    Q4,
+}
+
+/// How keys and values of image and audio tokens are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvPrecision {
+    /// In `compute.dtype`: 16 bit on a GPU.
+    #[serde(alias = "16")]
+    Dense,
+    /// 8 bit.
+    Q8,
+    /// 4 bit.
+    Q4,
+}
+
 /// stage-decode.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -168,11 +239,24 @@ pub struct LlmConfig {
     pub chunk_rows: usize,
     /// Length of a prompt at most.
     pub max_prompt_tokens: usize,
+    /// Linear layers: `dense` (in `compute.dtype`), `q8` or `q4`.
+    pub weights: WeightFormat,
+    /// A file of `vidi quantize`, for `weights` of `q8` and `q4`; without one they are quantized while they load.
+    pub quantized: Option<PathBuf>,
+    /// Keys and values of image and audio tokens: `dense` (in `compute.dtype`), `q8` or `q4`.
+    pub kv: KvPrecision,
 }
 
 impl Default for LlmConfig {
     fn default() -> Self {
-        LlmConfig { end_tokens: vec![107], chunk_rows: 4096, max_prompt_tokens: 4096 }
+        LlmConfig {
+            end_tokens: vec![107],
+            chunk_rows: 4096,
+            max_prompt_tokens: 4096,
+            weights: WeightFormat::Dense,
+            quantized: None,
+            kv: KvPrecision::Dense,
+        }
     }
 }
 
@@ -238,6 +322,14 @@ impl Config {
         need(self.bus.stream_bytes >= 4 << 20, "bus.stream_bytes is at least 4 MiB")?;
         need(self.bus.message_bytes >= 64 << 10, "bus.message_bytes is at least 64 KiB")?;
         need(self.up.idle_unload_s >= 0.0, "up.idle_unload_s is at least 0")?;
+        let device = self.compute.device.as_str();
+        need(device == "cpu" || self.compute.cuda_ordinal().is_some(), "compute.device is cpu, cuda or cuda:N")?;
+        let agrees = match self.llm.weights {
+            WeightFormat::Bf16 => self.compute.dtype == Precision::Bf16,
+            WeightFormat::F16 => self.compute.dtype == Precision::F16,
+            WeightFormat::Dense | WeightFormat::Q8 | WeightFormat::Q4 => true,
+        };
+        need(agrees, "llm.weights is compute.dtype, dense, q8 or q4")?;
         need(self.decode.batch_frames >= 1, "decode.batch_frames is at least 1")?;
         need(self.vision.batch >= 1, "vision.batch is at least 1")?;
         need(self.llm.chunk_rows >= 1, "llm.chunk_rows is at least 1")?;

@@ -1,7 +1,36 @@
-//! Resident memory of this process, as the kernel counts it.
+//! What this process holds of the memory that its budget is about: the device's, once one is open, else the host's.
 
-/// Bytes resident now and at most since the process started, from `/proc/self/status`; zeros where there is none.
-pub fn resident() -> (u64, u64) {
+use std::sync::OnceLock;
+
+/// Bytes held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Now.
+    pub used_bytes: u64,
+    /// At most since the process started.
+    pub peak_bytes: u64,
+    /// Taken from the system, used or not.
+    pub reserved_bytes: u64,
+}
+
+type Gauge = Box<dyn Fn() -> Usage + Send + Sync>;
+
+static DEVICE: OnceLock<Gauge> = OnceLock::new();
+
+/// From now on [`usage`] is what `gauge` says: a device's memory pool. The first one counts.
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU has no memory but the host's"))]
+pub(crate) fn watch(gauge: impl Fn() -> Usage + Send + Sync + 'static) {
+    // A process computes on one device; who comes second shares its pool.
+    let _ = DEVICE.set(Box::new(gauge));
+}
+
+/// What this process holds: of its device's memory if it has opened one, else of the host's.
+pub fn usage() -> Usage {
+    DEVICE.get().map_or_else(resident, |gauge| gauge())
+}
+
+/// Resident memory, from `/proc/self/status`; zeros where there is none.
+pub fn resident() -> Usage {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let field = |name: &str| {
         status
@@ -10,5 +39,6 @@ pub fn resident() -> (u64, u64) {
             .unwrap_or(0)
             * 1024
     };
-    (field("VmRSS:"), field("VmHWM:"))
+    let used_bytes = field("VmRSS:");
+    Usage { used_bytes, peak_bytes: field("VmHWM:"), reserved_bytes: used_bytes }
 }

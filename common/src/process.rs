@@ -96,7 +96,15 @@ pub fn main<S>(open: impl FnOnce(&Config) -> Result<S, JobError>) -> ExitCode
 where
     S: Stage + Send + 'static,
 {
-    run_main(|config, shutdown| async move { serve(&config, open, shutdown).await })
+    main_with(&Args::parse().config, open)
+}
+
+/// [`main`] for who has parsed a command line already.
+pub fn main_with<S>(args: &ConfigArgs, open: impl FnOnce(&Config) -> Result<S, JobError>) -> ExitCode
+where
+    S: Stage + Send + 'static,
+{
+    serve_main(args, |config, shutdown| async move { serve(&config, open, shutdown).await })
 }
 
 /// The whole of stage-llm's `main`.
@@ -104,11 +112,14 @@ pub fn main_owner<O>(open: impl FnOnce(&Config) -> Result<O, JobError>) -> ExitC
 where
     O: Owner + Send + 'static,
 {
-    run_main(|config, shutdown| async move { serve_owner(&config, open, shutdown).await })
+    serve_main(&Args::parse().config, |config, shutdown| async move { serve_owner(&config, open, shutdown).await })
 }
 
-fn run_main<F: Future<Output = Result<(), Fatal>>>(serve: impl FnOnce(Config, Shutdown) -> F) -> ExitCode {
-    let outcome = Args::parse().config.load().and_then(|config| {
+fn serve_main<F: Future<Output = Result<(), Fatal>>>(
+    args: &ConfigArgs,
+    serve: impl FnOnce(Config, Shutdown) -> F,
+) -> ExitCode {
+    let outcome = args.load().and_then(|config| {
         telemetry::init(&config.log).map_err(|e| Fatal(Exit::Usage, e))?;
         runtime()?.block_on(async { serve(config, on_signal()).await })
     });
@@ -192,5 +203,9 @@ fn opened<S>(stage: StageName, outcome: Result<S, JobError>) -> Result<S, Fatal>
 
 fn card(config: &Config, stage: StageName) -> Card {
     let model = config.model.dir.file_name().map(|n| n.to_string_lossy().into_owned());
-    Card { model: model.unwrap_or_default(), dtype: "f32".to_owned(), budget_bytes: config.budget(stage) }
+    let dtype = match stage {
+        StageName::Decode => String::new(),
+        _ => config.compute.dtype.candle().as_str().to_owned(),
+    };
+    Card { model: model.unwrap_or_default(), dtype, budget_bytes: config.budget(stage) }
 }

@@ -1,11 +1,12 @@
-//! The stage as a process serves it: the checkpoint's part of it loaded, in f32 on the CPU.
+//! The stage as a process serves it: the checkpoint's part of it loaded onto the configured device.
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
-use common::checkpoint::{Checkpoint, Weights};
+use common::budget::Footprint;
+use common::checkpoint::{Checkpoint, CheckpointError, Weights};
 use common::config::Config;
-use common::error::JobError;
+use common::error::{JobError, StageName};
+use common::model::ModelConfig;
 
 use crate::{AudioStage, LogMel, WhisperEncoder};
 
@@ -15,7 +16,28 @@ use crate::{AudioStage, LogMel, WhisperEncoder};
 /// `model`, naming the file or tensor that is missing, misshapen or cut short.
 pub fn open(config: &Config) -> Result<AudioStage, JobError> {
     let checkpoint = Arc::new(Checkpoint::open(&config.model.dir)?);
-    let weights = Weights::new(checkpoint.clone(), DType::F32, Device::Cpu);
+    let footprint = footprint(config, checkpoint.config())?;
+    let budget = config.budget(StageName::Audio);
+    let compute = footprint.open(StageName::Audio, &config.compute, budget, "raise budgets.audio")?;
+    let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let encoder = WhisperEncoder::new(checkpoint.config(), &weights)?;
     Ok(AudioStage::new(LogMel::new(checkpoint.config().audio.num_mel_bins), encoder))
+}
+
+/// What the stage will hold.
+///
+/// # Errors
+/// None that a checked configuration leads to.
+pub fn footprint(config: &Config, model: &ModelConfig) -> Result<Footprint, CheckpointError> {
+    let dtype = config.compute.dtype.candle();
+    let needs = Weights::survey(dtype, |w| WhisperEncoder::new(model, w))?;
+    let (c, size) = (&model.audio, dtype.size_in_bytes() as u64);
+    let (width, inner, rows) = (c.d_model as u64, c.encoder_ffn_dim as u64, c.max_source_positions as u64);
+    // In the feed-forward part: the stream, its norm, the wide layer before and after its GELU, the outcome.
+    let layer = rows * size * (3 * width + 2 * inner);
+    // The first convolution keeps twice the rows, and reads three taps of each.
+    let convolutions = 2 * rows * size * (4 * width + 3 * c.num_mel_bins as u64);
+    // The CPU holds scores, of some queries at a time, and computes some parts in f32.
+    let host = if config.compute.cuda_ordinal().is_some() { 0 } else { (128 << 20) + 4 * rows * (3 * width + inner) };
+    Ok(Footprint::new(&needs, layer.max(convolutions) + host, &config.compute))
 }

@@ -1,6 +1,6 @@
 //! The stage: one window of sound in, the encoder states that count out.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use common::error::StageName;
 use common::message::{FeatureBatch, Modality, Output, PcmWindow};
 use common::plan::{HOP_SAMPLES, MediaPlan, WINDOW_ROWS};
@@ -30,7 +30,7 @@ impl Stage for AudioStage {
     /// A window that adds no rows to the whole, as a last one under 10 ms does, gives no output.
     fn process(&mut self, input: PcmWindow<'_>, port: &mut dyn Port) -> Result<(), Stop> {
         let (offset, states) = match &input.plan.audio {
-            None => (0, Tensor::zeros((0, self.encoder.width()), DType::F32, &Device::Cpu)?),
+            None => (0, Tensor::zeros((0, self.encoder.width()), self.encoder.dtype(), &Device::Cpu)?),
             Some(audio) => {
                 let rows = audio.window_rows(input.index) as usize;
                 if rows == 0 || input.tensor.rows() < HOP_SAMPLES as usize {

@@ -1,20 +1,17 @@
 //! The Whisper encoder (MODEL.md 5).
 
-use candle_core::{D, DType, Device, Module, Result, Tensor};
-use candle_nn::Linear;
+use candle_core::{D, DType, Device, Result, Tensor};
 use common::checkpoint::{CheckpointError, Weights};
+use common::kernels;
 use common::model::{AudioConfig, ModelConfig};
 
 /// Epsilon of every layer norm; not in config.json.
-const LAYER_NORM_EPS: f64 = 1e-5;
+const LAYER_NORM_EPS: f32 = 1e-5;
 /// Taps of both convolutions.
 const KERNEL: usize = 3;
 /// Where activations are cut off in half precision, as transformers does it: the largest f16 less 1000.
-const F16_LIMIT: f64 = 64_504.0;
-/// Attention scores that exist at a time: 64 MiB of them.
-const SCORES: usize = 1 << 24;
+const F16_LIMIT: f32 = 64_504.0;
 
-/// Layer norm with statistics in f32 and one rounding at the end (MODEL.md 9).
 struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
@@ -25,96 +22,95 @@ impl LayerNorm {
         Ok(LayerNorm { weight: w.get("weight", &[width])?, bias: w.get("bias", &[width])? })
     }
 
-    /// candle-nn's takes the variance as E[x^2] - E[x]^2, which loses digits where the mean is large.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let wide = x.to_dtype(DType::F32)?;
-        let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        centred
-            .broadcast_div(&(variance + LAYER_NORM_EPS)?.sqrt()?)?
-            .broadcast_mul(&self.weight.to_dtype(DType::F32)?)?
-            .broadcast_add(&self.bias.to_dtype(DType::F32)?)?
-            .to_dtype(x.dtype())
+    fn kernel(&self) -> kernels::LayerNorm<'_> {
+        kernels::LayerNorm { weight: &self.weight, bias: &self.bias, eps: LAYER_NORM_EPS }
     }
 }
 
-/// Exact GELU. candle evaluates it in the tensor's type: f32 it is.
-fn gelu(x: &Tensor) -> Result<Tensor> {
-    x.to_dtype(DType::F32)?.gelu_erf()?.to_dtype(x.dtype())
+/// `x W^T`; the bias is added by what reads the product next, in the same pass.
+struct Linear {
+    weight: Tensor, // [out, in]
+    bias: Tensor,   // [out]
 }
 
-fn linear(input: usize, output: usize, w: &Weights) -> std::result::Result<Linear, CheckpointError> {
-    Ok(Linear::new(w.get("weight", &[output, input])?, Some(w.get("bias", &[output])?)))
+impl Linear {
+    fn new(input: usize, output: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
+        Ok(Linear { weight: w.get("weight", &[output, input])?, bias: w.get("bias", &[output])? })
+    }
+
+    fn product(&self, x: &Tensor) -> Result<Tensor> {
+        x.matmul(&self.weight.t()?)
+    }
 }
 
-/// A convolution of three taps that keeps the length, or halves it with stride 2.
+/// A convolution of three taps, padded by one on each side, and its GELU: a product with three neighbouring rows.
 struct Conv1d {
-    weight: Tensor, // [C, in, 3]
+    weight: Tensor, // [C, 3 * in], tap by tap
     bias: Tensor,   // [C]
-    stride: usize,
 }
 
 impl Conv1d {
-    fn new(input: usize, output: usize, stride: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        Ok(Conv1d { weight: w.get("weight", &[output, input, KERNEL])?, bias: w.get("bias", &[output])?, stride })
+    fn new(input: usize, output: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
+        let weight = w.get("weight", &[output, input, KERNEL])?;
+        let by_tap = || weight.transpose(1, 2)?.contiguous()?.flatten_from(1);
+        Ok(Conv1d { weight: by_tap().map_err(CheckpointError::from_device)?, bias: w.get("bias", &[output])? })
     }
 
+    /// Rows `[W, n, in]` to `[W, n, C]`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.conv1d(&self.weight, KERNEL / 2, self.stride, 1, 1)?.broadcast_add(&self.bias.unsqueeze(1)?)
+        let n = x.dim(1)?;
+        let before = x.narrow(1, 0, n - 1)?.pad_with_zeros(1, 1, 0)?;
+        let after = x.narrow(1, 1, n - 1)?.pad_with_zeros(1, 0, 1)?;
+        self.apply(&Tensor::cat(&[&before, x, &after], D::Minus1)?)
+    }
+
+    /// Rows `[W, n, in]` to `[W, n / 2, C]`: every second one, and its neighbours.
+    fn halve(&self, x: &Tensor) -> Result<Tensor> {
+        let (windows, n, width) = x.dims3()?;
+        let pairs = x.reshape((windows, n / 2, 2 * width))?; // rows 2t and 2t + 1
+        let before = pairs.narrow(2, width, width)?.narrow(1, 0, n / 2 - 1)?.pad_with_zeros(1, 1, 0)?; // 2t - 1
+        self.apply(&Tensor::cat(&[&before, &pairs], D::Minus1)?)
+    }
+
+    fn apply(&self, taps: &Tensor) -> Result<Tensor> {
+        let (windows, n, width) = taps.dims3()?;
+        let y = taps.reshape((windows * n, width))?.matmul(&self.weight.t()?)?; // [W*n, C]
+        kernels::bias_gelu_erf(&y, &self.bias)?;
+        y.reshape((windows, n, ()))
     }
 }
 
 struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    qkv_weight: Tensor, // [3C, C]
+    qkv_bias: Tensor,   // [3C]; keys have none
     out_proj: Linear,
     heads: usize,
+    rows: usize,
 }
 
 impl Attention {
     fn new(c: &AudioConfig, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        let square = |name: &str| linear(c.d_model, c.d_model, &w.pp(name));
+        let width = c.d_model;
+        let part = |part: &'static str| (part, width);
         Ok(Attention {
-            q_proj: square("q_proj")?,
-            k_proj: Linear::new(w.pp("k_proj").get("weight", &[c.d_model, c.d_model])?, None),
-            v_proj: square("v_proj")?,
-            out_proj: square("out_proj")?,
+            qkv_weight: w.stack(&["q_proj.weight", "k_proj.weight", "v_proj.weight"].map(part), width)?,
+            qkv_bias: w.concat(&[Some("q_proj.bias"), None, Some("v_proj.bias")].map(|b| (b, width)))?,
+            out_proj: Linear::new(width, width, &w.pp("out_proj"))?,
             heads: c.encoder_attention_heads,
+            rows: c.max_source_positions,
         })
     }
 
+    /// Rows `[W*1500, C]` to the product of `out_proj`, `[W*1500, C]`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (windows, rows, width) = x.dims3()?;
-        let head = width / self.heads;
-        let split = |y: Tensor| {
-            y.reshape((windows, rows, self.heads, head))?.transpose(1, 2)?.contiguous() // [W, heads, 1500, 64]
-        };
-        let q = split(self.q_proj.forward(x)?)?;
-        let k = split(self.k_proj.forward(x)?)?;
-        let v = split(self.v_proj.forward(x)?)?;
-        let mixed = (0..windows)
-            .map(|i| attend(&q.get(i)?, &k.get(i)?, &v.get(i)?, SCORES / (self.heads * rows)))
-            .collect::<Result<Vec<_>>>()?;
-        let mixed = Tensor::stack(&mixed, 0)?; // [W, heads, 1500, 64]
-        self.out_proj.forward(&mixed.transpose(1, 2)?.reshape((windows, rows, width))?)
+        let (rows, width) = x.dims2()?;
+        let qkv = x.matmul(&self.qkv_weight.t()?)?; // [W*1500, 3C]
+        kernels::bias_add(&qkv, &self.qkv_bias)?;
+        let qkv = qkv.reshape((rows / self.rows, self.rows, 3 * width))?;
+        let scale = ((width / self.heads) as f64).powf(-0.5);
+        let mixed = kernels::attention(&qkv, self.heads, scale as f32)?; // [W, 1500, C]
+        self.out_proj.product(&mixed.reshape((rows, width))?)
     }
-}
-
-/// Softmax attention without a mask, scores and softmax in f32, `block` queries at a time. All
-/// `[heads, rows, head width]`.
-fn attend(q: &Tensor, k: &Tensor, v: &Tensor, block: usize) -> Result<Tensor> {
-    let (_, rows, head) = q.dims3()?;
-    let q = (q.to_dtype(DType::F32)? * (head as f64).powf(-0.5))?;
-    let k = k.to_dtype(DType::F32)?.t()?; // [heads, 64, rows]
-    let block = block.clamp(1, rows);
-    let mut mixed = Vec::new();
-    for start in (0..rows).step_by(block) {
-        let q = q.narrow(1, start, block.min(rows - start))?.contiguous()?;
-        let scores = q.matmul(&k)?; // [heads, block, rows]
-        mixed.push(candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?.matmul(v)?);
-    }
-    Tensor::cat(&mixed, 1) // [heads, rows, 64]
 }
 
 struct EncoderLayer {
@@ -131,16 +127,20 @@ impl EncoderLayer {
             self_attn_layer_norm: LayerNorm::new(c.d_model, &w.pp("self_attn_layer_norm"))?,
             self_attn: Attention::new(c, &w.pp("self_attn"))?,
             final_layer_norm: LayerNorm::new(c.d_model, &w.pp("final_layer_norm"))?,
-            fc1: linear(c.d_model, c.encoder_ffn_dim, &w.pp("fc1"))?,
-            fc2: linear(c.encoder_ffn_dim, c.d_model, &w.pp("fc2"))?,
+            fc1: Linear::new(c.d_model, c.encoder_ffn_dim, &w.pp("fc1"))?,
+            fc2: Linear::new(c.encoder_ffn_dim, c.d_model, &w.pp("fc2"))?,
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = (x + self.self_attn.forward(&self.self_attn_layer_norm.forward(x)?)?)?;
-        let h = self.fc1.forward(&self.final_layer_norm.forward(&x)?)?; // [W, 1500, 5120]
-        let x = (&x + self.fc2.forward(&gelu(&h)?)?)?;
-        if x.dtype() == DType::F16 { x.clamp(-F16_LIMIT, F16_LIMIT) } else { Ok(x) }
+    /// Moves the stream `x` `[W*1500, C]` on by this layer, in place.
+    fn forward(&self, x: &Tensor) -> Result<()> {
+        let attended = self.self_attn.forward(&self.self_attn_layer_norm.kernel().forward(x)?)?;
+        let bias = Some(&self.self_attn.out_proj.bias);
+        let normed = self.final_layer_norm.kernel().after_adding(x, &attended, bias, None)?;
+        let h = self.fc1.product(&normed)?; // [W*1500, 5120]
+        kernels::bias_gelu_erf(&h, &self.fc1.bias)?;
+        let limit = (x.dtype() == DType::F16).then_some(F16_LIMIT);
+        kernels::residual_add(x, &self.fc2.product(&h)?, Some(&self.fc2.bias), limit)
     }
 }
 
@@ -166,8 +166,8 @@ impl WhisperEncoder {
         let c = &config.audio;
         let layer = |i: usize| EncoderLayer::new(c, &w.pp("layers").pp(i));
         Ok(WhisperEncoder {
-            conv1: Conv1d::new(c.num_mel_bins, c.d_model, 1, &w.pp("conv1"))?,
-            conv2: Conv1d::new(c.d_model, c.d_model, 2, &w.pp("conv2"))?,
+            conv1: Conv1d::new(c.num_mel_bins, c.d_model, &w.pp("conv1"))?,
+            conv2: Conv1d::new(c.d_model, c.d_model, &w.pp("conv2"))?,
             embed_positions: w.pp("embed_positions").get("weight", &[c.max_source_positions, c.d_model])?,
             layers: (0..c.encoder_layers).map(layer).collect::<std::result::Result<_, _>>()?,
             layer_norm: LayerNorm::new(c.d_model, &w.pp("layer_norm"))?,
@@ -187,21 +187,27 @@ impl WhisperEncoder {
         &self.device
     }
 
-    /// Mel features `[W, mels, 3000]` to states `[W, 1500, C]`. `observe` sees what every part leaves:
-    /// `audio_embed`, `audio_layer0`, `audio_layer1`, ...
+    /// The type that it computes in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Mel features `[W, mels, 3000]` to states `[W, 1500, C]`. `observe` sees what every part leaves, `audio_embed`,
+    /// `audio_layer0`, `audio_layer1`, ..., each `[W, 1500, C]`: look at once, the next part overwrites it.
     ///
     /// # Errors
     /// The device's.
     pub fn forward(&self, mel: &Tensor, observe: &mut dyn FnMut(&str, &Tensor)) -> Result<Tensor> {
-        let x = gelu(&self.conv1.forward(&mel.to_dtype(self.dtype)?)?)?; // [W, C, 3000]
-        let x = gelu(&self.conv2.forward(&x)?)?; // [W, C, 1500]
-        let mut x = x.transpose(1, 2)?.contiguous()?.broadcast_add(&self.embed_positions)?; // [W, 1500, C]
-        observe("audio_embed", &x);
+        let mel = mel.to_dtype(self.dtype)?.transpose(1, 2)?.contiguous()?; // [W, 3000, mels]
+        let seen = self.conv2.halve(&self.conv1.forward(&mel)?)?; // [W, 1500, C]
+        let x = seen.flatten_to(1)?; // [W*1500, C], the same memory
+        kernels::add_positions(&x, None, &self.embed_positions)?;
+        observe("audio_embed", &seen);
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x)?;
-            observe(&format!("audio_layer{i}"), &x);
+            layer.forward(&x)?;
+            observe(&format!("audio_layer{i}"), &seen);
         }
-        self.layer_norm.forward(&x)
+        self.layer_norm.kernel().forward(&seen)
     }
 }
 
@@ -214,31 +220,23 @@ mod tests {
     }
 
     #[test]
-    fn layer_norm_adds_its_epsilon_to_the_variance() -> Result<()> {
-        let norm = LayerNorm {
-            weight: Tensor::ones(2, DType::F32, &Device::Cpu)?,
-            bias: Tensor::zeros(2, DType::F32, &Device::Cpu)?,
-        };
-        let y = norm.forward(&Tensor::new(&[[0.002f32, -0.002]], &Device::Cpu)?)?.to_vec2::<f32>()?;
-        let want = 0.002 / (4e-6f64 + 1e-5).sqrt();
-        assert!((f64::from(y[0][0]) - want).abs() < 1e-6, "{y:?} {want}");
-        Ok(())
-    }
-
-    #[test]
     fn a_convolution_sees_the_neighbours_and_zeros_beyond_the_ends() -> Result<()> {
-        for stride in [1, 2] {
-            let conv = Conv1d { weight: random(&[3, 2, 3])?, bias: random(&[3])?, stride };
-            let x = random(&[1, 2, 8])?;
-            let y = conv.forward(&x)?.get(0)?.to_vec2::<f32>()?;
-            let (w, b) = (conv.weight.to_vec3::<f32>()?, conv.bias.to_vec1::<f32>()?);
-            let x = x.get(0)?.to_vec2::<f32>()?;
-            assert_eq!(y[0].len(), 8 / stride);
-            for (out, row) in y.iter().enumerate() {
-                for (t, got) in row.iter().enumerate() {
-                    let at = |c: usize, k: usize| (t * stride + k).checked_sub(1).and_then(|i| x[c].get(i));
+        let (weight, bias, x) = (random(&[3, 2, 3])?, random(&[3])?, random(&[2, 8, 2])?);
+        let by_tap = weight.transpose(1, 2)?.contiguous()?.flatten_from(1)?;
+        let conv = Conv1d { weight: by_tap, bias: bias.clone() };
+        let exact = |x: f64| 0.5 * x * (1.0 + libm_erf(x / 2f64.sqrt()));
+        for (stride, y) in [(1, conv.forward(&x)?), (2, conv.halve(&x)?)] {
+            assert_eq!(y.dims(), [2, 8 / stride, 3]);
+            let (y, x) = (y.get(1)?.to_vec2::<f32>()?, x.get(1)?.to_vec2::<f32>()?);
+            let (w, b) = (weight.to_vec3::<f32>()?, bias.to_vec1::<f32>()?);
+            for (t, row) in y.iter().enumerate() {
+                for (out, got) in row.iter().enumerate() {
+                    let at = |c: usize, k: usize| {
+                        (t * stride + k).checked_sub(1).and_then(|i| x.get(i)).map_or(0.0, |r| r[c])
+                    };
                     let taps = (0..2).flat_map(|c| (0..3).map(move |k| (c, k)));
-                    let want = b[out] + taps.map(|(c, k)| w[out][c][k] * at(c, k).unwrap_or(&0.0)).sum::<f32>();
+                    let sum = b[out] + taps.map(|(c, k)| w[out][c][k] * at(c, k)).sum::<f32>();
+                    let want = exact(f64::from(sum)) as f32;
                     assert!((got - want).abs() < 1e-5, "stride {stride}, channel {out}, {t}: {got} {want}");
                 }
             }
@@ -246,38 +244,14 @@ mod tests {
         Ok(())
     }
 
-    #[test]
-    fn attention_mixes_values_by_the_softmax_of_scaled_scores() -> Result<()> {
-        let q = Tensor::new(&[[[1f32, 0., 0., 0.], [0., 2., 0., 0.]]], &Device::Cpu)?;
-        let k = Tensor::new(&[[[1f32, 1., 0., 0.], [3., -1., 0., 0.]]], &Device::Cpu)?;
-        let v = Tensor::new(&[[[10f32, 0., 0., 0.], [0., 1., 0., 0.]]], &Device::Cpu)?;
-        let y = attend(&q, &k, &v, 2)?.get(0)?.to_vec2::<f32>()?;
-        // Scores (0.5, 1.5) and (1, -1): scaled by 4^-1/2.
-        let first = 1.0 / (1.0 + 1f64.exp());
-        let second = 1.0 / (1.0 + (-2f64).exp());
-        for (row, share) in y.iter().zip([first, second]) {
-            assert!((f64::from(row[0]) - 10.0 * share).abs() < 1e-5, "{y:?}");
-            assert!((f64::from(row[1]) - (1.0 - share)).abs() < 1e-6, "{y:?}");
+    /// Abramowitz and Stegun 7.1.26 is too coarse here: the series, which converges for what a test has.
+    fn libm_erf(x: f64) -> f64 {
+        let mut term = x;
+        let mut sum = x;
+        for n in 1..200 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
         }
-        Ok(())
-    }
-
-    #[test]
-    fn attention_in_blocks_of_queries_is_attention() -> Result<()> {
-        let (q, k, v) = (random(&[2, 150, 16])?, random(&[2, 150, 16])?, random(&[2, 150, 16])?);
-        let whole = attend(&q, &k, &v, 150)?;
-        for block in [0, 1, 64, 149] {
-            let off = (attend(&q, &k, &v, block)? - &whole)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
-            assert!(off < 1e-6, "blocks of {block}: {off}");
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn gelu_is_the_exact_one() -> Result<()> {
-        let y = gelu(&Tensor::new(&[-2f32], &Device::Cpu)?)?.to_vec1::<f32>()?;
-        // The tanh approximation gives -0.045402.
-        assert!((y[0] + 0.045_500_264).abs() < 1e-6, "{y:?}");
-        Ok(())
+        sum * 2.0 / std::f64::consts::PI.sqrt()
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Source of the formulas: Pillow `src/libImaging/Resample.c`, `precompute_coeffs`, `normalize_coeffs_8bpc` and
 //! `ImagingResampleHorizontal_8bpc`: kernel a = -0.5 whose support grows with the reduction, weights in 22-bit fixed
-//! point, a horizontal pass and then a vertical one, each rounded to u8. (Pillow 13 swaps the passes for portrait
-//! pictures to save time, which changes single levels; the order here is that of the releases before.)
+//! point, a horizontal pass and then a vertical one, each rounded to u8. (From release 13 on, Pillow
+//! does the vertical pass first where the height shrinks by over twice as many pixels as the width, which changes single
+//! levels; the order here is MODEL.md's and that of the releases before.)
 
 use std::rc::Rc;
 

@@ -5,7 +5,7 @@ use common::checkpoint::{CheckpointError, Weights};
 use common::model::ModelConfig;
 use common::plan::{AUDIO_POOL, AudioPlan, IMAGE_POOL, ImagePlan};
 
-use crate::layers::{Linear, RmsNorm, gelu};
+use crate::layers::{Linear, RmsNorm};
 use crate::position::PositionEmbedding;
 
 /// Linear layers with exact GELU between them.
@@ -25,11 +25,12 @@ impl Projector {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = self.layers[0].forward(x)?;
-        for layer in &self.layers[1..] {
-            x = layer.forward(&gelu(&x)?)?;
+        let (last, hidden) = self.layers.split_last().expect("a projector has a layer. This is a bug.");
+        let mut x = x.clone();
+        for layer in hidden {
+            x = layer.forward_gelu(&x)?;
         }
-        Ok(x)
+        last.forward(&x)
     }
 }
 
@@ -121,6 +122,11 @@ impl Fuser {
     /// Width of a token, D.
     pub fn width(&self) -> usize {
         self.width
+    }
+
+    /// The type that they compute in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// Where the adapters compute.

@@ -1,10 +1,11 @@
 //! The small layers that all adapters are made of.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use common::checkpoint::{CheckpointError, Weights};
+use common::kernels;
 
 /// Epsilon of every norm of the adapters (MODEL.md 4 to 6).
-const RMS_EPS: f64 = 1e-5;
+const RMS_EPS: f32 = 1e-5;
 /// Rows that a product has at least. The CPU's kernels sum fewer rows in another order; with these, the bits of a
 /// row's token do not depend on how the rows were cut into batches.
 const LEAST_ROWS: usize = 16;
@@ -36,23 +37,23 @@ impl Linear {
         let rows = x.dim(0)?;
         let x = x.pad_with_zeros(0, 0, LEAST_ROWS.saturating_sub(rows))?;
         let y = x.matmul(&self.weight.flatten_from(1)?.t()?)?.narrow(0, 0, rows)?;
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
+        if let Some(bias) = &self.bias {
+            kernels::bias_add(&y, bias)?;
         }
+        Ok(y)
     }
-}
 
-/// Exact GELU. candle evaluates it in the tensor's type: f32 it is.
-pub(crate) fn gelu(x: &Tensor) -> Result<Tensor> {
-    x.to_dtype(DType::F32)?.gelu_erf()?.to_dtype(x.dtype())
+    /// [`forward`](Self::forward), and the exact GELU of it.
+    pub(crate) fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
+        let y = self.forward(x)?;
+        kernels::gelu_erf(&y)?;
+        Ok(y)
+    }
 }
 
 /// `x / sqrt(mean(x^2) + eps)` over the last axis, f32 inside, rounded to `x`'s type.
 pub(crate) fn rms(x: &Tensor) -> Result<Tensor> {
-    let wide = x.to_dtype(DType::F32)?;
-    let mean = wide.sqr()?.mean_keepdim(D::Minus1)?;
-    wide.broadcast_div(&(mean + RMS_EPS)?.sqrt()?)?.to_dtype(x.dtype())
+    kernels::rms(x, None, RMS_EPS)
 }
 
 /// `weight * rms(x)`: the plain weight, multiplied in the model's type after rounding.
@@ -66,7 +67,7 @@ impl RmsNorm {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        rms(x)?.broadcast_mul(&self.weight)
+        kernels::rms(x, Some(&self.weight), RMS_EPS)
     }
 }
 
@@ -98,7 +99,8 @@ mod tests {
 
     #[test]
     fn gelu_is_the_exact_one() -> Result<()> {
-        let y = gelu(&Tensor::new(&[1f32, -2.0], &Device::Cpu)?)?.to_vec1::<f32>()?;
+        let one = Linear { weight: Tensor::new(&[[1f32]], &Device::Cpu)?, bias: None };
+        let y = one.forward_gelu(&Tensor::new(&[[1f32], [-2.0]], &Device::Cpu)?)?.flatten_all()?.to_vec1::<f32>()?;
         // x * Phi(x); the tanh approximation gives 0.841192 and -0.045402.
         assert!((y[0] - 0.841_344_7).abs() < 1e-6 && (y[1] + 0.045_500_264).abs() < 1e-6, "{y:?}");
         Ok(())

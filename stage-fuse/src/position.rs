@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use common::checkpoint::{CheckpointError, Weights};
 
 use crate::frequency::frequencies;
-use crate::layers::{Linear, gelu, rms};
+use crate::layers::{Linear, rms};
 
 /// Rows `first..first + count` of the sinusoid for `length` places stretched to `0..=n-1`: `[count, width]` f32.
 ///
@@ -61,7 +61,7 @@ impl PositionEmbedding {
     /// As [`sinusoid`].
     pub fn rows(&self, first: u64, count: usize, length: u64) -> Result<Tensor> {
         let x = sinusoid(first, count, length, self.n, self.width, &self.device)?; // [count, D]
-        let x = self.mlp[1].forward(&gelu(&self.mlp[0].forward(&x)?)?)?;
+        let x = self.mlp[1].forward(&self.mlp[0].forward_gelu(&x)?)?;
         rms(&x.to_dtype(self.dtype)?)
     }
 }

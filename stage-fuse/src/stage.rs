@@ -1,6 +1,6 @@
 //! The stage: one batch of features in, its tokens out.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use common::error::{ErrorKind, JobError, StageName};
 use common::message::{FeatureBatch, Modality, Output, TokenBatch};
 use common::plan::{AUDIO_POOL, MediaPlan};
@@ -46,7 +46,7 @@ impl Stage for FuseStage {
         if port.cancelled() {
             return Err(Stop::Cancelled);
         }
-        let none = (0, Tensor::zeros((0, self.fuser.width()), DType::F32, &Device::Cpu)?);
+        let none = (0, Tensor::zeros((0, self.fuser.width()), self.fuser.dtype(), &Device::Cpu)?);
         let unseen = &mut |_: &str, _: &Tensor| ();
         let (offset, tokens) = match (input.modality, &input.plan.image, &input.plan.audio) {
             (Modality::Image, Some(image), _) => {

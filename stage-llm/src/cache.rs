@@ -78,6 +78,16 @@ impl LayerCache {
         self.v.slice_set(v, 1, at)
     }
 
+    /// Writes `[n, kv_heads * head_dim]` at token `at`, in place.
+    ///
+    /// # Errors
+    /// candle's, when they do not fit.
+    pub fn write_rows(&self, k: &Tensor, v: &Tensor, at: usize) -> Result<()> {
+        let heads = self.k.dim(0)?;
+        let by_head = |rows: &Tensor| rows.reshape((rows.dim(0)?, heads, ()))?.transpose(0, 1)?.contiguous();
+        self.write(&by_head(k)?, &by_head(v)?, at)
+    }
+
     /// The first `tokens` keys and values, as views: `[kv_heads, tokens, head_dim]`.
     ///
     /// # Errors

@@ -1,18 +1,34 @@
 //! Gemma 2 with decomposed attention (MODEL.md 7): text attends to text, and separately to all image and all audio
 //! tokens; those attend to nothing but themselves.
 
-use candle_core::{DType, Device, Module, Result, Tensor};
-use candle_nn::Linear;
-use common::checkpoint::{CheckpointError, CheckpointErrorKind, Weights};
+use candle_core::{DType, Device, Result, Tensor};
+use common::checkpoint::{CheckpointError, Weights};
+use common::kernels;
 use common::message::Modality;
 use common::model::ModelConfig;
 
 use crate::attention::{Scoring, Visible, attend};
-use crate::cache::{Geometry, LayerCache, TextCache, VideoCache};
+use crate::cache::{Geometry, TextCache, VideoCache};
 use crate::observe::{Boundary, Observe};
 
-fn linear(input: usize, output: usize, w: &Weights) -> std::result::Result<Linear, CheckpointError> {
-    Ok(Linear::new(w.get("weight", &[output, input])?, None))
+/// `x W^T` without a bias, as all of the language model's are.
+struct Linear {
+    weight: Tensor, // [out, in]
+}
+
+impl Linear {
+    fn new(input: usize, output: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
+        Ok(Linear { weight: w.get("weight", &[output, input])? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.matmul(&self.weight.t()?)
+    }
+
+    /// Some of the outputs only.
+    fn part(&self, first: usize, outputs: usize) -> Result<Linear> {
+        Ok(Linear { weight: self.weight.narrow(0, first, outputs)? })
+    }
 }
 
 /// `G(x, w) = rms(x) * (1 + w)`, all in f32, one rounding at the end (MODEL.md 7).
@@ -23,16 +39,18 @@ struct RmsNorm {
 
 impl RmsNorm {
     fn new(c: &ModelConfig, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        let weight = w.get("weight", &[c.hidden_size])?;
-        let gain = weight
-            .to_dtype(DType::F32)
-            .and_then(|w| w + 1.0)
-            .map_err(|e| CheckpointError::new(CheckpointErrorKind::OutOfMemory, e.to_string()))?;
+        let weight = w.in_dtype(DType::F32).get("weight", &[c.hidden_size])?;
+        let gain = (weight + 1.0).map_err(CheckpointError::from_device)?;
         Ok(RmsNorm { gain, eps: c.rms_norm_eps as f32 })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        candle_nn::ops::rms_norm(&x.to_dtype(DType::F32)?.contiguous()?, &self.gain, self.eps)?.to_dtype(x.dtype())
+        kernels::rms_norm(x, &self.gain, self.eps)
+    }
+
+    /// `x += G(y)` in place, and what `next` makes of the sum.
+    fn add(&self, x: &Tensor, y: &Tensor, next: Option<&RmsNorm>) -> Result<Option<Tensor>> {
+        kernels::add_rms_norm(x, y, &self.gain, next.map(|n| &n.gain), self.eps)
     }
 }
 
@@ -81,12 +99,11 @@ fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
 }
 
 struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    qkv_proj: Linear, // queries, keys, values
     o_proj: Linear,
     heads: usize,
     kv_heads: usize,
+    head_dim: usize,
     scoring: Scoring,
     /// Keys that a text query sees; none on full layers.
     window: Option<usize>,
@@ -95,24 +112,23 @@ struct Attention {
 impl Attention {
     fn new(layer: usize, c: &ModelConfig, w: &Weights) -> std::result::Result<Self, CheckpointError> {
         let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let parts = [("q_proj.weight", q), ("k_proj.weight", kv), ("v_proj.weight", kv)];
         Ok(Attention {
-            q_proj: linear(c.hidden_size, q, &w.pp("q_proj"))?,
-            k_proj: linear(c.hidden_size, kv, &w.pp("k_proj"))?,
-            v_proj: linear(c.hidden_size, kv, &w.pp("v_proj"))?,
-            o_proj: linear(q, c.hidden_size, &w.pp("o_proj"))?,
+            qkv_proj: Linear { weight: w.stack(&parts, c.hidden_size)? },
+            o_proj: Linear::new(q, c.hidden_size, &w.pp("o_proj"))?,
             heads: c.num_attention_heads,
             kv_heads: c.num_key_value_heads,
+            head_dim: c.head_dim,
             scoring: Scoring { scale: c.query_pre_attn_scalar.powf(-0.5), cap: c.attn_logit_softcapping },
             // The even layers are the sliding ones (MODEL.md 7).
             window: layer.is_multiple_of(2).then_some(c.sliding_window),
         })
     }
 
-    /// Keys and values `[kv_heads, n, head_dim]` of normed rows `[n, D]`, not rotated.
+    /// Keys and values `[n, kv_heads * head_dim]` of normed rows `[n, D]`, not rotated.
     fn keys_and_values(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let k = split_heads(&self.k_proj.forward(x)?, self.kv_heads)?;
-        let v = split_heads(&self.v_proj.forward(x)?, self.kv_heads)?;
-        Ok((k, v))
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        Ok((self.qkv_proj.part(q, kv)?.forward(x)?, self.qkv_proj.part(q + kv, kv)?.forward(x)?))
     }
 
     /// Text to text, to image and to audio: three softmaxes. Their sum is taken before the one `o_proj`, which is
@@ -126,8 +142,10 @@ impl Attention {
         video: &VideoCache,
     ) -> Result<Tensor> {
         let (n, at) = (x.dim(0)?, text.len());
-        let q = split_heads(&self.q_proj.forward(x)?, self.heads)?; // [heads, n, head_dim]
-        let (k, v) = self.keys_and_values(x)?; // [kv_heads, n, head_dim]
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let qkv = self.qkv_proj.forward(x)?; // [n, q + 2 kv]
+        let part = |first, width, heads| split_heads(&qkv.narrow(1, first, width)?, heads);
+        let (q, k, v) = (part(0, q, self.heads)?, part(q, kv, self.kv_heads)?, part(q + kv, kv, self.kv_heads)?);
         text.layer(layer).write(&rope.rotate(&k)?, &v, at)?;
         let (k, v) = text.layer(layer).read(at + n)?;
         let causal = Visible::Causal { first: at, window: self.window };
@@ -140,38 +158,35 @@ impl Attention {
         self.o_proj.forward(&mixed.to_dtype(x.dtype())?)
     }
 
-    /// What an image or audio token makes of itself: attention to itself alone is its own value, for every query head
-    /// of a kv head. `v` is `[kv_heads, n, head_dim]`, the outcome `[n, D]`.
+    /// What image or audio tokens with values `[n, kv_heads * head_dim]` make of themselves, `[n, D]`. Attention to itself
+    /// alone is a token's own value, for every query head of a kv head; the columns of `o_proj` that meet the same value
+    /// are added up first, which halves the product.
     fn diagonal(&self, v: &Tensor) -> Result<Tensor> {
-        let (kv_heads, n, width) = v.dims3()?;
-        let repeated = v
-            .transpose(0, 1)? // [n, kv_heads, head_dim]
-            .unsqueeze(2)?
-            .broadcast_as((n, kv_heads, self.heads / kv_heads, width))?
-            .reshape((n, self.heads * width))?; // v0, v0, v1, v1, ...
-        self.o_proj.forward(&repeated)
+        let weight = &self.o_proj.weight;
+        let (output, dtype) = (weight.dim(0)?, weight.dtype());
+        let group = self.heads / self.kv_heads;
+        let by_head = weight.reshape((output, self.kv_heads, group, self.head_dim))?;
+        let folded = by_head.to_dtype(DType::F32)?.sum(2)?.to_dtype(dtype)?; // [D, kv_heads, head_dim]
+        Linear { weight: folded.flatten_from(1)? }.forward(v)
     }
 }
 
 struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
+    gate_up_proj: Linear, // gates, ups
     down_proj: Linear,
 }
 
 impl Mlp {
     fn new(c: &ModelConfig, w: &Weights) -> std::result::Result<Self, CheckpointError> {
+        let parts = ["gate_proj.weight", "up_proj.weight"].map(|part| (part, c.intermediate_size));
         Ok(Mlp {
-            gate_proj: linear(c.hidden_size, c.intermediate_size, &w.pp("gate_proj"))?,
-            up_proj: linear(c.hidden_size, c.intermediate_size, &w.pp("up_proj"))?,
-            down_proj: linear(c.intermediate_size, c.hidden_size, &w.pp("down_proj"))?,
+            gate_up_proj: Linear { weight: w.stack(&parts, c.hidden_size)? },
+            down_proj: Linear::new(c.intermediate_size, c.hidden_size, &w.pp("down_proj"))?,
         })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        // candle evaluates GELU in the tensor's own type, the reference in f32.
-        let gate = self.gate_proj.forward(x)?.to_dtype(DType::F32)?.gelu()?.to_dtype(x.dtype())?; // [n, intermediate]
-        self.down_proj.forward(&(gate * self.up_proj.forward(x)?)?) // [n, D]
+        self.down_proj.forward(&kernels::geglu(&self.gate_up_proj.forward(x)?)?) // [n, D]
     }
 }
 
@@ -196,34 +211,12 @@ impl DecoderLayer {
         })
     }
 
-    /// Adds the attention's outcome and the feed-forward part: the same for all three streams.
-    fn residual(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
-        let x = (x + self.post_attention_layernorm.forward(attended)?)?;
-        let h = self.mlp.forward(&self.pre_feedforward_layernorm.forward(&x)?)?;
-        x + self.post_feedforward_layernorm.forward(&h)?
-    }
-
-    fn forward(
-        &self,
-        x: &Tensor,
-        rope: &RopeTable,
-        layer: usize,
-        text: &TextCache,
-        video: &VideoCache,
-    ) -> Result<Tensor> {
-        let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, rope, layer, text, video)?;
-        self.residual(x, &attended)
-    }
-
-    /// Stores the keys and values of image or audio rows from token `at` on, and moves the rows through the layer
-    /// unless nothing follows that would look at them.
-    fn absorb(&self, x: Tensor, cache: &LayerCache, at: usize, last: bool) -> Result<Tensor> {
-        let (k, v) = self.self_attn.keys_and_values(&self.input_layernorm.forward(&x)?)?;
-        cache.write(&k, &v, at)?;
-        if last {
-            return Ok(x);
-        }
-        self.residual(&x, &self.self_attn.diagonal(&v)?)
+    /// Adds the attention's outcome and the feed-forward part to the stream, in place, and gives what `next` makes of it:
+    /// the same for all three streams.
+    fn residual(&self, x: &Tensor, attended: &Tensor, next: Option<&RmsNorm>) -> Result<Option<Tensor>> {
+        let normed = self.post_attention_layernorm.add(x, attended, Some(&self.pre_feedforward_layernorm))?;
+        let h = self.mlp.forward(&normed.expect("a norm was asked for. This is a bug."))?;
+        self.post_feedforward_layernorm.add(x, &h, next)
     }
 }
 
@@ -253,9 +246,9 @@ impl Gemma {
         // A configuration that says tied wins over a stray head in the file (MODEL.md 1).
         let untied = !c.tie_word_embeddings && w.contains("lm_head.weight");
         let lm_head = if untied {
-            linear(c.hidden_size, c.vocab_size, &w.pp("lm_head"))?
+            Linear::new(c.hidden_size, c.vocab_size, &w.pp("lm_head"))?
         } else {
-            Linear::new(embed_tokens.clone(), None)
+            Linear { weight: embed_tokens.clone() }
         };
         Ok(Gemma {
             embed_tokens,
@@ -311,10 +304,17 @@ impl Gemma {
         observe: &mut dyn Observe,
     ) -> Result<()> {
         let Some(cache) = video.half(modality) else { candle_core::bail!("there is no cache for {modality} tokens") };
-        let mut x = (tokens * self.embedding_scale)?; // [n, D]
+        let x = (tokens * self.embedding_scale)?; // [n, D]
+        let mut normed = self.layers[0].input_layernorm.forward(&x)?;
         for (i, layer) in self.layers.iter().enumerate() {
             observe.see(Boundary::MediaHidden(modality, i, offset), &x)?;
-            x = layer.absorb(x, cache.layer(i), offset as usize, i + 1 == self.layers.len())?;
+            let (k, v) = layer.self_attn.keys_and_values(&normed)?; // [n, kv_heads * head_dim]
+            cache.layer(i).write_rows(&k, &v, offset as usize)?;
+            // Nothing looks at the rows after the last layer.
+            let Some(next) = self.layers.get(i + 1) else { break };
+            let attended = layer.self_attn.diagonal(&v)?;
+            let next = layer.residual(&x, &attended, Some(&next.input_layernorm))?;
+            normed = next.expect("a norm was asked for. This is a bug.");
         }
         Ok(())
     }
@@ -365,11 +365,15 @@ impl Gemma {
             candle_core::bail!("{n} text tokens for a cache with room for {room}");
         }
         let ids = Tensor::new(ids, &self.device)?;
-        let mut x = (self.embed_tokens.index_select(&ids, 0)? * self.embedding_scale)?; // [n, D]
+        let x = (self.embed_tokens.index_select(&ids, 0)? * self.embedding_scale)?; // [n, D]
         let rope = self.rope.table(text.len(), n, x.dtype(), &self.device)?;
+        let mut normed = Some(self.layers[0].input_layernorm.forward(&x)?);
         for (i, layer) in self.layers.iter().enumerate() {
             observe.see(Boundary::TextHidden(i), &x)?;
-            x = layer.forward(&x, &rope, i, text, video)?;
+            let input = normed.take().expect("every layer but the last makes the next one's input. This is a bug.");
+            let attended = layer.self_attn.forward(&input, &rope, i, text, video)?;
+            let next = self.layers.get(i + 1).map(|next| &next.input_layernorm);
+            normed = layer.residual(&x, &attended, next)?;
         }
         text.advance(n);
         Ok(x)

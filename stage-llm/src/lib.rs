@@ -17,6 +17,7 @@ pub mod elementary;
 pub mod gemma;
 pub mod generate;
 pub mod intake;
+pub mod kv;
 pub mod observe;
 pub mod open;
 pub mod prompt;

@@ -1,9 +1,9 @@
-//! The stage as a process serves it: the language model loaded, in f32 on the CPU.
+//! The stage as a process serves it: the language model loaded onto the configured device.
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
 use common::checkpoint::{Checkpoint, Weights};
+use common::compute::Compute;
 use common::config::Config;
 use common::error::{JobError, StageName};
 use common::event::{JobResult, Mode};
@@ -19,7 +19,8 @@ use crate::answer::{LlmStage, Settings};
 pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     let dir = &config.model.dir;
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
-    let weights = Weights::new(checkpoint.clone(), DType::F32, Device::Cpu);
+    let compute = Compute::open(&config.compute, config.budget(StageName::Llm))?;
+    let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let settings = Settings {
         llm: config.llm.clone(),
         budget_bytes: config.budget(StageName::Llm),

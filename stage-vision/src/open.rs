@@ -1,11 +1,13 @@
-//! The stage as a process serves it: the checkpoint's part of it loaded, in f32 on the CPU.
+//! The stage as a process serves it: the checkpoint's part of it loaded onto the configured device.
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
-use common::checkpoint::{Checkpoint, Weights};
+use common::budget::Footprint;
+use common::checkpoint::{Checkpoint, CheckpointError, Weights};
 use common::config::Config;
-use common::error::JobError;
+use common::error::{JobError, StageName};
+use common::model::ModelConfig;
+use common::plan::{FRAME_BYTES, FRAME_SIDE, IMAGE_POOL, PADDED_SIDE};
 
 use crate::{SiglipEncoder, VisionStage};
 
@@ -15,7 +17,34 @@ use crate::{SiglipEncoder, VisionStage};
 /// `model`, naming the file or tensor that is missing, misshapen or cut short.
 pub fn open(config: &Config) -> Result<VisionStage, JobError> {
     let checkpoint = Arc::new(Checkpoint::open(&config.model.dir)?);
-    let weights = Weights::new(checkpoint.clone(), DType::F32, Device::Cpu);
+    let footprint = footprint(config, checkpoint.config())?;
+    let hint = "raise budgets.vision or lower vision.batch";
+    let compute = footprint.open(StageName::Vision, &config.compute, config.budget(StageName::Vision), hint)?;
+    let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let encoder = SiglipEncoder::new(checkpoint.config(), &weights)?;
     Ok(VisionStage::new(encoder, config.vision.batch))
+}
+
+/// What the stage will hold.
+///
+/// # Errors
+/// None that a checked configuration leads to.
+pub fn footprint(config: &Config, model: &ModelConfig) -> Result<Footprint, CheckpointError> {
+    let dtype = config.compute.dtype.candle();
+    let needs = Weights::survey(dtype, |w| SiglipEncoder::new(model, w))?;
+    let (c, size) = (&model.vision, dtype.size_in_bytes() as u64);
+    let (width, inner) = (c.hidden_size as u64, c.intermediate_size as u64);
+    let patches = (c.side() * c.side()) as u64;
+    // In the feed-forward part: the stream, its norm, the wide layer before and after its GELU, the outcome.
+    let layer = patches * size * (3 * width + 2 * inner);
+    let pixels = FRAME_BYTES as u64 + (3 * FRAME_SIDE * FRAME_SIDE) as u64 * (size + 4);
+    let cells = u64::from(PADDED_SIDE * PADDED_SIDE) * width * size * u64::from(IMAGE_POOL);
+    // The CPU holds scores, two copies of one frame's, and computes some parts in f32.
+    let host = if config.compute.cuda_ordinal().is_some() {
+        0
+    } else {
+        2 * 4 * c.num_attention_heads as u64 * patches * patches + 4 * patches * (3 * width + inner)
+    };
+    let activations = config.vision.batch as u64 * (layer + pixels + cells) + host;
+    Ok(Footprint::new(&needs, activations, &config.compute))
 }

@@ -1,14 +1,13 @@
 //! The stage: one batch of frames in, their token cells out.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use common::error::StageName;
+use common::kernels;
 use common::message::{FeatureBatch, FrameBatch, Modality, Output};
-use common::plan::{FRAME_BYTES, MediaPlan};
+use common::plan::{FRAME_BYTES, FRAME_SIDE, MediaPlan};
 use common::stage::{Port, Stage, Stop};
 use common::tensor::Tensor as WireTensor;
 
-use crate::pixels::pixel_values;
-use crate::pool::pool;
 use crate::siglip::SiglipEncoder;
 
 /// Runs the tower on a few frames at a time.
@@ -24,11 +23,12 @@ impl VisionStage {
         VisionStage { encoder, batch: batch.max(1) }
     }
 
-    /// Frames `[n, 384, 384, 3]` u8 to token cells `[n, grid, grid, 4C]`.
+    /// Frames `[n, 384, 384, 3]` u8 to token cells `[n, grid*grid, 4C]`.
     fn cells(&self, frames: &[u8], grid: usize) -> candle_core::Result<Tensor> {
-        let pixels = pixel_values(frames, self.encoder.device())?; // [n, 3, 384, 384]
-        let features = self.encoder.forward(&pixels, &mut |_, _| ())?; // [n, 729, C]
-        pool(&features, grid)
+        let shape = (frames.len() / FRAME_BYTES, FRAME_SIDE, FRAME_SIDE, 3);
+        let frames = Tensor::from_slice(frames, shape, self.encoder.device())?;
+        let features = self.encoder.forward(&frames, &mut |_, _| ())?; // [n, 729, C]
+        kernels::pool(&features, grid)
     }
 }
 
@@ -42,15 +42,15 @@ impl Stage for VisionStage {
         let width = self.encoder.width() * 4;
         let mut offset = 0;
         let cells = match &input.plan.image {
-            None => Tensor::zeros((0, width), DType::F32, &Device::Cpu)?,
+            None => Tensor::zeros((0, width), self.encoder.dtype(), &Device::Cpu)?,
             Some(image) => {
                 let mut parts = Vec::new();
                 for frames in input.tensor.data().chunks(self.batch * FRAME_BYTES) {
                     if port.cancelled() {
                         return Err(Stop::Cancelled);
                     }
-                    let cells = self.cells(frames, image.grid[0] as usize)?; // [batch, h, w, 4C]
-                    parts.push(cells.flatten_to(2)?); // [batch*h*w, 4C]
+                    let cells = self.cells(frames, image.grid[0] as usize)?; // [batch, h*w, 4C]
+                    parts.push(cells.flatten_to(1)?); // [batch*h*w, 4C]
                 }
                 offset = input.offset * image.tokens_per_frame();
                 Tensor::cat(&parts, 0)? // [n*h*w, 4C]

@@ -15,6 +15,7 @@ fn golden(name: &str) -> PathBuf {
 
 fn options(case: &str, checkpoint: &str, scrambled: u64) -> Options {
     Options {
+        config: common::config::Config::default(),
         checkpoint: golden("checkpoints").join(checkpoint),
         golden: golden("cases").join(case),
         frames: None,

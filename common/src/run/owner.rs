@@ -364,7 +364,7 @@ impl World {
         let progress = self.progress();
         result.timings.stages.extend(progress.timings());
         result.memory.extend(progress.memory());
-        let own = StageMemory { peak_bytes: memory::resident().1, budget_bytes: budget_bytes.unwrap_or(0) };
+        let own = StageMemory { peak_bytes: memory::usage().peak_bytes, budget_bytes: budget_bytes.unwrap_or(0) };
         result.memory.insert(StageName::Llm, own);
         result
     }

@@ -136,7 +136,7 @@ fn blank(bus: &Bus, stage: StageName, budget_bytes: u64) -> Report {
         busy_us: 0,
         wait_us: 0,
         at_ms: now_ms(),
-        peak_bytes: memory::resident().1,
+        peak_bytes: memory::usage().peak_bytes,
         budget_bytes,
     }
 }

@@ -61,6 +61,8 @@ pub struct Status {
     pub used_bytes: u64,
     /// Resident bytes at most.
     pub peak_bytes: u64,
+    /// Taken from the system, used or not.
+    pub reserved_bytes: u64,
     /// What it may hold; 0 without a budget.
     pub budget_bytes: u64,
     /// See [`Counters`].
@@ -87,13 +89,14 @@ pub struct Status {
 
 impl Status {
     fn now(bus: &Bus, stage: StageName, counters: &Counters, budget_bytes: u64) -> Self {
-        let (used_bytes, peak_bytes) = memory::resident();
+        let memory::Usage { used_bytes, peak_bytes, reserved_bytes } = memory::usage();
         let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
         Status {
             stage,
             instance: bus.instance().to_owned(),
             used_bytes,
             peak_bytes,
+            reserved_bytes,
             budget_bytes,
             processed: get(&counters.processed),
             failed: get(&counters.failed),

@@ -29,10 +29,20 @@ struct Arguments {
     /// Seeds to try, from SEED on.
     #[arg(long, value_name = "N", default_value_t = 3)]
     chunkings: u64,
+    /// Device, precision and formats to compare, e.g. `--set compute.device=cuda --set compute.dtype=bf16`.
+    #[command(flatten)]
+    config: common::process::ConfigArgs,
 }
 
 fn main() -> ExitCode {
     let a = Arguments::parse();
+    let config = match a.config.load() {
+        Ok(config) => config,
+        Err(fatal) => {
+            eprintln!("parity: {}", fatal.1);
+            return ExitCode::from(2);
+        }
+    };
     let options = Options {
         checkpoint: a.checkpoint,
         golden: a.golden,
@@ -40,6 +50,7 @@ fn main() -> ExitCode {
         pcm: a.pcm,
         seed: a.chunking,
         scrambled: a.chunkings,
+        config,
     };
     match compare(&options) {
         Ok(report) => {

@@ -3,17 +3,34 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use common::plan::FRAME_BYTES;
+use common::plan::{FRAME_BYTES, FRAME_SIDE};
 use stage_decode::picture::Picture;
 use stage_decode::resize::Resizer;
 
 use super::npy::{self, Values};
 
+/// In which order Pillow scales the axes of a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passes {
+    /// Width, then height, as MODEL.md 2.2 has it, the stages do it, and Pillow did before release 13.
+    WidthFirst,
+    /// As Pillow 13: height first where it shrinks by over twice as many pixels as the width (`ImagingResampleInner`).
+    Pillow13,
+}
+
+impl Passes {
+    /// Whether a picture of this size is scaled height first.
+    fn height_first(self, width: usize, height: usize) -> bool {
+        let shrunk = |n: usize| n as i64 - FRAME_SIDE as i64;
+        self == Passes::Pillow13 && shrunk(height) > (2 * shrunk(width)).max(0)
+    }
+}
+
 /// Frames `[F, H, W, 3]` u8 of any size as rows of 384 x 384 RGB.
 ///
 /// # Errors
 /// A file that is not that, with its path.
-pub fn frames(path: &Path) -> anyhow::Result<Vec<u8>> {
+pub fn frames(path: &Path, passes: Passes) -> anyhow::Result<Vec<u8>> {
     let array = npy::read(path)?;
     let Values::U8(values) = array.values else { bail!("{}: frames are u8", path.display()) };
     let [_, height, width, 3] = array.shape[..] else {
@@ -23,9 +40,23 @@ pub fn frames(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut resizer = Resizer::default();
     let mut rows = vec![0; array.shape[0] * FRAME_BYTES];
     for (source, row) in values.chunks_exact(height * width * 3).zip(rows.chunks_exact_mut(FRAME_BYTES)) {
-        resizer.resize(&Picture::from_rgb(width, height, source), row);
+        if passes.height_first(width, height) {
+            // Width first of the picture with its axes swapped.
+            resizer.resize(&Picture::from_rgb(height, width, &swapped(source, width)), row);
+            let upright = swapped(row, FRAME_SIDE);
+            row.copy_from_slice(&upright);
+        } else {
+            resizer.resize(&Picture::from_rgb(width, height, source), row);
+        }
     }
     Ok(rows)
+}
+
+/// RGB rows with their axes swapped.
+fn swapped(rgb: &[u8], width: usize) -> Vec<u8> {
+    let height = rgb.len() / 3 / width;
+    let pixel = |x: usize, y: usize| &rgb[(y * width + x) * 3..][..3];
+    (0..width).flat_map(|x| (0..height).flat_map(move |y| pixel(x, y))).copied().collect()
 }
 
 /// Sound as 16-bit samples: they may be stored as such, or as fractions of full scale.
@@ -52,6 +83,23 @@ fn sample(fraction: f64) -> Option<i16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pillow_13_scales_the_height_first_where_it_shrinks_by_over_twice_as_many_pixels() {
+        // Found with Pillow 13.0.0, picture by picture.
+        let first = [(720, 1280), (1080, 1920), (480, 640), (383, 385), (300, 500)];
+        let second = [(500, 501), (1000, 1160), (577, 769), (978, 1495), (320, 180), (1280, 720)];
+        assert!(first.iter().all(|&(w, h)| Passes::Pillow13.height_first(w, h)));
+        assert!(!second.iter().any(|&(w, h)| Passes::Pillow13.height_first(w, h)));
+        assert!(!first.iter().any(|&(w, h)| Passes::WidthFirst.height_first(w, h)));
+    }
+
+    #[test]
+    fn swapping_the_axes_twice_changes_nothing_and_once_turns_rows_into_columns() {
+        let rgb: Vec<u8> = (0..18).collect();
+        assert_eq!(swapped(&rgb, 2)[..9], [0, 1, 2, 6, 7, 8, 12, 13, 14]);
+        assert_eq!(swapped(&swapped(&rgb, 2), 3), rgb);
+    }
 
     #[test]
     fn only_multiples_of_one_in_32768_below_one_are_samples() {

@@ -24,6 +24,8 @@ pub struct Answer {
     pub ids: Vec<u32>,
     /// Whether the end token came.
     pub finish: Finish,
+    /// The largest error of each step's logits, where the golden directory has them all.
+    pub errors: Vec<f32>,
 }
 
 /// Reads a video's tokens and a prompt and answers greedily.
@@ -38,6 +40,63 @@ pub fn answer(
     ledger: &mut Ledger<'_>,
 ) -> anyhow::Result<Answer> {
     let mut watcher = Watcher { ledger, totals: [0, 0], steps: Vec::new() };
+    let (video, mut text) = read(model, fused, prompt.len() + ending.max_new_tokens, &mut watcher)?;
+    let logits = model.prefill(prompt, &mut text, &video, &mut watcher)?;
+    let mut ids = Vec::new();
+    let mut sampler = Sampler::new(0.0, 1.0, 0);
+    let mut keep = |id| {
+        ids.push(id);
+        Ok(())
+    };
+    let finish = generate(model, logits, &mut text, &video, &mut sampler, ending, &mut watcher, &mut keep)
+        .map_err(|stop| anyhow!("{}", told(&stop)))?;
+    watcher.show_steps()?;
+    Ok(Answer { ids, finish, errors: Vec::new() })
+}
+
+/// Reads a video's tokens and a prompt, and then the answer `along`, whatever the model itself would say; what it would
+/// say is the answer returned.
+///
+/// # Errors
+/// What went wrong in the model.
+pub fn follow(
+    model: &Gemma,
+    fused: &Fused,
+    prompt: &[u32],
+    along: &[u32],
+    ending: Ending<'_>,
+    ledger: &mut Ledger<'_>,
+) -> anyhow::Result<Answer> {
+    let golden = ledger.golden();
+    let mut watcher = Watcher { ledger, totals: [0, 0], steps: Vec::new() };
+    let (video, mut text) = read(model, fused, prompt.len() + along.len(), &mut watcher)?;
+    let mut logits = model.prefill(prompt, &mut text, &video, &mut watcher)?;
+    let (mut ids, mut errors) = (Vec::new(), Vec::new());
+    let mut sampler = Sampler::new(0.0, 1.0, 0);
+    for (step, &id) in along.iter().enumerate() {
+        watcher.see(Boundary::StepLogits(step), &logits)?;
+        let values = logits.to_vec1::<f32>()?;
+        ids.push(sampler.next(&values).map_err(|e| anyhow!("{e}"))?);
+        if let Some(want) = golden.tensor("step_logits").filter(|s| s.stride == 1) {
+            let want = &want.values[step * values.len()..(step + 1) * values.len()];
+            errors.push(values.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max));
+        }
+        if step + 1 < along.len() {
+            logits = model.decode(id, &mut text, &video)?;
+        }
+    }
+    watcher.show_steps()?;
+    let ended = ids.last().is_some_and(|id| ending.end_tokens.contains(id));
+    Ok(Answer { ids, finish: if ended { Finish::Stop } else { Finish::Length }, errors })
+}
+
+/// The video's keys and values, and room for `text_tokens` of text.
+fn read(
+    model: &Gemma,
+    fused: &Fused,
+    text_tokens: usize,
+    watcher: &mut Watcher<'_, '_>,
+) -> anyhow::Result<(VideoCache, TextCache)> {
     let mut video = VideoCache::default();
     for (modality, tokens) in [(Modality::Image, &fused.image), (Modality::Audio, &fused.audio)] {
         let Some(tokens) = tokens else { continue };
@@ -51,22 +110,10 @@ pub fn answer(
         watcher.totals[modality as usize] = count;
         for offset in (0..count).step_by(CHUNK_ROWS) {
             let rows = tokens.narrow(0, offset, CHUNK_ROWS.min(count - offset))?;
-            model.absorb(modality, &rows, offset as u64, &video, &mut watcher)?;
+            model.absorb(modality, &rows, offset as u64, &video, watcher)?;
         }
     }
-    let mut text = TextCache::new(model.geometry(), prompt.len() + ending.max_new_tokens, model.device())?;
-    let logits = model.prefill(prompt, &mut text, &video, &mut watcher)?;
-    let mut ids = Vec::new();
-    let mut sampler = Sampler::new(0.0, 1.0, 0);
-    let mut keep = |id| {
-        ids.push(id);
-        Ok(())
-    };
-    let finish = generate(model, logits, &mut text, &video, &mut sampler, ending, &mut watcher, &mut keep)
-        .map_err(|stop| anyhow!("{}", told(&stop)))?;
-    let steps = Tensor::stack(&watcher.steps, 0)?; // [n, vocabulary]
-    ledger.see("step_logits", steps.dims(), 0, &steps);
-    Ok(Answer { ids, finish })
+    Ok((video, TextCache::new(model.geometry(), text_tokens, model.device())?))
 }
 
 /// A sentence for why a stage stopped.
@@ -83,6 +130,14 @@ struct Watcher<'a, 'g> {
     /// Image and audio tokens.
     totals: [usize; 2],
     steps: Vec<Tensor>,
+}
+
+impl Watcher<'_, '_> {
+    fn show_steps(&mut self) -> anyhow::Result<()> {
+        let steps = Tensor::stack(&self.steps, 0)?; // [n, vocabulary]
+        self.ledger.see("step_logits", steps.dims(), 0, &steps);
+        Ok(())
+    }
 }
 
 impl Observe for Watcher<'_, '_> {

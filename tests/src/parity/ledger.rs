@@ -4,6 +4,7 @@ use candle_core::{DType, Tensor};
 use common::rows::RowSet;
 
 use super::golden::{Golden, Stored};
+use super::limits::Limits;
 use super::report::{Distance, Row, Tolerance, Verdict};
 
 /// Every boundary of oracle/README.md; `#` stands for a number.
@@ -40,24 +41,6 @@ const BOUNDARIES: [&str; 31] = [
     "prefill_logits_all",
     "step_logits",
 ];
-
-/// What a boundary whose largest error is `max_abs` may be off by (MODEL.md, decisions).
-///
-/// Two limits leave room for the oracle's own transform in single precision, which is up to 1.8e-4 off the exact value
-/// where a filter is 80 dB under the loudest, and 2.4e-6 on the whole: `mel` that misses its absolute limit may keep the
-/// relative one of the other boundaries, and the audio tower, which starts from it, has 5e-6 instead of 3e-6.
-fn tolerance(name: &str, max_abs: f64) -> Tolerance {
-    let fused = ["text_", "image_hidden", "audio_hidden", "prefill_", "step_"];
-    if name == "mel" && max_abs <= 1e-4 {
-        Tolerance::Absolute(1e-4)
-    } else if fused.iter().any(|prefix| name.starts_with(prefix)) {
-        Tolerance::RelativeRms(2e-5)
-    } else if name.starts_with("audio_") {
-        Tolerance::RelativeRms(5e-6)
-    } else {
-        Tolerance::RelativeRms(3e-6)
-    }
-}
 
 /// Whether a name follows one of [`BOUNDARIES`].
 fn is_boundary(name: &str) -> bool {
@@ -110,7 +93,7 @@ impl Check<'_> {
         }
     }
 
-    fn row(self) -> Row {
+    fn row(self, limits: Limits) -> Row {
         let Some(stored) = self.stored else {
             return Row { name: self.name, distance: None, verdict: Verdict::Absent };
         };
@@ -120,7 +103,7 @@ impl Check<'_> {
             of: stored.count(),
             max_abs: self.max_abs,
             relative_rms: relative,
-            tolerance: tolerance(&self.name, self.max_abs),
+            tolerance: limits.tolerance(&self.name, self.max_abs),
         };
         let seen = self.seen.len();
         let verdict = if let Some(trouble) = self.trouble {
@@ -153,14 +136,15 @@ fn off_as_a_whole(sum_of_squares: f64, stored: &Stored, tolerance: Tolerance) ->
 /// All comparisons of a run.
 pub struct Ledger<'g> {
     golden: &'g Golden,
+    limits: Limits,
     /// In the order in which they were first seen.
     checks: Vec<Check<'g>>,
 }
 
 impl<'g> Ledger<'g> {
     /// Nothing compared yet.
-    pub fn new(golden: &'g Golden) -> Self {
-        Ledger { golden, checks: Vec::new() }
+    pub fn new(golden: &'g Golden, limits: Limits) -> Self {
+        Ledger { golden, limits, checks: Vec::new() }
     }
 
     /// The golden directory.
@@ -236,6 +220,6 @@ impl<'g> Ledger<'g> {
                 }
             })
             .collect();
-        self.checks.into_iter().map(Check::row).chain(unseen).collect()
+        self.checks.into_iter().map(|check| check.row(self.limits)).chain(unseen).collect()
     }
 }

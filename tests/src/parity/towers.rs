@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use common::checkpoint::{Checkpoint, Weights};
-use common::plan::{AUDIO_POOL, AudioPlan, FRAME_BYTES, ImagePlan, WINDOW_ROWS, WINDOW_SAMPLES};
+use common::compute::Compute;
+use common::kernels;
+use common::plan::{AUDIO_POOL, AudioPlan, FRAME_BYTES, FRAME_SIDE, ImagePlan, WINDOW_ROWS, WINDOW_SAMPLES};
 use stage_audio::{LogMel, WhisperEncoder};
 use stage_fuse::Fuser;
 use stage_vision::SiglipEncoder;
 use stage_vision::pixels::pixel_values;
-use stage_vision::pool::pool;
 
 use super::ledger::Ledger;
 
@@ -26,34 +27,35 @@ pub struct Fused {
     pub audio: Option<Tensor>,
 }
 
-fn weights(checkpoint: &Arc<Checkpoint>) -> Weights {
-    Weights::new(checkpoint.clone(), DType::F32, Device::Cpu)
-}
-
 /// Everything that comes before the language model.
 ///
 /// # Errors
 /// A checkpoint that cannot be loaded, or what went wrong in the maths.
 pub fn fuse(
     checkpoint: &Arc<Checkpoint>,
+    compute: &Compute,
     frames: Option<(&[u8], &ImagePlan)>,
     pcm: Option<(&[i16], &AudioPlan)>,
     ledger: &mut Ledger<'_>,
 ) -> anyhow::Result<Fused> {
-    let mut fuser = Fuser::new(checkpoint.config(), &weights(checkpoint)).context("adapters")?;
-    let image = frames.map(|(rows, plan)| image_tokens(checkpoint, &mut fuser, rows, plan, ledger)).transpose()?;
-    let audio = pcm.map(|(samples, plan)| audio_tokens(checkpoint, &fuser, samples, plan, ledger)).transpose()?;
+    let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device.clone());
+    let mut fuser = Fuser::new(checkpoint.config(), &weights).context("adapters")?;
+    let image =
+        frames.map(|(rows, plan)| image_tokens(checkpoint, &weights, &mut fuser, rows, plan, ledger)).transpose()?;
+    let audio =
+        pcm.map(|(samples, plan)| audio_tokens(checkpoint, &weights, &fuser, samples, plan, ledger)).transpose()?;
     Ok(Fused { image, audio })
 }
 
 fn image_tokens(
-    checkpoint: &Arc<Checkpoint>,
+    checkpoint: &Checkpoint,
+    weights: &Weights,
     fuser: &mut Fuser,
     rows: &[u8],
     plan: &ImagePlan,
     ledger: &mut Ledger<'_>,
 ) -> anyhow::Result<Tensor> {
-    let encoder = SiglipEncoder::new(checkpoint.config(), &weights(checkpoint)).context("vision tower")?;
+    let encoder = SiglipEncoder::new(checkpoint.config(), weights).context("vision tower")?;
     let (frames, [h, w]) = (plan.frames as usize, plan.grid.map(|side| side as usize));
     // The oracle keeps the pixels of the first few frames only.
     let kept_pixels = ledger.golden().tensor("pixel_values").map_or(0, |t| frames.min(t.shape[0]));
@@ -66,16 +68,21 @@ fn image_tokens(
         shape[0] = kept_pixels;
         ledger.see("pixel_values", &shape, first, &pixels);
         let mut seen = Vec::new();
-        let features = encoder.forward(&pixels, &mut |name, x| seen.push((format!("{name}_frame0"), x.get(0))))?;
+        let n = rows.len() / FRAME_BYTES;
+        let pictures = Tensor::from_slice(rows, (n, FRAME_SIDE, FRAME_SIDE, 3), encoder.device())?;
+        let mut keep = |name: &str, x: &Tensor| seen.push((format!("{name}_frame0"), x.get(0).and_then(|x| x.copy())));
+        let features = encoder.forward(&pictures, &mut keep)?;
         for (name, frame0) in seen.into_iter().filter(|_| batch == 0) {
             let frame0 = frame0?;
             ledger.see(&name, frame0.dims(), 0, &frame0);
         }
         ledger.see("vision_features", &whole(&features), first, &features); // [n, 729, C]
-        let cells = pool(&features, h)?; // [n, h, w, 4C]
-        ledger.see("pooled", &whole(&cells), first, &cells);
+        let cells = kernels::pool(&features, h)?; // [n, h*w, 4C]
+        let [n, _, channels] = cells.dims()[..] else { anyhow::bail!("cells are {:?}", cells.dims()) };
+        let grid = cells.reshape((n, h, w, channels))?;
+        ledger.see("pooled", &whole(&grid), first, &grid);
         let offset = first * plan.tokens_per_frame();
-        let fused = fuser.image_tokens(&cells.flatten_to(2)?, offset, plan, &mut |name, x| {
+        let fused = fuser.image_tokens(&cells.flatten_to(1)?, offset, plan, &mut |name, x| {
             let width = x.dims()[1];
             match name {
                 "image_projected" => ledger.see(name, &[frames, h, w, width], first, x),
@@ -90,13 +97,14 @@ fn image_tokens(
 }
 
 fn audio_tokens(
-    checkpoint: &Arc<Checkpoint>,
+    checkpoint: &Checkpoint,
+    weights: &Weights,
     fuser: &Fuser,
     samples: &[i16],
     plan: &AudioPlan,
     ledger: &mut Ledger<'_>,
 ) -> anyhow::Result<Tensor> {
-    let encoder = WhisperEncoder::new(checkpoint.config(), &weights(checkpoint)).context("audio tower")?;
+    let encoder = WhisperEncoder::new(checkpoint.config(), weights).context("audio tower")?;
     let mel = LogMel::new(checkpoint.config().audio.num_mel_bins);
     let (windows, count) = (plan.windows as usize, plan.tokens as usize);
     let mut tokens = Vec::new();
@@ -106,7 +114,8 @@ fn audio_tokens(
         let mel = mel.tensor(samples, encoder.device())?; // [1, 128, 3000]
         ledger.see("mel", &whole(&mel), index as u64, &mel);
         let mut seen = Vec::new();
-        let states = encoder.forward(&mel, &mut |name, x| seen.push((format!("{name}_window0"), x.get(0))))?;
+        let mut keep = |name: &str, x: &Tensor| seen.push((format!("{name}_window0"), x.get(0).and_then(|x| x.copy())));
+        let states = encoder.forward(&mel, &mut keep)?;
         for (name, window0) in seen.into_iter().filter(|_| index == 0) {
             let window0 = window0?;
             ledger.see(&name, window0.dims(), 0, &window0);

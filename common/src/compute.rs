@@ -1,0 +1,79 @@
+//! Where a stage computes: the CPU, or one CUDA device under a hard cap (DESIGN.md, "Budgets").
+
+#[cfg(feature = "cuda")]
+mod cuda;
+
+use candle_core::{DType, Device};
+
+use crate::config::{ComputeConfig, Precision};
+use crate::error::{ErrorKind, JobError};
+
+/// A device and the type that it computes in.
+#[derive(Clone, Debug)]
+pub struct Compute {
+    /// The device; every stage of a process that names the same one shares its memory pool.
+    pub device: Device,
+    /// The type of activations, and of weights that are not quantized.
+    pub dtype: DType,
+}
+
+impl Compute {
+    /// Opens the configured device. `budget_bytes` becomes a hard cap on a CUDA device: what the stage allocates beyond
+    /// it is refused by the driver, whoever else is on the card. On the CPU it is what admission checks against.
+    ///
+    /// # Errors
+    /// `bad_request` for a device that this build or this machine does not have; `does_not_fit` for a budget that not
+    /// even the device's context fits.
+    pub fn open(config: &ComputeConfig, budget_bytes: Option<u64>) -> Result<Self, JobError> {
+        let dtype = config.dtype.candle();
+        let device = match config.cuda_ordinal() {
+            None => Device::Cpu,
+            Some(ordinal) => open_cuda(ordinal, config, budget_bytes)?,
+        };
+        Ok(Compute { device, dtype })
+    }
+
+    /// f32 on the CPU: the reference.
+    pub fn reference() -> Self {
+        Compute { device: Device::Cpu, dtype: DType::F32 }
+    }
+}
+
+impl Precision {
+    /// candle's name of it.
+    pub fn candle(self) -> DType {
+        match self {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+            Precision::F16 => DType::F16,
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(ordinal: usize, config: &ComputeConfig, budget_bytes: Option<u64>) -> Result<Device, JobError> {
+    let pool_bytes = match budget_bytes {
+        None => None,
+        Some(budget) => match budget.checked_sub(config.context_bytes) {
+            Some(left) if left > 0 => Some(left),
+            _ => {
+                let message = format!(
+                    "a budget of {budget} bytes does not even hold the device's context of {} bytes",
+                    config.context_bytes
+                );
+                return Err(JobError::new(ErrorKind::DoesNotFit, message).hint("raise the stage's budget"));
+            }
+        },
+    };
+    cuda::open(ordinal, pool_bytes, config.context_bytes).map_err(|e| {
+        JobError::new(ErrorKind::BadRequest, format!("compute.device = \"cuda:{ordinal}\" cannot be opened: {e}"))
+            .hint("look at `nvidia-smi`, or set compute.device = \"cpu\"")
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(ordinal: usize, _: &ComputeConfig, _: Option<u64>) -> Result<Device, JobError> {
+    let message = format!("compute.device = \"cuda:{ordinal}\", but this program was built without CUDA");
+    Err(JobError::new(ErrorKind::BadRequest, message)
+        .hint("build with `--features cuda`, or set compute.device = \"cpu\""))
+}

@@ -1,0 +1,227 @@
+//! Launching kernels of our own on candle's device: a fatbin per source file, loaded once per context.
+//!
+//! Kernels get plain pointers. Every tensor of a device lives on its one stream, in whose order kernels run and memory
+//! is freed, so that no launch has to wait for anything or to keep anything alive.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::cuda::cudarc::driver::sys::CUfunction_attribute;
+use candle_core::cuda::cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
+};
+use candle_core::cuda::cudarc::nvrtc::Ptx;
+use candle_core::cuda::{CudaStorageSlice, WrapErr};
+use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor};
+
+/// Shared memory that a block has without asking for more.
+const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
+
+/// The kernels of one source file. Meant to be a `static`.
+pub struct Kernels {
+    image: &'static [u8],
+    /// What is loaded of it, by context. A module keeps its context, so that an address stands for one context only.
+    loaded: Mutex<Vec<Loaded>>,
+}
+
+struct Loaded {
+    context: *const CudaContext,
+    module: Arc<CudaModule>,
+    functions: HashMap<String, CudaFunction>,
+}
+
+// SAFETY: the address is compared and never followed.
+unsafe impl Send for Loaded {}
+
+impl Kernels {
+    /// Kernels of a fatbin: `Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/norm.fatbin")))`.
+    pub const fn new(image: &'static [u8]) -> Self {
+        Kernels { image, loaded: Mutex::new(Vec::new()) }
+    }
+
+    /// The function called `name` on a device, able to use `shared_bytes` of dynamic shared memory. Ask with the same
+    /// number for the same name: it is set when the function is first seen.
+    ///
+    /// # Errors
+    /// The driver's: a card that is too old, a function that is not there.
+    pub fn function(&self, device: &CudaDevice, name: &str, shared_bytes: u32) -> Result<CudaFunction> {
+        let stream = device.cuda_stream();
+        let context = stream.context();
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = match loaded.iter().position(|l| l.context == Arc::as_ptr(context)) {
+            Some(at) => at,
+            None => {
+                let module = context.load_module(Ptx::from_binary(self.image.to_vec())).w()?;
+                loaded.push(Loaded { context: Arc::as_ptr(context), module, functions: HashMap::new() });
+                loaded.len() - 1
+            }
+        };
+        let Loaded { module, functions, .. } = &mut loaded[at];
+        if let Some(function) = functions.get(name) {
+            return Ok(function.clone());
+        }
+        let function = module.load_function(name).w()?;
+        if shared_bytes > DEFAULT_SHARED_BYTES {
+            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(most, shared_bytes as i32).w()?;
+        }
+        functions.insert(name.to_owned(), function.clone());
+        Ok(function)
+    }
+
+    /// Launches the function called `name`; a grid without blocks is nothing to do.
+    ///
+    /// # Safety
+    /// The arguments are the kernel's in number, order and width, and their pointers hold what the kernel touches.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub unsafe fn launch(
+        &self,
+        device: &CudaDevice,
+        name: &str,
+        config: LaunchConfig,
+        arguments: &[Arg],
+    ) -> Result<()> {
+        if [config.grid_dim.0, config.grid_dim.1, config.grid_dim.2].contains(&0) {
+            return Ok(());
+        }
+        let function = self.function(device, name, config.shared_mem_bytes)?;
+        let stream = device.cuda_stream();
+        let mut launch = stream.launch_builder(&function);
+        for argument in arguments {
+            match argument {
+                Arg::Pointer(value) => launch.arg(value),
+                Arg::U64(value) => launch.arg(value),
+                Arg::I32(value) => launch.arg(value),
+                Arg::F32(value) => launch.arg(value),
+            };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { launch.launch(config) }.w()?;
+        Ok(())
+    }
+}
+
+/// An argument of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub enum Arg {
+    /// Any pointer; 0 is null.
+    Pointer(u64),
+    /// `uint64_t`, `long long`.
+    U64(u64),
+    /// `int`, for values that fit.
+    I32(i32),
+    /// `float`.
+    F32(f32),
+}
+
+impl From<usize> for Arg {
+    /// Sizes are `int` in kernels.
+    fn from(value: usize) -> Self {
+        Arg::I32(i32::try_from(value).expect("sizes of a kernel's axes are far below 2^31"))
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(value: f32) -> Self {
+        Arg::F32(value)
+    }
+}
+
+/// A grid of blocks.
+pub fn grid(blocks: (usize, usize, usize), threads: usize, shared_bytes: usize) -> LaunchConfig {
+    let narrow = |n: usize| u32::try_from(n).expect("a grid's side is below 2^32");
+    LaunchConfig {
+        grid_dim: (narrow(blocks.0), narrow(blocks.1), narrow(blocks.2)),
+        block_dim: (narrow(threads), 1, 1),
+        shared_mem_bytes: narrow(shared_bytes),
+    }
+}
+
+/// What a kernel's name ends in for a type: `bf16`, `f16` or `f32`.
+///
+/// # Errors
+/// Any other type.
+pub fn suffix(dtype: DType) -> Result<&'static str> {
+    match dtype {
+        DType::BF16 => Ok("bf16"),
+        DType::F16 => Ok("f16"),
+        DType::F32 => Ok("f32"),
+        other => candle_core::bail!("there are no kernels for {other:?}"),
+    }
+}
+
+/// No tensor.
+pub const NULL: Arg = Arg::Pointer(0);
+
+/// Where a storage begins on the card.
+///
+/// # Errors
+/// A type that no kernel takes.
+pub fn start(storage: &CudaStorage) -> Result<Arg> {
+    fn address<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
+        slice.device_ptr(stream).0
+    }
+    let stream = storage.device.cuda_stream();
+    Ok(Arg::Pointer(match &storage.slice {
+        CudaStorageSlice::U8(s) => address(s, &stream),
+        CudaStorageSlice::U32(s) => address(s, &stream),
+        CudaStorageSlice::I64(s) => address(s, &stream),
+        CudaStorageSlice::BF16(s) => address(s, &stream),
+        CudaStorageSlice::F16(s) => address(s, &stream),
+        CudaStorageSlice::F32(s) => address(s, &stream),
+        _ => candle_core::bail!("a kernel does not take {:?}", storage.dtype()),
+    }))
+}
+
+/// Where a contiguous tensor's elements begin on the card.
+///
+/// # Errors
+/// [`start`]'s; a layout with gaps.
+pub fn pointer(storage: &CudaStorage, layout: &Layout) -> Result<Arg> {
+    let (Some((first, _)), Arg::Pointer(start)) = (layout.contiguous_offsets(), start(storage)?) else {
+        candle_core::bail!("a kernel takes contiguous tensors, not {layout:?}")
+    };
+    Ok(Arg::Pointer(start + (first * storage.dtype().size_in_bytes()) as u64))
+}
+
+/// [`pointer`] of a tensor that an operation holds beside its operands: a weight, say.
+///
+/// # Errors
+/// [`pointer`]'s; a tensor that is not on a card.
+pub fn tensor_pointer(tensor: &Tensor) -> Result<Arg> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cuda(storage) => pointer(storage, layout),
+        _ => candle_core::bail!("a kernel's operand is on the CPU"),
+    }
+}
+
+/// [`tensor_pointer`], or [`NULL`].
+///
+/// # Errors
+/// [`tensor_pointer`]'s.
+pub fn optional_pointer(tensor: Option<&Tensor>) -> Result<Arg> {
+    tensor.map_or(Ok(NULL), tensor_pointer)
+}
+
+/// Whether rows of so many bytes at these pointers all begin on 16 bytes: 1 or 0, for kernels that then move 16 bytes
+/// at a time.
+pub fn aligned(row_bytes: usize, arguments: &[Arg]) -> Arg {
+    let pointers = arguments.iter().all(|argument| match argument {
+        Arg::Pointer(address) => address.is_multiple_of(16),
+        _ => true,
+    });
+    Arg::I32((pointers && row_bytes.is_multiple_of(16)).into())
+}
+
+/// Room for an outcome. Every element is to be written.
+///
+/// # Errors
+/// The driver's, out of memory above all.
+pub fn room(device: &CudaDevice, shape: &Shape, dtype: DType) -> Result<CudaStorage> {
+    // SAFETY: whoever asks for it hands it to a kernel that writes all of it.
+    unsafe { device.alloc_uninit(shape, dtype) }
+}

@@ -1,0 +1,10 @@
+//! Compiles the CUDA kernels, if asked for.
+
+include!("../common/kernels/nvcc.rs");
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        fatbins("kernels");
+    }
+}

@@ -1,0 +1,125 @@
+//! What quantization costs, and that nothing is written where it should not be.
+
+use candle_core::{D, DType, Device, Tensor};
+
+use super::*;
+
+const QUANTIZED: [KvFormat; 2] = [KvFormat::Q8, KvFormat::Q4];
+
+/// Numbers that look random, uniform in 0..1.
+struct Noise(u64);
+
+impl Noise {
+    fn uniform(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((self.0 >> 40) as f32 + 0.5) / (1u64 << 24) as f32
+    }
+
+    fn normal(&mut self) -> f32 {
+        (-2.0 * self.uniform().ln()).sqrt() * (std::f32::consts::TAU * self.uniform()).cos()
+    }
+
+    fn tensor(&mut self, shape: (usize, usize), mut next: impl FnMut(&mut Self, usize) -> f32) -> Tensor {
+        let values: Vec<f32> = (0..shape.0 * shape.1).map(|i| next(self, i % shape.1)).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+}
+
+/// Keys or values of heads of 256: Gaussian, heavy-tailed (Student's t of 3 degrees), or with eight channels that stand
+/// out in every token.
+fn rows(kind: &str, n: usize, noise: &mut Noise) -> Tensor {
+    let offsets: Vec<f32> = (0..256).map(|c| if c % 37 == 5 { if c % 2 == 0 { 10.0 } else { -10.0 } } else { 0.0 }).collect();
+    noise.tensor((n, 256), |noise, c| match kind {
+        "gaussian" => noise.normal(),
+        "heavy tails" => {
+            let chi: f32 = (0..3).map(|_| noise.normal().powi(2)).sum();
+            noise.normal() / chi.sqrt()
+        }
+        _ => noise.normal() + offsets[c],
+    })
+}
+
+fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    let s = (((q.matmul(&k.t().unwrap()).unwrap() / 16.0).unwrap() / 50.0).unwrap().tanh().unwrap() * 50.0).unwrap();
+    let e = s.broadcast_sub(&s.max_keepdim(D::Minus1).unwrap()).unwrap().exp().unwrap();
+    e.broadcast_div(&e.sum_keepdim(D::Minus1).unwrap()).unwrap().matmul(v).unwrap()
+}
+
+/// Root mean square of the difference over that of the exact.
+fn error(got: &Tensor, exact: &Tensor) -> f32 {
+    let rms = |t: Tensor| t.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+    rms((got - exact).unwrap()) / rms(exact.clone())
+}
+
+fn through(format: KvFormat, rows: &Tensor) -> Tensor {
+    let (n, width) = rows.dims2().unwrap();
+    let kv = KvTensor::new(format, 1, n, width, &Device::Cpu).unwrap();
+    kv.write(rows, 0).unwrap();
+    kv.dequantize(0..n).unwrap().squeeze(0).unwrap()
+}
+
+#[test]
+fn the_error_of_the_outcome_is_a_hundredth_at_8_bits_and_an_eighth_at_4() {
+    let mut noise = Noise(1);
+    // Bounds on the values' own error and on the outcome's, for 8 and 4 bits.
+    for (kind, bounds) in [
+        ("gaussian", [(0.007, 0.010), (0.085, 0.125)]),
+        ("heavy tails", [(0.020, 0.045), (0.125, 0.30)]),
+        ("channels that stand out", [(0.014, 0.002), (0.125, 0.02)]),
+    ] {
+        let (k, v) = (rows(kind, 2048, &mut noise), rows(kind, 2048, &mut noise));
+        let q = noise.tensor((32, 256), |noise, _| noise.normal());
+        let exact = attention(&q, &k, &v);
+        for (format, (values, outcome)) in QUANTIZED.into_iter().zip(bounds) {
+            let (k8, v8) = (through(format, &k), through(format, &v));
+            let (of_k, of_v) = (error(&k8, &k), error(&v8, &v));
+            let of_outcome = error(&attention(&q, &k8, &v8), &exact);
+            println!("{kind}, {format:?}: keys {of_k:.4}, values {of_v:.4}, outcome {of_outcome:.4}");
+            assert!(of_k < values && of_v < values && of_outcome < outcome, "{kind}, {format:?}");
+        }
+    }
+}
+
+#[test]
+fn a_value_takes_at_most_8_and_a_half_and_4_and_a_half_bits() {
+    let bits = |f: KvFormat| f.bytes_per_token(8, 256) as f64 * 8.0 / (2.0 * 8.0 * 256.0);
+    assert_eq!((bits(KvFormat::Q8), bits(KvFormat::Q4), bits(KvFormat::Dense(DType::BF16))), (8.25, 4.5, 16.0));
+}
+
+#[test]
+fn any_cut_of_columns_of_a_wider_matrix_gives_the_same_as_all_at_once() {
+    let mut noise = Noise(2);
+    for (heads, width) in [(2, 256), (3, 8), (2, 40), (1, 72)] {
+        let wide = noise.tensor((11, 5 + 2 * heads * width), |noise, _| noise.normal());
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let rows = wide.to_dtype(dtype).unwrap().narrow(1, 3, heads * width).unwrap();
+            for format in [KvFormat::Dense(dtype), KvFormat::Q8, KvFormat::Q4] {
+                let new = || KvTensor::new(format, heads, 16, width, &Device::Cpu).unwrap();
+                let (whole, parts) = (new(), new());
+                whole.write(&rows.contiguous().unwrap(), 2).unwrap();
+                for (start, n) in [(7, 4), (0, 1), (1, 6)] {
+                    parts.write(&rows.narrow(0, start, n).unwrap(), 2 + start).unwrap();
+                }
+                let all = |kv: &KvTensor| {
+                    let t = kv.dequantize(0..16).unwrap().to_dtype(DType::F32).unwrap();
+                    t.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+                };
+                assert_eq!(all(&whole), all(&parts));
+                let exact = rows.to_dtype(DType::F32).unwrap().reshape((11, heads, width)).unwrap();
+                let exact = exact.transpose(0, 1).unwrap().contiguous().unwrap();
+                let back = whole.dequantize(2..13).unwrap().to_dtype(DType::F32).unwrap();
+                assert!(error(&back, &exact) < 0.12, "{format:?}, {heads} x {width}");
+                let before = whole.dequantize(0..2).unwrap().to_dtype(DType::F32).unwrap();
+                assert_eq!(before.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_that_do_not_fit_are_refused() {
+    let kv = KvTensor::new(KvFormat::Q8, 2, 4, 8, &Device::Cpu).unwrap();
+    let rows = |n: usize, width: usize| Tensor::zeros((n, width), DType::F32, &Device::Cpu).unwrap();
+    assert!(kv.write(&rows(3, 16), 2).is_err() && kv.write(&rows(1, 8), 0).is_err());
+    assert!(KvTensor::new(KvFormat::Q8, 2, 4, 12, &Device::Cpu).is_err());
+}

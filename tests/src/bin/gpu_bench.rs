@@ -1,0 +1,111 @@
+//! Full-size runs on a GPU machine: first token, milliseconds a token and memory of the card, for videos of several
+//! lengths through broker and five processes, beside what the card reaches on its own.
+//!
+//!     gpu_bench --model DIR [--seconds 10,60,300,3600] [--set section.key=value]... [--json FILE]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use tests::gpu::card;
+use tests::gpu::run::{Measured, Pipeline};
+use tests::gpu::synthetic::SyntheticDecode;
+
+#[derive(Parser)]
+#[command(about = "Measures the whole pipeline on a GPU machine; needs the vidi command beside itself")]
+struct Args {
+    #[command(flatten)]
+    config: common::process::ConfigArgs,
+    #[command(subcommand)]
+    command: Option<Part>,
+    /// Checkpoint directory.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Lengths of videos, seconds.
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 60, 300, 3600])]
+    seconds: Vec<u64>,
+    /// Questions of each length; the last one counts.
+    #[arg(long, default_value_t = 2)]
+    rounds: usize,
+    /// Tokens to generate.
+    #[arg(long, default_value_t = 64)]
+    new_tokens: u32,
+    /// Writes the figures.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Part {
+    /// The synthetic stage-decode of a bench, as a process of its own.
+    Decode,
+}
+
+#[derive(Serialize)]
+struct Report {
+    card: String,
+    settings: Vec<String>,
+    idle_bytes: u64,
+    ready_bytes: u64,
+    measured: Vec<Measured>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Some(Part::Decode) = args.command {
+        return common::process::main_with(&args.config, |_| Ok(SyntheticDecode::new()));
+    }
+    let runtime = tokio::runtime::Runtime::new().expect("a machine with a GPU gives threads");
+    match runtime.block_on(bench(&args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn bench(args: &Args) -> anyhow::Result<()> {
+    let Some(model) = &args.model else { anyhow::bail!("--model names a checkpoint directory") };
+    let card = card::query("name,driver_version,memory.total")?;
+    let idle_bytes = card::used_bytes()?;
+    println!("{card}; {}", args.config.set.join(" "));
+    let started = std::time::Instant::now();
+    let pipeline = Pipeline::start(model, &args.config.set).await?;
+    let ready_bytes = card::used_bytes()?;
+    println!("ready in {:.1} s, {:.2} GB on the card", started.elapsed().as_secs_f64(), gb(ready_bytes - idle_bytes));
+    println!("| video s | tokens | first token s | ms a token | whole s | peak GB | busy s |");
+    println!("| ---: | ---: | ---: | ---: | ---: | ---: | --- |");
+    let mut measured = Vec::new();
+    for &seconds in &args.seconds {
+        for round in 0..args.rounds.max(1) {
+            let m = pipeline.ask(&format!("bench-{seconds}-{round}"), seconds, args.new_tokens).await?;
+            let busy: Vec<String> = m.busy_s.iter().map(|(stage, s)| format!("{stage} {s:.2}")).collect();
+            println!(
+                "| {seconds} | {} | {:.3} | {:.2} | {:.2} | {:.2} | {} {} |",
+                m.tokens,
+                m.first_token_s,
+                m.ms_per_token,
+                m.total_s,
+                gb(m.peak_bytes.saturating_sub(idle_bytes)),
+                busy.join(", "),
+                m.error.as_deref().unwrap_or(""),
+            );
+            measured.push(m);
+        }
+    }
+    for status in pipeline.memory().await? {
+        let (used, peak, reserved) = (gb(status.used_bytes), gb(status.peak_bytes), gb(status.reserved_bytes));
+        println!("{}: {used:.2} GB used, {peak:.2} at most, {reserved:.2} reserved", status.stage);
+    }
+    if let Some(path) = &args.json {
+        let report = Report { card, settings: args.config.set.clone(), idle_bytes, ready_bytes, measured };
+        std::fs::write(path, serde_json::to_vec_pretty(&report)?)?;
+    }
+    Ok(())
+}
+
+fn gb(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}

@@ -1,0 +1,109 @@
+//! A stage-decode for machines without GStreamer: `synthetic:SECONDS` is a video of one frame a second with sound.
+
+use common::error::{ErrorKind, JobError, StageName};
+use common::message::{DecodeRequest, FrameBatch, Output, PcmWindow};
+use common::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, MediaInfo, MediaPlan, SAMPLE_RATE, WINDOW_SAMPLES};
+use common::stage::{Port, Probe, Stage, Stop};
+use common::tensor::{Dtype, Tensor};
+use common::wire::VERSION;
+
+/// Different frames that a video is made of; they repeat.
+const DIFFERENT: usize = 16;
+/// Frames that leave together.
+const BATCH: u64 = 8;
+
+/// Makes frames and sound from noise, the same for the same video.
+pub struct SyntheticDecode {
+    frames: Vec<u8>,
+    sound: Vec<i16>,
+}
+
+impl SyntheticDecode {
+    /// Makes what videos will be cut from.
+    pub fn new() -> Self {
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut next = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state >> 33
+        };
+        // Blocks of one colour, as pictures have areas; noise in every pixel would be one flat grey to the tower.
+        let mut frames = vec![0u8; DIFFERENT * FRAME_BYTES];
+        for frame in frames.chunks_exact_mut(FRAME_BYTES) {
+            let colours: Vec<u8> = (0..24 * 24 * 3).map(|_| next() as u8).collect();
+            for (i, pixel) in frame.chunks_exact_mut(3).enumerate() {
+                let block = (i / FRAME_SIDE / 16) * 24 + i % FRAME_SIDE / 16;
+                pixel.copy_from_slice(&colours[block * 3..block * 3 + 3]);
+            }
+        }
+        let sound = (0..WINDOW_SAMPLES).map(|_| (next() as i16) / 8).collect();
+        SyntheticDecode { frames, sound }
+    }
+}
+
+impl Default for SyntheticDecode {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn seconds(video: &str) -> Result<u64, JobError> {
+    video.strip_prefix("synthetic:").and_then(|s| s.parse().ok()).filter(|&s| s >= 2).ok_or_else(|| {
+        JobError::new(ErrorKind::MediaNotFound, format!("{video}: not synthetic:SECONDS, with at least 2 seconds"))
+    })
+}
+
+fn info(video: &str) -> Result<MediaInfo, JobError> {
+    let seconds = seconds(video)?;
+    Ok(MediaInfo {
+        v: VERSION,
+        duration_s: seconds as f64,
+        frames: seconds,
+        avg_fps: 1.0,
+        width: FRAME_SIDE as u32,
+        height: FRAME_SIDE as u32,
+        rotation: 0,
+        has_audio: true,
+        audio_samples: seconds * SAMPLE_RATE,
+        container: "synthetic".to_owned(),
+        codecs: Vec::new(),
+        content_id: video.to_owned(),
+    })
+}
+
+impl Stage for SyntheticDecode {
+    const NAME: StageName = StageName::Decode;
+    type Input<'a> = DecodeRequest;
+
+    fn process(&mut self, input: DecodeRequest, port: &mut dyn Port) -> Result<(), Stop> {
+        let whole = |e: common::wire::WireError| JobError::new(ErrorKind::Internal, e.to_string());
+        let plan = MediaPlan {
+            image: None,
+            audio: AudioPlan::new(seconds(&input.video)? * SAMPLE_RATE),
+            ..input.plan.clone()
+        };
+        for index in 0..plan.audio.as_ref().map_or(0, AudioPlan::encoded_windows) {
+            let samples = plan.audio.as_ref().map_or(0, |a| a.samples) - index * WINDOW_SAMPLES;
+            let tensor = Tensor::from_i16(&self.sound[..samples.min(WINDOW_SAMPLES) as usize]);
+            let (v, job, plan) = (VERSION, input.job.clone(), plan.clone());
+            port.emit(Output::Pcm(PcmWindow { v, job, plan, index, tensor }))?;
+        }
+        let plan = MediaPlan { audio: None, ..input.plan };
+        let frames = plan.image.as_ref().map_or(0, |i| i.frames);
+        for offset in (0..frames).step_by(BATCH as usize) {
+            let n = BATCH.min(frames - offset) as usize;
+            let rows: Vec<u8> = (0..n)
+                .map(|i| (offset as usize + i) % DIFFERENT)
+                .flat_map(|i| &self.frames[i * FRAME_BYTES..(i + 1) * FRAME_BYTES])
+                .copied()
+                .collect();
+            let tensor = Tensor::new(Dtype::U8, &[n, FRAME_SIDE, FRAME_SIDE, 3], rows).map_err(whole)?;
+            let (v, job, plan) = (VERSION, input.job.clone(), plan.clone());
+            port.emit(Output::Frames(FrameBatch { v, job, plan, offset, tensor }))?;
+        }
+        Ok(())
+    }
+
+    fn probe(&self) -> Option<Probe> {
+        Some(std::sync::Arc::new(info))
+    }
+}
