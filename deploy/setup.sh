@@ -14,7 +14,7 @@ packages=(
   nats-server
 )
 if [ "${1:-}" = test ]; then
-  packages+=(ffmpeg python3-venv)
+  packages+=(ffmpeg openssl python3-venv)
 fi
 
 missing=()

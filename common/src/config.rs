@@ -8,6 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::StageName;
 use crate::telemetry::LogConfig;
 
+/// Stands for the role of a process in `bus.user` and the names of its credential files.
+const ROLE: &str = "{stage}";
+/// What is shown in place of a password.
+const HIDDEN: &str = "(hidden)";
+
 /// The whole configuration; unknown keys are refused. `vidi config print` shows the effective one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -26,6 +31,8 @@ pub struct Config {
     pub llm: LlmConfig,
     /// Bytes that a process of each stage may hold; a stage that is not named has no cap.
     pub budgets: BTreeMap<StageName, u64>,
+    /// `vidi up`.
+    pub up: UpConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -38,19 +45,23 @@ pub struct BusConfig {
     pub url: String,
     /// First part of every subject; the version stands in it.
     pub prefix: String,
-    /// User name, with `password`.
+    /// User name, with `password` or `password_file`. Here and in the five files below, `{stage}` stands for the role of
+    /// the process: decode, vision, audio, fuse, llm, client (`vidi ask`, `cancel`, `status`) or operator (`vidi up`,
+    /// `record`, `replay`, `bench`). So one configuration serves them all, each with credentials of its own.
     pub user: String,
-    /// Password of `user`.
+    /// Password of `user`, where one process is configured alone (`VIDI_BUS_PASSWORD`).
     pub password: String,
+    /// File with the password of `user`; white space around it does not count.
+    pub password_file: Option<PathBuf>,
     /// File with an nkey seed.
     pub nkey_file: Option<PathBuf>,
     /// File with a JWT and its seed (`.creds`).
     pub credentials_file: Option<PathBuf>,
-    /// Certificate authority for TLS.
+    /// Certificate authority (PEM) that the broker's certificate must come from; with it, only TLS is spoken.
     pub tls_ca: Option<PathBuf>,
-    /// Client certificate for TLS, with `tls_key`.
+    /// Client certificate for TLS (PEM), with `tls_key`.
     pub tls_cert: Option<PathBuf>,
-    /// Key of `tls_cert`.
+    /// Key of `tls_cert` (PEM).
     pub tls_key: Option<PathBuf>,
     /// Seconds without an acknowledgement or a sign of progress after which a message goes to another worker.
     pub ack_wait_s: f64,
@@ -75,6 +86,7 @@ impl Default for BusConfig {
             prefix: "vidi.v1".to_owned(),
             user: String::new(),
             password: String::new(),
+            password_file: None,
             nkey_file: None,
             credentials_file: None,
             tls_ca: None,
@@ -87,6 +99,23 @@ impl Default for BusConfig {
             token_bytes: 4 << 30,
             event_age_s: 3600,
             message_bytes: 4 << 20,
+        }
+    }
+}
+
+impl BusConfig {
+    /// With the role of a process in place of `{stage}`.
+    pub fn of_role(&self, role: &str) -> Self {
+        let named = |text: &str| text.replace(ROLE, role);
+        let file = |path: &Option<PathBuf>| path.as_ref().map(|p| PathBuf::from(named(&p.to_string_lossy())));
+        BusConfig {
+            user: named(&self.user),
+            password_file: file(&self.password_file),
+            nkey_file: file(&self.nkey_file),
+            credentials_file: file(&self.credentials_file),
+            tls_cert: file(&self.tls_cert),
+            tls_key: file(&self.tls_key),
+            ..self.clone()
         }
     }
 }
@@ -231,6 +260,15 @@ impl Default for LlmConfig {
     }
 }
 
+/// `vidi up`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpConfig {
+    /// Seconds without a job after which the processes of vision, audio, fuse and llm end; the next job starts them
+    /// again. 0: never.
+    pub idle_unload_s: f64,
+}
+
 impl Config {
     /// Reads a file (if any), then the environment, then `overrides` (`section.key=value`), and checks the outcome.
     ///
@@ -275,10 +313,15 @@ impl Config {
         let prefix = &self.bus.prefix;
         let part = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         need(prefix.split('.').all(part), "bus.prefix is dot-separated [A-Za-z0-9_-]+")?;
+        let one = self.bus.password.is_empty() || self.bus.password_file.is_none();
+        need(one, "bus.password and bus.password_file exclude each other: keep one")?;
+        let pair = self.bus.tls_cert.is_some() == self.bus.tls_key.is_some();
+        need(pair, "bus.tls_cert and bus.tls_key belong together: give both or none")?;
         need(self.bus.ack_wait_s >= 0.5, "bus.ack_wait_s is at least 0.5")?;
         need(self.bus.max_deliver >= 1, "bus.max_deliver is at least 1")?;
         need(self.bus.stream_bytes >= 4 << 20, "bus.stream_bytes is at least 4 MiB")?;
         need(self.bus.message_bytes >= 64 << 10, "bus.message_bytes is at least 64 KiB")?;
+        need(self.up.idle_unload_s >= 0.0, "up.idle_unload_s is at least 0")?;
         let device = self.compute.device.as_str();
         need(device == "cpu" || self.compute.cuda_ordinal().is_some(), "compute.device is cpu, cuda or cuda:N")?;
         let agrees = match self.llm.weights {
@@ -296,6 +339,15 @@ impl Config {
     /// The cap of a stage, if it has one.
     pub fn budget(&self, stage: StageName) -> Option<u64> {
         self.budgets.get(&stage).copied()
+    }
+
+    /// As it may be shown: without the password.
+    pub fn shown(&self) -> Self {
+        let mut shown = self.clone();
+        if !shown.bus.password.is_empty() {
+            shown.bus.password = HIDDEN.to_owned();
+        }
+        shown
     }
 
     /// As TOML, every key spelt out.

@@ -28,7 +28,7 @@ pub enum Exit {
     Usage = 2,
     /// The job failed.
     JobFailed = 3,
-    /// The broker refuses the credentials.
+    /// The broker refuses the credentials, or its certificate is not to be trusted.
     Credentials = 4,
     /// No broker answers, or it has no JetStream.
     Broker = 5,

@@ -9,6 +9,8 @@ use tokio::process::{Child, Command};
 
 /// The server has this long to write down its port.
 const START_WAIT: Duration = Duration::from_secs(10);
+/// The server's log, in its directory.
+const LOG: &str = "nats.log";
 /// `max_payload` of our own broker, as in deploy/nats.conf.
 pub const MAX_PAYLOAD: usize = 8 << 20;
 
@@ -30,11 +32,13 @@ pub struct Options {
     pub max_payload: usize,
     /// What the streams may be promised on disk, bytes; none takes the server's own limit, which follows the disk.
     pub max_file_store: Option<u64>,
+    /// A configuration to use in place of our own (deploy/nats.conf, say); only the port is still ours to choose.
+    pub config: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { program: None, port: 0, max_payload: MAX_PAYLOAD, max_file_store: None }
+        Options { program: None, port: 0, max_payload: MAX_PAYLOAD, max_file_store: None, config: None }
     }
 }
 
@@ -50,21 +54,19 @@ impl Broker {
         };
         std::fs::create_dir_all(dir).with_context(|| format!("broker directory {}", dir.display()))?;
         let dir = dir.canonicalize()?;
-        let config = dir.join("nats.conf");
+        let config = match &options.config {
+            Some(config) => config.clone(),
+            None => write_config(&dir, options)?,
+        };
         let port = if options.port == 0 { -1 } else { i32::from(options.port) };
-        // Pending bytes per subscriber: eight messages of the largest size, as the server's own default is.
-        let store = options.max_file_store.map_or(String::new(), |bytes| format!(", max_file_store: {bytes}"));
-        let text = format!(
-            "host: 127.0.0.1\nport: {port}\nmax_payload: {}\nports_file_dir: {dir:?}\nlog_file: {:?}\n\
-             jetstream {{ store_dir: {:?}{store} }}\n",
-            options.max_payload,
-            dir.join("nats.log"),
-            dir.join("jetstream"),
-        );
-        std::fs::write(&config, text).with_context(|| format!("{}", config.display()))?;
         let child = Command::new(&program)
             .arg("-c")
             .arg(&config)
+            .arg(format!("--port={port}"))
+            .arg("--ports_file_dir")
+            .arg(&dir)
+            .arg("--log")
+            .arg(dir.join(LOG))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -123,11 +125,30 @@ impl Broker {
         }
     }
 
+    /// What it logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join(LOG)).unwrap_or_default()
+    }
+
     fn log_tail(&self) -> String {
-        let log = std::fs::read_to_string(self.dir.join("nats.log")).unwrap_or_default();
+        let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(3)..].join(" | ")
     }
+}
+
+/// The configuration of a broker that serves this host alone.
+fn write_config(dir: &Path, options: &Options) -> anyhow::Result<PathBuf> {
+    let config = dir.join("nats.conf");
+    // Pending bytes per subscriber: eight messages of the largest size, as the server's own default is.
+    let store = options.max_file_store.map_or(String::new(), |bytes| format!(", max_file_store: {bytes}"));
+    let text = format!(
+        "host: 127.0.0.1\nmax_payload: {}\njetstream {{ store_dir: {:?}{store} }}\n",
+        options.max_payload,
+        dir.join("jetstream"),
+    );
+    std::fs::write(&config, text).with_context(|| format!("{}", config.display()))?;
+    Ok(config)
 }
 
 /// The executable to start.

@@ -9,7 +9,7 @@ use common::bus::{Bus, headers};
 use common::error::StageName;
 use common::event::{CancelledBy, JobEvent};
 use common::message::{JobId, JobRequest};
-use common::run::control::{self, ControlReply, ControlRequest};
+use common::run::control::{self, ControlReply, ControlRequest, LoadReply};
 use common::run::ending;
 use common::run::service::{self, Status};
 use common::subject::StreamName;
@@ -19,6 +19,10 @@ use tokio::sync::mpsc;
 
 /// Instances that answer later than this after the last one are not waited for.
 const QUIET: Duration = Duration::from_millis(150);
+/// A supervisor has done what it was asked to within this time.
+const LOAD_WAIT: Duration = Duration::from_secs(660);
+/// A job without a stage is ended from here within this time.
+const ALONE: Duration = Duration::from_secs(20);
 
 /// Submits a job; the same id twice is the same job.
 ///
@@ -69,14 +73,29 @@ impl Events {
 /// Cancels a job everywhere and says who stopped. Where no stage is there to end it, it is ended from here.
 ///
 /// # Errors
-/// When the broker cannot be asked.
+/// When the broker cannot be asked, or does not let us end the job.
 pub async fn cancel(bus: &Bus, job: &JobId) -> anyhow::Result<Vec<ControlReply>> {
     let request = ControlRequest { v: wire::VERSION, job: Some(job.clone()), ..Default::default() };
     let replies = control::gather(bus, "cancel", &request).await?;
     if replies.is_empty() {
-        ending::ensure_ended(bus.clone(), StageName::Llm, job.clone(), CancelledBy::Client).await;
+        let end = ending::ensure_ended(bus.clone(), StageName::Llm, job.clone(), CancelledBy::Client);
+        let text = "no stage is there to end the job, and the broker does not let this user: start a stage-llm";
+        tokio::time::timeout(ALONE, end).await.context(text)?;
     }
     Ok(replies)
+}
+
+/// Asks a supervisor to `load` or `unload` a stage, or all that compute, and says what it did. It answers once jobs in
+/// hand are answered.
+///
+/// # Errors
+/// When no supervisor is there.
+pub async fn load(bus: &Bus, verb: &str, stage: Option<StageName>) -> anyhow::Result<LoadReply> {
+    let request = ControlRequest { v: wire::VERSION, stage, ..Default::default() };
+    let request = async_nats::Request::new().payload(wire::encode(&request).into()).timeout(Some(LOAD_WAIT));
+    let reply = bus.client().send_request(bus.subjects().control(verb), request).await;
+    let reply = reply.context("no supervisor answers: `vidi up` loads and unloads stages that it runs as processes")?;
+    Ok(wire::decode_any(&reply.payload)?)
 }
 
 /// The stages that are ready on this bus, under this prefix.

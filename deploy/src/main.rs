@@ -14,6 +14,11 @@ use common::telemetry;
 use deploy::pipeline::Housing;
 use deploy::{ask, bench, broker, client, demo_model, inspect, pipeline, recording, stages, supervisor};
 
+/// The role of whoever asks.
+const CLIENT: &str = "client";
+/// The role of whoever runs the pipeline.
+const OPERATOR: &str = "operator";
+
 /// Vidi 1.5 9B on a message bus: ask questions about videos.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
@@ -41,6 +46,17 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Ends the processes of vision, audio, fuse and llm (or of STAGE) under `vidi up`, so that they hold no memory. The
+    /// next job starts them again.
+    Unload {
+        /// decode, vision, audio, fuse or llm.
+        stage: Option<StageName>,
+    },
+    /// Starts what `unload` ended.
+    Load {
+        /// decode, vision, audio, fuse or llm.
+        stage: Option<StageName>,
+    },
     /// Shows every tensor that the stages need of a checkpoint, and what is missing or unused.
     Inspect {
         /// Checkpoint directory.
@@ -63,8 +79,8 @@ enum Command {
         #[arg(long, default_value_t = demo_model::DEFAULT_SEED)]
         seed: u64,
     },
-    /// Measures one stage alone, with several numbers of replicas.
-    Bench(Bench),
+    /// Measures one stage alone, or whole jobs.
+    Bench(bench::command::Bench),
     /// Runs one stage in this process.
     Stage {
         /// decode, vision, audio, fuse or llm.
@@ -107,28 +123,6 @@ struct Up {
     /// Runs all stages in this process: the same code, the same bus.
     #[arg(long)]
     one_process: bool,
-}
-
-#[derive(clap::Args)]
-struct Bench {
-    /// vision, audio or fuse.
-    #[arg(long)]
-    stage: StageName,
-    /// Numbers of replicas to measure.
-    #[arg(long, value_delimiter = ',', default_value = "1,2,4")]
-    replicas: Vec<usize>,
-    /// Messages to work off for each.
-    #[arg(long, default_value_t = 60)]
-    messages: u64,
-    /// Checkpoint directory.
-    #[arg(long, env = "VIDI_MODEL")]
-    model: Option<PathBuf>,
-    /// Writes the figures as JSON.
-    #[arg(long)]
-    out: Option<PathBuf>,
-    /// Draws throughput over replicas (SVG).
-    #[arg(long)]
-    plot: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -212,7 +206,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Command::Ask(ask) => runtime.block_on(run_ask(&mut config, ask)),
         Command::Cancel { job } => runtime.block_on(async {
             let job = JobId::new(job).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
-            let replies = client::cancel(&connect(&config).await?, &job).await.map_err(broker_trouble)?;
+            let replies = client::cancel(&connect(&config, CLIENT).await?, &job).await.map_err(broker_trouble)?;
             for reply in &replies {
                 let what = if reply.stopped { "stopped" } else { "had nothing of it in hand" };
                 println!("{}: {what}", reply.instance);
@@ -222,7 +216,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             }
             Ok(())
         }),
-        Command::Status { json } => runtime.block_on(async { status(&connect(&config).await?, json).await }),
+        Command::Status { json } => runtime.block_on(async { status(&connect(&config, CLIENT).await?, json).await }),
         Command::Inspect { model, all, json } => {
             let found = inspect::inspect(&model).map_err(|e| Fatal(Exit::Model, e.to_string()))?;
             if json {
@@ -236,7 +230,12 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             Err(Fatal(Exit::Model, format!("{} is incomplete: see above", model.display())))
         }
         Command::DemoModel { dir, size, seed } => write_demo_model(&dir, size, seed),
-        Command::Bench(bench) => run_bench(&mut config, bench, &runtime),
+        Command::Bench(bench) => {
+            use_model(&mut config, bench.model.clone())?;
+            runtime.block_on(bench.run(&config))
+        }
+        Command::Load { stage } => runtime.block_on(load(&config, "load", stage)),
+        Command::Unload { stage } => runtime.block_on(load(&config, "unload", stage)),
         Command::Stage { name, supervised } => runtime.block_on(async {
             let mut shutdown = on_signal();
             if supervised {
@@ -245,14 +244,14 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             stages::serve(name, &config, shutdown).await
         }),
         Command::Record(args) => {
-            runtime.block_on(async { recording::command::record(&connect(&config).await?, args).await })
+            runtime.block_on(async { recording::command::record(&connect(&config, OPERATOR).await?, args).await })
         }
         Command::Replay(args) => {
-            runtime.block_on(async { recording::command::replay(&connect(&config).await?, args).await })
+            runtime.block_on(async { recording::command::replay(&connect(&config, OPERATOR).await?, args).await })
         }
         Command::Recording(action) => recording::command::recording(action),
         Command::Config { action: ConfigAction::Print } => {
-            print!("{}", config.to_toml());
+            print!("{}", config.shown().to_toml());
             Ok(())
         }
     }
@@ -263,11 +262,11 @@ fn broker_trouble(e: anyhow::Error) -> Fatal {
 }
 
 /// The pipeline that runs: the configured broker's, or that of `vidi up`.
-async fn connect(config: &Config) -> Result<Bus, Fatal> {
+async fn connect(config: &Config, role: &str) -> Result<Bus, Fatal> {
     if !config.bus.url.is_empty() {
-        return Ok(Bus::connect(&config.bus, "client", Duration::from_secs(2)).await?);
+        return Ok(Bus::connect(&config.bus, role, Duration::from_secs(2)).await?);
     }
-    pipeline::running(config).await.ok_or_else(|| {
+    pipeline::running(config, role).await?.ok_or_else(|| {
         Fatal(Exit::Broker, "no pipeline runs here: start one with `vidi up`, or name its broker in bus.url".to_owned())
     })
 }
@@ -280,7 +279,7 @@ async fn run_up(config: &mut Config, up: Up) -> Result<(), Fatal> {
     if config.decode.media_roots.is_empty() {
         config.decode.media_roots.push(absolute(Path::new("."))?);
     }
-    let replicas = replicas(&up.replicas)?;
+    let replicas = supervisor::replicas(&up.replicas).map_err(|e| Fatal(Exit::Usage, e))?;
     let housing = if up.one_process { Housing::OneProcess } else { Housing::Processes(supervisor::Logs::Inherit) };
     let dir = pipeline::state_dir();
     let mut pipeline =
@@ -331,7 +330,11 @@ async fn run_ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
     };
     common::wire::Message::check(&request).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
     let style = ask::Style { json: ask.json, quiet: ask.quiet };
-    let shared = if config.bus.url.is_empty() { pipeline::running(config).await } else { Some(connect(config).await?) };
+    let shared = if config.bus.url.is_empty() {
+        pipeline::running(config, CLIENT).await?
+    } else {
+        Some(connect(config, CLIENT).await?)
+    };
     if let Some(bus) = shared {
         if ask.dump.is_some() {
             let text = "--dump needs a pipeline of its own: stop the running one, or set decode.dump where it runs";
@@ -363,24 +366,6 @@ async fn run_ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
     outcome
 }
 
-fn run_bench(config: &mut Config, bench: Bench, runtime: &tokio::runtime::Runtime) -> Result<(), Fatal> {
-    use_model(config, bench.model)?;
-    if bench.replicas.is_empty() || bench.replicas.contains(&0) || bench.messages == 0 {
-        return Err(Fatal(Exit::Usage, "--replicas and --messages are at least 1".to_owned()));
-    }
-    let rows = runtime.block_on(bench::run(config, bench.stage, &bench.replicas, bench.messages))?;
-    bench::print(bench.stage, &rows);
-    let unwritable = |path: &Path, e: std::io::Error| Fatal(Exit::Usage, format!("{}: {e}", path.display()));
-    if let Some(path) = &bench.out {
-        let object = serde_json::json!({ "stage": bench.stage, "rows": rows });
-        std::fs::write(path, object.to_string()).map_err(|e| unwritable(path, e))?;
-    }
-    if let Some(path) = &bench.plot {
-        bench::plot(bench.stage, &rows, path).map_err(|e| unwritable(path, e))?;
-    }
-    Ok(())
-}
-
 /// Asks, and cancels at Ctrl-C.
 async fn follow(bus: &Bus, request: &JobRequest, style: ask::Style) -> Result<(), Fatal> {
     let mut shutdown = on_signal();
@@ -391,6 +376,21 @@ async fn follow(bus: &Bus, request: &JobRequest, style: ask::Style) -> Result<()
             Err(Fatal(Exit::JobFailed, "cancelled".to_owned()))
         }
     }
+}
+
+async fn load(config: &Config, verb: &str, stage: Option<StageName>) -> Result<(), Fatal> {
+    let reply = client::load(&connect(config, OPERATOR).await?, verb, stage).await.map_err(broker_trouble)?;
+    if let Some(error) = reply.error {
+        return Err(Fatal(Exit::Usage, error));
+    }
+    let stages: Vec<&str> = reply.stages.iter().map(|s| s.as_str()).collect();
+    match (verb, stages.is_empty()) {
+        ("load", true) => println!("nothing was unloaded"),
+        ("load", false) => println!("starting {} ({} processes)", stages.join(", "), reply.processes),
+        (_, true) => println!("nothing was loaded"),
+        (_, false) => println!("ended {} ({} processes) in {} ms", stages.join(", "), reply.processes, reply.ms),
+    }
+    Ok(())
 }
 
 async fn status(bus: &Bus, json: bool) -> Result<(), Fatal> {
@@ -439,19 +439,6 @@ fn use_model(config: &mut Config, model: Option<PathBuf>) -> Result<(), Fatal> {
     }
     config.model.dir = absolute(&config.model.dir)?;
     Ok(())
-}
-
-fn replicas(given: &[String]) -> Result<Vec<(StageName, usize)>, Fatal> {
-    let usage = |e: String| Fatal(Exit::Usage, format!("--replicas: {e}"));
-    let mut all = StageName::ALL.map(|s| (s, 1)).to_vec();
-    for item in given {
-        let (name, count) = item.split_once('=').ok_or(usage(format!("{item:?} is not stage=count")))?;
-        let stage: StageName = name.parse().map_err(usage)?;
-        let count: usize = count.parse().map_err(|e| usage(format!("{item:?}: {e}")))?;
-        all.retain(|(s, _)| *s != stage);
-        all.push((stage, count));
-    }
-    Ok(all)
 }
 
 fn write_demo_model(dir: &Path, size: demo_model::Size, seed: u64) -> Result<(), Fatal> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use common::bus::Bus;
+use common::bus::{Bus, BusError, BusErrorKind};
 use common::config::Config;
 use common::error::StageName;
 use common::process::{Exit, Fatal};
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::{self, Broker};
 use crate::client;
+use crate::idle::Idle;
 use crate::in_process::InProcess;
 use crate::supervisor::{Logs, Supervisor};
 
@@ -39,15 +40,23 @@ pub fn state_dir() -> PathBuf {
 }
 
 /// The running pipeline that `vidi up` left a note of, if it is still there.
-pub async fn running(config: &Config) -> Option<Bus> {
-    let note = std::fs::read(state_dir().join("up.json")).ok()?;
-    let note: UpFile = serde_json::from_slice(&note).ok()?;
-    if !Path::new("/proc").join(note.pid.to_string()).exists() {
-        return None;
-    }
+///
+/// # Errors
+/// When its broker refuses this role.
+pub async fn running(config: &Config, role: &str) -> Result<Option<Bus>, Fatal> {
+    let Some(note) = note().filter(|n| Path::new("/proc").join(n.pid.to_string()).exists()) else { return Ok(None) };
     let mut bus = config.bus.clone();
     (bus.url, bus.prefix) = (note.url, note.prefix);
-    Bus::connect(&bus, "client", Duration::from_millis(500)).await.ok()
+    match Bus::connect(&bus, role, Duration::from_millis(500)).await {
+        Ok(bus) => Ok(Some(bus)),
+        Err(e) if e.kind() == BusErrorKind::Credentials => Err(e.into()),
+        // Its broker is gone, or not there yet.
+        Err(_) => Ok(None),
+    }
+}
+
+fn note() -> Option<UpFile> {
+    serde_json::from_slice(&std::fs::read(state_dir().join("up.json")).ok()?).ok()
 }
 
 /// How stages are run.
@@ -60,14 +69,15 @@ pub enum Housing {
 }
 
 enum Stages {
-    Processes(Supervisor),
+    /// With what loads and unloads them.
+    Processes(Supervisor, Idle),
     OneProcess(InProcess),
 }
 
 impl Stages {
     async fn fatal(&mut self) -> Fatal {
         match self {
-            Stages::Processes(s) => s.fatal().await,
+            Stages::Processes(s, _) => s.fatal().await,
             Stages::OneProcess(s) => s.fatal().await,
         }
     }
@@ -102,16 +112,30 @@ impl Pipeline {
             None
         };
         let file = write_config(&config, dir).map_err(other)?;
-        let stages = match housing {
-            Housing::Processes(logs) => Stages::Processes(Supervisor::start(&file, replicas, logs)),
-            Housing::OneProcess => Stages::OneProcess(InProcess::start(&config, replicas)),
+        let connect = async || {
+            let bus = Bus::connect(&config.bus, "operator", Duration::from_secs(10)).await?;
+            bus.ensure_streams().await?;
+            Ok::<_, BusError>(bus)
         };
-        let bus = Bus::connect(&config.bus, "client", Duration::from_secs(10)).await?;
-        bus.ensure_streams().await?;
+        let (stages, bus) = match housing {
+            Housing::Processes(logs) => {
+                // Before the broker is asked: the stages load while it makes the streams.
+                let supervisor = Supervisor::start(&file, replicas, logs);
+                let bus = connect().await?;
+                let after = config.up.idle_unload_s;
+                let after = (after > 0.0).then(|| Duration::from_secs_f64(after));
+                let idle = Idle::start(&bus, supervisor.roster(), after).await?;
+                (Stages::Processes(supervisor, idle), bus)
+            }
+            Housing::OneProcess => {
+                let stages = InProcess::start(&config, replicas);
+                (Stages::OneProcess(stages), connect().await?)
+            }
+        };
         Ok(Pipeline { stages, broker, bus })
     }
 
-    /// A client's connection to its broker.
+    /// An operator's connection to its broker.
     pub fn bus(&self) -> &Bus {
         &self.bus
     }
@@ -158,7 +182,10 @@ impl Pipeline {
     /// Drains the stages, then stops the broker.
     pub async fn stop(self) {
         match self.stages {
-            Stages::Processes(s) => s.drain().await,
+            Stages::Processes(s, idle) => {
+                drop(idle);
+                s.drain().await;
+            }
             Stages::OneProcess(s) => s.drain().await,
         }
         drop(self.broker);
@@ -182,8 +209,7 @@ fn write_config(config: &Config, dir: &Path) -> anyhow::Result<PathBuf> {
 /// When the note cannot be written, or another `vidi up` runs.
 pub fn leave_note(bus: &Bus) -> anyhow::Result<PathBuf> {
     let path = state_dir().join("up.json");
-    if let Ok(text) = std::fs::read(&path)
-        && let Ok(other) = serde_json::from_slice::<UpFile>(&text)
+    if let Some(other) = note()
         && other.pid != std::process::id()
         && Path::new("/proc").join(other.pid.to_string()).exists()
     {

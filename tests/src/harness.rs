@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use common::bus::Bus;
-use common::config::BusConfig;
+use common::config::{BusConfig, Config};
 use common::error::StageName;
 use common::event::{Event, JobEvent};
 use common::message::{JobId, JobRequest};
@@ -91,15 +91,27 @@ pub struct Setup {
     pub replicas: String,
     /// What the broker may promise its streams on disk; none for its own limit.
     pub max_file_store: Option<u64>,
+    /// The broker's configuration; none for a broker that lets everyone do everything.
+    pub broker_config: Option<PathBuf>,
 }
 
 impl Setup {
+    /// How a client reaches a broker at `url`: by the same settings as the stages.
+    ///
+    /// # Errors
+    /// A setting that is none.
+    pub fn bus(&self, url: &str) -> anyhow::Result<BusConfig> {
+        let config = Config::load(None, [], &self.set).map_err(anyhow::Error::msg)?;
+        Ok(BusConfig { url: url.to_owned(), ..config.bus })
+    }
+
     fn broker(&self, port: u16) -> broker::Options {
         broker::Options {
             program: self.broker.clone(),
             port,
             max_payload: self.max_payload,
             max_file_store: self.max_file_store,
+            config: self.broker_config.clone(),
         }
     }
 }
@@ -113,6 +125,7 @@ impl Default for Setup {
             set: Vec::new(),
             replicas: String::new(),
             max_file_store: None,
+            broker_config: None,
         }
     }
 }
@@ -147,7 +160,7 @@ impl Rig {
         let broker = Broker::start(&dir.path().join("broker"), &options).await?;
         std::fs::create_dir(dir.path().join("media"))?;
         let up = spawn_up(dir.path(), &setup, broker.url())?;
-        let config = BusConfig { url: broker.url().to_owned(), ..BusConfig::default() };
+        let config = setup.bus(broker.url())?;
         let bus = Bus::connect(&config, "client", Duration::from_secs(5)).await?;
         let rig = Rig { dir, broker, bus, up, setup };
         rig.wait_ready().await?;
@@ -189,6 +202,7 @@ impl Rig {
     pub fn run(&self, args: &[&str]) -> anyhow::Result<Output> {
         Ok(Command::new(vidi()?)
             .args(["--set", &format!("bus.url={}", self.broker.url())])
+            .args(self.setup.set.iter().flat_map(|s| ["--set", s]))
             .args(args)
             .stdin(Stdio::null())
             .output()?)

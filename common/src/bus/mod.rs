@@ -1,16 +1,19 @@
 //! The broker: connection, streams and consumers, reliable publishing, and each job's event log.
 //!
-//! In reading order: this file (connecting, publishing), [`streams`] (what exists on the server), [`follow`] (reading
-//! a subject for as long as it takes), [`events`] (what a client hears), [`room`] (whose tokens fit the token stream).
+//! In reading order: `connect` (who a process is to the broker), this file (publishing), [`streams`] (what exists on the
+//! server), [`follow`] (reading a subject for as long as it takes), [`events`] (what a client hears), [`room`] (whose
+//! tokens fit the token stream).
 
+mod connect;
 pub mod events;
 pub mod follow;
 pub mod room;
 pub mod streams;
 
-use std::fmt;
+pub use connect::{BusError, BusErrorKind};
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -32,44 +35,6 @@ const HEADER_BYTES: usize = 1024;
 /// The smallest stream holds this many messages of the largest size.
 const STREAM_MESSAGES: usize = 4;
 
-/// What went wrong between this process and the broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BusErrorKind {
-    /// Nobody answers at the address.
-    Unreachable,
-    /// The broker refuses these credentials.
-    Credentials,
-    /// The broker has no JetStream, or refuses a stream or consumer.
-    JetStream,
-}
-
-/// A broker that cannot be used, and why.
-#[derive(Clone, Debug)]
-pub struct BusError {
-    kind: BusErrorKind,
-    detail: String,
-}
-
-impl BusError {
-    /// An error with a sentence for a person.
-    pub fn new(kind: BusErrorKind, detail: impl Into<String>) -> Self {
-        BusError { kind, detail: detail.into() }
-    }
-
-    /// What callers match on.
-    pub fn kind(&self) -> BusErrorKind {
-        self.kind
-    }
-}
-
-impl fmt::Display for BusError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.detail)
-    }
-}
-
-impl std::error::Error for BusError {}
-
 /// One process's connection. Cheap to clone; all clones share it.
 #[derive(Clone)]
 pub struct Bus {
@@ -84,41 +49,6 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Connects, waiting up to `patience` for a broker that is still starting.
-    ///
-    /// # Errors
-    /// [`BusErrorKind::Credentials`] at once, [`BusErrorKind::Unreachable`] when patience ends.
-    pub async fn connect(config: &BusConfig, role: &str, patience: Duration) -> Result<Self, BusError> {
-        let instance = format!("{role}-{}-{:04x}", std::process::id(), rand_u16());
-        let reconnects = Arc::new(AtomicU64::new(0));
-        let give_up = tokio::time::Instant::now() + patience;
-        let client = loop {
-            let options = connect_options(config, role, &instance, reconnects.clone()).await?;
-            let error = match options.connect(&config.url).await {
-                Ok(client) => break client,
-                Err(e) => e,
-            };
-            use async_nats::ConnectErrorKind as K;
-            if matches!(error.kind(), K::Authentication | K::AuthorizationViolation) {
-                return Err(BusError::new(
-                    BusErrorKind::Credentials,
-                    format!("the broker at {} refuses these credentials: {error}", config.url),
-                ));
-            }
-            if tokio::time::Instant::now() >= give_up {
-                return Err(BusError::new(
-                    BusErrorKind::Unreachable,
-                    format!("no broker answers at {:?} within {patience:?}: {error}", config.url),
-                ));
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        };
-        let js = jetstream::new(client.clone());
-        let subjects = Subjects::new(&config.prefix);
-        let config = Arc::new(config.clone());
-        Ok(Bus { client, js, subjects, config, instance: instance.into(), reconnects, unreadable: Arc::default() })
-    }
-
     /// The core connection.
     pub fn client(&self) -> &async_nats::Client {
         &self.client
@@ -230,57 +160,4 @@ fn trace_parent(job: &JobId) -> String {
         hasher.finish() | 1
     };
     format!("00-{:016x}{:016x}-{:016x}-01", half(0), half(1), half(2))
-}
-
-fn rand_u16() -> u16 {
-    use std::hash::{BuildHasher, Hasher, RandomState};
-    RandomState::new().build_hasher().finish() as u16
-}
-
-async fn connect_options(
-    config: &BusConfig,
-    role: &str,
-    instance: &str,
-    reconnects: Arc<AtomicU64>,
-) -> Result<async_nats::ConnectOptions, BusError> {
-    let unreadable = |path: &std::path::Path, e: std::io::Error| {
-        BusError::new(BusErrorKind::Credentials, format!("{}: {e}", path.display()))
-    };
-    let first = AtomicBool::new(true);
-    let mut options = async_nats::ConnectOptions::new()
-        .name(instance)
-        // Counted in messages of up to max_payload: enough for control traffic, small enough not to hoard tensors.
-        .subscription_capacity(256)
-        .client_capacity(64)
-        .custom_inbox_prefix(format!("_INBOX.{role}"))
-        .reconnect_delay_callback(|n| Duration::from_millis((50 * n as u64).min(1000)))
-        .event_callback(move |event| {
-            match &event {
-                async_nats::Event::Connected if !first.swap(false, Ordering::Relaxed) => {
-                    reconnects.fetch_add(1, Ordering::Relaxed);
-                    tracing::info!("connected to the broker again");
-                }
-                async_nats::Event::Connected | async_nats::Event::Closed => {}
-                async_nats::Event::Disconnected => tracing::warn!("broker is away"),
-                other => tracing::warn!(event = %other, "broker connection"),
-            }
-            async {}
-        });
-    if !config.user.is_empty() {
-        options = options.user_and_password(config.user.clone(), config.password.clone());
-    }
-    if let Some(path) = &config.nkey_file {
-        let seed = std::fs::read_to_string(path).map_err(|e| unreadable(path, e))?;
-        options = options.nkey(seed.trim().to_owned());
-    }
-    if let Some(path) = &config.credentials_file {
-        options = options.credentials_file(path).await.map_err(|e| unreadable(path, e))?;
-    }
-    if let Some(path) = &config.tls_ca {
-        options = options.add_root_certificates(path.clone()).require_tls(true);
-    }
-    if let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) {
-        options = options.add_client_certificate(cert.clone(), key.clone()).require_tls(true);
-    }
-    Ok(options)
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType, Stream};
 use futures::TryStreamExt;
@@ -46,6 +48,32 @@ impl Bus {
             })?;
         }
         Ok(())
+    }
+
+    /// Waits for a stream that others make: stage-llm and operators make all of them, so that the other stages need no
+    /// permission to.
+    ///
+    /// # Errors
+    /// [`BusErrorKind::JetStream`] when the broker has none, or does not let us see the stream.
+    pub async fn await_stream(&self, name: StreamName) -> Result<(), BusError> {
+        let on = name.on(self.subjects());
+        let mut told = false;
+        loop {
+            let Err(error) = self.js.get_stream(&on).await else { return Ok(()) };
+            let missing = matches!(error.kind(), GetStreamErrorKind::JetStream(ref e) if e.error_code() == ErrorCode::STREAM_NOT_FOUND);
+            if !missing {
+                let text = format!(
+                    "stream {on}: {error}; the broker needs JetStream (nats-server -js), and this user the permissions \
+                     in deploy/nats.conf"
+                );
+                return Err(BusError::new(BusErrorKind::JetStream, text));
+            }
+            if !told {
+                told = true;
+                tracing::info!(stream = on, "waiting for the stream; stage-llm makes it");
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
     }
 
     fn stream_config(&self, name: StreamName) -> Config {

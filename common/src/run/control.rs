@@ -19,6 +19,8 @@ use crate::wire::{self, Encoding, Message, WireError, version};
 
 /// Jobs remembered as known or cancelled; the oldest are forgotten first.
 const REMEMBERED: usize = 4096;
+/// Verbs that a supervisor answers, not the stages.
+const SUPERVISORS: [&str; 2] = ["load", "unload"];
 /// Replies to a broadcast that come later than this after the last one are not waited for.
 const QUIET: Duration = Duration::from_millis(300);
 /// Replies to a broadcast are not waited for longer than this.
@@ -68,6 +70,45 @@ pub struct ControlReply {
 }
 
 impl Message for ControlReply {
+    fn check(&self) -> Result<(), WireError> {
+        Ok(())
+    }
+}
+
+/// What a supervisor did at `load` or `unload`. Stages are silent at these: who has no process cannot answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoadReply {
+    /// Protocol version.
+    #[serde(default = "version")]
+    pub v: u32,
+    /// Which supervisor.
+    pub instance: String,
+    /// Stages whose processes were started or ended.
+    pub stages: Vec<StageName>,
+    /// How many processes that were.
+    pub processes: u64,
+    /// Milliseconds that it took.
+    pub ms: u64,
+    /// What was wrong with the request, if something was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl LoadReply {
+    /// Of a supervisor that has done nothing yet.
+    pub fn new(instance: &str) -> Self {
+        LoadReply {
+            v: wire::VERSION,
+            instance: instance.to_owned(),
+            stages: Vec::new(),
+            processes: 0,
+            ms: 0,
+            error: None,
+        }
+    }
+}
+
+impl Message for LoadReply {
     fn check(&self) -> Result<(), WireError> {
         Ok(())
     }
@@ -212,6 +253,9 @@ struct Ear {
 impl Ear {
     fn hear(&self, message: async_nats::Message) {
         let verb = message.subject.rsplit('.').next().unwrap_or_default().to_owned();
+        if SUPERVISORS.contains(&verb.as_str()) {
+            return;
+        }
         let encoding = Encoding::of(&message.payload);
         let request = wire::decode_any::<ControlRequest>(&message.payload);
         let mut reply = ControlReply {
@@ -262,7 +306,7 @@ impl Ear {
             (verb, _) => {
                 self.bus.note_unreadable();
                 reply.error = Some(format!(
-                    "control.{verb} is not understood; there are cancel {{job}}, drain {{instance}} or {{stage}}"
+                    "control.{verb} is not understood; there are cancel {{job}}, drain {{instance}} or {{stage}}, load and unload {{stage}}"
                 ));
                 self.answer(message, encoding, reply, None);
             }

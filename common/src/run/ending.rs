@@ -34,7 +34,8 @@ const STRAY_AGE: Duration = Duration::from_secs(15);
 /// The line is read again this often, for jobs whose announcement was missed.
 const REREAD_EVERY: Duration = Duration::from_secs(15);
 
-/// Drops all that is left of a job that has its terminal event.
+/// Drops all that is left of a job that has its terminal event. Stage-llm's and operators' to do: other stages, which
+/// may not touch each other's queues, [tell everyone](broadcast_end) instead.
 pub async fn clear(bus: &Bus, job: &JobId) {
     broadcast_end(bus, job).await;
     bus.purge_job(job).await;
@@ -62,7 +63,11 @@ pub async fn ensure_ended(bus: Bus, stage: StageName, job: JobId, by: CancelledB
             let ms = started.elapsed().as_millis() as u64;
             if log.append(Event::Cancelled { by, stages_stopped: Vec::new(), ms }).await.is_ok() {
                 tracing::info!(%job, ?by, "cancelled; no worker had it in hand");
-                clear(&bus, &job).await;
+                match stage {
+                    StageName::Llm => clear(&bus, &job).await,
+                    // What else is left goes when a stage-llm is there to sweep.
+                    _ => broadcast_end(&bus, &job).await,
+                }
             }
             return;
         }

@@ -53,9 +53,13 @@ where
     S: Stage + Send + 'static,
     for<'a> S::Input<'a>: Deserialize<'a>,
 {
-    bus.ensure_streams().await?;
     let filter = bus.subjects().all_input(S::NAME);
     let stream = StreamName::input_of(S::NAME);
+    let mut stopping = shutdown.clone();
+    tokio::select! {
+        there = bus.await_stream(stream) => there?,
+        _ = stopping.wait_for(|&s| s) => return Ok(()),
+    }
     let queue = bus.work_queue(stream, S::NAME.as_str(), filter).await?;
     let control = Control::start(&bus, S::NAME, shutdown.clone()).await?;
     let probe = stage.probe();
@@ -184,15 +188,15 @@ where
     }
 }
 
-/// Ends a job with `failed`, unless it has ended, and tells every stage to drop it. A job that nobody has heard of
-/// gets no event: a stray message must not make one up.
-pub(crate) async fn fail(bus: &Bus, job: &JobId, error: JobError) {
+/// Ends a job with `failed`, unless it has ended, and tells every stage to drop it; its owner clears up behind it. A job
+/// that nobody has heard of gets no event: a stray message must not make one up.
+async fn fail(bus: &Bus, job: &JobId, error: JobError) {
     let mut log = EventLog::open(bus, job).await;
     if log.last().is_none() {
         return;
     }
     if log.append(Event::Failed { error }).await.is_ok() {
-        ending::clear(bus, job).await;
+        control::broadcast_end(bus, job).await;
     }
 }
 

@@ -46,7 +46,7 @@ pub async fn record(
     listening: impl FnOnce(),
 ) -> anyhow::Result<End> {
     // A connection of its own: it carries nothing else, so what it receives and what is seen here can be compared.
-    let tap = Bus::connect(bus.config(), "record", PATIENCE).await?;
+    let tap = Bus::connect(bus.config(), "operator", PATIENCE).await?;
     let file = File::options().write(true).create_new(true).open(path);
     let file = file.with_context(|| format!("{}", path.display()))?;
     let writer = Writer::new(file, &header(&tap, filter))?;

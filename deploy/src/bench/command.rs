@@ -1,0 +1,120 @@
+//! The command line of `vidi bench`.
+
+use std::path::{Path, PathBuf};
+
+use common::checkpoint::Checkpoint;
+use common::config::Config;
+use common::error::StageName;
+use common::process::{Exit, Fatal};
+
+use super::load::{Source, Taken};
+use super::{pipeline, show, stage, trouble};
+
+/// What to measure.
+#[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["stage", "pipeline"]))]
+pub struct Bench {
+    /// One stage alone: vision, audio or fuse.
+    #[arg(long)]
+    stage: Option<StageName>,
+    /// Whole jobs on VIDEO, through all stages.
+    #[arg(long, value_name = "VIDEO")]
+    pipeline: Option<PathBuf>,
+    /// With --stage, numbers of replicas to measure [default: 1,2,4]; with --pipeline, processes per stage, e.g. vision=2.
+    #[arg(long, value_delimiter = ',')]
+    replicas: Vec<String>,
+    /// With --stage: messages to work off for each.
+    #[arg(long, default_value_t = 60)]
+    messages: u64,
+    /// With --stage: takes its input from a recording (`vidi record`) instead of making it up.
+    #[arg(long, value_name = "RECORDING", requires = "stage")]
+    from: Option<PathBuf>,
+    /// With --pipeline: numbers of jobs at a time to measure.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4")]
+    concurrent: Vec<usize>,
+    /// With --pipeline: jobs to answer for each.
+    #[arg(long, default_value_t = 8)]
+    jobs: usize,
+    /// With --pipeline: the question.
+    #[arg(long, default_value = "a person")]
+    query: String,
+    /// With --pipeline: length of an answer at most.
+    #[arg(long, default_value_t = 32)]
+    max_new_tokens: u32,
+    /// Checkpoint directory.
+    #[arg(long, env = "VIDI_MODEL")]
+    pub model: Option<PathBuf>,
+    /// Writes the figures as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draws throughput (SVG).
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+}
+
+impl Bench {
+    /// Measures, prints a table, and writes what was asked for. The configuration has its checkpoint.
+    ///
+    /// # Errors
+    /// A wrong command line; a pipeline that does not start or loses something; a file that cannot be written.
+    pub async fn run(self, config: &Config) -> Result<(), Fatal> {
+        match (self.stage, self.pipeline.clone()) {
+            (Some(stage), _) => self.stage(config, stage).await,
+            (None, Some(video)) => self.pipeline(config, &video).await,
+            (None, None) => Err(usage("give --stage STAGE or --pipeline VIDEO")),
+        }
+    }
+
+    async fn stage(&self, config: &Config, stage: StageName) -> Result<(), Fatal> {
+        let counts = match self.replicas.is_empty() {
+            true => vec![1, 2, 4],
+            false => self
+                .replicas
+                .iter()
+                .map(|n| n.parse().map_err(|e| usage(&format!("--replicas {n:?}: {e}"))))
+                .collect::<Result<Vec<usize>, Fatal>>()?,
+        };
+        if counts.contains(&0) || self.messages == 0 {
+            return Err(usage("--replicas and --messages are at least 1"));
+        }
+        let checkpoint = Checkpoint::open(&config.model.dir).map_err(|e| Fatal(Exit::Model, e.to_string()))?;
+        let taken = match &self.from {
+            None => None,
+            Some(path) => Some(Taken::open(path, stage).map_err(trouble)?),
+        };
+        let source = taken.as_ref().map_or(Source::Made(checkpoint.config()), Source::Recorded);
+        let rows = stage::run(config, stage, &source, &counts, self.messages).await?;
+        show::stage_table(stage, &rows);
+        self.write(&serde_json::json!({ "stage": stage, "from": self.from, "rows": rows }))?;
+        self.draw(|path| show::stage_plot(stage, &rows, path))
+    }
+
+    async fn pipeline(&self, config: &Config, video: &Path) -> Result<(), Fatal> {
+        if self.concurrent.contains(&0) || self.jobs == 0 {
+            return Err(usage("--concurrent and --jobs are at least 1"));
+        }
+        let video = video.canonicalize().map_err(|e| usage(&format!("{}: {e}", video.display())))?;
+        let mut config = config.clone();
+        config.decode.media_roots.extend(video.parent().map(Path::to_owned));
+        let replicas = crate::supervisor::replicas(&self.replicas).map_err(|e| usage(&e))?;
+        let question = pipeline::Question { video, query: self.query.clone(), max_new_tokens: self.max_new_tokens };
+        let rows = pipeline::run(&config, &question, &replicas, &self.concurrent, self.jobs).await?;
+        show::pipeline_table(&rows);
+        self.write(&serde_json::json!({ "video": question.video, "rows": rows }))?;
+        self.draw(|path| show::pipeline_plot(&rows, path))
+    }
+
+    fn write(&self, object: &serde_json::Value) -> Result<(), Fatal> {
+        let Some(path) = &self.json else { return Ok(()) };
+        std::fs::write(path, object.to_string()).map_err(|e| usage(&format!("{}: {e}", path.display())))
+    }
+
+    fn draw(&self, plot: impl Fn(&Path) -> std::io::Result<()>) -> Result<(), Fatal> {
+        let Some(path) = &self.plot else { return Ok(()) };
+        plot(path).map_err(|e| usage(&format!("{}: {e}", path.display())))
+    }
+}
+
+fn usage(text: &str) -> Fatal {
+    Fatal(Exit::Usage, text.to_owned())
+}

@@ -1,0 +1,115 @@
+//! What was measured, for a person: tables and pictures.
+
+use std::path::Path;
+
+use common::error::StageName;
+
+use super::{pipeline, stage};
+
+/// Width, height and margin of a picture.
+const PICTURE: (f64, f64, f64) = (480.0, 320.0, 48.0);
+
+/// One stage, as a table.
+pub fn stage_table(stage: StageName, rows: &[stage::Row]) {
+    println!("stage-{stage}");
+    println!(
+        "{:>8} {:>9} {:>9} {:>9} {:>8} {:>9} {:>9}  busy share of each replica",
+        "replicas", "msg/s", "items/s", "MB/s", "speedup", "p50 ms", "p99 ms"
+    );
+    let base = rows.first().map_or(1.0, |r| r.messages_per_s);
+    for r in rows {
+        println!(
+            "{:>8} {:>9.1} {:>9.1} {:>9.1} {:>8.2} {:>9.0} {:>9.0}  {}",
+            r.replicas,
+            r.messages_per_s,
+            r.items_per_s,
+            r.bytes_per_s / 1e6,
+            r.messages_per_s / base,
+            r.p50_ms,
+            r.p99_ms,
+            joined(&r.busy)
+        );
+    }
+}
+
+/// Whole jobs, as a table.
+pub fn pipeline_table(rows: &[pipeline::Row]) {
+    println!(
+        "{:>10} {:>5} {:>7} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9}  busy share of each process",
+        "concurrent", "jobs", "cached", "jobs/s", "frames/s", "media t/s", "answer t/s", "p50 ms", "p99 ms"
+    );
+    for r in rows {
+        let busy: Vec<String> = r.busy.iter().map(|(stage, shares)| format!("{stage} {}", joined(shares))).collect();
+        println!(
+            "{:>10} {:>5} {:>7} {:>8.2} {:>9.1} {:>9.0} {:>10.1} {:>9.0} {:>9.0}  {}",
+            r.concurrent,
+            r.jobs,
+            r.cached,
+            r.jobs_per_s,
+            r.frames_per_s,
+            r.media_tokens_per_s,
+            r.answer_tokens_per_s,
+            r.p50_ms,
+            r.p99_ms,
+            busy.join(", ")
+        );
+    }
+}
+
+fn joined(shares: &[f64]) -> String {
+    shares.iter().map(|share| format!("{share:.2}")).collect::<Vec<_>>().join(" ")
+}
+
+/// A stage's throughput over replicas, beside what perfect scaling would give, as an SVG picture.
+///
+/// # Errors
+/// The file system's.
+pub fn stage_plot(stage: StageName, rows: &[stage::Row], path: &Path) -> std::io::Result<()> {
+    let points: Vec<(f64, f64)> = rows.iter().map(|r| (r.replicas as f64, r.messages_per_s)).collect();
+    let title = format!("stage-{stage}: messages a second over replicas (grey: perfect scaling)");
+    std::fs::write(path, picture(&title, &points))
+}
+
+/// A pipeline's throughput over concurrent jobs, as [`stage_plot`].
+///
+/// # Errors
+/// The file system's.
+pub fn pipeline_plot(rows: &[pipeline::Row], path: &Path) -> std::io::Result<()> {
+    let points: Vec<(f64, f64)> = rows.iter().map(|r| (r.concurrent as f64, r.jobs_per_s)).collect();
+    std::fs::write(path, picture("jobs a second over concurrent jobs (grey: perfect scaling)", &points))
+}
+
+/// Points, joined, beside the line through the origin and the first of them.
+fn picture(title: &str, points: &[(f64, f64)]) -> String {
+    let (width, height, margin) = PICTURE;
+    let base = points.first().copied().unwrap_or((1.0, 1.0));
+    let ideal = |n: f64| base.1 * n / base.0;
+    let most = points.iter().map(|p| p.0).fold(1.0, f64::max);
+    let top = points.iter().map(|p| p.1).fold(ideal(most), f64::max);
+    let x = |n: f64| margin + (width - 2.0 * margin) * n / most;
+    let y = |v: f64| height - margin - (height - 2.0 * margin) * v / top;
+    let measured: Vec<String> = points.iter().map(|&(n, v)| format!("{:.1},{:.1}", x(n), y(v))).collect();
+    let labels: String = points
+        .iter()
+        .map(|&(n, v)| {
+            let (px, py) = (x(n), y(v));
+            format!(
+                "<circle cx='{px:.1}' cy='{py:.1}' r='3'/><text x='{px:.1}' y='{:.1}' text-anchor='middle'>{v:.2}</text>\
+                 <text x='{px:.1}' y='{:.1}' text-anchor='middle'>{n}</text>",
+                py - 8.0,
+                height - margin + 16.0,
+            )
+        })
+        .collect();
+    format!(
+        "<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' font-family='sans-serif' font-size='12'>\
+         <rect width='100%' height='100%' fill='white'/><text x='{margin}' y='20'>{title}</text>\
+         <polyline points='{:.1},{:.1} {:.1},{:.1}' stroke='#bbb' fill='none'/>\
+         <polyline points='{}' stroke='#06c' fill='none' stroke-width='2'/>{labels}</svg>",
+        x(base.0),
+        y(base.1),
+        x(most),
+        y(ideal(most)),
+        measured.join(" ")
+    )
+}

@@ -1,0 +1,198 @@
+//! `vidi bench --stage`: one stage alone, with 1, 2, 4 replicas, against a queue that never runs dry.
+//!
+//! Latency is from the broker's taking a message to the stage's having handed on all its rows.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use common::bus::Bus;
+use common::bus::events::now_ms;
+use common::config::Config;
+use common::error::StageName;
+use common::message::{JobId, Modality};
+use common::process::Fatal;
+use common::rows::RowSet;
+use common::run::report::Report;
+use common::wire;
+use futures::StreamExt;
+use serde::Serialize;
+
+use super::load::{Piece, Source};
+use super::{busy, quantile, shares, trouble};
+use crate::broker;
+use crate::client;
+use crate::pipeline::{Housing, Pipeline};
+use crate::supervisor::Logs;
+
+/// A message that no replica has worked off after this time is lost.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The queue behind the stage is emptied this often: nobody else does.
+const EMPTY_EVERY: Duration = Duration::from_millis(200);
+/// Messages that each replica works off before any counts: first pages, first allocations.
+const WARM_UP: u64 = 4;
+
+/// What one number of replicas came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Processes of the stage.
+    pub replicas: usize,
+    /// Messages worked off.
+    pub messages: u64,
+    /// Seconds from the first message sent to the last row reported, warm-up excluded.
+    pub seconds: f64,
+    /// Messages a second.
+    pub messages_per_s: f64,
+    /// Frames, windows or rows a second.
+    pub items_per_s: f64,
+    /// Bytes of input a second.
+    pub bytes_per_s: f64,
+    /// Share of the time that each replica had a message in hand.
+    pub busy: Vec<f64>,
+    /// Median latency, milliseconds, time in the queue included.
+    pub p50_ms: f64,
+    /// 99th percentile of it.
+    pub p99_ms: f64,
+}
+
+/// Measures a stage with each number of replicas.
+///
+/// # Errors
+/// When broker or stages do not start, or messages get lost.
+pub async fn run(
+    config: &Config,
+    stage: StageName,
+    source: &Source<'_>,
+    replicas: &[usize],
+    messages: u64,
+) -> Result<Vec<Row>, Fatal> {
+    let mut rows = Vec::new();
+    for &n in replicas {
+        let dir = tempfile::tempdir().map_err(|e| trouble(e.into()))?;
+        let housing = Housing::Processes(Logs::Directory(dir.path().to_owned()));
+        let options = broker::Options::default();
+        let mut pipeline = Pipeline::start(config, dir.path(), &[(stage, n)], &housing, &options).await?;
+        let bus = pipeline.bus().clone();
+        let measured = tokio::select! {
+            row = measure(&bus, stage, source, n, messages) => row.map_err(trouble),
+            fatal = pipeline.lost() => Err(fatal),
+        };
+        pipeline.stop().await;
+        rows.push(measured?);
+    }
+    Ok(rows)
+}
+
+async fn measure(bus: &Bus, stage: StageName, source: &Source<'_>, n: usize, messages: u64) -> anyhow::Result<Row> {
+    ready(bus, stage, n).await?;
+    push(bus, stage, source.pieces(bus, stage, WARM_UP * n as u64, "warm")?).await?;
+    let pieces = source.pieces(bus, stage, messages, "load")?;
+    let before = busy(bus, stage).await?;
+    let (count, items) = (pieces.len() as f64, pieces.iter().map(|p| p.items).sum::<u64>());
+    let bytes = pieces.iter().map(|p| p.body.len() as u64).sum::<u64>();
+    let run = push(bus, stage, pieces).await?;
+    let after = busy(bus, stage).await?;
+    let seconds = run.seconds;
+    Ok(Row {
+        replicas: n,
+        messages: count as u64,
+        seconds,
+        messages_per_s: count / seconds,
+        items_per_s: items as f64 / seconds,
+        bytes_per_s: bytes as f64 / seconds,
+        busy: shares(&before, &after, seconds),
+        p50_ms: quantile(run.latencies_ms.clone(), 0.5),
+        p99_ms: quantile(run.latencies_ms, 0.99),
+    })
+}
+
+async fn ready(bus: &Bus, stage: StageName, n: usize) -> anyhow::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    while client::status(bus, stage).await?.len() < n {
+        if Instant::now() > until {
+            bail!("{n} replicas of stage-{stage} are not ready after {PATIENCE:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+struct Run {
+    seconds: f64,
+    latencies_ms: Vec<f64>,
+}
+
+/// One half of one job's output: which message each row comes of, and which rows are there.
+#[derive(Default)]
+struct Half {
+    /// First row of each message's output, and which message that is.
+    starts: Vec<(u64, usize)>,
+    done: RowSet,
+}
+
+/// Publishes messages and waits for the last row that comes of them.
+async fn push(bus: &Bus, stage: StageName, pieces: Vec<Piece>) -> anyhow::Result<Run> {
+    let mut reports = bus.client().subscribe(bus.subjects().all_reports()).await?;
+    bus.client().flush().await?;
+    let mut halves: HashMap<(JobId, Modality), Half> = HashMap::new();
+    let mut missing = 0;
+    for (i, p) in pieces.iter().enumerate() {
+        halves.entry((p.job.clone(), p.modality)).or_default().starts.push((p.start, i));
+        missing += p.rows;
+    }
+    halves.values_mut().for_each(|half| half.starts.sort_unstable());
+    let behind = if stage == StageName::Fuse { StageName::Llm } else { StageName::Fuse };
+    let mut jobs: Vec<JobId> = pieces.iter().map(|p| p.job.clone()).collect();
+    jobs.dedup();
+    let started = Instant::now();
+    // Unix milliseconds at which the broker took each message.
+    let stored: Arc<Mutex<Vec<u64>>> = Arc::default();
+    let publisher = tokio::spawn(publish(bus.clone(), stage, pieces, stored.clone()));
+    let mut emptied = Instant::now();
+    let mut latencies_ms = Vec::new();
+    while missing > 0 {
+        let message = tokio::time::timeout(PATIENCE, reports.next()).await;
+        let message =
+            message.with_context(|| format!("stuck: {missing} rows are missing"))?.context("no more reports")?;
+        let report: Report = wire::decode(&message.payload)?;
+        let Some(job) = bus.subjects().job_of(&message.subject) else { continue };
+        for d in report.done.iter().filter(|_| report.stage == stage) {
+            let Some(half) = halves.get_mut(&(job.clone(), d.modality)) else { continue };
+            for new in half.done.insert(d.offset..d.offset + d.rows) {
+                missing -= (new.end - new.start).min(missing);
+                let Some(at) = half.starts.partition_point(|&(start, _)| start <= new.start).checked_sub(1) else {
+                    continue;
+                };
+                let taken =
+                    stored.lock().map_err(|_| anyhow::anyhow!("publisher panicked"))?.get(half.starts[at].1).copied();
+                latencies_ms.push(report.at_ms.saturating_sub(taken.unwrap_or(report.at_ms)) as f64);
+            }
+        }
+        if emptied.elapsed() > EMPTY_EVERY {
+            emptied = Instant::now();
+            empty(bus, behind, &jobs).await;
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    publisher.await??;
+    empty(bus, behind, &jobs).await;
+    Ok(Run { seconds, latencies_ms })
+}
+
+async fn empty(bus: &Bus, queue: StageName, jobs: &[JobId]) {
+    for job in jobs {
+        bus.purge(queue, job).await;
+    }
+}
+
+async fn publish(bus: Bus, stage: StageName, pieces: Vec<Piece>, stored: Arc<Mutex<Vec<u64>>>) -> anyhow::Result<()> {
+    for p in pieces {
+        let never = || false;
+        bus.store(bus.subjects().input(stage, &p.job), &p.id, &p.job, p.body, &never)
+            .await
+            .map_err(|stop| anyhow::anyhow!("{} not stored: {stop:?}", p.id))?;
+        stored.lock().map_err(|_| anyhow::anyhow!("reader panicked"))?.push(now_ms());
+    }
+    Ok(())
+}
