@@ -49,6 +49,7 @@ impl KvFormat {
     }
 
     /// What kernels call it.
+    #[cfg(feature = "cuda")]
     pub(crate) fn code(self) -> i32 {
         match self {
             KvFormat::Dense(_) => 0,

@@ -17,10 +17,12 @@ pub mod elementary;
 pub mod gemma;
 pub mod generate;
 pub mod intake;
+pub mod kernels;
 pub mod kv;
 pub mod observe;
 pub mod open;
 pub mod prompt;
+pub mod rope;
 pub mod sample;
 pub mod task;
 
