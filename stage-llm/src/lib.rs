@@ -22,6 +22,7 @@ pub mod kv;
 pub mod observe;
 pub mod open;
 pub mod prompt;
+pub mod quantized;
 pub mod rope;
 pub mod sample;
 pub mod task;
