@@ -70,14 +70,23 @@ impl Kernels {
         Ok(function)
     }
 
-    /// Launches the function called `name`.
+    /// Launches the function called `name`; a grid without blocks is nothing to do.
     ///
     /// # Safety
     /// The arguments are the kernel's in number, order and width, and their pointers hold what the kernel touches.
     ///
     /// # Errors
     /// The driver's.
-    pub unsafe fn launch(&self, device: &CudaDevice, name: &str, config: LaunchConfig, arguments: &[Arg]) -> Result<()> {
+    pub unsafe fn launch(
+        &self,
+        device: &CudaDevice,
+        name: &str,
+        config: LaunchConfig,
+        arguments: &[Arg],
+    ) -> Result<()> {
+        if [config.grid_dim.0, config.grid_dim.1, config.grid_dim.2].contains(&0) {
+            return Ok(());
+        }
         let function = self.function(device, name, config.shared_mem_bytes)?;
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&function);
@@ -144,26 +153,36 @@ pub fn suffix(dtype: DType) -> Result<&'static str> {
     }
 }
 
+/// No tensor.
+pub const NULL: Arg = Arg::Pointer(0);
+
+/// Where a storage begins on the card.
+///
+/// # Errors
+/// A type that no kernel takes.
+pub fn start(storage: &CudaStorage) -> Result<Arg> {
+    fn address<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
+        slice.device_ptr(stream).0
+    }
+    let stream = storage.device.cuda_stream();
+    Ok(Arg::Pointer(match &storage.slice {
+        CudaStorageSlice::U8(s) => address(s, &stream),
+        CudaStorageSlice::U32(s) => address(s, &stream),
+        CudaStorageSlice::I64(s) => address(s, &stream),
+        CudaStorageSlice::BF16(s) => address(s, &stream),
+        CudaStorageSlice::F16(s) => address(s, &stream),
+        CudaStorageSlice::F32(s) => address(s, &stream),
+        _ => candle_core::bail!("a kernel does not take {:?}", storage.dtype()),
+    }))
+}
+
 /// Where a contiguous tensor's elements begin on the card.
 ///
 /// # Errors
-/// A layout with gaps; a type that candle does not compute with.
+/// [`start`]'s; a layout with gaps.
 pub fn pointer(storage: &CudaStorage, layout: &Layout) -> Result<Arg> {
-    fn start<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
-        slice.device_ptr(stream).0
-    }
-    let Some((first, _)) = layout.contiguous_offsets() else {
+    let (Some((first, _)), Arg::Pointer(start)) = (layout.contiguous_offsets(), start(storage)?) else {
         candle_core::bail!("a kernel takes contiguous tensors, not {layout:?}")
-    };
-    let stream = storage.device.cuda_stream();
-    let start = match &storage.slice {
-        CudaStorageSlice::U8(s) => start(s, &stream),
-        CudaStorageSlice::U32(s) => start(s, &stream),
-        CudaStorageSlice::I64(s) => start(s, &stream),
-        CudaStorageSlice::BF16(s) => start(s, &stream),
-        CudaStorageSlice::F16(s) => start(s, &stream),
-        CudaStorageSlice::F32(s) => start(s, &stream),
-        _ => candle_core::bail!("a kernel does not take {:?}", storage.dtype()),
     };
     Ok(Arg::Pointer(start + (first * storage.dtype().size_in_bytes()) as u64))
 }
@@ -178,6 +197,24 @@ pub fn tensor_pointer(tensor: &Tensor) -> Result<Arg> {
         Storage::Cuda(storage) => pointer(storage, layout),
         _ => candle_core::bail!("a kernel's operand is on the CPU"),
     }
+}
+
+/// [`tensor_pointer`], or [`NULL`].
+///
+/// # Errors
+/// [`tensor_pointer`]'s.
+pub fn optional_pointer(tensor: Option<&Tensor>) -> Result<Arg> {
+    tensor.map_or(Ok(NULL), tensor_pointer)
+}
+
+/// Whether rows of so many bytes at these pointers all begin on 16 bytes: 1 or 0, for kernels that then move 16 bytes
+/// at a time.
+pub fn aligned(row_bytes: usize, arguments: &[Arg]) -> Arg {
+    let pointers = arguments.iter().all(|argument| match argument {
+        Arg::Pointer(address) => address.is_multiple_of(16),
+        _ => true,
+    });
+    Arg::I32((pointers && row_bytes.is_multiple_of(16)).into())
 }
 
 /// Room for an outcome. Every element is to be written.

@@ -1,4 +1,34 @@
-//! Fused operations of the models.
+//! Fused operations that the models compute with: one pass over memory where a chain of tensor operations makes many,
+//! and the reference's roundings where candle's own have others.
+//!
+//! Every operation has a CPU implementation, which says what it means, and a CUDA one, compiled from
+//! `common/kernels/*.cu` with the feature `cuda`. Both take f32, bf16 and f16 (called T below), compute in f32 inside and
+//! round to T where the reference stores T (MODEL.md 9). Tensors are contiguous; weights are on the tensor's device.
+//!
+//! In reading order: [`norm`], [`pointwise`], [`attention`], [`vision`], then `cuda` (how kernels are launched) and
+//! [`check`] (whether they are right and how fast they are).
 
+pub mod attention;
+pub mod check;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod norm;
+pub mod pointwise;
+mod real;
+#[cfg(test)]
+mod tests;
+pub mod vision;
+
+pub use attention::attention;
+pub use norm::{LayerNorm, add_rms_norm, layer_norm, residual_add, rms, rms_norm};
+pub use pointwise::{add_positions, bias_add, bias_gelu_erf, bias_gelu_tanh, geglu, gelu_erf, gelu_tanh};
+pub use vision::{patchify, pool};
+
+#[cfg(feature = "cuda")]
+static NORM: cuda::Kernels = cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/norm.fatbin")));
+#[cfg(feature = "cuda")]
+static POINTWISE: cuda::Kernels = cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/pointwise.fatbin")));
+#[cfg(feature = "cuda")]
+static ATTENTION: cuda::Kernels = cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")));
+#[cfg(feature = "cuda")]
+static VISION: cuda::Kernels = cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/vision.fatbin")));

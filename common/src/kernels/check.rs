@@ -1,0 +1,364 @@
+//! Whether a device computes what the CPU does, and how fast: a self-test for a stage's start, the parity test of the
+//! CUDA kernels, and their benchmark.
+
+use std::time::Instant;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::{
+    LayerNorm, add_positions, add_rms_norm, attention, bias_add, bias_gelu_erf, bias_gelu_tanh, geglu, patchify, pool,
+    residual_add, rms, rms_norm,
+};
+
+/// What a family of kernels makes of small random inputs, held against the CPU.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// Which kernels.
+    pub name: &'static str,
+    /// Root mean square of the difference over that of the CPU's outcome, the worst of all outcomes and shapes.
+    pub error: f64,
+    /// What `error` may be.
+    pub tolerance: f64,
+    /// Whether it is, and no single value stands out.
+    pub ok: bool,
+    /// Why there is no outcome.
+    pub failure: Option<String>,
+}
+
+/// Runs every family of kernels on `device` in `dtype`. Takes some tenths of a second, most of them the CPU's.
+pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
+    // Sums in another order and other exponentials turn a rounding now and then. The weights of attention's values are
+    // rounded after the division by their sum on the CPU and before it on a card: each on its own.
+    let (usual, rounded_weights) = match dtype {
+        DType::BF16 => (1e-3, 6e-3),
+        DType::F16 => (3e-4, 8e-4),
+        _ => (2e-6, 3e-6),
+    };
+    let case = Case { device, dtype };
+    let family = |name, tolerance, outcome: Result<Difference>| match outcome {
+        Ok(d) => {
+            let outlier = if dtype == DType::F32 { 1e-4 } else { 0.05 };
+            Check { name, error: d.rms, tolerance, ok: d.rms <= tolerance && d.outlier <= outlier, failure: None }
+        }
+        Err(e) => Check { name, error: f64::NAN, tolerance, ok: false, failure: Some(e.to_string()) },
+    };
+    vec![
+        family("rms_norm", usual, case.rms_norm()),
+        family("add_rms_norm", usual, case.add_rms_norm()),
+        family("rms", usual, case.rms()),
+        family("layer_norm", usual, case.layer_norm()),
+        family("add_layer_norm", usual, case.add_layer_norm()),
+        family("bias and activation", usual, case.bias_act()),
+        family("geglu", usual, case.geglu()),
+        family("attention", rounded_weights, case.attention()),
+        family("patchify", usual, case.patchify()),
+        family("pool", usual, case.pool()),
+    ]
+}
+
+/// How far two outcomes are apart.
+#[derive(Clone, Copy, Default)]
+struct Difference {
+    rms: f64,
+    /// The greatest difference of a value, over its size and the outcome's root mean square together.
+    outlier: f64,
+}
+
+impl Difference {
+    fn between(got: &Tensor, want: &Tensor) -> Result<Self> {
+        let flat = |x: &Tensor| x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+        if got.dims() != want.dims() || got.dtype() != want.dtype() {
+            candle_core::bail!("{got:?} where the CPU makes {want:?}");
+        }
+        let (got, want) = (flat(got)?, flat(want)?);
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        let mean = |sum: f64| (sum / want.len() as f64).sqrt();
+        let size = mean(want.iter().map(|&w| square(w)).sum());
+        let rms = mean(got.iter().zip(&want).map(|(g, w)| square(g - w)).sum()) / size;
+        let outlier = got.iter().zip(&want).map(|(g, w)| f64::from((g - w).abs()) / (f64::from(w.abs()) + size));
+        Ok(Difference { rms, outlier: outlier.fold(0.0, f64::max) })
+    }
+
+    /// The worse of both; what is not a number is worst.
+    fn or(self, other: Self) -> Self {
+        let worse = |a: f64, b: f64| if a.is_nan() || a > b { a } else { b };
+        Difference { rms: worse(self.rms, other.rms), outlier: worse(self.outlier, other.outlier) }
+    }
+}
+
+struct Case<'a> {
+    device: &'a Device,
+    dtype: DType,
+}
+
+impl Case<'_> {
+    fn random(&self, shape: &[usize]) -> Result<Tensor> {
+        Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?.to_dtype(self.dtype)
+    }
+
+    /// A norm's gain in f32, around one.
+    fn gain(&self, columns: usize) -> Result<Tensor> {
+        Tensor::randn(1f32, 0.2, columns, &Device::Cpu)
+    }
+
+    /// Computes on the CPU and on the device with copies of the inputs, which the operation may overwrite.
+    fn compare(&self, inputs: &[Tensor], op: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>) -> Result<Difference> {
+        let copies = |device: &Device| inputs.iter().map(|x| x.copy()?.to_device(device)).collect::<Result<Vec<_>>>();
+        let want = op(&copies(&Device::Cpu)?)?;
+        let got = op(&copies(self.device)?)?;
+        got.iter().zip(&want).try_fold(Difference::default(), |worst, (g, w)| Ok(worst.or(Difference::between(g, w)?)))
+    }
+
+    /// The worst over rows of several widths: the models', one that does not fill its threads and one that is no whole
+    /// number of 16 bytes.
+    fn over_widths(&self, difference: impl Fn(usize, usize) -> Result<Difference>) -> Result<Difference> {
+        [(3, 3584), (5, 1152), (2, 1280), (7, 72), (4, 50), (1, 6)]
+            .into_iter()
+            .try_fold(Difference::default(), |worst, (rows, columns)| Ok(worst.or(difference(rows, columns)?)))
+    }
+
+    fn rms_norm(&self) -> Result<Difference> {
+        self.over_widths(|n, d| {
+            self.compare(&[self.random(&[n, d])?, self.gain(d)?], |x| Ok(vec![rms_norm(&x[0], &x[1], 1e-6)?]))
+        })
+    }
+
+    fn add_rms_norm(&self) -> Result<Difference> {
+        self.over_widths(|n, d| {
+            let inputs = [self.random(&[n, d])?, self.random(&[n, d])?, self.gain(d)?, self.gain(d)?];
+            let both = self.compare(&inputs, |x| {
+                let normed = add_rms_norm(&x[0], &x[1], &x[2], Some(&x[3]), 1e-6)?;
+                Ok([Some(x[0].clone()), normed].into_iter().flatten().collect())
+            })?;
+            let sum = self.compare(&inputs, |x| {
+                add_rms_norm(&x[0], &x[1], &x[2], None, 1e-6)?;
+                Ok(vec![x[0].clone()])
+            })?;
+            Ok(both.or(sum))
+        })
+    }
+
+    fn rms(&self) -> Result<Difference> {
+        self.over_widths(|n, d| {
+            let inputs = [self.random(&[n, d])?, self.random(&[d])?];
+            self.compare(&inputs, |x| Ok(vec![rms(&x[0], Some(&x[1]), 1e-5)?, rms(&x[0], None, 1e-5)?]))
+        })
+    }
+
+    fn layer_norm(&self) -> Result<Difference> {
+        self.over_widths(|n, d| {
+            let inputs = [self.random(&[n, d])?, self.random(&[d])?, self.random(&[d])?];
+            self.compare(&inputs, |x| Ok(vec![LayerNorm { weight: &x[1], bias: &x[2], eps: 1e-6 }.forward(&x[0])?]))
+        })
+    }
+
+    fn add_layer_norm(&self) -> Result<Difference> {
+        self.over_widths(|n, d| {
+            let (rows, row) = (|| self.random(&[n, d]), || self.random(&[d]));
+            let inputs = [rows()?, rows()?, row()?, row()?, row()?];
+            let both = self.compare(&inputs, |x| {
+                let norm = LayerNorm { weight: &x[3], bias: &x[4], eps: 1e-5 };
+                let normed = norm.after_adding(&x[0], &x[1], Some(&x[2]), Some(1.5))?;
+                Ok(vec![x[0].clone(), normed])
+            })?;
+            let sum = self.compare(&inputs, |x| {
+                residual_add(&x[0], &x[1], None, None)?;
+                Ok(vec![x[0].clone()])
+            })?;
+            Ok(both.or(sum))
+        })
+    }
+
+    fn bias_act(&self) -> Result<Difference> {
+        self.over_widths(|n, d| {
+            let table = n.div_ceil(2);
+            let wide = (self.random(&[n, d])? * 3.0)?;
+            self.compare(&[wide, self.random(&[d])?, self.random(&[table, d])?], |x| {
+                let apply = |op: &dyn Fn(&Tensor) -> Result<()>| -> Result<Tensor> {
+                    let y = x[0].copy()?;
+                    op(&y)?;
+                    Ok(y)
+                };
+                Ok(vec![
+                    apply(&|y| bias_add(y, &x[1]))?,
+                    apply(&|y| bias_gelu_tanh(y, &x[1]))?,
+                    apply(&|y| bias_gelu_erf(y, &x[1]))?,
+                    apply(&|y| add_positions(y, Some(&x[1]), &x[2]))?,
+                ])
+            })
+        })
+    }
+
+    fn geglu(&self) -> Result<Difference> {
+        self.over_widths(|n, d| self.compare(&[(self.random(&[n, 2 * d])? * 2.0)?], |x| Ok(vec![geglu(&x[0])?])))
+    }
+
+    /// The towers' heads with rows that fill their tiles, and that do not; and heads of test models.
+    fn attention(&self) -> Result<Difference> {
+        [
+            (2, 2, 72, 729),
+            (1, 2, 64, 300),
+            (1, 1, 64, 256),
+            (1, 3, 72, 1),
+            (2, 1, 72, 65),
+            (2, 3, 16, 37),
+            (1, 1, 136, 40),
+        ]
+        .into_iter()
+        .try_fold(Difference::default(), |worst, (batch, heads, head, rows)| {
+            let qkv = (self.random(&[batch, rows, 3 * heads * head])? * 1.5)?;
+            let scale = (head as f32).powf(-0.5);
+            Ok(worst.or(self.compare(&[qkv], |x| Ok(vec![attention(&x[0], heads, scale)?]))?))
+        })
+    }
+
+    fn patchify(&self) -> Result<Difference> {
+        [(2, 384, 14), (1, 60, 8)].into_iter().try_fold(Difference::default(), |worst, (n, size, patch)| {
+            let frames = Tensor::rand(0f32, 256.0, (n, size, size, 3), &Device::Cpu)?.to_dtype(DType::U8)?;
+            Ok(worst.or(self.compare(&[frames], |x| Ok(vec![patchify(&x[0], patch, self.dtype)?]))?))
+        })
+    }
+
+    fn pool(&self) -> Result<Difference> {
+        [(14, 48), (13, 48), (7, 20), (5, 7)].into_iter().try_fold(Difference::default(), |worst, (grid, channels)| {
+            let features = self.random(&[2, 729, channels])?;
+            Ok(worst.or(self.compare(&[features], |x| Ok(vec![pool(&x[0], grid)?]))?))
+        })
+    }
+}
+
+/// How fast something runs.
+#[derive(Clone, Debug)]
+pub struct Figure {
+    /// What, and its shapes.
+    pub name: String,
+    /// One run.
+    pub microseconds: f64,
+    /// In `unit`: memory that has to be touched, or operations that have to be done, by the time.
+    pub achieved: f64,
+    /// `GB/s` or `TFLOP/s`.
+    pub unit: &'static str,
+}
+
+/// What has to be done at least.
+enum Work {
+    Bytes(usize),
+    Operations(usize),
+}
+
+/// Times the kernels with the shapes of production: 32 frames of SigLIP, ten windows of Whisper, 8,192 rows of the
+/// decoder. The first two figures are the ceilings: a copy, and a product of the library's.
+///
+/// # Errors
+/// The device's.
+pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Figure>> {
+    let random = |shape: &[usize]| Tensor::randn(0f32, 1.0, shape, device)?.to_dtype(dtype);
+    let ones = |n: usize| Tensor::ones(n, DType::F32, device);
+    let size = dtype.size_in_bytes();
+    let mut figures = Vec::new();
+    let mut time = |name: &str, work: Work, op: &dyn Fn() -> Result<()>| -> Result<()> {
+        const RUNS: u32 = 20;
+        for _ in 0..3 {
+            op()?;
+        }
+        device.synchronize()?;
+        let begin = Instant::now();
+        for _ in 0..RUNS {
+            op()?;
+        }
+        device.synchronize()?;
+        let seconds = begin.elapsed().as_secs_f64() / f64::from(RUNS);
+        let (achieved, unit) = match work {
+            Work::Bytes(bytes) => (bytes as f64 / seconds / 1e9, "GB/s"),
+            Work::Operations(operations) => (operations as f64 / seconds / 1e12, "TFLOP/s"),
+        };
+        figures.push(Figure { name: name.to_owned(), microseconds: seconds * 1e6, achieved, unit });
+        Ok(())
+    };
+
+    let (n, m) = (8192, 14336);
+    let (x, y) = (random(&[n, m])?, random(&[m, 4096])?);
+    time("ceiling: copy 8192 x 14336", Work::Bytes(2 * n * m * size), &|| x.copy().map(drop))?;
+    time("ceiling: 8192 x 14336 by 14336 x 4096", Work::Operations(2 * n * m * 4096), &|| x.matmul(&y).map(drop))?;
+
+    let d = 3584;
+    let (x, y, gain) = (random(&[n, d])?, random(&[n, d])?, ones(d)?);
+    let weight = random(&[d])?;
+    let row_bytes = n * d * size;
+    time("decoder: rms_norm 8192 x 3584", Work::Bytes(2 * row_bytes), &|| rms_norm(&x, &gain, 1e-6).map(drop))?;
+    time("decoder: add_rms_norm and norm 8192 x 3584", Work::Bytes(4 * row_bytes), &|| {
+        add_rms_norm(&x, &y, &gain, Some(&gain), 1e-6).map(drop)
+    })?;
+    time("adapter: rms 8192 x 3584", Work::Bytes(2 * row_bytes), &|| rms(&x, Some(&weight), 1e-5).map(drop))?;
+    let gate_up = random(&[n, 2 * m])?;
+    time("decoder: geglu 8192 x 2 x 14336", Work::Bytes(3 * n * m * size), &|| geglu(&gate_up).map(drop))?;
+    let one = random(&[1, d])?;
+    time("decoder: rms_norm 1 x 3584", Work::Bytes(2 * d * size), &|| rms_norm(&one, &gain, 1e-6).map(drop))?;
+    drop((x, y, gate_up));
+
+    for (tower, batch, rows, width, inner, heads) in
+        [("SigLIP", 32, 729, 1152, 4304, 16), ("Whisper", 10, 1500, 1280, 5120, 20)]
+    {
+        let (x, y) = (random(&[batch, rows, width])?, (random(&[batch, rows, width])? * 0.01)?);
+        let (weight, bias) = (random(&[width])?, random(&[width])?);
+        let norm = LayerNorm { weight: &weight, bias: &bias, eps: 1e-6 };
+        let all = batch * rows * width * size;
+        let shape = format!("{batch} x {rows} x {width}");
+        time(&format!("{tower}: layer_norm {shape}"), Work::Bytes(2 * all), &|| norm.forward(&x).map(drop))?;
+        time(&format!("{tower}: add_layer_norm {shape}"), Work::Bytes(4 * all), &|| {
+            norm.after_adding(&x, &y, Some(&bias), Some(6e4)).map(drop)
+        })?;
+        let (hidden, hidden_bias) = (random(&[batch, rows, inner])?, random(&[inner])?);
+        let gelu = if tower == "SigLIP" { bias_gelu_tanh } else { bias_gelu_erf };
+        let bytes = 2 * batch * rows * inner * size;
+        time(&format!("{tower}: bias and gelu {batch} x {rows} x {inner}"), Work::Bytes(bytes), &|| {
+            gelu(&hidden, &hidden_bias)
+        })?;
+        let (qkv, head) = (random(&[batch, rows, 3 * width])?, width / heads);
+        let work = Work::Operations(4 * batch * rows * rows * width);
+        time(&format!("{tower}: attention {batch} x {heads} x {rows} x {head}"), work, &|| {
+            attention(&qkv, heads, (head as f32).powf(-0.5)).map(drop)
+        })?;
+    }
+
+    let frames = Tensor::zeros((32, 384, 384, 3), DType::U8, device)?;
+    let bytes = frames.elem_count() + 32 * 729 * 588 * size;
+    time("SigLIP: patchify 32 frames", Work::Bytes(bytes), &|| patchify(&frames, 14, dtype).map(drop))?;
+    let features = random(&[32, 729, 1152])?;
+    for grid in [14, 7] {
+        let bytes = (32 * 729 * 1152 + 32 * grid * grid * 4 * 1152) * size;
+        time(&format!("SigLIP: pool 32 frames to {grid} x {grid}"), Work::Bytes(bytes), &|| {
+            pool(&features, grid).map(drop)
+        })?;
+    }
+    Ok(figures)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_agrees_with_itself_on_the_cpu() {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            for check in check(&Device::Cpu, dtype) {
+                assert!(check.ok && check.error == 0.0, "{check:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_wrong_value_among_many_stands_out() -> Result<()> {
+        let want = Tensor::randn(0f32, 1.0, 100_000, &Device::Cpu)?;
+        let but_one = |value: f32| -> Result<Difference> {
+            let mut got = want.to_vec1::<f32>()?;
+            got[77_777] = value;
+            Difference::between(&Tensor::from_vec(got, want.dims(), &Device::Cpu)?, &want)
+        };
+        let off = but_one(3.0)?;
+        assert!(off.rms < 0.02 && off.outlier > 0.05, "{} {}", off.rms, off.outlier);
+        let worst = Difference::default().or(but_one(f32::NAN)?).or(Difference::default());
+        assert!(worst.rms.is_nan(), "what is not a number is never within a tolerance");
+        Ok(())
+    }
+}
