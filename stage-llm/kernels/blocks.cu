@@ -43,8 +43,9 @@ __device__ inline void expand(float (&v)[8], const Planes& planes, size_t row, i
             const unsigned char* from = planes.values + block * 144;
             Minima m(*reinterpret_cast<const uint4*>(from));
             int group = at / 32, high = group % 2;
-            float s = m.d * float((m.scale[group / 4] >> (8 * (group % 4))) & 63u);
-            float low = m.dmin * float((m.min[group / 4] >> (8 * (group % 4))) & 63u);
+            uint32_t scale = group < 4 ? m.scale[0] : m.scale[1], min = group < 4 ? m.min[0] : m.min[1];
+            float s = m.d * float((scale >> (8 * (group % 4))) & 63u);
+            float low = m.dmin * float((min >> (8 * (group % 4))) & 63u);
             uint2 w = *reinterpret_cast<const uint2*>(from + 16 + 32 * (at / 64) + at % 32);
 #pragma unroll
             for (int i = 0; i < 8; i++) v[i] = s * float(((i < 4 ? w.x : w.y) >> (8 * (i % 4) + 4 * high)) & 15u) - low;

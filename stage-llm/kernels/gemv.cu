@@ -218,7 +218,7 @@ __device__ inline void gemv(const void* x, int stride, const void* w, void* y, i
 }
 
 #define GEMV(NAME, T, FORMAT)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(256, 2)                                                            \
+    extern "C" __global__ void __launch_bounds__(256, FORMAT == W_DENSE || FORMAT == W_Q8_0 ? 3 : 2)                \
         gemv_##NAME(const void* x, int stride, const void* w, void* y, int m, int n, int k, int parts) {            \
         gemv<T, FORMAT>(x, stride, w, y, m, n, k, parts);                                                           \
     }

@@ -1,4 +1,8 @@
-//! CUDA kernels of this crate, and their check against the CPU.
+//! CUDA kernels of this crate, their check against the CPU, and their speed.
+
+#[cfg(feature = "cuda")]
+pub mod bench;
+pub mod check;
 
 #[cfg(feature = "cuda")]
 mod cuda;

@@ -1,8 +1,8 @@
 //! The language model: a question and a video's tokens in, an answer out; no bus in sight.
 //!
 //! In reading order: [`elementary`] (exp and tanh), [`attention`] (blockwise softmax over long caches), [`kv`] (keys
-//! or values of a layer, in 16, 8 or 4 bits), [`rope`] (rotary positions), [`kernels`] (CUDA), [`cache`] (keys and values of
-//! a job, and what they weigh), [`gemma`] (the model), [`observe`] (watching it for parity), [`task`] (what
+//! or values of a layer, in 16, 8 or 4 bits), [`rope`] (rotary positions), [`quantized`] (weights in blocks), [`kernels`]
+//! (CUDA, and its check), [`cache`] (keys and values of a job, and what they weigh), [`gemma`] (the model), [`observe`] (watching it for parity), [`task`] (what
 //! can be asked), [`prompt`] (text to tokens), [`detokenize`] (tokens to text), [`sample`] (logits to a token),
 //! [`generate`] (tokens one after another), [`admission`] (whether a job fits), [`intake`] (taking a job's tokens as
 //! they come), [`clock`] (progress and timings), [`answer`] (a job from start to end), [`open`](mod@open) (the stage as
@@ -23,6 +23,7 @@ pub mod kv;
 pub mod observe;
 pub mod open;
 pub mod prompt;
+pub mod quantized;
 pub mod rope;
 pub mod sample;
 pub mod task;
