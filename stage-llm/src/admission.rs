@@ -4,7 +4,7 @@ use std::fmt;
 
 use common::budget::{self, Bytes};
 use common::checkpoint::{CheckpointError, Weights};
-use common::config::{ComputeConfig, LlmConfig};
+use common::config::{ComputeConfig, LlmConfig, WeightFormat};
 use common::error::{ErrorKind, JobError};
 use common::model::ModelConfig;
 use common::plan::{AudioPlan, MediaPlan, SAMPLE_RATE};
@@ -13,6 +13,7 @@ use crate::attention::segments::SCRATCH_BYTES;
 use crate::attention::{BLOCK_KEYS, BLOCK_SCORES};
 use crate::cache::{CachePlan, Geometry};
 use crate::gemma::Gemma;
+use crate::quantized;
 
 /// What a worker holds whatever the job, and what a token adds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +33,11 @@ impl Footprint {
     /// None that a checked configuration leads to.
     pub fn new(model: &ModelConfig, llm: &LlmConfig, compute: &ComputeConfig) -> Result<Self, CheckpointError> {
         let dtype = compute.dtype.candle();
-        let needs = Weights::survey(dtype, |w| Gemma::new(model, w, llm.kv))?;
+        let needs = Weights::survey(dtype, |w| Gemma::new(model, w, llm))?;
         let rows = llm.chunk_rows.max(llm.max_prompt_tokens) as u64;
-        let activations = activation_bytes(model, dtype.size_in_bytes() as u64, rows, compute.cuda_ordinal().is_some());
+        let in_blocks = matches!(llm.weights, WeightFormat::Q8 | WeightFormat::Q4);
+        let size = dtype.size_in_bytes() as u64;
+        let activations = activation_bytes(model, size, rows, compute.cuda_ordinal().is_some(), in_blocks);
         let geometry = Geometry::new(model, dtype, llm.kv);
         Ok(Footprint {
             fixed: budget::Footprint::new(&needs, activations, compute),
@@ -56,7 +59,7 @@ pub const HINT: &str = "raise budgets.llm, set llm.weights = \"q8\" or \"q4\", o
 
 /// The most that rows hold on their way through a layer: the feed-forward part, where gates and ups meet, or a block of
 /// attention. An upper bound, not a measurement.
-fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool) -> u64 {
+fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_blocks: bool) -> u64 {
     let wide = 4;
     let (hidden, inner) = (c.hidden_size as u64, c.intermediate_size as u64);
     let (q, kv) = ((c.num_attention_heads * c.head_dim) as u64, (c.num_key_value_heads * c.head_dim) as u64);
@@ -74,7 +77,9 @@ fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool) -> u64 
         4 * BLOCK_SCORES as u64 * wide + widened_keys + rows * (2 * hidden + inner) * wide
     };
     let logits = 3 * c.vocab_size as u64 * wide;
-    rows * (stream + feed_forward.max(heads)) + folded + attention + logits
+    // Blocks are expanded a matrix, or a stretch of one, at a time.
+    let expanded = if in_blocks { (2 * inner * hidden * size).min(quantized::SCRATCH_BYTES as u64) } else { 0 };
+    rows * (stream + feed_forward.max(heads)) + folded.max(expanded) + attention + logits
 }
 
 /// One job's claim on a worker's memory.

@@ -8,7 +8,7 @@ use common::checkpoint::Weights;
 use common::config::{ComputeConfig, KvPrecision, LlmConfig, WeightFormat};
 use common::error::{ErrorKind, JobError, StageName};
 use common::event::{Event, Finish, JobResult, Mode, ModelName};
-use common::message::{DecodeRequest, JobRequest, Segment};
+use common::message::{DecodeRequest, JobRequest, Segment, TokenBatch};
 use common::model::ModelConfig;
 use common::plan::MediaPlan;
 use common::stage::{JobPort, Stop};
@@ -20,7 +20,7 @@ use crate::clock::{Clock, Progress};
 use crate::detokenize::{Detokenizer, decode};
 use crate::gemma::Gemma;
 use crate::generate::{Ending, generate};
-use crate::intake::Intake;
+use crate::intake::{Chunk, Intake};
 use crate::observe::Observe;
 use crate::prompt::{Prompter, strip};
 use crate::sample::Sampler;
@@ -82,7 +82,7 @@ impl LlmStage {
         );
         footprint.fixed.check(StageName::Llm, settings.budget_bytes, HINT)?;
         let prompter = Prompter::open(tokenizer, config.vocab_size, settings.llm.max_prompt_tokens)?;
-        let model = Gemma::new(config, weights, settings.llm.kv)?;
+        let model = Gemma::new(config, weights, &settings.llm)?;
         Ok(LlmStage { model, prompter, tasks: Tasks::builtin(), footprint, settings })
     }
 
@@ -174,22 +174,17 @@ impl LlmStage {
         observe: &mut dyn Observe,
     ) -> Result<(), Stop> {
         let mut taken = 0;
+        let mut waiting = Vec::new();
         while !intake.is_complete() {
-            let mut chunks = Vec::new();
-            clock.waiting(|| {
-                port.next_tokens(&mut |batch| {
-                    chunks = intake.take(&self.model, &batch).map_err(here)?;
-                    Ok(())
-                })
-            })?;
-            for chunk in chunks {
+            self.gather(intake, &mut waiting, port, clock)?;
+            // All that has come goes through the layers together, up to what their memory is planned for.
+            while !waiting.is_empty() {
                 if port.cancelled() {
                     return Err(Stop::Cancelled);
                 }
-                self.model
-                    .absorb(chunk.modality, &chunk.tokens, chunk.offset, intake.video(), observe)
-                    .map_err(|e| here(e.into()))?;
-                taken += chunk.tokens.dims()[0] as u64;
+                let chunks = self.together(&mut waiting);
+                self.model.absorb_all(&chunks, intake.video(), observe).map_err(|e| here(e.into()))?;
+                taken += chunks.iter().map(|chunk| chunk.tokens.dims()[0] as u64).sum::<u64>();
                 let (_, total) = intake.tokens();
                 progress.tell(port, taken, total + prompt_tokens)?;
             }
@@ -204,6 +199,39 @@ impl LlmStage {
             ));
         }
         Ok(())
+    }
+
+    /// Waits for a batch, then takes what else has come, up to a pass through the layers.
+    fn gather(
+        &self,
+        intake: &mut Intake,
+        waiting: &mut Vec<Chunk>,
+        port: &mut dyn JobPort,
+        clock: &mut Clock,
+    ) -> Result<(), Stop> {
+        let mut take = |batch: TokenBatch<'_>| {
+            waiting.extend(intake.take(&self.model, &batch).map_err(here)?);
+            Ok(())
+        };
+        clock.waiting(|| port.next_tokens(&mut take))?;
+        while rows(waiting) < self.settings.llm.chunk_rows {
+            let came = port.more_tokens(&mut |batch| {
+                waiting.extend(intake.take(&self.model, &batch).map_err(here)?);
+                Ok(())
+            })?;
+            if !came {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first chunks that fit a pass.
+    fn together(&self, waiting: &mut Vec<Chunk>) -> Vec<Chunk> {
+        let fits = |count: &usize| rows(&waiting[..*count]) <= self.settings.llm.chunk_rows;
+        // One chunk always does: the intake cuts batches that are longer.
+        let count = (1..=waiting.len()).take_while(fits).last().unwrap_or(1);
+        waiting.drain(..count).collect()
     }
 
     /// Generates the answer and sends its text on as it grows.
@@ -251,6 +279,11 @@ impl LlmStage {
         let [dtype, weights, kv] = [dtype, weights, kv].map(str::to_owned);
         ModelName { name: self.settings.name.clone(), dtype, weights, kv }
     }
+}
+
+/// Rows of all chunks.
+fn rows(chunks: &[Chunk]) -> usize {
+    chunks.iter().map(|chunk| chunk.tokens.dims()[0]).sum()
 }
 
 struct Answer {

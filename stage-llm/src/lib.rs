@@ -1,7 +1,8 @@
 //! The language model: a question and a video's tokens in, an answer out; no bus in sight.
 //!
 //! In reading order: [`elementary`] (exp and tanh), [`attention`] (blockwise softmax over long caches), [`kv`] (keys
-//! or values of a layer, in 16, 8 or 4 bits), [`rope`] (rotary positions), [`quantized`] (weights in blocks), [`kernels`]
+//! or values of a layer, in 16, 8 or 4 bits), [`rope`] (rotary positions), [`quantized`] (weights in blocks), [`weights`] (where they
+//! come from), [`kernels`]
 //! (CUDA, and its check), [`cache`] (keys and values of a job, and what they weigh), [`gemma`] (the model), [`observe`] (watching it for parity), [`task`] (what
 //! can be asked), [`prompt`] (text to tokens), [`detokenize`] (tokens to text), [`sample`] (logits to a token),
 //! [`generate`] (tokens one after another), [`admission`] (whether a job fits), [`intake`] (taking a job's tokens as
@@ -27,6 +28,7 @@ pub mod quantized;
 pub mod rope;
 pub mod sample;
 pub mod task;
+pub mod weights;
 
 pub use answer::{LlmStage, Settings};
 pub use gemma::Gemma;

@@ -21,6 +21,7 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
     let footprint = Footprint::new(checkpoint.config(), &config.llm, &config.compute)?;
     let compute = footprint.fixed.open(StageName::Llm, &config.compute, config.budget(StageName::Llm), HINT)?;
+    compute.refuse_if_wrong(crate::kernels::check::check)?;
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let settings = Settings {
         llm: config.llm.clone(),

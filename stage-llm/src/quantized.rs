@@ -239,6 +239,29 @@ impl Linear {
         }
     }
 
+    /// [`forward`](Self::forward), of some of the outputs only.
+    ///
+    /// # Errors
+    /// As `forward`.
+    pub fn forward_rows(&self, x: &Tensor, outputs: Range<usize>) -> Result<Tensor> {
+        let weight = match self {
+            Linear::Dense(w) => w.narrow(0, outputs.start, outputs.len())?,
+            Linear::Blocks(blocks) => blocks.dequantize(outputs, x.dtype())?,
+        };
+        x.matmul(&weight.t()?)
+    }
+
+    /// All weights `[outputs, inputs]` in `dtype`.
+    ///
+    /// # Errors
+    /// candle's, when there is no memory.
+    pub fn expanded(&self, dtype: DType) -> Result<Tensor> {
+        match self {
+            Linear::Dense(w) => w.to_dtype(dtype),
+            Linear::Blocks(blocks) => blocks.dequantize(0..blocks.rows, dtype),
+        }
+    }
+
     /// Rows by number, times a factor: an embedding, `[ids, inputs]` in `dtype`. A row is rounded to `dtype` before it
     /// is scaled, as a dense one is; the factor is rounded to it, too (MODEL.md 7).
     ///

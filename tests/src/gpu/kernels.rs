@@ -28,28 +28,32 @@ pub fn run(args: &Arguments) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let wrong = [DType::BF16, DType::F16, DType::F32].into_iter().flat_map(|dtype| checked(&device, dtype)).count();
-    if !args.no_bench {
-        match check::bench(&device, DType::BF16) {
-            Ok(figures) => figures.iter().for_each(show),
-            Err(error) => {
-                eprintln!("gpu_bench kernels: {error}");
-                return ExitCode::FAILURE;
-            }
-        }
+    let types = [DType::BF16, DType::F16, DType::F32];
+    let checks = types.into_iter().flat_map(|dtype| {
+        let shared = check::check(&device, dtype)
+            .into_iter()
+            .map(move |c| Check { name: format!("{}, {}", c.name, dtype.as_str()), ..c });
+        shared.chain(stage_llm::kernels::check::check(&device, dtype))
+    });
+    let mut wrong = 0;
+    for check in checks {
+        println!("{check}");
+        wrong += u8::from(!check.ok);
+    }
+    if !args.no_bench
+        && let Err(error) = bench(&device)
+    {
+        eprintln!("gpu_bench kernels: {error}");
+        return ExitCode::FAILURE;
     }
     ExitCode::from(u8::from(wrong > 0))
 }
 
-/// Prints a type's checks and gives those that failed.
-fn checked(device: &Device, dtype: DType) -> Vec<Check> {
-    let checks = check::check(device, dtype);
-    for c in &checks {
-        let verdict = if c.ok { "ok" } else { "FAILED" };
-        let why = c.failure.as_deref().unwrap_or_default();
-        println!("{:<5} {:<28} {:>9.1e} {:>9.1e} {verdict} {why}", dtype.as_str(), c.name, c.error, c.tolerance);
-    }
-    checks.into_iter().filter(|c| !c.ok).collect()
+fn bench(device: &Device) -> candle_core::Result<()> {
+    check::bench(device, DType::BF16)?.iter().for_each(show);
+    #[cfg(feature = "cuda")]
+    stage_llm::kernels::bench::bench(device, DType::BF16)?.iter().for_each(|timing| println!("{timing}"));
+    Ok(())
 }
 
 fn show(figure: &Figure) {
