@@ -75,13 +75,7 @@ impl KvTensor {
     ///
     /// # Errors
     /// candle's, when there is no memory; a `head_dim` that is not a multiple of 8.
-    pub fn new(
-        format: KvFormat,
-        kv_heads: usize,
-        capacity: usize,
-        head_dim: usize,
-        device: &Device,
-    ) -> Result<Self> {
+    pub fn new(format: KvFormat, kv_heads: usize, capacity: usize, head_dim: usize, device: &Device) -> Result<Self> {
         if !head_dim.is_multiple_of(8) {
             candle_core::bail!("heads of {head_dim}: their width must be a multiple of 8");
         }

@@ -1,11 +1,12 @@
 //! The language model: a question and a video's tokens in, an answer out; no bus in sight.
 //!
-//! In reading order: [`elementary`] (exp and tanh), [`attention`] (blockwise softmax over long caches), [`cache`]
-//! (keys and values, and what they weigh), [`gemma`] (the model), [`observe`] (watching it for parity), [`task`] (what
-//! can be asked), [`prompt`] (text to tokens), [`detokenize`] (tokens to text), [`sample`] (logits to a token),
-//! [`generate`] (tokens one after another), [`admission`] (whether a job fits), [`intake`] (taking a job's tokens as
-//! they come), [`clock`] (progress and timings), [`answer`] (a job from start to end), [`open`](mod@open) (the stage as
-//! a process serves it).
+//! In reading order: [`elementary`] (exp and tanh), [`kv`] (keys and values in 16, 8 and 4 bits), [`attention`]
+//! (blockwise softmax over long caches), [`rope`] (positions), [`quantized`] (weights in blocks), [`kernels`] (what a
+//! card runs, checked and measured), [`cache`] (keys and values, and what they weigh), [`gemma`] (the model),
+//! [`observe`] (watching it for parity), [`task`] (what can be asked), [`prompt`] (text to tokens), [`detokenize`]
+//! (tokens to text), [`sample`] (logits to a token), [`generate`] (tokens one after another), [`admission`] (whether a
+//! job fits), [`intake`] (taking a job's tokens as they come), [`clock`] (progress and timings), [`answer`] (a job from
+//! start to end), [`open`](mod@open) (the stage as a process serves it).
 
 pub mod admission;
 pub mod answer;

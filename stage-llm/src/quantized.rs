@@ -69,11 +69,13 @@ impl BlockFormat {
         }
         let rows = (PIECE / cols).max(1);
         let mut bytes = vec![0; values.len() / cols * row_bytes];
-        bytes.par_chunks_mut(rows * row_bytes).zip(values.par_chunks(rows * cols)).try_for_each(|(bytes, values)| {
-            let piece = Tensor::from_slice(values, (values.len() / cols, cols), &Device::Cpu)?;
-            bytes.copy_from_slice(&QTensor::quantize(&piece, self.ggml())?.data()?);
-            Ok::<_, candle_core::Error>(())
-        })?;
+        bytes.par_chunks_mut(rows * row_bytes).zip(values.par_chunks(rows * cols)).try_for_each(
+            |(bytes, values)| {
+                let piece = Tensor::from_slice(values, (values.len() / cols, cols), &Device::Cpu)?;
+                bytes.copy_from_slice(&QTensor::quantize(&piece, self.ggml())?.data()?);
+                Ok::<_, candle_core::Error>(())
+            },
+        )?;
         Ok(bytes)
     }
 
@@ -82,15 +84,17 @@ impl BlockFormat {
         let row_bytes = self.row_bytes(cols)?;
         let rows = (PIECE / cols).max(1);
         let mut values = vec![0f32; bytes.len() / row_bytes * cols];
-        values.par_chunks_mut(rows * cols).zip(bytes.par_chunks(rows * row_bytes)).try_for_each(|(values, bytes)| {
-            // The copy aligns them.
-            let storage = QStorage::from_data(Cow::Owned(bytes.to_vec()), &Device::Cpu, self.ggml())?;
-            let piece = QTensor::new(storage, (values.len() / cols, cols))?.dequantize(&Device::Cpu)?;
-            let (storage, _) = piece.storage_and_layout();
-            let candle_core::Storage::Cpu(storage) = &*storage else { candle_core::bail!("expanded on the CPU") };
-            values.copy_from_slice(storage.as_slice::<f32>()?);
-            Ok::<_, candle_core::Error>(())
-        })?;
+        values.par_chunks_mut(rows * cols).zip(bytes.par_chunks(rows * row_bytes)).try_for_each(
+            |(values, bytes)| {
+                // The copy aligns them.
+                let storage = QStorage::from_data(Cow::Owned(bytes.to_vec()), &Device::Cpu, self.ggml())?;
+                let piece = QTensor::new(storage, (values.len() / cols, cols))?.dequantize(&Device::Cpu)?;
+                let (storage, _) = piece.storage_and_layout();
+                let candle_core::Storage::Cpu(storage) = &*storage else { candle_core::bail!("expanded on the CPU") };
+                values.copy_from_slice(storage.as_slice::<f32>()?);
+                Ok::<_, candle_core::Error>(())
+            },
+        )?;
         Tensor::from_vec(values, (bytes.len() / row_bytes, cols), &Device::Cpu)
     }
 }
@@ -217,11 +221,11 @@ impl Linear {
             return cuda::gemv(self, x);
         }
         match self {
-            Linear::Dense(w) => x.matmul(&w.t()?),
+            Linear::Dense(w) => x.contiguous()?.matmul(&w.t()?),
             Linear::Blocks(blocks) => {
                 // A CPU multiplies in f32 whatever the type; nothing is lost by expanding to it.
                 let dtype = if x.device().is_cpu() { DType::F32 } else { x.dtype() };
-                let wide = x.to_dtype(dtype)?;
+                let wide = x.to_dtype(dtype)?.contiguous()?;
                 let step = (SCRATCH_BYTES / (inputs * dtype.size_in_bytes())).max(1);
                 let mut parts = Vec::with_capacity(outputs.div_ceil(step));
                 for start in (0..outputs).step_by(step) {

@@ -19,8 +19,7 @@ impl RopeTable {
     /// candle's, when there is no memory.
     pub fn new(theta: f64, head_dim: usize, positions: usize, dtype: DType, device: &Device) -> Result<Self> {
         let exponent = |j: usize| (2 * j) as f32 / head_dim as f32;
-        let inv_freq: Vec<f32> =
-            (0..head_dim / 2).map(|j| 1.0 / theta.powf(f64::from(exponent(j))) as f32).collect();
+        let inv_freq: Vec<f32> = (0..head_dim / 2).map(|j| 1.0 / theta.powf(f64::from(exponent(j))) as f32).collect();
         // The angle is an f32 product; its cosine is taken in f64 so that the table has no error of its own.
         let angles = || (0..positions).flat_map(|p| inv_freq.iter().map(move |f| f64::from(p as f32 * f)));
         let table = |values: Vec<f32>| {
@@ -152,9 +151,9 @@ mod tests {
         };
         let keys: Vec<Vec<Vec<f32>>> = k.dequantize(3..3 + n).unwrap().to_vec3().unwrap();
         let values: Vec<Vec<Vec<f32>>> = v.dequantize(3..3 + n).unwrap().to_vec3().unwrap();
-        for token in 0..n {
-            for i in 0..heads * head_dim {
-                assert!((q[token][i] - rotated(token, i / head_dim, i % head_dim)).abs() < 1e-5);
+        for (token, q) in q.iter().enumerate() {
+            for (i, q) in q.iter().enumerate() {
+                assert!((q - rotated(token, i / head_dim, i % head_dim)).abs() < 1e-5);
             }
             for head in 0..kv_heads {
                 for i in 0..head_dim {

@@ -123,11 +123,14 @@ mod tests {
         let (rotated, plain) = (random((n, 64), 1), random((n, 64), 2));
         let causal = Visible::Causal { first: text - n, window: Some(6) };
         for format in [KvFormat::Dense(DType::F32), KvFormat::Q8, KvFormat::Q4] {
-            let caches: Vec<(KvTensor, KvTensor)> = [(text, KvFormat::Dense(DType::F32)), (image, format), (audio, format)]
-                .iter()
-                .enumerate()
-                .map(|(i, &(len, f))| (filled(f, &random((len, 32), 3 + i as u64)), filled(f, &random((len, 32), 9 + i as u64))))
-                .collect();
+            let caches: Vec<(KvTensor, KvTensor)> =
+                [(text, KvFormat::Dense(DType::F32)), (image, format), (audio, format)]
+                    .iter()
+                    .enumerate()
+                    .map(|(i, &(len, f))| {
+                        (filled(f, &random((len, 32), 3 + i as u64)), filled(f, &random((len, 32), 9 + i as u64)))
+                    })
+                    .collect();
             let lens = [text, image, audio];
             let segments: Vec<Segment<'_>> = caches
                 .iter()

@@ -109,7 +109,9 @@ impl Bench<'_> {
     }
 
     fn rows(&self, n: usize, width: usize) -> Result<Tensor> {
-        Tensor::from_vec(Noise(n as u64).values(n * width), (n, width), &Device::Cpu)?.to_dtype(self.dtype)?.to_device(self.device)
+        Tensor::from_vec(Noise(n as u64).values(n * width), (n, width), &Device::Cpu)?
+            .to_dtype(self.dtype)?
+            .to_device(self.device)
     }
 
     /// A cache of random rows: one block of them, over and over.

@@ -61,9 +61,7 @@ impl Noise {
     }
 
     pub(super) fn values(&mut self, n: usize) -> Vec<f32> {
-        (0..n)
-            .map(|_| (-2.0 * self.uniform().ln()).sqrt() * (std::f32::consts::TAU * self.uniform()).cos())
-            .collect()
+        (0..n).map(|_| (-2.0 * self.uniform().ln()).sqrt() * (std::f32::consts::TAU * self.uniform()).cos()).collect()
     }
 }
 

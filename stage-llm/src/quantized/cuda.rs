@@ -63,7 +63,9 @@ pub fn takes(linear: &Linear, x: &Tensor) -> bool {
     let aligned = |cols: usize| cols.is_multiple_of(8) && rows(x).is_ok();
     matches!(x.dtype(), DType::BF16 | DType::F16)
         && match linear {
-            Linear::Dense(w) => w.dtype() == x.dtype() && w.is_contiguous() && w.dims().len() == 2 && aligned(w.dims()[1]),
+            Linear::Dense(w) => {
+                w.dtype() == x.dtype() && w.is_contiguous() && w.dims().len() == 2 && aligned(w.dims()[1])
+            }
             Linear::Blocks(blocks) => aligned(blocks.cols),
         }
 }
