@@ -221,11 +221,11 @@ impl Linear {
             return cuda::gemv(self, x);
         }
         match self {
-            Linear::Dense(w) => x.matmul(&w.t()?),
+            Linear::Dense(w) => x.contiguous()?.matmul(&w.t()?),
             Linear::Blocks(blocks) => {
                 // A CPU multiplies in f32 whatever the type; nothing is lost by expanding to it.
                 let dtype = if x.device().is_cpu() { DType::F32 } else { x.dtype() };
-                let wide = x.to_dtype(dtype)?;
+                let wide = x.to_dtype(dtype)?.contiguous()?;
                 let step = (SCRATCH_BYTES / (inputs * dtype.size_in_bytes())).max(1);
                 let mut parts = Vec::with_capacity(outputs.div_ceil(step));
                 for start in (0..outputs).step_by(step) {

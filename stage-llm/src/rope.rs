@@ -162,9 +162,9 @@ mod tests {
         };
         let keys: Vec<Vec<Vec<f32>>> = k.dequantize(3..3 + n).unwrap().to_vec3().unwrap();
         let values: Vec<Vec<Vec<f32>>> = v.dequantize(3..3 + n).unwrap().to_vec3().unwrap();
-        for token in 0..n {
-            for i in 0..heads * head_dim {
-                assert!((q[token][i] - rotated(token, i / head_dim, i % head_dim)).abs() < 1e-5);
+        for (token, q) in q.iter().enumerate() {
+            for (i, q) in q.iter().enumerate() {
+                assert!((q - rotated(token, i / head_dim, i % head_dim)).abs() < 1e-5);
             }
             for head in 0..kv_heads {
                 for i in 0..head_dim {

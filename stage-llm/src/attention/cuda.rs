@@ -25,6 +25,8 @@ const FEW_ROWS: usize = 8;
 const BLOCK_ROWS: usize = 64;
 /// Tokens of a launch at most: what the splits leave between them stays within [`SCRATCH_BYTES`].
 const BLOCK_TOKENS: usize = 256;
+/// Keys of a split above which decoding has two waves of blocks, so that a slow processor holds up less.
+const LONG_SPLIT: usize = 1_024;
 /// Shared memory of both kernels: the most that a block has on sm_89 is 101,376.
 const FEW_SHARED: usize = 98_304;
 const MANY_SHARED: usize = 99_328;
@@ -166,15 +168,21 @@ fn in_splits(device: &CudaDevice, mut raw: Attention, dtype: DType) -> Result<()
     let (tokens, heads, kv_heads) = (raw.tokens as usize, raw.heads as usize, raw.kv_heads as usize);
     let rows = tokens * heads / kv_heads;
     let few = rows <= FEW_ROWS;
-    // A block's warps share out 64 keys at a time when rows are few, and go over 32 together when they are many.
-    let (unit, waves, row_blocks) = if few { (64, 2, 1) } else { (32, 1, rows.div_ceil(BLOCK_ROWS)) };
+    // Two blocks of 96 KB fit a processor of an H200, one fits one of a 4090: full waves on both.
     let context = device.cuda_stream().context().clone();
     let processors = context.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).w()? as usize;
-    // Two blocks of 96 KB fit a processor of an H200, one fits one of a 4090: full waves on both.
-    let blocks = processors * 2 * waves;
-    let most = (blocks / (kv_heads * row_blocks)).min(SCRATCH_BYTES / (tokens * heads * (WIDTH * 4 + 8)));
+    let row_blocks = if few { 1 } else { rows.div_ceil(BLOCK_ROWS) };
+    let scratch = SCRATCH_BYTES / (tokens * heads * (WIDTH * 4 + 8));
+    let wave = (2 * processors / (kv_heads * row_blocks)).min(scratch);
     let keys: Vec<usize> = raw.segments[..raw.count as usize].iter().map(RawSegment::keys).collect();
-    let split_keys = split(&keys, most, unit);
+    // The kernel for few rows takes 16 keys a warp, the other 32 a block.
+    let split_keys = match few {
+        true => match split(&keys, wave, 64, 16) {
+            long if long > LONG_SPLIT => split(&keys, (2 * wave).min(scratch), 64, 16),
+            short => short,
+        },
+        false => split(&keys, wave, 32, 32),
+    };
     let mut splits = 0;
     for (segment, keys) in raw.segments.iter_mut().zip(&keys) {
         segment.splits = keys.div_ceil(split_keys) as i32;
@@ -195,14 +203,20 @@ fn in_splits(device: &CudaDevice, mut raw: Attention, dtype: DType) -> Result<()
     } else {
         launch(device, &MANY, &format!("attend_many_{suffix}"), grid(blocks, 128, MANY_SHARED), &raw)?;
     }
-    launch(device, &REST, &format!("attend_combine_{suffix}"), grid((tokens * heads, 1, 1), 256, 4096), &raw)
+    launch(
+        device,
+        &REST,
+        &format!("attend_combine_{suffix}"),
+        grid((tokens * heads, 1, 1), 256, 4096 + 4 * splits),
+        &raw,
+    )
 }
 
-/// Keys of a split, a multiple of `unit`: the fewest with which all segments together have at most `most` splits. One
-/// more would start a wave of blocks that leaves most of the card idle.
-fn split(keys: &[usize], most: usize, unit: usize) -> usize {
+/// Keys of a split, `least` or more, a multiple of `unit`: the fewest with which all segments together have at most
+/// `most` splits. One more would start a wave of blocks that leaves most of the card idle.
+fn split(keys: &[usize], most: usize, least: usize, unit: usize) -> usize {
     let most = most.max(keys.len());
-    let mut split_keys = keys.iter().sum::<usize>().div_ceil(most).next_multiple_of(unit).max(unit);
+    let mut split_keys = keys.iter().sum::<usize>().div_ceil(most).next_multiple_of(unit).max(least);
     while keys.iter().map(|k| k.div_ceil(split_keys)).sum::<usize>() > most {
         split_keys += unit;
     }
@@ -236,10 +250,10 @@ mod tests {
         for keys in [vec![1], vec![40, 1960, 100], vec![50, 58_800, 3_000], vec![1_000, 90_000, 36_000], vec![4096; 3]]
         {
             for most in [1, 3, 33, 66, 528] {
-                let size = split(&keys, most, 64);
+                let size = split(&keys, most, 64, 16);
                 let splits = |size: usize| keys.iter().map(|k: &usize| k.div_ceil(size)).sum::<usize>();
-                assert!(size.is_multiple_of(64) && splits(size) <= most.max(keys.len()), "{keys:?} {most}");
-                assert!(size == 64 || splits(size - 64) > most.max(keys.len()) || most <= 3, "{keys:?} {most}");
+                assert!(size.is_multiple_of(16) && splits(size) <= most.max(keys.len()), "{keys:?} {most}");
+                assert!(size == 64 || splits(size - 16) > most.max(keys.len()) || most <= 3, "{keys:?} {most}");
             }
         }
     }
