@@ -136,13 +136,16 @@ pub struct ComputeConfig {
     pub device: String,
     /// Type of activations, and of weights that are not quantized: `f32`, `bf16`, `f16`.
     pub dtype: Precision,
+    /// What all stages together may take of the card, contexts included. The language model then has what the encoders
+    /// leave, and jobs that do not fit beside them are answered in phases.
+    pub card_bytes: Option<u64>,
     /// What a CUDA context, its modules and cuBLAS hold outside the memory pool; part of every GPU stage's budget.
     pub context_bytes: u64,
 }
 
 impl Default for ComputeConfig {
     fn default() -> Self {
-        ComputeConfig { device: "cpu".to_owned(), dtype: Precision::F32, context_bytes: 640 << 20 }
+        ComputeConfig { device: "cpu".to_owned(), dtype: Precision::F32, card_bytes: None, context_bytes: 640 << 20 }
     }
 }
 
@@ -279,15 +282,37 @@ impl Config {
         env: impl IntoIterator<Item = (String, String)>,
         overrides: &[String],
     ) -> Result<Self, String> {
-        let mut table = match file {
+        Config::layered(None, file, env, overrides)
+    }
+
+    /// [`load`](Self::load) over the text of a profile.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn layered(
+        profile: Option<&str>,
+        file: Option<&Path>,
+        env: impl IntoIterator<Item = (String, String)>,
+        overrides: &[String],
+    ) -> Result<Self, String> {
+        let mut table = match profile {
             None => toml::Table::new(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-                // Checked on its own first, so that a mistake is reported with its line.
-                toml::from_str::<Config>(&text).map_err(|e| format!("{}: {e}", path.display()))?;
-                text.parse().map_err(|e| format!("{}: {e}", path.display()))?
-            }
+            Some(text) => text.parse().map_err(|e| format!("profile: {e}"))?,
         };
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+            // Checked on its own first, so that a mistake is reported with its line.
+            toml::from_str::<Config>(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+            let over: toml::Table = text.parse().map_err(|e| format!("{}: {e}", path.display()))?;
+            for (section, keys) in over {
+                match (table.get_mut(&section), keys) {
+                    (Some(toml::Value::Table(under)), toml::Value::Table(keys)) => under.extend(keys),
+                    (_, keys) => {
+                        table.insert(section, keys);
+                    }
+                }
+            }
+        }
         let sections: Vec<String> =
             toml::Table::try_from(Config::default()).map_err(|e| e.to_string())?.keys().cloned().collect();
         for (name, value) in env {

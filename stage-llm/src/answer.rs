@@ -26,6 +26,11 @@ use crate::prompt::{Prompter, strip};
 use crate::sample::Sampler;
 use crate::task::Tasks;
 
+/// A pass through the layers takes at least this share of the tokens that are still to come, ...
+const LEFT_SHARE: usize = 4;
+/// ... or as many rows, of which a pass takes little longer than of one: reading the weights is most of it.
+const FEWEST_ROWS: usize = 512;
+
 /// How a worker is run.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -201,7 +206,10 @@ impl LlmStage {
         Ok(())
     }
 
-    /// Waits for a batch, then takes what else has come, up to a pass through the layers.
+    /// Waits until enough has come for a pass through the layers, or nothing more comes for a while.
+    ///
+    /// Many rows use a card well, and few start early: a pass takes a share of what is still to come, so that the passes
+    /// of a long video are full ones and the last ones are short.
     fn gather(
         &self,
         intake: &mut Intake,
@@ -209,16 +217,25 @@ impl LlmStage {
         port: &mut dyn JobPort,
         clock: &mut Clock,
     ) -> Result<(), Stop> {
-        let mut take = |batch: TokenBatch<'_>| {
-            waiting.extend(intake.take(&self.model, &batch).map_err(here)?);
-            Ok(())
-        };
-        clock.waiting(|| port.next_tokens(&mut take))?;
-        while rows(waiting) < self.settings.llm.chunk_rows {
-            let came = port.more_tokens(&mut |batch| {
+        let chunk_rows = self.settings.llm.chunk_rows;
+        while !intake.is_complete() {
+            let before = rows(waiting);
+            let (held, total) = intake.tokens();
+            let share = (total.saturating_sub(held) as usize / LEFT_SHARE).max(FEWEST_ROWS);
+            let mut came = false;
+            let mut take = |batch: TokenBatch<'_>| {
+                came = true;
                 waiting.extend(intake.take(&self.model, &batch).map_err(here)?);
                 Ok(())
-            })?;
+            };
+            // What lies there is taken up to a full pass, whatever is enough.
+            if before > 0 && before < chunk_rows && port.more_tokens(&mut take)? {
+                continue;
+            }
+            if before >= chunk_rows.min(share) {
+                break;
+            }
+            clock.waiting(|| port.next_tokens(&mut take))?;
             if !came {
                 break;
             }

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 use tests::gpu::run::{Measured, Pipeline};
 use tests::gpu::synthetic::SyntheticDecode;
-use tests::gpu::{card, kernels};
+use tests::gpu::{card, kernels, stages};
 use tests::parity;
 
 #[derive(Parser)]
@@ -43,6 +43,8 @@ enum Part {
     Decode,
     /// Checks and measures every kernel alone.
     Kernels(kernels::Arguments),
+    /// Measures every stage alone, message by message; the model is the configuration's.
+    Stages,
     /// Holds the stages against the oracle's golden values, e.g. on the card in 16 bit.
     Parity(parity::command::Arguments),
 }
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
     match args.command {
         Some(Part::Decode) => return common::process::main_with(&args.config, |_| Ok(SyntheticDecode::new())),
         Some(Part::Kernels(kernels)) => return kernels::run(&kernels),
+        Some(Part::Stages) => return stages::run(&args.config),
         Some(Part::Parity(arguments)) => return parity::command::run(arguments),
         None => {}
     }
