@@ -30,7 +30,8 @@ pub fn fatbins(folder: &str) {
     for source in sources {
         let fatbin = out.join(source.file_stem().expect("a file has a name")).with_extension("fatbin");
         let status = std::process::Command::new(&nvcc)
-            .args(["-O3", "-std=c++17", "--expt-relaxed-constexpr", "--threads=0", "-Xptxas", "-warn-spills"])
+            .args(["-O3", "-std=c++17", "--expt-relaxed-constexpr", "--threads=0"])
+            .args(["-Xptxas", "-warn-spills"])
             .args(["-gencode=arch=compute_89,code=sm_89", "-gencode=arch=compute_90,code=sm_90"])
             .arg("-gencode=arch=compute_89,code=compute_89")
             .arg("--fatbin")

@@ -22,7 +22,7 @@ impl Footprint {
     /// From what loading asks for and the model's own bound of its activations.
     pub fn new(needs: &[Need], activation_bytes: u64, compute: &ComputeConfig) -> Self {
         let context_bytes = if compute.cuda_ordinal().is_some() { compute.context_bytes } else { 0 };
-        Footprint { weights_bytes: needs.iter().map(Need::bytes).sum(), activation_bytes, context_bytes }
+        Footprint { weights_bytes: needs.iter().map(|n| n.bytes).sum(), activation_bytes, context_bytes }
     }
 
     /// All of it.

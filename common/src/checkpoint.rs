@@ -273,15 +273,10 @@ pub struct Need {
     pub name: String,
     /// The shape it must have.
     pub shape: Vec<usize>,
-    /// The type it is kept in.
+    /// The type it is kept in, unless it is kept in blocks.
     pub dtype: DType,
-}
-
-impl Need {
     /// Bytes in memory.
-    pub fn bytes(&self) -> u64 {
-        self.shape.iter().map(|&d| d as u64).product::<u64>() * self.dtype.size_in_bytes() as u64
-    }
+    pub bytes: u64,
 }
 
 #[derive(Clone)]
@@ -328,6 +323,37 @@ impl Weights {
         Weights { dtype, ..self.clone() }
     }
 
+    /// The same weights for another device.
+    pub fn on(&self, device: Device) -> Weights {
+        Weights { device, ..self.clone() }
+    }
+
+    /// Whether nothing is read: see [`survey`](Self::survey).
+    pub fn is_survey(&self) -> bool {
+        matches!(self.source, Source::Survey(_))
+    }
+
+    /// In a survey, asks for matrices `[rows, columns]` that will be kept in blocks, `row_bytes` a row.
+    ///
+    /// # Errors
+    /// None.
+    pub fn survey_blocks(
+        &self,
+        parts: &[(&str, usize)],
+        columns: usize,
+        row_bytes: usize,
+    ) -> Result<Tensor, CheckpointError> {
+        let stacked = self.stack(parts, columns)?;
+        if let Source::Survey(needs) = &self.source {
+            let mut needs = needs.lock().expect("no loader panics holding it. This is a bug.");
+            let first = needs.len() - parts.len();
+            for (need, (_, rows)) in needs[first..].iter_mut().zip(parts) {
+                need.bytes = (rows * row_bytes) as u64;
+            }
+        }
+        Ok(stacked)
+    }
+
     /// The type that tensors are kept in.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -356,7 +382,8 @@ impl Weights {
             Source::Checkpoint(c) => c.load(&name, shape, self.dtype, &self.device),
             Source::Survey(needs) => {
                 let zero = Tensor::zeros((), self.dtype, &self.device).and_then(|t| t.broadcast_as(shape));
-                let need = Need { name, shape: shape.to_vec(), dtype: self.dtype };
+                let bytes = shape.iter().map(|&d| d as u64).product::<u64>() * self.dtype.size_in_bytes() as u64;
+                let need = Need { name, shape: shape.to_vec(), dtype: self.dtype, bytes };
                 needs.lock().expect("no loader panics holding it. This is a bug.").push(need);
                 zero.map_err(|e| CheckpointError::new(CheckpointErrorKind::Misshapen, e.to_string()))
             }

@@ -7,6 +7,7 @@ use candle_core::{DType, Device};
 
 use crate::config::{ComputeConfig, Precision};
 use crate::error::{ErrorKind, JobError};
+use crate::kernels::{self, check::Check};
 
 /// A device and the type that it computes in.
 #[derive(Clone, Debug)]
@@ -30,7 +31,29 @@ impl Compute {
             None => Device::Cpu,
             Some(ordinal) => open_cuda(ordinal, config, budget_bytes)?,
         };
-        Ok(Compute { device, dtype })
+        let compute = Compute { device, dtype };
+        compute.refuse_if_wrong(kernels::check::check)?;
+        Ok(compute)
+    }
+
+    /// Compares kernels with their CPU twins on this very card, before anyone relies on them: built for another
+    /// generation of cards, kernels have been seen to return garbage without an error. On the CPU there is nothing to
+    /// compare.
+    ///
+    /// # Errors
+    /// `internal`, naming every family of kernels that is wrong, and by how much.
+    pub fn refuse_if_wrong(&self, check: impl FnOnce(&Device, DType) -> Vec<Check>) -> Result<(), JobError> {
+        if self.device.is_cpu() {
+            return Ok(());
+        }
+        let wrong: Vec<String> =
+            check(&self.device, self.dtype).iter().filter(|c| !c.ok).map(Check::to_string).collect();
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        let message = format!("kernels compute wrongly on this card: {}", wrong.join("; "));
+        Err(JobError::new(ErrorKind::Internal, message)
+            .hint("build for this card's generation, or set compute.device = \"cpu\""))
     }
 
     /// f32 on the CPU: the reference.

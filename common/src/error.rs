@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::budget::Bytes;
+
 /// The closed list of reasons that a client can match on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -147,7 +149,16 @@ impl From<candle_core::Error> for JobError {
     /// An allocation that the budget refuses is the job's failure; anything else in the maths is ours.
     fn from(e: candle_core::Error) -> Self {
         let text = e.to_string();
-        let kind = if text.contains("OUT_OF_MEMORY") { ErrorKind::OutOfMemory } else { ErrorKind::Internal };
-        JobError::new(kind, text)
+        // With RUST_BACKTRACE set, candle puts its whole stack behind the sentence.
+        let sentence = text.lines().next().unwrap_or_default();
+        if !text.contains("OUT_OF_MEMORY") {
+            return JobError::new(ErrorKind::Internal, sentence);
+        }
+        let usage = crate::memory::usage();
+        let figures = format!("{} in use, {} at most so far", Bytes(usage.used_bytes), Bytes(usage.peak_bytes));
+        JobError::new(ErrorKind::OutOfMemory, format!("the budget refuses an allocation: {figures} ({sentence})"))
+            .hint("ask about a shorter span or with a lower fps, or raise the stage's budget")
+            .detail("used_bytes", usage.used_bytes)
+            .detail("peak_bytes", usage.peak_bytes)
     }
 }

@@ -83,6 +83,12 @@ pub trait JobPort {
     /// `take`'s, or the end of the job: cancelled, failed in another stage, timed out.
     fn next_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<(), Stop>;
 
+    /// Shows `take` a batch that has come already; false if none has. For who has something else to do meanwhile.
+    ///
+    /// # Errors
+    /// As [`next_tokens`](Self::next_tokens).
+    fn more_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<bool, Stop>;
+
     /// Tells the client. Terminal events are the caller's business, not the stage's.
     ///
     /// # Errors

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::wire::{WireError, WireErrorKind};
 
+// Tensors travel little-endian and are copied to and from memory as they are.
+const _: () = assert!(cfg!(target_endian = "little"), "this machine's numbers are not little-endian");
+
 /// Dimensions a tensor may have at most (PROTOCOL.md, "Tensor").
 pub const MAX_DIMS: usize = 8;
 
@@ -97,18 +100,9 @@ impl<'a> Tensor<'a> {
     pub fn from_candle(tensor: &candle_core::Tensor) -> candle_core::Result<Tensor<'static>> {
         let flat = tensor.flatten_all()?;
         let (dtype, data) = match tensor.dtype() {
-            DType::F32 => {
-                let values = flat.to_vec1::<f32>()?;
-                (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
-            }
-            DType::F16 => {
-                let values = flat.to_vec1::<half::f16>()?;
-                (Dtype::F16, values.iter().flat_map(|v| v.to_le_bytes()).collect())
-            }
-            DType::BF16 => {
-                let values = flat.to_vec1::<half::bf16>()?;
-                (Dtype::Bf16, values.iter().flat_map(|v| v.to_le_bytes()).collect())
-            }
+            DType::F32 => (Dtype::F32, bytemuck::cast_slice(&flat.to_vec1::<f32>()?).to_vec()),
+            DType::F16 => (Dtype::F16, bytemuck::cast_slice(&flat.to_vec1::<half::f16>()?).to_vec()),
+            DType::BF16 => (Dtype::Bf16, bytemuck::cast_slice(&flat.to_vec1::<half::bf16>()?).to_vec()),
             DType::U8 => (Dtype::U8, flat.to_vec1::<u8>()?),
             other => candle_core::bail!("{other:?} does not travel on the bus"),
         };

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use candle_core::DType;
 use common::checkpoint::{Checkpoint, CheckpointError, Need, Weights};
+use common::config::LlmConfig;
 use common::error::StageName;
 use common::model::ModelConfig;
 use serde::Serialize;
@@ -77,7 +78,7 @@ pub fn needs(config: &ModelConfig, untied: bool) -> Result<BTreeMap<StageName, V
         (StageName::Vision, Weights::survey(DType::F32, |w| stage_vision::SiglipEncoder::new(c, w))?),
         (StageName::Audio, Weights::survey(DType::F32, |w| stage_audio::WhisperEncoder::new(c, w))?),
         (StageName::Fuse, Weights::survey(DType::F32, |w| stage_fuse::Fuser::new(c, w))?),
-        (StageName::Llm, Weights::survey(DType::F32, |w| stage_llm::Gemma::new(c, w))?),
+        (StageName::Llm, Weights::survey(DType::F32, |w| stage_llm::Gemma::new(c, w, &LlmConfig::default()))?),
     ]))
 }
 
@@ -94,7 +95,7 @@ pub fn inspect(dir: &Path) -> Result<Inspection, CheckpointError> {
     let mut asked = BTreeSet::new();
     let mut stage_bytes = BTreeMap::new();
     for (stage, list) in needs {
-        stage_bytes.insert(stage, list.iter().map(Need::bytes).sum());
+        stage_bytes.insert(stage, list.iter().map(|need| need.bytes).sum());
         for need in list {
             let info = checkpoint.info(&need.name);
             let state = match &info {

@@ -1,18 +1,19 @@
 //! The `vidi` command.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use common::bus::Bus;
-use common::config::Config;
+use common::config::{Config, WeightFormat};
 use common::error::StageName;
 use common::message::{JobId, JobRequest};
 use common::process::{ConfigArgs, Exit, Fatal, on_signal, runtime};
 use common::telemetry;
 use deploy::pipeline::Housing;
-use deploy::{ask, bench, broker, client, demo_model, inspect, pipeline, recording, stages, supervisor};
+use deploy::{ask, bench, broker, client, demo_model, inspect, pipeline, quantize, recording, stages, supervisor};
 
 /// The role of whoever asks.
 const CLIENT: &str = "client";
@@ -79,6 +80,17 @@ enum Command {
         #[arg(long, default_value_t = demo_model::DEFAULT_SEED)]
         seed: u64,
     },
+    /// Writes the language model's matrices in 8 or 4 bits to one file, for `llm.quantized`.
+    Quantize {
+        /// Checkpoint directory.
+        model: PathBuf,
+        /// q8 or q4.
+        #[arg(long)]
+        to: Bits,
+        /// File to write.
+        #[arg(long)]
+        out: PathBuf,
+    },
     /// Measures one stage alone, or whole jobs.
     Bench(bench::command::Bench),
     /// Runs one stage in this process.
@@ -101,6 +113,15 @@ enum Command {
         #[command(subcommand)]
         action: ConfigAction,
     },
+}
+
+/// Formats of `vidi quantize`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Bits {
+    /// 8.5 bits a weight.
+    Q8,
+    /// 4.5 bits a weight, 6.6 where errors are read again: projections to queries, keys and values, and the embedding.
+    Q4,
 }
 
 #[derive(Subcommand)]
@@ -230,6 +251,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             Err(Fatal(Exit::Model, format!("{} is incomplete: see above", model.display())))
         }
         Command::DemoModel { dir, size, seed } => write_demo_model(&dir, size, seed),
+        Command::Quantize { model, to, out } => write_quantized(&model, to, &out),
         Command::Bench(bench) => {
             use_model(&mut config, bench.model.clone())?;
             runtime.block_on(bench.run(&config))
@@ -438,6 +460,38 @@ fn use_model(config: &mut Config, model: Option<PathBuf>) -> Result<(), Fatal> {
         return Err(Fatal(Exit::Usage, text.to_owned()));
     }
     config.model.dir = absolute(&config.model.dir)?;
+    Ok(())
+}
+
+fn write_quantized(model: &Path, to: Bits, out: &Path) -> Result<(), Fatal> {
+    let weights = match to {
+        Bits::Q8 => WeightFormat::Q8,
+        Bits::Q4 => WeightFormat::Q4,
+    };
+    let bar = indicatif::ProgressBar::new(0);
+    let mut worst: BTreeMap<&'static str, (f64, String)> = BTreeMap::new();
+    println!("relative error of products:");
+    let done = quantize::quantize(model, weights, out, &mut |matrix, count| {
+        bar.set_length(count as u64);
+        bar.inc(1);
+        bar.suspend(|| println!("{:<44} {:?}  {:.2e}", matrix.name, matrix.format, matrix.error));
+        let kind = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"].into_iter().find(|k| matrix.name.ends_with(k));
+        let most = worst.entry(kind.unwrap_or("embedding")).or_default();
+        if matrix.error >= most.0 {
+            *most = (matrix.error, matrix.name.clone());
+        }
+    });
+    bar.finish_and_clear();
+    done.map_err(|e| Fatal(Exit::Model, format!("{e:#}")))?;
+    for (kind, (error, name)) in &worst {
+        println!("worst of {kind}: {error:.2e} ({name})");
+    }
+    println!(
+        "{}: use it with --set llm.weights={} --set llm.quantized={}",
+        out.display(),
+        format!("{to:?}").to_lowercase(),
+        out.display()
+    );
     Ok(())
 }
 

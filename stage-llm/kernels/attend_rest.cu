@@ -4,30 +4,38 @@
 constexpr int WIDTH = 256;
 
 // out = sum over segments of (sum over splits of mixed) / (sum over splits of sum), each split's weights relative to
-// the largest maximum. Grid: tokens * heads. Block: 256 threads, four a column quad.
+// the largest maximum. A warp for each segment finds its splits' factors, then all threads sum, four a column quad.
+// Grid: tokens * heads. Block: 256 threads, with 4 KB of shared memory and a float more for each split.
 template <class T> __device__ inline void combine(const Attention& a) {
-    int column = threadIdx.x % 64 * 4, part = threadIdx.x / 64;
+    int column = threadIdx.x % 64 * 4, part = threadIdx.x / 64, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     size_t rows = size_t(a.tokens) * a.heads, row = blockIdx.x;
-    float4 out = make_float4(0.f, 0.f, 0.f, 0.f);
-    int first = 0;
-    for (int i = 0; i < a.count; i++) {
-        int end = first + a.segments[i].splits;
-        float most = NOTHING, sum = 0.f;
-        for (int s = first; s < end; s++) most = fmaxf(most, a.stats[s * rows + row].x);
-        for (int s = first; s < end; s++) {
-            float2 stats = a.stats[s * rows + row];
-            sum += stats.y * exp2f(stats.x - most);
-        }
-        float over = sum > 0.f ? 1.f / sum : 0.f;
-#pragma unroll 4
-        for (int s = first + part; s < end; s += 4) {
-            float factor = over * exp2f(a.stats[s * rows + row].x - most);
-            float4 x = *reinterpret_cast<const float4*>(a.mixed + (s * rows + row) * WIDTH + column);
-            out.x += factor * x.x, out.y += factor * x.y, out.z += factor * x.z, out.w += factor * x.w;
-        }
-        first = end;
-    }
     float4* parts = reinterpret_cast<float4*>(shared_memory());
+    float* factors = reinterpret_cast<float*>(shared_memory() + 4096);
+    int splits = 0;
+    for (int i = 0; i < a.count; i++) {
+        int first = splits;
+        splits += a.segments[i].splits;
+        if (warp != i) continue;
+        float most = NOTHING, sum = 0.f;
+        for (int s = first + lane; s < splits; s += 32) most = fmaxf(most, a.stats[s * rows + row].x);
+        for (int step = 1; step < 32; step *= 2) most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, step));
+        for (int s = first + lane; s < splits; s += 32) {
+            float2 stats = a.stats[s * rows + row];
+            factors[s] = exp2f(stats.x - most);
+            sum += stats.y * factors[s];
+        }
+        for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
+        float over = sum > 0.f ? 1.f / sum : 0.f;
+        for (int s = first + lane; s < splits; s += 32) factors[s] *= over;
+    }
+    __syncthreads();
+    float4 out = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 4
+    for (int s = part; s < splits; s += 4) {
+        float factor = factors[s];
+        float4 x = *reinterpret_cast<const float4*>(a.mixed + (s * rows + row) * WIDTH + column);
+        out.x += factor * x.x, out.y += factor * x.y, out.z += factor * x.z, out.w += factor * x.w;
+    }
     parts[threadIdx.x] = out;
     __syncthreads();
     if (part == 0) {

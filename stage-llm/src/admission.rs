@@ -2,83 +2,84 @@
 
 use std::fmt;
 
-use candle_core::DType;
-use common::budget::Bytes;
+use common::budget::{self, Bytes};
 use common::checkpoint::{CheckpointError, Weights};
+use common::config::{ComputeConfig, LlmConfig, WeightFormat};
 use common::error::{ErrorKind, JobError};
 use common::model::ModelConfig;
 use common::plan::{AudioPlan, MediaPlan, SAMPLE_RATE};
 
+use crate::attention::segments::SCRATCH_BYTES;
 use crate::attention::{BLOCK_KEYS, BLOCK_SCORES};
 use crate::cache::{CachePlan, Geometry};
 use crate::gemma::Gemma;
+use crate::quantized;
 
 /// What a worker holds whatever the job, and what a token adds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footprint {
-    /// Weights as they are kept.
-    pub weights_bytes: u64,
-    /// The most that one pass through the layers holds besides.
-    pub activation_bytes: u64,
-    /// Keys and values of one token.
-    pub token_bytes: u64,
+    /// Whatever the job.
+    pub fixed: budget::Footprint,
+    /// Keys and values of one text token.
+    pub text_token_bytes: u64,
+    /// Keys and values of one image or audio token.
+    pub media_token_bytes: u64,
 }
 
 impl Footprint {
-    /// What a model will take, without reading a byte of it, when at most `rows` rows go through its layers together.
+    /// What a model will take, without reading a byte of it.
     ///
     /// # Errors
     /// None that a checked configuration leads to.
-    pub fn new(config: &ModelConfig, dtype: DType, rows: usize) -> Result<Self, CheckpointError> {
-        let needs = Weights::survey(dtype, |w| Gemma::new(config, w))?;
+    pub fn new(model: &ModelConfig, llm: &LlmConfig, compute: &ComputeConfig) -> Result<Self, CheckpointError> {
+        let dtype = compute.dtype.candle();
+        let needs = Weights::survey(dtype, |w| Gemma::new(model, w, llm))?;
+        let rows = llm.chunk_rows.max(llm.max_prompt_tokens) as u64;
+        let in_blocks = matches!(llm.weights, WeightFormat::Q8 | WeightFormat::Q4);
+        let size = dtype.size_in_bytes() as u64;
+        let activations = activation_bytes(model, size, rows, compute.cuda_ordinal().is_some(), in_blocks);
+        let geometry = Geometry::new(model, dtype, llm.kv);
         Ok(Footprint {
-            weights_bytes: needs.iter().map(|n| n.bytes()).sum(),
-            activation_bytes: activation_bytes(config, dtype, rows as u64),
-            token_bytes: Geometry::new(config, dtype).token_bytes(),
+            fixed: budget::Footprint::new(&needs, activations, compute),
+            text_token_bytes: geometry.text_token_bytes(),
+            media_token_bytes: geometry.media_token_bytes(),
         })
-    }
-
-    /// Refuses a budget that does not even hold the model.
-    ///
-    /// # Errors
-    /// `does_not_fit` with the figures.
-    pub fn check(&self, budget_bytes: Option<u64>) -> Result<(), JobError> {
-        let needed = self.weights_bytes.saturating_add(self.activation_bytes);
-        match budget_bytes {
-            Some(budget) if needed > budget => Err(JobError::new(
-                ErrorKind::DoesNotFit,
-                format!("the language model takes {self}; its budget is {}", Bytes(budget)),
-            )
-            .hint("raise budgets.llm or lower llm.chunk_rows")
-            .detail("weights_bytes", self.weights_bytes)
-            .detail("activation_bytes", self.activation_bytes)
-            .detail("budget_bytes", budget)),
-            _ => Ok(()),
-        }
     }
 }
 
 impl fmt::Display for Footprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (weights, activations) = (Bytes(self.weights_bytes), Bytes(self.activation_bytes));
-        write!(f, "{weights} of weights, {activations} of activations and {} bytes a token", self.token_bytes)
+        let (text, media) = (self.text_token_bytes, self.media_token_bytes);
+        write!(f, "{}, {text} bytes a text token and {media} an image or audio token", self.fixed)
     }
 }
 
-/// The most that rows hold on their way through a layer: the feed-forward part, where its products meet, or a block of
+/// What to do about a budget that does not hold the model.
+pub const HINT: &str = "raise budgets.llm, set llm.weights = \"q8\" or \"q4\", or lower llm.chunk_rows";
+
+/// The most that rows hold on their way through a layer: the feed-forward part, where gates and ups meet, or a block of
 /// attention. An upper bound, not a measurement.
-fn activation_bytes(c: &ModelConfig, dtype: DType, rows: u64) -> u64 {
-    let (size, wide) = (dtype.size_in_bytes() as u64, 4);
-    // Gate in both types, its GELU in both, up, and their product.
-    let feed_forward = c.intermediate_size as u64 * (2 * wide + 2 * size);
-    // The stream before and after, its norm in f32 and back, and the layer's outcome.
-    let stream = c.hidden_size as u64 * (2 * wide + 4 * size);
-    let heads = ((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim) as u64 * (wide + size);
-    let widened_keys =
-        if dtype == DType::F32 { 0 } else { 2 * (BLOCK_KEYS * c.num_key_value_heads * c.head_dim) as u64 * wide };
-    let block = 4 * BLOCK_SCORES as u64 * wide + widened_keys;
+fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_blocks: bool) -> u64 {
+    let wide = 4;
+    let (hidden, inner) = (c.hidden_size as u64, c.intermediate_size as u64);
+    let (q, kv) = ((c.num_attention_heads * c.head_dim) as u64, (c.num_key_value_heads * c.head_dim) as u64);
+    // The stream, its norm, what attention or the feed-forward part makes of it, and the rows as they came.
+    let stream = 4 * hidden * size;
+    let feed_forward = 3 * inner * size; // gates and ups, and their product
+    let heads = 2 * (q + 2 * kv) * size;
+    // The folded output projection is made in f32.
+    let folded = hidden * (q * wide + kv * (wide + size));
+    let attention = if on_gpu {
+        SCRATCH_BYTES as u64
+    } else {
+        let widened_keys = if size == wide { 0 } else { 2 * BLOCK_KEYS as u64 * kv * wide };
+        // In f32, before they are rounded: the CPU's norms and products.
+        4 * BLOCK_SCORES as u64 * wide + widened_keys + rows * (2 * hidden + inner) * wide
+    };
     let logits = 3 * c.vocab_size as u64 * wide;
-    rows * (stream + feed_forward.max(heads)) + block + logits
+    // Blocks are expanded a matrix, or a stretch of one, at a time.
+    let expanded = if in_blocks { (2 * inner * hidden * size).min(quantized::SCRATCH_BYTES as u64) } else { 0 };
+    rows * (stream + feed_forward.max(heads)) + folded.max(expanded) + attention + logits
 }
 
 /// One job's claim on a worker's memory.
@@ -98,7 +99,8 @@ impl Admission {
         let margin = if exact { 0 } else { SAMPLE_RATE };
         let audio = plan.audio.as_ref().and_then(|a| AudioPlan::new(a.samples.saturating_add(margin)));
         CachePlan {
-            token_bytes: self.footprint.token_bytes,
+            text_token_bytes: self.footprint.text_token_bytes,
+            media_token_bytes: self.footprint.media_token_bytes,
             text_tokens: self.text_tokens,
             image_tokens: plan.image.as_ref().map_or(0, |i| i.tokens),
             audio_tokens: audio.map_or(0, |a| a.tokens),
@@ -111,11 +113,11 @@ impl Admission {
     /// `does_not_fit` with the figures.
     pub fn check(&self, plan: &MediaPlan, exact: bool) -> Result<(), JobError> {
         let caches = self.caches(plan, exact);
-        let resident = self.footprint.weights_bytes.saturating_add(self.footprint.activation_bytes);
+        let fixed = &self.footprint.fixed;
         // Without a budget the host's memory is the cap: an allocation that it refuses would end the process.
         let left = match self.budget_bytes {
-            Some(budget) => Some(budget.saturating_sub(resident)),
-            None => host_bytes().map(|free| free.saturating_sub(self.footprint.activation_bytes)),
+            Some(budget) => Some(budget.saturating_sub(fixed.bytes())),
+            None => host_bytes().map(|free| free.saturating_sub(fixed.activation_bytes)),
         };
         let needed = caches.bytes();
         let Some(left) = left.filter(|&left| needed > left) else { return Ok(()) };
@@ -124,25 +126,26 @@ impl Admission {
             None => "the host's memory".to_owned(),
         };
         let message = format!(
-            "needs {} for the keys and values of {} image, {} audio and {} text tokens at {} bytes each; {cap} leaves {} \
-             besides {} of weights and {} of activations",
+            "needs {} for the keys and values of {} image and {} audio tokens at {} bytes each and {} text tokens at {}; \
+             {cap} leaves {} besides {fixed}",
             Bytes(needed),
             caches.image_tokens,
             caches.audio_tokens,
+            caches.media_token_bytes,
             caches.text_tokens,
-            caches.token_bytes,
+            caches.text_token_bytes,
             Bytes(left),
-            Bytes(self.footprint.weights_bytes),
-            Bytes(self.footprint.activation_bytes),
         );
         Err(JobError::new(ErrorKind::DoesNotFit, message)
-            .hint("ask with a lower fps, a shorter span or fewer max_new_tokens, or raise budgets.llm")
+            .hint("ask with a lower fps, a shorter span or fewer max_new_tokens, set llm.kv = \"q8\" or \"q4\", or raise budgets.llm")
             .detail("needed_bytes", needed)
             .detail("available_bytes", left)
             .detail("budget_bytes", self.budget_bytes)
-            .detail("weights_bytes", self.footprint.weights_bytes)
-            .detail("activation_bytes", self.footprint.activation_bytes)
-            .detail("token_bytes", caches.token_bytes)
+            .detail("weights_bytes", fixed.weights_bytes)
+            .detail("activation_bytes", fixed.activation_bytes)
+            .detail("context_bytes", fixed.context_bytes)
+            .detail("text_token_bytes", caches.text_token_bytes)
+            .detail("media_token_bytes", caches.media_token_bytes)
             .detail("image_tokens", caches.image_tokens)
             .detail("audio_tokens", caches.audio_tokens)
             .detail("text_tokens", caches.text_tokens))
@@ -159,11 +162,18 @@ fn host_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use common::config::{KvPrecision, Precision};
+    use common::error::StageName;
     use common::plan::ImagePlan;
 
+    fn footprint(kv: KvPrecision) -> Footprint {
+        let llm = LlmConfig { kv, ..LlmConfig::default() };
+        let compute = ComputeConfig { device: "cuda".to_owned(), dtype: Precision::F16, ..ComputeConfig::default() };
+        Footprint::new(&ModelConfig::default(), &llm, &compute).unwrap()
+    }
+
     fn admission(budget_bytes: Option<u64>) -> Admission {
-        let footprint = Footprint::new(&ModelConfig::default(), DType::F16, 4096).unwrap();
-        Admission { footprint, budget_bytes, text_tokens: 1064 }
+        Admission { footprint: footprint(KvPrecision::Dense), budget_bytes, text_tokens: 1064 }
     }
 
     fn plan(frames: u64, audio_samples: u64) -> MediaPlan {
@@ -175,11 +185,20 @@ mod tests {
     fn the_9b_model_takes_what_the_specification_says() {
         let footprint = admission(None).footprint;
         // In 16 bit, but for the gains of the 4 x 42 + 1 norms, which are kept in f32.
-        assert_eq!(footprint.weights_bytes, 2 * 9_241_705_984 + 2 * 169 * 3584);
-        assert_eq!(footprint.token_bytes, 344_064);
-        assert!(footprint.activation_bytes < 2 << 30, "{footprint}");
-        assert_eq!(footprint.check(Some(17 << 30)).unwrap_err().kind, ErrorKind::DoesNotFit);
-        assert!(footprint.check(Some(20 << 30)).is_ok() && footprint.check(None).is_ok());
+        assert_eq!(footprint.fixed.weights_bytes, 2 * 9_241_705_984 + 2 * 169 * 3584);
+        assert_eq!((footprint.text_token_bytes, footprint.media_token_bytes), (344_064, 344_064));
+        assert!(footprint.fixed.activation_bytes < 1 << 30, "{footprint}");
+        let check = |gib: u64| footprint.fixed.check(StageName::Llm, Some(gib << 30), HINT);
+        assert_eq!(check(17).unwrap_err().kind, ErrorKind::DoesNotFit);
+        assert!(check(20).is_ok());
+    }
+
+    #[test]
+    fn quantized_keys_and_values_take_a_half_and_a_quarter_and_the_texts_stay_as_they_are() {
+        let [q8, q4] = [KvPrecision::Q8, KvPrecision::Q4].map(footprint);
+        assert_eq!((q8.text_token_bytes, q4.text_token_bytes), (344_064, 344_064));
+        assert!(q8.media_token_bytes * 16 <= 344_064 * 17 / 2, "{q8}");
+        assert!(q4.media_token_bytes * 32 <= 344_064 * 9, "{q4}");
     }
 
     #[test]
@@ -193,7 +212,7 @@ mod tests {
     fn a_budget_that_holds_a_plan_exactly_holds_it_and_a_byte_less_does_not() {
         let plan = plan(300, 4_800_000);
         let claim = admission(None);
-        let resident = claim.footprint.weights_bytes + claim.footprint.activation_bytes;
+        let resident = claim.footprint.fixed.bytes();
         let needed = claim.caches(&plan, true).bytes();
         assert_eq!(needed, (58_800 + 3_000 + 1_064) * 344_064);
         assert!(admission(Some(resident + needed)).check(&plan, true).is_ok());

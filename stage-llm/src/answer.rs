@@ -5,22 +5,22 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use common::checkpoint::Weights;
-use common::config::LlmConfig;
+use common::config::{ComputeConfig, KvPrecision, LlmConfig, WeightFormat};
 use common::error::{ErrorKind, JobError, StageName};
 use common::event::{Event, Finish, JobResult, Mode, ModelName};
-use common::message::{DecodeRequest, JobRequest, Segment};
+use common::message::{DecodeRequest, JobRequest, Segment, TokenBatch};
 use common::model::ModelConfig;
 use common::plan::MediaPlan;
 use common::stage::{JobPort, Stop};
 use common::wire::VERSION;
 
-use crate::admission::{Admission, Footprint};
+use crate::admission::{Admission, Footprint, HINT};
 use crate::cache::TextCache;
 use crate::clock::{Clock, Progress};
 use crate::detokenize::{Detokenizer, decode};
 use crate::gemma::Gemma;
 use crate::generate::{Ending, generate};
-use crate::intake::Intake;
+use crate::intake::{Chunk, Intake};
 use crate::observe::Observe;
 use crate::prompt::{Prompter, strip};
 use crate::sample::Sampler;
@@ -31,6 +31,8 @@ use crate::task::Tasks;
 pub struct Settings {
     /// The `[llm]` section.
     pub llm: LlmConfig,
+    /// The `[compute]` section.
+    pub compute: ComputeConfig,
     /// What the stage may hold, weights included; none without a cap.
     pub budget_bytes: Option<u64>,
     /// The checkpoint's name, for results.
@@ -41,7 +43,13 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { llm: LlmConfig::default(), budget_bytes: None, name: String::new(), mode: Mode::Streaming }
+        Settings {
+            llm: LlmConfig::default(),
+            compute: ComputeConfig::default(),
+            budget_bytes: None,
+            name: String::new(),
+            mode: Mode::Streaming,
+        }
     }
 }
 
@@ -65,18 +73,16 @@ impl LlmStage {
         tokenizer: &Path,
         settings: Settings,
     ) -> Result<Self, JobError> {
-        let footprint =
-            Footprint::new(config, weights.dtype(), settings.llm.chunk_rows.max(settings.llm.max_prompt_tokens))?;
+        let footprint = Footprint::new(config, &settings.llm, &settings.compute)?;
         tracing::info!(
-            weights_bytes = footprint.weights_bytes,
-            activation_bytes = footprint.activation_bytes,
-            token_bytes = footprint.token_bytes,
+            text_token_bytes = footprint.text_token_bytes,
+            media_token_bytes = footprint.media_token_bytes,
             budget_bytes = settings.budget_bytes,
             "the language model takes {footprint}"
         );
-        footprint.check(settings.budget_bytes)?;
+        footprint.fixed.check(StageName::Llm, settings.budget_bytes, HINT)?;
         let prompter = Prompter::open(tokenizer, config.vocab_size, settings.llm.max_prompt_tokens)?;
-        let model = Gemma::new(config, weights)?;
+        let model = Gemma::new(config, weights, &settings.llm)?;
         Ok(LlmStage { model, prompter, tasks: Tasks::builtin(), footprint, settings })
     }
 
@@ -128,8 +134,7 @@ impl LlmStage {
         };
         let chunk_rows = self.settings.llm.chunk_rows;
         let mut intake = Intake::new(&self.model, plan.clone(), admission, chunk_rows).map_err(here)?;
-        let mut text =
-            TextCache::new(self.model.geometry(), text_tokens, self.model.device()).map_err(|e| here(e.into()))?;
+        let mut text = self.model.text_cache(text_tokens).map_err(|e| here(e.into()))?;
         port.event(Event::Planned { plan: plan.clone(), mode: self.settings.mode, cached: false })?;
         port.request_decode(whole(request, plan))?;
 
@@ -169,22 +174,17 @@ impl LlmStage {
         observe: &mut dyn Observe,
     ) -> Result<(), Stop> {
         let mut taken = 0;
+        let mut waiting = Vec::new();
         while !intake.is_complete() {
-            let mut chunks = Vec::new();
-            clock.waiting(|| {
-                port.next_tokens(&mut |batch| {
-                    chunks = intake.take(&self.model, &batch).map_err(here)?;
-                    Ok(())
-                })
-            })?;
-            for chunk in chunks {
+            self.gather(intake, &mut waiting, port, clock)?;
+            // All that has come goes through the layers together, up to what their memory is planned for.
+            while !waiting.is_empty() {
                 if port.cancelled() {
                     return Err(Stop::Cancelled);
                 }
-                self.model
-                    .absorb(chunk.modality, &chunk.tokens, chunk.offset, intake.video(), observe)
-                    .map_err(|e| here(e.into()))?;
-                taken += chunk.tokens.dims()[0] as u64;
+                let chunks = self.together(&mut waiting);
+                self.model.absorb_all(&chunks, intake.video(), observe).map_err(|e| here(e.into()))?;
+                taken += chunks.iter().map(|chunk| chunk.tokens.dims()[0] as u64).sum::<u64>();
                 let (_, total) = intake.tokens();
                 progress.tell(port, taken, total + prompt_tokens)?;
             }
@@ -199,6 +199,39 @@ impl LlmStage {
             ));
         }
         Ok(())
+    }
+
+    /// Waits for a batch, then takes what else has come, up to a pass through the layers.
+    fn gather(
+        &self,
+        intake: &mut Intake,
+        waiting: &mut Vec<Chunk>,
+        port: &mut dyn JobPort,
+        clock: &mut Clock,
+    ) -> Result<(), Stop> {
+        let mut take = |batch: TokenBatch<'_>| {
+            waiting.extend(intake.take(&self.model, &batch).map_err(here)?);
+            Ok(())
+        };
+        clock.waiting(|| port.next_tokens(&mut take))?;
+        while rows(waiting) < self.settings.llm.chunk_rows {
+            let came = port.more_tokens(&mut |batch| {
+                waiting.extend(intake.take(&self.model, &batch).map_err(here)?);
+                Ok(())
+            })?;
+            if !came {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first chunks that fit a pass.
+    fn together(&self, waiting: &mut Vec<Chunk>) -> Vec<Chunk> {
+        let fits = |count: &usize| rows(&waiting[..*count]) <= self.settings.llm.chunk_rows;
+        // One chunk always does: the intake cuts batches that are longer.
+        let count = (1..=waiting.len()).take_while(fits).last().unwrap_or(1);
+        waiting.drain(..count).collect()
     }
 
     /// Generates the answer and sends its text on as it grows.
@@ -232,9 +265,25 @@ impl LlmStage {
     }
 
     fn model_name(&self) -> ModelName {
-        let dtype = self.model.dtype().as_str().to_owned();
-        ModelName { name: self.settings.name.clone(), weights: dtype.clone(), kv: dtype.clone(), dtype }
+        let dtype = self.model.dtype().as_str();
+        let weights = match self.settings.llm.weights {
+            WeightFormat::Q8 => "q8",
+            WeightFormat::Q4 => "q4",
+            WeightFormat::Dense | WeightFormat::Bf16 | WeightFormat::F16 => dtype,
+        };
+        let kv = match self.settings.llm.kv {
+            KvPrecision::Q8 => "q8",
+            KvPrecision::Q4 => "q4",
+            KvPrecision::Dense => dtype,
+        };
+        let [dtype, weights, kv] = [dtype, weights, kv].map(str::to_owned);
+        ModelName { name: self.settings.name.clone(), dtype, weights, kv }
     }
+}
+
+/// Rows of all chunks.
+fn rows(chunks: &[Chunk]) -> usize {
+    chunks.iter().map(|chunk| chunk.tokens.dims()[0]).sum()
 }
 
 struct Answer {

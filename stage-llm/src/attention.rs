@@ -10,6 +10,10 @@ use rayon::prelude::*;
 
 use crate::elementary::{exp_negative, tanh};
 
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod segments;
+
 /// Score elements of one block, all heads together: 16 MiB in f32.
 pub const BLOCK_SCORES: usize = 1 << 22;
 /// Keys of one block at most: few enough that sums over them stay precise, and cheap to widen to f32.
@@ -65,16 +69,41 @@ impl Visible {
 /// # Errors
 /// candle's.
 pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scoring: Scoring, visible: Visible) -> Result<Tensor> {
+    attend_to(q, &Dense(k, v), scoring, visible)
+}
+
+/// Where keys and values come from, a block at a time.
+trait Source {
+    /// Key and value heads, and how many keys there are.
+    fn dims(&self) -> Result<(usize, usize)>;
+    /// Keys and values of a range, both `[kv heads, keys, width]` in f32.
+    fn block(&self, keys: Range<usize>) -> Result<(Tensor, Tensor)>;
+}
+
+/// Keys and values `[kv heads, keys, width]` as they are.
+struct Dense<'a>(&'a Tensor, &'a Tensor);
+
+impl Source for Dense<'_> {
+    fn dims(&self) -> Result<(usize, usize)> {
+        self.0.dims3().map(|(heads, keys, _)| (heads, keys))
+    }
+
+    fn block(&self, keys: Range<usize>) -> Result<(Tensor, Tensor)> {
+        let wide = |t: &Tensor| t.narrow(1, keys.start, keys.len())?.to_dtype(DType::F32);
+        Ok((wide(self.0)?, wide(self.1)?))
+    }
+}
+
+fn attend_to(q: &Tensor, source: &dyn Source, scoring: Scoring, visible: Visible) -> Result<Tensor> {
     let (heads, queries, _) = q.dims3()?;
     let block = BLOCK_QUERIES.min(queries);
     let keys = (BLOCK_SCORES / (heads * block)).clamp(1, BLOCK_KEYS);
-    attend_in_blocks(q, k, v, scoring, visible, block, keys)
+    attend_in_blocks(q, source, scoring, visible, block, keys)
 }
 
 fn attend_in_blocks(
     q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    source: &dyn Source,
     scoring: Scoring,
     visible: Visible,
     block_queries: usize,
@@ -84,7 +113,7 @@ fn attend_in_blocks(
     let mut blocks = Vec::with_capacity(queries.div_ceil(block_queries));
     for start in (0..queries).step_by(block_queries) {
         let end = queries.min(start + block_queries);
-        blocks.push(attend_block(q, k, v, scoring, visible, start..end, block_keys)?);
+        blocks.push(attend_block(q, source, scoring, visible, start..end, block_keys)?);
     }
     if blocks.len() == 1 { Ok(blocks.remove(0)) } else { Tensor::cat(&blocks, 1) }
 }
@@ -92,15 +121,14 @@ fn attend_in_blocks(
 /// One block of queries against all keys that they see.
 fn attend_block(
     q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    source: &dyn Source,
     scoring: Scoring,
     visible: Visible,
     queries: Range<usize>,
     block_keys: usize,
 ) -> Result<Tensor> {
     let (heads, _, width) = q.dims3()?;
-    let (kv_heads, keys, _) = k.dims3()?;
+    let (kv_heads, keys) = source.dims()?;
     let (rep, n) = (heads / kv_heads, queries.len());
     // The query heads that share a kv head are rows of one product.
     let q = q.narrow(1, queries.start, n)?.contiguous()?.reshape((kv_heads, rep * n, width))?;
@@ -109,8 +137,7 @@ fn attend_block(
     let mut running: Option<Partial> = None;
     for start in seen.clone().step_by(block_keys) {
         let end = seen.end.min(start + block_keys);
-        let k = k.narrow(1, start, end - start)?.to_dtype(DType::F32)?;
-        let v = v.narrow(1, start, end - start)?.to_dtype(DType::F32)?;
+        let (k, v) = source.block(start..end)?;
         let scores = q.matmul(&k.t()?)?; // [kv, rep*n, keys of the block]
         let op = CapSoftmax {
             cap: scoring.cap.map(|c| c as f32),
@@ -269,7 +296,7 @@ mod tests {
         let (q, k, v) = (random((4, 37, 24), 1), random((2, 530, 24), 2), random((2, 530, 24), 3));
         let expected = plain(&q, &k, &v, SCORING, |_, _| true);
         for (queries, keys) in [(37, 530), (37, 64), (8, 100), (1, 1), (5, 529)] {
-            let got = attend_in_blocks(&q, &k, &v, SCORING, Visible::All, queries, keys).unwrap();
+            let got = attend_in_blocks(&q, &Dense(&k, &v), SCORING, Visible::All, queries, keys).unwrap();
             assert!(worst(&got, &expected) < 3e-6, "{queries} queries, {keys} keys: {}", worst(&got, &expected));
         }
     }
@@ -281,7 +308,7 @@ mod tests {
             let visible = Visible::Causal { first: 10, window: Some(window) };
             let expected = plain(&q, &k, &v, SCORING, |i, j| j <= i + 10 && i + 10 < j + window);
             for (queries, keys) in [(40, 50), (7, 5), (1, 1), (40, 3)] {
-                let got = attend_in_blocks(&q, &k, &v, SCORING, visible, queries, keys).unwrap();
+                let got = attend_in_blocks(&q, &Dense(&k, &v), SCORING, visible, queries, keys).unwrap();
                 assert!(worst(&got, &expected) < 3e-6, "window {window}, blocks {queries} x {keys}");
             }
         }
@@ -301,7 +328,7 @@ mod tests {
         let (k, v) = ((random((1, 300, 8), 11) * 100.0).unwrap(), random((1, 300, 8), 12));
         let scoring = Scoring { scale: 1.0, cap: None };
         let expected = plain(&q, &k, &v, scoring, |_, _| true);
-        let got = attend_in_blocks(&q, &k, &v, scoring, Visible::All, 3, 7).unwrap();
+        let got = attend_in_blocks(&q, &Dense(&k, &v), scoring, Visible::All, 3, 7).unwrap();
         assert!(worst(&got, &expected) < 1e-4, "{}", worst(&got, &expected));
     }
 
@@ -310,7 +337,7 @@ mod tests {
         let (q, k, v) = (random((2, 1, 8), 13), random((2, 64, 8), 14), random((2, 64, 8), 15));
         let (k, v) = (k.narrow(1, 0, 20).unwrap(), v.narrow(1, 0, 20).unwrap());
         let expected = plain(&q, &k, &v, SCORING, |_, _| true);
-        let got = attend_in_blocks(&q, &k, &v, SCORING, Visible::All, 1, 6).unwrap();
+        let got = attend_in_blocks(&q, &Dense(&k, &v), SCORING, Visible::All, 1, 6).unwrap();
         assert!(worst(&got, &expected) < 3e-6);
     }
 }

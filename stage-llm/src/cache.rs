@@ -6,9 +6,13 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
+use common::config::KvPrecision;
 use common::message::Modality;
 use common::model::ModelConfig;
 use common::rows::RowSet;
+
+use crate::kv::{KvFormat, KvTensor};
+use crate::rope::RopeTable;
 
 /// What one token's keys and values take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,32 +23,50 @@ pub struct Geometry {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Type they are kept in.
+    /// Type of the text's, and of others that are not quantized.
     pub dtype: DType,
+    /// How image and audio tokens' are kept.
+    pub media: KvFormat,
 }
 
 impl Geometry {
-    /// The geometry of a model whose keys and values are kept in `dtype`.
-    pub fn new(config: &ModelConfig, dtype: DType) -> Self {
+    /// The geometry of a model that computes in `dtype`.
+    pub fn new(config: &ModelConfig, dtype: DType, media: KvPrecision) -> Self {
         Geometry {
             layers: config.num_hidden_layers,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
             dtype,
+            media: match media {
+                KvPrecision::Dense => KvFormat::Dense(dtype),
+                KvPrecision::Q8 => KvFormat::Q8,
+                KvPrecision::Q4 => KvFormat::Q4,
+            },
         }
     }
 
-    /// Bytes of one token in all layers: 344,064 for Vidi 1.5 9B in 16 bit.
-    pub fn token_bytes(&self) -> u64 {
-        (2 * self.layers * self.kv_heads * self.head_dim * self.dtype.size_in_bytes()) as u64
+    /// Bytes of one text token in all layers: 344,064 for Vidi 1.5 9B in 16 bit.
+    pub fn text_token_bytes(&self) -> u64 {
+        self.token_bytes(KvFormat::Dense(self.dtype))
+    }
+
+    /// Bytes of one image or audio token in all layers.
+    pub fn media_token_bytes(&self) -> u64 {
+        self.token_bytes(self.media)
+    }
+
+    fn token_bytes(&self, format: KvFormat) -> u64 {
+        self.layers as u64 * format.bytes_per_token(self.kv_heads, self.head_dim)
     }
 }
 
 /// What a job's caches will take, known before anything is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CachePlan {
-    /// Bytes of one token.
-    pub token_bytes: u64,
+    /// Bytes of one text token.
+    pub text_token_bytes: u64,
+    /// Bytes of one image or audio token.
+    pub media_token_bytes: u64,
     /// Prompt and answer.
     pub text_tokens: u64,
     /// Image tokens.
@@ -56,67 +78,54 @@ pub struct CachePlan {
 impl CachePlan {
     /// Bytes of all caches together.
     pub fn bytes(&self) -> u64 {
-        let tokens = self.text_tokens.saturating_add(self.image_tokens).saturating_add(self.audio_tokens);
-        tokens.saturating_mul(self.token_bytes)
+        let media = self.image_tokens.saturating_add(self.audio_tokens);
+        let text = self.text_tokens.saturating_mul(self.text_token_bytes);
+        media.saturating_mul(self.media_token_bytes).saturating_add(text)
     }
 }
 
-/// Keys and values of one layer: both `[kv_heads, capacity, head_dim]`, so that a head's tokens lie in a row.
+/// Keys and values of one layer.
 #[derive(Debug)]
 pub struct LayerCache {
-    k: Tensor,
-    v: Tensor,
+    /// Of every token.
+    pub k: KvTensor,
+    /// Of every token.
+    pub v: KvTensor,
 }
 
 impl LayerCache {
-    /// Writes `[kv_heads, n, head_dim]` at token `at`, in place.
+    /// Writes rows `[n, kv_heads * head_dim]` from token `at` on, in place; they may be columns of a wider matrix.
     ///
     /// # Errors
     /// candle's, when they do not fit.
     pub fn write(&self, k: &Tensor, v: &Tensor, at: usize) -> Result<()> {
-        self.k.slice_set(k, 1, at)?;
-        self.v.slice_set(v, 1, at)
-    }
-
-    /// Writes `[n, kv_heads * head_dim]` at token `at`, in place.
-    ///
-    /// # Errors
-    /// candle's, when they do not fit.
-    pub fn write_rows(&self, k: &Tensor, v: &Tensor, at: usize) -> Result<()> {
-        let heads = self.k.dim(0)?;
-        let by_head = |rows: &Tensor| rows.reshape((rows.dim(0)?, heads, ()))?.transpose(0, 1)?.contiguous();
-        self.write(&by_head(k)?, &by_head(v)?, at)
-    }
-
-    /// The first `tokens` keys and values, as views: `[kv_heads, tokens, head_dim]`.
-    ///
-    /// # Errors
-    /// candle's, when there are not so many.
-    pub fn read(&self, tokens: usize) -> Result<(Tensor, Tensor)> {
-        Ok((self.k.narrow(1, 0, tokens)?, self.v.narrow(1, 0, tokens)?))
+        self.k.write(k, at)?;
+        self.v.write(v, at)
     }
 }
 
-fn allocate(g: &Geometry, tokens: usize, device: &Device) -> Result<Vec<LayerCache>> {
-    let zeros = || Tensor::zeros((g.kv_heads, tokens, g.head_dim), g.dtype, device);
-    (0..g.layers).map(|_| Ok(LayerCache { k: zeros()?, v: zeros()? })).collect()
+fn allocate(g: &Geometry, format: KvFormat, tokens: usize, device: &Device) -> Result<Vec<LayerCache>> {
+    let room = || KvTensor::new(format, g.kv_heads, tokens, g.head_dim, device);
+    (0..g.layers).map(|_| Ok(LayerCache { k: room()?, v: room()? })).collect()
 }
 
 /// Keys and values of a prompt and the answer that grows after it.
 #[derive(Debug)]
 pub struct TextCache {
     layers: Vec<LayerCache>,
+    rope: RopeTable,
     len: usize,
     capacity: usize,
 }
 
 impl TextCache {
-    /// Room for `capacity` tokens.
+    /// Room for `capacity` tokens, and the rotations of as many positions.
     ///
     /// # Errors
     /// candle's, when there is no memory.
-    pub fn new(geometry: &Geometry, capacity: usize, device: &Device) -> Result<Self> {
-        Ok(TextCache { layers: allocate(geometry, capacity, device)?, len: 0, capacity })
+    pub fn new(geometry: &Geometry, rope: RopeTable, capacity: usize, device: &Device) -> Result<Self> {
+        let layers = allocate(geometry, KvFormat::Dense(geometry.dtype), capacity, device)?;
+        Ok(TextCache { layers, rope, len: 0, capacity })
     }
 
     /// Tokens held: the position of the next one.
@@ -139,6 +148,11 @@ impl TextCache {
         &self.layers[i]
     }
 
+    /// Rotations of its positions.
+    pub(crate) fn rope(&self) -> &RopeTable {
+        &self.rope
+    }
+
     /// Counts `n` tokens that all layers have been given.
     pub(crate) fn advance(&mut self, n: usize) {
         self.len += n;
@@ -159,7 +173,8 @@ impl MediaCache {
     /// # Errors
     /// candle's, when there is no memory.
     pub fn new(geometry: &Geometry, tokens: u64, device: &Device) -> Result<Self> {
-        Ok(MediaCache { layers: allocate(geometry, tokens as usize, device)?, held: RowSet::new(), tokens })
+        let layers = allocate(geometry, geometry.media, tokens as usize, device)?;
+        Ok(MediaCache { layers, held: RowSet::new(), tokens })
     }
 
     /// Tokens that it is for.

@@ -3,33 +3,19 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use common::checkpoint::{CheckpointError, Weights};
+use common::config::{LlmConfig, WeightFormat};
 use common::kernels;
 use common::message::Modality;
 use common::model::ModelConfig;
 
-use crate::attention::{Scoring, Visible, attend};
-use crate::cache::{Geometry, TextCache, VideoCache};
+use crate::attention::segments::{Queries, Segment, attend_segments};
+use crate::attention::{Scoring, Visible};
+use crate::cache::{Geometry, LayerCache, TextCache, VideoCache};
+use crate::intake::Chunk;
 use crate::observe::{Boundary, Observe};
-
-/// `x W^T` without a bias, as all of the language model's are.
-struct Linear {
-    weight: Tensor, // [out, in]
-}
-
-impl Linear {
-    fn new(input: usize, output: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        Ok(Linear { weight: w.get("weight", &[output, input])? })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.matmul(&self.weight.t()?)
-    }
-
-    /// Some of the outputs only.
-    fn part(&self, first: usize, outputs: usize) -> Result<Linear> {
-        Ok(Linear { weight: self.weight.narrow(0, first, outputs)? })
-    }
-}
+use crate::quantized::Linear;
+use crate::rope::RopeTable;
+use crate::weights::{self, LayerMatrices, Loader};
 
 /// `G(x, w) = rms(x) * (1 + w)`, all in f32, one rounding at the end (MODEL.md 7).
 struct RmsNorm {
@@ -54,49 +40,8 @@ impl RmsNorm {
     }
 }
 
-/// Rotary embedding, half-split; tables only for the positions at hand (MODEL.md 7).
-struct Rope {
-    inv_freq: Vec<f32>, // [head_dim / 2]
-}
-
-/// Cosines and sines `[positions, head_dim / 2]` in the model's dtype.
-struct RopeTable {
-    cos: Tensor,
-    sin: Tensor,
-}
-
-impl Rope {
-    fn new(c: &ModelConfig) -> Self {
-        let exponent = |j: usize| (2 * j) as f32 / c.head_dim as f32;
-        let inv_freq = (0..c.head_dim / 2).map(|j| 1.0 / c.rope_theta.powf(f64::from(exponent(j))) as f32).collect();
-        Rope { inv_freq }
-    }
-
-    fn table(&self, first: usize, n: usize, dtype: DType, device: &Device) -> Result<RopeTable> {
-        // The angle is an f32 product; its cosine is taken in f64 so that the table has no error of its own.
-        let angles = || (first..first + n).flat_map(|p| self.inv_freq.iter().map(move |f| f64::from(p as f32 * f)));
-        let shape = (n, self.inv_freq.len());
-        let cos: Vec<f32> = angles().map(|a| a.cos() as f32).collect();
-        let sin: Vec<f32> = angles().map(|a| a.sin() as f32).collect();
-        Ok(RopeTable {
-            cos: Tensor::from_vec(cos, shape, device)?.to_dtype(dtype)?,
-            sin: Tensor::from_vec(sin, shape, device)?.to_dtype(dtype)?,
-        })
-    }
-}
-
-impl RopeTable {
-    /// Rotates `[heads, n, head_dim]`.
-    fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        candle_nn::rotary_emb::rope(&x.unsqueeze(0)?, &self.cos, &self.sin)?.squeeze(0)
-    }
-}
-
-/// `[n, heads * width]` to `[heads, n, width]`.
-fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let n = x.dim(0)?;
-    x.reshape((n, heads, ()))?.transpose(0, 1)?.contiguous()
-}
+/// Positions whose rotations are kept ready; a text with more has its own made.
+const READY_POSITIONS: usize = 8192;
 
 struct Attention {
     qkv_proj: Linear, // queries, keys, values
@@ -110,12 +55,15 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(layer: usize, c: &ModelConfig, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
-        let parts = [("q_proj.weight", q), ("k_proj.weight", kv), ("v_proj.weight", kv)];
+    fn new(
+        layer: usize,
+        c: &ModelConfig,
+        matrices: &LayerMatrices,
+        loader: &Loader<'_>,
+    ) -> std::result::Result<Self, CheckpointError> {
         Ok(Attention {
-            qkv_proj: Linear { weight: w.stack(&parts, c.hidden_size)? },
-            o_proj: Linear::new(q, c.hidden_size, &w.pp("o_proj"))?,
+            qkv_proj: loader.load(&matrices.qkv_proj)?,
+            o_proj: loader.load(&matrices.o_proj)?,
             heads: c.num_attention_heads,
             kv_heads: c.num_key_value_heads,
             head_dim: c.head_dim,
@@ -128,47 +76,38 @@ impl Attention {
     /// Keys and values `[n, kv_heads * head_dim]` of normed rows `[n, D]`, not rotated.
     fn keys_and_values(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        Ok((self.qkv_proj.part(q, kv)?.forward(x)?, self.qkv_proj.part(q + kv, kv)?.forward(x)?))
+        Ok((self.qkv_proj.forward_rows(x, q..q + kv)?, self.qkv_proj.forward_rows(x, q + kv..q + 2 * kv)?))
     }
 
     /// Text to text, to image and to audio: three softmaxes. Their sum is taken before the one `o_proj`, which is
     /// linear; the reference sums after it. `x` `[n, D]` is normed and stands at the end of `text`.
-    fn forward(
-        &self,
-        x: &Tensor,
-        rope: &RopeTable,
-        layer: usize,
-        text: &TextCache,
-        video: &VideoCache,
-    ) -> Result<Tensor> {
-        let (n, at) = (x.dim(0)?, text.len());
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let qkv = self.qkv_proj.forward(x)?; // [n, q + 2 kv]
-        let part = |first, width, heads| split_heads(&qkv.narrow(1, first, width)?, heads);
-        let (q, k, v) = (part(0, q, self.heads)?, part(q, kv, self.kv_heads)?, part(q + kv, kv, self.kv_heads)?);
-        text.layer(layer).write(&rope.rotate(&k)?, &v, at)?;
-        let (k, v) = text.layer(layer).read(at + n)?;
+    fn forward(&self, x: &Tensor, layer: usize, text: &TextCache, video: &VideoCache) -> Result<Tensor> {
+        let (n, at, cache) = (x.dim(0)?, text.len(), text.layer(layer));
+        let qkv = self.qkv_proj.forward(x)?; // [n, (heads + 2 kv_heads) * head_dim]
+        let rotated = text.rope().rotate_and_write(&qkv, self.heads, at, &cache.k, &cache.v)?;
+        let queries = Queries { rotated: &rotated, plain: &qkv.narrow(1, 0, self.heads * self.head_dim)? };
         let causal = Visible::Causal { first: at, window: self.window };
-        let mut mixed = attend(&rope.rotate(&q)?, &k, &v, self.scoring, causal)?;
-        for half in video.halves() {
-            let (k, v) = half.layer(layer).read(half.tokens() as usize)?;
-            mixed = (mixed + attend(&q, &k, &v, self.scoring, Visible::All)?)?;
-        }
-        let mixed = mixed.transpose(0, 1)?.reshape((n, ()))?; // [n, heads * head_dim]
-        self.o_proj.forward(&mixed.to_dtype(x.dtype())?)
+        let mut segments = vec![segment(cache, at + n, causal)];
+        segments.extend(video.halves().map(|h| segment(h.layer(layer), h.tokens() as usize, Visible::All)));
+        self.o_proj.forward(&attend_segments(queries, &segments, self.scoring)?) // [n, D]
     }
 
     /// What image or audio tokens with values `[n, kv_heads * head_dim]` make of themselves, `[n, D]`. Attention to itself
     /// alone is a token's own value, for every query head of a kv head; the columns of `o_proj` that meet the same value
     /// are added up first, which halves the product.
     fn diagonal(&self, v: &Tensor) -> Result<Tensor> {
-        let weight = &self.o_proj.weight;
-        let (output, dtype) = (weight.dim(0)?, weight.dtype());
         let group = self.heads / self.kv_heads;
+        let dtype = v.dtype();
+        let weight = self.o_proj.expanded(dtype)?; // [D, heads * head_dim]
+        let output = weight.dim(0)?;
         let by_head = weight.reshape((output, self.kv_heads, group, self.head_dim))?;
         let folded = by_head.to_dtype(DType::F32)?.sum(2)?.to_dtype(dtype)?; // [D, kv_heads, head_dim]
-        Linear { weight: folded.flatten_from(1)? }.forward(v)
+        Linear::Dense(folded.flatten_from(1)?).forward(v)
     }
+}
+
+fn segment(cache: &LayerCache, len: usize, visible: Visible) -> Segment<'_> {
+    Segment { keys: &cache.k, values: &cache.v, len, visible }
 }
 
 struct Mlp {
@@ -177,12 +116,8 @@ struct Mlp {
 }
 
 impl Mlp {
-    fn new(c: &ModelConfig, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        let parts = ["gate_proj.weight", "up_proj.weight"].map(|part| (part, c.intermediate_size));
-        Ok(Mlp {
-            gate_up_proj: Linear { weight: w.stack(&parts, c.hidden_size)? },
-            down_proj: Linear::new(c.intermediate_size, c.hidden_size, &w.pp("down_proj"))?,
-        })
+    fn new(matrices: &LayerMatrices, loader: &Loader<'_>) -> std::result::Result<Self, CheckpointError> {
+        Ok(Mlp { gate_up_proj: loader.load(&matrices.gate_up_proj)?, down_proj: loader.load(&matrices.down_proj)? })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -200,10 +135,17 @@ struct DecoderLayer {
 }
 
 impl DecoderLayer {
-    fn new(layer: usize, c: &ModelConfig, w: &Weights) -> std::result::Result<Self, CheckpointError> {
+    fn new(
+        layer: usize,
+        c: &ModelConfig,
+        w: &Weights,
+        loader: &Loader<'_>,
+        weights: WeightFormat,
+    ) -> std::result::Result<Self, CheckpointError> {
+        let matrices = LayerMatrices::new(c, layer, weights);
         Ok(DecoderLayer {
-            self_attn: Attention::new(layer, c, &w.pp("self_attn"))?,
-            mlp: Mlp::new(c, &w.pp("mlp"))?,
+            self_attn: Attention::new(layer, c, &matrices, loader)?,
+            mlp: Mlp::new(&matrices, loader)?,
             input_layernorm: RmsNorm::new(c, &w.pp("input_layernorm"))?,
             post_attention_layernorm: RmsNorm::new(c, &w.pp("post_attention_layernorm"))?,
             pre_feedforward_layernorm: RmsNorm::new(c, &w.pp("pre_feedforward_layernorm"))?,
@@ -220,47 +162,81 @@ impl DecoderLayer {
     }
 }
 
+/// Rows that lie together, in the product and in the cache.
+struct Run {
+    modality: Modality,
+    /// First token of its half.
+    offset: u64,
+    /// First row of the product.
+    row: usize,
+    rows: usize,
+}
+
+/// Chunks as they follow each other; one that goes on where the last one ended is the same run.
+fn runs(chunks: &[Chunk]) -> Result<Vec<Run>> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut row = 0;
+    for chunk in chunks {
+        let rows = chunk.tokens.dim(0)?;
+        match runs.last_mut() {
+            Some(run) if run.modality == chunk.modality && run.offset + run.rows as u64 == chunk.offset => {
+                run.rows += rows;
+            }
+            _ => runs.push(Run { modality: chunk.modality, offset: chunk.offset, row, rows }),
+        }
+        row += rows;
+    }
+    Ok(runs)
+}
+
+/// Whether the head is a matrix of its own: a configuration that says tied wins over a stray head in the file (MODEL.md 1).
+pub fn untied(c: &ModelConfig, w: &Weights) -> bool {
+    !c.tie_word_embeddings && w.contains("lm_head.weight")
+}
+
 /// The language model.
 pub struct Gemma {
-    embed_tokens: Tensor, // [vocabulary, D]
+    embed_tokens: Linear, // [vocabulary, D]
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     lm_head: Linear,
-    rope: Rope,
+    rope: RopeTable,
     /// sqrt(D), rounded to the model's dtype by the product itself (MODEL.md 7).
     embedding_scale: f64,
     final_cap: Option<f64>,
     geometry: Geometry,
+    vocabulary: usize,
+    hidden_size: usize,
+    dtype: DType,
     device: Device,
 }
 
 impl Gemma {
-    /// Loads the model; works under [`Weights::survey`].
+    /// Loads the model, its matrices and its keys and values kept as `llm` says; works under [`Weights::survey`].
     ///
     /// # Errors
     /// The tensor that is missing or misshapen.
-    pub fn new(c: &ModelConfig, w: &Weights) -> std::result::Result<Self, CheckpointError> {
+    pub fn new(c: &ModelConfig, w: &Weights, llm: &LlmConfig) -> std::result::Result<Self, CheckpointError> {
+        let loader = Loader::new(w, llm)?;
         let model = w.pp("model");
-        let embed_tokens = model.pp("embed_tokens").get("weight", &[c.vocab_size, c.hidden_size])?;
+        let [embedding, head] = weights::embedding(c, llm.weights);
+        let embed_tokens = loader.load(&embedding)?;
         let layers = model.pp("layers");
-        // A configuration that says tied wins over a stray head in the file (MODEL.md 1).
-        let untied = !c.tie_word_embeddings && w.contains("lm_head.weight");
-        let lm_head = if untied {
-            Linear::new(c.hidden_size, c.vocab_size, &w.pp("lm_head"))?
-        } else {
-            Linear { weight: embed_tokens.clone() }
-        };
+        let layer = |i| DecoderLayer::new(i, c, &layers.pp(i), &loader, llm.weights);
+        let rope = RopeTable::new(c.rope_theta, c.head_dim, READY_POSITIONS, w.dtype(), w.device())
+            .map_err(CheckpointError::from_device)?;
         Ok(Gemma {
+            lm_head: if untied(c, w) { loader.load(&head)? } else { embed_tokens.clone() },
             embed_tokens,
-            layers: (0..c.num_hidden_layers)
-                .map(|i| DecoderLayer::new(i, c, &layers.pp(i)))
-                .collect::<std::result::Result<_, _>>()?,
+            layers: (0..c.num_hidden_layers).map(layer).collect::<std::result::Result<_, _>>()?,
             norm: RmsNorm::new(c, &model.pp("norm"))?,
-            lm_head,
-            rope: Rope::new(c),
+            rope,
             embedding_scale: (c.hidden_size as f64).sqrt(),
             final_cap: c.final_logit_softcapping,
-            geometry: Geometry::new(c, w.dtype()),
+            geometry: Geometry::new(c, w.dtype(), llm.kv),
+            vocabulary: c.vocab_size,
+            hidden_size: c.hidden_size,
+            dtype: w.dtype(),
             device: w.device().clone(),
         })
     }
@@ -270,6 +246,15 @@ impl Gemma {
         &self.geometry
     }
 
+    /// Room for a prompt and its answer of `capacity` tokens together.
+    ///
+    /// # Errors
+    /// candle's, when there is no memory.
+    pub fn text_cache(&self, capacity: usize) -> Result<TextCache> {
+        let rope = if capacity <= self.rope.positions() { self.rope.clone() } else { self.rope.longer(capacity)? };
+        TextCache::new(&self.geometry, rope, capacity, &self.device)
+    }
+
     /// Where it computes.
     pub fn device(&self) -> &Device {
         &self.device
@@ -277,24 +262,23 @@ impl Gemma {
 
     /// Rows of the embedding: token ids are below.
     pub fn vocabulary(&self) -> usize {
-        self.embed_tokens.dims()[0]
+        self.vocabulary
     }
 
     /// Width of a token.
     pub fn hidden_size(&self) -> usize {
-        self.embed_tokens.dims()[1]
+        self.hidden_size
     }
 
     /// Type that it computes in.
     pub fn dtype(&self) -> DType {
-        self.embed_tokens.dtype()
+        self.dtype
     }
 
-    /// Takes image or audio tokens `[n, D]` from token `offset` of their half on into the cache, in one go. Rows depend on
-    /// nothing but themselves, so any order and any cut give the same cache.
+    /// Takes image or audio tokens `[n, D]` from token `offset` of their half on into the cache, in one go.
     ///
     /// # Errors
-    /// candle's; rows that do not lie in the cache.
+    /// As [`absorb_all`](Self::absorb_all).
     pub fn absorb(
         &self,
         modality: Modality,
@@ -303,13 +287,33 @@ impl Gemma {
         video: &VideoCache,
         observe: &mut dyn Observe,
     ) -> Result<()> {
-        let Some(cache) = video.half(modality) else { candle_core::bail!("there is no cache for {modality} tokens") };
+        self.absorb_all(&[Chunk { modality, offset, tokens: tokens.clone() }], video, observe)
+    }
+
+    /// Takes rows of either half, wherever they belong, into the cache, all in one go: the more rows a product has, the
+    /// better it uses a card. Rows depend on nothing but themselves, so any order and any cut give the same cache.
+    ///
+    /// # Errors
+    /// candle's; rows that do not lie in the cache.
+    pub fn absorb_all(&self, chunks: &[Chunk], video: &VideoCache, observe: &mut dyn Observe) -> Result<()> {
+        let runs = runs(chunks)?;
+        let Some(first) = chunks.first() else { return Ok(()) };
+        let rows: Vec<&Tensor> = chunks.iter().map(|chunk| &chunk.tokens).collect();
+        let tokens = if rows.len() == 1 { first.tokens.clone() } else { Tensor::cat(&rows, 0)? };
         let x = (tokens * self.embedding_scale)?; // [n, D]
         let mut normed = self.layers[0].input_layernorm.forward(&x)?;
         for (i, layer) in self.layers.iter().enumerate() {
-            observe.see(Boundary::MediaHidden(modality, i, offset), &x)?;
+            for run in &runs {
+                observe.see(Boundary::MediaHidden(run.modality, i, run.offset), &x.narrow(0, run.row, run.rows)?)?;
+            }
             let (k, v) = layer.self_attn.keys_and_values(&normed)?; // [n, kv_heads * head_dim]
-            cache.layer(i).write_rows(&k, &v, offset as usize)?;
+            for run in &runs {
+                let Some(cache) = video.half(run.modality) else {
+                    candle_core::bail!("there is no cache for {} tokens", run.modality)
+                };
+                let part = |x: &Tensor| x.narrow(0, run.row, run.rows);
+                cache.layer(i).write(&part(&k)?, &part(&v)?, run.offset as usize)?;
+            }
             // Nothing looks at the rows after the last layer.
             let Some(next) = self.layers.get(i + 1) else { break };
             let attended = layer.self_attn.diagonal(&v)?;
@@ -365,13 +369,12 @@ impl Gemma {
             candle_core::bail!("{n} text tokens for a cache with room for {room}");
         }
         let ids = Tensor::new(ids, &self.device)?;
-        let x = (self.embed_tokens.index_select(&ids, 0)? * self.embedding_scale)?; // [n, D]
-        let rope = self.rope.table(text.len(), n, x.dtype(), &self.device)?;
+        let x = self.embed_tokens.gather(&ids, self.dtype, self.embedding_scale)?; // [n, D]
         let mut normed = Some(self.layers[0].input_layernorm.forward(&x)?);
         for (i, layer) in self.layers.iter().enumerate() {
             observe.see(Boundary::TextHidden(i), &x)?;
             let input = normed.take().expect("every layer but the last makes the next one's input. This is a bug.");
-            let attended = layer.self_attn.forward(&input, &rope, i, text, video)?;
+            let attended = layer.self_attn.forward(&input, i, text, video)?;
             let next = self.layers.get(i + 1).map(|next| &next.input_layernorm);
             normed = layer.residual(&x, &attended, next)?;
         }

@@ -49,6 +49,7 @@ impl KvFormat {
     }
 
     /// What kernels call it.
+    #[cfg(feature = "cuda")]
     pub(crate) fn code(self) -> i32 {
         match self {
             KvFormat::Dense(_) => 0,
@@ -73,16 +74,11 @@ impl KvTensor {
     /// Room for `capacity` tokens, all zero.
     ///
     /// # Errors
-    /// candle's, when there is no memory; a `head_dim` that is not a multiple of 8.
-    pub fn new(
-        format: KvFormat,
-        kv_heads: usize,
-        capacity: usize,
-        head_dim: usize,
-        device: &Device,
-    ) -> Result<Self> {
-        if !head_dim.is_multiple_of(8) {
-            candle_core::bail!("heads of {head_dim}: their width must be a multiple of 8");
+    /// candle's, when there is no memory; quantized or on a card, a `head_dim` that is not a multiple of 8.
+    pub fn new(format: KvFormat, kv_heads: usize, capacity: usize, head_dim: usize, device: &Device) -> Result<Self> {
+        let as_it_is = matches!(format, KvFormat::Dense(_)) && device.is_cpu();
+        if !as_it_is && !head_dim.is_multiple_of(8) {
+            candle_core::bail!("heads of {head_dim}: quantized or on a card, their width must be a multiple of 8");
         }
         let rows = kv_heads * capacity;
         let data = match format {

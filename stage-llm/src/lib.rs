@@ -1,7 +1,9 @@
 //! The language model: a question and a video's tokens in, an answer out; no bus in sight.
 //!
-//! In reading order: [`elementary`] (exp and tanh), [`attention`] (blockwise softmax over long caches), [`cache`]
-//! (keys and values, and what they weigh), [`gemma`] (the model), [`observe`] (watching it for parity), [`task`] (what
+//! In reading order: [`elementary`] (exp and tanh), [`attention`] (blockwise softmax over long caches), [`kv`] (keys
+//! or values of a layer, in 16, 8 or 4 bits), [`rope`] (rotary positions), [`quantized`] (weights in blocks), [`weights`] (where they
+//! come from), [`kernels`]
+//! (CUDA, and its check), [`cache`] (keys and values of a job, and what they weigh), [`gemma`] (the model), [`observe`] (watching it for parity), [`task`] (what
 //! can be asked), [`prompt`] (text to tokens), [`detokenize`] (tokens to text), [`sample`] (logits to a token),
 //! [`generate`] (tokens one after another), [`admission`] (whether a job fits), [`intake`] (taking a job's tokens as
 //! they come), [`clock`] (progress and timings), [`answer`] (a job from start to end), [`open`](mod@open) (the stage as
@@ -17,12 +19,16 @@ pub mod elementary;
 pub mod gemma;
 pub mod generate;
 pub mod intake;
+pub mod kernels;
 pub mod kv;
 pub mod observe;
 pub mod open;
 pub mod prompt;
+pub mod quantized;
+pub mod rope;
 pub mod sample;
 pub mod task;
+pub mod weights;
 
 pub use answer::{LlmStage, Settings};
 pub use gemma::Gemma;

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use common::checkpoint::{Checkpoint, Weights};
-use common::compute::Compute;
 use common::config::Config;
 use common::error::{JobError, StageName};
 use common::event::{JobResult, Mode};
 use common::message::JobRequest;
 use common::stage::{JobPort, Owner, Stop};
 
+use crate::admission::{Footprint, HINT};
 use crate::answer::{LlmStage, Settings};
 
 /// Opens the stage that the configuration describes.
@@ -19,10 +19,13 @@ use crate::answer::{LlmStage, Settings};
 pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     let dir = &config.model.dir;
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
-    let compute = Compute::open(&config.compute, config.budget(StageName::Llm))?;
+    let footprint = Footprint::new(checkpoint.config(), &config.llm, &config.compute)?;
+    let compute = footprint.fixed.open(StageName::Llm, &config.compute, config.budget(StageName::Llm), HINT)?;
+    compute.refuse_if_wrong(crate::kernels::check::check)?;
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let settings = Settings {
         llm: config.llm.clone(),
+        compute: config.compute.clone(),
         budget_bytes: config.budget(StageName::Llm),
         name: dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
         mode: Mode::Streaming,

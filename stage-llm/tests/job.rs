@@ -142,9 +142,11 @@ fn a_request_that_cannot_be_answered_is_refused_before_anything_is_probed() {
 fn a_job_that_does_not_fit_is_refused_with_the_figures_before_decoding_is_asked_for() {
     let model = Model::new();
     let footprint = *model.stage(Settings::default()).unwrap().footprint();
-    let resident = footprint.weights_bytes + footprint.activation_bytes;
-    let with =
-        |tokens: u64| Settings { budget_bytes: Some(resident + tokens * footprint.token_bytes), ..Settings::default() };
+    let resident = footprint.fixed.bytes();
+    let with = |tokens: u64| Settings {
+        budget_bytes: Some(resident + tokens * footprint.text_token_bytes),
+        ..Settings::default()
+    };
     // 588 image tokens, 40 audio tokens and 10 for a second of margin, and the text.
     let mut wide = model.stage(with(638 + 512)).unwrap();
     assert!(wide.answer(&request("a cat", 6), &mut port()).is_ok());
@@ -153,7 +155,7 @@ fn a_job_that_does_not_fit_is_refused_with_the_figures_before_decoding_is_asked_
     assert_eq!(error.kind, ErrorKind::DoesNotFit);
     assert_eq!(error.details["image_tokens"], 588);
     assert_eq!(error.details["audio_tokens"], 50);
-    assert_eq!(error.details["available_bytes"], 638 * footprint.token_bytes);
+    assert_eq!(error.details["available_bytes"], 638 * footprint.text_token_bytes);
     assert!(error.details["needed_bytes"].as_u64() > error.details["available_bytes"].as_u64());
     assert!(port.requested.is_none() && port.events.is_empty());
     let small = Settings { budget_bytes: Some(resident - 1), ..Settings::default() };

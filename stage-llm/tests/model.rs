@@ -6,11 +6,12 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Result, Tensor};
 use common::checkpoint::Weights;
+use common::config::LlmConfig;
 use common::message::Modality;
 use common::model::ModelConfig;
 use fixture::{HIDDEN, Model, random};
 use serde_json::json;
-use stage_llm::cache::{MediaCache, TextCache, VideoCache};
+use stage_llm::cache::{MediaCache, VideoCache};
 use stage_llm::gemma::Gemma;
 use stage_llm::observe::{Boundary, Observe};
 
@@ -40,7 +41,7 @@ fn absorb(model: &Gemma, image: &Tensor, audio: &Tensor, cuts: &[(Modality, usiz
 }
 
 fn logits(model: &Gemma, video: &VideoCache) -> Tensor {
-    let mut text = TextCache::new(model.geometry(), 32, model.device()).unwrap();
+    let mut text = model.text_cache(32).unwrap();
     model.prefill(&PROMPT, &mut text, video, &mut ()).unwrap()
 }
 
@@ -87,7 +88,7 @@ fn a_video_with_a_gap_is_not_answered_about() {
     let model = Model::new().gemma(DType::F32);
     let video = absorb(&model, &tokens(50, 1), &tokens(13, 2), &[(Modality::Image, 0, 20), (Modality::Audio, 0, 13)]);
     assert_eq!(video.first_gap(), Some((Modality::Image, 20..50)));
-    let mut text = TextCache::new(model.geometry(), 32, model.device()).unwrap();
+    let mut text = model.text_cache(32).unwrap();
     assert!(model.prefill(&PROMPT, &mut text, &video, &mut ()).is_err());
 }
 
@@ -97,7 +98,7 @@ fn decoding_token_by_token_gives_what_one_prefill_gives_beyond_the_window_too() 
     let video = absorb(&model, &tokens(9, 1), &tokens(4, 2), &[(Modality::Image, 0, 9), (Modality::Audio, 0, 4)]);
     let expected = logits(&model, &video);
     for first in [1, 5, 8, 19] {
-        let mut text = TextCache::new(model.geometry(), PROMPT.len(), model.device()).unwrap();
+        let mut text = model.text_cache(PROMPT.len()).unwrap();
         let mut got = model.prefill(&PROMPT[..first], &mut text, &video, &mut ()).unwrap();
         for &id in &PROMPT[first..] {
             got = model.decode(id, &mut text, &video).unwrap();
@@ -111,11 +112,11 @@ fn decoding_token_by_token_gives_what_one_prefill_gives_beyond_the_window_too() 
 fn only_even_layers_have_a_window() {
     let last = |c: serde_json::Value| {
         let model = Model::with(c, |_, t| t).gemma(DType::F32);
-        let mut text = TextCache::new(model.geometry(), 32, model.device()).unwrap();
+        let mut text = model.text_cache(32).unwrap();
         let mut ids = PROMPT;
         let a = model.prefill(&ids, &mut text, &VideoCache::default(), &mut ()).unwrap();
         ids[0] = 77;
-        let mut text = TextCache::new(model.geometry(), 32, model.device()).unwrap();
+        let mut text = model.text_cache(32).unwrap();
         worst(&a, &model.prefill(&ids, &mut text, &VideoCache::default(), &mut ()).unwrap())
     };
     // One layer, sliding: the first of 20 tokens is out of sight. Two layers: the second one sees all.
@@ -159,7 +160,7 @@ fn a_watcher_sees_every_boundary_with_its_offset() {
     for new in video.half_mut(Modality::Image).unwrap().claim(0..5) {
         model.absorb(Modality::Image, &tokens(5, 1), new.start, &video, &mut seen).unwrap();
     }
-    let mut text = TextCache::new(model.geometry(), 32, model.device()).unwrap();
+    let mut text = model.text_cache(32).unwrap();
     model.prefill(&PROMPT, &mut text, &video, &mut seen).unwrap();
     let image = (0..4).map(|i| (Boundary::MediaHidden(Modality::Image, i, 0), vec![5, HIDDEN]));
     let hidden = (0..5).map(|i| (Boundary::TextHidden(i), vec![20, HIDDEN]));
@@ -177,7 +178,7 @@ fn the_survey_of_the_9b_model_is_the_oracles_list() {
         .filter(|t| t["part"] == "llm" && t["needed"] == true)
         .map(|t| (t["name"].as_str().unwrap().to_owned(), serde_json::from_value(t["shape"].clone()).unwrap()))
         .collect();
-    let needs = Weights::survey(DType::F16, |w| Gemma::new(&ModelConfig::default(), w)).unwrap();
+    let needs = Weights::survey(DType::F16, |w| Gemma::new(&ModelConfig::default(), w, &LlmConfig::default())).unwrap();
     let asked: BTreeSet<(String, Vec<usize>)> = needs.iter().map(|n| (n.name.clone(), n.shape.clone())).collect();
     assert_eq!(needs.len(), 464);
     assert_eq!(asked, expected);

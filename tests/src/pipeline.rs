@@ -277,6 +277,16 @@ impl JobPort for InProcess<'_> {
         take(wire::decode(&body).map_err(internal)?)
     }
 
+    fn more_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<bool, Stop> {
+        // Sometimes there is more, sometimes it is still on its way.
+        if self.delivery.is_late() {
+            return Ok(false);
+        }
+        let Some(body) = self.tokens.pop_front() else { return Ok(false) };
+        take(wire::decode(&body).map_err(internal)?)?;
+        Ok(true)
+    }
+
     fn event(&mut self, event: Event) -> Result<(), Stop> {
         self.events.push(event);
         Ok(())

@@ -12,7 +12,9 @@ use super::Bus;
 use crate::subject::StreamName;
 
 /// Bytes asked for at a time: well below the server's `max_pending` of 64 MB.
-const AT_ONCE: usize = 16 << 20;
+const AT_ONCE: usize = 32 << 20;
+/// Messages that wait for the listener, so that it can take several together.
+const READY: usize = 8;
 /// How long one pull request waits at the server.
 const PULL_WAIT: Duration = Duration::from_secs(2);
 /// Pause before a reader that was lost is made again.
@@ -22,7 +24,7 @@ impl Bus {
     /// Every message on `subject`, from the first one that the stream still has, then new ones as they come. A broker
     /// that goes away and comes back is waited for. Reading ends when the receiver is dropped.
     pub fn follow(&self, stream: StreamName, subject: String) -> mpsc::Receiver<Message> {
-        let (sender, receiver) = mpsc::channel(1);
+        let (sender, receiver) = mpsc::channel(READY);
         let bus = self.clone();
         tokio::spawn(async move {
             let mut next = 0;
@@ -47,7 +49,8 @@ async fn read(
     sender: &mpsc::Sender<Message>,
     next: &mut u64,
 ) {
-    let messages = (AT_ONCE / bus.max_body().max(1)).clamp(1, 64);
+    let largest = bus.max_body().min(bus.config().message_bytes).max(1);
+    let messages = (AT_ONCE / largest).clamp(1, 64);
     while !sender.is_closed() {
         let pull = reader.batch().max_messages(messages).expires(PULL_WAIT).messages().await;
         let Ok(mut batch) = pull else { return };

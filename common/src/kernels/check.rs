@@ -1,6 +1,7 @@
 //! Whether a device computes what the CPU does, and how fast: a self-test for a stage's start, the parity test of the
 //! CUDA kernels, and their benchmark.
 
+use std::fmt;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -14,7 +15,7 @@ use super::{
 #[derive(Clone, Debug)]
 pub struct Check {
     /// Which kernels.
-    pub name: &'static str,
+    pub name: String,
     /// Root mean square of the difference over that of the CPU's outcome, the worst of all outcomes and shapes.
     pub error: f64,
     /// What `error` may be.
@@ -23,6 +24,14 @@ pub struct Check {
     pub ok: bool,
     /// Why there is no outcome.
     pub failure: Option<String>,
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.ok { "ok" } else { "WRONG" };
+        write!(f, "{:<64} {:>9.1e} of {:>9.1e} {verdict}", self.name, self.error, self.tolerance)?;
+        self.failure.as_ref().map_or(Ok(()), |why| write!(f, ": {why}"))
+    }
 }
 
 /// Runs every family of kernels on `device` in `dtype`. Takes some tenths of a second, most of them the CPU's.
@@ -35,12 +44,18 @@ pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
         _ => (2e-6, 3e-6),
     };
     let case = Case { device, dtype };
-    let family = |name, tolerance, outcome: Result<Difference>| match outcome {
+    let family = |name: &str, tolerance, outcome: Result<Difference>| match outcome {
         Ok(d) => {
             let outlier = if dtype == DType::F32 { 1e-4 } else { 0.05 };
-            Check { name, error: d.rms, tolerance, ok: d.rms <= tolerance && d.outlier <= outlier, failure: None }
+            Check {
+                name: name.to_owned(),
+                error: d.rms,
+                tolerance,
+                ok: d.rms <= tolerance && d.outlier <= outlier,
+                failure: None,
+            }
         }
-        Err(e) => Check { name, error: f64::NAN, tolerance, ok: false, failure: Some(e.to_string()) },
+        Err(e) => Check { name: name.to_owned(), error: f64::NAN, tolerance, ok: false, failure: Some(e.to_string()) },
     };
     vec![
         family("rms_norm", usual, case.rms_norm()),

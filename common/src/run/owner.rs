@@ -474,6 +474,27 @@ impl OwnerPort {
     }
 }
 
+impl OwnerPort {
+    /// Shows a batch of this job; false for what is none.
+    fn show_tokens(
+        &self,
+        message: &Message,
+        take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>,
+    ) -> Result<bool, Stop> {
+        match wire::decode::<TokenBatch<'_>>(&message.payload) {
+            Ok(batch) if batch.job() == Some(&self.job) => {
+                self.world.progress().expect_half(batch.modality, &batch.plan);
+                take(batch)?;
+                return Ok(true);
+            }
+            Ok(batch) => tracing::error!(foreign = ?batch.job(), "token batch of another job dropped"),
+            Err(error) => tracing::error!(%error, "unreadable token batch dropped"),
+        }
+        self.bus.note_unreadable();
+        Ok(false)
+    }
+}
+
 impl JobPort for OwnerPort {
     fn probe(&mut self, video: &str) -> Result<MediaInfo, Stop> {
         let body = wire::encode(&ProbeRequest { v: wire::VERSION, video: video.to_owned() });
@@ -519,15 +540,16 @@ impl JobPort for OwnerPort {
     }
 
     fn next_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<(), Stop> {
-        let (bus, job, runtime) = (&self.bus, &self.job, &self.runtime);
-        let tokens = self.tokens.get_or_insert_with(|| {
-            let _in_runtime = runtime.enter();
-            bus.follow(StreamName::Tokens, bus.subjects().tokens(job))
-        });
+        let runtime = self.runtime.clone();
         loop {
             if self.world.flag.is_set() {
                 return Err(Stop::Cancelled);
             }
+            let (bus, job) = (&self.bus, &self.job);
+            let tokens = self.tokens.get_or_insert_with(|| {
+                let _in_runtime = runtime.enter();
+                bus.follow(StreamName::Tokens, bus.subjects().tokens(job))
+            });
             let wait = tokens.recv();
             let wait = async { tokio::time::timeout(Duration::from_millis(100), wait).await };
             let Ok(message) = runtime.block_on(wait) else {
@@ -537,21 +559,19 @@ impl JobPort for OwnerPort {
             let Some(message) = message else {
                 return Err(Stop::Unavailable("the token reader is gone".to_owned()));
             };
-            match wire::decode::<TokenBatch<'_>>(&message.payload) {
-                Ok(batch) if batch.job() == Some(job) => {
-                    self.world.progress().expect_half(batch.modality, &batch.plan);
-                    return take(batch);
-                }
-                Ok(batch) => {
-                    bus.note_unreadable();
-                    tracing::error!(foreign = ?batch.job(), "token batch of another job dropped");
-                }
-                Err(error) => {
-                    bus.note_unreadable();
-                    tracing::error!(%error, "unreadable token batch dropped");
-                }
+            if self.show_tokens(&message, take)? {
+                return Ok(());
             }
         }
+    }
+
+    fn more_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<bool, Stop> {
+        while let Some(Ok(message)) = self.tokens.as_mut().map(mpsc::Receiver::try_recv) {
+            if self.show_tokens(&message, take)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn event(&mut self, event: Event) -> Result<(), Stop> {

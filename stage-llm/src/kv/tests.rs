@@ -28,7 +28,8 @@ impl Noise {
 /// Keys or values of heads of 256: Gaussian, heavy-tailed (Student's t of 3 degrees), or with eight channels that stand
 /// out in every token.
 fn rows(kind: &str, n: usize, noise: &mut Noise) -> Tensor {
-    let offsets: Vec<f32> = (0..256).map(|c| if c % 37 == 5 { if c % 2 == 0 { 10.0 } else { -10.0 } } else { 0.0 }).collect();
+    let offsets: Vec<f32> =
+        (0..256).map(|c| if c % 37 == 5 { if c % 2 == 0 { 10.0 } else { -10.0 } } else { 0.0 }).collect();
     noise.tensor((n, 256), |noise, c| match kind {
         "gaussian" => noise.normal(),
         "heavy tails" => {

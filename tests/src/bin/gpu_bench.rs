@@ -8,9 +8,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use serde::Serialize;
-use tests::gpu::card;
 use tests::gpu::run::{Measured, Pipeline};
 use tests::gpu::synthetic::SyntheticDecode;
+use tests::gpu::{card, kernels};
+use tests::parity;
 
 #[derive(Parser)]
 #[command(about = "Measures the whole pipeline on a GPU machine; needs the vidi command beside itself")]
@@ -40,6 +41,10 @@ struct Args {
 enum Part {
     /// The synthetic stage-decode of a bench, as a process of its own.
     Decode,
+    /// Checks and measures every kernel alone.
+    Kernels(kernels::Arguments),
+    /// Holds the stages against the oracle's golden values, e.g. on the card in 16 bit.
+    Parity(parity::command::Arguments),
 }
 
 #[derive(Serialize)]
@@ -53,8 +58,11 @@ struct Report {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    if let Some(Part::Decode) = args.command {
-        return common::process::main_with(&args.config, |_| Ok(SyntheticDecode::new()));
+    match args.command {
+        Some(Part::Decode) => return common::process::main_with(&args.config, |_| Ok(SyntheticDecode::new())),
+        Some(Part::Kernels(kernels)) => return kernels::run(&kernels),
+        Some(Part::Parity(arguments)) => return parity::command::run(arguments),
+        None => {}
     }
     let runtime = tokio::runtime::Runtime::new().expect("a machine with a GPU gives threads");
     match runtime.block_on(bench(&args)) {

@@ -113,7 +113,7 @@ fn read(
             model.absorb(modality, &rows, offset as u64, &video, watcher)?;
         }
     }
-    Ok((video, TextCache::new(model.geometry(), text_tokens, model.device())?))
+    Ok((video, model.text_cache(text_tokens)?))
 }
 
 /// A sentence for why a stage stopped.

@@ -3,8 +3,9 @@
 //! In reading order: [`golden`] (what the oracle computed), [`npy`] and [`inputs`] (what it was given), [`question`]
 //! (what it was asked), [`limits`] (what a boundary may be
 //! off by), [`ledger`] (comparing tensors piece by piece), [`towers`] and [`language`] (the stages'
-//! parts, watched), [`report`] (the table). `pipeline` runs beside them with messages between the stages.
+//! parts, watched), [`report`] (the table), [`command`] (all of it as a command). `pipeline` runs beside them with messages between the stages.
 
+pub mod command;
 pub mod golden;
 pub mod inputs;
 pub mod language;

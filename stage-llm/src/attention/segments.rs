@@ -1,0 +1,174 @@
+//! The three attentions of a text token in one operation: to the text before it, to all image and to all audio tokens.
+//!
+//! Each is a softmax of its own; their outcomes are summed before the one output projection, and rounded once.
+
+use std::ops::Range;
+
+use candle_core::{DType, Result, Tensor};
+
+use super::{Scoring, Source, Visible, attend_to};
+use crate::kv::KvTensor;
+
+/// Queries of a run of text tokens, `[n, heads * head_dim]`; they may be columns of a wider matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct Queries<'a> {
+    /// Turned by their positions: for [`Visible::Causal`] segments, whose keys are.
+    pub rotated: &'a Tensor,
+    /// As projected: for [`Visible::All`] segments, whose tokens have no positions (MODEL.md 7).
+    pub plain: &'a Tensor,
+}
+
+/// Keys and values that share a softmax.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment<'a> {
+    /// Keys of the layer.
+    pub keys: &'a KvTensor,
+    /// Values of the layer.
+    pub values: &'a KvTensor,
+    /// Tokens that are there: the first so many.
+    pub len: usize,
+    /// Which of them a query sees.
+    pub visible: Visible,
+}
+
+/// `sum over segments of softmax(cap(q kᵀ · scale)) v`: `[n, heads * head_dim]` in the queries' type. Up to three
+/// segments; every query must see a key of each.
+///
+/// # Errors
+/// candle's; shapes and types that do not match.
+pub fn attend_segments(queries: Queries<'_>, segments: &[Segment<'_>], scoring: Scoring) -> Result<Tensor> {
+    let Some(first) = segments.first() else { candle_core::bail!("attention without keys") };
+    let (head_dim, kv_heads) = (first.keys.head_dim(), first.keys.kv_heads());
+    let (n, width) = queries.plain.dims2()?;
+    let group = width / (kv_heads * head_dim);
+    let same = |kv: &KvTensor| kv.kv_heads() == kv_heads && kv.head_dim() == head_dim;
+    if segments.len() > 3
+        || group * kv_heads * head_dim != width
+        || queries.rotated.dims2()? != (n, width)
+        || segments.iter().any(|s| !same(s.keys) || !same(s.values) || s.len == 0 || s.len > s.keys.capacity())
+    {
+        candle_core::bail!("queries {n} x {width} do not fit {} segments of {kv_heads} x {head_dim}", segments.len());
+    }
+    #[cfg(feature = "cuda")]
+    if queries.plain.device().is_cuda() {
+        return super::cuda::attend(queries, segments, scoring);
+    }
+    let heads = group * kv_heads;
+    let by_head = |x: &Tensor| x.reshape((n, heads, head_dim))?.transpose(0, 1)?.contiguous();
+    let mut mixed: Option<Tensor> = None;
+    for segment in segments {
+        let q = match segment.visible {
+            Visible::All => by_head(queries.plain)?,
+            Visible::Causal { .. } => by_head(queries.rotated)?,
+        };
+        let part = attend_to(&q, segment, scoring, segment.visible)?; // [heads, n, head_dim]
+        mixed = Some(match mixed {
+            None => part,
+            Some(before) => (before + part)?,
+        });
+    }
+    let mixed = mixed.expect("there is a segment");
+    mixed.transpose(0, 1)?.reshape((n, width))?.to_dtype(queries.plain.dtype())
+}
+
+/// Bytes of a launch's intermediate outcomes on a card, at most; nothing of it outlives the operation.
+pub const SCRATCH_BYTES: usize = 32 << 20;
+
+impl Source for Segment<'_> {
+    fn dims(&self) -> Result<(usize, usize)> {
+        Ok((self.keys.kv_heads(), self.len))
+    }
+
+    fn block(&self, keys: Range<usize>) -> Result<(Tensor, Tensor)> {
+        let wide = |kv: &KvTensor| kv.dequantize(keys.clone())?.to_dtype(DType::F32);
+        Ok((wide(self.keys)?, wide(self.values)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attention::attend;
+    use crate::kv::KvFormat;
+    use candle_core::Device;
+
+    fn random(shape: (usize, usize), seed: u64) -> Tensor {
+        let mut state = seed;
+        let values: Vec<f32> = (0..shape.0 * shape.1)
+            .map(|_| {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (state >> 40) as f32 / (1u64 << 23) as f32 * 2.0 - 2.0
+            })
+            .collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn worst(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+    }
+
+    const SCORING: Scoring = Scoring { scale: 0.25, cap: Some(10.0) };
+
+    /// Heads of 16, four of them, two for keys.
+    fn filled(format: KvFormat, rows: &Tensor) -> KvTensor {
+        let n = rows.dim(0).unwrap();
+        let kv = KvTensor::new(format, 2, n + 5, 16, &Device::Cpu).unwrap();
+        kv.write(rows, 0).unwrap();
+        kv
+    }
+
+    #[test]
+    fn three_segments_at_once_are_the_sum_of_three_attentions() {
+        let (n, text, image, audio) = (5, 12, 200, 31);
+        let (rotated, plain) = (random((n, 64), 1), random((n, 64), 2));
+        let causal = Visible::Causal { first: text - n, window: Some(6) };
+        for format in [KvFormat::Dense(DType::F32), KvFormat::Q8, KvFormat::Q4] {
+            let caches: Vec<(KvTensor, KvTensor)> =
+                [(text, KvFormat::Dense(DType::F32)), (image, format), (audio, format)]
+                    .iter()
+                    .enumerate()
+                    .map(|(i, &(len, f))| {
+                        (filled(f, &random((len, 32), 3 + i as u64)), filled(f, &random((len, 32), 9 + i as u64)))
+                    })
+                    .collect();
+            let lens = [text, image, audio];
+            let segments: Vec<Segment<'_>> = caches
+                .iter()
+                .zip(lens)
+                .enumerate()
+                .map(|(i, ((keys, values), len))| {
+                    let visible = if i == 0 { causal } else { Visible::All };
+                    Segment { keys, values, len, visible }
+                })
+                .collect();
+            let got = attend_segments(Queries { rotated: &rotated, plain: &plain }, &segments, SCORING).unwrap();
+            let heads = |x: &Tensor| x.reshape((n, 4, 16)).unwrap().transpose(0, 1).unwrap().contiguous().unwrap();
+            let mut expected = Tensor::zeros((4, n, 16), DType::F32, &Device::Cpu).unwrap();
+            for (segment, q) in segments.iter().zip([&rotated, &plain, &plain]) {
+                let (k, v) = (segment.keys.dequantize(0..segment.len), segment.values.dequantize(0..segment.len));
+                let one = attend(&heads(q), &k.unwrap(), &v.unwrap(), SCORING, segment.visible).unwrap();
+                expected = (expected + one).unwrap();
+            }
+            let expected = expected.transpose(0, 1).unwrap().reshape((n, 64)).unwrap();
+            assert!(worst(&got, &expected) < 1e-6, "{format:?}: {}", worst(&got, &expected));
+            // What is not text alone: queries of the other kind are not looked at.
+            let nothing = Tensor::zeros((n, 64), DType::F32, &Device::Cpu).unwrap();
+            let media = attend_segments(Queries { rotated: &nothing, plain: &plain }, &segments[1..], SCORING).unwrap();
+            let again = attend_segments(Queries { rotated: &rotated, plain: &plain }, &segments[1..], SCORING).unwrap();
+            assert_eq!(worst(&media, &again), 0.0);
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_match_are_refused() {
+        let kv = filled(KvFormat::Q8, &random((4, 32), 1));
+        let segment = Segment { keys: &kv, values: &kv, len: 4, visible: Visible::All };
+        let q = |width: usize| random((2, width), 2);
+        let ask = |width: usize, segments: &[Segment<'_>]| {
+            attend_segments(Queries { rotated: &q(width), plain: &q(width) }, segments, SCORING)
+        };
+        assert!(ask(64, &[segment]).is_ok());
+        assert!(ask(40, &[segment]).is_err() && ask(64, &[]).is_err() && ask(64, &[segment; 4]).is_err());
+        assert!(ask(64, &[Segment { len: 10, ..segment }]).is_err());
+    }
+}

@@ -1,0 +1,261 @@
+//! Where the model's matrices come from: the checkpoint as it is, or in blocks, from a file of `vidi quantize` or
+//! quantized while they load.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{DType, Device};
+use common::checkpoint::{CheckpointError, CheckpointErrorKind, Weights};
+use common::config::{LlmConfig, WeightFormat};
+use common::model::ModelConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::quantized::{BlockFormat, Blocks, Linear};
+
+/// Version of the file's layout.
+pub const VERSION: u32 = 1;
+
+/// A matrix that the model multiplies with: tensors of the checkpoint on top of each other, which share their input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matrix {
+    /// Its name in files, e.g. `model.layers.0.self_attn.qkv_proj`.
+    pub name: String,
+    /// The checkpoint's tensors and their rows.
+    pub parts: Vec<(String, usize)>,
+    /// Columns.
+    pub columns: usize,
+    /// How it is kept; none for as it is.
+    pub format: Option<BlockFormat>,
+}
+
+impl Matrix {
+    /// Rows of all parts.
+    pub fn rows(&self) -> usize {
+        self.parts.iter().map(|part| part.1).sum()
+    }
+
+    /// Bytes of a row in blocks.
+    fn row_bytes(&self, format: BlockFormat) -> Result<usize, CheckpointError> {
+        format.row_bytes(self.columns).map_err(|e| {
+            CheckpointError::new(CheckpointErrorKind::Misshapen, format!("{}: {e}; keep it dense", self.name))
+        })
+    }
+}
+
+/// How each kind of matrix is kept. With 4 bits, what every token passes through or is chosen by keeps 6: the projections
+/// to queries, keys and values, whose errors are read again by every later token, and the embedding, which is the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Formats {
+    qkv: Option<BlockFormat>,
+    others: Option<BlockFormat>,
+    embedding: Option<BlockFormat>,
+}
+
+impl Formats {
+    fn of(weights: WeightFormat) -> Self {
+        let all = |format| Formats { qkv: format, others: format, embedding: format };
+        match weights {
+            WeightFormat::Dense | WeightFormat::Bf16 | WeightFormat::F16 => all(None),
+            WeightFormat::Q8 => all(Some(BlockFormat::Q8_0)),
+            WeightFormat::Q4 => Formats {
+                qkv: Some(BlockFormat::Q6K),
+                others: Some(BlockFormat::Q4K),
+                embedding: Some(BlockFormat::Q6K),
+            },
+        }
+    }
+}
+
+/// The matrices of one decoder layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerMatrices {
+    /// Queries, keys, values.
+    pub qkv_proj: Matrix,
+    /// Attention's output.
+    pub o_proj: Matrix,
+    /// Gates, ups.
+    pub gate_up_proj: Matrix,
+    /// The feed-forward part's output.
+    pub down_proj: Matrix,
+}
+
+impl LayerMatrices {
+    /// Those of layer `i`.
+    pub fn new(c: &ModelConfig, i: usize, weights: WeightFormat) -> Self {
+        let formats = Formats::of(weights);
+        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let matrix = |block: &str, name: &str, parts: &[(&str, usize)], columns, format| Matrix {
+            name: format!("model.layers.{i}.{block}.{name}"),
+            parts: parts.iter().map(|(p, rows)| (format!("model.layers.{i}.{block}.{p}.weight"), *rows)).collect(),
+            columns,
+            format,
+        };
+        let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
+        let gate_up = [("gate_proj", inner), ("up_proj", inner)];
+        LayerMatrices {
+            qkv_proj: matrix("self_attn", "qkv_proj", &qkv, hidden, formats.qkv),
+            o_proj: matrix("self_attn", "o_proj", &[("o_proj", hidden)], q, formats.others),
+            gate_up_proj: matrix("mlp", "gate_up_proj", &gate_up, hidden, formats.others),
+            down_proj: matrix("mlp", "down_proj", &[("down_proj", hidden)], inner, formats.others),
+        }
+    }
+}
+
+/// The embedding, and the output head where it is another matrix.
+pub fn embedding(c: &ModelConfig, weights: WeightFormat) -> [Matrix; 2] {
+    let format = Formats::of(weights).embedding;
+    ["model.embed_tokens", "lm_head"].map(|name| Matrix {
+        name: name.to_owned(),
+        parts: vec![(format!("{name}.weight"), c.vocab_size)],
+        columns: c.hidden_size,
+        format,
+    })
+}
+
+/// Every matrix of a model, in the order in which it is used; the head only if `untied`.
+pub fn matrices(c: &ModelConfig, weights: WeightFormat, untied: bool) -> Vec<Matrix> {
+    let [embedding, head] = embedding(c, weights);
+    let layers = (0..c.num_hidden_layers).flat_map(|i| {
+        let LayerMatrices { qkv_proj, o_proj, gate_up_proj, down_proj } = LayerMatrices::new(c, i, weights);
+        [qkv_proj, o_proj, gate_up_proj, down_proj]
+    });
+    std::iter::once(embedding).chain(layers).chain(untied.then_some(head)).collect()
+}
+
+/// What a file of `vidi quantize` says of itself, in its header's metadata under `vidi`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FileInfo {
+    /// [`VERSION`].
+    pub version: u32,
+    /// `q8` or `q4`.
+    pub weights: WeightFormat,
+    /// Format, rows and columns of each matrix.
+    pub matrices: BTreeMap<String, (String, usize, usize)>,
+}
+
+/// A file of `vidi quantize`, mapped.
+pub struct QuantizedFile {
+    path: PathBuf,
+    map: MmapedSafetensors,
+}
+
+impl QuantizedFile {
+    /// Opens a file whose matrices are kept as `weights` says.
+    ///
+    /// # Errors
+    /// The file that is missing, cut short, of another version or of another format.
+    pub fn open(path: &Path, weights: WeightFormat) -> Result<Self, CheckpointError> {
+        let wrong = |kind, what: String| CheckpointError::new(kind, format!("{}: {what}", path.display()));
+        if !path.is_file() {
+            let what = "no such file; make it with `vidi quantize MODEL --to q8|q4 --out FILE`";
+            return Err(wrong(CheckpointErrorKind::Missing, what.to_owned()));
+        }
+        let info = read_info(path).map_err(|e| wrong(CheckpointErrorKind::Malformed, e))?;
+        if info.version != VERSION {
+            let what = format!("version {}, this program reads version {VERSION}", info.version);
+            return Err(wrong(CheckpointErrorKind::Malformed, what));
+        }
+        if info.weights != weights {
+            let what = format!("holds {:?} weights, llm.weights asks for {weights:?}", info.weights);
+            return Err(wrong(CheckpointErrorKind::Misshapen, what));
+        }
+        // SAFETY: the mapping is only read; see Checkpoint::open.
+        let map = unsafe { MmapedSafetensors::new(path) }
+            .map_err(|e| wrong(CheckpointErrorKind::Malformed, format!("cut short or not safetensors: {e}")))?;
+        Ok(QuantizedFile { path: path.to_owned(), map })
+    }
+
+    fn load(&self, matrix: &Matrix, format: BlockFormat, device: &Device) -> Result<Linear, CheckpointError> {
+        let wrong = |kind, what: String| CheckpointError::new(kind, format!("{}: {what}", self.path.display()));
+        let missing = |_| wrong(CheckpointErrorKind::MissingTensor, format!("no {}", matrix.name));
+        let view = self.map.get(&matrix.name).map_err(missing)?;
+        let expected = matrix.rows() * matrix.row_bytes(format)?;
+        if view.data().len() != expected {
+            let what = format!("{} has {} bytes, expected {expected}", matrix.name, view.data().len());
+            return Err(wrong(CheckpointErrorKind::Misshapen, what));
+        }
+        let blocks = Blocks::new(format, matrix.rows(), matrix.columns, view.data(), device);
+        Ok(Linear::Blocks(blocks.map_err(CheckpointError::from_device)?))
+    }
+}
+
+fn read_info(path: &Path) -> Result<FileInfo, String> {
+    use std::io::Read;
+    let mut file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(|e| format!("cut short: {e}"))?;
+    let length = u64::from_le_bytes(length);
+    if length > 64 << 20 {
+        return Err("not a safetensors file".to_owned());
+    }
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header).map_err(|e| e.to_string())?;
+    let header: serde_json::Value = serde_json::from_slice(&header).map_err(|e| format!("its header: {e}"))?;
+    let text = header["__metadata__"]["vidi"].as_str().ok_or("not made by `vidi quantize`")?;
+    serde_json::from_str(text).map_err(|e| format!("its description: {e}"))
+}
+
+/// Loads matrices in the formats that a configuration asks for.
+pub struct Loader<'a> {
+    weights: &'a Weights,
+    file: Option<QuantizedFile>,
+}
+
+impl<'a> Loader<'a> {
+    /// From a checkpoint's weights, and the configured file for those in blocks.
+    ///
+    /// # Errors
+    /// [`QuantizedFile::open`]'s; a survey opens nothing.
+    pub fn new(weights: &'a Weights, llm: &LlmConfig) -> Result<Self, CheckpointError> {
+        let in_blocks = matches!(llm.weights, WeightFormat::Q8 | WeightFormat::Q4);
+        let file = match &llm.quantized {
+            Some(path) if in_blocks && !weights.is_survey() => Some(QuantizedFile::open(path, llm.weights)?),
+            _ => None,
+        };
+        Ok(Loader { weights, file })
+    }
+
+    /// The matrix, on the device.
+    ///
+    /// # Errors
+    /// The tensor or file that is missing or misshapen; no memory.
+    pub fn load(&self, matrix: &Matrix) -> Result<Linear, CheckpointError> {
+        let parts: Vec<(&str, usize)> = matrix.parts.iter().map(|(name, rows)| (name.as_str(), *rows)).collect();
+        let Some(format) = matrix.format else {
+            return Ok(Linear::Dense(self.weights.stack(&parts, matrix.columns)?));
+        };
+        let row_bytes = matrix.row_bytes(format)?;
+        if self.weights.is_survey() {
+            return Ok(Linear::Dense(self.weights.survey_blocks(&parts, matrix.columns, row_bytes)?));
+        }
+        if let Some(file) = &self.file {
+            return file.load(matrix, format, self.weights.device());
+        }
+        let bytes = quantized(self.weights, matrix, format)?;
+        let blocks = Blocks::new(format, matrix.rows(), matrix.columns, &bytes, self.weights.device());
+        Ok(Linear::Blocks(blocks.map_err(CheckpointError::from_device)?))
+    }
+}
+
+/// A matrix in blocks, made from the checkpoint's tensors on the CPU, part by part.
+///
+/// # Errors
+/// The tensor that is missing or misshapen.
+pub fn quantized(weights: &Weights, matrix: &Matrix, format: BlockFormat) -> Result<Vec<u8>, CheckpointError> {
+    let weights = weights.on(Device::Cpu).in_dtype(DType::F32);
+    let mut bytes = Vec::with_capacity(matrix.rows() * matrix.row_bytes(format)?);
+    for (name, rows) in &matrix.parts {
+        let part = weights.get(name, &[*rows, matrix.columns])?;
+        let (storage, _) = part.storage_and_layout();
+        let made = match &*storage {
+            candle_core::Storage::Cpu(storage) => {
+                storage.as_slice::<f32>().and_then(|values| format.quantize(values, matrix.columns))
+            }
+            _ => unreachable!("it was just loaded to the CPU. This is a bug."),
+        };
+        bytes.extend(made.map_err(CheckpointError::from_device)?);
+    }
+    Ok(bytes)
+}
