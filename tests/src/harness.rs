@@ -89,6 +89,8 @@ pub struct Setup {
     pub set: Vec<String>,
     /// `--replicas`.
     pub replicas: String,
+    /// `--one-process`.
+    pub one_process: bool,
     /// What the broker may promise its streams on disk; none for its own limit.
     pub max_file_store: Option<u64>,
     /// The broker's configuration; none for a broker that lets everyone do everything.
@@ -124,6 +126,7 @@ impl Default for Setup {
             model: checkpoint("tied"),
             set: Vec::new(),
             replicas: String::new(),
+            one_process: false,
             max_file_store: None,
             broker_config: None,
         }
@@ -293,6 +296,9 @@ fn spawn_up(dir: &Path, setup: &Setup, url: &str) -> anyhow::Result<Child> {
         .arg(dir.join("media"));
     if !setup.replicas.is_empty() {
         command.args(["--replicas", &setup.replicas]);
+    }
+    if setup.one_process {
+        command.arg("--one-process");
     }
     Ok(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?)
 }

@@ -154,12 +154,38 @@ impl Known {
     }
 }
 
+/// A message or job that is being worked on, until dropped.
+pub struct InHand {
+    job: JobId,
+    flag: CancelFlag,
+    all: watch::Sender<Vec<(JobId, CancelFlag)>>,
+}
+
+impl InHand {
+    /// Set once nobody waits for it any more.
+    pub fn flag(&self) -> &CancelFlag {
+        &self.flag
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.all.send_modify(|all| {
+            // Of two messages of one job either will do: their flags are one.
+            if let Some(at) = all.iter().position(|(job, flag)| *job == self.job && Arc::ptr_eq(&flag.0, &self.flag.0))
+            {
+                all.swap_remove(at);
+            }
+        });
+    }
+}
+
 /// One instance's ear for control messages.
 pub struct Control {
     bus: Bus,
     known: Arc<Mutex<Known>>,
-    /// The job in hand; control replies wait on it.
-    current: watch::Sender<Option<(JobId, CancelFlag)>>,
+    /// What is in hand; control replies wait on it.
+    in_hand: watch::Sender<Vec<(JobId, CancelFlag)>>,
     draining: watch::Sender<bool>,
     listener: tokio::task::JoinHandle<()>,
 }
@@ -176,13 +202,13 @@ impl Control {
             .await
             .map_err(|e| BusError::new(BusErrorKind::JetStream, format!("control: {e}")))?;
         let known: Arc<Mutex<Known>> = Arc::default();
-        let current = watch::Sender::new(None);
+        let in_hand = watch::Sender::new(Vec::new());
         let draining = watch::Sender::new(false);
         let ear = Ear {
             bus: bus.clone(),
             stage,
             known: known.clone(),
-            current: current.subscribe(),
+            in_hand: in_hand.subscribe(),
             draining: draining.clone(),
         };
         let on_shutdown = draining.clone();
@@ -196,7 +222,7 @@ impl Control {
                 ear.hear(message);
             }
         });
-        Ok(Control { bus: bus.clone(), known, current, draining, listener })
+        Ok(Control { bus: bus.clone(), known, in_hand, draining, listener })
     }
 
     /// Turns true when this instance shall take no further message.
@@ -209,15 +235,16 @@ impl Control {
         *self.draining.borrow()
     }
 
-    /// Notes that a message of `job` is in hand. The flag is set already if the job has ended, as far as this process
+    /// Takes a message of `job`, or the job, in hand. The flag is set already if the job has ended, as far as this process
     /// has heard; if it may have missed that (the job is new here, or the message comes `again`), the log is asked.
-    pub async fn begin(&self, job: &JobId, again: bool) -> CancelFlag {
+    pub async fn begin(&self, job: &JobId, again: bool) -> InHand {
         let (flag, new) = self.known.lock().expect("no holder panics. This is a bug.").flag(job);
-        self.current.send_replace(Some((job.clone(), flag.clone())));
+        self.in_hand.send_modify(|all| all.push((job.clone(), flag.clone())));
+        let hand = InHand { job: job.clone(), flag, all: self.in_hand.clone() };
         if (new || again) && EventLog::open(&self.bus, job).await.ended().is_some() {
-            flag.set();
+            hand.flag.set();
         }
-        flag
+        hand
     }
 
     /// Forgets a job whose flag was set though it has not ended.
@@ -227,14 +254,8 @@ impl Control {
         known.order.retain(|j| j != job);
     }
 
-    /// Notes that nothing is in hand.
-    pub fn finish(&self) {
-        self.current.send_replace(None);
-    }
-
     /// Stops listening, once nothing is in hand any more.
     pub async fn drained(&self) {
-        self.finish();
         self.listener.abort();
         if let Err(error) = self.bus.client().flush().await {
             tracing::debug!(%error, "last words not sent");
@@ -246,7 +267,7 @@ struct Ear {
     bus: Bus,
     stage: StageName,
     known: Arc<Mutex<Known>>,
-    current: watch::Receiver<Option<(JobId, CancelFlag)>>,
+    in_hand: watch::Receiver<Vec<(JobId, CancelFlag)>>,
     draining: watch::Sender<bool>,
 }
 
@@ -282,9 +303,7 @@ impl Ear {
             ("cancel", Some(job)) => {
                 let (flag, _) = self.known.lock().expect("no holder panics. This is a bug.").flag(&job);
                 flag.set();
-                if let Some((in_hand, flag)) = self.current.borrow().as_ref()
-                    && *in_hand == job
-                {
+                for (_, flag) in self.in_hand.borrow().iter().filter(|(in_hand, _)| *in_hand == job) {
                     // Its registration may have been forgotten since it was taken in hand.
                     flag.set();
                     reply.stopped = true;
@@ -315,11 +334,11 @@ impl Ear {
 
     /// Replies, for a cancel once its work is dropped and nothing of it is in hand.
     fn answer(&self, message: async_nats::Message, encoding: Encoding, reply: ControlReply, job: Option<JobId>) {
-        let (bus, stage, mut current) = (self.bus.clone(), self.stage, self.current.clone());
+        let (bus, stage, mut in_hand) = (self.bus.clone(), self.stage, self.in_hand.clone());
         tokio::spawn(async move {
             if let Some(job) = job {
                 bus.purge(stage, &job).await;
-                let idle = current.wait_for(|c| c.as_ref().is_none_or(|(in_hand, _)| *in_hand != job));
+                let idle = in_hand.wait_for(|all| all.iter().all(|(in_hand, _)| *in_hand != job));
                 // The sender ends with the process; then nothing is in hand either.
                 let _ = idle.await;
             }

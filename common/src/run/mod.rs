@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::Instrument;
 
 use crate::bus::events::EventLog;
@@ -32,7 +33,7 @@ use crate::message::JobId;
 use crate::stage::{Stage, Stop};
 use crate::subject::StreamName;
 use crate::wire::{self, Message};
-use control::{CancelFlag, Control};
+use control::{Control, InHand};
 use engine::Engine;
 use inbox::{Delivery, Inbox};
 use port::BusPort;
@@ -41,6 +42,8 @@ use service::{Card, Counters};
 /// Turns true when the process shall finish what it has in hand and leave.
 pub type Shutdown = watch::Receiver<bool>;
 
+/// Messages whose outputs may be on their way to the broker while the next one computes.
+const SETTLING: usize = 2;
 /// Pause before a message that met trouble outside is tried again; it doubles with every try.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
@@ -67,12 +70,18 @@ where
     let counters = Arc::new(Counters::default());
     let service = service::register(&bus, S::NAME, &card, &counters, vec![queue.clone()], probe).await?;
     let mut inbox = Inbox::start(&bus, queue, control.shutdown());
-    let worker = Worker { bus: &bus, control: &control, engine: &engine, counters: &counters, card: &card };
+    let worker = Worker { bus: bus.clone(), counters: counters.clone(), budget_bytes: card.budget_bytes };
+    let mut settling = JoinSet::new();
     tracing::info!(stage = %S::NAME, instance = bus.instance(), "ready");
     while let Some(delivery) = inbox.next().await {
         if control.is_draining() {
             delivery.give_back(Duration::ZERO).await;
             continue;
+        }
+        // One that was delivered before may kill this process: then nobody else's message is in hand.
+        let others = if delivery.redeliveries > 0 { 0 } else { SETTLING - 1 };
+        while settling.len() > others {
+            settled(settling.join_next().await);
         }
         let job = bus.subjects().job_of(&delivery.message.subject);
         let span = tracing::info_span!("message", stage = %S::NAME, job = job.as_ref().map(JobId::as_str));
@@ -83,7 +92,20 @@ where
             delivery.done().await;
             continue;
         };
-        worker.handle(job, delivery).instrument(span).await;
+        let hand = control.begin(&job, delivery.redeliveries > 0).await;
+        Counters::add(&counters.redelivered, u64::from(delivery.redeliveries > 0));
+        if hand.flag().is_set() {
+            drop(hand);
+            Counters::add(&counters.dropped, 1);
+            delivery.done().await;
+            continue;
+        }
+        let taken = Taken { job, delivery, hand };
+        let computed = worker.compute(&engine, &taken).instrument(span.clone()).await;
+        settling.spawn(worker.clone().settle::<S>(taken, computed).instrument(span));
+    }
+    while !settling.is_empty() {
+        settled(settling.join_next().await);
     }
     // A service that was never asked anything has nobody to tell.
     let _ = service.stop().await;
@@ -92,47 +114,85 @@ where
     Ok(())
 }
 
-/// What working on a message takes.
-struct Worker<'a, S> {
-    bus: &'a Bus,
-    control: &'a Control,
-    engine: &'a Engine<S>,
-    counters: &'a Counters,
-    card: &'a Card,
+/// A message that was being settled is; if that broke off, it comes again.
+fn settled(outcome: Option<Result<(), JoinError>>) {
+    if let Some(Err(panicked)) = outcome {
+        tracing::error!(%panicked, "settling a message broke off. This is a bug.");
+    }
 }
 
-impl<S> Worker<'_, S>
-where
-    S: Stage + Send + 'static,
-    for<'a> S::Input<'a>: Deserialize<'a>,
-{
-    /// Works on one message and settles it: acknowledged, given back, or buried with its job failed.
-    async fn handle(&self, job: JobId, delivery: Delivery) {
-        let counters = self.counters;
-        Counters::add(&counters.redelivered, u64::from(delivery.redeliveries > 0));
-        let flag = self.control.begin(&job, delivery.redeliveries > 0).await;
-        if flag.is_set() {
-            self.control.finish();
-            Counters::add(&counters.dropped, 1);
-            return delivery.done().await;
-        }
-        let started = Instant::now();
-        counters.in_flight.store(1, Ordering::Relaxed);
-        let outcome = if delivery.exhausted(self.bus.config().max_deliver) {
+/// A message that is worked on.
+struct Taken {
+    job: JobId,
+    delivery: Delivery,
+    hand: InHand,
+}
+
+/// A message that the engine is done with: its outputs are on their way.
+struct Computed {
+    port: BusPort,
+    /// Signs of life, until all outputs are stored.
+    alive: JoinHandle<()>,
+}
+
+/// What working on messages takes, besides the engine.
+#[derive(Clone)]
+struct Worker {
+    bus: Bus,
+    counters: Arc<Counters>,
+    budget_bytes: Option<u64>,
+}
+
+impl Worker {
+    /// Computes a message on the engine's thread.
+    async fn compute<S>(&self, engine: &Engine<S>, taken: &Taken) -> Result<Computed, Stop>
+    where
+        S: Stage + Send + 'static,
+        for<'a> S::Input<'a>: Deserialize<'a>,
+    {
+        let Taken { job, delivery, hand } = taken;
+        let counters = &self.counters;
+        if delivery.exhausted(self.bus.config().max_deliver) {
             let tried = delivery.redeliveries;
             let text =
                 format!("{tried} workers took the message and neither finished nor gave it back: they died of it");
-            Err(Stop::Failed(JobError::new(ErrorKind::PoisonMessage, text)))
-        } else {
-            self.compute(&job, &delivery, flag.clone()).await
-        };
-        counters.in_flight.store(0, Ordering::Relaxed);
-        Counters::add(&counters.busy_us, started.elapsed().as_micros() as u64);
-        if flag.is_set() {
-            // The job ended while its outputs were on their way: whoever cleared up behind it may have come too early.
-            self.bus.purge_outputs(S::NAME, &job).await;
+            return Err(Stop::Failed(JobError::new(ErrorKind::PoisonMessage, text)));
         }
-        self.control.finish();
+        let started = Instant::now();
+        Counters::add(&counters.in_flight, 1);
+        let body = delivery.message.payload.clone();
+        let port = BusPort::new(self.bus.clone(), S::NAME, job.clone(), hand.flag().clone(), self.budget_bytes);
+        let alive = port.heartbeat();
+        let owner = job.clone();
+        let outcome = engine.run(move |stage| process(stage, port, &body, &owner)).await;
+        counters.in_flight.fetch_sub(1, Ordering::Relaxed);
+        Counters::add(&counters.busy_us, started.elapsed().as_micros() as u64);
+        match outcome {
+            Ok(port) => Ok(Computed { port, alive }),
+            Err(stop) => {
+                alive.abort();
+                Err(stop)
+            }
+        }
+    }
+
+    /// Settles a message: acknowledged once its outputs are stored, given back, or buried with its job failed.
+    async fn settle<S: Stage>(self, taken: Taken, computed: Result<Computed, Stop>) {
+        let Worker { bus, counters, .. } = self;
+        let Taken { job, delivery, hand } = taken;
+        let outcome = match computed {
+            Ok(Computed { port, alive }) => {
+                let stored = port.stored().await;
+                alive.abort();
+                stored
+            }
+            Err(stop) => Err(stop),
+        };
+        if hand.flag().is_set() {
+            // The job ended while its outputs were on their way: whoever cleared up behind it may have come too early.
+            bus.purge_outputs(S::NAME, &job).await;
+        }
+        drop(hand);
         let error = match outcome {
             Ok(()) => {
                 Counters::add(&counters.processed, 1);
@@ -158,33 +218,30 @@ where
         Counters::add(&counters.failed, 1);
         if error.kind == ErrorKind::PoisonMessage {
             Counters::add(&counters.unreadable, u64::from(delivery.redeliveries == 0));
-            bury(self.bus, S::NAME, Some(&job), &delivery, &error).await;
+            bury(&bus, S::NAME, Some(&job), &delivery, &error).await;
         }
-        fail(self.bus, &job, error).await;
+        fail(&bus, &job, error).await;
         delivery.done().await;
     }
+}
 
-    /// Computes on the engine's thread; outputs are stored when this returns.
-    async fn compute(&self, job: &JobId, delivery: &Delivery, flag: CancelFlag) -> Result<(), Stop> {
-        let body = delivery.message.payload.clone();
-        let mut port = BusPort::new(self.bus.clone(), S::NAME, job.clone(), flag, self.card.budget_bytes);
-        let alive = port.heartbeat();
-        let owner = job.clone();
-        let outcome = self
-            .engine
-            .run(move |stage| {
-                let poison = |text| Stop::Failed(JobError::new(ErrorKind::PoisonMessage, text));
-                let input: S::Input<'_> =
-                    wire::decode(&body).map_err(|e| poison(format!("unreadable message: {e}")))?;
-                if input.job() != Some(&owner) {
-                    return Err(poison(format!("message of {:?} on the subject of {owner}", input.job())));
-                }
-                let outcome = stage.process(input, &mut port);
-                port.finish(outcome)
-            })
-            .await;
-        alive.abort();
-        outcome
+/// What the engine does with one message; the port that comes back still has outputs on their way.
+fn process<S>(stage: &mut S, mut port: BusPort, body: &[u8], owner: &JobId) -> Result<BusPort, Stop>
+where
+    S: Stage,
+    for<'a> S::Input<'a>: Deserialize<'a>,
+{
+    let poison = |text| Stop::Failed(JobError::new(ErrorKind::PoisonMessage, text));
+    let input: S::Input<'_> = wire::decode(body).map_err(|e| poison(format!("unreadable message: {e}")))?;
+    if input.job() != Some(owner) {
+        return Err(poison(format!("message of {:?} on the subject of {owner}", input.job())));
+    }
+    match stage.process(input, &mut port) {
+        Ok(()) => Ok(port),
+        Err(stop) => {
+            port.give_up();
+            Err(stop)
+        }
     }
 }
 

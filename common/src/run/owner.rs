@@ -116,10 +116,10 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
             }
         };
         let job = request.job.clone();
-        let flag = self.control.begin(&job, delivery.redeliveries > 0).await;
+        let hand = self.control.begin(&job, delivery.redeliveries > 0).await;
         let mut log = EventLog::open(bus, &job).await;
         if log.ended().is_some() {
-            self.control.finish();
+            drop(hand);
             delivery.done().await;
             ending::clear(bus, &job).await;
             return false;
@@ -127,13 +127,14 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
         log.write_as(Encoding::of(&delivery.message.payload));
         log.claim(claim(&delivery));
         if let Some(by) = log.superseded() {
-            self.control.finish();
+            drop(hand);
             return leave(delivery, by).await;
         }
         let deadline = deadline(&request, &delivery);
         let log = Arc::new(tokio::sync::Mutex::new(log));
         let by = Mutex::new(None);
-        let world = Arc::new(World { flag, superseded: Mutex::default(), by, progress: Mutex::default() });
+        let world =
+            Arc::new(World { flag: hand.flag().clone(), superseded: Mutex::default(), by, progress: Mutex::default() });
         let watch = world.clone().watch(bus, &job, log.clone(), deadline).await;
         let port = OwnerPort {
             bus: bus.clone(),
@@ -161,7 +162,7 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
             _ => self.answer(request, port).await,
         };
         watch.abort();
-        self.control.finish();
+        drop(hand);
         let superseded = *world.superseded.lock().expect("no holder panics. This is a bug.");
         if let Some(by) = superseded {
             // Its flag is set, though the job has not ended.

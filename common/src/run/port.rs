@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::control::CancelFlag;
 use super::report::Reporter;
@@ -51,26 +51,28 @@ impl BusPort {
         self.reporter.heartbeat()
     }
 
-    /// Waits until the broker has every output of a message, and tells the owner.
+    /// Waits, on the engine's thread, for what is on its way of a message that has failed. Waited for, not broken off:
+    /// it could arrive after its job's messages were purged.
+    pub fn give_up(&mut self) {
+        self.giving_up.set();
+        while !self.in_flight.is_empty() {
+            // The outcome of the whole is settled; that of its parts matters no more.
+            let _ = self.settle_first();
+        }
+    }
+
+    /// Waits until the broker has every output of a message, and tells the owner. The engine may compute meanwhile.
     ///
     /// # Errors
-    /// The stage's, or the first output's that could not be stored.
-    pub fn finish(&mut self, outcome: Result<(), Stop>) -> Result<(), Stop> {
-        if outcome.is_err() {
-            // Waited for, not broken off: what is on its way could arrive after its job's messages were purged.
-            self.giving_up.set();
-            while !self.in_flight.is_empty() {
-                // The outcome of the whole is settled; that of its parts matters no more.
-                let _ = self.settle_first();
-            }
-            return outcome;
+    /// The first output's that could not be stored.
+    pub async fn stored(mut self) -> Result<(), Stop> {
+        let computed = self.started.elapsed();
+        let mut outcome = Ok(());
+        for sending in std::mem::take(&mut self.in_flight) {
+            outcome = outcome.and(sent(sending.await));
         }
-        let mut failed = Ok(());
-        while !self.in_flight.is_empty() {
-            failed = failed.and(self.settle_first());
-        }
-        failed?;
-        self.reporter.send(self.started.elapsed(), self.waited, true);
+        outcome?;
+        self.reporter.tell(computed, self.waited).await;
         Ok(())
     }
 
@@ -79,8 +81,12 @@ impl BusPort {
         let since = Instant::now();
         let outcome = self.runtime.block_on(sending);
         self.waited += since.elapsed();
-        outcome.unwrap_or_else(|e| Err(Stop::Unavailable(format!("sending broke off: {e}"))))
+        sent(outcome)
     }
+}
+
+fn sent(outcome: Result<Result<(), Stop>, JoinError>) -> Result<(), Stop> {
+    outcome.unwrap_or_else(|e| Err(Stop::Unavailable(format!("sending broke off: {e}"))))
 }
 
 impl Port for BusPort {
@@ -105,7 +111,7 @@ impl Port for BusPort {
             }));
         }
         self.reporter.add(&output);
-        self.reporter.send(self.started.elapsed(), self.waited, false);
+        self.reporter.send(self.started.elapsed(), self.waited);
         Ok(())
     }
 

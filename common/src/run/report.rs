@@ -98,11 +98,17 @@ impl Reporter {
         self.done.push(Done { modality, offset, rows });
     }
 
-    /// Tells the owner, at most every [`EVERY`], or now if it is the `last` of this message.
-    pub fn send(&mut self, elapsed: Duration, waited: Duration, last: bool) {
-        if !last && self.last.elapsed() < EVERY {
+    /// Tells the owner, at most every [`EVERY`]. For the engine's thread.
+    pub fn send(&mut self, elapsed: Duration, waited: Duration) {
+        if self.last.elapsed() < EVERY {
             return;
         }
+        let runtime = self.runtime.clone();
+        runtime.block_on(self.tell(elapsed, waited));
+    }
+
+    /// Tells the owner now.
+    pub async fn tell(&mut self, elapsed: Duration, waited: Duration) {
         self.last = Instant::now();
         let busy = elapsed.saturating_sub(waited);
         let mut report = blank(&self.bus, self.stage, self.budget_bytes);
@@ -110,8 +116,7 @@ impl Reporter {
         report.busy_us = busy.saturating_sub(self.told.0).as_micros() as u64;
         report.wait_us = waited.saturating_sub(self.told.1).as_micros() as u64;
         self.told = (busy, waited);
-        let (bus, subject) = (self.bus.clone(), self.bus.subjects().reports(&self.job));
-        self.runtime.block_on(async { bus.tell(subject, crate::wire::encode(&report)).await });
+        self.bus.tell(self.bus.subjects().reports(&self.job), crate::wire::encode(&report)).await;
     }
 
     /// Signs of life until aborted.

@@ -18,6 +18,8 @@ use common::wire;
 use deploy::broker::{Broker, Options};
 use futures::StreamExt;
 
+/// A message that has not come after this time is lost: core NATS may lose one.
+const LOST: Duration = Duration::from_secs(30);
 /// Values of one row.
 const WIDTH: usize = 1024;
 
@@ -105,7 +107,9 @@ async fn core(bus: &Bus, config: &BusConfig, bodies: &[Bytes]) -> anyhow::Result
         let (n, ahead) = (bodies.len(), ahead.clone());
         async move {
             for _ in 0..n {
-                sub.next().await.context("subscription ended")?;
+                let message =
+                    tokio::time::timeout(LOST, sub.next()).await.context("core NATS lost a message; run again")?;
+                message.context("subscription ended")?;
                 ahead.add_permits(1);
             }
             anyhow::Ok(())
