@@ -113,6 +113,21 @@ fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, CheckpointErr
         .map_err(|e| CheckpointError::new(CheckpointErrorKind::Malformed, format!("{}: {e}", path.display())))
 }
 
+impl ModelConfig {
+    /// The geometry that a checkpoint directory's `config.json` states.
+    ///
+    /// # Errors
+    /// A file that is missing, malformed or of an impossible geometry.
+    pub fn read(dir: &Path) -> Result<Self, CheckpointError> {
+        let path = dir.join("config.json");
+        let config: ModelConfig = read_json(&path)?;
+        config.check().map_err(|what| {
+            CheckpointError::new(CheckpointErrorKind::Malformed, format!("{}: {what}", path.display()))
+        })?;
+        Ok(config)
+    }
+}
+
 impl Checkpoint {
     /// Opens a directory in the released model's layout.
     ///
@@ -120,11 +135,7 @@ impl Checkpoint {
     /// The file that is missing, cut short or contradicts itself.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, CheckpointError> {
         let dir = dir.into();
-        let config: ModelConfig = read_json(&dir.join("config.json"))?;
-        config.check().map_err(|what| {
-            let path = dir.join("config.json");
-            CheckpointError::new(CheckpointErrorKind::Malformed, format!("{}: {what}", path.display()))
-        })?;
+        let config = ModelConfig::read(&dir)?;
         let index = dir.join("model.safetensors.index.json");
         let weight_map = if index.exists() { Some(read_json::<Index>(&index)?.weight_map) } else { None };
         let files: BTreeSet<String> = match &weight_map {

@@ -73,6 +73,12 @@ impl Precision {
     }
 }
 
+/// Gives device memory that is reserved but unused back to the card, for its neighbours. The CPU has none.
+pub fn trim() {
+    #[cfg(feature = "cuda")]
+    cuda::trim();
+}
+
 #[cfg(feature = "cuda")]
 fn open_cuda(ordinal: usize, config: &ComputeConfig, budget_bytes: Option<u64>) -> Result<Device, JobError> {
     let pool_bytes = match budget_bytes {

@@ -80,7 +80,15 @@ impl ConfigArgs {
     /// # Errors
     /// [`Exit::Usage`] with what is wrong and where.
     pub fn load(&self) -> Result<Config, Fatal> {
-        Config::load(self.config.as_deref(), std::env::vars(), &self.set).map_err(|e| Fatal(Exit::Usage, e))
+        self.load_over(None)
+    }
+
+    /// [`load`](Self::load) over the text of a profile.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn load_over(&self, profile: Option<&str>) -> Result<Config, Fatal> {
+        Config::layered(profile, self.config.as_deref(), std::env::vars(), &self.set).map_err(|e| Fatal(Exit::Usage, e))
     }
 }
 

@@ -89,6 +89,18 @@ pub trait JobPort {
     /// As [`next_tokens`](Self::next_tokens).
     fn more_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<bool, Stop>;
 
+    /// Goes back to the job's first tokens: the bus still has them all.
+    fn rewind_tokens(&mut self);
+
+    /// Makes the encoders leave the card, once their work for this job is done, and keeps them away.
+    ///
+    /// # Errors
+    /// `does_not_fit` where nobody can make them leave.
+    fn take_card(&mut self) -> Result<(), Stop>;
+
+    /// Lets the encoders come back.
+    fn return_card(&mut self);
+
     /// Tells the client. Terminal events are the caller's business, not the stage's.
     ///
     /// # Errors

@@ -39,8 +39,14 @@ impl Idle {
         let mut load = subscribe(bus.subjects().control("load")).await?;
         let mut unload = subscribe(bus.subjects().control("unload")).await?;
         let mut jobs = subscribe(bus.subjects().jobs()).await?;
-        let mut warden =
-            Warden { bus: bus.clone(), roster, unload_after, worked: Instant::now(), away: BTreeSet::new() };
+        let mut warden = Warden {
+            bus: bus.clone(),
+            roster,
+            unload_after,
+            worked: Instant::now(),
+            away: BTreeSet::new(),
+            held: false,
+        };
         Ok(Idle(tokio::spawn(async move {
             let mut look = tokio::time::interval(LOOK_EVERY);
             loop {
@@ -76,6 +82,8 @@ struct Warden {
     worked: Instant,
     /// Stages that were unloaded.
     away: BTreeSet<StageName>,
+    /// Set while a job's owner has the card to itself: what is away then stays away, whatever work comes.
+    held: bool,
 }
 
 impl Warden {
@@ -91,7 +99,8 @@ impl Warden {
             Ok(ControlRequest { stage: Some(stage), .. }) if !self.roster.has(stage) => {
                 reply.error = Some(format!("no stage-{stage} is kept here"));
             }
-            Ok(ControlRequest { stage, .. }) => {
+            Ok(ControlRequest { stage, job, .. }) => {
+                self.held = matches!(verb, Verb::Unload) && job.is_some();
                 let stages = stage.map_or(COMPUTING.to_vec(), |s| vec![s]);
                 (reply.stages, reply.processes) = match verb {
                     Verb::Load => self.load(&stages),
@@ -137,8 +146,11 @@ impl Warden {
         (started, processes)
     }
 
-    /// Loads what is away.
+    /// Loads what is away, unless a job needs it to stay so.
     async fn work_came(&mut self) {
+        if self.held {
+            return;
+        }
         let away: Vec<StageName> = self.away.iter().copied().collect();
         self.load(&away);
     }
@@ -154,6 +166,8 @@ impl Warden {
         };
         match jobs {
             Ok(0) => {
+                // Whoever held it has nothing to hold it for.
+                self.held = false;
                 let all_away = COMPUTING.iter().all(|s| self.away.contains(s));
                 if !all_away && self.unload_after.is_some_and(|after| self.worked.elapsed() >= after) {
                     self.unload(&COMPUTING).await;

@@ -10,10 +10,13 @@ use common::bus::Bus;
 use common::config::{Config, WeightFormat};
 use common::error::StageName;
 use common::message::{JobId, JobRequest};
+use common::model::ModelConfig;
 use common::process::{ConfigArgs, Exit, Fatal, on_signal, runtime};
 use common::telemetry;
 use deploy::pipeline::Housing;
-use deploy::{ask, bench, broker, client, demo_model, inspect, pipeline, quantize, recording, stages, supervisor};
+use deploy::{
+    ask, bench, broker, client, demo_model, inspect, pipeline, plan, profile, quantize, recording, stages, supervisor,
+};
 
 /// The role of whoever asks.
 const CLIENT: &str = "client";
@@ -26,6 +29,9 @@ const OPERATOR: &str = "operator";
 struct Cli {
     #[command(flatten)]
     config: ConfigArgs,
+    /// What kind of machine this is, under all other configuration: 4090-shared, 4090, h200 or cpu-demo.
+    #[arg(long, env = "VIDI_PROFILE", global = true)]
+    profile: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -79,6 +85,14 @@ enum Command {
         /// Same seed, same bytes.
         #[arg(long, default_value_t = demo_model::DEFAULT_SEED)]
         seed: u64,
+    },
+    /// Shows what every stage will hold, and whether videos fit beside it, without loading or needing a GPU.
+    Plan {
+        /// Checkpoint directory; only its config.json is read. Vidi 1.5 9B if none is given.
+        model: Option<PathBuf>,
+        /// Lengths of videos, seconds, sampled once a second and with sound.
+        #[arg(long, value_delimiter = ',', default_values_t = [10, 60, 300, 3600])]
+        video_seconds: Vec<u64>,
     },
     /// Writes the language model's matrices in 8 or 4 bits to one file, for `llm.quantized`.
     Quantize {
@@ -214,7 +228,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Fatal> {
-    let mut config = cli.config.load()?;
+    let profile = cli.profile.as_deref().map(profile::text).transpose().map_err(|e| Fatal(Exit::Usage, e))?;
+    let mut config = cli.config.load_over(profile)?;
     let quiet = matches!(cli.command, Command::Ask(_));
     let mut log = config.log.clone();
     if quiet && log == telemetry::LogConfig::default() {
@@ -251,6 +266,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             Err(Fatal(Exit::Model, format!("{} is incomplete: see above", model.display())))
         }
         Command::DemoModel { dir, size, seed } => write_demo_model(&dir, size, seed),
+        Command::Plan { model, video_seconds } => show_plan(&config, model.as_deref(), &video_seconds),
         Command::Quantize { model, to, out } => write_quantized(&model, to, &out),
         Command::Bench(bench) => {
             use_model(&mut config, bench.model.clone())?;
@@ -461,6 +477,25 @@ fn use_model(config: &mut Config, model: Option<PathBuf>) -> Result<(), Fatal> {
     }
     config.model.dir = absolute(&config.model.dir)?;
     Ok(())
+}
+
+fn show_plan(config: &Config, model: Option<&Path>, video_seconds: &[u64]) -> Result<(), Fatal> {
+    let wrong = |e: common::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
+    let model = model.map_or(Ok(ModelConfig::default()), |dir| ModelConfig::read(dir)).map_err(wrong)?;
+    let plan = plan::Plan::new(config, &model).map_err(wrong)?;
+    println!("{plan}");
+    let mut all_fit = true;
+    for &seconds in video_seconds {
+        let video = plan.video(seconds);
+        println!("{seconds} s: {video}");
+        if video.mode.is_none() {
+            all_fit = false;
+            for remedy in plan::remedies(config, &model, seconds).map_err(wrong)? {
+                println!("    would fit: {remedy}");
+            }
+        }
+    }
+    if all_fit { Ok(()) } else { Err(Fatal(Exit::JobFailed, "not every video fits: see above".to_owned())) }
 }
 
 fn write_quantized(model: &Path, to: Bits, out: &Path) -> Result<(), Fatal> {

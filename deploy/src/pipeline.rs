@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use common::bus::{Bus, BusError, BusErrorKind};
 use common::config::Config;
 use common::error::StageName;
+use common::model::ModelConfig;
 use common::process::{Exit, Fatal};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,7 @@ use crate::broker::{self, Broker};
 use crate::client;
 use crate::idle::Idle;
 use crate::in_process::InProcess;
+use crate::plan::Plan;
 use crate::supervisor::{Logs, Supervisor};
 
 /// All stages are ready within this time, a large checkpoint on a slow disk included.
@@ -104,6 +106,7 @@ impl Pipeline {
     ) -> Result<Self, Fatal> {
         let other = |e: anyhow::Error| Fatal(Exit::Broker, format!("{e:#}"));
         let mut config = config.clone();
+        share_card(&mut config)?;
         let broker = if config.bus.url.is_empty() {
             let broker = Broker::start(&dir.join("broker"), broker).await.map_err(other)?;
             config.bus.url = broker.url().to_owned();
@@ -190,6 +193,24 @@ impl Pipeline {
         }
         drop(self.broker);
     }
+}
+
+/// Divides the card among the stages, where it has a cap and the configuration does not divide it itself.
+fn share_card(config: &mut Config) -> Result<(), Fatal> {
+    if config.compute.card_bytes.is_none() || !config.budgets.is_empty() {
+        return Ok(());
+    }
+    let wrong = |e: common::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
+    let model = ModelConfig::read(&config.model.dir).map_err(wrong)?;
+    let plan = Plan::new(config, &model).map_err(wrong)?;
+    let Some(budgets) = plan.budgets() else {
+        let text = format!(
+            "the stages do not fit the card:\n{plan}\nset llm.weights = \"q8\" or \"q4\", or raise compute.card_bytes"
+        );
+        return Err(Fatal(Exit::Usage, text));
+    };
+    config.budgets.extend(budgets);
+    Ok(())
 }
 
 /// The configuration that the stages read, with secrets for nobody else's eyes.

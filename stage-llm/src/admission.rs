@@ -6,6 +6,7 @@ use common::budget::{self, Bytes};
 use common::checkpoint::{CheckpointError, Weights};
 use common::config::{ComputeConfig, LlmConfig, WeightFormat};
 use common::error::{ErrorKind, JobError};
+use common::event::Mode;
 use common::model::ModelConfig;
 use common::plan::{AudioPlan, MediaPlan, SAMPLE_RATE};
 
@@ -89,11 +90,30 @@ pub struct Admission {
     pub footprint: Footprint,
     /// What it may hold; none without a cap.
     pub budget_bytes: Option<u64>,
+    /// What it may hold alone on the card, the encoders gone; none where they never go.
+    pub card_bytes: Option<u64>,
     /// Prompt and answer.
     pub text_tokens: u64,
 }
 
 impl Admission {
+    /// How a plan fits: beside the encoders, or in phases.
+    ///
+    /// # Errors
+    /// `does_not_fit` with the figures of the roomier way.
+    pub fn mode(&self, plan: &MediaPlan) -> Result<Mode, JobError> {
+        let beside = self.check(plan, false);
+        match (&beside, self.card_bytes) {
+            (Err(_), Some(_)) => self.alone().check(plan, false).map(|()| Mode::Phases),
+            _ => beside.map(|()| Mode::Streaming),
+        }
+    }
+
+    /// The same claim with the card to itself.
+    pub fn alone(self) -> Self {
+        Admission { budget_bytes: self.card_bytes.or(self.budget_bytes), ..self }
+    }
+
     /// What a plan's caches take. Before the sound is decoded its length is the container's word, so a second is added.
     pub fn caches(&self, plan: &MediaPlan, exact: bool) -> CachePlan {
         let margin = if exact { 0 } else { SAMPLE_RATE };
@@ -173,7 +193,7 @@ mod tests {
     }
 
     fn admission(budget_bytes: Option<u64>) -> Admission {
-        Admission { footprint: footprint(KvPrecision::Dense), budget_bytes, text_tokens: 1064 }
+        Admission { footprint: footprint(KvPrecision::Dense), budget_bytes, card_bytes: None, text_tokens: 1064 }
     }
 
     fn plan(frames: u64, audio_samples: u64) -> MediaPlan {

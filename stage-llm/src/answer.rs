@@ -22,6 +22,7 @@ use crate::gemma::Gemma;
 use crate::generate::{Ending, generate};
 use crate::intake::{Chunk, Intake};
 use crate::observe::Observe;
+use crate::parked::Parked;
 use crate::prompt::{Prompter, strip};
 use crate::sample::Sampler;
 use crate::task::Tasks;
@@ -42,8 +43,6 @@ pub struct Settings {
     pub budget_bytes: Option<u64>,
     /// The checkpoint's name, for results.
     pub name: String,
-    /// How the stages share the card, for clients.
-    pub mode: Mode,
 }
 
 impl Default for Settings {
@@ -53,7 +52,6 @@ impl Default for Settings {
             compute: ComputeConfig::default(),
             budget_bytes: None,
             name: String::new(),
-            mode: Mode::Streaming,
         }
     }
 }
@@ -124,6 +122,23 @@ impl LlmStage {
         port: &mut dyn JobPort,
         observe: &mut dyn Observe,
     ) -> Result<JobResult, Stop> {
+        let mut in_phases = false;
+        let outcome = self.answer_in_phases_or_not(request, port, observe, &mut in_phases);
+        if in_phases {
+            // The job's memory is free by now; the encoders can only have what the pool gives back.
+            common::compute::trim();
+            port.return_card();
+        }
+        outcome
+    }
+
+    fn answer_in_phases_or_not(
+        &mut self,
+        request: &JobRequest,
+        port: &mut dyn JobPort,
+        observe: &mut dyn Observe,
+        in_phases: &mut bool,
+    ) -> Result<JobResult, Stop> {
         let mut clock = Clock::start();
         let task = self.tasks.get(&request.task).map_err(here)?;
         let prompt = self.prompter.encode(&task.question(&request.query).map_err(here)?).map_err(here)?;
@@ -135,13 +150,25 @@ impl LlmStage {
         let admission = Admission {
             footprint: self.footprint,
             budget_bytes: self.settings.budget_bytes,
+            card_bytes: self.settings.compute.card_bytes,
             text_tokens: text_tokens as u64,
         };
         let chunk_rows = self.settings.llm.chunk_rows;
-        let mut intake = Intake::new(&self.model, plan.clone(), admission, chunk_rows).map_err(here)?;
+        let mode = admission.mode(&plan).map_err(here)?;
+        port.event(Event::Planned { plan: plan.clone(), mode, cached: false })?;
+        port.request_decode(whole(request, plan.clone()))?;
+        let admission = match mode {
+            Mode::Streaming => admission,
+            Mode::Phases => {
+                park(&plan, port, &mut clock)?;
+                *in_phases = true;
+                port.take_card()?;
+                port.rewind_tokens();
+                admission.alone()
+            }
+        };
+        let mut intake = Intake::new(&self.model, plan, admission, chunk_rows).map_err(here)?;
         let mut text = self.model.text_cache(text_tokens).map_err(|e| here(e.into()))?;
-        port.event(Event::Planned { plan: plan.clone(), mode: self.settings.mode, cached: false })?;
-        port.request_decode(whole(request, plan))?;
 
         let mut progress = Progress::default();
         self.take_video(&mut intake, prompt.len() as u64, port, &mut clock, &mut progress, observe)?;
@@ -306,6 +333,18 @@ fn rows(chunks: &[Chunk]) -> usize {
 struct Answer {
     ids: Vec<u32>,
     finish: Finish,
+}
+
+/// Waits until all of a plan's tokens lie on the bus.
+fn park(plan: &MediaPlan, port: &mut dyn JobPort, clock: &mut Clock) -> Result<(), Stop> {
+    let mut parked = Parked::new(plan);
+    while !parked.is_complete() {
+        if port.cancelled() {
+            return Err(Stop::Cancelled);
+        }
+        clock.waiting(|| port.next_tokens(&mut |batch| parked.note(&batch).map_err(here)))?;
+    }
+    Ok(())
 }
 
 /// An error of this stage's own.

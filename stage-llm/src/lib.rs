@@ -5,8 +5,8 @@
 //! come from), [`kernels`]
 //! (CUDA, and its check), [`cache`] (keys and values of a job, and what they weigh), [`gemma`] (the model), [`observe`] (watching it for parity), [`task`] (what
 //! can be asked), [`prompt`] (text to tokens), [`detokenize`] (tokens to text), [`sample`] (logits to a token),
-//! [`generate`] (tokens one after another), [`admission`] (whether a job fits), [`intake`] (taking a job's tokens as
-//! they come), [`clock`] (progress and timings), [`answer`] (a job from start to end), [`open`](mod@open) (the stage as
+//! [`generate`] (tokens one after another), [`admission`] (whether a job fits), [`parked`] (waiting for a job's
+//! tokens without taking them), [`intake`] (taking them as they come), [`clock`] (progress and timings), [`answer`] (a job from start to end), [`open`](mod@open) (the stage as
 //! a process serves it).
 
 pub mod admission;
@@ -23,6 +23,7 @@ pub mod kernels;
 pub mod kv;
 pub mod observe;
 pub mod open;
+pub mod parked;
 pub mod prompt;
 pub mod quantized;
 pub mod rope;

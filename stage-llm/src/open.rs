@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use common::checkpoint::{Checkpoint, Weights};
+use common::compute::Compute;
 use common::config::Config;
 use common::error::{JobError, StageName};
-use common::event::{JobResult, Mode};
+use common::event::JobResult;
 use common::message::JobRequest;
 use common::stage::{JobPort, Owner, Stop};
 
@@ -20,7 +21,10 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     let dir = &config.model.dir;
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
     let footprint = Footprint::new(checkpoint.config(), &config.llm, &config.compute)?;
-    let compute = footprint.fixed.open(StageName::Llm, &config.compute, config.budget(StageName::Llm), HINT)?;
+    let budget = config.budget(StageName::Llm);
+    footprint.fixed.check(StageName::Llm, budget, HINT)?;
+    // In phases it has the card to itself: the cap is the card's, its budget beside the encoders is admission's to keep.
+    let compute = Compute::open(&config.compute, config.compute.card_bytes.or(budget))?;
     compute.refuse_if_wrong(crate::kernels::check::check)?;
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let settings = Settings {
@@ -28,7 +32,6 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
         compute: config.compute.clone(),
         budget_bytes: config.budget(StageName::Llm),
         name: dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
-        mode: Mode::Streaming,
     };
     LlmStage::new(checkpoint.config(), &weights, &dir.join("tokenizer.json"), settings)
 }

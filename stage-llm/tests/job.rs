@@ -139,6 +139,28 @@ fn a_request_that_cannot_be_answered_is_refused_before_anything_is_probed() {
 }
 
 #[test]
+fn a_job_that_fits_only_without_the_encoders_is_answered_in_phases_and_alike() {
+    let model = Model::new();
+    let footprint = *model.stage(Settings::default()).unwrap().footprint();
+    let with = |tokens: u64| footprint.fixed.bytes() + tokens * footprint.text_token_bytes;
+    let mut settings = Settings { budget_bytes: Some(with(100)), ..Settings::default() };
+    settings.compute.card_bytes = Some(with(638 + 512));
+    let mut in_phases = port();
+    let got = model.stage(settings.clone()).unwrap().answer(&request("a cat", 6), &mut in_phases).unwrap();
+    let mut streamed = port();
+    let want = model.stage(Settings::default()).unwrap().answer(&request("a cat", 6), &mut streamed).unwrap();
+    assert_eq!((got.token_ids, got.plan), (want.token_ids, want.plan));
+    assert_eq!((in_phases.card, streamed.card), (vec!["take", "return"], vec![]));
+    let mode =
+        |port: &[Event]| port.iter().find_map(|e| if let Event::Planned { mode, .. } = e { Some(*mode) } else { None });
+    assert_eq!((mode(&in_phases.events), mode(&streamed.events)), (Some(Mode::Phases), Some(Mode::Streaming)));
+    // A card that does not hold it either refuses it with the card's figures.
+    settings.compute.card_bytes = Some(with(600));
+    let error = failure(model.stage(settings).unwrap().answer(&request("a cat", 6), &mut port()));
+    assert_eq!((error.kind, &error.details["budget_bytes"]), (ErrorKind::DoesNotFit, &with(600).into()));
+}
+
+#[test]
 fn a_job_that_does_not_fit_is_refused_with_the_figures_before_decoding_is_asked_for() {
     let model = Model::new();
     let footprint = *model.stage(Settings::default()).unwrap().footprint();

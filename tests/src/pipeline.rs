@@ -110,7 +110,15 @@ impl Pipeline {
         let start_s = request.span.map_or(0.0, |[start, _]| start);
         let whole = JobRequest { span: None, ..request.clone() };
         let stages = Encoders { vision: &mut self.vision, audio: &mut self.audio, fuse: &mut self.fuse };
-        let mut port = InProcess { stages, video, fps: request.fps, delivery, tokens: VecDeque::new(), events: vec![] };
+        let mut port = InProcess {
+            stages,
+            video,
+            fps: request.fps,
+            delivery,
+            tokens: VecDeque::new(),
+            given: VecDeque::new(),
+            events: vec![],
+        };
         let mut result = self.llm.answer(&whole, &mut port)?;
         for range in &mut result.ranges {
             range.start_s += start_s;
@@ -134,6 +142,8 @@ struct InProcess<'a> {
     delivery: Delivery,
     /// Encoded token batches that the owner has not taken yet.
     tokens: VecDeque<Vec<u8>>,
+    /// What was taken, for who goes back.
+    given: VecDeque<Vec<u8>>,
     events: Vec<Event>,
 }
 
@@ -274,8 +284,22 @@ impl JobPort for InProcess<'_> {
             let error = JobError::new(ErrorKind::Internal, "every token batch was taken, and the owner wants more");
             return Err(Stop::Failed(error));
         };
-        take(wire::decode(&body).map_err(internal)?)
+        let outcome = take(wire::decode(&body).map_err(internal)?);
+        self.given.push_back(body);
+        outcome
     }
+
+    fn rewind_tokens(&mut self) {
+        self.given.append(&mut self.tokens);
+        self.tokens = std::mem::take(&mut self.given);
+    }
+
+    fn take_card(&mut self) -> Result<(), Stop> {
+        // All stages are in this process, on a device that has room.
+        Ok(())
+    }
+
+    fn return_card(&mut self) {}
 
     fn more_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<bool, Stop> {
         // Sometimes there is more, sometimes it is still on its way.
@@ -284,6 +308,7 @@ impl JobPort for InProcess<'_> {
         }
         let Some(body) = self.tokens.pop_front() else { return Ok(false) };
         take(wire::decode(&body).map_err(internal)?)?;
+        self.given.push_back(body);
         Ok(true)
     }
 

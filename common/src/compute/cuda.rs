@@ -92,3 +92,15 @@ impl Pool {
         }
     }
 }
+
+/// Gives what is reserved and unused back to the driver.
+pub(super) fn trim() {
+    let Some(pool) = *POOL.lock().expect("no holder panics. This is a bug.") else { return };
+    // What was freed in a stream's order is free once the stream has come there.
+    // SAFETY: the context is the process's, made current by candle; the pool is live.
+    let outcome =
+        unsafe { sys::cuCtxSynchronize().result().and_then(|()| sys::cuMemPoolTrimTo(pool.handle, 0).result()) };
+    if let Err(error) = outcome {
+        tracing::warn!(ordinal = pool.ordinal, ?error, "unused device memory was not given back");
+    }
+}

@@ -20,6 +20,8 @@ use crate::wire::{self, Encoding, Message, WireError, version};
 /// Jobs remembered as known or cancelled; the oldest are forgotten first.
 const REMEMBERED: usize = 4096;
 /// Verbs that a supervisor answers, not the stages.
+/// A stage that is unloaded finishes what it has in hand first.
+const LOAD_WAIT: Duration = Duration::from_secs(60);
 const SUPERVISORS: [&str; 2] = ["load", "unload"];
 /// Replies to a broadcast that come later than this after the last one are not waited for.
 const QUIET: Duration = Duration::from_millis(300);
@@ -353,6 +355,20 @@ impl Ear {
 pub async fn broadcast_end(bus: &Bus, job: &JobId) {
     let request = ControlRequest { v: wire::VERSION, job: Some(job.clone()), ended: true, ..Default::default() };
     bus.tell(bus.subjects().control("cancel"), wire::encode(&request)).await;
+}
+
+/// Asks a supervisor to `load` or `unload` a stage. With a job, what is unloaded stays away until it is loaded, or no job
+/// is left.
+///
+/// # Errors
+/// Why it was not done.
+pub async fn load_or_unload(bus: &Bus, verb: &str, stage: StageName, job: Option<&JobId>) -> Result<LoadReply, String> {
+    let request = ControlRequest { v: wire::VERSION, stage: Some(stage), job: job.cloned(), ..Default::default() };
+    let request = async_nats::Request::new().payload(wire::encode(&request).into()).timeout(Some(LOAD_WAIT));
+    let reply = bus.client().send_request(bus.subjects().control(verb), request).await;
+    let reply = reply.map_err(|e| format!("no supervisor answers control.{verb}: {e}"))?;
+    let reply: LoadReply = wire::decode_any(&reply.payload).map_err(|e| e.to_string())?;
+    reply.error.clone().map_or(Ok(reply), Err)
 }
 
 /// Sends a control message and gathers what the instances answer.

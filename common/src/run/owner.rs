@@ -34,6 +34,8 @@ use crate::wire::{self, Encoding, Message as _};
 mod progress;
 use progress::Progress;
 
+/// The stages that leave the card to the language model where they do not fit it together.
+const ENCODERS: [StageName; 3] = [StageName::Vision, StageName::Audio, StageName::Fuse];
 /// A text delta waits this long for more, so that the bus does not slow generation.
 const TEXT_EVERY: Duration = Duration::from_millis(40);
 /// One probe takes at most this long.
@@ -563,6 +565,36 @@ impl JobPort for OwnerPort {
                 return Ok(());
             }
         }
+    }
+
+    fn rewind_tokens(&mut self) {
+        self.tokens = None;
+    }
+
+    fn take_card(&mut self) -> Result<(), Stop> {
+        let (bus, job) = (self.bus.clone(), self.job.clone());
+        self.runtime.block_on(async move {
+            for stage in ENCODERS {
+                control::load_or_unload(&bus, "unload", stage, Some(&job)).await.map_err(|why| {
+                    let text =
+                        format!("the job fits only without stage-{stage} on the card, and it does not leave: {why}");
+                    JobError::new(ErrorKind::DoesNotFit, text)
+                        .hint("run the stages with `vidi up`, ask about a shorter span, or use smaller formats")
+                })?;
+            }
+            Ok(())
+        })
+    }
+
+    fn return_card(&mut self) {
+        let (bus, job) = (self.bus.clone(), self.job.clone());
+        self.runtime.block_on(async move {
+            for stage in ENCODERS {
+                if let Err(why) = control::load_or_unload(&bus, "load", stage, Some(&job)).await {
+                    tracing::warn!(%stage, why, "not told to come back; the next job does it");
+                }
+            }
+        });
     }
 
     fn more_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<bool, Stop> {
