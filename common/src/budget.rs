@@ -7,6 +7,10 @@ use crate::compute::Compute;
 use crate::config::ComputeConfig;
 use crate::error::{ErrorKind, JobError, StageName};
 
+/// What a memory pool takes beyond what is asked of it: it grows in pieces of 32 MiB, and what was freed in one size does
+/// not always serve another.
+const POOL_SLACK_BYTES: u64 = 128 << 20;
+
 /// What a stage holds whatever the job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
@@ -21,7 +25,9 @@ pub struct Footprint {
 impl Footprint {
     /// From what loading asks for and the model's own bound of its activations.
     pub fn new(needs: &[Need], activation_bytes: u64, compute: &ComputeConfig) -> Self {
-        let context_bytes = if compute.cuda_ordinal().is_some() { compute.context_bytes } else { 0 };
+        let on_card = compute.cuda_ordinal().is_some();
+        let context_bytes = if on_card { compute.context_bytes } else { 0 };
+        let activation_bytes = activation_bytes + if on_card { POOL_SLACK_BYTES } else { 0 };
         Footprint { weights_bytes: needs.iter().map(|n| n.bytes).sum(), activation_bytes, context_bytes }
     }
 

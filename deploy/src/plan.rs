@@ -185,8 +185,8 @@ mod tests {
         config.compute.dtype = Precision::Bf16;
         config.compute.card_bytes = card_bytes;
         (config.llm.weights, config.llm.kv) = (weights, kv);
-        config.llm.chunk_rows = 2048;
-        config.llm.max_prompt_tokens = 2048;
+        config.llm.chunk_rows = 1024;
+        config.llm.max_prompt_tokens = 1024;
         config
     }
 

@@ -61,7 +61,11 @@ struct Report {
 fn main() -> ExitCode {
     let args = Args::parse();
     match args.command {
-        Some(Part::Decode) => return common::process::main_with(&args.config, |_| Ok(SyntheticDecode::new())),
+        Some(Part::Decode) => {
+            return common::process::main_with(&args.config, |config| {
+                Ok(SyntheticDecode::new(config.decode.batch_frames))
+            });
+        }
         Some(Part::Kernels(kernels)) => return kernels::run(&kernels),
         Some(Part::Stages) => return stages::run(&args.config),
         Some(Part::Parity(arguments)) => return parity::command::run(arguments),

@@ -99,7 +99,7 @@ fn measure(config: &Config) -> Result<(), String> {
         plan: plan.clone(),
     };
     let mut made = Kept::default();
-    SyntheticDecode::new().process(request, &mut made).map_err(told)?;
+    SyntheticDecode::new(config.decode.batch_frames).process(request, &mut made).map_err(told)?;
     let first = |kind: &str| made.bodies.iter().find(|b| b.0 == kind).map(|b| b.1.clone()).unwrap_or_default();
     let text = |e: common::error::JobError| e.to_string();
 

@@ -9,18 +9,18 @@ use common::wire::VERSION;
 
 /// Different frames that a video is made of; they repeat.
 const DIFFERENT: usize = 16;
-/// Frames that leave together.
-const BATCH: u64 = 8;
 
 /// Makes frames and sound from noise, the same for the same video.
 pub struct SyntheticDecode {
     frames: Vec<u8>,
     sound: Vec<i16>,
+    /// Frames that leave together.
+    batch_frames: usize,
 }
 
 impl SyntheticDecode {
-    /// Makes what videos will be cut from.
-    pub fn new() -> Self {
+    /// Makes what videos will be cut from, to leave `batch_frames` at a time.
+    pub fn new(batch_frames: usize) -> Self {
         let mut state = 0x9e37_79b9_7f4a_7c15u64;
         let mut next = move || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -36,13 +36,7 @@ impl SyntheticDecode {
             }
         }
         let sound = (0..WINDOW_SAMPLES).map(|_| (next() as i16) / 8).collect();
-        SyntheticDecode { frames, sound }
-    }
-}
-
-impl Default for SyntheticDecode {
-    fn default() -> Self {
-        Self::new()
+        SyntheticDecode { frames, sound, batch_frames: batch_frames.max(1) }
     }
 }
 
@@ -89,8 +83,8 @@ impl Stage for SyntheticDecode {
         }
         let plan = MediaPlan { audio: None, ..input.plan };
         let frames = plan.image.as_ref().map_or(0, |i| i.frames);
-        for offset in (0..frames).step_by(BATCH as usize) {
-            let n = BATCH.min(frames - offset) as usize;
+        for offset in (0..frames).step_by(self.batch_frames) {
+            let n = self.batch_frames.min((frames - offset) as usize);
             let rows: Vec<u8> = (0..n)
                 .map(|i| (offset as usize + i) % DIFFERENT)
                 .flat_map(|i| &self.frames[i * FRAME_BYTES..(i + 1) * FRAME_BYTES])
@@ -105,5 +99,50 @@ impl Stage for SyntheticDecode {
 
     fn probe(&self) -> Option<Probe> {
         Some(std::sync::Arc::new(info))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::message::{JobId, Segment};
+
+    #[derive(Default)]
+    struct Counted {
+        frames: u64,
+        samples: usize,
+        messages: usize,
+    }
+
+    impl Port for Counted {
+        fn emit(&mut self, output: Output<'_>) -> Result<(), Stop> {
+            self.messages += 1;
+            match output {
+                Output::Frames(batch) => {
+                    assert_eq!(batch.offset, self.frames);
+                    self.frames += batch.tensor.rows() as u64;
+                }
+                Output::Pcm(window) => self.samples += window.tensor.rows(),
+                _ => panic!("a decoder gives frames and sound"),
+            }
+            Ok(())
+        }
+
+        fn cancelled(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_synthetic_video_is_as_long_as_its_name_says() {
+        let info = info("synthetic:35").unwrap();
+        let plan = MediaPlan::new(&info, None, 1.0).unwrap();
+        let segment = Segment { first_frame: 0, frames: 35, first_window: 0, windows: 2 };
+        let job = JobId::new("job").unwrap();
+        let request = DecodeRequest { v: VERSION, job, video: "synthetic:35".to_owned(), span: None, segment, plan };
+        let mut counted = Counted::default();
+        SyntheticDecode::new(16).process(request, &mut counted).unwrap();
+        assert_eq!((counted.frames, counted.samples, counted.messages), (35, 560_000, 2 + 3));
+        assert!(super::info("synthetic:1").is_err() && super::info("film.mp4").is_err());
     }
 }
