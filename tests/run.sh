@@ -12,7 +12,16 @@ export VIDI_NATS_SERVER_OLD=${VIDI_NATS_SERVER_OLD:-/usr/sbin/nats-server}
 echo "brokers: $("$VIDI_NATS_SERVER" --version), $("$VIDI_NATS_SERVER_OLD" --version)"
 
 step() { echo; echo "== $*"; "$@"; }
+# Nothing here runs a kernel; a broken one must not land all the same.
+kernels() {
+  local kernel
+  for kernel in common/kernels/*.cu stage-llm/kernels/*.cu; do
+    .vidi/cuda/nvidia/cu13/bin/nvcc -O1 -std=c++17 --expt-relaxed-constexpr -arch=sm_89 -cubin -o /dev/null "$kernel"
+  done
+}
+
 step cargo fmt --all --check
+step kernels
 step cargo clippy --workspace --all-targets --locked -- -D warnings
 step cargo build --workspace --bins --locked
 step cargo test --workspace --locked
