@@ -111,19 +111,28 @@ async fn every_instance_is_a_service_that_says_what_it_is_and_how_it_fares() -> 
                     ensure!(about[key].is_string(), "no {key} in {info}");
                 }
             }
-            let stats = ask(&rig, &format!("$SRV.STATS.vidi-{stage}"), processes).await?;
-            let mut processed = 0;
-            for stat in &stats {
-                let data = &stat["endpoints"][0]["data"];
-                for key in ["in_flight", "processed", "failed", "redelivered", "queue_depth", "used_bytes", "busy_us"] {
-                    ensure!(data[key].is_u64(), "no {key} in {stat}");
-                }
-                processed += data["processed"].as_u64().unwrap_or(0);
+            // A job is counted once its worker has cleared up behind it, a moment after its result is there.
+            let since = Instant::now();
+            while processed(&ask(&rig, &format!("$SRV.STATS.vidi-{stage}"), processes).await?)? == 0 {
+                ensure!(since.elapsed() < SOON, "stage-{stage} worked nothing off");
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            ensure!(processed > 0, "stage-{stage} worked nothing off: {stats:?}");
         }
     }
     Ok(())
+}
+
+/// Messages that all instances have worked off, after checking that each tells what an operator looks for.
+fn processed(stats: &[serde_json::Value]) -> anyhow::Result<u64> {
+    let mut processed = 0;
+    for stat in stats {
+        let data = &stat["endpoints"][0]["data"];
+        for key in ["in_flight", "processed", "failed", "redelivered", "queue_depth", "used_bytes", "busy_us"] {
+            ensure!(data[key].is_u64(), "no {key} in {stat}");
+        }
+        processed += data["processed"].as_u64().unwrap_or(0);
+    }
+    Ok(processed)
 }
 
 /// Asks all instances and takes as many answers as there must be.
