@@ -481,7 +481,7 @@ fn use_model(config: &mut Config, model: Option<PathBuf>) -> Result<(), Fatal> {
 
 fn show_plan(config: &Config, model: Option<&Path>, video_seconds: &[u64]) -> Result<(), Fatal> {
     let wrong = |e: common::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
-    let model = model.map_or(Ok(ModelConfig::default()), |dir| ModelConfig::read(dir)).map_err(wrong)?;
+    let model = model.map_or(Ok(ModelConfig::default()), ModelConfig::read).map_err(wrong)?;
     let plan = plan::Plan::new(config, &model).map_err(wrong)?;
     println!("{plan}");
     let mut all_fit = true;

@@ -33,7 +33,7 @@ const LEFT_SHARE: usize = 4;
 const FEWEST_ROWS: usize = 512;
 
 /// How a worker is run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// The `[llm]` section.
     pub llm: LlmConfig,
@@ -43,17 +43,6 @@ pub struct Settings {
     pub budget_bytes: Option<u64>,
     /// The checkpoint's name, for results.
     pub name: String,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Settings {
-            llm: LlmConfig::default(),
-            compute: ComputeConfig::default(),
-            budget_bytes: None,
-            name: String::new(),
-        }
-    }
 }
 
 /// The stage: owns the model and answers one job at a time.
