@@ -102,3 +102,71 @@ fn product_error(source: &Weights, matrix: &Matrix, format: BlockFormat, bytes: 
     let square = |t: &Tensor| -> anyhow::Result<f64> { Ok(f64::from(t.sqr()?.sum_all()?.to_scalar::<f32>()?)) };
     Ok((square(&off)? / square(&exact)?).sqrt())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::checkpoint::{CheckpointError, CheckpointErrorKind};
+    use common::config::LlmConfig;
+    use stage_llm::Gemma;
+    use stage_llm::cache::VideoCache;
+
+    fn model(dir: &Path) {
+        let dims = crate::demo_model::Size::Realdims.dims();
+        crate::demo_model::write(dir, &dims, 3, &mut |_| ()).unwrap();
+    }
+
+    fn logits(dir: &Path, weights: WeightFormat, quantized: Option<&Path>) -> Result<Vec<f32>, CheckpointError> {
+        let checkpoint = Arc::new(Checkpoint::open(dir)?);
+        let llm = LlmConfig { weights, quantized: quantized.map(Path::to_owned), ..LlmConfig::default() };
+        let w = Weights::new(checkpoint.clone(), DType::F32, Device::Cpu);
+        let gemma = Gemma::new(checkpoint.config(), &w, &llm)?;
+        let mut text = gemma.text_cache(4).unwrap();
+        let prompt = gemma.prefill(&[2, 106, 17], &mut text, &VideoCache::default(), &mut ());
+        Ok(prompt.unwrap().to_vec1().unwrap())
+    }
+
+    #[test]
+    fn a_file_answers_as_weights_that_are_quantized_while_they_load() {
+        let dir = tempfile::tempdir().unwrap();
+        let (checkpoint, file) = (dir.path().join("model"), dir.path().join("q"));
+        model(&checkpoint);
+        let exact = logits(&checkpoint, WeightFormat::Dense, None).unwrap();
+        for (weights, bound) in [(WeightFormat::Q8, 0.05), (WeightFormat::Q4, 0.6)] {
+            let mut reports = Vec::new();
+            quantize(&checkpoint, weights, &file, &mut |r, _| reports.push(r.clone())).unwrap();
+            let bytes = std::fs::read(&file).unwrap();
+            quantize(&checkpoint, weights, &file, &mut |_, _| ()).unwrap();
+            assert!(bytes == std::fs::read(&file).unwrap(), "{weights:?}: other bytes the second time");
+            // The embedding, and four matrices of each of four layers.
+            assert_eq!(reports.len(), 1 + 4 * 4);
+            assert!(reports.iter().all(|r| r.error > 1e-4 && r.error < 0.1), "{reports:?}");
+            let from_file = logits(&checkpoint, weights, Some(&file)).unwrap();
+            assert_eq!(from_file, logits(&checkpoint, weights, None).unwrap());
+            let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>().sqrt();
+            let off = norm(&mut from_file.iter().zip(&exact).map(|(a, b)| a - b)) / norm(&mut exact.iter().copied());
+            assert!(off > 1e-4 && off < bound, "{weights:?}: {off}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_missing_cut_or_of_another_format_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (checkpoint, file) = (dir.path().join("model"), dir.path().join("q8"));
+        model(&checkpoint);
+        let kind = |weights| logits(&checkpoint, weights, Some(&file)).unwrap_err();
+        assert_eq!(kind(WeightFormat::Q8).kind(), CheckpointErrorKind::Missing);
+        quantize(&checkpoint, WeightFormat::Q8, &file, &mut |_, _| ()).unwrap();
+        let other = kind(WeightFormat::Q4);
+        assert!(other.kind() == CheckpointErrorKind::Misshapen && other.to_string().contains("Q8"), "{other}");
+        let bytes = std::fs::read(&file).unwrap();
+        for cut in [4, 100, bytes.len() / 2] {
+            std::fs::write(&file, &bytes[..cut]).unwrap();
+            let error = kind(WeightFormat::Q8);
+            assert!(error.kind() == CheckpointErrorKind::Malformed && error.to_string().contains("q8"), "{error}");
+        }
+        std::fs::write(&file, b"12345678not json").unwrap();
+        assert_eq!(kind(WeightFormat::Q8).kind(), CheckpointErrorKind::Malformed);
+        assert!(quantize(&checkpoint, WeightFormat::Dense, &file, &mut |_, _| ()).is_err());
+    }
+}

@@ -3,10 +3,12 @@
 //!
 //!     gpu_bench --model DIR [--seconds 10,60,300,3600] [--set section.key=value]... [--json FILE]
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use common::error::StageName;
 use serde::Serialize;
 use tests::gpu::run::{Measured, Pipeline};
 use tests::gpu::synthetic::SyntheticDecode;
@@ -32,6 +34,9 @@ struct Args {
     /// Tokens to generate.
     #[arg(long, default_value_t = 64)]
     new_tokens: u32,
+    /// Jobs of mixed length afterwards, after each of which every stage must hold what it held after the first.
+    #[arg(long, default_value_t = 0)]
+    soak: usize,
     /// Writes the figures.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -110,6 +115,9 @@ async fn bench(args: &Args) -> anyhow::Result<()> {
             measured.push(m);
         }
     }
+    if args.soak > 0 {
+        soak(&pipeline, args.soak).await?;
+    }
     for status in pipeline.memory().await? {
         let (used, peak, reserved) = (gb(status.used_bytes), gb(status.peak_bytes), gb(status.reserved_bytes));
         println!("{}: {used:.2} GB used, {peak:.2} at most, {reserved:.2} reserved", status.stage);
@@ -118,6 +126,43 @@ async fn bench(args: &Args) -> anyhow::Result<()> {
         let report = Report { card, settings: args.config.set.clone(), idle_bytes, ready_bytes, measured };
         std::fs::write(path, serde_json::to_vec_pretty(&report)?)?;
     }
+    Ok(())
+}
+
+/// Lengths of the soak's videos, seconds: short and long in turn.
+const MIXED: [u64; 7] = [10, 45, 3, 90, 20, 150, 7];
+
+/// Asks one question after the other and looks at what the computing stages hold after each.
+///
+/// # Errors
+/// A job that fails, a stage that holds more after a job than after the first round of them.
+async fn soak(pipeline: &Pipeline, jobs: usize) -> anyhow::Result<()> {
+    let mut at_rest: BTreeMap<StageName, u64> = BTreeMap::new();
+    let started = std::time::Instant::now();
+    for i in 0..jobs {
+        let m = pipeline.ask(&format!("soak-{i}"), MIXED[i % MIXED.len()], 8).await?;
+        if let Some(error) = m.error {
+            anyhow::bail!("job {i}: {error}");
+        }
+        for status in pipeline.memory().await?.into_iter().filter(|s| s.stage != StageName::Decode) {
+            let known = at_rest.entry(status.stage).or_insert(status.used_bytes);
+            if i < MIXED.len() {
+                *known = status.used_bytes.max(*known);
+            } else if status.used_bytes > *known {
+                anyhow::bail!(
+                    "after job {i} stage-{} holds {} bytes, at first {known}",
+                    status.stage,
+                    status.used_bytes
+                );
+            }
+        }
+    }
+    let held: Vec<String> = at_rest.iter().map(|(stage, bytes)| format!("{stage} {:.3} GB", gb(*bytes))).collect();
+    println!(
+        "soak: {jobs} jobs in {:.0} s, after each no more than {}",
+        started.elapsed().as_secs_f64(),
+        held.join(", ")
+    );
     Ok(())
 }
 
