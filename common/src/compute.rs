@@ -55,11 +55,6 @@ impl Compute {
         Err(JobError::new(ErrorKind::Internal, message)
             .hint("build for this card's generation, or set compute.device = \"cpu\""))
     }
-
-    /// f32 on the CPU: the reference.
-    pub fn reference() -> Self {
-        Compute { device: Device::Cpu, dtype: DType::F32 }
-    }
 }
 
 impl Precision {

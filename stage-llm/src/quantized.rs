@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{DType, Device, Module, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
@@ -283,12 +283,6 @@ impl Linear {
             Linear::Blocks(b) => b.gather(&ids.to_vec1()?, dtype)?,
         };
         rows * scale
-    }
-}
-
-impl Module for Linear {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Linear::forward(self, x)
     }
 }
 

@@ -29,6 +29,16 @@ fn options(case: &str, checkpoint: &str, scrambled: u64) -> Options {
 fn holds(case: &str, checkpoint: &str, scrambled: u64) -> Report {
     let report = compare(&options(case, checkpoint, scrambled)).unwrap();
     assert!(report.rows.iter().all(|row| row.verdict == Verdict::Ok), "{case}\n{report}");
+    // The tool leaves room for what the oracle's own transform may be off by on other sounds; here MODEL.md's limits hold.
+    for row in &report.rows {
+        let Some(d) = row.distance else { continue };
+        let strict = match row.name.as_str() {
+            "mel" => d.max_abs <= 1e-4,
+            name if name.starts_with("audio_") && !name.starts_with("audio_hidden") => d.relative_rms <= 3e-6,
+            _ => true,
+        };
+        assert!(strict, "{case}: {} is outside MODEL.md's own limit\n{report}", row.name);
+    }
     assert_eq!(report.rows.iter().filter(|r| r.name.starts_with("pipeline")).count() as u64, 1 + scrambled);
     report
 }

@@ -1,5 +1,7 @@
 //! What was recorded can be read, as far as it is whole, and today's stages make of it what they made of it then.
 
+#![cfg(feature = "gstreamer")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
