@@ -2,6 +2,9 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod pinned;
+pub mod transfer;
 
 use candle_core::{DType, Device};
 

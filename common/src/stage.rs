@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use crate::compute::transfer::Download;
 use crate::error::{JobError, StageName};
 use crate::event::{Event, JobResult};
 use crate::message::{DecodeRequest, JobRequest, Output, TokenBatch};
 use crate::plan::MediaInfo;
+use crate::tensor::Tensor;
 use crate::wire::Message;
 
 /// Why a stage stopped working on a message.
@@ -35,8 +37,38 @@ pub trait Port {
     /// [`Stop::Cancelled`] and [`Stop::Unavailable`]: return them at once.
     fn emit(&mut self, output: Output<'_>) -> Result<(), Stop>;
 
+    /// Hands on an output as soon as it has come from its device. The stage may take its next message meanwhile, so
+    /// that the device never waits for a copy; where nobody provides for that, this waits.
+    ///
+    /// # Errors
+    /// As [`emit`](Self::emit); what went wrong on the device.
+    fn emit_later(&mut self, later: Later) -> Result<(), Stop> {
+        later.emit(&mut |output| self.emit(output))
+    }
+
     /// True once nobody waits for this job any more. Long work between two outputs asks now and then.
     fn cancelled(&self) -> bool;
+}
+
+/// An output whose rows are on their way from a device.
+pub struct Later {
+    rows: Download,
+    output: Box<dyn for<'a> FnOnce(Tensor<'a>) -> Output<'a> + Send>,
+}
+
+impl Later {
+    /// What `output` makes of the rows once they are there.
+    pub fn new(rows: Download, output: impl for<'a> FnOnce(Tensor<'a>) -> Output<'a> + Send + 'static) -> Self {
+        Later { rows, output: Box::new(output) }
+    }
+
+    /// Waits for the rows and hands the output to `emit`; for any thread.
+    ///
+    /// # Errors
+    /// `emit`'s; what went wrong on the device.
+    pub fn emit(self, emit: &mut dyn FnMut(Output<'_>) -> Result<(), Stop>) -> Result<(), Stop> {
+        emit((self.output)(self.rows.wait()?))
+    }
 }
 
 /// One stage: a library that knows no bus. Outputs are a function of the input alone, so a message may be

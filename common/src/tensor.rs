@@ -6,6 +6,7 @@ use std::fmt;
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
+use crate::compute::transfer;
 use crate::wire::{WireError, WireErrorKind};
 
 // Tensors travel little-endian and are copied to and from memory as they are.
@@ -114,7 +115,7 @@ impl<'a> Tensor<'a> {
     /// # Errors
     /// candle's, when the device has no room or cannot hold the dtype.
     pub fn to_candle(&self, device: &Device) -> candle_core::Result<candle_core::Tensor> {
-        candle_core::Tensor::from_raw_buffer(&self.data, self.dtype.candle(), &self.shape(), device)
+        transfer::upload(self, device)
     }
 
     /// Element type.

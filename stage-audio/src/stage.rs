@@ -1,11 +1,11 @@
 //! The stage: one window of sound in, the encoder states that count out.
 
 use candle_core::{Device, Tensor};
+use common::compute::transfer::Download;
 use common::error::StageName;
 use common::message::{FeatureBatch, Modality, Output, PcmWindow};
 use common::plan::{HOP_SAMPLES, MediaPlan, WINDOW_ROWS};
-use common::stage::{Port, Stage, Stop};
-use common::tensor::Tensor as WireTensor;
+use common::stage::{Later, Port, Stage, Stop};
 
 use crate::mel::LogMel;
 use crate::whisper::WhisperEncoder;
@@ -44,13 +44,10 @@ impl Stage for AudioStage {
                 (input.index * WINDOW_ROWS, states.get(0)?.narrow(0, 0, rows)?) // [rows, C]
             }
         };
-        port.emit(Output::Features(FeatureBatch {
-            v: input.v,
-            job: input.job,
-            plan: MediaPlan { image: None, ..input.plan },
-            modality: Modality::Audio,
-            offset,
-            tensor: WireTensor::from_candle(&states)?,
+        let (v, job, plan) = (input.v, input.job, MediaPlan { image: None, ..input.plan });
+        let modality = Modality::Audio;
+        port.emit_later(Later::new(Download::start(&states)?, move |tensor| {
+            Output::Features(FeatureBatch { v, job, plan, modality, offset, tensor })
         }))
     }
 }

@@ -1,11 +1,11 @@
 //! The stage: one batch of features in, its tokens out.
 
 use candle_core::{Device, Tensor};
+use common::compute::transfer::Download;
 use common::error::{ErrorKind, JobError, StageName};
 use common::message::{FeatureBatch, Modality, Output, TokenBatch};
 use common::plan::{AUDIO_POOL, MediaPlan};
-use common::stage::{Port, Stage, Stop};
-use common::tensor::Tensor as WireTensor;
+use common::stage::{Later, Port, Stage, Stop};
 
 use crate::adapters::Fuser;
 
@@ -64,13 +64,9 @@ impl Stage for FuseStage {
             Modality::Image => MediaPlan { audio: None, ..input.plan },
             Modality::Audio => MediaPlan { image: None, ..input.plan },
         };
-        port.emit(Output::Tokens(TokenBatch {
-            v: input.v,
-            job: input.job,
-            plan,
-            modality: input.modality,
-            offset,
-            tensor: WireTensor::from_candle(&tokens)?,
+        let (v, job, modality) = (input.v, input.job, input.modality);
+        port.emit_later(Later::new(Download::start(&tokens)?, move |tensor| {
+            Output::Tokens(TokenBatch { v, job, plan, modality, offset, tensor })
         }))
     }
 }

@@ -1,10 +1,11 @@
 //! A job from start to end: check, plan, ask for tokens, take them, answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 
 use candle_core::Tensor;
 use common::checkpoint::Weights;
+use common::compute::transfer::Marker;
 use common::config::{ComputeConfig, KvPrecision, LlmConfig, WeightFormat};
 use common::error::{ErrorKind, JobError, StageName};
 use common::event::{Event, Finish, JobResult, Mode, ModelName};
@@ -19,7 +20,7 @@ use crate::cache::TextCache;
 use crate::clock::{Clock, Progress};
 use crate::detokenize::{Detokenizer, decode};
 use crate::gemma::Gemma;
-use crate::generate::{Ending, generate};
+use crate::generate::{Ending, Pace, generate};
 use crate::intake::{Chunk, Intake};
 use crate::observe::Observe;
 use crate::parked::Parked;
@@ -31,6 +32,9 @@ use crate::task::Tasks;
 const LEFT_SHARE: usize = 4;
 /// ... or as many rows, of which a pass takes little longer than of one: reading the weights is most of it.
 const FEWEST_ROWS: usize = 512;
+/// Passes that a device may be given before it has begun with them: one is enough for it never to wait for the host, and
+/// few enough that a cancelled job's work is soon over.
+const AHEAD: usize = 1;
 
 /// How a worker is run.
 #[derive(Clone, Debug, Default)]
@@ -196,6 +200,7 @@ impl LlmStage {
     ) -> Result<(), Stop> {
         let mut taken = 0;
         let mut waiting = Vec::new();
+        let mut passes: VecDeque<Marker> = VecDeque::new();
         while !intake.is_complete() {
             self.gather(intake, &mut waiting, port, clock)?;
             // All that has come goes through the layers together, up to what their memory is planned for.
@@ -203,8 +208,13 @@ impl LlmStage {
                 if port.cancelled() {
                     return Err(Stop::Cancelled);
                 }
+                while passes.len() > AHEAD {
+                    let earliest = passes.pop_front().expect("there are some. This is a bug.");
+                    earliest.wait().map_err(|e| here(e.into()))?;
+                }
                 let chunks = self.together(&mut waiting);
                 self.model.absorb_all(&chunks, intake.video(), observe).map_err(|e| here(e.into()))?;
+                passes.push_back(Marker::behind(self.model.device()).map_err(|e| here(e.into()))?);
                 taken += chunks.iter().map(|chunk| chunk.tokens.dims()[0] as u64).sum::<u64>();
                 let (_, total) = intake.tokens();
                 progress.tell(port, taken, total + prompt_tokens)?;
@@ -284,9 +294,11 @@ impl LlmStage {
             max_new_tokens: request.max_new_tokens.max(1) as usize,
         };
         let mut sampler = Sampler::new(request.temperature, request.top_p, request.seed);
+        let pace = Pace::of(&self.model, &sampler);
         let mut detokenizer = Detokenizer::new(self.prompter.tokenizer());
         let mut ids = Vec::new();
-        let finish = generate(&self.model, logits, text, intake.video(), &mut sampler, ending, observe, &mut |id| {
+        let video = intake.video();
+        let finish = generate(&self.model, logits, text, video, &mut sampler, pace, ending, observe, &mut |id| {
             clock.token();
             ids.push(id);
             let delta = detokenizer.push(id).map_err(here)?;

@@ -11,6 +11,8 @@ use common::model::ModelConfig;
 use crate::attention::segments::{Queries, Segment, attend_segments};
 use crate::attention::{Scoring, Visible};
 use crate::cache::{Geometry, LayerCache, TextCache, VideoCache};
+use crate::choose::soft_cap;
+use crate::fold::fold_heads;
 use crate::intake::Chunk;
 use crate::observe::{Boundary, Observe};
 use crate::quantized::Linear;
@@ -92,17 +94,11 @@ impl Attention {
         self.o_proj.forward(&attend_segments(queries, &segments, self.scoring)?) // [n, D]
     }
 
-    /// What image or audio tokens with values `[n, kv_heads * head_dim]` make of themselves, `[n, D]`. Attention to itself
-    /// alone is a token's own value, for every query head of a kv head; the columns of `o_proj` that meet the same value
-    /// are added up first, which halves the product.
+    /// What image or audio tokens with values `[n, kv_heads * head_dim]` make of themselves, `[n, D]`: attention to itself
+    /// alone is a token's own value.
     fn diagonal(&self, v: &Tensor) -> Result<Tensor> {
-        let group = self.heads / self.kv_heads;
-        let dtype = v.dtype();
-        let weight = self.o_proj.expanded(dtype)?; // [D, heads * head_dim]
-        let output = weight.dim(0)?;
-        let by_head = weight.reshape((output, self.kv_heads, group, self.head_dim))?;
-        let folded = by_head.to_dtype(DType::F32)?.sum(2)?.to_dtype(dtype)?; // [D, kv_heads, head_dim]
-        Linear::Dense(folded.flatten_from(1)?).forward(v)
+        let weight = self.o_proj.expanded(v.dtype())?; // [D, heads * head_dim]
+        Linear::Dense(fold_heads(&weight, self.kv_heads, self.head_dim)?).forward(v)
     }
 }
 
@@ -337,7 +333,7 @@ impl Gemma {
         if let Some((modality, gap)) = video.first_gap() {
             candle_core::bail!("{modality} tokens {} to {} are missing from the cache", gap.start, gap.end);
         }
-        let x = self.forward(ids, text, video, observe)?; // [n, D]
+        let x = self.forward(&Tensor::new(ids, &self.device)?, text, video, observe)?; // [n, D]
         observe.see(Boundary::TextHidden(self.layers.len()), &x)?;
         if observe.wants_all_rows() {
             let normed = self.norm.forward(&x)?;
@@ -352,24 +348,31 @@ impl Gemma {
     /// # Errors
     /// candle's; a text cache without room.
     pub fn decode(&self, id: u32, text: &mut TextCache, video: &VideoCache) -> Result<Tensor> {
-        let x = self.forward(&[id], text, video, &mut ())?; // [1, D]
+        self.decode_from(&Tensor::new(&[id], &self.device)?, text, video)
+    }
+
+    /// [`decode`](Self::decode) of a token `[1]` in u32 that is on the device and may not have been computed yet.
+    ///
+    /// # Errors
+    /// As `decode`.
+    pub fn decode_from(&self, id: &Tensor, text: &mut TextCache, video: &VideoCache) -> Result<Tensor> {
+        let x = self.forward(id, text, video, &mut ())?; // [1, D]
         self.last_logits(&x)
     }
 
     fn forward(
         &self,
-        ids: &[u32],
+        ids: &Tensor,
         text: &mut TextCache,
         video: &VideoCache,
         observe: &mut dyn Observe,
     ) -> Result<Tensor> {
-        let n = ids.len();
+        let n = ids.dims1()?;
         let room = text.capacity() - text.len();
         if n == 0 || n > room {
             candle_core::bail!("{n} text tokens for a cache with room for {room}");
         }
-        let ids = Tensor::new(ids, &self.device)?;
-        let x = self.embed_tokens.gather(&ids, self.dtype, self.embedding_scale)?; // [n, D]
+        let x = self.embed_tokens.gather(ids, self.dtype, self.embedding_scale)?; // [n, D]
         let mut normed = Some(self.layers[0].input_layernorm.forward(&x)?);
         for (i, layer) in self.layers.iter().enumerate() {
             observe.see(Boundary::TextHidden(i), &x)?;
@@ -384,16 +387,11 @@ impl Gemma {
 
     fn last_logits(&self, x: &Tensor) -> Result<Tensor> {
         let last = x.narrow(0, x.dim(0)? - 1, 1)?;
-        self.head(&self.norm.forward(&last)?)?.squeeze(0)?.to_dtype(DType::F32)
+        self.head(&self.norm.forward(&last)?)?.squeeze(0)
     }
 
-    /// Normed rows `[n, D]` to logits `[n, vocabulary]`.
+    /// Normed rows `[n, D]` to logits `[n, vocabulary]` in f32.
     fn head(&self, normed: &Tensor) -> Result<Tensor> {
-        let z = self.lm_head.forward(normed)?;
-        let Some(cap) = self.final_cap else { return Ok(z) };
-        // Computed in f32, with the reference's rounding to the model's dtype after each step (MODEL.md 7).
-        let rounded = |x: Tensor| x.to_dtype(z.dtype())?.to_dtype(DType::F32);
-        let z32 = rounded((z.to_dtype(DType::F32)? / cap)?)?;
-        (rounded(z32.tanh()?)? * cap)?.to_dtype(z.dtype())
+        soft_cap(&self.lm_head.forward(normed)?, self.final_cap)
     }
 }

@@ -1,13 +1,16 @@
 //! One token after another, until the model or the limit ends it.
 
+use candle_core::Tensor;
+use common::compute::transfer::Download;
 use common::error::JobError;
 use common::event::Finish;
 use common::stage::Stop;
 
 use crate::cache::{TextCache, VideoCache};
+use crate::choose::first_largest;
 use crate::gemma::Gemma;
 use crate::observe::{Boundary, Observe};
-use crate::sample::Sampler;
+use crate::sample::{Sampler, checked};
 
 /// When an answer ends.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +21,23 @@ pub struct Ending<'a> {
     pub max_new_tokens: usize,
 }
 
+/// Whether the next step begins before a token has come to the host. A device then computes without a pause; what it
+/// computes after the last token is thrown away. It takes a greedy choice, which the device makes itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// The token first.
+    InStep,
+    /// One step ahead.
+    Ahead,
+}
+
+impl Pace {
+    /// The faster one: a CPU has no other side to wait for.
+    pub fn of(model: &Gemma, sampler: &Sampler) -> Self {
+        if sampler.is_greedy() && model.device().is_cuda() { Pace::Ahead } else { Pace::InStep }
+    }
+}
+
 /// Answers a prompt, whose first logits are `logits`; `each` sees every token as soon as it is chosen.
 ///
 /// # Errors
@@ -25,25 +45,48 @@ pub struct Ending<'a> {
 #[expect(clippy::too_many_arguments, reason = "one answer's state, in use by one call")]
 pub fn generate(
     model: &Gemma,
-    mut logits: candle_core::Tensor,
+    mut logits: Tensor,
     text: &mut TextCache,
     video: &VideoCache,
     sampler: &mut Sampler,
+    pace: Pace,
     ending: Ending<'_>,
     observe: &mut dyn Observe,
     each: &mut dyn FnMut(u32) -> Result<(), Stop>,
 ) -> Result<Finish, Stop> {
     for step in 0.. {
         observe.see(Boundary::StepLogits(step), &logits).map_err(JobError::from)?;
-        let id = sampler.next(&logits.to_vec1::<f32>().map_err(JobError::from)?)?;
+        let last = step + 1 >= ending.max_new_tokens;
+        let (id, next) = match pace {
+            Pace::InStep => (sampler.next(&logits.to_vec1::<f32>().map_err(JobError::from)?)?, None),
+            Pace::Ahead => ahead(model, &logits, text, video, last).map_err(JobError::from)?,
+        };
+        let id = checked(id)?;
         each(id)?;
         if ending.end_tokens.contains(&id) {
             return Ok(Finish::Stop);
         }
-        if step + 1 >= ending.max_new_tokens {
+        if last {
             break;
         }
-        logits = model.decode(id, text, video).map_err(JobError::from)?;
+        logits = match next {
+            Some(next) => next,
+            None => model.decode(id, text, video).map_err(JobError::from)?,
+        };
     }
     Ok(Finish::Length)
+}
+
+/// The largest logit's token, and the logits after it, begun before the token has come to the host.
+fn ahead(
+    model: &Gemma,
+    logits: &Tensor,
+    text: &mut TextCache,
+    video: &VideoCache,
+    last: bool,
+) -> candle_core::Result<(u32, Option<Tensor>)> {
+    let chosen = first_largest(logits)?; // [1]
+    let id = Download::start(&chosen)?;
+    let next = if last { None } else { Some(model.decode_from(&chosen, text, video)?) };
+    Ok((id.wait_index()?, next))
 }

@@ -1,21 +1,23 @@
 //! The language model: a question and a video's tokens in, an answer out; no bus in sight.
 //!
-//! In reading order: [`elementary`] (exp and tanh), [`attention`] (blockwise softmax over long caches), [`kv`] (keys
-//! or values of a layer, in 16, 8 or 4 bits), [`rope`] (rotary positions), [`quantized`] (weights in blocks), [`weights`] (where they
-//! come from), [`kernels`]
-//! (CUDA, and its check), [`cache`] (keys and values of a job, and what they weigh), [`gemma`] (the model), [`observe`] (watching it for parity), [`task`] (what
-//! can be asked), [`prompt`] (text to tokens), [`detokenize`] (tokens to text), [`sample`] (logits to a token),
-//! [`generate`] (tokens one after another), [`admission`] (whether a job fits), [`parked`] (waiting for a job's
-//! tokens without taking them), [`intake`] (taking them as they come), [`clock`] (progress and timings), [`answer`] (a job from start to end), [`open`](mod@open) (the stage as
-//! a process serves it).
+//! In reading order: [`elementary`] (exp and tanh), [`attention`] (blockwise softmax over long caches), [`kv`] (keys or
+//! values of a layer, in 16, 8 or 4 bits), [`rope`] (rotary positions), [`quantized`] (weights in blocks), [`weights`]
+//! (where they come from), [`fold`] (the output projection of tokens that see only themselves), [`kernels`] (CUDA, and
+//! its check), [`cache`] (keys and values of a job, and what they weigh), [`gemma`] (the model), [`observe`] (watching it
+//! for parity), [`task`] (what can be asked), [`prompt`] (text to tokens), [`detokenize`] (tokens to text), [`choose`]
+//! (the largest logit), [`sample`] (logits to a token), [`generate`] (tokens one after another), [`admission`] (whether a job fits), [`parked`] (waiting
+//! for a job's tokens without taking them), [`intake`] (taking them as they come), [`clock`] (progress and timings),
+//! [`answer`] (a job from start to end), [`open`](mod@open) (the stage as a process serves it).
 
 pub mod admission;
 pub mod answer;
 pub mod attention;
 pub mod cache;
+pub mod choose;
 pub mod clock;
 pub mod detokenize;
 pub mod elementary;
+pub mod fold;
 pub mod gemma;
 pub mod generate;
 pub mod intake;

@@ -2,6 +2,8 @@
 
 use common::error::{ErrorKind, JobError};
 
+use crate::choose::{NO_TOKEN, first_largest_of};
+
 /// Chooses tokens: greedily, or at random from a nucleus. The same seed chooses the same tokens.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -16,13 +18,18 @@ impl Sampler {
         Sampler { temperature, top_p, state: seed }
     }
 
+    /// Whether it takes the largest logit, the first one of equals.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature <= 0.0
+    }
+
     /// The next token.
     ///
     /// # Errors
     /// `model` for logits that are not numbers: weights or tokens were not.
     pub fn next(&mut self, logits: &[f32]) -> Result<u32, JobError> {
-        let best = argmax(logits)?;
-        if self.temperature <= 0.0 {
+        let best = checked(first_largest_of(logits))?;
+        if self.is_greedy() {
             return Ok(best);
         }
         let top = f64::from(logits[best as usize]);
@@ -61,19 +68,16 @@ impl Sampler {
     }
 }
 
-/// The largest logit's index; the first one of equals (MODEL.md 7).
-fn argmax(logits: &[f32]) -> Result<u32, JobError> {
-    let mut best: Option<(usize, f32)> = None;
-    for (i, &z) in logits.iter().enumerate() {
-        if z.is_nan() {
-            return Err(JobError::new(ErrorKind::Model, format!("logit {i} is not a number"))
-                .hint("the checkpoint's weights overflow in this dtype, or are damaged"));
-        }
-        if best.is_none_or(|(_, top)| z > top) {
-            best = Some((i, z));
-        }
+/// A token that was chosen, if one could be.
+///
+/// # Errors
+/// `model` for logits that are not numbers.
+pub fn checked(id: u32) -> Result<u32, JobError> {
+    if id != NO_TOKEN {
+        return Ok(id);
     }
-    best.map(|(i, _)| i as u32).ok_or_else(|| JobError::new(ErrorKind::Internal, "no logits"))
+    Err(JobError::new(ErrorKind::Model, "a logit is not a number")
+        .hint("the checkpoint's weights overflow in this dtype, or are damaged"))
 }
 
 #[cfg(test)]

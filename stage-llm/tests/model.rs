@@ -7,13 +7,16 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Result, Tensor};
 use common::checkpoint::Weights;
 use common::config::LlmConfig;
+use common::event::Finish;
 use common::message::Modality;
 use common::model::ModelConfig;
 use fixture::{HIDDEN, Model, random};
 use serde_json::json;
 use stage_llm::cache::{MediaCache, VideoCache};
 use stage_llm::gemma::Gemma;
+use stage_llm::generate::{Ending, Pace, generate};
 use stage_llm::observe::{Boundary, Observe};
+use stage_llm::sample::Sampler;
 
 const PROMPT: [u32; 20] =
     [2, 106, 400, 401, 402, 108, 108, 390, 391, 392, 393, 394, 395, 396, 397, 398, 399, 107, 108, 106];
@@ -195,4 +198,30 @@ fn a_tied_configuration_wins_over_a_stray_head_and_a_missing_head_is_the_embeddi
     assert_eq!(worst(&tied, &logits(Model::with(json!({}), stray))), 0.0);
     assert_eq!(worst(&tied, &logits(Model::with(json!({"tie_word_embeddings": false}), headless))), 0.0);
     assert!(worst(&tied, &logits(Model::with(json!({"tie_word_embeddings": false}), |_, t| t))) > 0.1);
+}
+
+#[test]
+fn a_step_begun_before_its_token_is_known_gives_the_same_answer() {
+    let model = Model::new().gemma(DType::F32);
+    let (image, audio) = (tokens(50, 1), tokens(13, 2));
+    let video = absorb(&model, &image, &audio, &[(Modality::Image, 0, 50), (Modality::Audio, 0, 13)]);
+    let answer = |pace, end_tokens: &[u32], max_new_tokens| {
+        let mut text = model.text_cache(PROMPT.len() + max_new_tokens).unwrap();
+        let first = model.prefill(&PROMPT, &mut text, &video, &mut ()).unwrap();
+        let (mut ids, mut sampler) = (Vec::new(), Sampler::new(0.0, 1.0, 0));
+        let ending = Ending { end_tokens, max_new_tokens };
+        let finish = generate(&model, first, &mut text, &video, &mut sampler, pace, ending, &mut (), &mut |id| {
+            ids.push(id);
+            Ok(())
+        });
+        (ids, finish.unwrap())
+    };
+    let in_step = answer(Pace::InStep, &[], 9);
+    assert_eq!(in_step.0.len(), 9);
+    assert_eq!(answer(Pace::Ahead, &[], 9), in_step);
+    // An end token in the middle: what was computed after it is not told.
+    let end = in_step.0[4];
+    let stopped = answer(Pace::InStep, &[end], 9);
+    assert_eq!((stopped.0.last(), stopped.1), (Some(&end), Finish::Stop));
+    assert_eq!(answer(Pace::Ahead, &[end], 9), stopped);
 }

@@ -1,11 +1,12 @@
 //! The stage: one batch of frames in, their token cells out.
 
 use candle_core::{Device, Tensor};
+use common::compute::transfer::{Download, upload};
 use common::error::StageName;
 use common::kernels;
 use common::message::{FeatureBatch, FrameBatch, Modality, Output};
-use common::plan::{FRAME_BYTES, FRAME_SIDE, MediaPlan};
-use common::stage::{Port, Stage, Stop};
+use common::plan::MediaPlan;
+use common::stage::{Later, Port, Stage, Stop};
 use common::tensor::Tensor as WireTensor;
 
 use crate::siglip::SiglipEncoder;
@@ -24,9 +25,8 @@ impl VisionStage {
     }
 
     /// Frames `[n, 384, 384, 3]` u8 to token cells `[n, grid*grid, 4C]`.
-    fn cells(&self, frames: &[u8], grid: usize) -> candle_core::Result<Tensor> {
-        let shape = (frames.len() / FRAME_BYTES, FRAME_SIDE, FRAME_SIDE, 3);
-        let frames = Tensor::from_slice(frames, shape, self.encoder.device())?;
+    fn cells(&self, frames: &WireTensor<'_>, grid: usize) -> candle_core::Result<Tensor> {
+        let frames = upload(frames, self.encoder.device())?;
         let features = self.encoder.forward(&frames, &mut |_, _| ())?; // [n, 729, C]
         kernels::pool(&features, grid)
     }
@@ -45,24 +45,23 @@ impl Stage for VisionStage {
             None => Tensor::zeros((0, width), self.encoder.dtype(), &Device::Cpu)?,
             Some(image) => {
                 let mut parts = Vec::new();
-                for frames in input.tensor.data().chunks(self.batch * FRAME_BYTES) {
+                let frames = input.tensor.rows();
+                for first in (0..frames).step_by(self.batch) {
                     if port.cancelled() {
                         return Err(Stop::Cancelled);
                     }
-                    let cells = self.cells(frames, image.grid[0] as usize)?; // [batch, h*w, 4C]
+                    let batch = input.tensor.narrow(first, self.batch.min(frames - first));
+                    let cells = self.cells(&batch, image.grid[0] as usize)?; // [batch, h*w, 4C]
                     parts.push(cells.flatten_to(1)?); // [batch*h*w, 4C]
                 }
                 offset = input.offset * image.tokens_per_frame();
                 Tensor::cat(&parts, 0)? // [n*h*w, 4C]
             }
         };
-        port.emit(Output::Features(FeatureBatch {
-            v: input.v,
-            job: input.job,
-            plan: MediaPlan { audio: None, ..input.plan },
-            modality: Modality::Image,
-            offset,
-            tensor: WireTensor::from_candle(&cells)?,
+        let (v, job, plan) = (input.v, input.job, MediaPlan { audio: None, ..input.plan });
+        let modality = Modality::Image;
+        port.emit_later(Later::new(Download::start(&cells)?, move |tensor| {
+            Output::Features(FeatureBatch { v, job, plan, modality, offset, tensor })
         }))
     }
 }

@@ -36,7 +36,7 @@ use crate::wire::{self, Message};
 use control::{Control, InHand};
 use engine::Engine;
 use inbox::{Delivery, Inbox};
-use port::BusPort;
+use port::{BusPort, Lap};
 use service::{Card, Counters};
 
 /// Turns true when the process shall finish what it has in hand and leave.
@@ -70,7 +70,8 @@ where
     let counters = Arc::new(Counters::default());
     let service = service::register(&bus, S::NAME, &card, &counters, vec![queue.clone()], probe).await?;
     let mut inbox = Inbox::start(&bus, queue, control.shutdown());
-    let worker = Worker { bus: bus.clone(), counters: counters.clone(), budget_bytes: card.budget_bytes };
+    let (counted, budget_bytes) = (counters.clone(), card.budget_bytes);
+    let worker = Worker { bus: bus.clone(), counters: counted, budget_bytes, lap: Lap::default() };
     let mut settling = JoinSet::new();
     tracing::info!(stage = %S::NAME, instance = bus.instance(), "ready");
     while let Some(delivery) = inbox.next().await {
@@ -141,6 +142,7 @@ struct Worker {
     bus: Bus,
     counters: Arc<Counters>,
     budget_bytes: Option<u64>,
+    lap: Lap,
 }
 
 impl Worker {
@@ -161,15 +163,16 @@ impl Worker {
         let started = Instant::now();
         Counters::add(&counters.in_flight, 1);
         let body = delivery.message.payload.clone();
-        let port = BusPort::new(self.bus.clone(), S::NAME, job.clone(), hand.flag().clone(), self.budget_bytes);
+        let (bus, flag) = (self.bus.clone(), hand.flag().clone());
+        let port = BusPort::new(bus, S::NAME, job.clone(), flag, self.budget_bytes, self.lap.clone());
         let alive = port.heartbeat();
         let owner = job.clone();
         let outcome = engine.run(move |stage| process(stage, port, &body, &owner)).await;
-        counters.in_flight.fetch_sub(1, Ordering::Relaxed);
-        Counters::add(&counters.busy_us, started.elapsed().as_micros() as u64);
         match outcome {
             Ok(port) => Ok(Computed { port, alive }),
             Err(stop) => {
+                counters.in_flight.fetch_sub(1, Ordering::Relaxed);
+                Counters::add(&counters.busy_us, started.elapsed().as_micros() as u64);
                 alive.abort();
                 Err(stop)
             }
@@ -183,8 +186,9 @@ impl Worker {
         let outcome = match computed {
             Ok(Computed { port, alive }) => {
                 let stored = port.stored().await;
+                counters.in_flight.fetch_sub(1, Ordering::Relaxed);
                 alive.abort();
-                stored
+                stored.map(|computed| Counters::add(&counters.busy_us, computed.as_micros() as u64))
             }
             Err(stop) => Err(stop),
         };
@@ -237,7 +241,10 @@ where
         return Err(poison(format!("message of {:?} on the subject of {owner}", input.job())));
     }
     match stage.process(input, &mut port) {
-        Ok(()) => Ok(port),
+        Ok(()) => {
+            port.computed();
+            Ok(port)
+        }
         Err(stop) => {
             port.give_up();
             Err(stop)

@@ -1,6 +1,7 @@
 //! What a stage's outputs pass through: cut to size, stored by the broker, a few at a time.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,10 +13,31 @@ use super::report::Reporter;
 use crate::bus::Bus;
 use crate::error::{ErrorKind, JobError, StageName};
 use crate::message::{JobId, Output};
-use crate::stage::{Port, Stop};
+use crate::stage::{Later, Port, Stop};
 
 /// Messages on their way to the broker at a time: enough to hide a round trip, few enough to bound memory.
 const IN_FLIGHT: usize = 4;
+
+/// When a stage last came to the end of a message. Messages may overlap on a device; the time that they take is told
+/// once.
+#[derive(Clone)]
+pub struct Lap(Arc<Mutex<Instant>>);
+
+impl Default for Lap {
+    fn default() -> Self {
+        Lap(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl Lap {
+    /// What a message that was begun at `started` and is computed now has taken of the stage's time.
+    fn end(&self, started: Instant) -> Duration {
+        let mut last = self.0.lock().expect("no holder panics. This is a bug.");
+        let begun = started.max(*last);
+        *last = Instant::now();
+        last.duration_since(begun)
+    }
+}
 
 /// A [`Port`] onto the bus, for the engine's thread.
 pub struct BusPort {
@@ -25,6 +47,11 @@ pub struct BusPort {
     /// Set once this message's outputs are wanted no more, though its job's others are.
     giving_up: CancelFlag,
     in_flight: VecDeque<JoinHandle<Result<(), Stop>>>,
+    /// Outputs that are still on their way from a device.
+    later: Vec<Later>,
+    lap: Lap,
+    /// What computing took; none before it is over.
+    computed: Option<Duration>,
     reporter: Reporter,
     started: Instant,
     waited: Duration,
@@ -32,7 +59,7 @@ pub struct BusPort {
 
 impl BusPort {
     /// A port for one input message.
-    pub fn new(bus: Bus, stage: StageName, job: JobId, flag: CancelFlag, budget_bytes: Option<u64>) -> Self {
+    pub fn new(bus: Bus, stage: StageName, job: JobId, flag: CancelFlag, budget_bytes: Option<u64>, lap: Lap) -> Self {
         let reporter = Reporter::new(bus.clone(), stage, job, budget_bytes);
         BusPort {
             bus,
@@ -40,6 +67,9 @@ impl BusPort {
             flag,
             giving_up: CancelFlag::default(),
             in_flight: VecDeque::new(),
+            later: Vec::new(),
+            lap,
+            computed: None,
             reporter,
             started: Instant::now(),
             waited: Duration::ZERO,
@@ -61,19 +91,42 @@ impl BusPort {
         }
     }
 
-    /// Waits until the broker has every output of a message, and tells the owner. The engine may compute meanwhile.
+    /// Notes that the engine is done with the message. What is still on its way from a device is not.
+    pub fn computed(&mut self) {
+        if self.later.is_empty() {
+            self.computed = Some(self.lap.end(self.started));
+        }
+    }
+
+    /// Waits for what is on its way from a device and hands it on.
+    fn fetch(&mut self) -> Result<(), Stop> {
+        let outcome =
+            std::mem::take(&mut self.later).into_iter().try_for_each(|later| later.emit(&mut |o| self.emit(o)));
+        match &outcome {
+            Ok(()) => self.computed(),
+            Err(_) => self.give_up(),
+        }
+        outcome
+    }
+
+    /// Waits until the broker has every output of a message, tells the owner, and gives the time that computing took.
+    /// The engine may compute meanwhile.
     ///
     /// # Errors
-    /// The first output's that could not be stored.
-    pub async fn stored(mut self) -> Result<(), Stop> {
-        let computed = self.started.elapsed();
+    /// The first output's that could not be made or stored.
+    pub async fn stored(mut self) -> Result<Duration, Stop> {
+        if !self.later.is_empty() {
+            let fetching = tokio::task::spawn_blocking(move || self.fetch().map(|()| self));
+            self = fetching.await.unwrap_or_else(|e| Err(Stop::Unavailable(format!("fetching broke off: {e}"))))?;
+        }
+        let computed = self.computed.unwrap_or_default();
         let mut outcome = Ok(());
         for sending in std::mem::take(&mut self.in_flight) {
             outcome = outcome.and(sent(sending.await));
         }
         outcome?;
         self.reporter.tell(computed, self.waited).await;
-        Ok(())
+        Ok(computed)
     }
 
     fn settle_first(&mut self) -> Result<(), Stop> {
@@ -112,6 +165,11 @@ impl Port for BusPort {
         }
         self.reporter.add(&output);
         self.reporter.send(self.started.elapsed(), self.waited);
+        Ok(())
+    }
+
+    fn emit_later(&mut self, later: Later) -> Result<(), Stop> {
+        self.later.push(later);
         Ok(())
     }
 

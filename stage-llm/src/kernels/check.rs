@@ -8,6 +8,8 @@ use common::kernels::check::Check;
 
 use crate::attention::segments::{Queries, Segment, attend_segments};
 use crate::attention::{Scoring, Visible};
+use crate::choose::{NO_TOKEN, first_largest, soft_cap};
+use crate::fold::fold_heads;
 use crate::kv::{KvFormat, KvTensor};
 use crate::quantized::{BlockFormat, Blocks, Linear};
 use crate::rope::RopeTable;
@@ -19,7 +21,9 @@ pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
         .cache()
         .and_then(|()| checks.rotation())
         .and_then(|()| checks.attention())
-        .and_then(|()| checks.weights());
+        .and_then(|()| checks.weights())
+        .and_then(|()| checks.folding())
+        .and_then(|()| checks.choosing());
     if let Err(error) = outcome {
         let name = "kernels of the language model".to_owned();
         checks.outcomes.push(Check {
@@ -184,6 +188,43 @@ impl Checks<'_> {
             window.unwrap_or(0)
         );
         self.compare(name, &outcomes[1], &outcomes[0], bound)
+    }
+
+    fn folding(&mut self) -> Result<()> {
+        for (rows, kv_heads, group, width) in [(37, 2, 2, 256), (5, 3, 4, 8)] {
+            let weight = self.rows(rows, kv_heads * group * width)?;
+            let exact = fold_heads(&weight, kv_heads, width)?;
+            let got = fold_heads(&weight.to_device(self.device)?, kv_heads, width)?;
+            // Sums of two to four numbers in f32, rounded once: in another order, a rounding may turn.
+            let bound = self.bound(1e-3);
+            self.compare(format!("folding of {group} heads of {width}"), &got, &exact, bound)?;
+        }
+        Ok(())
+    }
+
+    fn choosing(&mut self) -> Result<()> {
+        // The largest twice, at ends of different threads' shares; and a vocabulary that fills no block.
+        for (n, largest) in [(256_000, [77_777, 255_999]), (1_001, [0, 1_000])] {
+            let z = (self.rows(1, n)? * 20.0)?;
+            let (here, there) = (soft_cap(&z, Some(30.0))?, soft_cap(&z.to_device(self.device)?, Some(30.0))?);
+            let bound = self.bound(1e-3);
+            self.compare(format!("soft-capping of {n} logits"), &there, &here, bound)?;
+            let mut logits = here.flatten_all()?.to_vec1::<f32>()?;
+            for at in largest {
+                logits[at] = 31.0;
+            }
+            let mut got = Vec::new();
+            for not_a_number in [None, Some(n / 3)] {
+                if let Some(at) = not_a_number {
+                    logits[at] = f32::NAN;
+                }
+                let there = Tensor::new(logits.as_slice(), self.device)?;
+                got.push(first_largest(&there)?.to_dtype(DType::F32)?.to_vec1::<f32>()?[0]);
+            }
+            let exact = Tensor::new(&[largest[0] as f32, NO_TOKEN as f32], &Device::Cpu)?;
+            self.compare(format!("first largest of {n} logits"), &Tensor::new(got, &Device::Cpu)?, &exact, 0.0)?;
+        }
+        Ok(())
     }
 
     fn weights(&mut self) -> Result<()> {

@@ -7,7 +7,7 @@ use common::message::Modality;
 use common::stage::Stop;
 use stage_llm::Gemma;
 use stage_llm::cache::{MediaCache, TextCache, VideoCache};
-use stage_llm::generate::{Ending, generate};
+use stage_llm::generate::{Ending, Pace, generate};
 use stage_llm::observe::{Boundary, Observe};
 use stage_llm::sample::Sampler;
 
@@ -48,7 +48,8 @@ pub fn answer(
         ids.push(id);
         Ok(())
     };
-    let finish = generate(model, logits, &mut text, &video, &mut sampler, ending, &mut watcher, &mut keep)
+    let pace = Pace::of(model, &sampler);
+    let finish = generate(model, logits, &mut text, &video, &mut sampler, pace, ending, &mut watcher, &mut keep)
         .map_err(|stop| anyhow!("{}", told(&stop)))?;
     watcher.show_steps()?;
     Ok(Answer { ids, finish, errors: Vec::new() })
