@@ -11,6 +11,7 @@ use candle_core::{DType, Device};
 use crate::config::{ComputeConfig, Precision};
 use crate::error::{ErrorKind, JobError};
 use crate::kernels::{self, check::Check};
+use crate::tensor::Dtype;
 
 /// A device and the type that it computes in.
 #[derive(Clone, Debug)]
@@ -67,6 +68,15 @@ impl Precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
             Precision::F16 => DType::F16,
+        }
+    }
+
+    /// Its name on the wire.
+    pub fn wire(self) -> Dtype {
+        match self {
+            Precision::F32 => Dtype::F32,
+            Precision::Bf16 => Dtype::Bf16,
+            Precision::F16 => Dtype::F16,
         }
     }
 }

@@ -31,6 +31,16 @@ pub const FRAME_BYTES: usize = FRAME_SIDE * FRAME_SIDE * 3;
 /// Frames or windows that a plan may hold at most: two days at 30 fps, far above any real video.
 pub const MAX_ITEMS: u64 = 1 << 23;
 
+/// Frames of a video's first message.
+const FIRST_FRAMES: u64 = 2;
+
+/// Frames of the message that begins with frame `offset`, at most `most`: as many as went before it, so that the stages
+/// behind have something to do at once, and long videos soon travel in large messages. It depends on nothing else: a
+/// segment that is decoded again is cut alike.
+pub fn frames_together(offset: u64, most: usize) -> usize {
+    offset.max(FIRST_FRAMES).min(most.max(1) as u64) as usize
+}
+
 /// What the container says of a file (reply to a probe); counts are exact.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MediaInfo {
@@ -90,7 +100,7 @@ pub struct AudioPlan {
 }
 
 /// Totals of one job's video.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MediaPlan {
     /// Identity of the content, see [`MediaInfo::content_id`].
     pub content_id: String,
@@ -272,5 +282,26 @@ pub fn sample_range(samples: u64, span: Option<[f64; 2]>) -> (u64, u64) {
             let at = |s: f64| ((s * SAMPLE_RATE as f64).round().max(0.0) as u64).min(samples);
             (at(start), at(end).max(at(start)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_double_until_they_are_as_large_as_they_may_be() {
+        let cut = |frames: u64, most: usize| {
+            let (mut offset, mut cuts) = (0, Vec::new());
+            while offset < frames {
+                let n = (frames_together(offset, most) as u64).min(frames - offset);
+                cuts.push(n);
+                offset += n;
+            }
+            cuts
+        };
+        assert_eq!(cut(50, 16), [2, 2, 4, 8, 16, 16, 2]);
+        assert_eq!(cut(3, 1), [1, 1, 1]);
+        assert_eq!(cut(5, 0), [1; 5]);
     }
 }

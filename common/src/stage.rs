@@ -5,9 +5,9 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::compute::transfer::Download;
-use crate::error::{JobError, StageName};
+use crate::error::{ErrorKind, JobError, StageName};
 use crate::event::{Event, JobResult};
-use crate::message::{DecodeRequest, JobRequest, Output, TokenBatch};
+use crate::message::{DecodeRequest, JobId, JobRequest, Output, TokenBatch};
 use crate::plan::MediaInfo;
 use crate::tensor::Tensor;
 use crate::wire::Message;
@@ -21,6 +21,16 @@ pub enum Stop {
     Cancelled,
     /// Something outside is away (the bus, a worker); the message is delivered again later.
     Unavailable(String),
+}
+
+impl Stop {
+    /// The error of a process that cannot begin to serve.
+    pub fn at_start(self) -> JobError {
+        match self {
+            Stop::Failed(error) => error,
+            other => JobError::new(ErrorKind::Internal, format!("warming up: {other:?}")),
+        }
+    }
 }
 
 impl<E: Into<JobError>> From<E> for Stop {
@@ -68,6 +78,27 @@ impl Later {
     /// `emit`'s; what went wrong on the device.
     pub fn emit(self, emit: &mut dyn FnMut(Output<'_>) -> Result<(), Stop>) -> Result<(), Stop> {
         emit((self.output)(self.rows.wait()?))
+    }
+}
+
+/// A port to nowhere: what a stage is warmed up with, before it is asked for anything. A card then has loaded what it
+/// computes with, and its memory what a message takes: the first question is answered as fast as the next.
+pub struct Nowhere;
+
+impl Nowhere {
+    /// Whose messages those are.
+    pub fn job() -> JobId {
+        JobId::new("warm-up").expect("a constant. This is a bug.")
+    }
+}
+
+impl Port for Nowhere {
+    fn emit(&mut self, _: Output<'_>) -> Result<(), Stop> {
+        Ok(())
+    }
+
+    fn cancelled(&self) -> bool {
+        false
     }
 }
 

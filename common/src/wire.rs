@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{ErrorKind, JobError};
 use crate::message::JobId;
 
 /// Version of every message in this crate; it also stands in the subjects.
@@ -61,6 +62,13 @@ impl fmt::Display for WireError {
 }
 
 impl std::error::Error for WireError {}
+
+impl From<WireError> for JobError {
+    /// Of a message that was made here: whoever receives one that cannot be read says so in other words.
+    fn from(error: WireError) -> Self {
+        JobError::new(ErrorKind::Internal, error.to_string())
+    }
+}
 
 /// A message that checks itself once its fields are read.
 pub trait Message {

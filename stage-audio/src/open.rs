@@ -6,7 +6,12 @@ use common::budget::Footprint;
 use common::checkpoint::{Checkpoint, CheckpointError, Weights};
 use common::config::Config;
 use common::error::{JobError, StageName};
+use common::message::PcmWindow;
 use common::model::ModelConfig;
+use common::plan::{AudioPlan, MediaPlan, WINDOW_SAMPLES};
+use common::stage::{Nowhere, Stage, Stop};
+use common::tensor::Tensor;
+use common::wire::VERSION;
 
 use crate::{AudioStage, LogMel, WhisperEncoder};
 
@@ -21,7 +26,18 @@ pub fn open(config: &Config) -> Result<AudioStage, JobError> {
     let compute = footprint.open(StageName::Audio, &config.compute, budget, "raise budgets.audio")?;
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let encoder = WhisperEncoder::new(checkpoint.config(), &weights)?;
-    Ok(AudioStage::new(LogMel::new(checkpoint.config().audio.num_mel_bins), encoder))
+    let mut stage = AudioStage::new(LogMel::new(checkpoint.config().audio.num_mel_bins), encoder);
+    if config.compute.cuda_ordinal().is_some() {
+        warm_up(&mut stage).map_err(Stop::at_start)?;
+    }
+    Ok(stage)
+}
+
+/// A whole window of silence.
+fn warm_up(stage: &mut AudioStage) -> Result<(), Stop> {
+    let plan = MediaPlan { audio: AudioPlan::new(WINDOW_SAMPLES), ..MediaPlan::default() };
+    let tensor = Tensor::from_i16(&vec![0; WINDOW_SAMPLES as usize]);
+    stage.process(PcmWindow { v: VERSION, job: Nowhere::job(), plan, index: 0, tensor }, &mut Nowhere)
 }
 
 /// What the stage will hold.

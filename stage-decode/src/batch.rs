@@ -1,14 +1,10 @@
 //! Decoded rows to messages: frames in batches, sound in windows, and what stands for an absent half.
 
 use common::message::{DecodeRequest, FrameBatch, JobId, Output, PcmWindow};
-use common::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, MediaPlan};
+use common::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, MediaPlan, frames_together};
 use common::stage::{Port, Stop};
 use common::tensor::{Dtype, Tensor};
-use common::wire::{VERSION, WireError};
-
-fn internal(error: WireError) -> Stop {
-    common::error::JobError::new(common::error::ErrorKind::Internal, error.to_string()).into()
-}
+use common::wire::VERSION;
 
 /// Gathers frames into batches.
 ///
@@ -56,7 +52,8 @@ impl FrameBatches {
 
     fn gather(&mut self, frame: &[u8], port: &mut dyn Port) -> Result<(), Stop> {
         self.rows.extend_from_slice(frame);
-        if self.rows.len() == self.batch_frames * FRAME_BYTES { self.flush(port) } else { Ok(()) }
+        let together = frames_together(self.offset, self.batch_frames);
+        if self.rows.len() == together * FRAME_BYTES { self.flush(port) } else { Ok(()) }
     }
 
     fn flush(&mut self, port: &mut dyn Port) -> Result<(), Stop> {
@@ -74,7 +71,7 @@ impl FrameBatches {
             job: self.job.clone(),
             plan: self.plan.clone(),
             offset: self.offset,
-            tensor: Tensor::new(Dtype::U8, &shape, &self.rows[..]).map_err(internal)?,
+            tensor: Tensor::new(Dtype::U8, &shape, &self.rows[..])?,
         }))
     }
 
@@ -111,7 +108,7 @@ impl Windows {
             job: self.job.clone(),
             plan: self.plan.clone(),
             index,
-            tensor: Tensor::new(Dtype::I16, &[pcm.len() / 2], pcm).map_err(internal)?,
+            tensor: Tensor::new(Dtype::I16, &[pcm.len() / 2], pcm)?,
         }))
     }
 }

@@ -6,8 +6,12 @@ use common::budget::Footprint;
 use common::checkpoint::{Checkpoint, CheckpointError, Weights};
 use common::config::Config;
 use common::error::{JobError, StageName};
+use common::message::{FeatureBatch, Modality};
 use common::model::ModelConfig;
-use common::plan::{AUDIO_POOL, IMAGE_POOL, PADDED_SIDE, WINDOW_ROWS};
+use common::plan::{AUDIO_POOL, AudioPlan, IMAGE_POOL, ImagePlan, MediaPlan, PADDED_SIDE, WINDOW_ROWS, WINDOW_SAMPLES};
+use common::stage::{Nowhere, Stage, Stop};
+use common::tensor::Tensor;
+use common::wire::VERSION;
 
 use crate::{FuseStage, Fuser};
 
@@ -21,7 +25,28 @@ pub fn open(config: &Config) -> Result<FuseStage, JobError> {
     let hint = "raise budgets.fuse or lower decode.batch_frames";
     let compute = footprint.open(StageName::Fuse, &config.compute, config.budget(StageName::Fuse), hint)?;
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
-    Ok(FuseStage::new(Fuser::new(checkpoint.config(), &weights)?))
+    let mut stage = FuseStage::new(Fuser::new(checkpoint.config(), &weights)?);
+    if config.compute.cuda_ordinal().is_some() {
+        warm_up(&mut stage, config, checkpoint.config()).map_err(Stop::at_start)?;
+    }
+    Ok(stage)
+}
+
+/// Features of both halves, as many as messages have, all zero.
+fn warm_up(stage: &mut FuseStage, config: &Config, model: &ModelConfig) -> Result<(), Stop> {
+    let image = ImagePlan::new(1, config.decode.batch_frames.max(2) as u64);
+    let halves = [
+        (Modality::Image, image.tokens as usize, 4 * model.vision.hidden_size),
+        (Modality::Audio, WINDOW_ROWS as usize, model.audio.d_model),
+    ];
+    let plan = MediaPlan { image: Some(image), audio: AudioPlan::new(WINDOW_SAMPLES), ..MediaPlan::default() };
+    for (modality, rows, width) in halves {
+        let dtype = config.compute.dtype.wire();
+        let tensor = Tensor::new(dtype, &[rows, width], vec![0; rows * width * dtype.size()])?;
+        let (v, job, plan) = (VERSION, Nowhere::job(), plan.clone());
+        stage.process(FeatureBatch { v, job, plan, modality, offset: 0, tensor }, &mut Nowhere)?;
+    }
+    Ok(())
 }
 
 /// What the stage will hold.

@@ -2,16 +2,24 @@
 
 use std::sync::Arc;
 
+use candle_core::Tensor;
 use common::checkpoint::{Checkpoint, Weights};
 use common::compute::Compute;
 use common::config::Config;
 use common::error::{JobError, StageName};
 use common::event::JobResult;
-use common::message::JobRequest;
+use common::message::{JobRequest, Modality};
 use common::stage::{JobPort, Owner, Stop};
 
 use crate::admission::{Footprint, HINT};
 use crate::answer::{LlmStage, Settings};
+use crate::cache::{MediaCache, VideoCache};
+use crate::choose::first_largest;
+use crate::gemma::Gemma;
+use crate::intake::Chunk;
+
+/// Tokens of the cache that a model is warmed up with.
+const WARM_TOKENS: u64 = 256;
 
 /// Opens the stage that the configuration describes.
 ///
@@ -33,7 +41,34 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
         budget_bytes: config.budget(StageName::Llm),
         name: dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
     };
-    LlmStage::new(checkpoint.config(), &weights, &dir.join("tokenizer.json"), settings)
+    let stage = LlmStage::new(checkpoint.config(), &weights, &dir.join("tokenizer.json"), settings)?;
+    if config.compute.cuda_ordinal().is_some() {
+        warm_up(stage.model(), config.llm.chunk_rows)?;
+    }
+    Ok(stage)
+}
+
+/// A full pass of image tokens that are all zero, and a few steps of text: what a card computes with is loaded then, and
+/// its memory has grown to what a pass takes, before anyone asks.
+fn warm_up(model: &Gemma, chunk_rows: usize) -> candle_core::Result<()> {
+    let tokens = Tensor::zeros((chunk_rows.max(1), model.hidden_size()), model.dtype(), model.device())?;
+    // Every row is written to the same few places of a cache.
+    let mut image = MediaCache::new(model.geometry(), WARM_TOKENS, model.device())?;
+    image.claim(0..WARM_TOKENS);
+    let video = VideoCache { image: Some(image), audio: None };
+    let chunks: Vec<Chunk> = (0..tokens.dim(0)?)
+        .step_by(WARM_TOKENS as usize)
+        .map(|first| {
+            let rows = (tokens.dim(0)? - first).min(WARM_TOKENS as usize);
+            Ok(Chunk { modality: Modality::Image, offset: 0, tokens: tokens.narrow(0, first, rows)? })
+        })
+        .collect::<candle_core::Result<_>>()?;
+    model.absorb_all(&chunks, &video, &mut ())?;
+    let mut text = model.text_cache(8)?;
+    let logits = model.prefill(&[0, 1, 2], &mut text, &video, &mut ())?;
+    let id = first_largest(&logits)?;
+    first_largest(&model.decode_from(&id, &mut text, &video)?)?.to_vec1::<u32>()?;
+    Ok(())
 }
 
 impl Owner for LlmStage {

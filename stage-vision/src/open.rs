@@ -6,8 +6,12 @@ use common::budget::Footprint;
 use common::checkpoint::{Checkpoint, CheckpointError, Weights};
 use common::config::Config;
 use common::error::{JobError, StageName};
+use common::message::FrameBatch;
 use common::model::ModelConfig;
-use common::plan::{FRAME_BYTES, FRAME_SIDE, IMAGE_POOL, PADDED_SIDE};
+use common::plan::{FRAME_BYTES, FRAME_SIDE, IMAGE_POOL, ImagePlan, MediaPlan, PADDED_SIDE};
+use common::stage::{Nowhere, Stage, Stop};
+use common::tensor::{Dtype, Tensor};
+use common::wire::VERSION;
 
 use crate::{SiglipEncoder, VisionStage};
 
@@ -22,7 +26,19 @@ pub fn open(config: &Config) -> Result<VisionStage, JobError> {
     let compute = footprint.open(StageName::Vision, &config.compute, config.budget(StageName::Vision), hint)?;
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let encoder = SiglipEncoder::new(checkpoint.config(), &weights)?;
-    Ok(VisionStage::new(encoder, config.vision.batch))
+    let mut stage = VisionStage::new(encoder, config.vision.batch);
+    if config.compute.cuda_ordinal().is_some() {
+        warm_up(&mut stage, config.vision.batch).map_err(Stop::at_start)?;
+    }
+    Ok(stage)
+}
+
+/// Frames as the largest message has them, of one colour.
+fn warm_up(stage: &mut VisionStage, frames: usize) -> Result<(), Stop> {
+    let shape = [frames, FRAME_SIDE, FRAME_SIDE, 3];
+    let tensor = Tensor::new(Dtype::U8, &shape, vec![128; frames * FRAME_BYTES])?;
+    let plan = MediaPlan { image: Some(ImagePlan::new(1, frames.max(2) as u64)), ..MediaPlan::default() };
+    stage.process(FrameBatch { v: VERSION, job: Nowhere::job(), plan, offset: 0, tensor }, &mut Nowhere)
 }
 
 /// What the stage will hold.

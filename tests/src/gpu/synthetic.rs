@@ -2,7 +2,9 @@
 
 use common::error::{ErrorKind, JobError, StageName};
 use common::message::{DecodeRequest, FrameBatch, Output, PcmWindow};
-use common::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, MediaInfo, MediaPlan, SAMPLE_RATE, WINDOW_SAMPLES};
+use common::plan::{
+    AudioPlan, FRAME_BYTES, FRAME_SIDE, MediaInfo, MediaPlan, SAMPLE_RATE, WINDOW_SAMPLES, frames_together,
+};
 use common::stage::{Port, Probe, Stage, Stop};
 use common::tensor::{Dtype, Tensor};
 use common::wire::VERSION;
@@ -69,7 +71,6 @@ impl Stage for SyntheticDecode {
     type Input<'a> = DecodeRequest;
 
     fn process(&mut self, input: DecodeRequest, port: &mut dyn Port) -> Result<(), Stop> {
-        let whole = |e: common::wire::WireError| JobError::new(ErrorKind::Internal, e.to_string());
         let plan = MediaPlan {
             image: None,
             audio: AudioPlan::new(seconds(&input.video)? * SAMPLE_RATE),
@@ -83,16 +84,18 @@ impl Stage for SyntheticDecode {
         }
         let plan = MediaPlan { audio: None, ..input.plan };
         let frames = plan.image.as_ref().map_or(0, |i| i.frames);
-        for offset in (0..frames).step_by(self.batch_frames) {
-            let n = self.batch_frames.min((frames - offset) as usize);
+        let mut offset = 0;
+        while offset < frames {
+            let n = frames_together(offset, self.batch_frames).min((frames - offset) as usize);
             let rows: Vec<u8> = (0..n)
                 .map(|i| (offset as usize + i) % DIFFERENT)
                 .flat_map(|i| &self.frames[i * FRAME_BYTES..(i + 1) * FRAME_BYTES])
                 .copied()
                 .collect();
-            let tensor = Tensor::new(Dtype::U8, &[n, FRAME_SIDE, FRAME_SIDE, 3], rows).map_err(whole)?;
+            let tensor = Tensor::new(Dtype::U8, &[n, FRAME_SIDE, FRAME_SIDE, 3], rows)?;
             let (v, job, plan) = (VERSION, input.job.clone(), plan.clone());
             port.emit(Output::Frames(FrameBatch { v, job, plan, offset, tensor }))?;
+            offset += n as u64;
         }
         Ok(())
     }
@@ -142,7 +145,7 @@ mod tests {
         let request = DecodeRequest { v: VERSION, job, video: "synthetic:35".to_owned(), span: None, segment, plan };
         let mut counted = Counted::default();
         SyntheticDecode::new(16).process(request, &mut counted).unwrap();
-        assert_eq!((counted.frames, counted.samples, counted.messages), (35, 560_000, 2 + 3));
+        assert_eq!((counted.frames, counted.samples, counted.messages), (35, 560_000, 2 + 6));
         assert!(super::info("synthetic:1").is_err() && super::info("film.mp4").is_err());
     }
 }
