@@ -92,6 +92,9 @@ pub struct Admission {
     pub budget_bytes: Option<u64>,
     /// What it may hold alone on the card, the encoders gone; none where they never go.
     pub card_bytes: Option<u64>,
+    /// What the host has left for it, the cap where there is no budget: read before the job allocates, with what it may
+    /// let go counted in. None where the system does not say.
+    pub host_bytes: Option<u64>,
     /// Prompt and answer.
     pub text_tokens: u64,
 }
@@ -127,6 +130,21 @@ impl Admission {
         }
     }
 
+    /// What is left for keys and values; none without any cap.
+    fn left_bytes(&self) -> Option<u64> {
+        let fixed = &self.footprint.fixed;
+        match self.budget_bytes {
+            Some(budget) => Some(budget.saturating_sub(fixed.bytes())),
+            // An allocation that the host refuses would end the process.
+            None => self.host_bytes.map(|free| free.saturating_sub(fixed.activation_bytes)),
+        }
+    }
+
+    /// Whether keys and values of so many bytes may stay once the job is done, with the encoders back beside them.
+    pub fn leaves(&self, bytes: u64) -> bool {
+        self.left_bytes().is_none_or(|left| bytes <= left)
+    }
+
     /// Refuses a plan that the budget has no room for.
     ///
     /// # Errors
@@ -134,13 +152,8 @@ impl Admission {
     pub fn check(&self, plan: &MediaPlan, exact: bool) -> Result<(), JobError> {
         let caches = self.caches(plan, exact);
         let fixed = &self.footprint.fixed;
-        // Without a budget the host's memory is the cap: an allocation that it refuses would end the process.
-        let left = match self.budget_bytes {
-            Some(budget) => Some(budget.saturating_sub(fixed.bytes())),
-            None => host_bytes().map(|free| free.saturating_sub(fixed.activation_bytes)),
-        };
         let needed = caches.bytes();
-        let Some(left) = left.filter(|&left| needed > left) else { return Ok(()) };
+        let Some(left) = self.left_bytes().filter(|&left| needed > left) else { return Ok(()) };
         let cap = match self.budget_bytes {
             Some(budget) => format!("the budget of {}", Bytes(budget)),
             None => "the host's memory".to_owned(),
@@ -173,7 +186,7 @@ impl Admission {
 }
 
 /// Memory that the host has left, `MemAvailable`; none where the kernel does not say.
-fn host_bytes() -> Option<u64> {
+pub fn host_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
@@ -193,7 +206,13 @@ mod tests {
     }
 
     fn admission(budget_bytes: Option<u64>) -> Admission {
-        Admission { footprint: footprint(KvPrecision::Dense), budget_bytes, card_bytes: None, text_tokens: 1064 }
+        Admission {
+            footprint: footprint(KvPrecision::Dense),
+            budget_bytes,
+            card_bytes: None,
+            host_bytes: None,
+            text_tokens: 1064,
+        }
     }
 
     fn plan(frames: u64, audio_samples: u64) -> MediaPlan {
@@ -242,8 +261,20 @@ mod tests {
 
     #[test]
     fn without_a_budget_a_video_beyond_the_hosts_memory_is_refused() {
-        let error = admission(None).check(&plan(1 << 23, 0), true).unwrap_err();
+        let plan = plan(300, 0);
+        let needed = admission(None).caches(&plan, true).bytes();
+        let on_host = |free: u64| {
+            let host_bytes = Some(free + admission(None).footprint.fixed.activation_bytes);
+            Admission { host_bytes, ..admission(None) }.check(&plan, true)
+        };
+        assert!(on_host(needed).is_ok());
+        let error = on_host(needed - 1).unwrap_err();
         assert_eq!(error.kind, ErrorKind::DoesNotFit);
         assert!(error.message.contains("host"), "{error}");
+    }
+
+    #[test]
+    fn the_system_says_what_the_host_has_left() {
+        assert!(host_bytes().is_some_and(|free| free > 1 << 20));
     }
 }

@@ -177,6 +177,11 @@ impl MediaCache {
         Ok(MediaCache { layers, held: RowSet::new(), tokens })
     }
 
+    /// Bytes that it holds, filled or not.
+    pub fn bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.k.bytes() + layer.v.bytes()).sum()
+    }
+
     /// Tokens that it is for.
     pub fn tokens(&self) -> u64 {
         self.tokens
@@ -233,6 +238,11 @@ impl VideoCache {
     /// The halves that are there: picture, then sound.
     pub fn halves(&self) -> impl Iterator<Item = &MediaCache> {
         self.image.iter().chain(&self.audio)
+    }
+
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> u64 {
+        self.halves().map(MediaCache::bytes).sum()
     }
 
     /// The first gap of any half.

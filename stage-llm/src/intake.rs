@@ -54,6 +54,11 @@ impl Intake {
         &self.video
     }
 
+    /// The plan, as far as it is settled, and the keys and values that are there.
+    pub fn into_parts(self) -> (MediaPlan, VideoCache) {
+        (self.plan, self.video)
+    }
+
     /// Image and audio tokens taken, of so many.
     pub fn tokens(&self) -> (u64, u64) {
         let image = self.plan.image.as_ref().map_or(0, |i| i.tokens);

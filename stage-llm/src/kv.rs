@@ -111,6 +111,11 @@ impl KvTensor {
         self.head_dim
     }
 
+    /// Bytes of the buffer.
+    pub fn bytes(&self) -> u64 {
+        (self.data.elem_count() * self.data.dtype().size_in_bytes()) as u64
+    }
+
     /// The buffer: what is in it depends on the format.
     pub fn data(&self) -> &Tensor {
         &self.data
