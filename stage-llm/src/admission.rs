@@ -16,6 +16,10 @@ use crate::cache::{CachePlan, Geometry};
 use crate::gemma::Gemma;
 use crate::quantized;
 
+/// A memory pool maps a card's memory in chunks of so many bytes (seen with CUDA 13.0): what a piece leaves of its last one
+/// serves nothing that is larger.
+const POOL_CHUNK_BYTES: u64 = 32 << 20;
+
 /// What a worker holds whatever the job, and what a token adds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footprint {
@@ -25,6 +29,8 @@ pub struct Footprint {
     pub text_token_bytes: u64,
     /// Keys and values of one image or audio token.
     pub media_token_bytes: u64,
+    /// What memory for keys and values comes in: a pool's chunks on a card, bytes on the CPU.
+    pub chunk_bytes: u64,
 }
 
 impl Footprint {
@@ -44,6 +50,7 @@ impl Footprint {
             fixed: budget::Footprint::new(&needs, activations, compute),
             text_token_bytes: geometry.text_token_bytes(),
             media_token_bytes: geometry.media_token_bytes(),
+            chunk_bytes: if compute.cuda_ordinal().is_some() { POOL_CHUNK_BYTES } else { 1 },
         })
     }
 }
@@ -127,6 +134,7 @@ impl Admission {
             text_tokens: self.text_tokens,
             image_tokens: plan.image.as_ref().map_or(0, |i| i.tokens),
             audio_tokens: audio.map_or(0, |a| a.tokens),
+            chunk_bytes: self.footprint.chunk_bytes,
         }
     }
 
@@ -253,10 +261,23 @@ mod tests {
         let claim = admission(None);
         let resident = claim.footprint.fixed.bytes();
         let needed = claim.caches(&plan, true).bytes();
-        assert_eq!(needed, (58_800 + 3_000 + 1_064) * 344_064);
+        let chunks = |tokens: u64| (tokens * 344_064).div_ceil(32 << 20) * (32 << 20);
+        assert_eq!(needed, chunks(58_800) + chunks(3_000) + chunks(1_064));
         assert!(admission(Some(resident + needed)).check(&plan, true).is_ok());
         let error = admission(Some(resident + needed - 1)).check(&plan, true).unwrap_err();
         assert_eq!((error.kind, &error.details["needed_bytes"]), (ErrorKind::DoesNotFit, &needed.into()));
+    }
+
+    #[test]
+    fn on_a_card_each_cache_takes_whole_chunks_of_the_pool_and_on_the_cpu_what_it_holds() {
+        let plan = plan(2, 0);
+        let on_card = admission(None);
+        let on_cpu = Admission { footprint: Footprint { chunk_bytes: 1, ..on_card.footprint }, ..on_card };
+        assert_eq!(on_cpu.caches(&plan, true).bytes(), (2 * 196 + 1_064) * 344_064);
+        // 128.6 and 349.1 MiB, and no sound.
+        assert_eq!(on_card.caches(&plan, true).bytes(), (160 + 352) << 20);
+        let beyond = Admission { text_tokens: u64::MAX, ..on_card };
+        assert_eq!(beyond.caches(&plan, true).bytes(), u64::MAX);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use common::stage::{JobPort, Stop};
 
 use crate::admission::{self, Admission, Footprint, HINT};
 use crate::cache::{MediaCache, TextCache, VideoCache};
+use crate::compact::compacted;
 use crate::detokenize::{Detokenizer, decode};
 use crate::gemma::Gemma;
 use crate::generate::{Ending, generate};
@@ -162,9 +163,13 @@ impl LlmStage {
         cached: bool,
         job: &mut Job<'_>,
     ) -> Result<JobResult, Stop> {
-        let mut text = self.model.text_cache(question.text_tokens(job.request)).map_err(|e| here(e.into()))?;
-        let logits = self.model.prefill(&question.prompt, &mut text, &video.cache, job.observe);
-        let logits = logits.map_err(|e| here(e.into()))?;
+        let room = question.text_tokens(job.request);
+        let read = || {
+            let mut text = self.model.text_cache(room)?;
+            let logits = self.model.prefill(&question.prompt, &mut text, &video.cache, job.observe)?;
+            Ok((text, logits))
+        };
+        let (mut text, logits) = compacted(read).map_err(|e| here(e.into()))?;
         let media: u64 = video.cache.halves().map(MediaCache::tokens).sum();
         let total = media + question.prompt.len() as u64;
         job.progress.tell(job.port, total, total)?;

@@ -5,7 +5,7 @@
 //! come from), [`kernels`]
 //! (CUDA, and its check), [`cache`] (keys and values of a job, and what they weigh), [`gemma`] (the model), [`observe`] (watching it for parity), [`task`] (what
 //! can be asked), [`prompt`] (text to tokens), [`detokenize`] (tokens to text), [`sample`] (logits to a token),
-//! [`generate`] (tokens one after another), [`admission`] (whether a job fits), [`clock`] (progress and timings), [`job`]
+//! [`generate`] (tokens one after another), [`admission`] (whether a job fits), [`compact`] (memory in pieces), [`clock`] (progress and timings), [`job`]
 //! (a job in hand), [`parked`] (waiting for its tokens without taking them), [`intake`] (taking them as they come),
 //! [`prefill`] (passing them through the layers), [`kept`] (the last video, for the next question about it), [`answer`] (a
 //! job from start to end), [`open`](mod@open) (the stage as a process serves it).
@@ -15,6 +15,7 @@ pub mod answer;
 pub mod attention;
 pub mod cache;
 pub mod clock;
+pub mod compact;
 pub mod detokenize;
 pub mod elementary;
 pub mod gemma;

@@ -10,6 +10,7 @@ use common::wire::VERSION;
 
 use crate::admission::Admission;
 use crate::cache::VideoCache;
+use crate::compact::compacted;
 use crate::gemma::Gemma;
 use crate::intake::{Chunk, Intake};
 use crate::job::{Job, here};
@@ -76,7 +77,8 @@ impl Prefill<'_> {
                     return Err(Stop::Cancelled);
                 }
                 let chunks = self.together(&mut waiting);
-                self.model.absorb_all(&chunks, intake.video(), job.observe).map_err(|e| here(e.into()))?;
+                let pass = || self.model.absorb_all(&chunks, intake.video(), job.observe);
+                compacted(pass).map_err(|e| here(e.into()))?;
                 taken += rows(&chunks) as u64;
                 let (_, total) = intake.tokens();
                 job.progress.tell(job.port, taken, total + self.prompt_tokens)?;
