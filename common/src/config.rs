@@ -248,6 +248,10 @@ pub struct LlmConfig {
     pub quantized: Option<PathBuf>,
     /// Keys and values of image and audio tokens: `dense` (in `compute.dtype`), `q8` or `q4`.
     pub kv: KvPrecision,
+    /// Keeps the keys and values of the last video in memory, so that the next question about it costs only its text. They
+    /// are part of the stage's budget, and go before another job needs their room. Without `budgets.llm`, several
+    /// stage-llm on one host do not know of each other's.
+    pub keep_video: bool,
 }
 
 impl Default for LlmConfig {
@@ -259,6 +263,7 @@ impl Default for LlmConfig {
             weights: WeightFormat::Dense,
             quantized: None,
             kv: KvPrecision::Dense,
+            keep_video: true,
         }
     }
 }

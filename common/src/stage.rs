@@ -176,7 +176,8 @@ pub trait JobPort {
 
 /// The stage that owns jobs: a request in, an answer out, with the rest of the pipeline at its disposal.
 pub trait Owner {
-    /// Answers one question. Whatever it held for the job is released when it returns.
+    /// Answers one question. Whatever it held for the job is released when it returns, but for what it keeps within its
+    /// budget to answer the next one sooner.
     ///
     /// # Errors
     /// See [`Stop`].

@@ -5,8 +5,9 @@ use std::io::IsTerminal;
 
 use common::bus::Bus;
 use common::error::{ErrorKind, JobError, StageName};
-use common::event::{Event, JobResult};
+use common::event::{Event, JobResult, Mode};
 use common::message::JobRequest;
+use common::plan::MediaPlan;
 use common::process::{Exit, Fatal};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -79,6 +80,16 @@ fn print_result(request: &JobRequest, result: &JobResult, style: Style) {
     }
 }
 
+/// What a job's video comes to, and why no stage but the language model has anything to do where it is known already.
+fn plan_line(plan: &MediaPlan, mode: Mode, cached: bool) -> String {
+    let image = plan.image.as_ref();
+    let image = image.map_or("no picture".to_owned(), |i| format!("{} frames, {} image tokens", i.frames, i.tokens));
+    let about = if cached { "" } else { "about " };
+    let audio = plan.audio.as_ref().map_or("no sound".to_owned(), |a| format!("{about}{} audio tokens", a.tokens));
+    let how = if cached { "video known, only the question is read".to_owned() } else { format!("{mode:?}") };
+    format!("plan: {:.1} s, {image}, {audio}, {how}", plan.duration_s)
+}
+
 /// A bar per stage on a terminal, a line per finished stage elsewhere.
 struct View {
     bars: Option<MultiProgress>,
@@ -95,16 +106,7 @@ impl View {
 
     fn show(&mut self, event: &Event) {
         match event {
-            Event::Planned { plan, mode, cached } => {
-                let image = plan
-                    .image
-                    .as_ref()
-                    .map_or("no picture".to_owned(), |i| format!("{} frames, {} image tokens", i.frames, i.tokens));
-                let audio =
-                    plan.audio.as_ref().map_or("no sound".to_owned(), |a| format!("about {} audio tokens", a.tokens));
-                let how = if *cached { ", tokens already there" } else { "" };
-                self.line(&format!("plan: {:.1} s, {image}, {audio}, {mode:?}{how}", plan.duration_s));
-            }
+            Event::Planned { plan, mode, cached } => self.line(&plan_line(plan, *mode, *cached)),
             Event::Queued { rank } if *rank > 0 => self.line(&format!("queued behind {rank}")),
             Event::Progress { stage, done, total } => self.progress(*stage, *done, *total),
             _ => {}
@@ -140,5 +142,24 @@ impl View {
         for bar in self.stages.values() {
             bar.finish();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::plan::{AudioPlan, ImagePlan};
+
+    #[test]
+    fn who_asks_about_a_known_video_reads_that_no_stage_has_to_look_at_it() {
+        let image = Some(ImagePlan::new(30, 10));
+        let plan = MediaPlan { content_id: String::new(), duration_s: 10.0, image, audio: AudioPlan::new(160_000) };
+        let first = plan_line(&plan, Mode::Streaming, false);
+        assert_eq!(first, "plan: 10.0 s, 10 frames, 1960 image tokens, about 100 audio tokens, Streaming");
+        let second = plan_line(&plan, Mode::Streaming, true);
+        assert!(
+            second.ends_with("1960 image tokens, 100 audio tokens, video known, only the question is read"),
+            "{second}"
+        );
     }
 }

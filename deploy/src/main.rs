@@ -93,6 +93,9 @@ enum Command {
         /// Lengths of videos, seconds, sampled once a second and with sound.
         #[arg(long, value_delimiter = ',', default_values_t = [10, 60, 300, 3600])]
         video_seconds: Vec<u64>,
+        /// Processes per stage, as for `up`.
+        #[arg(long, value_delimiter = ',')]
+        replicas: Vec<String>,
     },
     /// Writes the language model's matrices in 8 or 4 bits to one file, for `llm.quantized`.
     Quantize {
@@ -266,7 +269,10 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             Err(Fatal(Exit::Model, format!("{} is incomplete: see above", model.display())))
         }
         Command::DemoModel { dir, size, seed } => write_demo_model(&dir, size, seed),
-        Command::Plan { model, video_seconds } => show_plan(&config, model.as_deref(), &video_seconds),
+        Command::Plan { model, video_seconds, replicas } => {
+            let replicas = supervisor::replicas(&replicas).map_err(|e| Fatal(Exit::Usage, e))?;
+            show_plan(&config, model.as_deref(), &replicas, &video_seconds)
+        }
         Command::Quantize { model, to, out } => write_quantized(&model, to, &out),
         Command::Bench(bench) => {
             use_model(&mut config, bench.model.clone())?;
@@ -479,10 +485,15 @@ fn use_model(config: &mut Config, model: Option<PathBuf>) -> Result<(), Fatal> {
     Ok(())
 }
 
-fn show_plan(config: &Config, model: Option<&Path>, video_seconds: &[u64]) -> Result<(), Fatal> {
+fn show_plan(
+    config: &Config,
+    model: Option<&Path>,
+    replicas: &plan::Replicas,
+    video_seconds: &[u64],
+) -> Result<(), Fatal> {
     let wrong = |e: common::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
     let model = model.map_or(Ok(ModelConfig::default()), ModelConfig::read).map_err(wrong)?;
-    let plan = plan::Plan::new(config, &model).map_err(wrong)?;
+    let plan = plan::Plan::new(config, &model, replicas).map_err(wrong)?;
     println!("{plan}");
     let mut all_fit = true;
     for &seconds in video_seconds {
@@ -490,7 +501,7 @@ fn show_plan(config: &Config, model: Option<&Path>, video_seconds: &[u64]) -> Re
         println!("{seconds} s: {video}");
         if video.mode.is_none() {
             all_fit = false;
-            for remedy in plan::remedies(config, &model, seconds).map_err(wrong)? {
+            for remedy in plan::remedies(config, &model, replicas, seconds).map_err(wrong)? {
                 println!("    would fit: {remedy}");
             }
         }

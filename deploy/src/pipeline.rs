@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use common::budget::Bytes;
 use common::bus::{Bus, BusError, BusErrorKind};
 use common::config::Config;
 use common::error::StageName;
@@ -15,7 +16,7 @@ use crate::broker::{self, Broker};
 use crate::client;
 use crate::idle::Idle;
 use crate::in_process::InProcess;
-use crate::plan::Plan;
+use crate::plan::{Plan, Replicas};
 use crate::supervisor::{Logs, Supervisor};
 
 /// All stages are ready within this time, a large checkpoint on a slow disk included.
@@ -106,7 +107,7 @@ impl Pipeline {
     ) -> Result<Self, Fatal> {
         let other = |e: anyhow::Error| Fatal(Exit::Broker, format!("{e:#}"));
         let mut config = config.clone();
-        share_card(&mut config)?;
+        share_card(&mut config, replicas)?;
         let broker = if config.bus.url.is_empty() {
             let broker = Broker::start(&dir.join("broker"), broker).await.map_err(other)?;
             config.bus.url = broker.url().to_owned();
@@ -195,21 +196,37 @@ impl Pipeline {
     }
 }
 
-/// Divides the card among the stages, where it has a cap and the configuration does not divide it itself.
-fn share_card(config: &mut Config) -> Result<(), Fatal> {
-    if config.compute.card_bytes.is_none() || !config.budgets.is_empty() {
-        return Ok(());
-    }
+/// Divides the card among all processes, where it has a cap and the configuration does not divide it itself.
+fn share_card(config: &mut Config, replicas: &Replicas) -> Result<(), Fatal> {
+    let Some(card) = config.compute.card_bytes else { return Ok(()) };
     let wrong = |e: common::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
     let model = ModelConfig::read(&config.model.dir).map_err(wrong)?;
-    let plan = Plan::new(config, &model).map_err(wrong)?;
-    let Some(budgets) = plan.budgets() else {
-        let text = format!(
-            "the stages do not fit the card:\n{plan}\nset llm.weights = \"q8\" or \"q4\", or raise compute.card_bytes"
-        );
-        return Err(Fatal(Exit::Usage, text));
-    };
-    config.budgets.extend(budgets);
+    let plan = Plan::new(config, &model, replicas).map_err(wrong)?;
+    if config.budgets.is_empty() {
+        let Some(budgets) = plan.budgets() else {
+            let text = format!(
+                "the stages do not fit the card:\n{plan}\nset llm.weights = \"q8\" or \"q4\", start fewer replicas, or \
+                 raise compute.card_bytes"
+            );
+            return Err(Fatal(Exit::Usage, text));
+        };
+        config.budgets.extend(budgets);
+    } else {
+        let together = plan.budgeted_bytes(&config.budgets);
+        if together > card {
+            let text = format!(
+                "the budgets of all processes come to {}, the card gives {}:\n{plan}\nlower budgets, start fewer \
+                 replicas, or raise compute.card_bytes",
+                Bytes(together),
+                Bytes(card)
+            );
+            return Err(Fatal(Exit::Usage, text));
+        }
+    }
+    if plan.llm_processes > 1 {
+        // In phases a language model takes the whole card; one of several would take it from the others.
+        config.compute.card_bytes = None;
+    }
     Ok(())
 }
 
@@ -241,4 +258,57 @@ pub fn leave_note(bus: &Bus) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(state_dir())?;
     std::fs::write(&path, serde_json::to_vec(&note)?).with_context(|| format!("{}", path.display()))?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// A demo checkpoint's configuration with a card of so many bytes; the directory lives as long as the test.
+    fn on_card(card_bytes: u64) -> (tempfile::TempDir, Config) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        let mut config = Config::default();
+        config.model.dir = dir.path().to_owned();
+        config.compute.card_bytes = Some(card_bytes);
+        (dir, config)
+    }
+
+    fn needs(config: &Config, replicas: &Replicas) -> u64 {
+        Plan::new(config, &ModelConfig::default(), replicas).unwrap().bytes()
+    }
+
+    #[test]
+    fn replicas_that_do_not_fit_the_card_together_are_refused_with_the_figures() {
+        let (_dir, mut config) = on_card(u64::MAX);
+        let two = [(StageName::Vision, 2)];
+        config.compute.card_bytes = Some(needs(&config, &two) - 1);
+        assert!(share_card(&mut config.clone(), &[]).is_ok());
+        let Fatal(exit, said) = share_card(&mut config.clone(), &two).unwrap_err();
+        assert!(exit == Exit::Usage && said.contains("vision") && said.contains("fewer replicas"), "{said}");
+        config.compute.card_bytes = Some(needs(&config, &two));
+        assert!(share_card(&mut config, &two).is_ok());
+    }
+
+    #[test]
+    fn budgets_of_all_replicas_together_are_held_against_the_card() {
+        let (_dir, mut config) = on_card(100);
+        config.budgets =
+            [(StageName::Vision, 30), (StageName::Audio, 10), (StageName::Fuse, 10), (StageName::Llm, 50)].into();
+        assert!(share_card(&mut config.clone(), &[]).is_ok());
+        let Fatal(exit, said) = share_card(&mut config, &[(StageName::Vision, 2)]).unwrap_err();
+        assert!(exit == Exit::Usage && said.contains("budgets of all processes"), "{said}");
+    }
+
+    #[test]
+    fn of_several_language_models_none_is_told_of_a_whole_card() {
+        let (_dir, mut config) = on_card(1 << 40);
+        let mut shared = config.clone();
+        share_card(&mut shared, &[(StageName::Llm, 2)]).unwrap();
+        share_card(&mut config, &[]).unwrap();
+        assert_eq!((config.compute.card_bytes, shared.compute.card_bytes), (Some(1 << 40), None));
+        let llm = |budgets: &BTreeMap<StageName, u64>| budgets[&StageName::Llm];
+        assert!(llm(&shared.budgets) < llm(&config.budgets) / 2 + 1);
+    }
 }

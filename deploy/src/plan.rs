@@ -1,5 +1,6 @@
 //! What each stage will hold and whether a video fits beside it, from configuration and geometry alone.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use common::budget::{Bytes, Footprint};
@@ -15,13 +16,18 @@ use stage_llm::cache::CachePlan;
 /// Prompt and answer of a usual question: 64 and 1,024 tokens.
 const TEXT_TOKENS: u64 = 64 + 1024;
 
+/// Processes of each stage, as `--replicas` gives them.
+pub type Replicas = [(StageName, usize)];
+
 /// All stages' plans.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Vision, audio and fuse with what they take.
-    pub encoders: Vec<(StageName, Footprint)>,
-    /// The language model.
+    /// Vision, audio and fuse, with what each of their processes takes and how many there are.
+    pub encoders: Vec<(StageName, Footprint, u64)>,
+    /// A process of the language model.
     pub llm: admission::Footprint,
+    /// How many of those there are.
+    pub llm_processes: u64,
     /// What all may take together; none without a cap.
     pub card_bytes: Option<u64>,
 }
@@ -35,37 +41,40 @@ pub struct VideoPlan {
     pub audio_tokens: u64,
     /// Keys and values of them and of a usual question.
     pub cache_bytes: u64,
-    /// With all stages at the same time.
+    /// With all stages at the same time, and such a video in each process of the language model.
     pub streaming_bytes: u64,
-    /// With the encoders gone before the keys and values come, the larger of the two phases.
-    pub phases_bytes: u64,
+    /// With the encoders gone before the keys and values come, the larger of the two phases. None where several processes
+    /// of the language model share the card: none of them can have it to itself.
+    pub phases_bytes: Option<u64>,
     /// How it fits, if it does.
     pub mode: Option<Mode>,
 }
 
 impl Plan {
-    /// The plan of a configuration for a model.
+    /// The plan of a configuration for a model, with so many processes of each stage; one of a stage that is not named.
     ///
     /// # Errors
     /// Weights that the configured format cannot hold.
-    pub fn new(config: &Config, model: &ModelConfig) -> Result<Self, CheckpointError> {
+    pub fn new(config: &Config, model: &ModelConfig, replicas: &Replicas) -> Result<Self, CheckpointError> {
+        let count = |stage| replicas.iter().find(|(s, _)| *s == stage).map_or(1, |(_, n)| *n as u64);
+        let encoder = |stage, footprint| (stage, footprint, count(stage));
         let encoders = vec![
-            (StageName::Vision, stage_vision::open::footprint(config, model)?),
-            (StageName::Audio, stage_audio::open::footprint(config, model)?),
-            (StageName::Fuse, stage_fuse::open::footprint(config, model)?),
+            encoder(StageName::Vision, stage_vision::open::footprint(config, model)?),
+            encoder(StageName::Audio, stage_audio::open::footprint(config, model)?),
+            encoder(StageName::Fuse, stage_fuse::open::footprint(config, model)?),
         ];
         let llm = admission::Footprint::new(model, &config.llm, &config.compute)?;
-        Ok(Plan { encoders, llm, card_bytes: config.compute.card_bytes })
+        Ok(Plan { encoders, llm, llm_processes: count(StageName::Llm), card_bytes: config.compute.card_bytes })
     }
 
-    /// Vision, audio and fuse together.
+    /// All processes of vision, audio and fuse together.
     pub fn encoder_bytes(&self) -> u64 {
-        self.encoders.iter().map(|(_, f)| f.bytes()).sum()
+        self.encoders.iter().map(|(_, f, n)| n * f.bytes()).sum()
     }
 
     /// Everything but keys and values.
     pub fn bytes(&self) -> u64 {
-        self.encoder_bytes() + self.llm.fixed.bytes()
+        self.encoder_bytes() + self.llm_processes * self.llm.fixed.bytes()
     }
 
     /// What a video of so many seconds, sampled once a second and with sound, adds, and whether it fits.
@@ -78,24 +87,34 @@ impl Plan {
             text_tokens: TEXT_TOKENS,
             image_tokens: image,
             audio_tokens: audio,
+            chunk_bytes: self.llm.chunk_bytes,
         };
         let cache_bytes = caches.bytes();
-        let streaming_bytes = self.bytes() + cache_bytes;
-        let phases_bytes = self.bytes().max(self.llm.fixed.bytes() + cache_bytes);
-        let fits = |bytes: u64| self.card_bytes.is_none_or(|card| bytes <= card);
-        let mode =
-            if fits(streaming_bytes) { Some(Mode::Streaming) } else { fits(phases_bytes).then_some(Mode::Phases) };
+        let streaming_bytes = self.bytes() + self.llm_processes * cache_bytes;
+        let alone = self.llm_processes <= 1;
+        let phases_bytes = alone.then(|| self.bytes().max(self.llm.fixed.bytes() + cache_bytes));
+        let fits = |bytes: &u64| self.card_bytes.is_none_or(|card| *bytes <= card);
+        let in_phases = || phases_bytes.filter(fits).map(|_| Mode::Phases);
+        let mode = if fits(&streaming_bytes) { Some(Mode::Streaming) } else { in_phases() };
         VideoPlan { image_tokens: image, audio_tokens: audio, cache_bytes, streaming_bytes, phases_bytes, mode }
     }
 
-    /// Budgets that add up to the card: the encoders what they take, the language model the rest. None without a cap, or
-    /// where the stages alone do not fit it.
+    /// Budgets of one process of each stage that add up to the card: the encoders what they take, the language models
+    /// the rest in equal parts. None without a cap, or where the stages alone do not fit it.
     pub fn budgets(&self) -> Option<Vec<(StageName, u64)>> {
         let rest = self.card_bytes?.checked_sub(self.encoder_bytes())?;
-        (rest >= self.llm.fixed.bytes()).then(|| {
-            let encoders = self.encoders.iter().map(|(stage, f)| (*stage, f.bytes()));
-            encoders.chain([(StageName::Llm, rest)]).collect()
+        let share = rest / self.llm_processes.max(1);
+        (share >= self.llm.fixed.bytes()).then(|| {
+            let encoders = self.encoders.iter().map(|(stage, f, _)| (*stage, f.bytes()));
+            encoders.chain([(StageName::Llm, share)]).collect()
         })
+    }
+
+    /// What all processes may hold under budgets that somebody gave; a stage without one counts with what it takes.
+    pub fn budgeted_bytes(&self, budgets: &BTreeMap<StageName, u64>) -> u64 {
+        let llm = (StageName::Llm, self.llm.fixed, self.llm_processes);
+        let all = self.encoders.iter().chain([&llm]);
+        all.map(|(stage, f, n)| n * budgets.get(stage).copied().unwrap_or(f.bytes())).sum()
     }
 }
 
@@ -103,7 +122,12 @@ impl Plan {
 ///
 /// # Errors
 /// As [`Plan::new`].
-pub fn remedies(config: &Config, model: &ModelConfig, seconds: u64) -> Result<Vec<String>, CheckpointError> {
+pub fn remedies(
+    config: &Config,
+    model: &ModelConfig,
+    replicas: &Replicas,
+    seconds: u64,
+) -> Result<Vec<String>, CheckpointError> {
     let mut found = Vec::new();
     let weights = [("dense", WeightFormat::Dense), ("q8", WeightFormat::Q8), ("q4", WeightFormat::Q4)];
     let caches = [("dense", KvPrecision::Dense), ("q8", KvPrecision::Q8), ("q4", KvPrecision::Q4)];
@@ -111,10 +135,10 @@ pub fn remedies(config: &Config, model: &ModelConfig, seconds: u64) -> Result<Ve
         for (kv_name, kv) in caches {
             let mut other = config.clone();
             (other.llm.weights, other.llm.kv) = (weights, kv);
-            let Ok(plan) = Plan::new(&other, model) else { continue };
+            let Ok(plan) = Plan::new(&other, model, replicas) else { continue };
             let video = plan.video(seconds);
             if let Some(mode) = video.mode {
-                let bytes = if mode == Mode::Streaming { video.streaming_bytes } else { video.phases_bytes };
+                let bytes = video.phases_bytes.filter(|_| mode == Mode::Phases).unwrap_or(video.streaming_bytes);
                 found.push(format!(
                     "llm.weights = \"{weights_name}\", llm.kv = \"{kv_name}\": {} ({})",
                     Bytes(bytes),
@@ -123,7 +147,7 @@ pub fn remedies(config: &Config, model: &ModelConfig, seconds: u64) -> Result<Ve
             }
         }
     }
-    let plan = Plan::new(config, model)?;
+    let plan = Plan::new(config, model, replicas)?;
     let longest = (2..seconds).rev().find(|&s| plan.video(s).mode.is_some());
     found.extend(longest.map(|s| format!("a span of {s} s at most, as configured")));
     Ok(found)
@@ -138,18 +162,21 @@ fn name_of(mode: Mode) -> &'static str {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<8} {:>11} {:>11} {:>11} {:>11}", "stage", "weights", "activations", "context", "together")?;
-        let mut row = |name: &str, p: &Footprint| {
+        let heads = ["processes", "weights", "activations", "context", "together"];
+        writeln!(
+            f,
+            "{:<8} {:>9} {:>11} {:>11} {:>11} {:>11}",
+            "stage", heads[0], heads[1], heads[2], heads[3], heads[4]
+        )?;
+        let llm = (StageName::Llm, self.llm.fixed, self.llm_processes);
+        for (stage, p, n) in self.encoders.iter().chain([&llm]) {
             let [weights, activations, context, all] =
-                [p.weights_bytes, p.activation_bytes, p.context_bytes, p.bytes()].map(|b| Bytes(b).to_string());
-            writeln!(f, "{name:<8} {weights:>11} {activations:>11} {context:>11} {all:>11}")
-        };
-        for (stage, footprint) in &self.encoders {
-            row(stage.as_str(), footprint)?;
+                [p.weights_bytes, p.activation_bytes, p.context_bytes, n * p.bytes()].map(|b| Bytes(b).to_string());
+            let stage = stage.as_str();
+            writeln!(f, "{stage:<8} {n:>9} {weights:>11} {activations:>11} {context:>11} {all:>11}")?;
         }
-        row("llm", &self.llm.fixed)?;
         let total = Bytes(self.bytes()).to_string();
-        writeln!(f, "{:<8} {:>11} {:>11} {:>11} {total:>11}", "all", "", "", "")?;
+        writeln!(f, "{:<8} {:>9} {:>11} {:>11} {:>11} {total:>11}", "all", "", "", "", "")?;
         let (text, media) = (self.llm.text_token_bytes, self.llm.media_token_bytes);
         writeln!(f, "keys and values: {media} bytes an image or audio token, {text} a text token")?;
         match self.card_bytes {
@@ -162,14 +189,14 @@ impl fmt::Display for Plan {
 impl fmt::Display for VideoPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = self.mode.map_or("DOES NOT FIT", name_of);
+        let phases = self.phases_bytes.map_or(String::new(), |b| format!(", {} in phases", Bytes(b)));
         write!(
             f,
-            "{} image and {} audio tokens: {} of keys and values; {} streaming, {} in phases: {verdict}",
+            "{} image and {} audio tokens: {} of keys and values; {} streaming{phases}: {verdict}",
             self.image_tokens,
             self.audio_tokens,
             Bytes(self.cache_bytes),
             Bytes(self.streaming_bytes),
-            Bytes(self.phases_bytes),
         )
     }
 }
@@ -191,7 +218,11 @@ mod tests {
     }
 
     fn plan(weights: WeightFormat, kv: KvPrecision, card_bytes: Option<u64>) -> Plan {
-        Plan::new(&config(weights, kv, card_bytes), &ModelConfig::default()).unwrap()
+        replicated(weights, kv, card_bytes, &[])
+    }
+
+    fn replicated(weights: WeightFormat, kv: KvPrecision, card_bytes: Option<u64>, replicas: &Replicas) -> Plan {
+        Plan::new(&config(weights, kv, card_bytes), &ModelConfig::default(), replicas).unwrap()
     }
 
     #[test]
@@ -209,13 +240,49 @@ mod tests {
         let plan = plan(WeightFormat::Q4, KvPrecision::Q4, Some(19_600_000_000));
         let budgets = plan.budgets().unwrap();
         assert_eq!(budgets.iter().map(|(_, b)| b).sum::<u64>(), 19_600_000_000);
-        assert!(plan.encoders.iter().all(|(s, f)| budgets.contains(&(*s, f.bytes()))));
+        assert!(plan.encoders.iter().all(|(s, f, _)| budgets.contains(&(*s, f.bytes()))));
+    }
+
+    #[test]
+    fn every_replica_counts_and_takes_its_part_of_the_card() {
+        let card = Some(19_600_000_000);
+        let one = plan(WeightFormat::Q4, KvPrecision::Q4, card);
+        let two = replicated(WeightFormat::Q4, KvPrecision::Q4, card, &[(StageName::Vision, 2)]);
+        let vision = one.encoders.iter().find(|(s, ..)| *s == StageName::Vision).unwrap().1.bytes();
+        assert_eq!(two.bytes(), one.bytes() + vision);
+        let llm = |plan: &Plan| plan.budgets().unwrap().into_iter().find(|(s, _)| *s == StageName::Llm).unwrap().1;
+        assert_eq!(llm(&two), llm(&one) - vision);
+        assert!(two.to_string().contains(&Bytes(2 * vision).to_string()), "{two}");
+        assert_eq!(replicated(WeightFormat::Q4, KvPrecision::Q4, card, &[(StageName::Vision, 20)]).budgets(), None);
+    }
+
+    #[test]
+    fn several_language_models_share_the_rest_and_none_has_the_card_to_itself() {
+        let card = Some(19_600_000_000);
+        let one = plan(WeightFormat::Q4, KvPrecision::Q4, card);
+        let two = replicated(WeightFormat::Q4, KvPrecision::Q4, card, &[(StageName::Llm, 2)]);
+        assert_eq!(two.bytes(), one.bytes() + one.llm.fixed.bytes());
+        let budgets: BTreeMap<StageName, u64> = two.budgets().unwrap().into_iter().collect();
+        assert_eq!(budgets[&StageName::Llm], (19_600_000_000 - one.encoder_bytes()) / 2);
+        assert!(two.budgeted_bytes(&budgets) <= 19_600_000_000);
+        let (alone, shared) = (one.video(60), two.video(60));
+        assert_eq!(shared.streaming_bytes, two.bytes() + 2 * alone.cache_bytes);
+        assert_eq!((one.video(3600).mode, two.video(3600).mode), (Some(Mode::Phases), None));
+    }
+
+    #[test]
+    fn budgets_that_somebody_gave_count_once_for_each_process() {
+        let plan = replicated(WeightFormat::Q4, KvPrecision::Q4, None, &[(StageName::Vision, 3)]);
+        let given = BTreeMap::from([(StageName::Vision, 5), (StageName::Llm, 7)]);
+        let others: u64 =
+            plan.encoders.iter().filter(|(s, ..)| *s != StageName::Vision).map(|(_, f, _)| f.bytes()).sum();
+        assert_eq!(plan.budgeted_bytes(&given), 3 * 5 + 7 + others);
     }
 
     #[test]
     fn what_would_help_is_named_and_would_help() {
         let config = config(WeightFormat::Q8, KvPrecision::Q8, Some(19_600_000_000));
-        let remedies = remedies(&config, &ModelConfig::default(), 3600).unwrap();
+        let remedies = remedies(&config, &ModelConfig::default(), &[], 3600).unwrap();
         assert!(remedies.iter().any(|r| r.contains("\"q4\", llm.kv = \"q4\"")), "{remedies:?}");
         assert!(!remedies.iter().any(|r| r.contains("dense\", llm.kv = \"dense")), "{remedies:?}");
     }

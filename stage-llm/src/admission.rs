@@ -16,6 +16,10 @@ use crate::cache::{CachePlan, Geometry};
 use crate::gemma::Gemma;
 use crate::quantized;
 
+/// A memory pool maps a card's memory in chunks of so many bytes (seen with CUDA 13.0): what a piece leaves of its last one
+/// serves nothing that is larger.
+const POOL_CHUNK_BYTES: u64 = 32 << 20;
+
 /// What a worker holds whatever the job, and what a token adds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footprint {
@@ -25,6 +29,8 @@ pub struct Footprint {
     pub text_token_bytes: u64,
     /// Keys and values of one image or audio token.
     pub media_token_bytes: u64,
+    /// What memory for keys and values comes in: a pool's chunks on a card, bytes on the CPU.
+    pub chunk_bytes: u64,
 }
 
 impl Footprint {
@@ -44,6 +50,7 @@ impl Footprint {
             fixed: budget::Footprint::new(&needs, activations, compute),
             text_token_bytes: geometry.text_token_bytes(),
             media_token_bytes: geometry.media_token_bytes(),
+            chunk_bytes: if compute.cuda_ordinal().is_some() { POOL_CHUNK_BYTES } else { 1 },
         })
     }
 }
@@ -92,6 +99,9 @@ pub struct Admission {
     pub budget_bytes: Option<u64>,
     /// What it may hold alone on the card, the encoders gone; none where they never go.
     pub card_bytes: Option<u64>,
+    /// What the host has left for it, the cap where there is no budget: read before the job allocates, with what it may
+    /// let go counted in. None where the system does not say.
+    pub host_bytes: Option<u64>,
     /// Prompt and answer.
     pub text_tokens: u64,
 }
@@ -124,7 +134,23 @@ impl Admission {
             text_tokens: self.text_tokens,
             image_tokens: plan.image.as_ref().map_or(0, |i| i.tokens),
             audio_tokens: audio.map_or(0, |a| a.tokens),
+            chunk_bytes: self.footprint.chunk_bytes,
         }
+    }
+
+    /// What is left for keys and values; none without any cap.
+    fn left_bytes(&self) -> Option<u64> {
+        let fixed = &self.footprint.fixed;
+        match self.budget_bytes {
+            Some(budget) => Some(budget.saturating_sub(fixed.bytes())),
+            // An allocation that the host refuses would end the process.
+            None => self.host_bytes.map(|free| free.saturating_sub(fixed.activation_bytes)),
+        }
+    }
+
+    /// Whether keys and values of so many bytes may stay once the job is done, with the encoders back beside them.
+    pub fn leaves(&self, bytes: u64) -> bool {
+        self.left_bytes().is_none_or(|left| bytes <= left)
     }
 
     /// Refuses a plan that the budget has no room for.
@@ -134,13 +160,8 @@ impl Admission {
     pub fn check(&self, plan: &MediaPlan, exact: bool) -> Result<(), JobError> {
         let caches = self.caches(plan, exact);
         let fixed = &self.footprint.fixed;
-        // Without a budget the host's memory is the cap: an allocation that it refuses would end the process.
-        let left = match self.budget_bytes {
-            Some(budget) => Some(budget.saturating_sub(fixed.bytes())),
-            None => host_bytes().map(|free| free.saturating_sub(fixed.activation_bytes)),
-        };
         let needed = caches.bytes();
-        let Some(left) = left.filter(|&left| needed > left) else { return Ok(()) };
+        let Some(left) = self.left_bytes().filter(|&left| needed > left) else { return Ok(()) };
         let cap = match self.budget_bytes {
             Some(budget) => format!("the budget of {}", Bytes(budget)),
             None => "the host's memory".to_owned(),
@@ -173,7 +194,7 @@ impl Admission {
 }
 
 /// Memory that the host has left, `MemAvailable`; none where the kernel does not say.
-fn host_bytes() -> Option<u64> {
+pub fn host_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
@@ -193,7 +214,13 @@ mod tests {
     }
 
     fn admission(budget_bytes: Option<u64>) -> Admission {
-        Admission { footprint: footprint(KvPrecision::Dense), budget_bytes, card_bytes: None, text_tokens: 1064 }
+        Admission {
+            footprint: footprint(KvPrecision::Dense),
+            budget_bytes,
+            card_bytes: None,
+            host_bytes: None,
+            text_tokens: 1064,
+        }
     }
 
     fn plan(frames: u64, audio_samples: u64) -> MediaPlan {
@@ -234,16 +261,41 @@ mod tests {
         let claim = admission(None);
         let resident = claim.footprint.fixed.bytes();
         let needed = claim.caches(&plan, true).bytes();
-        assert_eq!(needed, (58_800 + 3_000 + 1_064) * 344_064);
+        let chunks = |tokens: u64| (tokens * 344_064).div_ceil(32 << 20) * (32 << 20);
+        assert_eq!(needed, chunks(58_800) + chunks(3_000) + chunks(1_064));
         assert!(admission(Some(resident + needed)).check(&plan, true).is_ok());
         let error = admission(Some(resident + needed - 1)).check(&plan, true).unwrap_err();
         assert_eq!((error.kind, &error.details["needed_bytes"]), (ErrorKind::DoesNotFit, &needed.into()));
     }
 
     #[test]
+    fn on_a_card_each_cache_takes_whole_chunks_of_the_pool_and_on_the_cpu_what_it_holds() {
+        let plan = plan(2, 0);
+        let on_card = admission(None);
+        let on_cpu = Admission { footprint: Footprint { chunk_bytes: 1, ..on_card.footprint }, ..on_card };
+        assert_eq!(on_cpu.caches(&plan, true).bytes(), (2 * 196 + 1_064) * 344_064);
+        // 128.6 and 349.1 MiB, and no sound.
+        assert_eq!(on_card.caches(&plan, true).bytes(), (160 + 352) << 20);
+        let beyond = Admission { text_tokens: u64::MAX, ..on_card };
+        assert_eq!(beyond.caches(&plan, true).bytes(), u64::MAX);
+    }
+
+    #[test]
     fn without_a_budget_a_video_beyond_the_hosts_memory_is_refused() {
-        let error = admission(None).check(&plan(1 << 23, 0), true).unwrap_err();
+        let plan = plan(300, 0);
+        let needed = admission(None).caches(&plan, true).bytes();
+        let on_host = |free: u64| {
+            let host_bytes = Some(free + admission(None).footprint.fixed.activation_bytes);
+            Admission { host_bytes, ..admission(None) }.check(&plan, true)
+        };
+        assert!(on_host(needed).is_ok());
+        let error = on_host(needed - 1).unwrap_err();
         assert_eq!(error.kind, ErrorKind::DoesNotFit);
         assert!(error.message.contains("host"), "{error}");
+    }
+
+    #[test]
+    fn the_system_says_what_the_host_has_left() {
+        assert!(host_bytes().is_some_and(|free| free > 1 << 20));
     }
 }

@@ -1,40 +1,30 @@
-//! A job from start to end: check, plan, ask for tokens, take them, answer.
+//! A job from start to end: check, plan, have the video's keys and values, answer.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Tensor;
 use common::checkpoint::Weights;
-use common::compute::transfer::Marker;
 use common::config::{ComputeConfig, KvPrecision, LlmConfig, WeightFormat};
-use common::error::{ErrorKind, JobError, StageName};
+use common::error::{JobError, StageName};
 use common::event::{Event, Finish, JobResult, Mode, ModelName};
-use common::message::{DecodeRequest, JobRequest, Segment, TokenBatch};
+use common::message::JobRequest;
 use common::model::ModelConfig;
-use common::plan::MediaPlan;
 use common::stage::{JobPort, Stop};
-use common::wire::VERSION;
 
-use crate::admission::{Admission, Footprint, HINT};
-use crate::cache::TextCache;
-use crate::clock::{Clock, Progress};
+use crate::admission::{self, Admission, Footprint, HINT};
+use crate::cache::{MediaCache, TextCache, VideoCache};
+use crate::compact::compacted;
 use crate::detokenize::{Detokenizer, decode};
 use crate::gemma::Gemma;
 use crate::generate::{Ending, Pace, generate};
-use crate::intake::{Chunk, Intake};
+use crate::job::{Job, here};
+use crate::kept::{self, Kept, Video, VideoKey};
 use crate::observe::Observe;
-use crate::parked::Parked;
+use crate::prefill::Prefill;
 use crate::prompt::{Prompter, strip};
 use crate::sample::Sampler;
-use crate::task::Tasks;
-
-/// A pass through the layers takes at least this share of the tokens that are still to come, ...
-const LEFT_SHARE: usize = 4;
-/// ... or as many rows, of which a pass takes little longer than of one: reading the weights is most of it.
-const FEWEST_ROWS: usize = 512;
-/// Passes that a device may be given before it has begun with them: one is enough for it never to wait for the host, and
-/// few enough that a cancelled job's work is soon over.
-const AHEAD: usize = 1;
+use crate::task::{Task, Tasks};
 
 /// How a worker is run.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +46,7 @@ pub struct LlmStage {
     tasks: Tasks,
     footprint: Footprint,
     settings: Settings,
+    kept: Kept,
 }
 
 impl LlmStage {
@@ -79,7 +70,7 @@ impl LlmStage {
         footprint.fixed.check(StageName::Llm, settings.budget_bytes, HINT)?;
         let prompter = Prompter::open(tokenizer, config.vocab_size, settings.llm.max_prompt_tokens)?;
         let model = Gemma::new(config, weights, &settings.llm)?;
-        Ok(LlmStage { model, prompter, tasks: Tasks::builtin(), footprint, settings })
+        Ok(LlmStage { model, prompter, tasks: Tasks::builtin(), footprint, settings, kept: Kept::default() })
     }
 
     /// The model.
@@ -97,7 +88,8 @@ impl LlmStage {
         &self.footprint
     }
 
-    /// Answers a job. Memory figures of the result are the caller's to add.
+    /// Answers a job: from the keys and values of its video if that is the last one answered about, else from its tokens,
+    /// which the other stages are asked for. Memory figures of the result are the caller's to add.
     ///
     /// # Errors
     /// [`Stop::Failed`] with the job's error; the port's.
@@ -115,197 +107,113 @@ impl LlmStage {
         port: &mut dyn JobPort,
         observe: &mut dyn Observe,
     ) -> Result<JobResult, Stop> {
-        let mut in_phases = false;
-        let outcome = self.answer_in_phases_or_not(request, port, observe, &mut in_phases);
-        if in_phases {
-            // The job's memory is free by now; the encoders can only have what the pool gives back.
-            common::compute::trim();
-            port.return_card();
-        }
+        let mut job = Job::new(request, port, observe);
+        let outcome = self.answer_job(&mut job);
+        job.return_card();
         outcome
     }
 
-    fn answer_in_phases_or_not(
-        &mut self,
-        request: &JobRequest,
-        port: &mut dyn JobPort,
-        observe: &mut dyn Observe,
-        in_phases: &mut bool,
-    ) -> Result<JobResult, Stop> {
-        let mut clock = Clock::start();
-        let task = self.tasks.get(&request.task).map_err(here)?;
-        let prompt = self.prompter.encode(&task.question(&request.query).map_err(here)?).map_err(here)?;
-        let max_new_tokens = request.max_new_tokens.max(1) as usize;
-        let text_tokens = prompt.len() + max_new_tokens;
+    fn answer_job(&mut self, job: &mut Job<'_>) -> Result<JobResult, Stop> {
+        let task = self.tasks.get(&job.request.task).map_err(here)?;
+        let prompt = self.prompter.encode(&task.question(&job.request.query).map_err(here)?).map_err(here)?;
+        let question = Question { task, prompt };
 
-        let info = clock.waiting(|| port.probe(&request.video))?;
-        let plan = MediaPlan::new(&info, request.span, request.fps).map_err(here)?;
+        // Probed even if it is known: the file may have changed.
+        let plan = job.plan()?;
+        let key = VideoKey::new(&plan, job.request);
         let admission = Admission {
             footprint: self.footprint,
             budget_bytes: self.settings.budget_bytes,
             card_bytes: self.settings.compute.card_bytes,
-            text_tokens: text_tokens as u64,
+            host_bytes: admission::host_bytes().map(|free| free + self.kept.bytes()),
+            text_tokens: question.text_tokens(job.request) as u64,
         };
-        let chunk_rows = self.settings.llm.chunk_rows;
-        let mode = admission.mode(&plan).map_err(here)?;
-        port.event(Event::Planned { plan: plan.clone(), mode, cached: false })?;
-        port.request_decode(whole(request, plan.clone()))?;
-        let admission = match mode {
-            Mode::Streaming => admission,
-            Mode::Phases => {
-                park(&plan, port, &mut clock)?;
-                *in_phases = true;
-                port.take_card()?;
-                port.rewind_tokens();
-                admission.alone()
+        // Known, but too large beside this question's text: then it goes, and the job is planned as any other.
+        let known = self.kept.find(key.as_ref()).filter(|video| admission.check(&video.plan, true).is_ok());
+        let (mode, plan, cached) = match known {
+            Some(video) => (Mode::Streaming, video.plan.clone(), true),
+            None => (admission.mode(&plan).map_err(here)?, plan, false),
+        };
+        // From here on the video is this job's, or it is gone before anything else is allocated, here or in the encoders.
+        let known = if cached { self.kept.take() } else { None };
+        self.kept.release();
+        job.port.event(Event::Planned { plan: plan.clone(), mode, cached })?;
+        let video = match known {
+            Some(video) => video,
+            None => {
+                let prompt_tokens = question.prompt.len() as u64;
+                let prefill = Prefill { model: &self.model, llm: &self.settings.llm, admission, prompt_tokens };
+                let (plan, cache) = prefill.run(plan, mode, job)?;
+                Video { key, plan, cache }
             }
         };
-        let mut intake = Intake::new(&self.model, plan, admission, chunk_rows).map_err(here)?;
-        let mut text = self.model.text_cache(text_tokens).map_err(|e| here(e.into()))?;
+        let outcome = self.reply(&question, &video, cached, job);
+        // After a job in phases the encoders come back: what does not fit beside them is not theirs to make room for.
+        if self.settings.llm.keep_video && kept::is_sound(&outcome) && admission.leaves(video.cache.bytes()) {
+            self.kept.put(video);
+        }
+        outcome
+    }
 
-        let mut progress = Progress::default();
-        self.take_video(&mut intake, prompt.len() as u64, port, &mut clock, &mut progress, observe)?;
-        let logits = self.model.prefill(&prompt, &mut text, intake.video(), observe).map_err(|e| here(e.into()))?;
-        let (_, media) = intake.tokens();
-        let total = media + prompt.len() as u64;
-        progress.tell(port, total, total)?;
+    /// Reads the prompt, and answers it.
+    fn reply(
+        &self,
+        question: &Question<'_>,
+        video: &Video,
+        cached: bool,
+        job: &mut Job<'_>,
+    ) -> Result<JobResult, Stop> {
+        let room = question.text_tokens(job.request);
+        let read = || {
+            let mut text = self.model.text_cache(room)?;
+            let logits = self.model.prefill(&question.prompt, &mut text, &video.cache, job.observe)?;
+            Ok((text, logits))
+        };
+        let (mut text, logits) = compacted(read).map_err(|e| here(e.into()))?;
+        let media: u64 = video.cache.halves().map(MediaCache::tokens).sum();
+        let total = media + question.prompt.len() as u64;
+        job.progress.tell(job.port, total, total)?;
 
-        let answer = self.write(request, logits, &mut text, &intake, port, &mut clock, observe)?;
+        let answer = self.write(logits, &mut text, &video.cache, job)?;
         let whole_text = decode(self.prompter.tokenizer(), &answer.ids).map_err(here)?;
         let whole_text = strip(&whole_text);
-        let start_s = request.span.map_or(0.0, |[start, _]| start);
-        let plan = intake.plan().clone();
+        let start_s = job.request.span.map_or(0.0, |[start, _]| start);
+        let plan = video.plan.clone();
         Ok(JobResult {
             text: whole_text.to_owned(),
-            ranges: task.ranges(whole_text, plan.duration_s, start_s),
-            timings: clock.timings(answer.ids.len()),
+            ranges: question.task.ranges(whole_text, plan.duration_s, start_s),
+            timings: job.clock.timings(answer.ids.len()),
             token_ids: answer.ids,
             finish: answer.finish,
             plan,
-            cached: false,
+            cached,
             memory: BTreeMap::new(),
             model: self.model_name(),
         })
     }
 
-    /// Takes tokens until none is missing.
-    fn take_video(
-        &self,
-        intake: &mut Intake,
-        prompt_tokens: u64,
-        port: &mut dyn JobPort,
-        clock: &mut Clock,
-        progress: &mut Progress,
-        observe: &mut dyn Observe,
-    ) -> Result<(), Stop> {
-        let mut taken = 0;
-        let mut waiting = Vec::new();
-        let mut passes: VecDeque<Marker> = VecDeque::new();
-        while !intake.is_complete() {
-            self.gather(intake, &mut waiting, port, clock)?;
-            // All that has come goes through the layers together, up to what their memory is planned for.
-            while !waiting.is_empty() {
-                if port.cancelled() {
-                    return Err(Stop::Cancelled);
-                }
-                while passes.len() > AHEAD {
-                    let earliest = passes.pop_front().expect("there are some. This is a bug.");
-                    earliest.wait().map_err(|e| here(e.into()))?;
-                }
-                let chunks = self.together(&mut waiting);
-                self.model.absorb_all(&chunks, intake.video(), observe).map_err(|e| here(e.into()))?;
-                passes.push_back(Marker::behind(self.model.device()).map_err(|e| here(e.into()))?);
-                taken += chunks.iter().map(|chunk| chunk.tokens.dims()[0] as u64).sum::<u64>();
-                let (_, total) = intake.tokens();
-                progress.tell(port, taken, total + prompt_tokens)?;
-            }
-        }
-        if intake.plan().image.is_none() && intake.plan().audio.is_none() {
-            return Err(here(
-                JobError::new(
-                    ErrorKind::UnsupportedMedia,
-                    "every sampled frame is black and there is no sound but silence",
-                )
-                .hint("give another file or span"),
-            ));
-        }
-        Ok(())
-    }
-
-    /// Waits until enough has come for a pass through the layers, or nothing more comes for a while.
-    ///
-    /// Many rows use a card well, and few start early: a pass takes a share of what is still to come, so that the passes
-    /// of a long video are full ones and the last ones are short.
-    fn gather(
-        &self,
-        intake: &mut Intake,
-        waiting: &mut Vec<Chunk>,
-        port: &mut dyn JobPort,
-        clock: &mut Clock,
-    ) -> Result<(), Stop> {
-        let chunk_rows = self.settings.llm.chunk_rows;
-        while !intake.is_complete() {
-            let before = rows(waiting);
-            let (held, total) = intake.tokens();
-            let share = (total.saturating_sub(held) as usize / LEFT_SHARE).max(FEWEST_ROWS);
-            let mut came = false;
-            let mut take = |batch: TokenBatch<'_>| {
-                came = true;
-                waiting.extend(intake.take(&self.model, &batch).map_err(here)?);
-                Ok(())
-            };
-            // What lies there is taken up to a full pass, whatever is enough.
-            if before > 0 && before < chunk_rows && port.more_tokens(&mut take)? {
-                continue;
-            }
-            if before >= chunk_rows.min(share) {
-                break;
-            }
-            clock.waiting(|| port.next_tokens(&mut take))?;
-            if !came {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// The first chunks that fit a pass.
-    fn together(&self, waiting: &mut Vec<Chunk>) -> Vec<Chunk> {
-        let fits = |count: &usize| rows(&waiting[..*count]) <= self.settings.llm.chunk_rows;
-        // One chunk always does: the intake cuts batches that are longer.
-        let count = (1..=waiting.len()).take_while(fits).last().unwrap_or(1);
-        waiting.drain(..count).collect()
-    }
-
     /// Generates the answer and sends its text on as it grows.
-    #[expect(clippy::too_many_arguments, reason = "one job's state, in use by one call")]
     fn write(
         &self,
-        request: &JobRequest,
         logits: Tensor,
         text: &mut TextCache,
-        intake: &Intake,
-        port: &mut dyn JobPort,
-        clock: &mut Clock,
-        observe: &mut dyn Observe,
+        video: &VideoCache,
+        job: &mut Job<'_>,
     ) -> Result<Answer, Stop> {
-        let ending = Ending {
-            end_tokens: &self.settings.llm.end_tokens,
-            max_new_tokens: request.max_new_tokens.max(1) as usize,
-        };
+        let Job { request, port, observe, clock, .. } = job;
+        let ending = Ending { end_tokens: &self.settings.llm.end_tokens, max_new_tokens: new_tokens(request) };
         let mut sampler = Sampler::new(request.temperature, request.top_p, request.seed);
         let pace = Pace::of(&self.model, &sampler);
         let mut detokenizer = Detokenizer::new(self.prompter.tokenizer());
         let mut ids = Vec::new();
-        let video = intake.video();
-        let finish = generate(&self.model, logits, text, video, &mut sampler, pace, ending, observe, &mut |id| {
+        let finish = generate(&self.model, logits, text, video, &mut sampler, pace, ending, *observe, &mut |id| {
             clock.token();
             ids.push(id);
             let delta = detokenizer.push(id).map_err(here)?;
-            send(port, delta)?;
+            send(*port, delta)?;
             if port.cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
         })?;
-        send(port, detokenizer.flush().map_err(here)?)?;
+        send(*port, detokenizer.flush().map_err(here)?)?;
         Ok(Answer { ids, finish })
     }
 
@@ -326,9 +234,17 @@ impl LlmStage {
     }
 }
 
-/// Rows of all chunks.
-fn rows(chunks: &[Chunk]) -> usize {
-    chunks.iter().map(|chunk| chunk.tokens.dims()[0]).sum()
+/// A job's question as the model reads it.
+struct Question<'a> {
+    task: &'a Task,
+    prompt: Vec<u32>,
+}
+
+impl Question<'_> {
+    /// Prompt and answer, at most.
+    fn text_tokens(&self, request: &JobRequest) -> usize {
+        self.prompt.len() + new_tokens(request)
+    }
 }
 
 struct Answer {
@@ -336,40 +252,11 @@ struct Answer {
     finish: Finish,
 }
 
-/// Waits until all of a plan's tokens lie on the bus.
-fn park(plan: &MediaPlan, port: &mut dyn JobPort, clock: &mut Clock) -> Result<(), Stop> {
-    let mut parked = Parked::new(plan);
-    while !parked.is_complete() {
-        if port.cancelled() {
-            return Err(Stop::Cancelled);
-        }
-        clock.waiting(|| port.next_tokens(&mut |batch| parked.note(&batch).map_err(here)))?;
-    }
-    Ok(())
-}
-
-/// An error of this stage's own.
-fn here(error: JobError) -> Stop {
-    Stop::Failed(error.at(StageName::Llm))
+/// Tokens of an answer at most.
+fn new_tokens(request: &JobRequest) -> usize {
+    request.max_new_tokens.max(1) as usize
 }
 
 fn send(port: &mut dyn JobPort, delta: String) -> Result<(), Stop> {
     if delta.is_empty() { Ok(()) } else { port.event(Event::Text { delta }) }
-}
-
-/// Asks for all of a plan at once.
-fn whole(request: &JobRequest, plan: MediaPlan) -> DecodeRequest {
-    DecodeRequest {
-        v: VERSION,
-        job: request.job.clone(),
-        video: request.video.clone(),
-        span: request.span,
-        segment: Segment {
-            first_frame: 0,
-            frames: plan.image.as_ref().map_or(0, |i| i.frames),
-            first_window: 0,
-            windows: plan.audio.as_ref().map_or(0, |a| a.windows),
-        },
-        plan,
-    }
 }

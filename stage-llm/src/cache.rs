@@ -73,14 +73,20 @@ pub struct CachePlan {
     pub image_tokens: u64,
     /// Audio tokens.
     pub audio_tokens: u64,
+    /// Each cache is one piece of memory, a multiple of this.
+    pub chunk_bytes: u64,
 }
 
 impl CachePlan {
     /// Bytes of all caches together.
     pub fn bytes(&self) -> u64 {
-        let media = self.image_tokens.saturating_add(self.audio_tokens);
-        let text = self.text_tokens.saturating_mul(self.text_token_bytes);
-        media.saturating_mul(self.media_token_bytes).saturating_add(text)
+        let pieces = [
+            self.image_tokens.saturating_mul(self.media_token_bytes),
+            self.audio_tokens.saturating_mul(self.media_token_bytes),
+            self.text_tokens.saturating_mul(self.text_token_bytes),
+        ];
+        let whole = |bytes: u64| bytes.checked_next_multiple_of(self.chunk_bytes.max(1)).unwrap_or(u64::MAX);
+        pieces.into_iter().map(whole).fold(0, u64::saturating_add)
     }
 }
 
@@ -104,9 +110,10 @@ impl LayerCache {
     }
 }
 
+/// Keys and values of every layer, in one piece of memory.
 fn allocate(g: &Geometry, format: KvFormat, tokens: usize, device: &Device) -> Result<Vec<LayerCache>> {
-    let room = || KvTensor::new(format, g.kv_heads, tokens, g.head_dim, device);
-    (0..g.layers).map(|_| Ok(LayerCache { k: room()?, v: room()? })).collect()
+    let mut all = KvTensor::several(2 * g.layers, format, g.kv_heads, tokens, g.head_dim, device)?.into_iter();
+    Ok(std::iter::from_fn(|| Some(LayerCache { k: all.next()?, v: all.next()? })).collect())
 }
 
 /// Keys and values of a prompt and the answer that grows after it.
@@ -177,6 +184,11 @@ impl MediaCache {
         Ok(MediaCache { layers, held: RowSet::new(), tokens })
     }
 
+    /// Bytes that it holds, filled or not.
+    pub fn bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.k.bytes() + layer.v.bytes()).sum()
+    }
+
     /// Tokens that it is for.
     pub fn tokens(&self) -> u64 {
         self.tokens
@@ -233,6 +245,11 @@ impl VideoCache {
     /// The halves that are there: picture, then sound.
     pub fn halves(&self) -> impl Iterator<Item = &MediaCache> {
         self.image.iter().chain(&self.audio)
+    }
+
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> u64 {
+        self.halves().map(MediaCache::bytes).sum()
     }
 
     /// The first gap of any half.

@@ -7,6 +7,7 @@ use common::plan::MediaPlan;
 
 use crate::admission::Admission;
 use crate::cache::{MediaCache, VideoCache};
+use crate::compact::compacted;
 use crate::gemma::Gemma;
 
 /// New rows, ready for the model.
@@ -38,7 +39,7 @@ impl Intake {
     /// `does_not_fit`; `out_of_memory`.
     pub fn new(model: &Gemma, plan: MediaPlan, admission: Admission, chunk_rows: usize) -> Result<Self, JobError> {
         admission.check(&plan, false)?;
-        let image = plan.image.as_ref().map(|i| MediaCache::new(model.geometry(), i.tokens, model.device()));
+        let image = plan.image.as_ref().map(|i| room(model, i.tokens));
         let video = VideoCache { image: image.transpose()?, audio: None };
         let audio_settled = plan.audio.is_none();
         Ok(Intake { plan, audio_settled, video, admission, chunk_rows: chunk_rows.max(1) })
@@ -52,6 +53,11 @@ impl Intake {
     /// The keys and values that are there.
     pub fn video(&self) -> &VideoCache {
         &self.video
+    }
+
+    /// The plan, as far as it is settled, and the keys and values that are there.
+    pub fn into_parts(self) -> (MediaPlan, VideoCache) {
+        (self.plan, self.video)
     }
 
     /// Image and audio tokens taken, of so many.
@@ -126,11 +132,15 @@ impl Intake {
         let Some(audio) = &batch.plan.audio else { return Err(contradiction(batch, &self.plan)) };
         let exact = MediaPlan { audio: Some(audio.clone()), ..self.plan.clone() };
         self.admission.check(&exact, true)?;
-        self.video.audio = Some(MediaCache::new(model.geometry(), audio.tokens, model.device())?);
+        self.video.audio = Some(room(model, audio.tokens)?);
         self.plan = exact;
         self.audio_settled = true;
         Ok(())
     }
+}
+
+fn room(model: &Gemma, tokens: u64) -> candle_core::Result<MediaCache> {
+    compacted(|| MediaCache::new(model.geometry(), tokens, model.device()))
 }
 
 fn check_tokens(model: &Gemma, batch: &TokenBatch<'_>) -> Result<(), JobError> {

@@ -1,7 +1,7 @@
 //! Keys or values of one layer: 16 (or 32) bits as they are, or 8 or 4 bits, quantized as they are written.
 //!
 //! Head-major and preallocated: `[kv_heads, capacity, head_dim]`, so that a head's tokens lie in a row and attention
-//! streams them. Quantized, one buffer holds two planes: `[kv_heads, capacity, bytes of a row]`, then, 256-aligned,
+//! streams them. Quantized, two planes lie in one buffer: `[kv_heads, capacity, bytes of a row]`, then, 256-aligned,
 //! `[kv_heads, capacity, groups]` of 16-bit scales. [`row`] defines both.
 
 pub mod row;
@@ -12,6 +12,9 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, InplaceOp2, Layout, Resu
 use rayon::prelude::*;
 
 use row::{GROUP_4, GROUP_8};
+
+/// Planes begin at multiples of so many bytes.
+const PLANE_ALIGN: usize = 256;
 
 /// How keys and values are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +46,8 @@ impl KvFormat {
         }
     }
 
-    /// Bytes of a token's key and value in one layer, for the memory plan; each tensor of a layer adds 255 at most.
+    /// Bytes of a token's key and value in one layer, for the memory plan; the two planes of each tensor of a layer add 255
+    /// at most each.
     pub fn bytes_per_token(self, kv_heads: usize, head_dim: usize) -> u64 {
         (2 * kv_heads * (self.row_bytes(head_dim) + 2 * self.row_scales(head_dim))) as u64
     }
@@ -74,21 +78,39 @@ impl KvTensor {
     /// Room for `capacity` tokens, all zero.
     ///
     /// # Errors
-    /// candle's, when there is no memory; quantized or on a card, a `head_dim` that is not a multiple of 8.
+    /// As [`several`](Self::several).
     pub fn new(format: KvFormat, kv_heads: usize, capacity: usize, head_dim: usize, device: &Device) -> Result<Self> {
+        let mut one = Self::several(1, format, kv_heads, capacity, head_dim, device)?;
+        Ok(one.pop().expect("one was made. This is a bug."))
+    }
+
+    /// `count` times room for `capacity` tokens, all zero, in one piece of memory: what frees it leaves one large hole in
+    /// a device's pool and not many small ones, and what is allocated between them does not keep them apart.
+    ///
+    /// # Errors
+    /// candle's, when there is no memory; quantized or on a card, a `head_dim` that is not a multiple of 8.
+    pub fn several(
+        count: usize,
+        format: KvFormat,
+        kv_heads: usize,
+        capacity: usize,
+        head_dim: usize,
+        device: &Device,
+    ) -> Result<Vec<Self>> {
         let as_it_is = matches!(format, KvFormat::Dense(_)) && device.is_cpu();
         if !as_it_is && !head_dim.is_multiple_of(8) {
             candle_core::bail!("heads of {head_dim}: quantized or on a card, their width must be a multiple of 8");
         }
         let rows = kv_heads * capacity;
-        let data = match format {
-            KvFormat::Dense(dtype) => Tensor::zeros((kv_heads, capacity, head_dim), dtype, device)?,
+        let all = match format {
+            KvFormat::Dense(dtype) => Tensor::zeros((count, kv_heads, capacity, head_dim), dtype, device)?,
             KvFormat::Q8 | KvFormat::Q4 => {
-                let values = (rows * format.row_bytes(head_dim)).next_multiple_of(256);
-                Tensor::zeros(values + 2 * rows * format.row_scales(head_dim), DType::U8, device)?
+                let values = (rows * format.row_bytes(head_dim)).next_multiple_of(PLANE_ALIGN);
+                let scales = (2 * rows * format.row_scales(head_dim)).next_multiple_of(PLANE_ALIGN);
+                Tensor::zeros((count, values + scales), DType::U8, device)?
             }
         };
-        Ok(KvTensor { format, kv_heads, capacity, head_dim, data })
+        (0..count).map(|i| Ok(KvTensor { format, kv_heads, capacity, head_dim, data: all.get(i)? })).collect()
     }
 
     /// How they are kept.
@@ -111,6 +133,11 @@ impl KvTensor {
         self.head_dim
     }
 
+    /// Bytes of the buffer.
+    pub fn bytes(&self) -> u64 {
+        (self.data.elem_count() * self.data.dtype().size_in_bytes()) as u64
+    }
+
     /// The buffer: what is in it depends on the format.
     pub fn data(&self) -> &Tensor {
         &self.data
@@ -118,7 +145,7 @@ impl KvTensor {
 
     /// Where the scales begin, in bytes.
     pub(crate) fn scales_at(&self) -> usize {
-        (self.kv_heads * self.capacity * self.format.row_bytes(self.head_dim)).next_multiple_of(256)
+        (self.kv_heads * self.capacity * self.format.row_bytes(self.head_dim)).next_multiple_of(PLANE_ALIGN)
     }
 
     /// Writes rows `[n, kv_heads * head_dim]` from token `at` on; they may be columns of a wider matrix.
@@ -172,9 +199,10 @@ impl InplaceOp2 for Write<'_> {
         "kv-write"
     }
 
-    fn cpu_fwd(&self, data: &mut CpuStorage, _: &Layout, rows: &CpuStorage, layout: &Layout) -> Result<()> {
+    fn cpu_fwd(&self, data: &mut CpuStorage, at: &Layout, rows: &CpuStorage, layout: &Layout) -> Result<()> {
         let KvTensor { format, kv_heads, capacity, head_dim, .. } = *self.to;
         let CpuStorage::U8(data) = data else { candle_core::bail!("quantized keys and values are bytes") };
+        let data = &mut data[at.start_offset()..][..at.shape().elem_count()];
         let (n, _) = layout.shape().dims2()?;
         let rows = widened(rows, layout)?;
         let (row_bytes, row_scales) = (format.row_bytes(head_dim), format.row_scales(head_dim));
@@ -234,9 +262,10 @@ impl CustomOp1 for Read<'_> {
         "kv-read"
     }
 
-    fn cpu_fwd(&self, data: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, data: &CpuStorage, at: &Layout) -> Result<(CpuStorage, Shape)> {
         let KvTensor { format, kv_heads, capacity, head_dim, .. } = *self.from;
         let CpuStorage::U8(data) = data else { candle_core::bail!("quantized keys and values are bytes") };
+        let data = &data[at.start_offset()..][..at.shape().elem_count()];
         let (row_bytes, row_scales) = (format.row_bytes(head_dim), format.row_scales(head_dim));
         let (values, scales) = data.split_at(self.from.scales_at());
         let n = self.tokens.len();

@@ -5,9 +5,11 @@
 //! (where they come from), [`fold`] (the output projection of tokens that see only themselves), [`kernels`] (CUDA, and
 //! its check), [`cache`] (keys and values of a job, and what they weigh), [`gemma`] (the model), [`observe`] (watching it
 //! for parity), [`task`] (what can be asked), [`prompt`] (text to tokens), [`detokenize`] (tokens to text), [`choose`]
-//! (the largest logit), [`sample`] (logits to a token), [`generate`] (tokens one after another), [`admission`] (whether a job fits), [`parked`] (waiting
-//! for a job's tokens without taking them), [`intake`] (taking them as they come), [`clock`] (progress and timings),
-//! [`answer`] (a job from start to end), [`open`](mod@open) (the stage as a process serves it).
+//! (the largest logit), [`sample`] (logits to a token), [`generate`] (tokens one after another), [`admission`] (whether a
+//! job fits), [`compact`] (memory in pieces), [`clock`] (progress and timings), [`job`] (a job in hand), [`parked`]
+//! (waiting for its tokens without taking them), [`intake`] (taking them as they come), [`prefill`] (passing them through
+//! the layers), [`kept`] (the last video, for the next question about it), [`answer`] (a job from start to end),
+//! [`open`](mod@open) (the stage as a process serves it).
 
 pub mod admission;
 pub mod answer;
@@ -15,17 +17,21 @@ pub mod attention;
 pub mod cache;
 pub mod choose;
 pub mod clock;
+pub mod compact;
 pub mod detokenize;
 pub mod elementary;
 pub mod fold;
 pub mod gemma;
 pub mod generate;
 pub mod intake;
+pub mod job;
+pub mod kept;
 pub mod kernels;
 pub mod kv;
 pub mod observe;
 pub mod open;
 pub mod parked;
+pub mod prefill;
 pub mod prompt;
 pub mod quantized;
 pub mod rope;

@@ -91,6 +91,8 @@ pub struct Setup {
     pub replicas: String,
     /// `--one-process`.
     pub one_process: bool,
+    /// `llm.keep_video`. Off: most tests are about what all stages do for every job.
+    pub keep_video: bool,
     /// What the broker may promise its streams on disk; none for its own limit.
     pub max_file_store: Option<u64>,
     /// The broker's configuration; none for a broker that lets everyone do everything.
@@ -127,6 +129,7 @@ impl Default for Setup {
             set: Vec::new(),
             replicas: String::new(),
             one_process: false,
+            keep_video: false,
             max_file_store: None,
             broker_config: None,
         }
@@ -288,6 +291,7 @@ fn spawn_up(dir: &Path, setup: &Setup, url: &str) -> anyhow::Result<Child> {
     command
         .env("VIDI_STATE", dir.join("state"))
         .args(["--set", &format!("bus.url={url}")])
+        .args(["--set", &format!("llm.keep_video={}", setup.keep_video)])
         .args(setup.set.iter().flat_map(|s| ["--set", s]))
         .arg("up")
         .arg("--model")

@@ -84,16 +84,18 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Loads every stage as its own process would.
+    /// Loads every stage as its own process would, but that no video is kept: every question goes through all of them.
     ///
     /// # Errors
     /// The stage's that cannot be loaded.
     pub fn open(config: &Config) -> Result<Self, JobError> {
+        let mut config = config.clone();
+        config.llm.keep_video = false;
         Ok(Pipeline {
-            vision: stage_vision::open(config)?,
-            audio: stage_audio::open(config)?,
-            fuse: stage_fuse::open(config)?,
-            llm: stage_llm::open(config)?,
+            vision: stage_vision::open(&config)?,
+            audio: stage_audio::open(&config)?,
+            fuse: stage_fuse::open(&config)?,
+            llm: stage_llm::open(&config)?,
         })
     }
 

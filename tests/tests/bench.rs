@@ -85,6 +85,7 @@ fn whole_jobs_are_counted_with_their_frames_and_tokens_some_at_a_time() -> anyho
     ensure!(rows.len() == 2);
     for (row, concurrent) in rows.iter().zip([1, 3]) {
         ensure!(row["concurrent"] == concurrent && row["jobs"] == 3, "{row}");
+        ensure!(row["cached"] == 0, "only whole jobs count: {row}");
         let seconds = number(row, "seconds")?;
         ensure!((number(row, "frames_per_s")? * seconds - 3.0 * 4.0).abs() < 1e-6, "{row}");
         ensure!(number(row, "media_tokens_per_s")? * seconds >= 3.0 * 4.0 * 196.0 - 1e-6, "{row}");
@@ -98,5 +99,18 @@ fn whole_jobs_are_counted_with_their_frames_and_tokens_some_at_a_time() -> anyho
             busy(&row["busy"][stage], processes)?;
         }
     }
+    Ok(())
+}
+
+#[test]
+fn jobs_on_a_kept_video_are_told_from_whole_ones() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let clip = dir.path().join("clip.mp4");
+    video(&clip, 4)?;
+    let clip = clip.to_str().context("a path that is no text")?;
+    let args = ["--pipeline", clip, "--jobs", "2", "--concurrent", "1", "--max-new-tokens", "6", "--keep-video"];
+    let rows = rows(dir.path(), &bench(dir.path(), &args)?)?;
+    // The video is known from the job that warms the pipeline up.
+    ensure!(rows.len() == 1 && rows[0]["cached"] == 2, "{rows:?}");
     Ok(())
 }

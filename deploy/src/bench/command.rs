@@ -41,6 +41,9 @@ pub struct Bench {
     /// With --pipeline: length of an answer at most.
     #[arg(long, default_value_t = 32)]
     max_new_tokens: u32,
+    /// With --pipeline: lets the language model keep the video, so that all jobs after the first cost their text only.
+    #[arg(long, requires = "pipeline")]
+    keep_video: bool,
     /// Checkpoint directory.
     #[arg(long, env = "VIDI_MODEL")]
     pub model: Option<PathBuf>,
@@ -95,6 +98,7 @@ impl Bench {
         }
         let video = video.canonicalize().map_err(|e| usage(&format!("{}: {e}", video.display())))?;
         let mut config = config.clone();
+        config.llm.keep_video = self.keep_video;
         config.decode.media_roots.extend(video.parent().map(Path::to_owned));
         let replicas = crate::supervisor::replicas(&self.replicas).map_err(|e| usage(&e))?;
         let question = pipeline::Question { video, query: self.query.clone(), max_new_tokens: self.max_new_tokens };

@@ -124,3 +124,22 @@ fn rows_that_do_not_fit_are_refused() {
     assert!(kv.write(&rows(3, 16), 2).is_err() && kv.write(&rows(1, 8), 0).is_err());
     assert!(KvTensor::new(KvFormat::Q8, 2, 4, 12, &Device::Cpu).is_err());
 }
+
+#[test]
+fn tensors_in_one_piece_of_memory_do_not_touch_each_other() {
+    let (heads, capacity, width) = (2, 5, 24);
+    let rows = Noise(3).tensor((3, heads * width), |noise, _| noise.normal());
+    for format in [KvFormat::Dense(DType::F32), KvFormat::Q8, KvFormat::Q4] {
+        let several = KvTensor::several(3, format, heads, capacity, width, &Device::Cpu).unwrap();
+        let alone = KvTensor::new(format, heads, capacity, width, &Device::Cpu).unwrap();
+        for kv in [&several[1], &alone] {
+            kv.write(&rows, 1).unwrap();
+        }
+        let read = |kv: &KvTensor| kv.dequantize(0..capacity).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(read(&several[1]), read(&alone), "{format:?}");
+        for neighbour in [&several[0], &several[2]] {
+            assert!(read(neighbour).iter().all(|v| *v == 0.0), "{format:?}");
+        }
+        assert!(read(&alone).iter().any(|v| *v != 0.0), "{format:?}");
+    }
+}

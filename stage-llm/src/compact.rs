@@ -1,0 +1,60 @@
+//! A second try where memory is there, but in pieces.
+//!
+//! What a stream frees, a pool serves again at once, where it lies. Only once the stream has come to its end can the pool
+//! give whole chunks back and map them elsewhere, side by side; then a large piece fits that did not.
+
+use candle_core::Result;
+
+/// Does `work`, and once more on a compacted pool if there was no memory for it. Whatever the first try has done, the
+/// second one does again.
+///
+/// # Errors
+/// The second try's, or the first one's where memory was not what was missing.
+pub fn compacted<T>(work: impl FnMut() -> Result<T>) -> Result<T> {
+    twice(work, common::compute::trim)
+}
+
+fn twice<T>(mut work: impl FnMut() -> Result<T>, compact: impl FnOnce()) -> Result<T> {
+    match work() {
+        Err(error) if error.to_string().contains("OUT_OF_MEMORY") => {
+            tracing::debug!(%error, "tried again on a compacted pool");
+            compact();
+            work()
+        }
+        outcome => outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    fn refused<T>() -> Result<T> {
+        candle_core::bail!("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")")
+    }
+
+    #[test]
+    fn what_found_no_memory_is_tried_once_more_after_compaction() {
+        let (tries, compactions) = (Cell::new(0), Cell::new(0));
+        let work = || {
+            tries.set(tries.get() + 1);
+            if compactions.get() == 0 { refused() } else { Ok(7) }
+        };
+        assert_eq!(twice(work, || compactions.set(compactions.get() + 1)).unwrap(), 7);
+        assert_eq!((tries.get(), compactions.get()), (2, 1));
+    }
+
+    #[test]
+    fn what_is_refused_again_or_fails_otherwise_is_an_error() {
+        let tries = Cell::new(0);
+        let refused = || {
+            tries.set(tries.get() + 1);
+            refused::<()>()
+        };
+        assert!(twice(refused, || ()).is_err() && tries.get() == 2);
+        let compactions = Cell::new(0);
+        let wrong = || -> Result<()> { candle_core::bail!("shapes differ") };
+        assert!(twice(wrong, || compactions.set(1)).is_err() && compactions.get() == 0);
+    }
+}

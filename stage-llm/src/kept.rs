@@ -1,0 +1,141 @@
+//! The last video that was answered about, kept for the next question: keys and values of a video do not depend on the
+//! question (DESIGN.md, second consequence), so the second one costs only its text.
+
+use common::error::ErrorKind;
+use common::event::JobResult;
+use common::message::JobRequest;
+use common::plan::MediaPlan;
+use common::stage::Stop;
+
+use crate::cache::VideoCache;
+
+/// What a video's keys and values depend on, besides the model and its formats, of which a process has one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VideoKey {
+    /// As probed, so that it is known before anything is decoded: content, frame step, frames, grid, sound's length.
+    plan: MediaPlan,
+    span: Option<[f64; 2]>,
+    fps: f64,
+}
+
+impl VideoKey {
+    /// Of a video as it was just probed and planned; none where the probe gives the content no identity, since then
+    /// nobody could tell whether it is the same one again.
+    pub fn new(plan: &MediaPlan, request: &JobRequest) -> Option<Self> {
+        let known = !plan.content_id.is_empty();
+        known.then(|| VideoKey { plan: plan.clone(), span: request.span, fps: request.fps })
+    }
+}
+
+/// A video with all its keys and values.
+#[derive(Debug)]
+pub struct Video {
+    /// None for one that cannot be known again.
+    pub key: Option<VideoKey>,
+    /// The totals, all settled.
+    pub plan: MediaPlan,
+    /// Keys and values of every token.
+    pub cache: VideoCache,
+}
+
+/// Room for one video between two questions.
+#[derive(Debug, Default)]
+pub struct Kept(Option<Video>);
+
+impl Kept {
+    /// The video that is kept, if it is this one.
+    pub fn find(&self, key: Option<&VideoKey>) -> Option<&Video> {
+        self.0.as_ref().filter(|video| key.is_some() && video.key.as_ref() == key)
+    }
+
+    /// Bytes that are free again once the video is let go.
+    pub fn bytes(&self) -> u64 {
+        self.0.as_ref().map_or(0, |video| video.cache.bytes())
+    }
+
+    /// Hands the video over.
+    pub fn take(&mut self) -> Option<Video> {
+        self.0.take()
+    }
+
+    /// Lets the video go, and gives its memory back: what is allocated next need not fit between its pieces.
+    pub fn release(&mut self) {
+        if self.0.take().is_some() {
+            common::compute::trim();
+        }
+    }
+
+    /// Keeps a video instead of the one before.
+    pub fn put(&mut self, video: Video) {
+        self.0 = Some(video);
+    }
+}
+
+/// Whether what came of a job leaves its video's keys and values above suspicion. A job that was cancelled, or lost its
+/// broker, says nothing against them. One that failed in the model does: no second answer is built on what may be
+/// damaged, and no memory is held where there was too little.
+pub fn is_sound(outcome: &Result<JobResult, Stop>) -> bool {
+    match outcome {
+        Ok(_) | Err(Stop::Cancelled | Stop::Unavailable(_)) => true,
+        Err(Stop::Failed(error)) => {
+            !matches!(error.kind, ErrorKind::Model | ErrorKind::Internal | ErrorKind::OutOfMemory)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::error::JobError;
+    use common::message::JobId;
+    use common::plan::ImagePlan;
+
+    fn request() -> JobRequest {
+        JobRequest::new(JobId::new("job").unwrap(), "video.mp4", "a cat")
+    }
+
+    fn plan(content_id: &str) -> MediaPlan {
+        let image = Some(ImagePlan::new(30, 10));
+        MediaPlan { content_id: content_id.to_owned(), duration_s: 10.0, image, audio: None }
+    }
+
+    fn kept(key: Option<VideoKey>) -> Kept {
+        let mut kept = Kept::default();
+        kept.put(Video { key, plan: plan("a"), cache: VideoCache::default() });
+        kept
+    }
+
+    #[test]
+    fn the_same_content_looked_at_in_the_same_way_is_the_same_video_whatever_it_is_called_or_asked() {
+        let kept = kept(VideoKey::new(&plan("a"), &request()));
+        let mut other = JobRequest { query: "a dog".to_owned(), seed: 7, ..request() };
+        other.video = "copy.mp4".to_owned();
+        assert!(kept.find(VideoKey::new(&plan("a"), &other).as_ref()).is_some());
+    }
+
+    #[test]
+    fn another_content_span_or_rate_is_another_video() {
+        let kept = kept(VideoKey::new(&plan("a"), &request()));
+        let spanned = JobRequest { span: Some([0.0, 10.0]), ..request() };
+        let slower = JobRequest { fps: 0.5, ..request() };
+        let longer = MediaPlan { image: Some(ImagePlan::new(30, 11)), ..plan("a") };
+        for (plan, request) in [(plan("b"), request()), (plan("a"), spanned), (plan("a"), slower), (longer, request())]
+        {
+            assert!(kept.find(VideoKey::new(&plan, &request).as_ref()).is_none(), "{plan:?} {request:?}");
+        }
+    }
+
+    #[test]
+    fn contents_without_an_identity_are_never_the_same_video() {
+        let nameless = VideoKey::new(&plan(""), &request());
+        assert!(nameless.is_none() && kept(nameless.clone()).find(nameless.as_ref()).is_none());
+    }
+
+    #[test]
+    fn only_a_failure_of_the_model_casts_doubt_on_the_video() {
+        let failed = |kind| is_sound(&Err(Stop::Failed(JobError::new(kind, "it failed"))));
+        assert!(is_sound(&Err(Stop::Cancelled)) && is_sound(&Err(Stop::Unavailable("away".to_owned()))));
+        assert!(failed(ErrorKind::WorkerLost));
+        assert!(!failed(ErrorKind::Model) && !failed(ErrorKind::Internal) && !failed(ErrorKind::OutOfMemory));
+    }
+}

@@ -1,0 +1,174 @@
+//! A video's tokens through the layers, in passes of many rows, as they come.
+
+use std::collections::VecDeque;
+
+use common::compute::transfer::Marker;
+use common::config::LlmConfig;
+use common::error::{ErrorKind, JobError};
+use common::event::Mode;
+use common::message::{DecodeRequest, JobRequest, Segment, TokenBatch};
+use common::plan::MediaPlan;
+use common::stage::Stop;
+use common::wire::VERSION;
+
+use crate::admission::Admission;
+use crate::cache::VideoCache;
+use crate::compact::compacted;
+use crate::gemma::Gemma;
+use crate::intake::{Chunk, Intake};
+use crate::job::{Job, here};
+use crate::parked::Parked;
+
+/// A pass through the layers takes at least this share of the tokens that are still to come, ...
+const LEFT_SHARE: usize = 4;
+/// ... or as many rows, of which a pass takes little longer than of one: reading the weights is most of it.
+const FEWEST_ROWS: usize = 512;
+/// Passes that a device may be given before it has begun with them: one is enough for it never to wait for the host, and
+/// few enough that a cancelled job's work is soon over.
+const AHEAD: usize = 1;
+
+/// What filling a video's cache takes.
+pub struct Prefill<'a> {
+    /// Whose layers.
+    pub model: &'a Gemma,
+    /// How many rows a pass may have.
+    pub llm: &'a LlmConfig,
+    /// What the job may hold.
+    pub admission: Admission,
+    /// Tokens that the prompt adds to the job's progress.
+    pub prompt_tokens: u64,
+}
+
+impl Prefill<'_> {
+    /// Asks for a plan's tokens and takes them until none is missing: the plan, settled, and its keys and values.
+    ///
+    /// # Errors
+    /// `does_not_fit` when the sound is longer than its container said; `unsupported_media` when nothing is left of
+    /// picture and sound; the model's; the port's.
+    pub fn run(&self, plan: MediaPlan, mode: Mode, job: &mut Job<'_>) -> Result<(MediaPlan, VideoCache), Stop> {
+        job.port.request_decode(whole(job.request, plan.clone()))?;
+        let admission = match mode {
+            Mode::Streaming => self.admission,
+            Mode::Phases => {
+                park(&plan, job)?;
+                job.take_card()?;
+                job.port.rewind_tokens();
+                self.admission.alone()
+            }
+        };
+        let mut intake = Intake::new(self.model, plan, admission, self.llm.chunk_rows).map_err(here)?;
+        self.take(&mut intake, job)?;
+        let (plan, cache) = intake.into_parts();
+        if plan.image.is_none() && plan.audio.is_none() {
+            return Err(here(
+                JobError::new(
+                    ErrorKind::UnsupportedMedia,
+                    "every sampled frame is black and there is no sound but silence",
+                )
+                .hint("give another file or span"),
+            ));
+        }
+        Ok((plan, cache))
+    }
+
+    /// Takes tokens until none is missing.
+    fn take(&self, intake: &mut Intake, job: &mut Job<'_>) -> Result<(), Stop> {
+        let mut taken = 0;
+        let mut waiting = Vec::new();
+        let mut passes: VecDeque<Marker> = VecDeque::new();
+        while !intake.is_complete() {
+            self.gather(intake, &mut waiting, job)?;
+            // All that has come goes through the layers together, up to what their memory is planned for.
+            while !waiting.is_empty() {
+                if job.port.cancelled() {
+                    return Err(Stop::Cancelled);
+                }
+                while passes.len() > AHEAD {
+                    let earliest = passes.pop_front().expect("there are some. This is a bug.");
+                    earliest.wait().map_err(|e| here(e.into()))?;
+                }
+                let chunks = self.together(&mut waiting);
+                let pass = || self.model.absorb_all(&chunks, intake.video(), job.observe);
+                compacted(pass).map_err(|e| here(e.into()))?;
+                passes.push_back(Marker::behind(self.model.device()).map_err(|e| here(e.into()))?);
+                taken += rows(&chunks) as u64;
+                let (_, total) = intake.tokens();
+                job.progress.tell(job.port, taken, total + self.prompt_tokens)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until enough has come for a pass through the layers, or nothing more comes for a while.
+    ///
+    /// Many rows use a card well, and few start early: a pass takes a share of what is still to come, so that the passes
+    /// of a long video are full ones and the last ones are short.
+    fn gather(&self, intake: &mut Intake, waiting: &mut Vec<Chunk>, job: &mut Job<'_>) -> Result<(), Stop> {
+        let chunk_rows = self.llm.chunk_rows;
+        while !intake.is_complete() {
+            let before = rows(waiting);
+            let (held, total) = intake.tokens();
+            let share = (total.saturating_sub(held) as usize / LEFT_SHARE).max(FEWEST_ROWS);
+            let mut came = false;
+            let mut take = |batch: TokenBatch<'_>| {
+                came = true;
+                waiting.extend(intake.take(self.model, &batch).map_err(here)?);
+                Ok(())
+            };
+            // What lies there is taken up to a full pass, whatever is enough.
+            if before > 0 && before < chunk_rows && job.port.more_tokens(&mut take)? {
+                continue;
+            }
+            if before >= chunk_rows.min(share) {
+                break;
+            }
+            job.clock.waiting(|| job.port.next_tokens(&mut take))?;
+            if !came {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first chunks that fit a pass.
+    fn together(&self, waiting: &mut Vec<Chunk>) -> Vec<Chunk> {
+        let fits = |count: &usize| rows(&waiting[..*count]) <= self.llm.chunk_rows;
+        // One chunk always does: the intake cuts batches that are longer.
+        let count = (1..=waiting.len()).take_while(fits).last().unwrap_or(1);
+        waiting.drain(..count).collect()
+    }
+}
+
+/// Rows of all chunks.
+fn rows(chunks: &[Chunk]) -> usize {
+    chunks.iter().map(|chunk| chunk.tokens.dims()[0]).sum()
+}
+
+/// Waits until all of a plan's tokens lie on the bus.
+fn park(plan: &MediaPlan, job: &mut Job<'_>) -> Result<(), Stop> {
+    let mut parked = Parked::new(plan);
+    while !parked.is_complete() {
+        if job.port.cancelled() {
+            return Err(Stop::Cancelled);
+        }
+        job.clock.waiting(|| job.port.next_tokens(&mut |batch| parked.note(&batch).map_err(here)))?;
+    }
+    Ok(())
+}
+
+/// Asks for all of a plan at once.
+fn whole(request: &JobRequest, plan: MediaPlan) -> DecodeRequest {
+    DecodeRequest {
+        v: VERSION,
+        job: request.job.clone(),
+        video: request.video.clone(),
+        span: request.span,
+        segment: Segment {
+            first_frame: 0,
+            frames: plan.image.as_ref().map_or(0, |i| i.frames),
+            first_window: 0,
+            windows: plan.audio.as_ref().map_or(0, |a| a.windows),
+        },
+        plan,
+    }
+}

@@ -1,0 +1,267 @@
+//! The second question about a video: answered from what the first one left, or as if there had been no first one.
+
+mod fixture;
+
+use candle_core::Tensor;
+use common::error::ErrorKind;
+use common::event::{Event, JobResult, Mode};
+use common::message::{JobRequest, Modality};
+use common::plan::{MediaInfo, MediaPlan};
+use common::stage::Stop;
+use fixture::{Batch, FakePort, HIDDEN, Model, info, random, request};
+use stage_llm::answer::{LlmStage, Settings};
+
+use Modality::{Audio, Image};
+
+const FRAMES: u64 = 3;
+const IMAGE: usize = 3 * 196;
+const AUDIO: usize = 40;
+
+fn file() -> MediaInfo {
+    info(FRAMES, AUDIO as u64)
+}
+
+fn tokens(rows: usize, seed: u64) -> Tensor {
+    (random(&[rows, HIDDEN], seed) * 0.05).unwrap()
+}
+
+/// The rest of the pipeline for a file whose content is told by `seed`.
+fn port(file: MediaInfo, seed: u64) -> FakePort {
+    let image = MediaPlan::new(&file, None, 1.0).map_or(IMAGE, |p| p.image.unwrap().tokens as usize);
+    FakePort::new(file, [Batch::Rows(Audio, 0, tokens(AUDIO, seed + 1)), Batch::Rows(Image, 0, tokens(image, seed))])
+}
+
+fn stage() -> LlmStage {
+    Model::new().stage(Settings::default()).unwrap()
+}
+
+fn fresh(request: &JobRequest) -> JobResult {
+    stage().answer(request, &mut port(file(), 1)).unwrap()
+}
+
+/// A stage that has just answered about the file.
+fn after_the_first() -> LlmStage {
+    let mut stage = stage();
+    stage.answer(&request("a cat", 6), &mut port(file(), 1)).unwrap();
+    stage
+}
+
+fn planned(port: &FakePort) -> (&MediaPlan, Mode, bool) {
+    let find = |e| if let &Event::Planned { ref plan, mode, cached } = e { Some((plan, mode, cached)) } else { None };
+    port.events.iter().find_map(find).unwrap()
+}
+
+#[test]
+fn a_second_question_asks_for_no_decoding_and_is_answered_as_a_fresh_stage_answers_it() {
+    let mut stage = after_the_first();
+    for asked in [request("a dog on the table", 12), request("a cat", 6)] {
+        let mut again = FakePort::without_decoder(file());
+        let got = stage.answer(&asked, &mut again).unwrap();
+        let want = fresh(&asked);
+        assert_eq!((&got.token_ids, &got.text, got.finish), (&want.token_ids, &want.text, want.finish));
+        assert_eq!((&got.plan, got.cached, want.cached), (&want.plan, true, false));
+        assert_eq!(again.probes, 1, "the file may have changed");
+        assert_eq!(planned(&again), (&want.plan, Mode::Streaming, true));
+        assert_eq!(again.text().trim(), got.text);
+        let last = again.events.iter().rev().find_map(|e| match e {
+            Event::Progress { done, total, .. } => Some((*done, *total)),
+            _ => None,
+        });
+        assert!(last.is_some_and(|(done, total)| done == total && total > (IMAGE + AUDIO) as u64), "{last:?}");
+    }
+}
+
+#[test]
+fn the_plan_of_a_second_question_has_the_sound_as_it_was_decoded() {
+    let mut container = file();
+    container.audio_samples += 5 * 1600;
+    let settled = MediaPlan::new(&file(), None, 1.0).unwrap();
+    let mut stage = stage();
+    let mut first = port(container.clone(), 1);
+    first.plan = Some(settled.clone());
+    stage.answer(&request("a cat", 6), &mut first).unwrap();
+    let mut again = FakePort::without_decoder(container);
+    let result = stage.answer(&request("a dog", 6), &mut again).unwrap();
+    assert_eq!((&result.plan, planned(&again).0), (&settled, &settled));
+}
+
+#[test]
+fn a_changed_file_another_span_and_another_rate_are_decoded_anew() {
+    let changed = MediaInfo { content_id: "changed".to_owned(), ..file() };
+    let longer = info(FRAMES + 1, AUDIO as u64);
+    let nameless = MediaInfo { content_id: String::new(), ..file() };
+    let cases = [
+        (changed, request("a dog", 6)),
+        (longer, request("a dog", 6)),
+        (nameless, request("a dog", 6)),
+        (file(), JobRequest { span: Some([0.0, 99.0]), ..request("a dog", 6) }),
+        // One frame a second is what the file has: the same frames, asked for otherwise.
+        (file(), JobRequest { fps: 0.9, ..request("a dog", 6) }),
+    ];
+    for (file, asked) in cases {
+        let mut other = port(file.clone(), 5);
+        other.plan = MediaPlan::new(&file, None, 1.0).ok();
+        let result = after_the_first().answer(&asked, &mut other).unwrap();
+        assert!(other.requested.is_some() && !result.cached && !planned(&other).2, "{file:?} {asked:?}");
+        let mut alone = port(file.clone(), 5);
+        alone.plan = other.plan;
+        assert_eq!(result.token_ids, stage().answer(&asked, &mut alone).unwrap().token_ids, "{file:?} {asked:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_gone_or_a_question_that_is_none_costs_nothing_that_was_kept() {
+    struct Gone(FakePort);
+    impl common::stage::JobPort for Gone {
+        fn probe(&mut self, _: &str) -> Result<MediaInfo, Stop> {
+            Err(Stop::Failed(common::error::JobError::new(ErrorKind::MediaNotFound, "gone")))
+        }
+        fn request_decode(&mut self, request: common::message::DecodeRequest) -> Result<(), Stop> {
+            self.0.request_decode(request)
+        }
+        fn next_tokens(
+            &mut self,
+            take: &mut dyn FnMut(common::message::TokenBatch<'_>) -> Result<(), Stop>,
+        ) -> Result<(), Stop> {
+            self.0.next_tokens(take)
+        }
+        fn more_tokens(
+            &mut self,
+            take: &mut dyn FnMut(common::message::TokenBatch<'_>) -> Result<(), Stop>,
+        ) -> Result<bool, Stop> {
+            self.0.more_tokens(take)
+        }
+        fn rewind_tokens(&mut self) {}
+        fn take_card(&mut self) -> Result<(), Stop> {
+            Ok(())
+        }
+        fn return_card(&mut self) {}
+        fn event(&mut self, event: Event) -> Result<(), Stop> {
+            self.0.event(event)
+        }
+        fn cancelled(&self) -> bool {
+            false
+        }
+    }
+    let mut stage = after_the_first();
+    let gone = stage.answer(&request("a dog", 6), &mut Gone(FakePort::without_decoder(file())));
+    assert!(matches!(gone, Err(Stop::Failed(e)) if e.kind == ErrorKind::MediaNotFound));
+    assert!(stage.answer(&request("", 6), &mut FakePort::without_decoder(file())).is_err());
+    assert!(stage.answer(&request("a dog", 6), &mut FakePort::without_decoder(file())).unwrap().cached);
+}
+
+#[test]
+fn the_last_video_is_kept_and_the_one_before_is_not() {
+    let mut stage = after_the_first();
+    let other = MediaInfo { content_id: "other".to_owned(), ..file() };
+    assert!(!stage.answer(&request("a cat", 6), &mut port(other.clone(), 5)).unwrap().cached);
+    assert!(stage.answer(&request("a dog", 6), &mut FakePort::without_decoder(other)).unwrap().cached);
+    assert!(!stage.answer(&request("a cat", 6), &mut port(file(), 1)).unwrap().cached);
+}
+
+#[test]
+fn whoever_keeps_no_video_decodes_it_for_every_question() {
+    let mut settings = Settings::default();
+    settings.llm.keep_video = false;
+    let mut stage = Model::new().stage(settings).unwrap();
+    for _ in 0..2 {
+        let mut port = port(file(), 1);
+        assert!(!stage.answer(&request("a cat", 6), &mut port).unwrap().cached && port.requested.is_some());
+    }
+}
+
+#[test]
+fn a_job_cancelled_or_cut_off_while_it_writes_leaves_its_video_and_one_cut_off_before_leaves_none() {
+    let whole = fresh(&request("a cat", 500));
+    for cancel_after in 0..8 {
+        let mut stage = stage();
+        let mut first = port(file(), 1);
+        first.cancel_after = cancel_after;
+        assert_eq!(stage.answer(&request("a cat", 500), &mut first).unwrap_err(), Stop::Cancelled);
+        let all_came = first.batches.is_empty() && first.events.iter().any(|e| matches!(e, Event::Text { .. }));
+        let mut again = port(file(), 1);
+        let result = stage.answer(&request("a cat", 500), &mut again).unwrap();
+        assert_eq!(result.token_ids, whole.token_ids, "cancelled after {cancel_after} events");
+        assert_eq!(result.cached, again.requested.is_none());
+        assert!(!all_came || result.cached, "what was complete was thrown away after {cancel_after} events");
+    }
+}
+
+#[test]
+fn a_job_that_failed_in_the_model_leaves_no_video_behind() {
+    let damaged = Model::with(serde_json::json!({}), |name, t| {
+        if name == "model.norm.weight" { Some((t? * f64::NAN).unwrap()) } else { t }
+    });
+    let mut stage = damaged.stage(Settings::default()).unwrap();
+    for _ in 0..2 {
+        let mut port = port(file(), 1);
+        let outcome = stage.answer(&request("a cat", 6), &mut port);
+        assert!(matches!(outcome, Err(Stop::Failed(e)) if e.kind == ErrorKind::Model));
+        assert!(port.requested.is_some());
+    }
+}
+
+/// Budgets that hold so many tokens beside the model.
+fn with(tokens: u64) -> u64 {
+    let footprint = *stage().footprint();
+    footprint.fixed.bytes() + tokens * footprint.text_token_bytes
+}
+
+#[test]
+fn a_budget_that_holds_one_video_lets_the_last_one_go_and_answers_streaming() {
+    let settings = Settings { budget_bytes: Some(with(638 + 512)), ..Settings::default() };
+    let mut stage = Model::new().stage(settings).unwrap();
+    for (content_id, seed) in [("a", 1), ("b", 5), ("a", 1)] {
+        let mut port = port(MediaInfo { content_id: content_id.to_owned(), ..file() }, seed);
+        let result = stage.answer(&request("a cat", 6), &mut port).unwrap();
+        assert!(!result.cached && planned(&port).1 == Mode::Streaming);
+    }
+    let again = stage.answer(
+        &request("a dog", 6),
+        &mut FakePort::without_decoder(MediaInfo { content_id: "a".to_owned(), ..file() }),
+    );
+    assert!(again.unwrap().cached);
+}
+
+#[test]
+fn a_longer_answer_than_fits_beside_the_kept_video_is_refused_as_without_it() {
+    let settings = Settings { budget_bytes: Some(with(638 + 512)), ..Settings::default() };
+    let refusal = |stage: &mut LlmStage| match stage.answer(&request("a dog", 2000), &mut port(file(), 1)) {
+        Err(Stop::Failed(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    let mut stage = Model::new().stage(settings.clone()).unwrap();
+    stage.answer(&request("a cat", 6), &mut port(file(), 1)).unwrap();
+    let after = refusal(&mut stage);
+    assert_eq!(after, refusal(&mut Model::new().stage(settings).unwrap()));
+    // It took nothing, so the video is still there.
+    assert!(stage.answer(&request("a dog", 6), &mut FakePort::without_decoder(file())).unwrap().cached);
+}
+
+#[test]
+fn after_a_job_in_phases_a_video_that_does_not_fit_beside_the_encoders_is_gone_before_they_come_back() {
+    let mut settings = Settings { budget_bytes: Some(with(100)), ..Settings::default() };
+    settings.compute.card_bytes = Some(with(638 + 512));
+    let mut stage = Model::new().stage(settings).unwrap();
+    for _ in 0..2 {
+        let mut port = port(file(), 1);
+        let result = stage.answer(&request("a cat", 6), &mut port).unwrap();
+        assert!(!result.cached && planned(&port).1 == Mode::Phases);
+        assert_eq!(port.card, ["take", "return"]);
+    }
+}
+
+#[test]
+fn after_a_job_in_phases_a_video_that_fits_beside_the_encoders_serves_a_question_with_less_text() {
+    // The video and a second of margin fit beside the encoders with 512 tokens of text, not with 600.
+    let mut settings = Settings { budget_bytes: Some(with(638 + 512)), ..Settings::default() };
+    settings.compute.card_bytes = Some(with(638 + 2048));
+    let mut stage = Model::new().stage(settings).unwrap();
+    let mut first = port(file(), 1);
+    stage.answer(&request("a cat", 600), &mut first).unwrap();
+    assert_eq!((planned(&first).1, first.card.len()), (Mode::Phases, 2));
+    let mut again = FakePort::without_decoder(file());
+    let result = stage.answer(&request("a cat", 6), &mut again).unwrap();
+    assert!(result.cached && planned(&again).1 == Mode::Streaming && again.card.is_empty());
+    assert_eq!(result.token_ids, fresh(&request("a cat", 6)).token_ids);
+}

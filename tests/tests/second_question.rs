@@ -1,0 +1,119 @@
+//! A second question about a video, over a real broker: it costs its text, and is answered as if it were the first.
+
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use common::error::StageName;
+use common::event::{Event, JobEvent, JobResult};
+use common::message::{JobId, JobRequest};
+use deploy::client::{self, Events};
+use tests::harness::{Rig, Setup, signal, terminal, video};
+
+fn request(job: &str, file: &Path, query: &str) -> anyhow::Result<JobRequest> {
+    Ok(JobRequest { max_new_tokens: 24, ..JobRequest::new(JobId::new(job)?, file.to_string_lossy(), query) })
+}
+
+fn result(events: &[JobEvent]) -> anyhow::Result<&JobResult> {
+    match terminal(events)? {
+        Event::Result(result) => Ok(result),
+        other => anyhow::bail!("{other:?}"),
+    }
+}
+
+/// Whether the video was known, each time that an owner planned the job.
+fn known(events: &[JobEvent]) -> Vec<bool> {
+    let cached = |e: &JobEvent| if let Event::Planned { cached, .. } = e.event { Some(cached) } else { None };
+    events.iter().filter_map(cached).collect()
+}
+
+/// Milliseconds from the first event to the last.
+fn took_ms(events: &[JobEvent]) -> u64 {
+    events.last().map_or(0, |e| e.at_ms) - events.first().map_or(0, |e| e.at_ms)
+}
+
+/// Messages that the stages besides stage-llm have worked off.
+async fn worked_off(rig: &Rig) -> anyhow::Result<u64> {
+    let mut processed = 0;
+    for stage in StageName::ALL.into_iter().filter(|&s| s != StageName::Llm) {
+        processed += client::status(&rig.bus, stage).await?.iter().map(|s| s.processed).sum::<u64>();
+    }
+    Ok(processed)
+}
+
+/// The ids of an answer to a question that was never the second one.
+async fn fresh(rig: &Rig, file: &Path, query: &str) -> anyhow::Result<Vec<u32>> {
+    let other = Rig::start(Setup::default()).await?;
+    let copy = other.media().join("copy.mp4");
+    std::fs::copy(file, &copy)?;
+    let events = other.answer(&request("fresh", &copy, query)?).await?;
+    let result = result(&events).with_context(|| rig.log())?;
+    ensure!(!result.cached && known(&events) == [false], "{result:?}");
+    Ok(result.token_ids.clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_question_gives_no_other_stage_work_and_is_answered_in_a_fraction_of_the_time() -> anyhow::Result<()> {
+    let rig = Rig::start(Setup { keep_video: true, ..Setup::default() }).await?;
+    let clip = rig.media().join("clip.mp4");
+    video(&clip, 30)?;
+    let first = rig.answer(&request("first", &clip, "a man slicing onions")?).await?;
+    ensure!(!result(&first).with_context(|| rig.log())?.cached && known(&first) == [false]);
+
+    let before = worked_off(&rig).await?;
+    let second = rig.answer(&request("second", &clip, "a dog")?).await?;
+    let answer = result(&second).with_context(|| rig.log())?;
+    ensure!(answer.cached && known(&second) == [true], "{answer:?}");
+    ensure!(answer.plan == result(&first)?.plan, "{answer:?}");
+    ensure!(worked_off(&rig).await? == before, "a stage worked on a video that is known");
+    ensure!(answer.token_ids == fresh(&rig, &clip, "a dog").await?, "{answer:?}");
+    let (whole, text) = (took_ms(&first), took_ms(&second));
+    ensure!(2 * text < whole, "the second question took {text} ms, the first {whole} ms");
+
+    // What the process held is gone with it.
+    client::load(&rig.bus, "unload", Some(StageName::Llm)).await?;
+    let third = rig.answer(&request("third", &clip, "a dog")?).await?;
+    ensure!(!result(&third)?.cached && result(&third)?.token_ids == answer.token_ids, "{third:?}");
+
+    // The same name, another video.
+    video(&clip, 4)?;
+    let changed = rig.answer(&request("changed", &clip, "a dog")?).await?;
+    let plan = &result(&changed)?.plan;
+    ensure!(!result(&changed)?.cached && plan.image.as_ref().is_some_and(|i| i.frames == 4), "{plan:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_taken_over_by_a_worker_that_knows_its_video_is_planned_again_and_answered_alike() -> anyhow::Result<()> {
+    let set = vec!["bus.ack_wait_s=1".to_owned()];
+    let rig = Rig::start(Setup { keep_video: true, replicas: "llm=2".to_owned(), set, ..Setup::default() }).await?;
+    let clip = rig.media().join("clip.mp4");
+    video(&clip, 30)?;
+    let workers = rig.pids(StageName::Llm);
+    let [knows, does_not] = workers[..] else { anyhow::bail!("{workers:?}") };
+
+    signal(does_not, "STOP")?;
+    let first = rig.answer(&request("first", &clip, "a man slicing onions")?).await?;
+    ensure!(!result(&first)?.cached);
+
+    // A worker that has never seen the video takes the job, and stands still as soon as it has planned it.
+    signal(knows, "STOP")?;
+    signal(does_not, "CONT")?;
+    let job = request("taken-over", &clip, "a dog")?;
+    client::submit(&rig.bus, &job).await?;
+    let mut events = Events::new(&rig.bus, &job.job);
+    while !matches!(events.next().await?.event, Event::Planned { .. }) {}
+    signal(does_not, "STOP")?;
+    signal(knows, "CONT")?;
+    let events = rig.events(&job.job).await?;
+    let answer = result(&events).with_context(|| rig.log())?;
+    ensure!(known(&events) == [false, true] && answer.cached, "{events:?}");
+    ensure!(answer.token_ids == fresh(&rig, &clip, "a dog").await?, "{answer:?}");
+
+    // The one that stood still finds the job answered, and works on.
+    signal(does_not, "CONT")?;
+    for job in ["after-1", "after-2", "after-3"] {
+        ensure!(result(&rig.answer(&request(job, &clip, "a dog")?).await?)?.token_ids == answer.token_ids);
+    }
+    ensure!(rig.events(&job.job).await? == events, "events after the end");
+    Ok(())
+}
