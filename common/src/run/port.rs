@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
 
+use super::allowance::Allowance;
 use super::control::CancelFlag;
 use super::report::Reporter;
 use crate::bus::Bus;
@@ -14,12 +15,11 @@ use crate::error::{ErrorKind, JobError, StageName};
 use crate::message::{JobId, Output};
 use crate::stage::{Port, Stop};
 
-/// Messages on their way to the broker at a time: enough to hide a round trip, few enough to bound memory.
-const IN_FLIGHT: usize = 4;
-
 /// A [`Port`] onto the bus, for the engine's thread.
 pub struct BusPort {
     bus: Bus,
+    /// Bytes on their way to the broker; all messages of the stage share it.
+    sending: Allowance,
     runtime: Handle,
     flag: CancelFlag,
     /// Set once this message's outputs are wanted no more, though its job's others are.
@@ -31,11 +31,19 @@ pub struct BusPort {
 }
 
 impl BusPort {
-    /// A port for one input message.
-    pub fn new(bus: Bus, stage: StageName, job: JobId, flag: CancelFlag, budget_bytes: Option<u64>) -> Self {
+    /// A port for one input message; its outputs take their bytes from `sending` until they are stored.
+    pub fn new(
+        bus: Bus,
+        sending: Allowance,
+        stage: StageName,
+        job: JobId,
+        flag: CancelFlag,
+        budget_bytes: Option<u64>,
+    ) -> Self {
         let reporter = Reporter::new(bus.clone(), stage, job, budget_bytes);
         BusPort {
             bus,
+            sending,
             runtime: Handle::current(),
             flag,
             giving_up: CancelFlag::default(),
@@ -78,10 +86,7 @@ impl BusPort {
 
     fn settle_first(&mut self) -> Result<(), Stop> {
         let Some(sending) = self.in_flight.pop_front() else { return Ok(()) };
-        let since = Instant::now();
-        let outcome = self.runtime.block_on(sending);
-        self.waited += since.elapsed();
-        sent(outcome)
+        sent(self.runtime.block_on(sending))
     }
 }
 
@@ -97,17 +102,20 @@ impl Port for BusPort {
                 .hint("raise max_payload in the server's configuration (deploy/nats.conf sets 8 MB)")
         })?;
         for (id, body) in bodies {
-            while self.in_flight.len() >= IN_FLIGHT {
+            while self.in_flight.front().is_some_and(JoinHandle::is_finished) {
                 self.settle_first()?;
             }
-            if self.flag.is_set() {
-                return Err(Stop::Cancelled);
-            }
+            let since = Instant::now();
+            let share = self.runtime.block_on(self.sending.take(body.len(), || self.flag.is_set()));
+            self.waited += since.elapsed();
+            let Some(share) = share else { return Err(Stop::Cancelled) };
             let (bus, subject, flag) = (self.bus.clone(), subject.clone(), self.flag.clone());
             let (job, giving_up) = (output.job().clone(), self.giving_up.clone());
             self.in_flight.push_back(self.runtime.spawn(async move {
                 let stop = || flag.is_set() || giving_up.is_set();
-                bus.store(subject, &id, &job, Bytes::from(body), &stop).await
+                let stored = bus.store(subject, &id, &job, Bytes::from(body), &stop).await;
+                drop(share);
+                stored
             }));
         }
         self.reporter.add(&output);
