@@ -14,7 +14,7 @@ use tempfile::tempdir;
 fn refusal(dir: &Path, path: &Path) -> JobError {
     let began = Instant::now();
     let error = stage(dir).probe(path.to_str().unwrap()).expect_err("should be refused");
-    assert!(began.elapsed() < Duration::from_secs(5), "took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "took {:?}", began.elapsed());
     assert!(error.message.contains(path.to_str().unwrap()), "{error} does not name the file");
     assert!(!error.hint.is_empty(), "{error} does not say what to do");
     assert_eq!(error.stage, Some(StageName::Decode));

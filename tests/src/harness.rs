@@ -15,9 +15,9 @@ use deploy::client::{self, Events};
 use tempfile::TempDir;
 
 /// No job of a test takes longer.
-const JOB_WAIT: Duration = Duration::from_secs(60);
+const JOB_WAIT: Duration = Duration::from_secs(180);
 /// No pipeline takes longer to come up.
-const READY_WAIT: Duration = Duration::from_secs(30);
+const READY_WAIT: Duration = Duration::from_secs(120);
 
 /// The repository.
 pub fn root() -> PathBuf {
@@ -167,7 +167,7 @@ impl Rig {
         std::fs::create_dir(dir.path().join("media"))?;
         let up = spawn_up(dir.path(), &setup, broker.url())?;
         let config = setup.bus(broker.url())?;
-        let bus = Bus::connect(&config, "client", Duration::from_secs(5)).await?;
+        let bus = Bus::connect(&config, "client", READY_WAIT).await?;
         let rig = Rig { dir, broker, bus, up, setup };
         rig.wait_ready().await?;
         Ok(rig)
@@ -176,7 +176,7 @@ impl Rig {
     /// Waits until every stage listens.
     ///
     /// # Errors
-    /// The stages that are missing after half a minute, and the log.
+    /// The stages that are missing after two minutes, and the log.
     pub async fn wait_ready(&self) -> anyhow::Result<()> {
         let until = Instant::now() + READY_WAIT;
         loop {
@@ -217,7 +217,7 @@ impl Rig {
     /// Submits a job and follows it to its end.
     ///
     /// # Errors
-    /// When it does not end within a minute.
+    /// When it does not end within three minutes.
     pub async fn answer(&self, request: &JobRequest) -> anyhow::Result<Vec<JobEvent>> {
         client::submit(&self.bus, request).await?;
         self.events(&request.job).await
@@ -226,7 +226,7 @@ impl Rig {
     /// A job's events up to the terminal one, however late one asks.
     ///
     /// # Errors
-    /// When it does not end within a minute.
+    /// When it does not end within three minutes.
     pub async fn events(&self, job: &JobId) -> anyhow::Result<Vec<JobEvent>> {
         let mut events = Events::new(&self.bus, job);
         let mut heard: Vec<JobEvent> = Vec::new();

@@ -11,7 +11,7 @@ use deploy::idle::COMPUTING;
 use tests::harness::{Rig, Setup, brokers, terminal, video};
 
 /// Processes are gone, or there again, within this time.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 fn request(job: &str, rig: &Rig) -> anyhow::Result<JobRequest> {
     let clip = rig.media().join("clip.mp4");

@@ -16,8 +16,8 @@ use tests::harness::{Rig, brokers, terminal, video, vidi};
 use tests::shipped::Shipped;
 use tokio::sync::mpsc;
 
-/// A broker says within this time that something is not allowed.
-const SAYS: Duration = Duration::from_secs(3);
+/// A broker answers within this time, and says that something is not allowed.
+const SAYS: Duration = Duration::from_secs(30);
 
 fn request(job: &str, video: &std::path::Path) -> anyhow::Result<JobRequest> {
     Ok(JobRequest { max_new_tokens: 8, ..JobRequest::new(JobId::new(job)?, video.to_string_lossy(), "a dog") })
@@ -55,7 +55,7 @@ async fn every_role_does_its_work_under_the_shipped_configuration_without_asking
         ensure!(matches!(terminal(&events)?, Event::Cancelled { by: CancelledBy::Client, .. }), "{events:?}");
 
         // A message that no stage can use: buried, and its job failed by the stage that met it.
-        let operator = Bus::connect(rig.bus.config(), "operator", Duration::from_secs(5)).await?;
+        let operator = Bus::connect(rig.bus.config(), "operator", SAYS).await?;
         for stage in [StageName::Decode, StageName::Vision, StageName::Audio, StageName::Fuse] {
             let endless = JobRequest { max_new_tokens: 4096, ..request(&format!("poisoned-{stage}"), &clip)? };
             client::submit(&rig.bus, &endless).await?;
@@ -73,6 +73,29 @@ async fn every_role_does_its_work_under_the_shipped_configuration_without_asking
 
         let refused = violations(&rig);
         ensure!(refused.is_empty(), "{program:?}: {refused:#?}");
+    }
+    Ok(())
+}
+
+/// The shipped configuration has room for the streams once: twice is more than it has.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_may_make_the_streams_at_the_same_time_though_there_is_room_for_them_only_once() -> anyhow::Result<()> {
+    for program in brokers() {
+        let shipped = Shipped::new()?;
+        let broker = shipped.broker(program.as_deref()).await?;
+        let config = shipped.bus(&broker)?;
+        let mut makers = Vec::new();
+        for _ in 0..4 {
+            makers.push(Bus::connect(&config, "operator", SAYS).await?);
+        }
+        let js = jetstream::new(makers[0].client().clone());
+        for round in 0..20 {
+            let made = futures::future::join_all(makers.iter().map(Bus::ensure_streams)).await;
+            made.into_iter().collect::<Result<Vec<_>, _>>().with_context(|| format!("{program:?}, round {round}"))?;
+            for name in StreamName::ALL {
+                js.delete_stream(name.on(makers[0].subjects())).await?;
+            }
+        }
     }
     Ok(())
 }
@@ -135,7 +158,7 @@ async fn the_vision_user_can_neither_submit_jobs_nor_read_tokens() -> anyhow::Re
     for program in brokers() {
         let shipped = Shipped::new()?;
         let broker = shipped.broker(program.as_deref()).await?;
-        let operator = Bus::connect(&shipped.bus(&broker)?, "operator", Duration::from_secs(5)).await?;
+        let operator = Bus::connect(&shipped.bus(&broker)?, "operator", SAYS).await?;
         operator.ensure_streams().await?;
         let secret = JobId::new("secret")?;
         let js = jetstream::new(operator.client().clone());

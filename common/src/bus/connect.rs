@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::{ConnectError, ConnectErrorKind, ConnectOptions, jetstream};
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, jetstream};
 
 use super::Bus;
 use crate::config::BusConfig;
@@ -64,28 +64,10 @@ impl Bus {
     pub async fn connect(config: &BusConfig, role: &str, patience: Duration) -> Result<Self, BusError> {
         let instance = format!("{role}-{}-{:04x}", std::process::id(), rand_u16());
         let reconnects = Arc::new(AtomicU64::new(0));
-        let own = config.of_role(role);
-        let give_up = tokio::time::Instant::now() + patience;
-        let client = loop {
-            let options = options(&own, role, &instance, reconnects.clone()).await?;
-            let error = match options.connect(&own.url).await {
-                Ok(client) => break client,
-                Err(e) => e,
-            };
-            if let Some(refused) = refusal(&own, role, &error) {
-                return Err(BusError::new(BusErrorKind::Credentials, refused));
-            }
-            if tokio::time::Instant::now() >= give_up {
-                let text = format!(
-                    "no broker answers at {:?} within {patience:?}: {error}; start it, or correct bus.url",
-                    own.url
-                );
-                return Err(BusError::new(BusErrorKind::Unreachable, text));
-            }
-            tokio::time::sleep(AGAIN).await;
-        };
+        let client = connected(config, role, &instance, reconnects.clone(), patience).await?;
         Ok(Bus {
             js: jetstream::new(client.clone()),
+            outlet: jetstream::new(client.clone()),
             client,
             subjects: Subjects::new(&config.prefix),
             // Not of this role alone: whoever connects again may do so as another.
@@ -94,6 +76,47 @@ impl Bus {
             reconnects,
             unreadable: Arc::default(),
         })
+    }
+
+    /// The same, but what it [stores](Bus::store) goes over a connection of its own, so that outputs on their way out do
+    /// not hold up inputs on their way in: one connection does one thing at a time.
+    ///
+    /// # Errors
+    /// As [`connect`](Bus::connect).
+    pub async fn with_outlet(self, role: &str, patience: Duration) -> Result<Self, BusError> {
+        let name = format!("{}-out", self.instance);
+        // Both are lost with the broker; that is counted once.
+        let outlet = connected(&self.config, role, &name, Arc::default(), patience).await?;
+        Ok(Bus { outlet: jetstream::new(outlet), ..self })
+    }
+}
+
+async fn connected(
+    config: &BusConfig,
+    role: &str,
+    name: &str,
+    reconnects: Arc<AtomicU64>,
+    patience: Duration,
+) -> Result<Client, BusError> {
+    let own = config.of_role(role);
+    let give_up = tokio::time::Instant::now() + patience;
+    loop {
+        let options = options(&own, role, name, reconnects.clone()).await?;
+        let error = match options.connect(&own.url).await {
+            Ok(client) => return Ok(client),
+            Err(e) => e,
+        };
+        if let Some(refused) = refusal(&own, role, &error) {
+            return Err(BusError::new(BusErrorKind::Credentials, refused));
+        }
+        if tokio::time::Instant::now() >= give_up {
+            let text = format!(
+                "no broker answers at {:?} within {patience:?}: {error}; start it, or correct bus.url",
+                own.url
+            );
+            return Err(BusError::new(BusErrorKind::Unreachable, text));
+        }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 

@@ -40,6 +40,8 @@ const STREAM_MESSAGES: usize = 4;
 pub struct Bus {
     client: async_nats::Client,
     js: jetstream::Context,
+    /// Stores messages; a connection of its own where there is much to store, see [`Bus::with_outlet`].
+    outlet: jetstream::Context,
     subjects: Subjects,
     config: Arc<BusConfig>,
     /// Tells this process from its replicas.
@@ -93,7 +95,9 @@ impl Bus {
     /// would not hold a few of them.
     pub fn max_body(&self) -> usize {
         let stream = self.config.stream_bytes.max(0) as usize / STREAM_MESSAGES;
-        self.client.max_payload().min(stream).saturating_sub(HEADER_BYTES).min(self.config.message_bytes)
+        // Each connection hears of the limit when it is made again; until both have, the smaller one holds.
+        let max_payload = self.client.max_payload().min(self.outlet.client().max_payload());
+        max_payload.min(stream).saturating_sub(HEADER_BYTES).min(self.config.message_bytes)
     }
 
     /// Stores one message and returns when the broker has it. A full stream, or a broker that is away, is tried again
@@ -116,7 +120,7 @@ impl Bus {
                 return Err(Stop::Cancelled);
             }
             let publish = PublishMessage::build().headers(headers(job)).message_id(message_id).payload(body.clone());
-            let error = match self.js.send_publish(subject.clone(), publish).await {
+            let error = match self.outlet.send_publish(subject.clone(), publish).await {
                 Ok(ack) => match ack.await {
                     Ok(_) => return Ok(()),
                     Err(e) => e,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
-use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType, Stream};
 use futures::TryStreamExt;
@@ -28,8 +28,14 @@ const EVENT_BYTES: i64 = 256 << 20;
 const DEAD_BYTES: i64 = 256 << 20;
 /// The ledger of the token stream, bytes; one message, replaced by every newer one.
 const ROOM_BYTES: i64 = 16 << 20;
+/// A broker without room for a stream is asked again so many times.
+const NO_ROOM_TRIES: usize = 5;
 /// Pause before a broker that did not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
+
+fn no_room(error: &CreateStreamError) -> bool {
+    matches!(error.kind(), CreateStreamErrorKind::JetStream(ref e) if e.error_code() == ErrorCode::STORAGE_RESOURCES_EXCEEDED)
+}
 
 impl Bus {
     /// Makes sure that every stream exists. An existing stream stays as the operator made it.
@@ -40,7 +46,7 @@ impl Bus {
         for name in StreamName::ALL {
             let config = self.stream_config(name);
             let stream = config.name.clone();
-            self.js.get_or_create_stream(config).await.map_err(|e| {
+            self.ensure_stream(config).await.map_err(|e| {
                 BusError::new(
                     BusErrorKind::JetStream,
                     format!("stream {stream}: {e}; the broker needs JetStream (nats-server -js) with room for it"),
@@ -48,6 +54,18 @@ impl Bus {
             })?;
         }
         Ok(())
+    }
+
+    /// While two make a stream at the same time (stage-llm and `vidi up`, say), the server counts its room twice, and may
+    /// tell the second that there is not enough; a moment later the stream is there.
+    async fn ensure_stream(&self, config: Config) -> Result<(), CreateStreamError> {
+        for _ in 0..NO_ROOM_TRIES {
+            match self.js.get_or_create_stream(config.clone()).await {
+                Err(e) if no_room(&e) => tokio::time::sleep(AGAIN).await,
+                outcome => return outcome.map(drop),
+            }
+        }
+        self.js.get_or_create_stream(config).await.map(drop)
     }
 
     /// Waits for a stream that others make: stage-llm and operators make all of them, so that the other stages need no

@@ -19,9 +19,9 @@ use crate::wire::{self, Encoding, Message, WireError, version};
 
 /// Jobs remembered as known or cancelled; the oldest are forgotten first.
 const REMEMBERED: usize = 4096;
-/// Verbs that a supervisor answers, not the stages.
 /// A stage that is unloaded finishes what it has in hand first.
 const LOAD_WAIT: Duration = Duration::from_secs(60);
+/// Verbs that a supervisor answers, not the stages.
 const SUPERVISORS: [&str; 2] = ["load", "unload"];
 /// Replies to a broadcast that come later than this after the last one are not waited for.
 const QUIET: Duration = Duration::from_millis(300);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_nats::jetstream::AckKind;
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::message::{Acker, Message};
+use async_nats::{Client, Request, Subject};
 use futures::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -34,6 +35,8 @@ pub struct Delivery {
     pub redeliveries: u64,
     /// The last one that may fail without failing its job.
     pub last_try: bool,
+    client: Client,
+    ack_to: Subject,
     acker: Arc<Acker>,
     keep: JoinHandle<()>,
     /// Dropped with the delivery, which tells the puller that it is settled.
@@ -47,6 +50,7 @@ impl Delivery {
         let sequence = info.stream_sequence;
         let delivered = info.delivered;
         let stored_ms = (info.published.unix_timestamp_nanos() / 1_000_000) as u64;
+        let ack_to = message.reply.clone()?;
         let (message, acker) = message.split();
         let acker = Arc::new(acker);
         let every = Duration::from_secs_f64(bus.config().ack_wait_s / 3.0);
@@ -65,6 +69,8 @@ impl Delivery {
             stored_ms,
             redeliveries: delivered.saturating_sub(1) as u64,
             last_try: delivered >= bus.config().max_deliver,
+            client: bus.client().clone(),
+            ack_to,
             acker,
             keep,
             settled: None,
@@ -85,7 +91,9 @@ impl Delivery {
     /// Acknowledges: the message leaves its queue. If the broker does not hear it, the message comes again, and its
     /// outputs are found to be there.
     pub async fn done(self) {
-        if let Err(error) = self.acker.double_ack().await {
+        // A request as any other, where `double_ack` subscribes to an answer of its own for every message.
+        let ack = Request::new().payload("+ACK".into());
+        if let Err(error) = self.client.send_request(self.ack_to.clone(), ack).await {
             tracing::debug!(%error, "acknowledgement not confirmed");
         }
     }

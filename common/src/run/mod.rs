@@ -2,11 +2,13 @@
 //! acknowledge, report, honour cancel, drain.
 //!
 //! In reading order: [`inbox`] (pulling and keeping messages), [`engine`] (the thread that computes), [`port`] (what a
-//! stage's outputs pass through), [`report`] (what is told to the job's owner), [`control`] (cancel and drain), this
-//! file (a stage between two queues), [`service`] (how an instance is found and watched), [`admission`] (how jobs wait),
-//! [`ending`] (how a job ends without an owner, and what is left then), [`owner`] (stage-llm, which owns its jobs).
+//! stage's outputs pass through), [`allowance`] (how many bytes are in hand), [`report`] (what is told to the job's
+//! owner), [`control`] (cancel and drain), this file (a stage between two queues), [`service`] (how an instance is found
+//! and watched), [`admission`] (how jobs wait), [`ending`] (how a job ends without an owner, and what is left then),
+//! [`owner`] (stage-llm, which owns its jobs).
 
 pub mod admission;
+pub mod allowance;
 pub mod control;
 pub mod ending;
 pub mod engine;
@@ -33,17 +35,26 @@ use crate::message::JobId;
 use crate::stage::{Stage, Stop};
 use crate::subject::StreamName;
 use crate::wire::{self, Message};
+use allowance::{Allowance, Share};
 use control::{Control, InHand};
 use engine::Engine;
 use inbox::{Delivery, Inbox};
-use port::{BusPort, Lap};
+use port::{BusPort, Outlet};
 use service::{Card, Counters};
 
 /// Turns true when the process shall finish what it has in hand and leave.
 pub type Shutdown = watch::Receiver<bool>;
 
-/// Messages whose outputs may be on their way to the broker while the next one computes.
-const SETTLING: usize = 2;
+/// Messages in hand at a time, the one that computes and those whose outputs are being stored: so many of the largest
+/// size, more of smaller ones, so that the next need not wait for the broker's word about the last.
+const IN_HAND: usize = 2;
+/// However small it is, a message in hand counts as so many bytes.
+const LEAST_BYTES: usize = 1 << 20;
+/// Outputs on their way to the broker at a time, of all messages in hand: so many of the largest size, more of smaller
+/// ones. Enough to hide round trips, few enough to bound memory.
+const SENDING: usize = 4;
+/// Broker trouble while a stage starts is waited out for so long.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Pause before a message that met trouble outside is tried again; it doubles with every try.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
@@ -63,6 +74,7 @@ where
         there = bus.await_stream(stream) => there?,
         _ = stopping.wait_for(|&s| s) => return Ok(()),
     }
+    let bus = bus.with_outlet(S::NAME.as_str(), PATIENCE).await?;
     let queue = bus.work_queue(stream, S::NAME.as_str(), filter).await?;
     let control = Control::start(&bus, S::NAME, shutdown.clone()).await?;
     let probe = stage.probe();
@@ -70,8 +82,10 @@ where
     let counters = Arc::new(Counters::default());
     let service = service::register(&bus, S::NAME, &card, &counters, vec![queue.clone()], probe).await?;
     let mut inbox = Inbox::start(&bus, queue, control.shutdown());
-    let (counted, budget_bytes) = (counters.clone(), card.budget_bytes);
-    let worker = Worker { bus: bus.clone(), counters: counted, budget_bytes, lap: Lap::default() };
+    let largest = bus.config().message_bytes;
+    let in_hand = Allowance::new(IN_HAND * largest);
+    let outlet = Outlet::new(Allowance::new(SENDING * largest), card.budget_bytes);
+    let worker = Worker { bus: bus.clone(), counters: counters.clone(), outlet };
     let mut settling = JoinSet::new();
     tracing::info!(stage = %S::NAME, instance = bus.instance(), "ready");
     while let Some(delivery) = inbox.next().await {
@@ -80,10 +94,13 @@ where
             continue;
         }
         // One that was delivered before may kill this process: then nobody else's message is in hand.
-        let others = if delivery.redeliveries > 0 { 0 } else { SETTLING - 1 };
-        while settling.len() > others {
+        while delivery.redeliveries > 0 && !settling.is_empty() {
             settled(settling.join_next().await);
         }
+        while let Some(outcome) = settling.try_join_next() {
+            settled(Some(outcome));
+        }
+        let share = in_hand.take(delivery.message.payload.len().max(LEAST_BYTES), || false).await;
         let job = bus.subjects().job_of(&delivery.message.subject);
         let span = tracing::info_span!("message", stage = %S::NAME, job = job.as_ref().map(JobId::as_str));
         let Some(job) = job else {
@@ -101,7 +118,7 @@ where
             delivery.done().await;
             continue;
         }
-        let taken = Taken { job, delivery, hand };
+        let taken = Taken { job, delivery, hand, share };
         let computed = worker.compute(&engine, &taken).instrument(span.clone()).await;
         settling.spawn(worker.clone().settle::<S>(taken, computed).instrument(span));
     }
@@ -127,6 +144,8 @@ struct Taken {
     job: JobId,
     delivery: Delivery,
     hand: InHand,
+    /// Held until it is settled.
+    share: Option<Share>,
 }
 
 /// A message that the engine is done with: its outputs are on their way.
@@ -141,8 +160,7 @@ struct Computed {
 struct Worker {
     bus: Bus,
     counters: Arc<Counters>,
-    budget_bytes: Option<u64>,
-    lap: Lap,
+    outlet: Outlet,
 }
 
 impl Worker {
@@ -152,7 +170,7 @@ impl Worker {
         S: Stage + Send + 'static,
         for<'a> S::Input<'a>: Deserialize<'a>,
     {
-        let Taken { job, delivery, hand } = taken;
+        let Taken { job, delivery, hand, share: _share } = taken;
         let counters = &self.counters;
         if delivery.exhausted(self.bus.config().max_deliver) {
             let tried = delivery.redeliveries;
@@ -163,8 +181,8 @@ impl Worker {
         let started = Instant::now();
         Counters::add(&counters.in_flight, 1);
         let body = delivery.message.payload.clone();
-        let (bus, flag) = (self.bus.clone(), hand.flag().clone());
-        let port = BusPort::new(bus, S::NAME, job.clone(), flag, self.budget_bytes, self.lap.clone());
+        let (bus, outlet, flag) = (self.bus.clone(), self.outlet.clone(), hand.flag().clone());
+        let port = BusPort::new(bus, outlet, S::NAME, job.clone(), flag);
         let alive = port.heartbeat();
         let owner = job.clone();
         let outcome = engine.run(move |stage| process(stage, port, &body, &owner)).await;
@@ -182,7 +200,7 @@ impl Worker {
     /// Settles a message: acknowledged once its outputs are stored, given back, or buried with its job failed.
     async fn settle<S: Stage>(self, taken: Taken, computed: Result<Computed, Stop>) {
         let Worker { bus, counters, .. } = self;
-        let Taken { job, delivery, hand } = taken;
+        let Taken { job, delivery, hand, share: _share } = taken;
         let outcome = match computed {
             Ok(Computed { port, alive }) => {
                 let stored = port.stored().await;

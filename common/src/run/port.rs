@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
 
+use super::allowance::Allowance;
 use super::control::CancelFlag;
 use super::report::Reporter;
 use crate::bus::Bus;
@@ -15,19 +16,10 @@ use crate::error::{ErrorKind, JobError, StageName};
 use crate::message::{JobId, Output};
 use crate::stage::{Later, Port, Stop};
 
-/// Messages on their way to the broker at a time: enough to hide a round trip, few enough to bound memory.
-const IN_FLIGHT: usize = 4;
-
 /// When a stage last came to the end of a message. Messages may overlap on a device; the time that they take is told
 /// once.
 #[derive(Clone)]
-pub struct Lap(Arc<Mutex<Instant>>);
-
-impl Default for Lap {
-    fn default() -> Self {
-        Lap(Arc::new(Mutex::new(Instant::now())))
-    }
-}
+struct Lap(Arc<Mutex<Instant>>);
 
 impl Lap {
     /// What a message that was begun at `started` and is computed now has taken of the stage's time.
@@ -39,9 +31,26 @@ impl Lap {
     }
 }
 
+/// What the messages of a stage have in common on their way out.
+#[derive(Clone)]
+pub struct Outlet {
+    /// Bytes on their way to the broker.
+    sending: Allowance,
+    lap: Lap,
+    budget_bytes: Option<u64>,
+}
+
+impl Outlet {
+    /// For a stage with so many bytes at most on their way, and a budget, if it has one.
+    pub fn new(sending: Allowance, budget_bytes: Option<u64>) -> Self {
+        Outlet { sending, lap: Lap(Arc::new(Mutex::new(Instant::now()))), budget_bytes }
+    }
+}
+
 /// A [`Port`] onto the bus, for the engine's thread.
 pub struct BusPort {
     bus: Bus,
+    outlet: Outlet,
     runtime: Handle,
     flag: CancelFlag,
     /// Set once this message's outputs are wanted no more, though its job's others are.
@@ -49,7 +58,6 @@ pub struct BusPort {
     in_flight: VecDeque<JoinHandle<Result<(), Stop>>>,
     /// Outputs that are still on their way from a device.
     later: Vec<Later>,
-    lap: Lap,
     /// What computing took; none before it is over.
     computed: Option<Duration>,
     reporter: Reporter,
@@ -59,16 +67,16 @@ pub struct BusPort {
 
 impl BusPort {
     /// A port for one input message.
-    pub fn new(bus: Bus, stage: StageName, job: JobId, flag: CancelFlag, budget_bytes: Option<u64>, lap: Lap) -> Self {
-        let reporter = Reporter::new(bus.clone(), stage, job, budget_bytes);
+    pub fn new(bus: Bus, outlet: Outlet, stage: StageName, job: JobId, flag: CancelFlag) -> Self {
+        let reporter = Reporter::new(bus.clone(), stage, job, outlet.budget_bytes);
         BusPort {
             bus,
+            outlet,
             runtime: Handle::current(),
             flag,
             giving_up: CancelFlag::default(),
             in_flight: VecDeque::new(),
             later: Vec::new(),
-            lap,
             computed: None,
             reporter,
             started: Instant::now(),
@@ -94,7 +102,7 @@ impl BusPort {
     /// Notes that the engine is done with the message. What is still on its way from a device is not.
     pub fn computed(&mut self) {
         if self.later.is_empty() {
-            self.computed = Some(self.lap.end(self.started));
+            self.computed = Some(self.outlet.lap.end(self.started));
         }
     }
 
@@ -131,10 +139,7 @@ impl BusPort {
 
     fn settle_first(&mut self) -> Result<(), Stop> {
         let Some(sending) = self.in_flight.pop_front() else { return Ok(()) };
-        let since = Instant::now();
-        let outcome = self.runtime.block_on(sending);
-        self.waited += since.elapsed();
-        sent(outcome)
+        sent(self.runtime.block_on(sending))
     }
 }
 
@@ -150,17 +155,20 @@ impl Port for BusPort {
                 .hint("raise max_payload in the server's configuration (deploy/nats.conf sets 8 MB)")
         })?;
         for (id, body) in bodies {
-            while self.in_flight.len() >= IN_FLIGHT {
+            while self.in_flight.front().is_some_and(JoinHandle::is_finished) {
                 self.settle_first()?;
             }
-            if self.flag.is_set() {
-                return Err(Stop::Cancelled);
-            }
+            let since = Instant::now();
+            let share = self.runtime.block_on(self.outlet.sending.take(body.len(), || self.flag.is_set()));
+            self.waited += since.elapsed();
+            let Some(share) = share else { return Err(Stop::Cancelled) };
             let (bus, subject, flag) = (self.bus.clone(), subject.clone(), self.flag.clone());
             let (job, giving_up) = (output.job().clone(), self.giving_up.clone());
             self.in_flight.push_back(self.runtime.spawn(async move {
                 let stop = || flag.is_set() || giving_up.is_set();
-                bus.store(subject, &id, &job, Bytes::from(body), &stop).await
+                let stored = bus.store(subject, &id, &job, Bytes::from(body), &stop).await;
+                drop(share);
+                stored
             }));
         }
         self.reporter.add(&output);

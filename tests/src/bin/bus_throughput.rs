@@ -55,19 +55,39 @@ async fn main() -> anyhow::Result<()> {
     let bodies = [made(messages, rows, "warm-up")?, made(messages, rows, "measured")?];
     let total = bodies[0].iter().map(Bytes::len).sum::<usize>() as f64;
     println!("{messages} messages of {:.2} MB, {:.0} MB in all", total / messages as f64 / 1e6, total / 1e6);
-    let report = |what: &str, seconds: f64| {
-        println!("{what:<44} {seconds:>6.2} s {:>8.0} MB/s", total / seconds / 1e6);
-        seconds
+    let pid = broker.pid().context("the broker is gone")?;
+    let mut before = (cpu_seconds(pid)?, cpu_seconds(std::process::id())?);
+    let mut report = |what: &str, seconds: f64| {
+        let now = (cpu_seconds(pid)?, cpu_seconds(std::process::id())?);
+        println!(
+            "{what:<34} {seconds:>6.2} s {:>6.0} MB/s, CPU seconds: broker {:.2}, publisher, stage and reader {:.2}",
+            total / seconds / 1e6,
+            now.0 - before.0,
+            now.1 - before.1
+        );
+        before = now;
+        anyhow::Ok(seconds)
     };
     // Each twice; the first one warms up.
     for (round, bodies) in ["warm-up", "measured"].into_iter().zip(&bodies) {
         println!("{round}");
-        report("core publish, one core subscriber", core(&bus, &config, bodies).await?);
-        let plain = report("stream publish, one stream reader", stream(&bus, &config, bodies, round).await?);
-        let through = report("through a stage that does nothing", stage(&bus, &config, bodies, round).await?);
-        println!("the stage passes {:.2} of what plain streams do", plain / through);
+        let core = report("core publish, one core subscriber", core(&bus, &config, bodies).await?)?;
+        let plain = report("stream publish, one stream reader", stream(&bus, &config, bodies, round).await?)?;
+        let through = report("through a stage that does nothing", stage(&bus, &config, bodies, round).await?)?;
+        println!("the stage passes {:.2} of what one stream does, {:.2} of core NATS", plain / through, core / through);
     }
     Ok(())
+}
+
+/// CPU time that a process has taken since it started, in user and in system mode.
+fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    /// What Linux counts in, whatever its timer does.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name of the program comes second, in parentheses, and may hold spaces.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<f64>().ok()).context("unknown /proc/PID/stat");
+    Ok((ticks(11)? + ticks(12)?) / TICKS_PER_SECOND)
 }
 
 fn job(name: &str) -> anyhow::Result<JobId> {

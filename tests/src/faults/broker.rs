@@ -14,8 +14,11 @@ use crate::harness::{Rig, Setup, signal};
 /// `kill -9` of the broker while jobs are worked on, and a new one on the same files.
 pub async fn restarted(scale: &Scale) -> Row {
     let expected = "every job answered as in peace, nothing left in the streams";
-    let case =
-        Case { name: "broker killed and restarted".to_owned(), expected, bound_s: 40.0 + scale.jobs as f64 * 2.0 };
+    let case = Case {
+        name: "broker killed and restarted".to_owned(),
+        expected,
+        bound_s: scale.bound(40.0 + scale.jobs as f64 * 2.0),
+    };
     case.run(async {
         let mut rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
         let load = Load::new(&rig).await?;
@@ -36,7 +39,8 @@ pub async fn restarted(scale: &Scale) -> Row {
 /// The broker comes back with a smaller `max_payload` while a job is worked on.
 pub async fn smaller_payload(scale: &Scale) -> Row {
     let expected = "the jobs in flight are answered, in smaller messages";
-    let case = Case { name: "broker restarted with a smaller max_payload".to_owned(), expected, bound_s: 60.0 };
+    let case =
+        Case { name: "broker restarted with a smaller max_payload".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
         let mut rig = Rig::start(Setup { max_payload: 8 << 20, ..setup(scale) }).await?;
         let clip = load::long_video(&rig, 20)?;
@@ -66,7 +70,8 @@ pub async fn smaller_payload(scale: &Scale) -> Row {
 /// The broker stands still for 15 s.
 pub async fn paused(scale: &Scale) -> Row {
     let expected = "every job answered as in peace; all stages there without a restart";
-    let case = Case { name: "broker stopped for 15 s".to_owned(), expected, bound_s: 45.0 + scale.jobs as f64 };
+    let case =
+        Case { name: "broker stopped for 15 s".to_owned(), expected, bound_s: scale.bound(45.0 + scale.jobs as f64) };
     case.run(async {
         let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
         let load = Load::new(&rig).await?;
@@ -118,7 +123,7 @@ impl Drop for Disk {
 /// nats-server switches its streams off for good when a write fails.
 pub async fn disk_full(scale: &Scale) -> Row {
     let expected = "no stage dies; once there is room every job is answered as in peace";
-    let case = Case { name: "disk of the broker full".to_owned(), expected, bound_s: 100.0 };
+    let case = Case { name: "disk of the broker full".to_owned(), expected, bound_s: scale.bound(100.0) };
     case.run(async {
         let Some(disk) = Disk::mount(96)? else {
             let observed = "not run: no right to mount a tmpfs".to_owned();

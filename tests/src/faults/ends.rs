@@ -35,7 +35,7 @@ fn cancelled_by(events: &[common::event::JobEvent]) -> anyhow::Result<CancelledB
 /// A job is cancelled at random instants from its submission on.
 pub async fn cancel(scale: &Scale) -> Row {
     let expected = "cancelled, every stage idle for the job and its messages gone within 1 s and the batch in hand";
-    let case = Case { name: "cancel at random instants".to_owned(), expected, bound_s: 1.0 + BATCH_S };
+    let case = Case { name: "cancel at random instants".to_owned(), expected, bound_s: scale.bound(1.0 + BATCH_S) };
     case.run(async {
         let rig = Rig::start(setup(scale)).await?;
         let load = Load::new(&rig).await?;
@@ -84,7 +84,7 @@ pub async fn cancel_without_a_worker(scale: &Scale) -> Row {
     let case = Case {
         name: "cancel of a waiting job, and of one with a dead owner".to_owned(),
         expected,
-        bound_s: 1.0 + BATCH_S,
+        bound_s: scale.bound(1.0 + BATCH_S),
     };
     case.run(async {
         let rig = Rig::start(setup(scale)).await?;
@@ -126,7 +126,7 @@ async fn cancel_in(rig: &Rig, request: &JobRequest) -> anyhow::Result<Duration> 
 /// Deadlines of a job in work, of one that waits, and of one that waits with no worker left.
 pub async fn deadline(scale: &Scale) -> Row {
     let expected = "each cancelled by its deadline, at most a second and the batch in hand late";
-    let case = Case { name: "deadlines".to_owned(), expected, bound_s: 1.0 + BATCH_S };
+    let case = Case { name: "deadlines".to_owned(), expected, bound_s: scale.bound(1.0 + BATCH_S) };
     case.run(async {
         let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
         let mut requests = Vec::new();
@@ -161,7 +161,7 @@ pub async fn deadline(scale: &Scale) -> Row {
 pub async fn client_gone(scale: &Scale) -> Row {
     let expected =
         "every job answered as in peace, its events there for whoever comes back, nothing left in the streams";
-    let case = Case { name: "client gone".to_owned(), expected, bound_s: 40.0 + scale.jobs as f64 };
+    let case = Case { name: "client gone".to_owned(), expected, bound_s: scale.bound(40.0 + scale.jobs as f64) };
     case.run(async {
         let rig = Rig::start(setup(scale)).await?;
         let load = Load::new(&rig).await?;

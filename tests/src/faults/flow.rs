@@ -16,7 +16,7 @@ use crate::harness::{Rig, Setup, signal, terminal};
 /// Stage-vision stands still until the stream of frames is full.
 pub async fn full_stream(scale: &Scale) -> Row {
     let expected = "stage-decode waits within 64 MiB, the stream stays within 4 MiB, then the answer comes";
-    let case = Case { name: "full stream".to_owned(), expected, bound_s: 90.0 };
+    let case = Case { name: "full stream".to_owned(), expected, bound_s: scale.bound(90.0) };
     case.run(async {
         let mut setup = setup(scale);
         setup.set[0] = "bus.ack_wait_s=20".to_owned();
@@ -66,7 +66,7 @@ pub async fn no_deadlock(scale: &Scale) -> Row {
     let case = Case {
         name: "many jobs, few workers, small streams".to_owned(),
         expected,
-        bound_s: 60.0 + scale.jobs as f64 * 2.0,
+        bound_s: scale.bound(60.0 + scale.jobs as f64 * 2.0),
     };
     case.run(async {
         let mut setup = Setup { replicas: "llm=3".to_owned(), ..setup(scale) };
@@ -99,7 +99,7 @@ pub async fn no_deadlock(scale: &Scale) -> Row {
 /// A subscriber to everything that never reads, and a client that reads its events late.
 pub async fn slow_consumer(scale: &Scale) -> Row {
     let expected = "every job answered as in peace, all events there for the client that comes late";
-    let case = Case { name: "slow consumer".to_owned(), expected, bound_s: 60.0 + scale.jobs as f64 };
+    let case = Case { name: "slow consumer".to_owned(), expected, bound_s: scale.bound(60.0 + scale.jobs as f64) };
     case.run(async {
         let rig = Rig::start(setup(scale)).await?;
         let load = Load::new(&rig).await?;
@@ -134,7 +134,8 @@ pub async fn slow_consumer(scale: &Scale) -> Row {
 pub async fn long_video(scale: &Scale) -> Row {
     let expected = "no process but the owner of the keys and values, and not the broker, grows by more than 96 MiB";
     let seconds = (scale.jobs as u32 * 4).clamp(60, 300);
-    let case = Case { name: "memory over a long video".to_owned(), expected, bound_s: 30.0 + f64::from(seconds) };
+    let case =
+        Case { name: "memory over a long video".to_owned(), expected, bound_s: scale.bound(30.0 + f64::from(seconds)) };
     case.run(async {
         let mut setup = setup(scale);
         setup.set.push(format!("bus.stream_bytes={}", 8 << 20));

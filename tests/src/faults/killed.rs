@@ -19,7 +19,11 @@ use crate::harness::{Rig, Setup, signal, terminal};
 /// `kill -9` of any stage at random instants while many jobs are worked on.
 pub async fn any_stage(scale: &Scale) -> Row {
     let expected = "every job answered as in peace, one terminal event each, nothing left in the streams";
-    let case = Case { name: "kill -9 of each stage".to_owned(), expected, bound_s: 30.0 + scale.jobs as f64 * 2.5 };
+    let case = Case {
+        name: "kill -9 of each stage".to_owned(),
+        expected,
+        bound_s: scale.bound(30.0 + scale.jobs as f64 * 2.5),
+    };
     case.run(async {
         let rig = Rig::start(Setup { replicas: "llm=2,vision=2".to_owned(), ..setup(scale) }).await?;
         let load = Load::new(&rig).await?;
@@ -111,21 +115,21 @@ async fn each_time(scale: &Scale, stage: StageName, kind: ErrorKind) -> anyhow::
 pub async fn by_a_message(scale: &Scale) -> Row {
     let expected =
         "its job fails as poison_message naming the stage, the message is kept in VIDI_DEAD, later jobs are answered";
-    let case = Case { name: "a message that kills every worker".to_owned(), expected, bound_s: 55.0 };
+    let case = Case { name: "a message that kills every worker".to_owned(), expected, bound_s: scale.bound(55.0) };
     case.run(each_time(scale, StageName::Vision, ErrorKind::PoisonMessage)).await
 }
 
 /// A job that its owners die of.
 pub async fn by_a_job(scale: &Scale) -> Row {
     let expected = "the job fails as worker_lost at llm, the request is kept in VIDI_DEAD, later jobs are answered";
-    let case = Case { name: "a job that kills every owner".to_owned(), expected, bound_s: 55.0 };
+    let case = Case { name: "a job that kills every owner".to_owned(), expected, bound_s: scale.bound(55.0) };
     case.run(each_time(scale, StageName::Llm, ErrorKind::WorkerLost)).await
 }
 
 /// An owner stands still until another has taken its job over, and then goes on.
 pub async fn two_owners(scale: &Scale) -> Row {
     let expected = "one terminal event, the text told once, the answer as in peace";
-    let case = Case { name: "two owners for one job".to_owned(), expected, bound_s: 60.0 };
+    let case = Case { name: "two owners for one job".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
         let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
         let clip = load::long_video(&rig, 3)?;
@@ -190,8 +194,11 @@ async fn owner_of(rig: &Rig, job: &JobId) -> anyhow::Result<u32> {
 /// Five stages, three processes each, start at the same time, again and again.
 pub async fn start_together(scale: &Scale) -> Row {
     let expected = "all ready and a job answered each time";
-    let case =
-        Case { name: "all stages start together".to_owned(), expected, bound_s: 20.0 + scale.starts as f64 * 15.0 };
+    let case = Case {
+        name: "all stages start together".to_owned(),
+        expected,
+        bound_s: scale.bound(20.0 + scale.starts as f64 * 15.0),
+    };
     case.run(async {
         let mut slowest = Duration::ZERO;
         for _ in 0..scale.starts {

@@ -160,9 +160,9 @@ pub async fn log_of(bus: &Bus, job: &JobId) -> Vec<JobEvent> {
 /// Waits until no stream holds anything of any job but its events, and no room is reserved.
 ///
 /// # Errors
-/// What is still there after 40 s.
+/// What is still there after two minutes.
 pub async fn empty(rig: &Rig) -> anyhow::Result<()> {
-    let until = Instant::now() + Duration::from_secs(40);
+    let until = Instant::now() + Duration::from_secs(120);
     loop {
         let left = left_over(&rig.bus).await?;
         if left.is_empty() {
@@ -205,9 +205,9 @@ pub fn tail(rig: &Rig) -> String {
 /// Waits until a job's log has an event that `wanted` knows.
 ///
 /// # Errors
-/// When there is none within half a minute.
+/// When there is none within two minutes.
 pub async fn wait_for(rig: &Rig, job: &JobId, wanted: impl Fn(&Event) -> bool) -> anyhow::Result<()> {
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + Duration::from_secs(120);
     while !log_of(&rig.bus, job).await.iter().any(|e| wanted(&e.event)) {
         ensure!(Instant::now() < until, "{job} does not come that far; {}", tail(rig));
         tokio::time::sleep(Duration::from_millis(10)).await;

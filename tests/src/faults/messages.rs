@@ -38,7 +38,7 @@ fn garbage(dice: &mut Dice) -> Vec<Bytes> {
 /// Garbage on every subject, under the name of a job that is worked on and of one that is not.
 pub async fn poison(scale: &Scale) -> Row {
     let expected = "no stage dies or grows by 64 MiB; what names no job in work changes nothing; other jobs answered";
-    let case = Case { name: "garbage on every subject".to_owned(), expected, bound_s: 60.0 };
+    let case = Case { name: "garbage on every subject".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
         let rig = Rig::start(setup(scale)).await?;
         let load = Load::new(&rig).await?;
@@ -96,7 +96,7 @@ pub async fn poison(scale: &Scale) -> Row {
 /// A message that cannot be read, in each stage's queue, under the name of a job in work.
 pub async fn poison_of_a_job(scale: &Scale) -> Row {
     let expected = "that job fails as poison_message naming the stage, the message is kept in VIDI_DEAD, its neighbour is answered";
-    let case = Case { name: "a poison message in each queue".to_owned(), expected, bound_s: 60.0 };
+    let case = Case { name: "a poison message in each queue".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
         let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
         let load = Load::new(&rig).await?;
@@ -126,8 +126,11 @@ pub async fn poison_of_a_job(scale: &Scale) -> Row {
 /// Every message between stages, and every job, twice.
 pub async fn duplicates(scale: &Scale) -> Row {
     let expected = "every job answered as in peace, one terminal event each, nothing left in the streams";
-    let case =
-        Case { name: "duplicates of every message".to_owned(), expected, bound_s: 30.0 + scale.jobs as f64 * 2.0 };
+    let case = Case {
+        name: "duplicates of every message".to_owned(),
+        expected,
+        bound_s: scale.bound(30.0 + scale.jobs as f64 * 2.0),
+    };
     case.run(async {
         let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
         let load = Load::new(&rig).await?;
@@ -177,7 +180,7 @@ async fn echo(bus: Bus) -> anyhow::Result<()> {
 /// Messages of every queue taken out while their stage stands still, and put back in another order.
 pub async fn out_of_order(scale: &Scale) -> Row {
     let expected = "the answer as in peace";
-    let case = Case { name: "out of order".to_owned(), expected, bound_s: 60.0 };
+    let case = Case { name: "out of order".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
         let mut setup = setup(scale);
         // One row of features or tokens is small: many messages, so that there is something to put out of order.
