@@ -7,6 +7,7 @@ use common::bus::Bus;
 use common::error::{ErrorKind, JobError, StageName};
 use common::event::{Event, JobResult};
 use common::message::JobRequest;
+use common::plan::MediaPlan;
 use common::process::{Exit, Fatal};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -34,6 +35,9 @@ pub async fn ask(bus: &Bus, request: &JobRequest, style: Style) -> Result<JobRes
         match events.next().await.map_err(other)?.event {
             Event::Result(result) => {
                 view.clear();
+                if let Some(warning) = replaced(&result.plan) {
+                    eprintln!("{warning}");
+                }
                 print_result(request, &result, style);
                 return Ok(*result);
             }
@@ -77,6 +81,20 @@ fn print_result(request: &JobRequest, result: &JobResult, style: Style) {
     for range in &result.ranges {
         println!("{}-{}", stage_llm::task::format_hms(range.start_s), stage_llm::task::format_hms(range.end_s));
     }
+}
+
+/// What is said of frames that others stand in for; none where all decoded.
+fn replaced(plan: &MediaPlan) -> Option<String> {
+    const NAMED: usize = 10;
+    let image = plan.image.as_ref().filter(|i| !i.replaced.is_empty())?;
+    let named: Vec<String> = image.replaced.iter().take(NAMED).map(u64::to_string).collect();
+    let more = if image.replaced.len() > NAMED { ", ..." } else { "" };
+    Some(format!(
+        "warning: {} of {} sampled frames do not decode, the pictures before them stand in: {}{more} (the file is damaged)",
+        image.replaced.len(),
+        image.frames,
+        named.join(", ")
+    ))
 }
 
 /// A bar per stage on a terminal, a line per finished stage elsewhere.

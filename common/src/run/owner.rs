@@ -365,6 +365,9 @@ impl World {
     /// Adds what the stages reported to what the owner knows.
     fn complete(&self, mut result: JobResult, budget_bytes: Option<u64>) -> JobResult {
         let progress = self.progress();
+        if let Some(image) = &mut result.plan.image {
+            image.replaced = progress.replaced();
+        }
         result.timings.stages.extend(progress.timings());
         result.memory.extend(progress.memory());
         let own = StageMemory { peak_bytes: memory::usage().peak_bytes, budget_bytes: budget_bytes.unwrap_or(0) };

@@ -1,6 +1,6 @@
 //! How far each stage is with a job, from what the stages report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::error::StageName;
@@ -17,6 +17,8 @@ const EVERY: Duration = Duration::from_millis(250);
 pub struct Progress {
     image: Option<ImagePlan>,
     audio: Option<AudioPlan>,
+    /// Frames that stand in for ones that did not decode, as the batches that came say.
+    replaced: BTreeSet<u64>,
     stages: BTreeMap<StageName, Stage>,
     last_sign: Instant,
     /// When each stage was last seen to work on another job.
@@ -37,8 +39,14 @@ struct Stage {
 
 impl Default for Progress {
     fn default() -> Self {
-        let stages = BTreeMap::new();
-        Progress { image: None, audio: None, stages, last_sign: Instant::now(), elsewhere: BTreeMap::new() }
+        Progress {
+            image: None,
+            audio: None,
+            replaced: BTreeSet::new(),
+            stages: BTreeMap::new(),
+            last_sign: Instant::now(),
+            elsewhere: BTreeMap::new(),
+        }
     }
 }
 
@@ -50,10 +58,14 @@ impl Progress {
         self.alive();
     }
 
-    /// Learns one half's totals from a batch of it: exact now, or none if that half turned out to be absent.
+    /// Learns one half's totals from a batch of it: exact now, or none if that half turned out to be absent. A batch that
+    /// comes twice changes nothing.
     pub fn expect_half(&mut self, modality: Modality, plan: &MediaPlan) {
         match modality {
-            Modality::Image => self.image = plan.image.clone(),
+            Modality::Image => {
+                self.replaced.extend(plan.image.iter().flat_map(|i| &i.replaced));
+                self.image = plan.image.clone();
+            }
             Modality::Audio => self.audio = plan.audio.clone(),
         }
         self.alive();
@@ -145,6 +157,11 @@ impl Progress {
                 done < total
             })
             .unwrap_or(StageName::Decode)
+    }
+
+    /// Frames that stand in for ones that did not decode, rising.
+    pub fn replaced(&self) -> Vec<u64> {
+        self.replaced.iter().copied().collect()
     }
 
     /// Time per stage.
