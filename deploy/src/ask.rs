@@ -90,7 +90,7 @@ fn replaced(plan: &MediaPlan) -> Option<String> {
     let named: Vec<String> = image.replaced.iter().take(NAMED).map(u64::to_string).collect();
     let more = if image.replaced.len() > NAMED { ", ..." } else { "" };
     Some(format!(
-        "warning: {} of {} sampled frames do not decode, the pictures before them stand in: {}{more} (the file is damaged)",
+        "damaged file: {} of {} sampled frames ({}{more}) did not decode; the picture before each stands in",
         image.replaced.len(),
         image.frames,
         named.join(", ")

@@ -81,7 +81,7 @@ mod tests {
         let mut all = Vec::new();
         for n in numbers {
             let Passed { held, new } = sieve.take(Some(n * 1_000_000), || n);
-            for (number, picture) in held {
+            if let Some((number, picture)) = held {
                 assert_eq!(number, picture);
                 all.push(number);
             }

@@ -194,3 +194,25 @@ impl Stage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_that_comes_again_names_no_frame_twice() {
+        let batch = |replaced: &[u64]| MediaPlan {
+            content_id: String::new(),
+            duration_s: 9.0,
+            image: Some(ImagePlan { replaced: replaced.to_vec(), ..ImagePlan::new(30, 9) }),
+            audio: None,
+        };
+        let mut progress = Progress::default();
+        for replaced in [&[6, 7][..], &[2], &[], &[6, 7]] {
+            progress.expect_half(Modality::Image, &batch(replaced));
+        }
+        let sound = MediaPlan { audio: AudioPlan::new(160_000), image: None, ..batch(&[]) };
+        progress.expect_half(Modality::Audio, &sound);
+        assert_eq!(progress.replaced(), [2, 6, 7]);
+    }
+}
