@@ -3,42 +3,11 @@
 use candle_core::{DType, Device, Result, Tensor};
 use common::checkpoint::{CheckpointError, Weights};
 use common::kernels;
+use common::layers::{LayerNorm, Linear};
 use common::model::{ModelConfig, VisionConfig};
 
 /// Colours of a pixel.
 const CHANNELS: usize = 3;
-
-/// `x W^T`; the bias is added by what reads the product next, in the same pass.
-struct Linear {
-    weight: Tensor, // [out, in]
-    bias: Tensor,   // [out]
-}
-
-impl Linear {
-    fn new(input: usize, output: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        Ok(Linear { weight: w.get("weight", &[output, input])?, bias: w.get("bias", &[output])? })
-    }
-
-    fn product(&self, x: &Tensor) -> Result<Tensor> {
-        x.matmul(&self.weight.t()?)
-    }
-}
-
-struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
-}
-
-impl LayerNorm {
-    fn new(width: usize, eps: f64, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        Ok(LayerNorm { weight: w.get("weight", &[width])?, bias: w.get("bias", &[width])?, eps })
-    }
-
-    fn kernel(&self) -> kernels::LayerNorm<'_> {
-        kernels::LayerNorm { weight: &self.weight, bias: &self.bias, eps: self.eps as f32 }
-    }
-}
 
 /// Pixels to patch embeddings with their positions.
 struct Embeddings {
