@@ -82,6 +82,10 @@ pub struct ImagePlan {
     pub grid: [u32; 2],
     /// F x h x w.
     pub tokens: u64,
+    /// Sampled frames whose picture does not decode, so that the one before it stands in: in a message those among its
+    /// own rows, in a result all. Rising.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaced: Vec<u64>,
 }
 
 /// The sound half of a plan.
@@ -135,7 +139,8 @@ impl ImagePlan {
     /// The plan for `frames` sampled frames.
     pub fn new(frame_step: u64, frames: u64) -> Self {
         let side = grid_side(frames);
-        ImagePlan { frame_step, frames, grid: [side, side], tokens: frames * u64::from(side * side) }
+        let tokens = frames * u64::from(side * side);
+        ImagePlan { frame_step, frames, grid: [side, side], tokens, replaced: Vec::new() }
     }
 
     /// Tokens of one frame.
@@ -146,7 +151,9 @@ impl ImagePlan {
     fn check(&self) -> Result<(), WireError> {
         let ok = (2..=MAX_ITEMS).contains(&self.frames)
             && self.frame_step > 0
-            && *self == ImagePlan::new(self.frame_step, self.frames);
+            && self.replaced.is_sorted_by(|a, b| a < b)
+            && self.replaced.last().is_none_or(|&last| last < self.frames)
+            && *self == ImagePlan { replaced: self.replaced.clone(), ..ImagePlan::new(self.frame_step, self.frames) };
         ok.then_some(()).ok_or_else(|| inconsistent("image", self))
     }
 }

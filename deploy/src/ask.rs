@@ -35,6 +35,9 @@ pub async fn ask(bus: &Bus, request: &JobRequest, style: Style) -> Result<JobRes
         match events.next().await.map_err(other)?.event {
             Event::Result(result) => {
                 view.clear();
+                if let Some(warning) = replaced(&result.plan) {
+                    eprintln!("{warning}");
+                }
                 print_result(request, &result, style);
                 return Ok(*result);
             }
@@ -88,6 +91,20 @@ fn plan_line(plan: &MediaPlan, mode: Mode, cached: bool) -> String {
     let audio = plan.audio.as_ref().map_or("no sound".to_owned(), |a| format!("{about}{} audio tokens", a.tokens));
     let how = if cached { "video known, only the question is read".to_owned() } else { format!("{mode:?}") };
     format!("plan: {:.1} s, {image}, {audio}, {how}", plan.duration_s)
+}
+
+/// What is said of frames that others stand in for; none where all decoded.
+fn replaced(plan: &MediaPlan) -> Option<String> {
+    const NAMED: usize = 10;
+    let image = plan.image.as_ref().filter(|i| !i.replaced.is_empty())?;
+    let named: Vec<String> = image.replaced.iter().take(NAMED).map(u64::to_string).collect();
+    let more = if image.replaced.len() > NAMED { ", ..." } else { "" };
+    Some(format!(
+        "damaged file: {} of {} sampled frames ({}{more}) did not decode; the picture before each stands in",
+        image.replaced.len(),
+        image.frames,
+        named.join(", ")
+    ))
 }
 
 /// A bar per stage on a terminal, a line per finished stage elsewhere.

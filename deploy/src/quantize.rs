@@ -14,6 +14,7 @@ use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
 use common::checkpoint::{Checkpoint, Weights};
 use common::config::WeightFormat;
+use common::random::Normal;
 use serde_json::json;
 use stage_llm::gemma::untied;
 use stage_llm::quantized::{BlockFormat, Blocks, Linear};
@@ -94,7 +95,7 @@ fn product_error(source: &Weights, matrix: &Matrix, format: BlockFormat, bytes: 
     let dense = source.get(name, &[*rows, matrix.columns])?.narrow(0, 0, some)?;
     let row_bytes = format.row_bytes(matrix.columns)?;
     let blocks = Blocks::new(format, some, matrix.columns, &bytes[..some * row_bytes], &Device::Cpu)?;
-    let normal = crate::demo_model::random::Normal::new(1, &matrix.name, 0.0, 1.0);
+    let normal = Normal::new(1, &matrix.name, 0.0, 1.0);
     let probes = (0..(PROBES * matrix.columns) as u64).map(|i| normal.at(i)).collect();
     let x = Tensor::from_vec(probes, (PROBES, matrix.columns), &Device::Cpu)?;
     let exact = Linear::Dense(dense).forward(&x)?;

@@ -3,45 +3,15 @@
 use candle_core::{D, DType, Device, Result, Tensor};
 use common::checkpoint::{CheckpointError, Weights};
 use common::kernels;
+use common::layers::{LayerNorm, Linear};
 use common::model::{AudioConfig, ModelConfig};
 
 /// Epsilon of every layer norm; not in config.json.
-const LAYER_NORM_EPS: f32 = 1e-5;
+const LAYER_NORM_EPS: f64 = 1e-5;
 /// Taps of both convolutions.
 const KERNEL: usize = 3;
 /// Where activations are cut off in half precision, as transformers does it: the largest f16 less 1000.
 const F16_LIMIT: f32 = 64_504.0;
-
-struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl LayerNorm {
-    fn new(width: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        Ok(LayerNorm { weight: w.get("weight", &[width])?, bias: w.get("bias", &[width])? })
-    }
-
-    fn kernel(&self) -> kernels::LayerNorm<'_> {
-        kernels::LayerNorm { weight: &self.weight, bias: &self.bias, eps: LAYER_NORM_EPS }
-    }
-}
-
-/// `x W^T`; the bias is added by what reads the product next, in the same pass.
-struct Linear {
-    weight: Tensor, // [out, in]
-    bias: Tensor,   // [out]
-}
-
-impl Linear {
-    fn new(input: usize, output: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        Ok(Linear { weight: w.get("weight", &[output, input])?, bias: w.get("bias", &[output])? })
-    }
-
-    fn product(&self, x: &Tensor) -> Result<Tensor> {
-        x.matmul(&self.weight.t()?)
-    }
-}
 
 /// A convolution of three taps, padded by one on each side, and its GELU: a product with three neighbouring rows.
 struct Conv1d {
@@ -124,9 +94,9 @@ struct EncoderLayer {
 impl EncoderLayer {
     fn new(c: &AudioConfig, w: &Weights) -> std::result::Result<Self, CheckpointError> {
         Ok(EncoderLayer {
-            self_attn_layer_norm: LayerNorm::new(c.d_model, &w.pp("self_attn_layer_norm"))?,
+            self_attn_layer_norm: LayerNorm::new(c.d_model, LAYER_NORM_EPS, &w.pp("self_attn_layer_norm"))?,
             self_attn: Attention::new(c, &w.pp("self_attn"))?,
-            final_layer_norm: LayerNorm::new(c.d_model, &w.pp("final_layer_norm"))?,
+            final_layer_norm: LayerNorm::new(c.d_model, LAYER_NORM_EPS, &w.pp("final_layer_norm"))?,
             fc1: Linear::new(c.d_model, c.encoder_ffn_dim, &w.pp("fc1"))?,
             fc2: Linear::new(c.encoder_ffn_dim, c.d_model, &w.pp("fc2"))?,
         })
@@ -170,7 +140,7 @@ impl WhisperEncoder {
             conv2: Conv1d::new(c.d_model, c.d_model, &w.pp("conv2"))?,
             embed_positions: w.pp("embed_positions").get("weight", &[c.max_source_positions, c.d_model])?,
             layers: (0..c.encoder_layers).map(layer).collect::<std::result::Result<_, _>>()?,
-            layer_norm: LayerNorm::new(c.d_model, &w.pp("layer_norm"))?,
+            layer_norm: LayerNorm::new(c.d_model, LAYER_NORM_EPS, &w.pp("layer_norm"))?,
             width: c.d_model,
             dtype: w.dtype(),
             device: w.device().clone(),

@@ -1,5 +1,6 @@
 //! The audio stage, message in and message out.
 
+#[path = "../../common/tests/tiny/mod.rs"]
 mod tiny;
 
 use candle_core::{Device, Tensor};
@@ -11,12 +12,15 @@ use common::stage::{Stage, Stop};
 use stage_audio::{AudioStage, LogMel, WhisperEncoder};
 use tiny::Kept;
 
+const CONFIG: &str = r#"{"hidden_size": 32, "mm_audio_config":
+    {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 24}}"#;
+
 fn load(config: &ModelConfig, w: &Weights) -> Result<WhisperEncoder, CheckpointError> {
     WhisperEncoder::new(config, w)
 }
 
 fn stage() -> AudioStage {
-    let (config, weights) = tiny::weights(load);
+    let (config, weights) = tiny::weights(CONFIG, load);
     AudioStage::new(LogMel::new(config.audio.num_mel_bins), load(&config, &weights).unwrap())
 }
 
@@ -39,7 +43,7 @@ fn the_encoder_asks_for_exactly_the_tensors_that_the_released_checkpoint_needs_i
 
 #[test]
 fn windows_encode_alike_alone_and_together() {
-    let (config, weights) = tiny::weights(load);
+    let (config, weights) = tiny::weights(CONFIG, load);
     let (encoder, mel) = (load(&config, &weights).unwrap(), LogMel::new(128));
     let windows = [sound(480_000), sound(31_000)].map(|pcm| mel.tensor(&pcm, &Device::Cpu).unwrap());
     let mut seen = Vec::new();
@@ -93,7 +97,7 @@ fn an_absent_sound_stays_absent() {
 
 #[test]
 fn a_cancelled_job_is_not_encoded() {
-    let mut kept = Kept { cancelled: true, ..Kept::default() };
+    let mut kept = Kept { cancel_after: Some(0), ..Kept::default() };
     assert_eq!(stage().process(window(&sound(9000), 0, 9000), &mut kept), Err(Stop::Cancelled));
     assert!(kept.outputs.is_empty());
 }

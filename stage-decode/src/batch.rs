@@ -6,6 +6,8 @@ use common::stage::{Port, Stop};
 use common::tensor::{Dtype, Tensor};
 use common::wire::VERSION;
 
+use crate::video::Frame;
+
 /// Gathers frames into batches.
 ///
 /// A picture that is zero in every byte counts as absent (MODEL.md, decisions). So the zero frames that a whole video
@@ -19,6 +21,10 @@ pub(crate) struct FrameBatches {
     batch_frames: usize,
     /// Zero frames that are held back, while nothing else has come.
     zeros: Option<u64>,
+    /// Number of the next frame.
+    next: u64,
+    /// Numbers of the frames not yet sent that stand in for ones that did not decode.
+    replaced: Vec<u64>,
 }
 
 impl FrameBatches {
@@ -32,11 +38,18 @@ impl FrameBatches {
             rows: Vec::with_capacity(batch_frames * FRAME_BYTES),
             batch_frames,
             zeros: whole.then_some(0),
+            next: request.segment.first_frame,
+            replaced: Vec::new(),
         }
     }
 
-    /// Takes the next frame, [`FRAME_BYTES`] of RGB.
-    pub(crate) fn push(&mut self, frame: &[u8], port: &mut dyn Port) -> Result<(), Stop> {
+    /// Takes the next frame.
+    pub(crate) fn push(&mut self, frame: &Frame, port: &mut dyn Port) -> Result<(), Stop> {
+        if frame.replaced {
+            self.replaced.push(self.next);
+        }
+        self.next += 1;
+        let frame = &frame.rgb;
         if let Some(zeros) = self.zeros {
             if frame.iter().all(|&b| b == 0) {
                 self.zeros = Some(zeros + 1);
@@ -64,7 +77,11 @@ impl FrameBatches {
         Ok(())
     }
 
-    fn emit(&self, count: usize, port: &mut dyn Port) -> Result<(), Stop> {
+    fn emit(&mut self, count: usize, port: &mut dyn Port) -> Result<(), Stop> {
+        if let Some(image) = &mut self.plan.image {
+            let end = self.offset + count as u64;
+            image.replaced = self.replaced.extract_if(.., |&mut frame| frame < end).collect();
+        }
         let shape = [count, FRAME_SIDE, FRAME_SIDE, 3];
         port.emit(Output::Frames(FrameBatch {
             v: VERSION,

@@ -1,11 +1,12 @@
 //! A video file to frames and PCM windows, with GStreamer; no bus in sight.
 //!
 //! In reading order: [`media_path`] (which files may be opened), [`probe`] (what a file is, without decoding),
-//! `pipeline` (one decoding GStreamer pipeline), then the picture's way: `video` (every picture is counted, some are
-//! picked), `color` (YUV to RGB as swscale does it), [`picture`] (turning it upright), [`resize`] (Pillow's bicubic);
-//! the sound's way: `audio`, `downmix`, `resample` (as libswresample does it), `spool` (sound on disk until its length
-//! is known); `batch` (rows to messages), [`stage`] (both at once, into one port), [`npy`] and
-//! [`dump`] (what was delivered, for the reference), [`open`](mod@open) (the stage as a process serves it).
+//! `pipeline` (one decoding GStreamer pipeline), then the picture's way: `timeline` (which picture a decoded one is),
+//! `picks` (which are looked at), `video` (both on a pipeline), `color` (YUV to RGB as swscale does it), [`picture`]
+//! (turning it upright), [`resize`] (Pillow's bicubic); the sound's way: `audio`, `downmix`, `resample` (as
+//! libswresample does it), `spool` (sound on disk until its length is known); `batch` (rows to messages), [`stage`]
+//! (both at once, into one port), [`npy`] and [`dump`] (what was delivered, for the reference), [`open`](mod@open) (the
+//! stage as a process serves it).
 
 pub mod dump;
 #[cfg(feature = "gstreamer")]
@@ -33,11 +34,15 @@ mod failure;
 #[cfg(feature = "gstreamer")]
 mod identity;
 #[cfg(feature = "gstreamer")]
+mod picks;
+#[cfg(feature = "gstreamer")]
 mod pipeline;
 #[cfg(feature = "gstreamer")]
 mod resample;
 #[cfg(feature = "gstreamer")]
 mod spool;
+#[cfg(feature = "gstreamer")]
+mod timeline;
 #[cfg(feature = "gstreamer")]
 mod video;
 

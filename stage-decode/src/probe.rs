@@ -11,7 +11,6 @@ mod ogg;
 mod scan;
 
 use std::fs::File;
-use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use crate::failure;
 use crate::identity;
 use crate::picture::Turn;
 use crate::pipeline::{Kind, Selection};
+use crate::timeline::Timeline;
 use bytes::Bytes;
 
 /// A file's facts, and what decoding needs to know to arrive at the same ones.
@@ -37,8 +37,7 @@ pub(crate) struct Examined {
 #[derive(Clone, Debug)]
 pub(crate) struct PictureTrack {
     pub(crate) selection: Selection,
-    /// Timestamps of the decoded pictures that count, in nanoseconds as the demuxer gives them.
-    pub(crate) shown: Vec<Range<u64>>,
+    pub(crate) timeline: Timeline,
     pub(crate) turn: Turn,
 }
 
@@ -150,14 +149,14 @@ fn from_movie(movie: &mp4::Movie, quicktime: bool) -> Examined {
     let mut info = blank(if quicktime { "mov" } else { "mp4" }, movie.duration_s());
     let picture = picture.map(|track| {
         let turn = Turn::from_degrees(track.rotation);
-        let (frames, shown) = track.shown_pictures(movie.timescale);
+        let (frames, timeline) = track.pictures(movie.timescale);
         info.frames = frames;
         info.avg_fps = track.average_rate();
         (info.width, info.height) = upright(turn, track.width, track.height);
         info.rotation = track.rotation;
         info.codecs.push(codec_name(&String::from_utf8_lossy(&track.codec)));
         let selection = selection(Kind::Picture, track);
-        PictureTrack { selection, shown, turn }
+        PictureTrack { selection, timeline, turn }
     });
     let sound = sound.map(|track| {
         let (skip, keep) = track.shown_sound(movie.timescale);
@@ -173,9 +172,9 @@ fn from_movie(movie: &mp4::Movie, quicktime: bool) -> Examined {
 
 fn from_segment(segment: &matroska::Segment) -> Examined {
     let of_kind = |kind| segment.tracks.iter().filter(move |t| t.kind == kind && t.blocks > 0);
-    let picture =
-        of_kind(1).max_by_key(|t| (t.default, u64::from(t.width) * u64::from(t.height), std::cmp::Reverse(t.uid)));
-    let sound = of_kind(2).max_by_key(|t| (t.default, t.channels, std::cmp::Reverse(t.uid)));
+    let picture = of_kind(matroska::PICTURE)
+        .max_by_key(|t| (t.default, u64::from(t.width) * u64::from(t.height), std::cmp::Reverse(t.uid)));
+    let sound = of_kind(matroska::SOUND).max_by_key(|t| (t.default, t.channels, std::cmp::Reverse(t.uid)));
     let selection = |kind, track: &matroska::Track| {
         // GStreamer's name of a Matroska track is its number and UID, in three digits at least.
         let name = format!("{:03}:{:03}", track.number, track.uid);
@@ -188,8 +187,7 @@ fn from_segment(segment: &matroska::Segment) -> Examined {
         info.avg_fps = segment.average_rate(track);
         (info.width, info.height) = (track.width, track.height);
         info.codecs.push(codec_name(&track.codec));
-        let shown = std::iter::once(0..u64::MAX).collect();
-        PictureTrack { selection: selection(Kind::Picture, track), shown, turn: Turn::None }
+        PictureTrack { selection: selection(Kind::Picture, track), timeline: segment.timeline(track), turn: Turn::None }
     });
     let sound = sound.map(|track| {
         info.has_audio = true;

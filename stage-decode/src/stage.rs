@@ -18,8 +18,9 @@ use crate::audio;
 use crate::batch::{FrameBatches, Windows};
 use crate::failure;
 use crate::media_path::MediaRoots;
+use crate::picks::Picks;
 use crate::probe::{self, PictureTrack, SoundTrack};
-use crate::video::{self, Picks};
+use crate::video::{self, Frame};
 
 /// How often a waiting stage asks whether the job was cancelled.
 const POLL: Duration = Duration::from_millis(50);
@@ -147,7 +148,7 @@ fn unchanged(path: &Path, planned: &str, info: &MediaInfo) -> Result<(), JobErro
 
 /// What the decoding threads hand to the calling one.
 enum Event {
-    Frame(Vec<u8>),
+    Frame(Frame),
     FramesDone,
     /// The exact plan, once the sound is decoded; none: too little, or silence.
     Sound(Option<AudioPlan>),

@@ -1,9 +1,8 @@
-//! A picture track to sampled frames: every picture is decoded and counted, only picked ones are looked at.
+//! A picture track to sampled frames: every picture is decoded and numbered, only picked ones are looked at.
 
-use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::error::JobError;
@@ -16,45 +15,23 @@ use gstreamer_video as gst_video;
 
 use crate::color::{self, Conversion, Converter};
 use crate::failure;
+use crate::picks::{Passed, Picks, Sieve};
 use crate::picture::Picture;
 use crate::pipeline::{self, Interruption, TrackPipeline};
 use crate::probe::PictureTrack;
 use crate::resize::Resizer;
 
-/// Which of the shown pictures are wanted: `count` of them, every `step`-th, from `first` on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Picks {
-    pub(crate) first: u64,
-    pub(crate) step: u64,
-    pub(crate) count: u64,
+/// A sampled frame.
+#[derive(Clone, Debug)]
+pub(crate) struct Frame {
+    /// [`FRAME_BYTES`] of RGB.
+    pub(crate) rgb: Vec<u8>,
+    /// The picked picture did not decode: this is the one before it.
+    pub(crate) replaced: bool,
 }
 
-impl Picks {
-    fn contains(self, index: u64) -> bool {
-        index >= self.first
-            && (index - self.first).is_multiple_of(self.step)
-            && (index - self.first) / self.step < self.count
-    }
-}
-
-/// Numbers the decoded pictures that are shown.
-struct Counter {
-    /// Timestamps in nanoseconds.
-    shown: Vec<Range<u64>>,
-    numbered: u64,
-}
-
-impl Counter {
-    /// The number of the next decoded picture; `None` if it is not shown. One without a timestamp is.
-    fn next(&mut self, at: Option<gst::ClockTime>) -> Option<u64> {
-        let hidden = at.is_some_and(|at| !self.shown.iter().any(|range| range.contains(&at.nseconds())));
-        self.numbered += u64::from(!hidden);
-        (!hidden).then(|| self.numbered - 1)
-    }
-}
-
-/// Decodes the picks as 384 x 384 RGB frames, in order, exactly `picks.count` of them; returns how many stand in for
-/// pictures that did not decode.
+/// Decodes the picks as 384 x 384 RGB frames, in order, exactly `picks.count` of them. One that does not decode is
+/// replaced by the last picture before it that does, at the start by the first one that does.
 ///
 /// # Errors
 /// What GStreamer says before the first frame, what `deliver` says, and `Cancelled`.
@@ -64,54 +41,124 @@ pub(crate) fn decode(
     picks: Picks,
     stall: Duration,
     cancelled: &dyn Fn() -> bool,
-    deliver: &mut dyn FnMut(Vec<u8>) -> Result<(), Stop>,
-) -> Result<u64, Stop> {
+    deliver: &mut dyn FnMut(Frame) -> Result<(), Stop>,
+) -> Result<(), Stop> {
     pipeline::init()?;
     let convert = pipeline::element("videoconvert")?;
     let pad = convert.static_pad("sink").ok_or_else(|| failure::no_element("videoconvert"))?;
-    let counter = Mutex::new(Counter { shown: track.shown.clone(), numbered: 0 });
-    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-        let at = info.buffer().and_then(|b| b.pts());
-        match counter.lock().unwrap_or_else(PoisonError::into_inner).next(at) {
-            Some(index) if picks.contains(index) => gst::PadProbeReturn::Ok,
-            // Consumed here. (Drop, which says the same, makes gstreamer-rs and GStreamer 1.22 release it twice.)
-            _ => gst::PadProbeReturn::Handled,
-        }
-    });
+    sift(&pad, Sieve::new(track.timeline.clone(), picks));
     let caps = gst_video::VideoCapsBuilder::new().format_list(color::FORMATS).build();
     let pipeline = TrackPipeline::start(path, track.selection.clone(), &convert, &caps, stall)?;
 
     let mut developer = Developer::default();
-    let mut last: Option<Vec<u8>> = None;
+    let mut before: Option<Decoded> = None;
     let mut delivered = 0;
+    let mut missing = 0;
     while delivered < picks.count {
         let sample = match pipeline.pull(cancelled) {
             Ok(Some(sample)) => sample,
             Ok(None) => break,
-            Err(Interruption::Broken(error)) if last.is_some() => {
+            Err(Interruption::Broken(error)) if before.is_some() => {
                 tracing::warn!(file = %path.display(), %error, "decoding ends early");
                 break;
             }
             Err(other) => return Err(other.into()),
         };
-        let frame = developer.develop(path, &sample, pipeline.parsed_caps(), track)?;
-        deliver(frame.clone())?;
-        last = Some(frame);
-        delivered += 1;
+        let number =
+            sample.buffer().ok_or_else(|| failure::unsupported(path, "a decoded picture has no data"))?.offset();
+        let mut decoded = Decoded { sample, frame: None };
+        while delivered < picks.count && picks.number(delivered) <= number {
+            let replaced = picks.number(delivered) < number;
+            let stands = before.as_mut().filter(|_| replaced).unwrap_or(&mut decoded);
+            let rgb = stands.frame(&mut developer, path, &pipeline, track)?;
+            deliver(Frame { rgb, replaced })?;
+            delivered += 1;
+            missing += u64::from(replaced);
+        }
+        before = Some(decoded);
     }
-    drop(pipeline);
-    let missing = picks.count - delivered;
-    if missing > 0 {
-        let Some(last) = last else {
+    if delivered < picks.count {
+        let Some(last) = &mut before else {
             let first = picks.first;
             return Err(failure::unsupported(path, &format!("no picture decodes from number {first} on")).into());
         };
-        tracing::warn!(file = %path.display(), missing, "pictures do not decode, the one before stands in");
-        for _ in 0..missing {
-            deliver(last.clone())?;
+        let rgb = last.frame(&mut developer, path, &pipeline, track)?;
+        missing += picks.count - delivered;
+        for _ in delivered..picks.count {
+            deliver(Frame { rgb: rgb.clone(), replaced: true })?;
         }
     }
-    Ok(missing)
+    if missing > 0 {
+        tracing::warn!(file = %path.display(), missing, "pictures do not decode, the ones before stand in");
+    }
+    Ok(())
+}
+
+/// Lets only those buffers pass a pad that the sieve lets pass, each with its picture's number as its offset.
+fn sift(pad: &gst::Pad, sieve: Sieve<gst::Buffer>) {
+    /// `passing`: the buffer that comes next has been decided on.
+    struct Sifting {
+        sieve: Sieve<gst::Buffer>,
+        passing: bool,
+    }
+    fn lock(sifting: &Mutex<Sifting>) -> std::sync::MutexGuard<'_, Sifting> {
+        sifting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    let sifting = Arc::new(Mutex::new(Sifting { sieve, passing: false }));
+    // Comes back through the probe below, on the same thread.
+    let pass_held = move |pad: &gst::Pad, sifting: &Mutex<Sifting>, held: Option<(u64, gst::Buffer)>| {
+        let Some((number, mut buffer)) = held else { return };
+        buffer.make_mut().set_offset(number);
+        lock(sifting).passing = true;
+        // Whoever pushes the next buffer hears of what is wrong downstream.
+        let _ = pad.chain(buffer);
+    };
+    pad.add_probe(gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
+        match &mut info.data {
+            Some(gst::PadProbeData::Buffer(buffer)) => {
+                if std::mem::take(&mut lock(&sifting).passing) {
+                    return gst::PadProbeReturn::Ok;
+                }
+                let at = buffer.pts().map(gst::ClockTime::nseconds);
+                let Passed { held, new } = lock(&sifting).sieve.take(at, || buffer.clone());
+                pass_held(pad, &sifting, held);
+                // Consumed here. (Drop, which says the same, makes gstreamer-rs and GStreamer 1.22 release it twice.)
+                let Some(number) = new else { return gst::PadProbeReturn::Handled };
+                buffer.make_mut().set_offset(number);
+            }
+            // After these the held picture could not pass any more, or not as what it is.
+            Some(gst::PadProbeData::Event(event))
+                if matches!(event.type_(), gst::EventType::Eos | gst::EventType::Caps) =>
+            {
+                let held = lock(&sifting).sieve.release();
+                pass_held(pad, &sifting, held);
+            }
+            _ => {}
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// A decoded picture, and its frame once somebody wants it.
+struct Decoded {
+    sample: gst::Sample,
+    frame: Option<Vec<u8>>,
+}
+
+impl Decoded {
+    fn frame(
+        &mut self,
+        developer: &mut Developer,
+        path: &Path,
+        pipeline: &TrackPipeline,
+        track: &PictureTrack,
+    ) -> Result<Vec<u8>, JobError> {
+        if let Some(frame) = &self.frame {
+            return Ok(frame.clone());
+        }
+        let frame = developer.develop(path, &self.sample, pipeline.parsed_caps(), track)?;
+        Ok(self.frame.insert(frame).clone())
+    }
 }
 
 /// From a decoded sample to a frame; scratch memory is reused.
@@ -154,21 +201,4 @@ impl Developer {
 /// What caps tell of matrix and range.
 fn colorimetry(caps: &gst::CapsRef) -> Option<VideoColorimetry> {
     VideoColorimetry::from_str(caps.structure(0)?.get::<&str>("colorimetry").ok()?).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_shown_pictures_are_numbered_and_every_step_th_of_them_is_picked() {
-        let mut counter = Counter { shown: vec![2..5, 7..9], numbered: 0 };
-        let numbers: Vec<_> = (0..10).map(|at| counter.next(Some(gst::ClockTime::from_nseconds(at)))).collect();
-        let expected = [None, None, Some(0), Some(1), Some(2), None, None, Some(3), Some(4), None];
-        assert_eq!(numbers, expected);
-        assert_eq!(counter.next(None), Some(5));
-        let picks = Picks { first: 1, step: 3, count: 2 };
-        let picked: Vec<_> = (0..20).filter(|&i| picks.contains(i)).collect();
-        assert_eq!(picked, [1, 4]);
-    }
 }

@@ -108,11 +108,9 @@ mod tests {
 
     #[test]
     fn a_row_multiplies_the_same_alone_and_among_many() -> Result<()> {
-        let linear = Linear {
-            weight: Tensor::randn(0f32, 1.0, (64, 96), &Device::Cpu)?,
-            bias: Some(Tensor::randn(0f32, 1.0, 64, &Device::Cpu)?),
-        };
-        let x = Tensor::randn(0f32, 1.0, (50, 96), &Device::Cpu)?;
+        let draws = common::random::Draws::default();
+        let linear = Linear { weight: draws.normal((64, 96))?, bias: Some(draws.normal(64)?) };
+        let x = draws.normal((50, 96))?;
         let whole = linear.forward(&x)?.to_vec2::<f32>()?;
         for (start, len) in [(0, 1), (7, 2), (13, 5), (20, 30)] {
             let part = linear.forward(&x.narrow(0, start, len)?)?.to_vec2::<f32>()?;

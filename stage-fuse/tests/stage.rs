@@ -1,19 +1,24 @@
 //! The fuse stage, message in and message out.
 
+#[path = "../../common/tests/tiny/mod.rs"]
 mod tiny;
 
 use std::collections::BTreeSet;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use common::checkpoint::{CheckpointError, Weights};
 use common::error::ErrorKind;
 use common::message::{FeatureBatch, Modality};
 use common::model::{ModelConfig, Projector};
 use common::plan::{AudioPlan, ImagePlan, MediaPlan};
+use common::random::Draws;
 use common::stage::{Stage, Stop};
 use common::tensor::Tensor;
 use stage_fuse::{FuseStage, Fuser};
 use tiny::{Emitted, Kept};
+
+const CONFIG: &str = r#"{"hidden_size": 32, "mm_vision_config": {"hidden_size": 16, "num_attention_heads": 2},
+    "mm_audio_config": {"d_model": 24, "encoder_attention_heads": 2}}"#;
 
 const IMAGE: usize = 64;
 const AUDIO: usize = 24;
@@ -23,7 +28,7 @@ fn load(config: &ModelConfig, w: &Weights) -> Result<Fuser, CheckpointError> {
 }
 
 fn stage() -> FuseStage {
-    let (config, weights) = tiny::weights(load);
+    let (config, weights) = tiny::weights(CONFIG, load);
     FuseStage::new(load(&config, &weights).unwrap())
 }
 
@@ -33,7 +38,7 @@ fn plan(frames: u64, samples: u64) -> MediaPlan {
 }
 
 fn rows(n: usize, width: usize) -> Tensor<'static> {
-    let x = candle_core::Tensor::randn(0f32, 1.0, (n, width), &Device::Cpu).unwrap();
+    let x = Draws::default().normal((n, width)).unwrap();
     Tensor::from_candle(&x).unwrap()
 }
 
@@ -143,7 +148,7 @@ fn an_absent_half_stays_absent() {
 
 #[test]
 fn a_cancelled_job_is_not_fused() {
-    let mut kept = Kept { cancelled: true, ..Kept::default() };
+    let mut kept = Kept { cancel_after: Some(0), ..Kept::default() };
     let stop = stage().process(batch(&plan(2, 0), Modality::Image, 0, rows(10, IMAGE)), &mut kept);
     assert_eq!(stop, Err(Stop::Cancelled));
 }

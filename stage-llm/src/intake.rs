@@ -88,6 +88,7 @@ impl Intake {
         if modality == Modality::Audio && !self.audio_settled {
             self.settle_audio(model, batch)?;
         }
+        self.note_replaced(batch);
         let total = match modality {
             Modality::Image => batch.plan.image.as_ref().map(|i| i.tokens),
             Modality::Audio => batch.plan.audio.as_ref().map(|a| a.tokens),
@@ -105,6 +106,15 @@ impl Intake {
             }
         }
         Ok(chunks)
+    }
+
+    /// Frames that stand in for ones that did not decode: every batch names those among its own. One that comes twice names
+    /// none twice.
+    fn note_replaced(&mut self, batch: &TokenBatch<'_>) {
+        let (Some(all), Some(own)) = (&mut self.plan.image, &batch.plan.image) else { return };
+        all.replaced.extend(&own.replaced);
+        all.replaced.sort_unstable();
+        all.replaced.dedup();
     }
 
     /// A half of which the plan knew turned out to be absent: all black, or silent.

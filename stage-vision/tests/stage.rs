@@ -1,5 +1,6 @@
 //! The vision stage, message in and message out.
 
+#[path = "../../common/tests/tiny/mod.rs"]
 mod tiny;
 
 use common::checkpoint::CheckpointError;
@@ -10,6 +11,9 @@ use common::stage::{Stage, Stop};
 use common::tensor::{Dtype, Tensor};
 use stage_vision::{SiglipEncoder, VisionStage};
 use tiny::Kept;
+
+const CONFIG: &str = r#"{"hidden_size": 32, "mm_vision_config":
+    {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}}"#;
 
 fn load(config: &ModelConfig, w: &common::checkpoint::Weights) -> Result<SiglipEncoder, CheckpointError> {
     SiglipEncoder::new(config, w)
@@ -44,7 +48,7 @@ fn the_tower_asks_for_exactly_the_tensors_that_the_released_checkpoint_needs_it_
 
 #[test]
 fn frames_give_the_same_rows_however_they_are_batched() {
-    let weights = tiny::weights(load);
+    let weights = tiny::weights(CONFIG, load);
     let (frames, plan) = (frames(5), plan(5));
     let mut whole = Kept::default();
     stage(4, &weights).process(batch(&frames, 0, &plan), &mut whole).unwrap();
@@ -62,7 +66,7 @@ fn frames_give_the_same_rows_however_they_are_batched() {
 
 #[test]
 fn a_long_video_gives_fewer_and_coarser_cells() {
-    let weights = tiny::weights(load);
+    let weights = tiny::weights(CONFIG, load);
     let mut kept = Kept::default();
     stage(1, &weights).process(batch(&frames(1), 1999, &plan(2000)), &mut kept).unwrap();
     assert_eq!((kept.outputs[0].offset, &kept.outputs[0].shape), (1999 * 25, &vec![25, 64]));
@@ -70,7 +74,7 @@ fn a_long_video_gives_fewer_and_coarser_cells() {
 
 #[test]
 fn an_absent_picture_stays_absent() {
-    let weights = tiny::weights(load);
+    let weights = tiny::weights(CONFIG, load);
     let mut kept = Kept::default();
     stage(1, &weights).process(batch(&[], 0, &plan(0)), &mut kept).unwrap();
     assert_eq!((kept.outputs[0].offset, &kept.outputs[0].shape), (0, &vec![0, 64]));
@@ -79,7 +83,7 @@ fn an_absent_picture_stays_absent() {
 
 #[test]
 fn a_cancelled_job_stops_between_passes_of_the_tower() {
-    let weights = tiny::weights(load);
+    let weights = tiny::weights(CONFIG, load);
     let mut kept = Kept { cancel_after: Some(1), ..Kept::default() };
     let stop = stage(1, &weights).process(batch(&frames(3), 0, &plan(3)), &mut kept);
     assert_eq!(stop, Err(Stop::Cancelled));

@@ -216,6 +216,31 @@ async fn a_checkpoint_made_to_answer_with_ranges_prints_them_as_times() -> anyho
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn frames_that_do_not_decode_are_named_in_the_result_and_by_vidi_ask() -> anyhow::Result<()> {
+    let rig = Rig::start(Setup { set: vec!["decode.batch_frames=2".to_owned()], ..Setup::default() }).await?;
+    let clip = rig.media().join("clip.mp4");
+    ffmpeg("-f lavfi -i testsrc2=size=320x180:rate=25:duration=6 -c:v libx264 -preset ultrafast -g 5", &clip)?;
+    let ask = || rig.run(&["ask", &clip.to_string_lossy(), "the logo", "--json", "--max-new-tokens", "4"]);
+    let replaced = |output: &std::process::Output| -> anyhow::Result<serde_json::Value> {
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice::<serde_json::Value>(&output.stdout)?["plan"]["image"]["replaced"].clone())
+    };
+    let whole = ask()?;
+    ensure!(replaced(&whole)?.is_null() && !String::from_utf8_lossy(&whole.stderr).contains("damaged"));
+
+    // The packets from about 2.7 to 3.6 s; the index of this file stands at its end.
+    let mut bytes = std::fs::read(&clip)?;
+    let (from, to) = (bytes.len() * 45 / 100, bytes.len() * 60 / 100);
+    bytes[from..to].fill(0);
+    std::fs::write(&clip, bytes)?;
+    let damaged = ask()?;
+    let said = String::from_utf8_lossy(&damaged.stderr).into_owned();
+    ensure!(replaced(&damaged)? == serde_json::json!([3]), "{:?}", replaced(&damaged));
+    ensure!(said.contains("1 of 6 sampled frames (3) did not decode"), "{said}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn clients_may_speak_json_submit_twice_and_come_late() -> anyhow::Result<()> {
     let rig = Rig::start(Setup::default()).await?;
     let clip = rig.media().join("clip.mp4");

@@ -11,7 +11,9 @@ use super::{
     residual_add, rms, rms_norm,
 };
 
-/// What a family of kernels makes of small random inputs, held against the CPU.
+use crate::random::Draws;
+
+/// What a family of kernels makes of small made-up inputs, the same in every run, held against the CPU.
 #[derive(Clone, Debug)]
 pub struct Check {
     /// Which kernels.
@@ -43,7 +45,7 @@ pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
         DType::F16 => (3e-4, 8e-4),
         _ => (2e-6, 3e-6),
     };
-    let case = Case { device, dtype };
+    let case = Case { device, dtype, draws: Draws::default() };
     let family = |name: &str, tolerance, outcome: Result<Difference>| match outcome {
         Ok(d) => {
             let outlier = if dtype == DType::F32 { 1e-4 } else { 0.05 };
@@ -104,16 +106,17 @@ impl Difference {
 struct Case<'a> {
     device: &'a Device,
     dtype: DType,
+    draws: Draws,
 }
 
 impl Case<'_> {
     fn random(&self, shape: &[usize]) -> Result<Tensor> {
-        Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?.to_dtype(self.dtype)
+        self.draws.normal(shape)?.to_dtype(self.dtype)
     }
 
     /// A norm's gain in f32, around one.
     fn gain(&self, columns: usize) -> Result<Tensor> {
-        Tensor::randn(1f32, 0.2, columns, &Device::Cpu)
+        (self.draws.normal(&[columns])? * 0.2)? + 1.0
     }
 
     /// Computes on the CPU and on the device with copies of the inputs, which the operation may overwrite.
@@ -229,7 +232,7 @@ impl Case<'_> {
 
     fn patchify(&self) -> Result<Difference> {
         [(2, 384, 14), (1, 60, 8)].into_iter().try_fold(Difference::default(), |worst, (n, size, patch)| {
-            let frames = Tensor::rand(0f32, 256.0, (n, size, size, 3), &Device::Cpu)?.to_dtype(DType::U8)?;
+            let frames = self.draws.bytes(&[n, size, size, 3])?;
             Ok(worst.or(self.compare(&[frames], |x| Ok(vec![patchify(&x[0], patch, self.dtype)?]))?))
         })
     }
@@ -364,7 +367,7 @@ mod tests {
 
     #[test]
     fn one_wrong_value_among_many_stands_out() -> Result<()> {
-        let want = Tensor::randn(0f32, 1.0, 100_000, &Device::Cpu)?;
+        let want = Draws::default().normal(&[100_000])?;
         let but_one = |value: f32| -> Result<Difference> {
             let mut got = want.to_vec1::<f32>()?;
             got[77_777] = value;

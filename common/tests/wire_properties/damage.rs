@@ -214,7 +214,8 @@ fn lying(change: impl Fn(&mut serde_json::Value)) -> Result<(), WireErrorKind> {
     let mut batch = serde_json::json!({
         "v": 1, "job": "a", "modality": "image", "offset": 0,
         "plan": {"content_id": "", "duration_s": 2.0,
-                 "image": {"frame_step": 1, "frames": 2, "grid": [14, 14], "tokens": 392}, "audio": null},
+                 "image": {"frame_step": 1, "frames": 2, "grid": [14, 14], "tokens": 392, "replaced": []},
+                 "audio": null},
         "tensor": {"dtype": "f32", "shape": [1, 2], "data": [0, 0, 0, 0, 0, 0, 0, 0]},
     });
     change(&mut batch);
@@ -275,6 +276,9 @@ fn fields_of_the_wrong_kind_are_schema_errors_and_contradictions_value_errors() 
         ("/plan/image/frame_step", json!(0)),
         ("/plan/image/grid", json!([13, 14])),
         ("/plan/image/tokens", json!(393)),
+        ("/plan/image/replaced", json!([1, 0])),
+        ("/plan/image/replaced", json!([1, 1])),
+        ("/plan/image/replaced", json!([2])),
     ] {
         assert_eq!(changed(path, to.clone()), Err(WireErrorKind::Value), "{path} {to}");
     }

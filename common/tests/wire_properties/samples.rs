@@ -37,12 +37,15 @@ fn stage() -> impl Strategy<Value = StageName> {
 prop_compose! {
     pub fn plan()(
         content_id in "[a-z0-9:]{0,80}", duration_s in seconds(),
-        image in prop::option::of((1u64..100, 2u64..2000)), samples in prop::option::of(3200u64..2_000_000),
+        image in prop::option::of((1u64..100, 2u64..2000)), replaced in prop::collection::btree_set(0u64..2, 0..3), samples in prop::option::of(3200u64..2_000_000),
     ) -> MediaPlan {
         MediaPlan {
             content_id,
             duration_s,
-            image: image.map(|(step, frames)| ImagePlan::new(step, frames)),
+            image: image.map(|(step, frames)| {
+                let replaced = replaced.into_iter().collect();
+                ImagePlan { replaced, ..ImagePlan::new(step, frames) }
+            }),
             audio: samples.and_then(AudioPlan::new),
         }
     }

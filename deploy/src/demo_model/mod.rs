@@ -5,8 +5,7 @@
 //! same size and seed give the same bytes on every machine. The reading order:
 //!
 //! * [`size`]: the dimensions of a checkpoint, and the named sizes;
-//! * [`tensors`]: every tensor of a size, with the distribution of its values;
-//! * [`random`]: values from a counter, so that any part of a tensor can be made alone;
+//! * [`tensors`]: every tensor of a size, with the distribution of its values, which are [`common::random`]'s;
 //! * [`shards`]: the safetensors files and their index, streamed to disk;
 //! * [`config`] for `config.json`;
 //! * [`tokenizer`]: `tokenizer.json` and `tokenizer_config.json`;
@@ -17,7 +16,6 @@
 
 pub mod config;
 pub mod directory;
-pub mod random;
 pub mod shards;
 pub mod size;
 pub mod tensors;

@@ -3,7 +3,8 @@
 //! Names, shapes and spreads follow `make_checkpoint` in `tests/oracle/vidi_oracle.py`; `tests/oracle/vidi15_9b_tensors.json`
 //! lists those of the real model.
 
-use super::random::Normal;
+use common::random::Normal;
+
 use super::size::{Dims, Dtype, Tower};
 
 /// One tensor to be written.

@@ -7,11 +7,16 @@ use std::io;
 use std::ops::Range;
 
 use super::bytes::Bytes;
+use crate::timeline::Timeline;
 
 /// Elements that a file may have: an hour of video and sound has half a million.
 const MAX_ELEMENTS: u64 = 1 << 27;
 /// Elements that one may hold, clusters and segments apart.
 const MAX_CHILDREN: usize = 1 << 16;
+
+/// Kinds of tracks.
+pub(crate) const PICTURE: u64 = 1;
+pub(crate) const SOUND: u64 = 2;
 
 /// What a file says of itself, and what its clusters hold.
 #[derive(Debug, Default)]
@@ -29,7 +34,7 @@ pub(crate) struct Segment {
 pub(crate) struct Track {
     pub(crate) number: u64,
     pub(crate) uid: u64,
-    /// 1: picture, 2: sound.
+    /// [`PICTURE`] or [`SOUND`].
     pub(crate) kind: u64,
     pub(crate) codec: String,
     pub(crate) default: bool,
@@ -45,6 +50,8 @@ pub(crate) struct Track {
     pub(crate) blocks: u64,
     /// First and last timestamp, in steps.
     span: Option<(i64, i64)>,
+    /// Timestamps of the blocks that show a picture, in steps, in the order of the file.
+    times: Vec<i64>,
 }
 
 struct Element {
@@ -254,7 +261,18 @@ impl Segment {
         track.span = Some((start.min(time), end.max(time)));
         track.discard_ns = discard_ns.max(0) as u64;
         // VP8 stores pictures that are only referred to as blocks of their own (RFC 6386, 9.1: show_frame).
-        track.blocks += u64::from(track.codec != "V_VP8" || (first >> 4) & 1 == 1);
+        if track.codec != "V_VP8" || (first >> 4) & 1 == 1 {
+            track.blocks += 1;
+            if track.kind == PICTURE {
+                track.times.push(time);
+            }
+        }
+    }
+
+    /// When a track's pictures are shown.
+    pub(crate) fn timeline(&self, track: &Track) -> Timeline {
+        let at = |steps: i64| Some((u64::try_from(steps).ok()?.checked_mul(self.scale_ns)?, true));
+        Timeline::new(track.times.iter().map(|&steps| at(steps)))
     }
 
     /// Container name as clients know it.

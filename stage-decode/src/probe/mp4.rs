@@ -114,6 +114,7 @@ impl Movie {
             }
         }
         if movie.fragmented {
+            movie.tracks.iter_mut().for_each(|t| t.fragment_at = t.totals().1 as i64);
             for moof in top.iter().filter(|b| &b.name == b"moof") {
                 for traf in boxes(bytes, moof.body.clone())?.iter().filter(|b| &b.name == b"traf") {
                     movie.fragment(bytes, traf.body.clone())?;
@@ -128,30 +129,21 @@ impl Movie {
         let (mut id, mut duration) = (0, None);
         for found in boxes(bytes, traf)? {
             let start = found.body.start;
-            if &found.name == b"tfhd" {
-                let flags = bytes.u32(start)? & 0xff_ffff;
-                id = bytes.u32(start + 4)?;
-                let skipped = 8 * u64::from(flags & 1) + 4 * u64::from(flags >> 1 & 1);
-                duration = if flags & 8 != 0 { Some(bytes.u32(start + 8 + skipped)?) } else { None };
-            } else if &found.name == b"trun" {
-                let Some(track) = self.tracks.iter_mut().find(|t| t.id == id) else { continue };
-                let flags = bytes.u32(start)? & 0xff_ffff;
-                let count = u64::from(bytes.u32(start + 4)?);
-                let first = start + 8 + 4 * u64::from(flags & 1) + 4 * u64::from(flags >> 2 & 1);
-                let width = 4 * u64::from((flags >> 8 & 0xf).count_ones());
-                if first + count * width > found.body.end {
-                    return Err(bad("a fragment's table is cut short"));
+            let track = self.tracks.iter_mut().find(|t| t.id == id);
+            match (&found.name, track) {
+                (b"tfhd", _) => {
+                    let flags = bytes.u32(start)? & 0xff_ffff;
+                    id = bytes.u32(start + 4)?;
+                    let skipped = 8 * u64::from(flags & 1) + 4 * u64::from(flags >> 1 & 1);
+                    duration = if flags & 8 != 0 { Some(bytes.u32(start + 8 + skipped)?) } else { None };
                 }
-                track.fragment_samples += count;
-                track.fragment_ticks += if flags & 0x100 == 0 {
-                    count * u64::from(duration.unwrap_or(track.default_duration))
-                } else {
-                    let mut ticks = 0;
-                    for i in 0..count {
-                        ticks += u64::from(bytes.u32(first + i * width)?);
-                    }
-                    ticks
-                };
+                (b"tfdt", Some(track)) => {
+                    let long = bytes.array::<1>(start)?[0] == 1;
+                    let at = if long { bytes.u64(start + 4)? } else { bytes.u32(start + 4)?.into() };
+                    track.fragment_at = i64::try_from(at).map_err(|_| bad("a fragment lies beyond all time"))?;
+                }
+                (b"trun", Some(track)) => track.run(bytes, &found.body, duration)?,
+                _ => {}
             }
         }
         Ok(())

@@ -15,6 +15,7 @@ use super::{Examined, PictureTrack, SoundTrack, Trim, blank, codec_name, mp3, og
 use crate::failure;
 use crate::picture::Turn;
 use crate::pipeline::{self, Kind, Selection};
+use crate::timeline::Timeline;
 
 /// What was counted on one parsed pad.
 #[derive(Default)]
@@ -23,6 +24,8 @@ struct Counted {
     caps: Option<gst::Caps>,
     buffers: u64,
     bytes: u64,
+    /// Timestamps of pictures, in the order of the file.
+    times: Vec<Option<gst::ClockTime>>,
     /// First timestamp and end of the last, ns.
     span: Option<(u64, u64)>,
     turn: Turn,
@@ -151,6 +154,9 @@ fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, progress: Arc<AtomicU64>)
                 }
                 counted.buffers += 1;
                 counted.bytes += buffer.size() as u64;
+                if counted.caps_name().is_some_and(|name| Kind::Picture.takes(name)) {
+                    counted.times.push(buffer.pts());
+                }
                 if let Some(start) = buffer.pts().map(|t| t.nseconds()) {
                     let end = start + buffer.duration().map_or(0, |d| d.nseconds());
                     let (first, last) = counted.span.unwrap_or((start, end));
@@ -205,8 +211,8 @@ fn sum_up(
         };
         info.rotation = track.turn.degrees();
         info.codecs.push(track.codec());
-        let shown = std::iter::once(0..u64::MAX).collect();
-        PictureTrack { selection: selection(Kind::Picture, track), shown, turn: track.turn }
+        let timeline = Timeline::new(track.times.iter().map(|at| Some((at.as_ref()?.nseconds(), true))));
+        PictureTrack { selection: selection(Kind::Picture, track), timeline, turn: track.turn }
     });
     let sound = sound.map(|track| {
         let trim = match track.codec().as_str() {

@@ -3,7 +3,8 @@
 use std::io;
 use std::ops::Range;
 
-use super::{Bytes, LengthField, MAX_DEPTH, boxes, clock, table};
+use super::{Bytes, LengthField, MAX_DEPTH, MAX_SAMPLES, bad, boxes, clock, table};
+use crate::timeline::{MAX_LISTED, Timeline};
 
 /// A track's index, summed up where sums suffice.
 #[derive(Debug, Default)]
@@ -38,6 +39,10 @@ pub(crate) struct Track {
     pub(super) default_duration: u32,
     pub(super) fragment_samples: u64,
     pub(super) fragment_ticks: u64,
+    /// When each of the fragments' pictures is shown, in ticks, in the order of the file; the first [`MAX_LISTED`].
+    pub(super) fragment_times: Vec<i64>,
+    /// When the next fragment is decoded, in ticks, unless it tells so itself.
+    pub(super) fragment_at: i64,
 }
 
 fn pair(row: [u8; 8]) -> (u32, u32) {
@@ -172,6 +177,33 @@ impl Track {
         Ok(())
     }
 
+    /// Adds a run of a fragment's samples; `duration` is their default one, if the fragment has its own.
+    pub(super) fn run(&mut self, bytes: &mut Bytes<'_>, body: &Range<u64>, duration: Option<u32>) -> io::Result<()> {
+        let flags = bytes.u32(body.start)? & 0xff_ffff;
+        let count = u64::from(bytes.u32(body.start + 4)?);
+        let first = body.start + 8 + 4 * u64::from(flags & 1) + 4 * u64::from(flags >> 2 & 1);
+        // Of duration, size, flags and composition offset each sample has those that are told.
+        let width = 4 * u64::from((flags >> 8 & 0xf).count_ones());
+        if first + count * width > body.end {
+            return Err(bad("a fragment's table is cut short"));
+        }
+        self.fragment_samples = self.fragment_samples.saturating_add(count);
+        if self.fragment_samples > MAX_SAMPLES {
+            return Err(bad("a track has more samples than any real one"));
+        }
+        let usual = duration.unwrap_or(self.default_duration);
+        for row in (0..count).map(|i| first + i * width) {
+            let ticks = if flags & 0x100 == 0 { usual } else { bytes.u32(row)? };
+            let offset = if flags & 0x800 == 0 { 0 } else { bytes.u32(row + width - 4)? as i32 };
+            if &self.handler == b"vide" && self.fragment_times.len() < MAX_LISTED {
+                self.fragment_times.push(self.fragment_at.saturating_add(offset.into()));
+            }
+            self.fragment_at = self.fragment_at.saturating_add(ticks.into());
+            self.fragment_ticks += u64::from(ticks);
+        }
+        Ok(())
+    }
+
     /// Length of the media in seconds, edits apart.
     pub(super) fn length_s(&self) -> f64 {
         let (_, ticks) = self.totals();
@@ -224,26 +256,22 @@ impl Track {
         })
     }
 
-    /// How many pictures are shown, and the timestamps that they have from GStreamer, in nanoseconds: it shifts all so
-    /// that the least composition offset is not negative.
-    pub(crate) fn shown_pictures(&self, movie_timescale: u32) -> (u64, Vec<Range<u64>>) {
+    /// How many pictures are shown, and when, as GStreamer tells it: it shifts all so that the least composition offset
+    /// is not negative.
+    pub(crate) fn pictures(&self, movie_timescale: u32) -> (u64, Timeline) {
         let least = self.offsets.iter().map(|&(_, offset)| i64::from(offset)).min().unwrap_or(0).min(0);
-        let nanoseconds = |ticks: i64| match ticks {
-            i64::MIN => 0,
-            i64::MAX => u64::MAX,
-            // One less, for the fraction that both sides cut off.
-            ticks => {
-                let shifted = u128::try_from(i128::from(ticks) - i128::from(least)).unwrap_or(0);
-                (shifted * 1_000_000_000 / u128::from(self.timescale.max(1))).saturating_sub(1) as u64
-            }
+        let nanoseconds = |ticks: i64| {
+            let shifted = u128::try_from(i128::from(ticks) - i128::from(least)).ok()?;
+            u64::try_from(shifted * 1_000_000_000 / u128::from(self.timescale.max(1))).ok()
         };
-        let mut frames = self.fragment_samples;
-        let mut shown = Vec::new();
-        for edit in self.shown(movie_timescale) {
-            frames += self.spans().filter(|span| edit.contains(&span.start)).count() as u64;
-            shown.push(nanoseconds(edit.start)..nanoseconds(edit.end));
-        }
-        (frames, shown)
+        let edits = self.shown(movie_timescale);
+        let shown = |ticks: i64| edits.iter().any(|edit| edit.contains(&ticks));
+        let indexed = || self.spans().map(|span| span.start);
+        let frames = indexed().filter(|&ticks| shown(ticks)).count() as u64 + self.fragment_samples;
+        let unlisted = self.fragment_samples - self.fragment_times.len() as u64;
+        let times = indexed().chain(self.fragment_times.iter().copied()).map(Some);
+        let times = times.chain((unlisted > 0).then_some(None));
+        (frames, Timeline::new(times.map(|ticks| Some((nanoseconds(ticks?)?, shown(ticks?))))))
     }
 
     /// Ticks of sound to leave out at the start, and ticks to keep after that; `None` keeps all.

@@ -1,28 +1,35 @@
-//! A checkpoint of random weights, just large enough to have every part, and a port that keeps what it is given.
+//! For the tests of stages with a model: a checkpoint of made-up weights, just large enough to have every part, and a
+//! port that keeps what it is given. One place for several crates, each of which has it as a module by path.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use common::checkpoint::{Checkpoint, CheckpointError, Need, Weights};
-use common::message::{FeatureBatch, JobId, Output};
+use common::message::{FeatureBatch, JobId, Output, TokenBatch};
 use common::model::ModelConfig;
 use common::plan::MediaPlan;
+use common::random::Normal;
 use common::stage::{Port, Stop};
-use common::wire::{Message, encode};
+use common::wire::{Message, decode, encode};
 
-const CONFIG: &str = r#"{"hidden_size": 32, "mm_vision_config":
-    {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}}"#;
-
-/// Random weights for all that `load` asks for, on disk and opened.
-pub fn weights<T>(load: impl Fn(&ModelConfig, &Weights) -> Result<T, CheckpointError>) -> (ModelConfig, Weights) {
+/// Weights for all that `load` asks for of a model of this `config.json`, on disk and opened; a tensor's values follow
+/// from its name.
+pub fn weights<T>(
+    json: &str,
+    load: impl Fn(&ModelConfig, &Weights) -> Result<T, CheckpointError>,
+) -> (ModelConfig, Weights) {
     let dir = tempfile::tempdir().unwrap();
-    let config: ModelConfig = serde_json::from_str(CONFIG).unwrap();
+    let config: ModelConfig = serde_json::from_str(json).unwrap();
     let needs = Weights::survey(DType::F32, |w| load(&config, w)).unwrap();
-    let random = |need: &Need| Tensor::randn(0f32, 0.3, need.shape.as_slice(), &Device::Cpu).unwrap();
-    let tensors: HashMap<String, Tensor> = needs.iter().map(|need| (need.name.clone(), random(need))).collect();
+    let values = |need: &Need| {
+        let normal = Normal::new(1, &need.name, 0.0, 0.3);
+        let values = (0..need.shape.iter().product::<usize>()).map(|i| normal.at(i as u64)).collect();
+        Tensor::from_vec(values, need.shape.as_slice(), &Device::Cpu).unwrap()
+    };
+    let tensors: HashMap<String, Tensor> = needs.iter().map(|need| (need.name.clone(), values(need))).collect();
     candle_core::safetensors::save(&tensors, dir.path().join("model.safetensors")).unwrap();
-    std::fs::write(dir.path().join("config.json"), CONFIG).unwrap();
+    std::fs::write(dir.path().join("config.json"), json).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     (config, Weights::new(Arc::new(checkpoint), DType::F32, Device::Cpu))
 }
@@ -61,22 +68,37 @@ pub struct Emitted {
     pub rows: Vec<Vec<f32>>,
 }
 
-/// Keeps what a stage emits; cancelled from the `cancel_after`-th question on.
+/// Keeps features and tokens that a stage emits, each checked and read as the bus would.
 #[derive(Default)]
 pub struct Kept {
     pub outputs: Vec<Emitted>,
+    /// How often the stage has asked whether it is cancelled.
     pub asked: std::cell::Cell<usize>,
+    /// Questions that are answered with no.
     pub cancel_after: Option<usize>,
 }
 
 impl Port for Kept {
     fn emit(&mut self, output: Output<'_>) -> Result<(), Stop> {
-        let Output::Features(m) = output else { panic!("not features: {output:?}") };
-        m.check().expect("what a stage emits passes its own check");
-        common::wire::decode::<FeatureBatch>(&encode(&m)).expect("what a stage emits can be read");
-        let tensor = m.tensor.to_candle(&Device::Cpu).unwrap();
-        let rows = if m.tensor.rows() > 0 { tensor.to_vec2().unwrap() } else { Vec::new() };
-        self.outputs.push(Emitted { offset: m.offset, plan: m.plan, shape: m.tensor.shape(), rows });
+        let body = match &output {
+            Output::Features(m) => m.check().map(|()| encode(m)),
+            Output::Tokens(m) => m.check().map(|()| encode(m)),
+            other => panic!("no stage with a model emits {}", other.message_id()),
+        };
+        let body = body.expect("what a stage emits passes its own check");
+        let (offset, plan, tensor) = match &output {
+            Output::Features(_) => {
+                let m = decode::<FeatureBatch<'_>>(&body).expect("what a stage emits can be read");
+                (m.offset, m.plan, m.tensor)
+            }
+            _ => {
+                let m = decode::<TokenBatch<'_>>(&body).expect("what a stage emits can be read");
+                (m.offset, m.plan, m.tensor)
+            }
+        };
+        let rows =
+            if tensor.rows() > 0 { tensor.to_candle(&Device::Cpu).unwrap().to_vec2().unwrap() } else { Vec::new() };
+        self.outputs.push(Emitted { offset, plan, shape: tensor.shape(), rows });
         Ok(())
     }
 

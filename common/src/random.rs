@@ -1,7 +1,13 @@
 //! Random values from a counter: value `i` of a tensor is a function of seed, name and `i` alone.
 //!
+//! Whoever needs made-up numbers takes these, so that whatever holds of them once holds in every run: the demo
+//! checkpoint's weights, the inputs of the kernels' self-test at start, the probes of quantized matrices, and tests.
 //! Any piece of a tensor can thus be made on any thread, and only integer and single float operations take part, so the
 //! bits are the same on every machine.
+
+use std::cell::Cell;
+
+use candle_core::{Device, Result, Shape, Tensor};
 
 /// A stream of normally distributed values, one per index.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +35,37 @@ impl Normal {
         let h = mix(self.key.wrapping_add(index.wrapping_mul(GOLDEN_GAMMA)));
         let sum = (h & 0xffff) + (h >> 16 & 0xffff) + (h >> 32 & 0xffff) + (h >> 48);
         (sum as i32 - SUM_MEAN) as f32 * self.scale + self.mean
+    }
+}
+
+/// Tensors of standard normal values, each another stream; the same ones in every run.
+#[derive(Debug, Default)]
+pub struct Draws {
+    /// Seed of the next one.
+    seed: Cell<u64>,
+}
+
+impl Draws {
+    /// The next tensor, f32 on the CPU.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn normal(&self, shape: impl Into<Shape>) -> Result<Tensor> {
+        let shape = shape.into();
+        let normal = Normal::new(self.seed.replace(self.seed.get() + 1), "draw", 0.0, 1.0);
+        let count = shape.elem_count() as u64;
+        Tensor::from_vec((0..count).map(|i| normal.at(i)).collect(), shape, &Device::Cpu)
+    }
+
+    /// The next tensor of bytes, u8 on the CPU, all values alike.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn bytes(&self, shape: impl Into<Shape>) -> Result<Tensor> {
+        let shape = shape.into();
+        let key = self.seed.replace(self.seed.get() + 1);
+        let count = shape.elem_count() as u64;
+        Tensor::from_vec((0..count).map(|i| mix(mix(key) ^ i) as u8).collect(), shape, &Device::Cpu)
     }
 }
 
@@ -75,5 +112,15 @@ mod tests {
         ] {
             assert!(r.abs() < 0.015, "{what}: {r}");
         }
+    }
+
+    #[test]
+    fn every_draw_is_another_and_every_run_makes_the_same() -> Result<()> {
+        let draws = Draws::default();
+        let rows: Vec<Vec<f32>> =
+            (0..3).map(|_| draws.normal(&[2, 50])?.flatten_all()?.to_vec1()).collect::<Result<_>>()?;
+        assert!(rows[0] != rows[1] && rows[1] != rows[2]);
+        assert_eq!(Draws::default().normal(&[100])?.to_vec1::<f32>()?, rows[0]);
+        Ok(())
     }
 }

@@ -1,0 +1,109 @@
+//! What is said and made of a model's files: inspect, plan, quantize, demo-model.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use common::config::{Config, WeightFormat};
+use common::model::ModelConfig;
+use common::process::{Exit, Fatal};
+use deploy::{demo_model, inspect, plan, quantize};
+
+use crate::cli::Bits;
+
+/// `vidi inspect`: every tensor that the stages need.
+///
+/// # Errors
+/// For a checkpoint that cannot be read, or is incomplete.
+pub fn show_tensors(model: &Path, all: bool, json: bool) -> Result<(), Fatal> {
+    let found = inspect::inspect(model).map_err(|e| Fatal(Exit::Model, e.to_string()))?;
+    if json {
+        println!("{}", serde_json::json!(found));
+    } else {
+        inspect::print(&found, all);
+    }
+    if found.is_complete() {
+        return Ok(());
+    }
+    Err(Fatal(Exit::Model, format!("{} is incomplete: see above", model.display())))
+}
+
+/// `vidi plan`: what every stage will hold, and which videos fit beside it.
+///
+/// # Errors
+/// For a checkpoint that cannot be read, and when one of the videos does not fit.
+pub fn show_plan(
+    config: &Config,
+    model: Option<&Path>,
+    replicas: &plan::Replicas,
+    video_seconds: &[u64],
+) -> Result<(), Fatal> {
+    let wrong = |e: common::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
+    let model = model.map_or(Ok(ModelConfig::default()), ModelConfig::read).map_err(wrong)?;
+    let plan = plan::Plan::new(config, &model, replicas).map_err(wrong)?;
+    println!("{plan}");
+    let mut all_fit = true;
+    for &seconds in video_seconds {
+        let video = plan.video(seconds);
+        println!("{seconds} s: {video}");
+        if video.mode.is_none() {
+            all_fit = false;
+            for remedy in plan::remedies(config, &model, replicas, seconds).map_err(wrong)? {
+                println!("    would fit: {remedy}");
+            }
+        }
+    }
+    if all_fit { Ok(()) } else { Err(Fatal(Exit::JobFailed, "not every video fits: see above".to_owned())) }
+}
+
+/// `vidi quantize`: writes the file, and prints each matrix and the worst of each kind.
+///
+/// # Errors
+/// For a checkpoint that cannot be read, or a file that cannot be written.
+pub fn write_quantized(model: &Path, to: Bits, out: &Path) -> Result<(), Fatal> {
+    let weights = match to {
+        Bits::Q8 => WeightFormat::Q8,
+        Bits::Q4 => WeightFormat::Q4,
+    };
+    let bar = indicatif::ProgressBar::new(0);
+    let mut worst: BTreeMap<&'static str, (f64, String)> = BTreeMap::new();
+    println!("relative error of products:");
+    let done = quantize::quantize(model, weights, out, &mut |matrix, count| {
+        bar.set_length(count as u64);
+        bar.inc(1);
+        bar.suspend(|| println!("{:<44} {:?}  {:.2e}", matrix.name, matrix.format, matrix.error));
+        let kind = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"].into_iter().find(|k| matrix.name.ends_with(k));
+        let most = worst.entry(kind.unwrap_or("embedding")).or_default();
+        if matrix.error >= most.0 {
+            *most = (matrix.error, matrix.name.clone());
+        }
+    });
+    bar.finish_and_clear();
+    done.map_err(|e| Fatal(Exit::Model, format!("{e:#}")))?;
+    for (kind, (error, name)) in &worst {
+        println!("worst of {kind}: {error:.2e} ({name})");
+    }
+    println!(
+        "{}: use it with --set llm.weights={} --set llm.quantized={}",
+        out.display(),
+        format!("{to:?}").to_lowercase(),
+        out.display()
+    );
+    Ok(())
+}
+
+/// `vidi demo-model`: writes a random checkpoint.
+///
+/// # Errors
+/// When the directory holds something else, or cannot be written.
+pub fn write_demo_model(dir: &Path, size: demo_model::Size, seed: u64) -> Result<(), Fatal> {
+    let bar = indicatif::ProgressBar::new(0);
+    let written = demo_model::write(dir, &size.dims(), seed, &mut |p| {
+        bar.set_length(p.total_bytes);
+        bar.set_position(p.written_bytes);
+    });
+    bar.finish_and_clear();
+    let summary = written.map_err(|e| Fatal(Exit::Model, e.to_string()))?;
+    println!("{}: {summary:?}", dir.display());
+    println!("The weights are random: answers of this model mean nothing.");
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! The command line: what may be asked of `vidi`, and what each argument means.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use common::error::StageName;
+use common::process::ConfigArgs;
+use deploy::{bench, demo_model, recording};
+
+/// Vidi 1.5 9B on a message bus: ask questions about videos.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// What kind of machine this is, under all other configuration: 4090-shared, 4090, h200 or cpu-demo.
+    #[arg(long, env = "VIDI_PROFILE", global = true)]
+    pub profile: Option<String>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What is to be done.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Runs broker (unless bus.url names one) and stages until Ctrl-C.
+    Up(Up),
+    /// Asks a question about a video, of a running pipeline or of one started for it.
+    Ask(Ask),
+    /// Cancels a job.
+    Cancel {
+        /// Its id.
+        job: String,
+    },
+    /// Shows the running stages: memory, messages, queues.
+    Status {
+        /// One JSON object per instance.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ends the processes of vision, audio, fuse and llm (or of STAGE) under `vidi up`, so that they hold no memory. The
+    /// next job starts them again.
+    Unload {
+        /// decode, vision, audio, fuse or llm.
+        stage: Option<StageName>,
+    },
+    /// Starts what `unload` ended.
+    Load {
+        /// decode, vision, audio, fuse or llm.
+        stage: Option<StageName>,
+    },
+    /// Shows every tensor that the stages need of a checkpoint, and what is missing or unused.
+    Inspect {
+        /// Checkpoint directory.
+        model: PathBuf,
+        /// Lists the tensors that are in order too.
+        #[arg(long)]
+        all: bool,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Writes a random checkpoint in the real layout; its answers mean nothing.
+    DemoModel {
+        /// Directory to write.
+        dir: PathBuf,
+        /// Dimensions; 9b takes about 20 GB.
+        #[arg(long, value_enum, default_value = "tiny")]
+        size: demo_model::Size,
+        /// Same seed, same bytes.
+        #[arg(long, default_value_t = demo_model::DEFAULT_SEED)]
+        seed: u64,
+    },
+    /// Shows what every stage will hold, and whether videos fit beside it, without loading or needing a GPU.
+    Plan {
+        /// Checkpoint directory; only its config.json is read. Vidi 1.5 9B if none is given.
+        model: Option<PathBuf>,
+        /// Lengths of videos, seconds, sampled once a second and with sound.
+        #[arg(long, value_delimiter = ',', default_values_t = [10, 60, 300, 3600])]
+        video_seconds: Vec<u64>,
+        /// Processes per stage, as for `up`.
+        #[arg(long, value_delimiter = ',')]
+        replicas: Vec<String>,
+    },
+    /// Writes the language model's matrices in 8 or 4 bits to one file, for `llm.quantized`.
+    Quantize {
+        /// Checkpoint directory.
+        model: PathBuf,
+        /// q8 or q4.
+        #[arg(long)]
+        to: Bits,
+        /// File to write.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Measures one stage alone, or whole jobs.
+    Bench(bench::command::Bench),
+    /// Runs one stage in this process.
+    Stage {
+        /// decode, vision, audio, fuse or llm.
+        name: StageName,
+        /// Drains when standard input ends.
+        #[arg(long)]
+        supervised: bool,
+    },
+    /// Writes down what passes over the bus, without disturbing it.
+    Record(recording::command::Record),
+    /// Publishes what was recorded, and compares what stages make of it.
+    Replay(recording::command::Replay),
+    /// Looks into recordings.
+    #[command(subcommand)]
+    Recording(recording::command::Recording),
+    /// Prints the effective configuration.
+    Config {
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
+}
+
+/// Formats of `vidi quantize`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Bits {
+    /// 8.5 bits a weight.
+    Q8,
+    /// 4.5 bits a weight, 6.6 where errors are read again: projections to queries, keys and values, and the embedding.
+    Q4,
+}
+
+/// What is to be done with the configuration.
+#[derive(Subcommand)]
+pub enum ConfigAction {
+    /// As TOML, every key spelt out.
+    Print,
+}
+
+/// Arguments of `vidi up`.
+#[derive(clap::Args)]
+pub struct Up {
+    /// Checkpoint directory.
+    #[arg(long, env = "VIDI_MODEL")]
+    pub model: Option<PathBuf>,
+    /// Directory whose videos may be asked about; repeatable. The working directory if none is given or configured.
+    #[arg(long = "media-root")]
+    pub media_roots: Vec<PathBuf>,
+    /// Processes per stage, e.g. `vision=2,audio=2`.
+    #[arg(long, value_delimiter = ',')]
+    pub replicas: Vec<String>,
+    /// Runs all stages in this process: the same code, the same bus.
+    #[arg(long)]
+    pub one_process: bool,
+}
+
+/// Arguments of `vidi ask`.
+#[derive(clap::Args)]
+pub struct Ask {
+    /// Video or sound file.
+    pub video: String,
+    /// The question.
+    pub query: String,
+    /// `retrieval` (when does it happen) or `qa` (free text).
+    #[arg(long, default_value = "retrieval")]
+    pub task: String,
+    /// Checkpoint directory, for a pipeline started for this question.
+    #[arg(long, env = "VIDI_MODEL")]
+    pub model: Option<PathBuf>,
+    /// One JSON object on standard output.
+    #[arg(long)]
+    pub json: bool,
+    /// No progress on standard error.
+    #[arg(long)]
+    pub quiet: bool,
+    /// The job's id; a random one if none is given.
+    #[arg(long)]
+    pub job: Option<String>,
+    /// Length of the answer at most.
+    #[arg(long, default_value_t = 1024)]
+    pub max_new_tokens: u32,
+    /// Only this part of the video, e.g. `60-90.5` (seconds).
+    #[arg(long, value_parser = parse_span)]
+    pub span: Option<[f64; 2]>,
+    /// Frames a second to look at.
+    #[arg(long, default_value_t = 1.0)]
+    pub fps: f64,
+    /// 0 is greedy.
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Nucleus to sample from.
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f64,
+    /// Seed of the sampler.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Gives up after so many seconds.
+    #[arg(long)]
+    pub deadline: Option<f64>,
+    /// 0 to 9, higher first.
+    #[arg(long, default_value_t = 5)]
+    pub priority: u8,
+    /// Writes the frames and samples that the model saw to DIR/frames.npy and DIR/pcm.npy (own pipeline only).
+    #[arg(long, value_name = "DIR")]
+    pub dump: Option<PathBuf>,
+}
+
+fn parse_span(text: &str) -> Result<[f64; 2], String> {
+    let (a, b) = text.split_once('-').ok_or("a span is START-END in seconds")?;
+    let number = |s: &str| s.trim().parse::<f64>().map_err(|e| format!("{s:?}: {e}"));
+    Ok([number(a)?, number(b)?])
+}

@@ -1,0 +1,78 @@
+//! The `vidi` command.
+//!
+//! In reading order: [`cli`] (the command line), this file (which part does what), [`own`] (`up` and `ask`, which may start
+//! a pipeline), [`running`] (what is asked of one that runs), [`checkpoints`] (what is said and made of a model's files).
+
+mod checkpoints;
+mod cli;
+mod own;
+mod running;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use common::process::{Exit, Fatal, on_signal, runtime};
+use common::telemetry;
+use deploy::{profile, recording, stages, supervisor};
+
+use cli::{Cli, Command, ConfigAction};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Fatal(exit, text)) => {
+            eprintln!("error: {text}");
+            exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Fatal> {
+    let profile = cli.profile.as_deref().map(profile::text).transpose().map_err(|e| Fatal(Exit::Usage, e))?;
+    let mut config = cli.config.load_over(profile)?;
+    let quiet = matches!(cli.command, Command::Ask(_));
+    let mut log = config.log.clone();
+    if quiet && log == telemetry::LogConfig::default() {
+        log.filter = "error".to_owned();
+    }
+    telemetry::init(&log).map_err(|e| Fatal(Exit::Usage, e))?;
+    let runtime = runtime()?;
+    match cli.command {
+        Command::Up(up) => runtime.block_on(own::up(&mut config, up)),
+        Command::Ask(ask) => runtime.block_on(own::ask(&mut config, ask)),
+        Command::Cancel { job } => runtime.block_on(running::cancel(&config, job)),
+        Command::Status { json } => runtime.block_on(running::status(&config, json)),
+        Command::Inspect { model, all, json } => checkpoints::show_tensors(&model, all, json),
+        Command::DemoModel { dir, size, seed } => checkpoints::write_demo_model(&dir, size, seed),
+        Command::Plan { model, video_seconds, replicas } => {
+            let replicas = supervisor::replicas(&replicas).map_err(|e| Fatal(Exit::Usage, e))?;
+            checkpoints::show_plan(&config, model.as_deref(), &replicas, &video_seconds)
+        }
+        Command::Quantize { model, to, out } => checkpoints::write_quantized(&model, to, &out),
+        Command::Bench(bench) => {
+            own::use_model(&mut config, bench.model.clone())?;
+            runtime.block_on(bench.run(&config))
+        }
+        Command::Load { stage } => runtime.block_on(running::load(&config, "load", stage)),
+        Command::Unload { stage } => runtime.block_on(running::load(&config, "unload", stage)),
+        Command::Stage { name, supervised } => runtime.block_on(async {
+            let mut shutdown = on_signal();
+            if supervised {
+                shutdown = stages::until_stdin_ends(shutdown);
+            }
+            stages::serve(name, &config, shutdown).await
+        }),
+        Command::Record(args) => runtime.block_on(async {
+            recording::command::record(&running::connect(&config, running::OPERATOR).await?, args).await
+        }),
+        Command::Replay(args) => runtime.block_on(async {
+            recording::command::replay(&running::connect(&config, running::OPERATOR).await?, args).await
+        }),
+        Command::Recording(action) => recording::command::recording(action),
+        Command::Config { action: ConfigAction::Print } => {
+            print!("{}", config.shown().to_toml());
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What is asked of a pipeline that runs: cancel, status, load, unload.
+
+use std::time::Duration;
+
+use common::bus::Bus;
+use common::config::Config;
+use common::error::StageName;
+use common::message::JobId;
+use common::process::{Exit, Fatal};
+use deploy::{client, pipeline};
+
+/// The role of whoever asks.
+pub const CLIENT: &str = "client";
+/// The role of whoever runs the pipeline.
+pub const OPERATOR: &str = "operator";
+
+/// The broker did not do what it was asked to.
+pub fn broker_trouble(e: anyhow::Error) -> Fatal {
+    Fatal(Exit::Broker, format!("{e:#}"))
+}
+
+/// The pipeline that runs: the configured broker's, or that of `vidi up`.
+///
+/// # Errors
+/// When there is none, or the broker does not let `role` in.
+pub async fn connect(config: &Config, role: &str) -> Result<Bus, Fatal> {
+    if !config.bus.url.is_empty() {
+        return Ok(Bus::connect(&config.bus, role, Duration::from_secs(2)).await?);
+    }
+    pipeline::running(config, role).await?.ok_or_else(|| {
+        Fatal(Exit::Broker, "no pipeline runs here: start one with `vidi up`, or name its broker in bus.url".to_owned())
+    })
+}
+
+/// `vidi cancel`: says who stopped.
+///
+/// # Errors
+/// For what is no job's id, and when nobody answers.
+pub async fn cancel(config: &Config, job: String) -> Result<(), Fatal> {
+    let job = JobId::new(job).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
+    let replies = client::cancel(&connect(config, CLIENT).await?, &job).await.map_err(broker_trouble)?;
+    for reply in &replies {
+        let what = if reply.stopped { "stopped" } else { "had nothing of it in hand" };
+        println!("{}: {what}", reply.instance);
+    }
+    if replies.is_empty() {
+        return Err(Fatal(Exit::Other, "no stage answered".to_owned()));
+    }
+    Ok(())
+}
+
+/// `vidi load` and `vidi unload`.
+///
+/// # Errors
+/// When no supervisor is there, or it cannot do it.
+pub async fn load(config: &Config, verb: &str, stage: Option<StageName>) -> Result<(), Fatal> {
+    let reply = client::load(&connect(config, OPERATOR).await?, verb, stage).await.map_err(broker_trouble)?;
+    if let Some(error) = reply.error {
+        return Err(Fatal(Exit::Usage, error));
+    }
+    let stages: Vec<&str> = reply.stages.iter().map(|s| s.as_str()).collect();
+    match (verb, stages.is_empty()) {
+        ("load", true) => println!("nothing was unloaded"),
+        ("load", false) => println!("starting {} ({} processes)", stages.join(", "), reply.processes),
+        (_, true) => println!("nothing was loaded"),
+        (_, false) => println!("ended {} ({} processes) in {} ms", stages.join(", "), reply.processes, reply.ms),
+    }
+    Ok(())
+}
+
+/// `vidi status`: a line, or with `json` an object, for each instance of each stage.
+///
+/// # Errors
+/// When no broker is there.
+pub async fn status(config: &Config, json: bool) -> Result<(), Fatal> {
+    let bus = connect(config, CLIENT).await?;
+    if !json {
+        println!(
+            "{:<24} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>6}",
+            "instance", "used MiB", "peak MiB", "budget", "messages", "failed", "again", "queue"
+        );
+    }
+    for stage in StageName::ALL {
+        for s in client::status(&bus, stage).await.map_err(broker_trouble)? {
+            if json {
+                println!("{}", serde_json::json!(s));
+                continue;
+            }
+            let mib = |b: u64| format!("{:.1}", b as f64 / f64::from(1 << 20));
+            let budget = if s.budget_bytes == 0 { "none".to_owned() } else { mib(s.budget_bytes) };
+            println!(
+                "{:<24} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>6}",
+                s.instance,
+                mib(s.used_bytes),
+                mib(s.peak_bytes),
+                budget,
+                s.processed,
+                s.failed,
+                s.redelivered,
+                s.queue_depth
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! Which decoded pictures are looked at: the picked ones, and for a picked one that does not decode the last that did.
+
+use std::ops::Range;
+
+use crate::timeline::{Numbering, Timeline};
+
+/// Which of the pictures that count are wanted: `count` of them, every `step`-th, from `first` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Picks {
+    pub(crate) first: u64,
+    pub(crate) step: u64,
+    pub(crate) count: u64,
+}
+
+impl Picks {
+    /// The number of the `index`-th picked picture.
+    pub(crate) fn number(self, index: u64) -> u64 {
+        self.first.saturating_add(index.saturating_mul(self.step))
+    }
+
+    /// Whether a picked picture's number lies there.
+    fn any_in(self, numbers: Range<u64>) -> bool {
+        let index = numbers.start.saturating_sub(self.first).div_ceil(self.step);
+        index < self.count && numbers.contains(&self.number(index))
+    }
+}
+
+/// What goes on when a picture comes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Passed<T> {
+    /// First the one that was held: a picked one after it does not decode.
+    pub(crate) held: Option<(u64, T)>,
+    /// Then the new one, if it is picked: its number.
+    pub(crate) new: Option<u64>,
+}
+
+/// Lets pictures pass, in order; holds the last one that did not.
+#[derive(Debug)]
+pub(crate) struct Sieve<T> {
+    numbering: Numbering,
+    picks: Picks,
+    held: Option<(u64, T)>,
+    /// Numbers below are decided.
+    decided: u64,
+}
+
+impl<T> Sieve<T> {
+    pub(crate) fn new(timeline: Timeline, picks: Picks) -> Self {
+        Sieve { numbering: Numbering::new(timeline), picks, held: None, decided: 0 }
+    }
+
+    /// Takes the next decoded picture and its timestamp; `keep` is called where it is to be held.
+    pub(crate) fn take(&mut self, at: Option<u64>, keep: impl FnOnce() -> T) -> Passed<T> {
+        let Some(number) = self.numbering.next(at) else { return Passed { held: None, new: None } };
+        let missing = self.picks.any_in(self.decided..number);
+        self.decided = number + 1;
+        let held = self.held.take().filter(|_| missing);
+        let picked = self.picks.any_in(number..number + 1);
+        if !picked {
+            self.held = Some((number, keep()));
+        }
+        Passed { held, new: picked.then_some(number) }
+    }
+
+    /// Gives the held picture up: none follows that could show whether it is needed.
+    pub(crate) fn release(&mut self) -> Option<(u64, T)> {
+        self.held.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PICKS: Picks = Picks { first: 1, step: 3, count: 3 };
+
+    /// Numbers of what passes of the decoded pictures `numbers`.
+    fn passed(numbers: impl Iterator<Item = u64>) -> Vec<u64> {
+        let timeline = Timeline::new((0..20).map(|n| Some((n * 1_000_000, true))));
+        let mut sieve = Sieve::new(timeline, PICKS);
+        let mut all = Vec::new();
+        for n in numbers {
+            let Passed { held, new } = sieve.take(Some(n * 1_000_000), || n);
+            if let Some((number, picture)) = held {
+                assert_eq!(number, picture);
+                all.push(number);
+            }
+            all.extend(new);
+        }
+        all.extend(sieve.release().map(|(number, _)| number));
+        all
+    }
+
+    #[test]
+    fn picked_pictures_pass_and_at_the_end_the_last() {
+        assert_eq!([0, 1, 2].map(|i| PICKS.number(i)), [1, 4, 7]);
+        assert_eq!(passed(0..11), [1, 4, 7, 10]);
+    }
+
+    #[test]
+    fn before_a_picked_picture_that_does_not_decode_the_last_that_did_passes() {
+        assert_eq!(passed((0..8).filter(|n| *n != 4)), [1, 3, 7]);
+        assert_eq!(passed((0..9).filter(|n| !(3..7).contains(n))), [1, 2, 7, 8]);
+        assert_eq!(passed((0..8).filter(|n| !(2..6).contains(n))), [1, 7], "the last is the picked one before");
+        assert_eq!(passed((0..9).filter(|n| *n != 1)), [0, 4, 7, 8]);
+        assert_eq!(passed(0..4), [1, 3], "cut short");
+    }
+}

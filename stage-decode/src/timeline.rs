@@ -1,0 +1,129 @@
+//! Which picture a decoded one is: told by the time at which the container shows it, so that one that does not decode
+//! leaves its own number free and shifts no other.
+
+/// Pictures beyond which times are not kept: 38 hours at 30 frames a second, 32 MiB.
+pub(crate) const MAX_LISTED: usize = 1 << 22;
+/// Demuxers turn the container's ticks into nanoseconds; what they cut off doing so is less than this.
+const ROUNDING_NS: u64 = 1_000;
+
+/// When a track's pictures are shown, in nanoseconds as the demuxer gives them, sorted.
+///
+/// Both lists are empty where the container does not give every picture a time (AVI): decoded pictures are then
+/// numbered as they come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Timeline {
+    /// Of those that count.
+    shown: Vec<u64>,
+    /// Of those that an edit list cuts off.
+    hidden: Vec<u64>,
+}
+
+impl Timeline {
+    /// From times in any order, each with whether its picture counts; `None` is a picture without a time.
+    pub(crate) fn new(pictures: impl Iterator<Item = Option<(u64, bool)>>) -> Self {
+        let mut timeline = Timeline::default();
+        for (count, picture) in pictures.enumerate() {
+            let (Some((at, shown)), 0..MAX_LISTED) = (picture, count) else { return Timeline::default() };
+            if shown { timeline.shown.push(at) } else { timeline.hidden.push(at) }
+        }
+        timeline.shown.sort_unstable();
+        timeline.hidden.sort_unstable();
+        timeline
+    }
+
+    /// The first position from `from` on whose time is `at`.
+    fn find(times: &[u64], at: u64, from: usize) -> Option<usize> {
+        let least = times.partition_point(|&t| t + ROUNDING_NS < at).max(from);
+        times.get(least).filter(|&&t| t <= at.saturating_add(ROUNDING_NS)).map(|_| least)
+    }
+}
+
+/// Numbers the decoded pictures that count, from 0, in the order in which they are shown.
+#[derive(Debug)]
+pub(crate) struct Numbering {
+    timeline: Timeline,
+    next: u64,
+}
+
+impl Numbering {
+    pub(crate) fn new(timeline: Timeline) -> Self {
+        Numbering { timeline, next: 0 }
+    }
+
+    /// The number of the next decoded picture, always above the last one's; `None` if it does not count, or comes after
+    /// its turn. One whose time the container does not know is taken to be the one that is due.
+    pub(crate) fn next(&mut self, at: Option<u64>) -> Option<u64> {
+        let Timeline { shown, hidden } = &self.timeline;
+        let number = match at {
+            Some(at) => match Timeline::find(shown, at, self.next as usize) {
+                Some(found) => found as u64,
+                None if Timeline::find(hidden, at, 0).is_some() || Timeline::find(shown, at, 0).is_some() => {
+                    return None;
+                }
+                None => self.next,
+            },
+            None => self.next,
+        };
+        self.next = number + 1;
+        Some(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbering(pictures: &[(u64, bool)]) -> Numbering {
+        Numbering::new(Timeline::new(pictures.iter().map(|&p| Some(p))))
+    }
+
+    fn numbers(numbering: &mut Numbering, times: &[u64]) -> Vec<Option<u64>> {
+        times.iter().map(|&at| numbering.next(Some(at))).collect()
+    }
+
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn a_picture_that_does_not_decode_leaves_its_number_free() {
+        // As packets lie in a file with B-frames.
+        let mut order = numbering(&[0, 90, 30, 60, 120].map(|t| (t * MS, true)));
+        assert_eq!(numbers(&mut order, &[0, 30 * MS, 90 * MS, 120 * MS]), [Some(0), Some(1), Some(3), Some(4)]);
+    }
+
+    #[test]
+    fn what_an_edit_list_cuts_off_is_not_numbered() {
+        let mut cut = numbering(&[(0, false), (30 * MS, true), (60 * MS, true), (90 * MS, false)]);
+        assert_eq!(numbers(&mut cut, &[0, 30, 60, 90].map(|t| t * MS)), [None, Some(0), Some(1), None]);
+    }
+
+    #[test]
+    fn what_a_demuxer_cuts_off_in_rounding_changes_no_number() {
+        let mut thirds = numbering(&[33_333_334, 66_666_667, 100_000_000].map(|t| (t, true)));
+        assert_eq!(numbers(&mut thirds, &[33_333_333, 66_666_666, 100_000_001]), [Some(0), Some(1), Some(2)]);
+    }
+
+    #[test]
+    fn pictures_of_the_same_time_are_numbered_one_after_the_other_and_late_ones_not_at_all() {
+        let mut twice = numbering(&[0, 30 * MS, 30 * MS, 60 * MS].map(|t| (t, true)));
+        assert_eq!(
+            numbers(&mut twice, &[0, 30, 30, 30, 60].map(|t| t * MS)),
+            [0, 1, 2].map(Some).into_iter().chain([None, Some(3)]).collect::<Vec<_>>()
+        );
+        assert_eq!(numbers(&mut twice, &[0]), [None]);
+    }
+
+    #[test]
+    fn without_times_pictures_are_numbered_as_they_come() {
+        let mut counted = Numbering::new(Timeline::new([Some((0, true)), None].into_iter()));
+        assert_eq!(numbers(&mut counted, &[0, 40 * MS, 20 * MS]), [Some(0), Some(1), Some(2)]);
+        assert_eq!(counted.next(None), Some(3));
+    }
+
+    #[test]
+    fn a_time_that_the_container_does_not_know_is_that_of_the_picture_that_is_due() {
+        let mut order = numbering(&[0, 30, 60, 90].map(|t| (t * MS, true)));
+        assert_eq!(numbers(&mut order, &[0, 45 * MS]), [Some(0), Some(1)]);
+        assert_eq!(order.next(None), Some(2));
+        assert_eq!(numbers(&mut order, &[90 * MS]), [Some(3)]);
+    }
+}
