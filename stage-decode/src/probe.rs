@@ -4,6 +4,7 @@
 //! GStreamer's demuxers and parsers in [`scan`]. Counts and rates are those of ffmpeg's `ffprobe -count_frames`.
 
 mod bytes;
+mod ebml;
 mod matroska;
 mod mp3;
 mod mp4;

@@ -33,7 +33,7 @@ impl Timeline {
 
     /// The first position from `from` on whose time is `at`.
     fn find(times: &[u64], at: u64, from: usize) -> Option<usize> {
-        let least = times.partition_point(|&t| t + ROUNDING_NS < at).max(from);
+        let least = times.partition_point(|&t| t.saturating_add(ROUNDING_NS) < at).max(from);
         times.get(least).filter(|&&t| t <= at.saturating_add(ROUNDING_NS)).map(|_| least)
     }
 }

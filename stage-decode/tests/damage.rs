@@ -244,3 +244,32 @@ fn a_truncated_last_part_shifts_nothing_before_it() {
         check(name, &whole, &damaged, 96..frames);
     }
 }
+
+/// Inserts a `cslg` box, by which an index says that all its pictures are shown so many ticks later, before the `ctts`
+/// box, the presence of which it presumes.
+fn delay(path: &Path, ticks: i32) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let last = |bytes: &[u8], name: &[u8; 4], end: usize| bytes[..end].windows(4).rposition(|w| w == name).unwrap();
+    let at = last(&bytes, b"ctts", bytes.len()) - 4;
+    let cslg: Vec<u8> = [32, i32::from_be_bytes(*b"cslg"), 0, ticks, 0, 0, 0, 0].map(i32::to_be_bytes).concat();
+    // The index stands behind the packets, so that none of these moves.
+    for parent in [b"moov", b"trak", b"mdia", b"minf", b"stbl"] {
+        let size = last(&bytes, parent, at) - 4;
+        let told = u32::from_be_bytes(bytes[size..size + 4].try_into().unwrap());
+        bytes[size..size + 4].copy_from_slice(&(told + cslg.len() as u32).to_be_bytes());
+    }
+    bytes.splice(at..at, cslg);
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn an_index_that_delays_all_pictures_renumbers_none() {
+    let dir = tempdir().unwrap();
+    let path = make(dir.path(), "a.mp4", &[picture(SIZE, "25", SECONDS)], X264);
+    let whole = kept(&path);
+    // Two frames of this file's 12,800 ticks a second.
+    delay(&path, 1024);
+    let delayed = kept(&path);
+    assert_eq!(replaced(&delayed), BTreeSet::new());
+    assert!(delayed.frames(0) == whole.frames(0));
+}

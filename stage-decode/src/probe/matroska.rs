@@ -1,18 +1,17 @@
 //! Matroska and WebM: tracks, and a count of the blocks of each, stepping over what is inside them.
 //!
-//! Formats: RFC 9559 (Matroska) and RFC 8794 (EBML).
+//! Format: RFC 9559.
 
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 
 use super::bytes::Bytes;
+use super::ebml::{children, element, float, number, signed, text, unsigned};
 use crate::timeline::Timeline;
 
 /// Elements that a file may have: an hour of video and sound has half a million.
 const MAX_ELEMENTS: u64 = 1 << 27;
-/// Elements that one may hold, clusters and segments apart.
-const MAX_CHILDREN: usize = 1 << 16;
 
 /// Kinds of tracks.
 pub(crate) const PICTURE: u64 = 1;
@@ -54,13 +53,6 @@ pub(crate) struct Track {
     times: Vec<i64>,
 }
 
-struct Element {
-    id: u32,
-    body: Range<u64>,
-    /// The size is not told: the element ends where a sibling or the file does.
-    open: bool,
-}
-
 mod id {
     pub(super) const EBML: u32 = 0x1a45_dfa3;
     pub(super) const DOC_TYPE: u32 = 0x4282;
@@ -88,69 +80,6 @@ mod id {
     pub(super) const GROUP: u32 = 0xa0;
     pub(super) const BLOCK: u32 = 0xa1;
     pub(super) const DISCARD: u32 = 0x75a2;
-}
-
-/// A variable-length number: its value, and its bytes. `keep_marker` for ids.
-fn number(bytes: &mut Bytes<'_>, at: u64, keep_marker: bool) -> io::Result<(u64, u64)> {
-    let first = bytes.array::<1>(at)?[0];
-    let length = u64::from(first.leading_zeros()) + 1;
-    if length > 8 {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a number of more than eight bytes"));
-    }
-    let mut raw = [0u8; 8];
-    bytes.read(at, &mut raw[8 - length as usize..])?;
-    let value = u64::from_be_bytes(raw);
-    let marker = 1u64 << (7 * length);
-    Ok((if keep_marker { value } else { value & (marker - 1) }, length))
-}
-
-/// The element at `at`, cut to `end`.
-fn element(bytes: &mut Bytes<'_>, at: u64, end: u64) -> io::Result<Element> {
-    let (id, id_length) = number(bytes, at, true)?;
-    let (size, length) = number(bytes, at + id_length, false)?;
-    let start = at + id_length + length;
-    let open = size == (1 << (7 * length)) - 1;
-    let id = u32::try_from(id).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "an unknown id"))?;
-    let stop = if open { end } else { start.saturating_add(size).min(end) };
-    Ok(Element { id, body: start..stop.max(start), open })
-}
-
-/// The children of a short element.
-fn children(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<Vec<Element>> {
-    let mut at = body.start;
-    let mut all = Vec::new();
-    while at < body.end {
-        let child = element(bytes, at, body.end)?;
-        at = child.body.end;
-        all.push(child);
-        if all.len() > MAX_CHILDREN {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "too many elements in one"));
-        }
-    }
-    Ok(all)
-}
-
-fn unsigned(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<u64> {
-    let length = ((body.end - body.start) as usize).min(8);
-    let mut raw = [0; 8];
-    bytes.read(body.start, &mut raw[8 - length..])?;
-    Ok(u64::from_be_bytes(raw))
-}
-
-fn signed(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<i64> {
-    let unused = 64 - 8 * (body.end - body.start).clamp(1, 8) as u32;
-    Ok((unsigned(bytes, body)? << unused) as i64 >> unused)
-}
-
-fn float(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<f64> {
-    let raw = unsigned(bytes, body)?;
-    Ok(if body.end - body.start == 4 { f32::from_bits(raw as u32).into() } else { f64::from_bits(raw) })
-}
-
-fn text(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<String> {
-    let mut raw = vec![0; (body.end - body.start).min(256) as usize];
-    bytes.read(body.start, &mut raw)?;
-    Ok(String::from_utf8_lossy(&raw).trim_end_matches('\0').to_owned())
 }
 
 impl Segment {

@@ -28,6 +28,8 @@ pub(crate) struct Track {
     durations: Vec<(u32, u32)>,
     /// Composition offsets in ticks, run by run.
     offsets: Vec<(u32, i32)>,
+    /// By how many ticks GStreamer delays all pictures, where a `cslg` box says so.
+    delay: Option<i64>,
     /// Where the sizes, the chunks' sample counts and the chunks' positions stand.
     sizes: Range<u64>,
     chunk_runs: Range<u64>,
@@ -77,6 +79,11 @@ impl Track {
                 b"ctts" => {
                     let rows = table(bytes, &body)?;
                     self.offsets = rows.into_iter().map(pair).map(|(n, o)| (n, o as i32)).collect();
+                }
+                b"cslg" => {
+                    let long = bytes.array::<1>(at)?[0] == 1;
+                    let delay = if long { bytes.u64(at + 4)? as i64 } else { i64::from(bytes.u32(at + 4)? as i32) };
+                    self.delay = Some(delay.max(0));
                 }
                 b"stsz" => self.sizes = body,
                 b"stsc" => self.chunk_runs = body,
@@ -256,13 +263,14 @@ impl Track {
         })
     }
 
-    /// How many pictures are shown, and when, as GStreamer tells it: it shifts all so that the least composition offset
-    /// is not negative.
+    /// How many pictures are shown, and when, as GStreamer tells it: it delays all by what the index says, else so that
+    /// the least composition offset is not negative.
     pub(crate) fn pictures(&self, movie_timescale: u32) -> (u64, Timeline) {
-        let least = self.offsets.iter().map(|&(_, offset)| i64::from(offset)).min().unwrap_or(0).min(0);
+        let least = || self.offsets.iter().map(|&(_, offset)| i64::from(offset)).min().unwrap_or(0).min(0);
+        let delay = self.delay.unwrap_or_else(|| -least());
         let nanoseconds = |ticks: i64| {
-            let shifted = u128::try_from(i128::from(ticks) - i128::from(least)).ok()?;
-            u64::try_from(shifted * 1_000_000_000 / u128::from(self.timescale.max(1))).ok()
+            let delayed = u128::try_from(i128::from(ticks) + i128::from(delay)).ok()?;
+            u64::try_from(delayed * 1_000_000_000 / u128::from(self.timescale.max(1))).ok()
         };
         let edits = self.shown(movie_timescale);
         let shown = |ticks: i64| edits.iter().any(|edit| edit.contains(&ticks));

@@ -1,0 +1,86 @@
+//! The binary form of Matroska: elements of an id, a size and a content.
+//!
+//! Format: RFC 8794.
+
+use std::io;
+use std::ops::Range;
+
+use super::bytes::Bytes;
+
+/// Elements that one may hold, clusters and segments apart.
+const MAX_CHILDREN: usize = 1 << 16;
+
+/// One element: its id, with its length's marker, and where its content stands.
+pub(super) struct Element {
+    pub(super) id: u32,
+    pub(super) body: Range<u64>,
+    /// The size is not told: the element ends where a sibling or the file does.
+    pub(super) open: bool,
+}
+
+/// A variable-length number: its value, and its bytes. `keep_marker` for ids.
+pub(super) fn number(bytes: &mut Bytes<'_>, at: u64, keep_marker: bool) -> io::Result<(u64, u64)> {
+    let first = bytes.array::<1>(at)?[0];
+    let length = u64::from(first.leading_zeros()) + 1;
+    if length > 8 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a number of more than eight bytes"));
+    }
+    let mut raw = [0u8; 8];
+    bytes.read(at, &mut raw[8 - length as usize..])?;
+    let value = u64::from_be_bytes(raw);
+    let marker = 1u64 << (7 * length);
+    Ok((if keep_marker { value } else { value & (marker - 1) }, length))
+}
+
+/// The element at `at`, cut to `end`.
+pub(super) fn element(bytes: &mut Bytes<'_>, at: u64, end: u64) -> io::Result<Element> {
+    let (id, id_length) = number(bytes, at, true)?;
+    let (size, length) = number(bytes, at + id_length, false)?;
+    let start = at + id_length + length;
+    let open = size == (1 << (7 * length)) - 1;
+    let id = u32::try_from(id).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "an unknown id"))?;
+    let stop = if open { end } else { start.saturating_add(size).min(end) };
+    Ok(Element { id, body: start..stop.max(start), open })
+}
+
+/// The children of a short element.
+pub(super) fn children(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<Vec<Element>> {
+    let mut at = body.start;
+    let mut all = Vec::new();
+    while at < body.end {
+        let child = element(bytes, at, body.end)?;
+        at = child.body.end;
+        all.push(child);
+        if all.len() > MAX_CHILDREN {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "too many elements in one"));
+        }
+    }
+    Ok(all)
+}
+
+/// An unsigned integer of up to eight bytes.
+pub(super) fn unsigned(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<u64> {
+    let length = ((body.end - body.start) as usize).min(8);
+    let mut raw = [0; 8];
+    bytes.read(body.start, &mut raw[8 - length..])?;
+    Ok(u64::from_be_bytes(raw))
+}
+
+/// A signed integer of up to eight bytes.
+pub(super) fn signed(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<i64> {
+    let unused = 64 - 8 * (body.end - body.start).clamp(1, 8) as u32;
+    Ok((unsigned(bytes, body)? << unused) as i64 >> unused)
+}
+
+/// A float of four or eight bytes.
+pub(super) fn float(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<f64> {
+    let raw = unsigned(bytes, body)?;
+    Ok(if body.end - body.start == 4 { f32::from_bits(raw as u32).into() } else { f64::from_bits(raw) })
+}
+
+/// A text, of which 256 bytes at most matter.
+pub(super) fn text(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<String> {
+    let mut raw = vec![0; (body.end - body.start).min(256) as usize];
+    bytes.read(body.start, &mut raw)?;
+    Ok(String::from_utf8_lossy(&raw).trim_end_matches('\0').to_owned())
+}
