@@ -71,12 +71,18 @@ fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_bloc
     let wide = 4;
     let (hidden, inner) = (c.hidden_size as u64, c.intermediate_size as u64);
     let (q, kv) = ((c.num_attention_heads * c.head_dim) as u64, (c.num_key_value_heads * c.head_dim) as u64);
-    // The stream, its norm, what attention or the feed-forward part makes of it, and the rows as they came.
-    let stream = 4 * hidden * size;
+    // The stream, its norm, what attention or the feed-forward part makes of it, and the rows as they came, of the next two
+    // passes too: a device is given one ahead while another is gathered.
+    let stream = 6 * hidden * size;
     let feed_forward = 3 * inner * size; // gates and ups, and their product
     let heads = 2 * (q + 2 * kv) * size;
-    // The folded output projection is made in f32.
-    let folded = hidden * (q * wide + kv * (wide + size));
+    // The folded output projection, and what it is made from: blocks expanded; on the CPU, where it is summed in parts, f32.
+    let folded = hidden
+        * match (on_gpu, in_blocks) {
+            (true, false) => kv * size,
+            (true, true) => (q + kv) * size,
+            (false, _) => q * wide + kv * (wide + size),
+        };
     let attention = if on_gpu {
         SCRATCH_BYTES as u64
     } else {

@@ -29,7 +29,7 @@ const DEAD_BYTES: i64 = 256 << 20;
 /// The ledger of the token stream, bytes; one message, replaced by every newer one.
 const ROOM_BYTES: i64 = 16 << 20;
 /// A broker without room for a stream is asked again so many times.
-const NO_ROOM_TRIES: usize = 5;
+const NO_ROOM_TRIES: usize = 25;
 /// Pause before a broker that did not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 

@@ -50,8 +50,7 @@ pub type Shutdown = watch::Receiver<bool>;
 const IN_HAND: usize = 2;
 /// However small it is, a message in hand counts as so many bytes.
 const LEAST_BYTES: usize = 1 << 20;
-/// Outputs on their way to the broker at a time, of all messages in hand: so many of the largest size, more of smaller
-/// ones. Enough to hide round trips, few enough to bound memory.
+/// Outputs on their way to the broker at a time, of all messages in hand: counted as `IN_HAND` is, to bound memory.
 const SENDING: usize = 4;
 /// Broker trouble while a stage starts is waited out for so long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -83,7 +82,7 @@ where
     let service = service::register(&bus, S::NAME, &card, &counters, vec![queue.clone()], probe).await?;
     let mut inbox = Inbox::start(&bus, queue, control.shutdown());
     let largest = bus.config().message_bytes;
-    let in_hand = Allowance::new(IN_HAND * largest);
+    let in_hand = Allowance::new(IN_HAND * largest.max(LEAST_BYTES));
     let outlet = Outlet::new(Allowance::new(SENDING * largest), card.budget_bytes);
     let worker = Worker { bus: bus.clone(), counters: counters.clone(), outlet };
     let mut settling = JoinSet::new();
