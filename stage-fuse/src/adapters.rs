@@ -109,6 +109,19 @@ impl Fuser {
         })
     }
 
+    /// The embedding of time.
+    pub fn pos_t(&self) -> &PositionEmbedding {
+        &self.pos_t
+    }
+
+    /// Takes other frequencies for all positions: see [`PositionEmbedding::set_frequencies`].
+    pub fn set_frequencies(&mut self, frequencies: &[f32]) {
+        for embedding in [&mut self.pos_h, &mut self.pos_w, &mut self.pos_t] {
+            embedding.set_frequencies(frequencies.to_vec());
+        }
+        self.grid = None;
+    }
+
     /// Width of a token cell that the image projector takes, 4C.
     pub fn image_width(&self) -> usize {
         self.image_width

@@ -1,15 +1,17 @@
-//! The frequencies of the position sinusoid (MODEL.md 6), bit for bit as the oracle has them.
+//! The frequencies of the position sinusoid (MODEL.md 6), bit for bit as the golden values have them.
 //!
 //! Places reach 9999, so one frequency that is rounded to its other neighbour turns its angle by up to 6e-4 rad, and
 //! an embedding is off by up to 4e-5 of itself: more than everything else together. The oracle's `exp` is that of the
-//! vector library under torch, which misses the nearest value once in a hundred; [`exp`] misses it at the same places.
+//! vector library under torch, which misses the nearest value once in a hundred, and on an AMD processor at other
+//! places than on an Intel one. [`exp`] misses it where the latter does, on which the golden values were made; where
+//! another host's oracle does, `parity` finds out.
 
 use std::f64::consts::LN_2;
 
 /// Parts that an octave is cut into.
 const PARTS: f64 = 32.0;
-/// Coefficients of the square and the cube of what is left within a part, found by matching torch 2.15 on x86-64 with
-/// AVX-512: of the frequencies of all even widths up to 4096, 147 in 2.1 million differ, and none at 3584.
+/// Coefficients of the square and the cube of what is left within a part, found by matching torch 2.15 on an Intel
+/// processor with AVX-512: of the frequencies of all even widths up to 4096, 147 in 2.1 million differ, and none at 3584.
 const SQUARE: f32 = 0.500_014_84;
 const CUBE: f32 = 0.166_661_22;
 

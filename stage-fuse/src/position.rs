@@ -6,23 +6,24 @@ use common::checkpoint::{CheckpointError, Weights};
 use crate::frequency::frequencies;
 use crate::layers::{Linear, rms};
 
-/// Rows `first..first + count` of the sinusoid for `length` places stretched to `0..=n-1`: `[count, width]` f32.
+/// Rows `first..first + count` of the sinusoid of these frequencies for `length` places stretched to `0..=n-1`:
+/// `[count, 2 * frequencies]` f32.
 ///
 /// Every step is rounded to f32 in the order of MODEL.md 6: places reach 9999, where a bit more or less in a product
 /// is 1e-3 rad.
 ///
 /// # Errors
 /// When `length` is under 2, where a fraction of the whole has no meaning, or the device has no room.
-pub fn sinusoid(first: u64, count: usize, length: u64, n: u32, width: usize, device: &Device) -> Result<Tensor> {
+pub fn sinusoid(first: u64, count: usize, length: u64, n: u32, frequencies: &[f32], device: &Device) -> Result<Tensor> {
     if length < 2 {
         bail!("a fractional position needs at least 2 places, there is {length}");
     }
-    let frequencies = frequencies(width);
+    let width = 2 * frequencies.len();
     let (last, stretch) = ((length - 1) as f32, (n as f32) - 1.0);
     let mut rows = Vec::with_capacity(count * width);
     for i in first..first + count as u64 {
         let place = i as f32 / last * stretch;
-        for frequency in &frequencies {
+        for frequency in frequencies {
             let (sin, cos) = (place * frequency).sin_cos();
             rows.extend([sin, cos]);
         }
@@ -34,7 +35,7 @@ pub fn sinusoid(first: u64, count: usize, length: u64, n: u32, width: usize, dev
 pub struct PositionEmbedding {
     mlp: [Linear; 2],
     n: u32,
-    width: usize,
+    frequencies: Vec<f32>,
     dtype: DType,
     device: Device,
 }
@@ -49,10 +50,15 @@ impl PositionEmbedding {
         Ok(PositionEmbedding {
             mlp: [Linear::new(width, width, &w.pp(0))?, Linear::new(width, width, &w.pp(2))?],
             n,
-            width,
+            frequencies: frequencies(width),
             dtype: weights.dtype(),
             device: weights.device().clone(),
         })
+    }
+
+    /// Takes other frequencies than [`frequencies`], to stand beside a reference whose `exp` has rounded otherwise.
+    pub fn set_frequencies(&mut self, frequencies: Vec<f32>) {
+        self.frequencies = frequencies;
     }
 
     /// Embeddings of places `first..first + count` of `length`: `[count, width]`, the model's type.
@@ -60,7 +66,7 @@ impl PositionEmbedding {
     /// # Errors
     /// As [`sinusoid`].
     pub fn rows(&self, first: u64, count: usize, length: u64) -> Result<Tensor> {
-        let x = sinusoid(first, count, length, self.n, self.width, &self.device)?; // [count, D]
+        let x = sinusoid(first, count, length, self.n, &self.frequencies, &self.device)?; // [count, D]
         let x = self.mlp[1].forward(&self.mlp[0].forward_gelu(&x)?)?;
         rms(&x.to_dtype(self.dtype)?)
     }
@@ -71,7 +77,7 @@ mod tests {
     use super::*;
 
     fn rows(first: u64, count: usize, length: u64, n: u32, width: usize) -> Vec<Vec<f32>> {
-        sinusoid(first, count, length, n, width, &Device::Cpu).unwrap().to_vec2().unwrap()
+        sinusoid(first, count, length, n, &frequencies(width), &Device::Cpu).unwrap().to_vec2().unwrap()
     }
 
     #[test]
@@ -110,6 +116,6 @@ mod tests {
 
     #[test]
     fn a_single_place_has_no_fractional_position() {
-        assert!(sinusoid(0, 1, 1, 2, 4, &Device::Cpu).is_err());
+        assert!(sinusoid(0, 1, 1, 2, &frequencies(4), &Device::Cpu).is_err());
     }
 }

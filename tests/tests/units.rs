@@ -155,13 +155,14 @@ fn fractional_positions_are_the_oracles() {
         let mut rows = vec![0, 1, length / 2, length - 1];
         rows.dedup();
         for (i, row) in rows.into_iter().enumerate() {
-            let got = sinusoid(row, 1, length, n, 3584, &Device::Cpu).unwrap();
+            let got = sinusoid(row, 1, length, n, &frequencies(3584), &Device::Cpu).unwrap();
             let off = worst(&got, &want.narrow(0, i, 1).unwrap());
             assert!(off < 1.3e-7, "row {row} of {length} to {n}: {off}");
         }
         let places = tensor(&format!("pos_p_l{length}_n{n}")).to_vec1::<f32>().unwrap();
         for (i, place) in places.into_iter().enumerate() {
-            let got = sinusoid(i as u64, 1, length, n, 2, &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
+            let got =
+                sinusoid(i as u64, 1, length, n, &frequencies(2), &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
             assert!((f64::from(got[0][0]) - f64::from(place).sin()).abs() < 1e-7, "place {i} of {length} to {n}");
         }
     }

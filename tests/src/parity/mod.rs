@@ -2,8 +2,8 @@
 //!
 //! In reading order: [`golden`] (what the oracle computed), [`npy`] and [`inputs`] (what it was given), [`question`]
 //! (what it was asked), [`limits`] (what a boundary may be
-//! off by), [`ledger`] (comparing tensors piece by piece), [`towers`] and [`language`] (the stages'
-//! parts, watched), [`report`] (the table), [`command`] (all of it as a command). `pipeline` runs beside them with messages between the stages.
+//! off by), [`ledger`] (comparing tensors piece by piece), [`roundings`] (what another host's
+//! oracle rounds otherwise), [`towers`] and [`language`] (the stages' parts, watched), [`report`] (the table), [`command`] (all of it as a command). `pipeline` runs beside them with messages between the stages.
 
 pub mod command;
 pub mod golden;
@@ -14,6 +14,7 @@ pub mod limits;
 pub mod npy;
 pub mod question;
 pub mod report;
+pub mod roundings;
 pub mod towers;
 
 use std::path::{Path, PathBuf};

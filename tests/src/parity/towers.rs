@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use common::checkpoint::{Checkpoint, Weights};
 use common::compute::Compute;
 use common::kernels;
@@ -14,6 +14,7 @@ use stage_vision::SiglipEncoder;
 use stage_vision::pixels::pixel_values;
 
 use super::ledger::Ledger;
+use super::roundings;
 
 /// Frames that go through the vision tower together.
 const BATCH: usize = 4;
@@ -40,6 +41,9 @@ pub fn fuse(
 ) -> anyhow::Result<Fused> {
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device.clone());
     let mut fuser = Fuser::new(checkpoint.config(), &weights).context("adapters")?;
+    if compute.dtype == DType::F32 {
+        roundings::follow(&mut fuser, ledger.golden())?;
+    }
     let image =
         frames.map(|(rows, plan)| image_tokens(checkpoint, &weights, &mut fuser, rows, plan, ledger)).transpose()?;
     let audio =
