@@ -137,6 +137,8 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
             _ => self.answer(request, port).await,
         };
         watch.abort();
+        // It may be about to tell how far a stage is; that must not come after the job's last words.
+        let _ = watch.await;
         drop(hand);
         if let Some(by) = world.superseded() {
             // Its flag is set, though the job has not ended.
