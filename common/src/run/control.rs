@@ -321,8 +321,14 @@ impl Ear {
             }
             ("drain", _) => {
                 reply.stopped = true;
-                self.draining.send_replace(true);
-                self.answer(message, encoding, reply, None);
+                let (bus, draining) = (self.bus.clone(), self.draining.clone());
+                tokio::spawn(async move {
+                    // Told first: with nothing in hand this process leaves at once.
+                    if let Some(to) = message.reply {
+                        bus.tell(to.to_string(), wire::encode_as(encoding, &reply)).await;
+                    }
+                    draining.send_replace(true);
+                });
             }
             (verb, _) => {
                 self.bus.note_unreadable();
