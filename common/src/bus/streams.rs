@@ -33,8 +33,11 @@ const NO_ROOM_TRIES: usize = 25;
 /// Pause before a broker that did not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
-fn no_room(error: &CreateStreamError) -> bool {
-    matches!(error.kind(), CreateStreamErrorKind::JetStream(ref e) if e.error_code() == ErrorCode::STORAGE_RESOURCES_EXCEEDED)
+/// What a server may say to the second of two that make a stream at the same time: no room, or (2.9.10) that the
+/// stream's own subjects overlap.
+fn may_be_a_race(error: &CreateStreamError) -> bool {
+    let CreateStreamErrorKind::JetStream(ref e) = error.kind() else { return false };
+    [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::STREAM_SUBJECT_OVERLAP].contains(&e.error_code())
 }
 
 impl Bus {
@@ -61,7 +64,7 @@ impl Bus {
     async fn ensure_stream(&self, config: Config) -> Result<(), CreateStreamError> {
         for _ in 0..NO_ROOM_TRIES {
             match self.js.get_or_create_stream(config.clone()).await {
-                Err(e) if no_room(&e) => tokio::time::sleep(AGAIN).await,
+                Err(e) if may_be_a_race(&e) => tokio::time::sleep(AGAIN).await,
                 outcome => return outcome.map(drop),
             }
         }
