@@ -1,18 +1,8 @@
 // Operations on single values, a pack of them per thread. Activations are taken in f32 of what the reference stores
 // before them, a sum rounded to T.
-#include "real.cuh"
+#include "pointwise.cuh"
 
 enum Activation { NONE, GELU_TANH, GELU_ERF };
-
-// x (1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3), which is x / (1 + exp(-2u)).
-template <class T> __device__ __forceinline__ float gelu_tanh(float x) {
-    const float twice_u = 1.5957691216057308f * x * (1.f + 0.044715f * x * x);
-    // The quick forms are off by some 1e-6 of their value, which no half of 16 bits shows.
-    if constexpr (sizeof(T) == 2) return __fdividef(x, 1.f + __expf(-twice_u));
-    return x / (1.f + expf(-twice_u));
-}
-
-__device__ __forceinline__ float gelu_erf(float x) { return 0.5f * x * (1.f + erff(x * 0.70710678118654752f)); }
 
 // x = act(x + bias), in place. `table`, if any, is added after the bias: row r of x takes row r mod `period` of it.
 template <class T, Activation ACT>
@@ -57,7 +47,7 @@ template <class T> __device__ void geglu(const T *gate_up, T *out, int rows, int
     load(gate, gates, first, width, aligned);
     load(up, gates + width, first, width, aligned);
 #pragma unroll
-    for (int i = 0; i < N; ++i) gate[i] = rounded<T>(gelu_tanh<T>(gate[i])) * up[i];
+    for (int i = 0; i < N; ++i) gate[i] = geglu<T>(gate[i], up[i]);
     store(gate, out + size_t(row) * width, first, width, aligned);
 }
 

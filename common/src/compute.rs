@@ -8,7 +8,7 @@ pub mod transfer;
 
 use candle_core::{DType, Device};
 
-use crate::config::{ComputeConfig, Precision};
+use crate::config::{ComputeConfig, MediaProducts, Precision};
 use crate::error::{ErrorKind, JobError};
 use crate::kernels::{self, check::Check};
 use crate::tensor::Dtype;
@@ -20,6 +20,8 @@ pub struct Compute {
     pub device: Device,
     /// The type of activations, and of weights that are not quantized.
     pub dtype: DType,
+    /// How rows of frames, sound and their tokens are multiplied.
+    pub media_products: MediaProducts,
 }
 
 impl Compute {
@@ -35,7 +37,7 @@ impl Compute {
             None => Device::Cpu,
             Some(ordinal) => open_cuda(ordinal, config, budget_bytes)?,
         };
-        let compute = Compute { device, dtype };
+        let compute = Compute { device, dtype, media_products: config.media_products };
         compute.refuse_if_wrong(kernels::check::check)?;
         Ok(compute)
     }

@@ -136,6 +136,8 @@ pub struct ComputeConfig {
     pub device: String,
     /// Type of activations, and of weights that are not quantized: `f32`, `bf16`, `f16`.
     pub dtype: Precision,
+    /// How rows of frames, sound and their tokens are multiplied: `dense`, in `dtype`, or `fp8`. Text never is in 8 bits.
+    pub media_products: MediaProducts,
     /// What all stages together may take of the card, contexts included. The language model then has what the encoders
     /// leave, and jobs that do not fit beside them are answered in phases.
     pub card_bytes: Option<u64>,
@@ -145,7 +147,13 @@ pub struct ComputeConfig {
 
 impl Default for ComputeConfig {
     fn default() -> Self {
-        ComputeConfig { device: "cpu".to_owned(), dtype: Precision::F32, card_bytes: None, context_bytes: 640 << 20 }
+        ComputeConfig {
+            device: "cpu".to_owned(),
+            dtype: Precision::F32,
+            media_products: MediaProducts::Dense,
+            card_bytes: None,
+            context_bytes: 640 << 20,
+        }
     }
 }
 
@@ -169,6 +177,17 @@ pub enum Precision {
     Bf16,
     /// What the official code computes in.
     F16,
+}
+
+/// How rows of frames, sound and their tokens are multiplied with weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MediaProducts {
+    /// In `compute.dtype`.
+    Dense,
+    /// In E4M3 with a scale per row, accumulated and handed on in `compute.dtype`: twice as fast on cards of sm_89 or
+    /// newer, less exact (tests/BENCHMARKS.md).
+    Fp8,
 }
 
 /// How the language model's linear layers are kept.
@@ -360,6 +379,10 @@ impl Config {
             WeightFormat::Dense | WeightFormat::Q8 | WeightFormat::Q4 => true,
         };
         need(agrees, "llm.weights is compute.dtype, dense, q8 or q4")?;
+        let on_card = self.compute.cuda_ordinal().is_some();
+        let fp8 =
+            self.compute.media_products == MediaProducts::Dense || !on_card || self.compute.dtype == Precision::Bf16;
+        need(fp8, "compute.media_products = \"fp8\" on a card needs compute.dtype = \"bf16\"")?;
         need(self.decode.batch_frames >= 1, "decode.batch_frames is at least 1")?;
         need(self.vision.batch >= 1, "vision.batch is at least 1")?;
         need(self.llm.chunk_rows >= 1, "llm.chunk_rows is at least 1")?;

@@ -1,26 +1,67 @@
-//! The two layers that both encoders are made of, as a checkpoint holds them.
+//! The layers that both encoders are made of, as a checkpoint holds them.
 
 use candle_core::{Result, Tensor};
 
 use crate::checkpoint::{CheckpointError, Weights};
-use crate::kernels;
+use crate::config::MediaProducts;
+use crate::kernels::{self, E4m3Rows};
 
-/// `x W^T`; the bias is added by what reads the product next, in the same pass.
+/// `x W^T + bias`. Its weights are kept as they are multiplied.
 #[derive(Debug)]
 pub struct Linear {
-    /// `[out, in]`
-    pub weight: Tensor,
-    /// `[out]`
-    pub bias: Tensor,
+    weight: Weight,
+    bias: Tensor, // [out]
+}
+
+#[derive(Debug)]
+enum Weight {
+    Dense(Tensor), // [out, in]
+    E4m3(E4m3Rows),
 }
 
 impl Linear {
-    /// `weight` and `bias` of `w`.
+    /// `weight` and `bias` of `w`, to be multiplied as `products` says.
     ///
     /// # Errors
     /// As [`Weights::get`].
-    pub fn new(input: usize, output: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        Ok(Linear { weight: w.get("weight", &[output, input])?, bias: w.get("bias", &[output])? })
+    pub fn new(
+        input: usize,
+        output: usize,
+        w: &Weights,
+        products: MediaProducts,
+    ) -> std::result::Result<Self, CheckpointError> {
+        Linear::load(&[("weight", output)], w.get("bias", &[output])?, input, w, products)
+    }
+
+    /// Projections of the same input on top of each other: matrices and their rows.
+    fn load(
+        parts: &[(&str, usize)],
+        bias: Tensor,
+        input: usize,
+        w: &Weights,
+        products: MediaProducts,
+    ) -> std::result::Result<Self, CheckpointError> {
+        let weight = match products {
+            MediaProducts::Dense => Weight::Dense(w.stack(parts, input)?),
+            MediaProducts::Fp8 if w.is_survey() => {
+                Weight::Dense(w.survey_blocks(parts, input, E4m3Rows::bytes(1, input))?)
+            }
+            MediaProducts::Fp8 => {
+                let rows = E4m3Rows::quantize(&w.stack(parts, input)?);
+                Weight::E4m3(rows.map_err(CheckpointError::from_device)?)
+            }
+        };
+        Ok(Linear { weight, bias })
+    }
+
+    /// From weights `[out, in]` and a bias `[out]` at hand.
+    pub fn dense(weight: Tensor, bias: Tensor) -> Self {
+        Linear { weight: Weight::Dense(weight), bias }
+    }
+
+    /// What is added to [`product`](Self::product), `[out]`, by whatever reads it next.
+    pub fn bias(&self) -> &Tensor {
+        &self.bias
     }
 
     /// Rows `[n, in]` to `[n, out]`, without the bias.
@@ -28,7 +69,144 @@ impl Linear {
     /// # Errors
     /// The device's.
     pub fn product(&self, x: &Tensor) -> Result<Tensor> {
-        x.matmul(&self.weight.t()?)
+        match &self.weight {
+            Weight::Dense(weight) => x.matmul(&weight.t()?),
+            Weight::E4m3(weight) => E4m3Rows::quantize(x)?.product(weight, x.dtype()),
+        }
+    }
+
+    /// Rows `[n, in]` to `[n, out]`.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => kernels::linear(x, weight, &self.bias),
+            Weight::E4m3(_) => {
+                let y = self.product(x)?;
+                kernels::bias_add(&y, &self.bias)?;
+                Ok(y)
+            }
+        }
+    }
+}
+
+/// Which GELU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gelu {
+    /// With the error function.
+    Exact,
+    /// With the hyperbolic tangent.
+    Tanh,
+}
+
+/// Two layers with a GELU between them.
+#[derive(Debug)]
+pub struct FeedForward {
+    /// To the wide side.
+    pub fc1: Linear,
+    /// And back.
+    pub fc2: Linear,
+    /// What lies between them.
+    pub gelu: Gelu,
+}
+
+impl FeedForward {
+    /// `fc1` and `fc2` of `w`.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn new(
+        width: usize,
+        inner: usize,
+        gelu: Gelu,
+        w: &Weights,
+        products: MediaProducts,
+    ) -> std::result::Result<Self, CheckpointError> {
+        Ok(FeedForward {
+            fc1: Linear::new(width, inner, &w.pp("fc1"), products)?,
+            fc2: Linear::new(inner, width, &w.pp("fc2"), products)?,
+            gelu,
+        })
+    }
+
+    /// Rows `[n, C]` to the product of `fc2`, without its bias.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let FeedForward { fc1, fc2, gelu } = self;
+        match (&fc1.weight, &fc2.weight, gelu) {
+            (Weight::Dense(weight), _, Gelu::Tanh) => fc2.product(&kernels::linear_gelu_tanh(x, weight, &fc1.bias)?),
+            (Weight::E4m3(_), Weight::E4m3(weight), _) => {
+                let h = fc1.product(x)?; // [n, inner]
+                let rows = match gelu {
+                    Gelu::Exact => E4m3Rows::gelu_erf(&h, &fc1.bias)?,
+                    Gelu::Tanh => E4m3Rows::gelu_tanh(&h, &fc1.bias)?,
+                };
+                rows.product(weight, x.dtype())
+            }
+            _ => {
+                let h = fc1.product(x)?; // [n, inner]
+                match gelu {
+                    Gelu::Exact => kernels::bias_gelu_erf(&h, &fc1.bias)?,
+                    Gelu::Tanh => kernels::bias_gelu_tanh(&h, &fc1.bias)?,
+                }
+                fc2.product(&h)
+            }
+        }
+    }
+}
+
+/// Attention of a sequence's rows to each other.
+#[derive(Debug)]
+pub struct SelfAttention {
+    qkv: Linear, // [3C, C]
+    /// Its bias is added by whatever reads the outcome next.
+    pub out_proj: Linear,
+    heads: usize,
+    rows: usize,
+}
+
+impl SelfAttention {
+    /// `q_proj`, `k_proj`, `v_proj` and `out_proj` of `w`, for sequences of `rows` rows.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn new(
+        width: usize,
+        heads: usize,
+        rows: usize,
+        keys_have_bias: bool,
+        w: &Weights,
+        products: MediaProducts,
+    ) -> std::result::Result<Self, CheckpointError> {
+        let biases = [Some("q_proj.bias"), keys_have_bias.then_some("k_proj.bias"), Some("v_proj.bias")];
+        let weights = ["q_proj.weight", "k_proj.weight", "v_proj.weight"];
+        Ok(SelfAttention {
+            qkv: Linear::load(
+                &weights.map(|part| (part, width)),
+                w.concat(&biases.map(|part| (part, width)))?,
+                width,
+                w,
+                products,
+            )?,
+            out_proj: Linear::new(width, width, &w.pp("out_proj"), products)?,
+            heads,
+            rows,
+        })
+    }
+
+    /// Rows of whole sequences, `[n*rows, C]`, to the product of `out_proj`, `[n*rows, C]`, without its bias.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (rows, width) = x.dims2()?;
+        let qkv = self.qkv.forward(x)?.reshape((rows / self.rows, self.rows, 3 * width))?;
+        let scale = ((width / self.heads) as f64).powf(-0.5);
+        let mixed = kernels::attention(&qkv, self.heads, scale as f32)?; // [n, rows, C]
+        self.out_proj.product(&mixed.reshape((rows, width))?)
     }
 }
 
@@ -52,5 +230,26 @@ impl LayerNorm {
     /// The kernel with these parameters.
     pub fn kernel(&self) -> kernels::LayerNorm<'_> {
         kernels::LayerNorm { weight: &self.weight, bias: &self.bias, eps: self.eps }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn the_feed_forward_part_uses_its_gelu_between_its_products() -> Result<()> {
+        let linear = |weight: f32, bias: f32| -> Result<Linear> {
+            Ok(Linear::dense(Tensor::new(&[[weight]], &Device::Cpu)?, Tensor::new(&[bias], &Device::Cpu)?))
+        };
+        // gelu(-1 - 1), times three. The second bias comes later.
+        for (gelu, want) in [(Gelu::Tanh, -0.045_402_3), (Gelu::Exact, -0.045_500_3)] {
+            let mlp = FeedForward { fc1: linear(1.0, -1.0)?, fc2: linear(3.0, 100.0)?, gelu };
+            let y = mlp.forward(&Tensor::new(&[[-1f32]], &Device::Cpu)?)?.to_vec2::<f32>()?[0][0];
+            assert!((y - 3.0 * want).abs() < 1e-6, "{gelu:?}: {y}");
+        }
+        Ok(())
     }
 }

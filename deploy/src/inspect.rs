@@ -8,7 +8,7 @@ use std::path::Path;
 
 use candle_core::DType;
 use common::checkpoint::{Checkpoint, CheckpointError, Need, Weights};
-use common::config::LlmConfig;
+use common::config::{LlmConfig, MediaProducts};
 use common::error::StageName;
 use common::model::ModelConfig;
 use serde::Serialize;
@@ -75,10 +75,19 @@ pub fn needs(config: &ModelConfig, untied: bool) -> Result<BTreeMap<StageName, V
     let c = &config;
     Ok(BTreeMap::from([
         (StageName::Decode, Vec::new()),
-        (StageName::Vision, Weights::survey(DType::F32, |w| stage_vision::SiglipEncoder::new(c, w))?),
-        (StageName::Audio, Weights::survey(DType::F32, |w| stage_audio::WhisperEncoder::new(c, w))?),
+        (
+            StageName::Vision,
+            Weights::survey(DType::F32, |w| stage_vision::SiglipEncoder::new(c, w, MediaProducts::Dense))?,
+        ),
+        (
+            StageName::Audio,
+            Weights::survey(DType::F32, |w| stage_audio::WhisperEncoder::new(c, w, MediaProducts::Dense))?,
+        ),
         (StageName::Fuse, Weights::survey(DType::F32, |w| stage_fuse::Fuser::new(c, w))?),
-        (StageName::Llm, Weights::survey(DType::F32, |w| stage_llm::Gemma::new(c, w, &LlmConfig::default()))?),
+        (
+            StageName::Llm,
+            Weights::survey(DType::F32, |w| stage_llm::Gemma::new(c, w, &LlmConfig::default(), MediaProducts::Dense))?,
+        ),
     ]))
 }
 

@@ -108,7 +108,7 @@ fn product_error(source: &Weights, matrix: &Matrix, format: BlockFormat, bytes: 
 mod tests {
     use super::*;
     use common::checkpoint::{CheckpointError, CheckpointErrorKind};
-    use common::config::LlmConfig;
+    use common::config::{LlmConfig, MediaProducts};
     use stage_llm::Gemma;
     use stage_llm::cache::VideoCache;
 
@@ -121,7 +121,7 @@ mod tests {
         let checkpoint = Arc::new(Checkpoint::open(dir)?);
         let llm = LlmConfig { weights, quantized: quantized.map(Path::to_owned), ..LlmConfig::default() };
         let w = Weights::new(checkpoint.clone(), DType::F32, Device::Cpu);
-        let gemma = Gemma::new(checkpoint.config(), &w, &llm)?;
+        let gemma = Gemma::new(checkpoint.config(), &w, &llm, MediaProducts::Dense)?;
         let mut text = gemma.text_cache(4).unwrap();
         let prompt = gemma.prefill(&[2, 106, 17], &mut text, &VideoCache::default(), &mut ());
         Ok(prompt.unwrap().to_vec1().unwrap())

@@ -6,6 +6,7 @@ use common::budget::Footprint;
 use common::checkpoint::{Checkpoint, CheckpointError, Weights};
 use common::config::Config;
 use common::error::{JobError, StageName};
+use common::kernels::linear::WORKSPACE_BYTES;
 use common::message::PcmWindow;
 use common::model::ModelConfig;
 use common::plan::{AudioPlan, MediaPlan, WINDOW_SAMPLES};
@@ -25,7 +26,7 @@ pub fn open(config: &Config) -> Result<AudioStage, JobError> {
     let budget = config.budget(StageName::Audio);
     let compute = footprint.open(StageName::Audio, &config.compute, budget, "raise budgets.audio")?;
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
-    let encoder = WhisperEncoder::new(checkpoint.config(), &weights)?;
+    let encoder = WhisperEncoder::new(checkpoint.config(), &weights, compute.media_products)?;
     let mut stage = AudioStage::new(LogMel::new(checkpoint.config().audio.num_mel_bins), encoder);
     if config.compute.cuda_ordinal().is_some() {
         warm_up(&mut stage).map_err(Stop::at_start)?;
@@ -46,7 +47,7 @@ fn warm_up(stage: &mut AudioStage) -> Result<(), Stop> {
 /// None that a checked configuration leads to.
 pub fn footprint(config: &Config, model: &ModelConfig) -> Result<Footprint, CheckpointError> {
     let dtype = config.compute.dtype.candle();
-    let needs = Weights::survey(dtype, |w| WhisperEncoder::new(model, w))?;
+    let needs = Weights::survey(dtype, |w| WhisperEncoder::new(model, w, config.compute.media_products))?;
     let (c, size) = (&model.audio, dtype.size_in_bytes() as u64);
     let (width, inner, rows) = (c.d_model as u64, c.encoder_ffn_dim as u64, c.max_source_positions as u64);
     // In the feed-forward part: the stream, its norm, the wide layer before and after its GELU, the outcome.
@@ -54,6 +55,10 @@ pub fn footprint(config: &Config, model: &ModelConfig) -> Result<Footprint, Chec
     // The first convolution keeps twice the rows, and reads three taps of each.
     let convolutions = 2 * rows * size * (4 * width + 3 * c.num_mel_bins as u64);
     // The CPU holds scores, of some queries at a time, and computes some parts in f32.
-    let host = if config.compute.cuda_ordinal().is_some() { 0 } else { (128 << 20) + 4 * rows * (3 * width + inner) };
+    let host = if config.compute.cuda_ordinal().is_some() {
+        WORKSPACE_BYTES as u64
+    } else {
+        (128 << 20) + 4 * rows * (3 * width + inner)
+    };
     Ok(Footprint::new(&needs, layer.max(convolutions) + host, &config.compute))
 }

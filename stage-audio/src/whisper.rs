@@ -2,8 +2,9 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use common::checkpoint::{CheckpointError, Weights};
+use common::config::MediaProducts;
 use common::kernels;
-use common::layers::{LayerNorm, Linear};
+use common::layers::{FeedForward, Gelu, LayerNorm, SelfAttention};
 use common::model::{AudioConfig, ModelConfig};
 
 /// Epsilon of every layer norm; not in config.json.
@@ -50,67 +51,32 @@ impl Conv1d {
     }
 }
 
-struct Attention {
-    qkv_weight: Tensor, // [3C, C]
-    qkv_bias: Tensor,   // [3C]; keys have none
-    out_proj: Linear,
-    heads: usize,
-    rows: usize,
-}
-
-impl Attention {
-    fn new(c: &AudioConfig, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        let width = c.d_model;
-        let part = |part: &'static str| (part, width);
-        Ok(Attention {
-            qkv_weight: w.stack(&["q_proj.weight", "k_proj.weight", "v_proj.weight"].map(part), width)?,
-            qkv_bias: w.concat(&[Some("q_proj.bias"), None, Some("v_proj.bias")].map(|b| (b, width)))?,
-            out_proj: Linear::new(width, width, &w.pp("out_proj"))?,
-            heads: c.encoder_attention_heads,
-            rows: c.max_source_positions,
-        })
-    }
-
-    /// Rows `[W*1500, C]` to the product of `out_proj`, `[W*1500, C]`.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        let qkv = x.matmul(&self.qkv_weight.t()?)?; // [W*1500, 3C]
-        kernels::bias_add(&qkv, &self.qkv_bias)?;
-        let qkv = qkv.reshape((rows / self.rows, self.rows, 3 * width))?;
-        let scale = ((width / self.heads) as f64).powf(-0.5);
-        let mixed = kernels::attention(&qkv, self.heads, scale as f32)?; // [W, 1500, C]
-        self.out_proj.product(&mixed.reshape((rows, width))?)
-    }
-}
-
 struct EncoderLayer {
     self_attn_layer_norm: LayerNorm,
-    self_attn: Attention,
+    self_attn: SelfAttention,
     final_layer_norm: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
+    feed_forward: FeedForward,
 }
 
 impl EncoderLayer {
-    fn new(c: &AudioConfig, w: &Weights) -> std::result::Result<Self, CheckpointError> {
+    fn new(c: &AudioConfig, w: &Weights, products: MediaProducts) -> std::result::Result<Self, CheckpointError> {
+        let (width, heads, rows) = (c.d_model, c.encoder_attention_heads, c.max_source_positions);
         Ok(EncoderLayer {
-            self_attn_layer_norm: LayerNorm::new(c.d_model, LAYER_NORM_EPS, &w.pp("self_attn_layer_norm"))?,
-            self_attn: Attention::new(c, &w.pp("self_attn"))?,
-            final_layer_norm: LayerNorm::new(c.d_model, LAYER_NORM_EPS, &w.pp("final_layer_norm"))?,
-            fc1: Linear::new(c.d_model, c.encoder_ffn_dim, &w.pp("fc1"))?,
-            fc2: Linear::new(c.encoder_ffn_dim, c.d_model, &w.pp("fc2"))?,
+            self_attn_layer_norm: LayerNorm::new(width, LAYER_NORM_EPS, &w.pp("self_attn_layer_norm"))?,
+            self_attn: SelfAttention::new(width, heads, rows, false, &w.pp("self_attn"), products)?,
+            final_layer_norm: LayerNorm::new(width, LAYER_NORM_EPS, &w.pp("final_layer_norm"))?,
+            feed_forward: FeedForward::new(width, c.encoder_ffn_dim, Gelu::Exact, w, products)?,
         })
     }
 
     /// Moves the stream `x` `[W*1500, C]` on by this layer, in place.
     fn forward(&self, x: &Tensor) -> Result<()> {
         let attended = self.self_attn.forward(&self.self_attn_layer_norm.kernel().forward(x)?)?;
-        let bias = Some(&self.self_attn.out_proj.bias);
+        let bias = Some(self.self_attn.out_proj.bias());
         let normed = self.final_layer_norm.kernel().after_adding(x, &attended, bias, None)?;
-        let h = self.fc1.product(&normed)?; // [W*1500, 5120]
-        kernels::bias_gelu_erf(&h, &self.fc1.bias)?;
         let limit = (x.dtype() == DType::F16).then_some(F16_LIMIT);
-        kernels::residual_add(x, &self.fc2.product(&h)?, Some(&self.fc2.bias), limit)
+        let bias = Some(self.feed_forward.fc2.bias());
+        kernels::residual_add(x, &self.feed_forward.forward(&normed)?, bias, limit)
     }
 }
 
@@ -127,14 +93,18 @@ pub struct WhisperEncoder {
 }
 
 impl WhisperEncoder {
-    /// Loads `model.mm_aud.encoder` from weights at the checkpoint's root.
+    /// Loads `model.mm_aud.encoder` from weights at the checkpoint's root; its layers multiply as `products` says.
     ///
     /// # Errors
     /// The tensor that is missing or misshapen.
-    pub fn new(config: &ModelConfig, weights: &Weights) -> std::result::Result<Self, CheckpointError> {
+    pub fn new(
+        config: &ModelConfig,
+        weights: &Weights,
+        products: MediaProducts,
+    ) -> std::result::Result<Self, CheckpointError> {
         let w = weights.pp("model.mm_aud.encoder");
         let c = &config.audio;
-        let layer = |i: usize| EncoderLayer::new(c, &w.pp("layers").pp(i));
+        let layer = |i: usize| EncoderLayer::new(c, &w.pp("layers").pp(i), products);
         Ok(WhisperEncoder {
             conv1: Conv1d::new(c.num_mel_bins, c.d_model, &w.pp("conv1"))?,
             conv2: Conv1d::new(c.d_model, c.d_model, &w.pp("conv2"))?,

@@ -5,6 +5,7 @@ mod tiny;
 
 use candle_core::{Device, Tensor};
 use common::checkpoint::{CheckpointError, Weights};
+use common::config::MediaProducts;
 use common::message::PcmWindow;
 use common::model::ModelConfig;
 use common::plan::{AudioPlan, MediaPlan};
@@ -16,7 +17,7 @@ const CONFIG: &str = r#"{"hidden_size": 32, "mm_audio_config":
     {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 24}}"#;
 
 fn load(config: &ModelConfig, w: &Weights) -> Result<WhisperEncoder, CheckpointError> {
-    WhisperEncoder::new(config, w)
+    WhisperEncoder::new(config, w, MediaProducts::Dense)
 }
 
 fn stage() -> AudioStage {

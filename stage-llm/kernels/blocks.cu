@@ -1,5 +1,6 @@
-// Weights in blocks: taken apart on their way to the card, and rows of them expanded: for products of many rows, and as
-// an embedding.
+// Weights in blocks: taken apart on their way to the card, and rows of them expanded: for products of many rows, in 16 or
+// in 8 bits, and as an embedding.
+#include "../../common/kernels/e4m3.cuh"
 #include "blocks.cuh"
 
 // Copies blocks `first` and on of a matrix of `total` blocks into their planes, two bytes a thread.
@@ -104,3 +105,21 @@ TAKE(q4_k_f32, F32, W_Q4_K)
 TAKE(q6_k_bf16, Bf16, W_Q6_K)
 TAKE(q6_k_f16, F16, W_Q6_K)
 TAKE(q6_k_f32, F32, W_Q6_K)
+
+template <int FORMAT> struct Row {
+    Planes planes;
+    size_t row;
+    int cols;
+    __device__ inline void operator()(float (&v)[8], int column) const { expand<F32, FORMAT>(v, planes, row, column, cols); }
+};
+
+// Rows first and on of a matrix, one a block.
+#define E4M3(NAME, FORMAT)                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(512) e4m3_##NAME(const void* w, long long rows, int cols, long long first,   \
+                                                                  uint8_t* bytes, float* scales) {                            \
+        size_t i = blockIdx.x;                                                                                                \
+        row_to_e4m3<4>(Row<FORMAT>{Planes(FORMAT, w, rows, cols), size_t(first) + i, cols}, cols, bytes + i * cols, scales + i); \
+    }
+E4M3(q8_0, W_Q8_0)
+E4M3(q4_k, W_Q4_K)
+E4M3(q6_k, W_Q6_K)

@@ -4,9 +4,11 @@ use std::fmt;
 
 use common::budget::{self, Bytes};
 use common::checkpoint::{CheckpointError, Weights};
-use common::config::{ComputeConfig, LlmConfig, WeightFormat};
+use common::config::{ComputeConfig, LlmConfig, MediaProducts, WeightFormat};
 use common::error::{ErrorKind, JobError};
 use common::event::Mode;
+use common::kernels::E4m3Rows;
+use common::kernels::linear::WORKSPACE_BYTES;
 use common::model::ModelConfig;
 use common::plan::{AudioPlan, MediaPlan, SAMPLE_RATE};
 
@@ -40,11 +42,14 @@ impl Footprint {
     /// None that a checked configuration leads to.
     pub fn new(model: &ModelConfig, llm: &LlmConfig, compute: &ComputeConfig) -> Result<Self, CheckpointError> {
         let dtype = compute.dtype.candle();
-        let needs = Weights::survey(dtype, |w| Gemma::new(model, w, llm))?;
+        let needs = Weights::survey(dtype, |w| Gemma::new(model, w, llm, compute.media_products))?;
         let rows = llm.chunk_rows.max(llm.max_prompt_tokens) as u64;
         let in_blocks = matches!(llm.weights, WeightFormat::Q8 | WeightFormat::Q4);
         let size = dtype.size_in_bytes() as u64;
-        let activations = activation_bytes(model, size, rows, compute.cuda_ordinal().is_some(), in_blocks);
+        let mut activations = activation_bytes(model, size, rows, compute.cuda_ordinal().is_some(), in_blocks);
+        if compute.media_products == MediaProducts::Fp8 {
+            activations += e4m3_bytes(model, llm.chunk_rows, compute.cuda_ordinal().is_some());
+        }
         let geometry = Geometry::new(model, dtype, llm.kv);
         Ok(Footprint {
             fixed: budget::Footprint::new(&needs, activations, compute),
@@ -94,6 +99,15 @@ fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_bloc
     // Blocks are expanded a matrix, or a stretch of one, at a time.
     let expanded = if in_blocks { (2 * inner * hidden * size).min(quantized::SCRATCH_BYTES as u64) } else { 0 };
     rows * (stream + feed_forward.max(heads)) + folded.max(expanded) + attention + logits
+}
+
+/// What products in 8 bits hold besides: the rows that enter one and the weights, which are quantized for each; on the CPU
+/// both once more in f32.
+fn e4m3_bytes(c: &ModelConfig, rows: usize, on_gpu: bool) -> u64 {
+    let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+    let once = E4m3Rows::bytes(rows, inner) + E4m3Rows::bytes(2 * inner, hidden);
+    let more = if on_gpu { WORKSPACE_BYTES } else { 2 * 4 * (rows * inner + 2 * inner * hidden) };
+    (once + more) as u64
 }
 
 /// One job's claim on a worker's memory.

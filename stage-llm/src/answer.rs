@@ -69,7 +69,7 @@ impl LlmStage {
         );
         footprint.fixed.check(StageName::Llm, settings.budget_bytes, HINT)?;
         let prompter = Prompter::open(tokenizer, config.vocab_size, settings.llm.max_prompt_tokens)?;
-        let model = Gemma::new(config, weights, &settings.llm)?;
+        let model = Gemma::new(config, weights, &settings.llm, settings.compute.media_products)?;
         Ok(LlmStage { model, prompter, tasks: Tasks::builtin(), footprint, settings, kept: Kept::default() })
     }
 

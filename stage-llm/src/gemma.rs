@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use common::checkpoint::{CheckpointError, Weights};
-use common::config::{LlmConfig, WeightFormat};
+use common::config::{LlmConfig, MediaProducts, WeightFormat};
 use common::kernels;
 use common::message::Modality;
 use common::model::ModelConfig;
@@ -17,6 +17,7 @@ use crate::intake::Chunk;
 use crate::observe::{Boundary, Observe};
 use crate::quantized::Linear;
 use crate::rope::RopeTable;
+use crate::rows::Rows;
 use crate::weights::{self, LayerMatrices, Loader};
 
 /// `G(x, w) = rms(x) * (1 + w)`, all in f32, one rounding at the end (MODEL.md 7).
@@ -76,9 +77,11 @@ impl Attention {
     }
 
     /// Keys and values `[n, kv_heads * head_dim]` of normed rows `[n, D]`, not rotated.
-    fn keys_and_values(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn keys_and_values(&self, x: &Tensor, products: MediaProducts) -> Result<(Tensor, Tensor)> {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        Ok((self.qkv_proj.forward_rows(x, q..q + kv)?, self.qkv_proj.forward_rows(x, q + kv..q + 2 * kv)?))
+        let rows = Rows::new(x, products)?;
+        let part = |outputs| rows.times(&self.qkv_proj, outputs, x);
+        Ok((part(q..q + kv)?, part(q + kv..q + 2 * kv)?))
     }
 
     /// Text to text, to image and to audio: three softmaxes. Their sum is taken before the one `o_proj`, which is
@@ -96,9 +99,11 @@ impl Attention {
 
     /// What image or audio tokens with values `[n, kv_heads * head_dim]` make of themselves, `[n, D]`: attention to itself
     /// alone is a token's own value.
-    fn diagonal(&self, v: &Tensor) -> Result<Tensor> {
+    fn diagonal(&self, v: &Tensor, products: MediaProducts) -> Result<Tensor> {
         let weight = self.o_proj.expanded(v.dtype())?; // [D, heads * head_dim]
-        Linear::Dense(fold_heads(&weight, self.kv_heads, self.head_dim)?).forward(v)
+        let outputs = 0..weight.dim(0)?;
+        let folded = Linear::Dense(fold_heads(&weight, self.kv_heads, self.head_dim)?);
+        Rows::new(v, products)?.times(&folded, outputs, v)
     }
 }
 
@@ -116,8 +121,10 @@ impl Mlp {
         Ok(Mlp { gate_up_proj: loader.load(&matrices.gate_up_proj)?, down_proj: loader.load(&matrices.down_proj)? })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down_proj.forward(&kernels::geglu(&self.gate_up_proj.forward(x)?)?) // [n, D]
+    fn forward(&self, x: &Tensor, products: MediaProducts) -> Result<Tensor> {
+        let whole = |layer: &Linear| Ok::<_, candle_core::Error>(0..layer.dims()?.0);
+        let gate_up = Rows::new(x, products)?.times(&self.gate_up_proj, whole(&self.gate_up_proj)?, x)?;
+        Rows::geglu(&gate_up, products)?.times(&self.down_proj, whole(&self.down_proj)?, x) // [n, D]
     }
 }
 
@@ -150,10 +157,16 @@ impl DecoderLayer {
     }
 
     /// Adds the attention's outcome and the feed-forward part to the stream, in place, and gives what `next` makes of it:
-    /// the same for all three streams.
-    fn residual(&self, x: &Tensor, attended: &Tensor, next: Option<&RmsNorm>) -> Result<Option<Tensor>> {
+    /// the same for all three streams, but for how they are multiplied.
+    fn residual(
+        &self,
+        x: &Tensor,
+        attended: &Tensor,
+        next: Option<&RmsNorm>,
+        products: MediaProducts,
+    ) -> Result<Option<Tensor>> {
         let normed = self.post_attention_layernorm.add(x, attended, Some(&self.pre_feedforward_layernorm))?;
-        let h = self.mlp.forward(&normed.expect("a norm was asked for. This is a bug."))?;
+        let h = self.mlp.forward(&normed.expect("a norm was asked for. This is a bug."), products)?;
         self.post_feedforward_layernorm.add(x, &h, next)
     }
 }
@@ -203,16 +216,24 @@ pub struct Gemma {
     geometry: Geometry,
     vocabulary: usize,
     hidden_size: usize,
+    /// How image and audio tokens are multiplied.
+    products: MediaProducts,
     dtype: DType,
     device: Device,
 }
 
 impl Gemma {
-    /// Loads the model, its matrices and its keys and values kept as `llm` says; works under [`Weights::survey`].
+    /// Loads the model, its matrices and its keys and values kept as `llm` says, image and audio tokens multiplied as
+    /// `products` says; works under [`Weights::survey`].
     ///
     /// # Errors
     /// The tensor that is missing or misshapen.
-    pub fn new(c: &ModelConfig, w: &Weights, llm: &LlmConfig) -> std::result::Result<Self, CheckpointError> {
+    pub fn new(
+        c: &ModelConfig,
+        w: &Weights,
+        llm: &LlmConfig,
+        products: MediaProducts,
+    ) -> std::result::Result<Self, CheckpointError> {
         let loader = Loader::new(w, llm)?;
         let model = w.pp("model");
         let [embedding, head] = weights::embedding(c, llm.weights);
@@ -232,6 +253,7 @@ impl Gemma {
             geometry: Geometry::new(c, w.dtype(), llm.kv),
             vocabulary: c.vocab_size,
             hidden_size: c.hidden_size,
+            products,
             dtype: w.dtype(),
             device: w.device().clone(),
         })
@@ -302,7 +324,7 @@ impl Gemma {
             for run in &runs {
                 observe.see(Boundary::MediaHidden(run.modality, i, run.offset), &x.narrow(0, run.row, run.rows)?)?;
             }
-            let (k, v) = layer.self_attn.keys_and_values(&normed)?; // [n, kv_heads * head_dim]
+            let (k, v) = layer.self_attn.keys_and_values(&normed, self.products)?; // [n, kv_heads * head_dim]
             for run in &runs {
                 let Some(cache) = video.half(run.modality) else {
                     candle_core::bail!("there is no cache for {} tokens", run.modality)
@@ -312,8 +334,8 @@ impl Gemma {
             }
             // Nothing looks at the rows after the last layer.
             let Some(next) = self.layers.get(i + 1) else { break };
-            let attended = layer.self_attn.diagonal(&v)?;
-            let next = layer.residual(&x, &attended, Some(&next.input_layernorm))?;
+            let attended = layer.self_attn.diagonal(&v, self.products)?;
+            let next = layer.residual(&x, &attended, Some(&next.input_layernorm), self.products)?;
             normed = next.expect("a norm was asked for. This is a bug.");
         }
         Ok(())
@@ -379,7 +401,7 @@ impl Gemma {
             let input = normed.take().expect("every layer but the last makes the next one's input. This is a bug.");
             let attended = layer.self_attn.forward(&input, i, text, video)?;
             let next = self.layers.get(i + 1).map(|next| &next.input_layernorm);
-            normed = layer.residual(&x, &attended, next)?;
+            normed = layer.residual(&x, &attended, next, MediaProducts::Dense)?;
         }
         text.advance(n);
         Ok(x)

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor};
+use common::kernels::E4m3Rows;
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
@@ -249,6 +250,19 @@ impl Linear {
             Linear::Blocks(blocks) => blocks.dequantize(outputs, x.dtype())?,
         };
         x.matmul(&weight.t()?)
+    }
+
+    /// Rows of a range, each quantized to E4M3.
+    ///
+    /// # Errors
+    /// candle's, when there is no memory; inputs that are no multiple of 16; rows that there are not.
+    pub fn e4m3(&self, outputs: Range<usize>) -> Result<E4m3Rows> {
+        match self {
+            Linear::Dense(w) => E4m3Rows::quantize(&w.narrow(0, outputs.start, outputs.len())?),
+            #[cfg(feature = "cuda")]
+            Linear::Blocks(blocks) if blocks.data.device().is_cuda() => cuda::e4m3(blocks, outputs),
+            Linear::Blocks(blocks) => E4m3Rows::quantize(&blocks.dequantize(outputs, DType::F32)?),
+        }
     }
 
     /// All weights `[outputs, inputs]` in `dtype`.

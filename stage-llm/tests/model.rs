@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Result, Tensor};
 use common::checkpoint::Weights;
-use common::config::LlmConfig;
+use common::config::{LlmConfig, MediaProducts};
 use common::event::Finish;
 use common::message::Modality;
 use common::model::ModelConfig;
@@ -181,7 +181,10 @@ fn the_survey_of_the_9b_model_is_the_oracles_list() {
         .filter(|t| t["part"] == "llm" && t["needed"] == true)
         .map(|t| (t["name"].as_str().unwrap().to_owned(), serde_json::from_value(t["shape"].clone()).unwrap()))
         .collect();
-    let needs = Weights::survey(DType::F16, |w| Gemma::new(&ModelConfig::default(), w, &LlmConfig::default())).unwrap();
+    let needs = Weights::survey(DType::F16, |w| {
+        Gemma::new(&ModelConfig::default(), w, &LlmConfig::default(), MediaProducts::Dense)
+    })
+    .unwrap();
     let asked: BTreeSet<(String, Vec<usize>)> = needs.iter().map(|n| (n.name.clone(), n.shape.clone())).collect();
     assert_eq!(needs.len(), 464);
     assert_eq!(asked, expected);

@@ -6,6 +6,7 @@ use common::budget::Footprint;
 use common::checkpoint::{Checkpoint, CheckpointError, Weights};
 use common::config::Config;
 use common::error::{JobError, StageName};
+use common::kernels::linear::WORKSPACE_BYTES;
 use common::message::FrameBatch;
 use common::model::ModelConfig;
 use common::plan::{FRAME_BYTES, FRAME_SIDE, IMAGE_POOL, ImagePlan, MediaPlan, PADDED_SIDE};
@@ -25,7 +26,7 @@ pub fn open(config: &Config) -> Result<VisionStage, JobError> {
     let hint = "raise budgets.vision or lower vision.batch";
     let compute = footprint.open(StageName::Vision, &config.compute, config.budget(StageName::Vision), hint)?;
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
-    let encoder = SiglipEncoder::new(checkpoint.config(), &weights)?;
+    let encoder = SiglipEncoder::new(checkpoint.config(), &weights, compute.media_products)?;
     let mut stage = VisionStage::new(encoder, config.vision.batch);
     if config.compute.cuda_ordinal().is_some() {
         warm_up(&mut stage, config.vision.batch).map_err(Stop::at_start)?;
@@ -47,7 +48,7 @@ fn warm_up(stage: &mut VisionStage, frames: usize) -> Result<(), Stop> {
 /// None that a checked configuration leads to.
 pub fn footprint(config: &Config, model: &ModelConfig) -> Result<Footprint, CheckpointError> {
     let dtype = config.compute.dtype.candle();
-    let needs = Weights::survey(dtype, |w| SiglipEncoder::new(model, w))?;
+    let needs = Weights::survey(dtype, |w| SiglipEncoder::new(model, w, config.compute.media_products))?;
     let (c, size) = (&model.vision, dtype.size_in_bytes() as u64);
     let (width, inner) = (c.hidden_size as u64, c.intermediate_size as u64);
     let patches = (c.side() * c.side()) as u64;
@@ -55,9 +56,10 @@ pub fn footprint(config: &Config, model: &ModelConfig) -> Result<Footprint, Chec
     let layer = patches * size * (3 * width + 2 * inner);
     let pixels = FRAME_BYTES as u64 + (3 * FRAME_SIDE * FRAME_SIDE) as u64 * (size + 4);
     let cells = u64::from(PADDED_SIDE * PADDED_SIDE) * width * size * u64::from(IMAGE_POOL);
+    // A card's products have some room of their own.
     // The CPU holds scores, two copies of one frame's, and computes some parts in f32.
     let host = if config.compute.cuda_ordinal().is_some() {
-        0
+        WORKSPACE_BYTES as u64
     } else {
         2 * 4 * c.num_attention_heads as u64 * patches * patches + 4 * patches * (3 * width + inner)
     };

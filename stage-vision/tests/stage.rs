@@ -4,6 +4,7 @@
 mod tiny;
 
 use common::checkpoint::CheckpointError;
+use common::config::MediaProducts;
 use common::message::FrameBatch;
 use common::model::ModelConfig;
 use common::plan::{FRAME_BYTES, FRAME_SIDE, ImagePlan, MediaPlan};
@@ -16,7 +17,7 @@ const CONFIG: &str = r#"{"hidden_size": 32, "mm_vision_config":
     {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}}"#;
 
 fn load(config: &ModelConfig, w: &common::checkpoint::Weights) -> Result<SiglipEncoder, CheckpointError> {
-    SiglipEncoder::new(config, w)
+    SiglipEncoder::new(config, w, MediaProducts::Dense)
 }
 
 fn stage(batch: usize, weights: &(ModelConfig, common::checkpoint::Weights)) -> VisionStage {

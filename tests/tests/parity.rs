@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use common::config::MediaProducts;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use tests::parity::report::{Report, Verdict};
@@ -48,6 +49,19 @@ fn the_usual_run_is_the_oracles_at_every_boundary() {
     let report = holds("basic", "tied", 3);
     let tensors = report.rows.iter().filter(|r| r.distance.is_some()).count();
     assert_eq!(tensors, 39, "{report}");
+}
+
+/// 8 bits are told apart from 16 (the encoders' outcomes are off by a few hundredths) and stay within their limits.
+#[test]
+fn products_in_8_bits_give_the_oracles_tokens_at_a_bounded_error() {
+    let mut options = options("basic", "tied", 0);
+    options.config.compute.media_products = MediaProducts::Fp8;
+    let report = compare(&options).unwrap();
+    assert!(report.rows.iter().all(|row| row.verdict == Verdict::Ok), "{report}");
+    for name in ["vision_features", "audio_features", "image_hidden.3", "step_logits"] {
+        let off = report.row(name).unwrap().distance.unwrap().relative_rms;
+        assert!(off > 1e-2, "{name} is off by {off} only: were there 8 bits?\n{report}");
+    }
 }
 
 #[test]

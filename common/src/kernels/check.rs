@@ -7,8 +7,8 @@ use std::time::Instant;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{
-    LayerNorm, add_positions, add_rms_norm, attention, bias_add, bias_gelu_erf, bias_gelu_tanh, geglu, patchify, pool,
-    residual_add, rms, rms_norm,
+    E4m3Rows, LayerNorm, add_positions, add_rms_norm, attention, bias_add, bias_gelu_erf, bias_gelu_tanh, geglu,
+    linear, linear_gelu_tanh, patchify, pool, residual_add, rms, rms_norm,
 };
 
 use crate::random::Draws;
@@ -45,20 +45,15 @@ pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
         DType::F16 => (3e-4, 8e-4),
         _ => (2e-6, 3e-6),
     };
-    let case = Case { device, dtype, draws: Draws::default() };
-    let family = |name: &str, tolerance, outcome: Result<Difference>| match outcome {
-        Ok(d) => {
-            let outlier = if dtype == DType::F32 { 1e-4 } else { 0.05 };
-            Check {
-                name: name.to_owned(),
-                error: d.rms,
-                tolerance,
-                ok: d.rms <= tolerance && d.outlier <= outlier,
-                failure: None,
-            }
-        }
-        Err(e) => Check { name: name.to_owned(), error: f64::NAN, tolerance, ok: false, failure: Some(e.to_string()) },
+    // The CPU rounds a product, its sum with a bias and an activation of that; a card rounds once.
+    let rounded_once = match dtype {
+        DType::BF16 => 6e-3,
+        DType::F16 => 1e-3,
+        _ => 5e-6,
     };
+    let case = Case { device, dtype, draws: Draws::default() };
+    let usual_outlier = if dtype == DType::F32 { 1e-4 } else { 0.05 };
+    let family = |name, tolerance, outcome| judged(name, tolerance, usual_outlier, outcome);
     vec![
         family("rms_norm", usual, case.rms_norm()),
         family("add_rms_norm", usual, case.add_rms_norm()),
@@ -67,10 +62,27 @@ pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
         family("add_layer_norm", usual, case.add_layer_norm()),
         family("bias and activation", usual, case.bias_act()),
         family("geglu", usual, case.geglu()),
+        family("product, bias and activation", rounded_once, case.linear()),
+        family("E4M3 rows", 1e-7, case.e4m3()),
+        // A row whose largest value turns a rounding has another scale, and with it other codes, whose steps are wide.
+        judged("E4M3 of activations", 2e-2, 0.15, case.e4m3_of_activations()),
+        judged("E4M3 products", 1e-2, 0.15, case.e4m3_products()),
         family("attention", rounded_weights, case.attention()),
         family("patchify", usual, case.patchify()),
         family("pool", usual, case.pool()),
     ]
+}
+
+/// Whether a difference is within its bounds, on the whole and for every value.
+fn judged(name: &str, tolerance: f64, outlier: f64, outcome: Result<Difference>) -> Check {
+    let name = name.to_owned();
+    match outcome {
+        Ok(d) => {
+            let ok = d.rms <= tolerance && d.outlier <= outlier;
+            Check { name, error: d.rms, tolerance, ok, failure: None }
+        }
+        Err(e) => Check { name, error: f64::NAN, tolerance, ok: false, failure: Some(e.to_string()) },
+    }
 }
 
 /// How far two outcomes are apart.
@@ -211,6 +223,63 @@ impl Case<'_> {
         self.over_widths(|n, d| self.compare(&[(self.random(&[n, 2 * d])? * 2.0)?], |x| Ok(vec![geglu(&x[0])?])))
     }
 
+    fn linear(&self) -> Result<Difference> {
+        [(37, 1152, 80), (3, 64, 16), (130, 128, 4304)].into_iter().try_fold(
+            Difference::default(),
+            |worst, (n, k, m)| {
+                let inputs = [self.random(&[n, k])?, (self.random(&[m, k])? * 0.05)?, self.random(&[m])?];
+                Ok(worst.or(self.compare(&inputs, |x| {
+                    Ok(vec![linear(&x[0], &x[1], &x[2])?, linear_gelu_tanh(&x[0], &x[1], &x[2])?])
+                })?))
+            },
+        )
+    }
+
+    /// Some columns of a wider matrix: the CPU's codes and scales to the bit.
+    fn e4m3(&self) -> Result<Difference> {
+        self.over_e4m3_widths(|n, d| {
+            self.compare(&[self.random(&[n, 2 * d])?], |x| {
+                Ok(vec![E4m3Rows::quantize(&x[0].narrow(1, d, d)?)?.expanded()?])
+            })
+        })
+    }
+
+    fn e4m3_of_activations(&self) -> Result<Difference> {
+        self.over_e4m3_widths(|n, d| {
+            self.compare(&[self.random(&[n, 2 * d])?, self.random(&[n, d])?, self.random(&[d])?], |x| {
+                let rows = [
+                    E4m3Rows::geglu(&x[0])?,
+                    E4m3Rows::gelu_tanh(&x[1].copy()?, &x[2])?,
+                    E4m3Rows::gelu_erf(&x[1].copy()?, &x[2])?,
+                ];
+                rows.iter().map(E4m3Rows::expanded).collect()
+            })
+        })
+    }
+
+    fn over_e4m3_widths(&self, difference: impl Fn(usize, usize) -> Result<Difference>) -> Result<Difference> {
+        [(5, 3584), (3, 4304), (2, 14336), (7, 16)]
+            .into_iter()
+            .try_fold(Difference::default(), |worst, (n, d)| Ok(worst.or(difference(n, d)?)))
+    }
+
+    /// Both ways of scaling, where the library has both. Only bf16 comes of them.
+    fn e4m3_products(&self) -> Result<Difference> {
+        if self.dtype != DType::BF16 {
+            return Ok(Difference::default());
+        }
+        [(37, 3584, 80), (1, 64, 16), (300, 4304, 1152)].into_iter().try_fold(
+            Difference::default(),
+            |worst, (n, k, m)| {
+                let inputs = [self.random(&[n, k])?, self.random(&[m, k])?];
+                Ok(worst.or(self.compare(&inputs, |x| {
+                    let (rows, weight) = (E4m3Rows::quantize(&x[0])?, E4m3Rows::quantize(&x[1])?);
+                    Ok(vec![rows.product(&weight, self.dtype)?, rows.product_scaled_apart(&weight, self.dtype)?])
+                })?))
+            },
+        )
+    }
+
     /// The towers' heads with rows that fill their tiles, and that do not; and heads of test models.
     fn attention(&self) -> Result<Difference> {
         [
@@ -310,6 +379,19 @@ pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Figure>> {
     time("adapter: rms 8192 x 3584", Work::Bytes(2 * row_bytes), &|| rms(&x, Some(&weight), 1e-5).map(drop))?;
     let gate_up = random(&[n, 2 * m])?;
     time("decoder: geglu 8192 x 2 x 14336", Work::Bytes(3 * n * m * size), &|| geglu(&gate_up).map(drop))?;
+    let bytes = n * d * (size + 1);
+    time("decoder: 8192 x 3584 to E4M3", Work::Bytes(bytes), &|| E4m3Rows::quantize(&x).map(drop))?;
+    let bytes = n * m * (2 * size + 1);
+    time("decoder: geglu 8192 x 2 x 14336 to E4M3", Work::Bytes(bytes), &|| E4m3Rows::geglu(&gate_up).map(drop))?;
+    let matrix = (random(&[2 * m, d])? * 0.02)?;
+    let bytes = 2 * m * d * (size + 1);
+    time("decoder: weights 28672 x 3584 to E4M3", Work::Bytes(bytes), &|| E4m3Rows::quantize(&matrix).map(drop))?;
+    let (rows, weight) = (E4m3Rows::quantize(&x)?, E4m3Rows::quantize(&matrix)?);
+    let work = || Work::Operations(2 * n * d * 2 * m);
+    time("decoder: 8192 x 3584 by 28672, E4M3", work(), &|| rows.product(&weight, dtype).map(drop))?;
+    time("decoder: the same, scaled apart", work(), &|| rows.product_scaled_apart(&weight, dtype).map(drop))?;
+    time("decoder: the same, 16 bit", work(), &|| x.matmul(&matrix.t()?).map(drop))?;
+    drop((matrix, rows, weight));
     let one = random(&[1, d])?;
     time("decoder: rms_norm 1 x 3584", Work::Bytes(2 * d * size), &|| rms_norm(&one, &gain, 1e-6).map(drop))?;
     drop((x, y, gate_up));
@@ -331,6 +413,21 @@ pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Figure>> {
         let bytes = 2 * batch * rows * inner * size;
         time(&format!("{tower}: bias and gelu {batch} x {rows} x {inner}"), Work::Bytes(bytes), &|| {
             gelu(&hidden, &hidden_bias)
+        })?;
+        time(&format!("{tower}: gelu {batch} x {rows} x {inner} to E4M3"), Work::Bytes(bytes * 3 / 4), &|| {
+            let hidden = hidden.flatten_to(1)?;
+            match tower {
+                "SigLIP" => E4m3Rows::gelu_tanh(&hidden, &hidden_bias),
+                _ => E4m3Rows::gelu_erf(&hidden, &hidden_bias),
+            }
+            .map(drop)
+        })?;
+        let (flat, wide) = (x.flatten_to(1)?, (random(&[inner, width])? * 0.02)?);
+        let work = || Work::Operations(2 * batch * rows * width * inner);
+        time(&format!("{tower}: fc1 {batch} x {rows}"), work(), &|| flat.matmul(&wide.t()?).map(drop))?;
+        time(&format!("{tower}: fc1 with its bias"), work(), &|| linear(&flat, &wide, &hidden_bias).map(drop))?;
+        time(&format!("{tower}: fc1 with bias and gelu"), work(), &|| {
+            linear_gelu_tanh(&flat, &wide, &hidden_bias).map(drop)
         })?;
         let (qkv, head) = (random(&[batch, rows, 3 * width])?, width / heads);
         let work = Work::Operations(4 * batch * rows * rows * width);

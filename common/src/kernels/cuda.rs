@@ -117,6 +117,19 @@ pub enum Arg {
     F32(f32),
 }
 
+impl Arg {
+    /// The address that a pointer holds.
+    ///
+    /// # Panics
+    /// Any other argument.
+    pub fn address(self) -> u64 {
+        match self {
+            Arg::Pointer(address) => address,
+            other => panic!("{other:?} is no pointer. This is a bug."),
+        }
+    }
+}
+
 impl From<usize> for Arg {
     /// Sizes are `int` in kernels.
     fn from(value: usize) -> Self {
@@ -197,6 +210,29 @@ pub fn tensor_pointer(tensor: &Tensor) -> Result<Arg> {
         Storage::Cuda(storage) => pointer(storage, layout),
         _ => candle_core::bail!("a kernel's operand is on the CPU"),
     }
+}
+
+/// [`tensor_pointer`]'s address.
+///
+/// # Errors
+/// [`tensor_pointer`]'s.
+pub fn address(tensor: &Tensor) -> Result<u64> {
+    tensor_pointer(tensor).map(Arg::address)
+}
+
+/// Where a matrix begins whose rows may be columns of a wider one, and how many elements lie between its rows. Kernels
+/// load 16 bytes at a time, so that both are to be aligned to that.
+///
+/// # Errors
+/// Rows that are not contiguous or not aligned.
+pub fn rows(storage: &CudaStorage, layout: &Layout) -> Result<(u64, usize)> {
+    let (n, width) = layout.shape().dims2()?;
+    let stride = if n > 1 { layout.stride()[0] } else { width };
+    let start = pointer(storage, &layout.narrow(0, 0, n.min(1))?)?.address();
+    if !start.is_multiple_of(16) || n > 1 && !(stride * storage.dtype().size_in_bytes()).is_multiple_of(16) {
+        candle_core::bail!("rows of {layout:?} are not aligned to 16 bytes");
+    }
+    Ok((start, stride))
 }
 
 /// [`tensor_pointer`], or [`NULL`].

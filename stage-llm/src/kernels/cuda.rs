@@ -1,42 +1,19 @@
 //! What several launches need.
 
 use candle_core::{CudaStorage, Layout, Result, Storage, Tensor};
-use common::kernels::cuda::{Arg, Kernels, grid, pointer, suffix, tensor_pointer};
+pub(crate) use common::kernels::cuda::address;
+use common::kernels::cuda::{Arg, Kernels, grid, pointer, rows as rows_of, suffix};
 
 use crate::kv::{KvFormat, KvTensor};
 
 pub(crate) static KV_WRITE: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/kv_write.fatbin")));
 
-/// Where a contiguous tensor begins on the card.
-pub(crate) fn address(tensor: &Tensor) -> Result<u64> {
-    plain(tensor_pointer(tensor)?)
-}
-
-/// Where a matrix begins whose rows may be columns of a wider one, and how many elements lie between its rows. Kernels
-/// load 16 bytes at a time, so that both are to be aligned to that.
+/// Where a matrix begins whose rows may be columns of a wider one, and how many elements lie between its rows.
 pub(crate) fn rows(tensor: &Tensor) -> Result<(u64, usize)> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cuda(storage) => rows_of(storage, layout),
         _ => candle_core::bail!("a kernel's operand is on the CPU"),
-    }
-}
-
-fn rows_of(storage: &CudaStorage, layout: &Layout) -> Result<(u64, usize)> {
-    let (n, width) = layout.shape().dims2()?;
-    let stride = if n > 1 { layout.stride()[0] } else { width };
-    let start = plain(pointer(storage, &layout.narrow(0, 0, 1)?)?)?;
-    let size = candle_core::backend::BackendStorage::dtype(storage).size_in_bytes();
-    if !start.is_multiple_of(16) || n > 1 && !(stride * size).is_multiple_of(16) {
-        candle_core::bail!("rows of {layout:?} are not aligned to 16 bytes");
-    }
-    Ok((start, stride))
-}
-
-fn plain(pointer: Arg) -> Result<u64> {
-    match pointer {
-        Arg::Pointer(address) => Ok(address),
-        _ => candle_core::bail!("a pointer is a pointer"),
     }
 }
 
@@ -54,7 +31,7 @@ pub(crate) fn kv_write(
         return Ok(());
     }
     let (rows, stride) = rows_of(from, from_layout)?;
-    let values = plain(pointer(data, layout)?)?;
+    let values = pointer(data, layout)?.address();
     let mut arguments = vec![
         Arg::Pointer(rows),
         stride.into(),

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType, Device, Layout, Result, Shape, Storage, Tensor};
+use common::kernels::E4m3Rows;
 use common::kernels::cuda::{Arg, Kernels, grid, pointer, room, suffix};
+use common::kernels::e4m3::on_card;
 
 use super::{BlockFormat, Blocks, Linear};
 use crate::kernels::{address, rows};
@@ -137,4 +139,27 @@ pub fn take(source: Source<'_>, ids: Option<&Tensor>, range: Range<usize>, scale
         unsafe { BLOCKS.launch(device, &name, config, &arguments) }?;
     }
     Ok(Tensor::from_storage(Storage::Cuda(out), shape, BackpropOp::none(), false))
+}
+
+/// Rows of a range, each expanded and quantized to E4M3, without 16 bits in between.
+pub fn e4m3(blocks: &Blocks, range: Range<usize>) -> Result<E4m3Rows> {
+    let (device, n, cols) = (card(blocks.data.device())?, range.len(), blocks.cols);
+    if range.end > blocks.rows {
+        candle_core::bail!("rows {range:?} of {}", blocks.rows);
+    }
+    let shape = Shape::from(E4m3Rows::bytes(n, cols));
+    let out = room(device, &shape, DType::U8)?;
+    let to = pointer(&out, &Layout::contiguous(shape.clone()))?.address();
+    let arguments = [
+        Arg::Pointer(address(&blocks.data)?),
+        Arg::U64(blocks.rows as u64),
+        cols.into(),
+        Arg::U64(range.start as u64),
+        Arg::Pointer(to),
+        Arg::Pointer(to + (n * cols) as u64),
+    ];
+    let name = format!("e4m3_{}", called(blocks.format).0);
+    // SAFETY: the arguments are the kernel's as blocks.cu declares them; rows are whole blocks, within the matrix.
+    unsafe { BLOCKS.launch(device, &name, grid((n, 1, 1), on_card::threads(cols)?, 0), &arguments) }?;
+    E4m3Rows::from_bytes(Tensor::from_storage(Storage::Cuda(out), shape, BackpropOp::none(), false), n, cols)
 }

@@ -1,6 +1,6 @@
 //! What each boundary may be off by, for the precision that is compared (MODEL.md, decisions and section 9).
 
-use common::config::{Config, KvPrecision, Precision, WeightFormat};
+use common::config::{Config, KvPrecision, MediaProducts, Precision, WeightFormat};
 
 use super::report::Tolerance;
 
@@ -14,7 +14,10 @@ pub enum Limits {
     Noisy {
         /// Times the noise of f16.
         noise: Precision,
-        /// What hidden states and logits may be off by, where weights or keys and values are quantized.
+        /// What encoders, adapters and tokens may be off by, where the encoders multiply in 8 bits.
+        media: Option<f64>,
+        /// What hidden states and logits may be off by, where weights, keys and values or the tokens' products are
+        /// quantized.
         language: Option<f64>,
     },
 }
@@ -40,32 +43,43 @@ const NOISE: [(&str, f64, f64); 12] = [
 /// do with each other are off by 1.4.
 const LANGUAGE_Q8: f64 = 8e-2;
 const LANGUAGE_Q4: f64 = 4e-1;
+/// The same for products in 8 bits (E4M3), in the encoders and what they feed, and in the language model.
+const MEDIA_FP8: f64 = 1.6e-1;
+const LANGUAGE_FP8: f64 = 3e-1;
+/// What lies before the first product in 8 bits, or beside them.
+const NEVER_FP8: [&str; 4] = ["pixel_values", "vision_embed", "audio_embed", "pos_"];
 
 impl Limits {
     /// Those of a configuration.
     pub fn of(config: &Config) -> Self {
         let (weights, kv) = (config.llm.weights, config.llm.kv);
+        let fp8 = config.compute.media_products == MediaProducts::Fp8;
         let language = match (weights, kv) {
             (WeightFormat::Q4, _) | (_, KvPrecision::Q4) => Some(LANGUAGE_Q4),
+            _ if fp8 => Some(LANGUAGE_FP8),
             (WeightFormat::Q8, _) | (_, KvPrecision::Q8) => Some(LANGUAGE_Q8),
             _ => None,
         };
+        let media = fp8.then_some(MEDIA_FP8);
         match (config.compute.dtype, language) {
             (Precision::F32, None) => Limits::Exact,
-            // Quantized in f32, everything before the language model has rounding errors only: f16's are wide enough.
-            (Precision::F32, _) => Limits::Noisy { noise: Precision::F16, language },
-            (noise, language) => Limits::Noisy { noise, language },
+            // Quantized in f32, what is not has rounding errors only: f16's are wide enough.
+            (Precision::F32, _) => Limits::Noisy { noise: Precision::F16, media, language },
+            (noise, language) => Limits::Noisy { noise, media, language },
         }
     }
 
     /// What a boundary whose largest error is `max_abs` may be off by.
     pub fn tolerance(self, name: &str, max_abs: f64) -> Tolerance {
-        let Limits::Noisy { noise, language } = self else { return exact(name, max_abs) };
+        let Limits::Noisy { noise, media, language } = self else { return exact(name, max_abs) };
         if name == "mel" {
             return exact(name, max_abs);
         }
         let of_language = ["text_", "image_hidden", "audio_hidden", "prefill_", "step_"];
         if let (Some(limit), true) = (language, of_language.iter().any(|prefix| name.starts_with(prefix))) {
+            return Tolerance::RelativeRms(limit);
+        }
+        if let (Some(limit), false) = (media, NEVER_FP8.iter().any(|prefix| name.starts_with(prefix))) {
             return Tolerance::RelativeRms(limit);
         }
         let (_, f16, bf16) = NOISE.iter().find(|(prefix, ..)| name.starts_with(prefix)).expect("the last one is any");

@@ -44,22 +44,21 @@ pub fn fuse(
     if compute.dtype == DType::F32 {
         roundings::follow(&mut fuser, ledger.golden())?;
     }
-    let image =
-        frames.map(|(rows, plan)| image_tokens(checkpoint, &weights, &mut fuser, rows, plan, ledger)).transpose()?;
-    let audio =
-        pcm.map(|(samples, plan)| audio_tokens(checkpoint, &weights, &fuser, samples, plan, ledger)).transpose()?;
+    let vision = || SiglipEncoder::new(checkpoint.config(), &weights, compute.media_products).context("vision tower");
+    let image = frames.map(|(rows, plan)| image_tokens(&vision()?, &mut fuser, rows, plan, ledger)).transpose()?;
+    let sound = || WhisperEncoder::new(checkpoint.config(), &weights, compute.media_products).context("audio tower");
+    let mels = checkpoint.config().audio.num_mel_bins;
+    let audio = pcm.map(|(samples, plan)| audio_tokens(&sound()?, mels, &fuser, samples, plan, ledger)).transpose()?;
     Ok(Fused { image, audio })
 }
 
 fn image_tokens(
-    checkpoint: &Checkpoint,
-    weights: &Weights,
+    encoder: &SiglipEncoder,
     fuser: &mut Fuser,
     rows: &[u8],
     plan: &ImagePlan,
     ledger: &mut Ledger<'_>,
 ) -> anyhow::Result<Tensor> {
-    let encoder = SiglipEncoder::new(checkpoint.config(), weights).context("vision tower")?;
     let (frames, [h, w]) = (plan.frames as usize, plan.grid.map(|side| side as usize));
     // The oracle keeps the pixels of the first few frames only.
     let kept_pixels = ledger.golden().tensor("pixel_values").map_or(0, |t| frames.min(t.shape[0]));
@@ -101,15 +100,14 @@ fn image_tokens(
 }
 
 fn audio_tokens(
-    checkpoint: &Checkpoint,
-    weights: &Weights,
+    encoder: &WhisperEncoder,
+    mels: usize,
     fuser: &Fuser,
     samples: &[i16],
     plan: &AudioPlan,
     ledger: &mut Ledger<'_>,
 ) -> anyhow::Result<Tensor> {
-    let encoder = WhisperEncoder::new(checkpoint.config(), weights).context("audio tower")?;
-    let mel = LogMel::new(checkpoint.config().audio.num_mel_bins);
+    let mel = LogMel::new(mels);
     let (windows, count) = (plan.windows as usize, plan.tokens as usize);
     let mut tokens = Vec::new();
     // The oracle encodes every window; stage-audio leaves out a last one that adds no row.

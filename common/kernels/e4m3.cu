@@ -1,0 +1,65 @@
+// Activations to rows of E4M3, as they are or through GeGLU or GELU, and the scales of both operands over a product that was
+// computed without them (e4m3.rs).
+#include "e4m3.cuh"
+#include "pointwise.cuh"
+
+// A thread holds at most so many packs of eight: rows of 16,384 values for the largest blocks that the host asks for.
+constexpr int HELD = 4;
+
+enum Made { ROWS, GEGLU, GELU_TANH, GELU_ERF };
+
+// Eight values of a row; of 2 `columns` values, gates and ups, for GEGLU.
+template <class T, Made MADE> struct Source {
+    const T *row, *bias;
+    int columns;
+    __device__ __forceinline__ void operator()(float (&v)[8], int column) const {
+        load(v, row, column, column + 8, true);
+        if (MADE == ROWS) return;
+        float other[8];
+        load(other, MADE == GEGLU ? row + columns : bias, column, column + 8, true);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            if (MADE == GEGLU) v[i] = rounded<T>(geglu<T>(v[i], other[i]));
+            if (MADE == GELU_TANH) v[i] = rounded<T>(gelu_tanh<T>(rounded<T>(v[i] + other[i])));
+            if (MADE == GELU_ERF) v[i] = rounded<T>(gelu_erf(rounded<T>(v[i] + other[i])));
+        }
+    }
+};
+
+// y[row, column] *= row's scale * column's scale, rounded to T. A thread has 16 bytes.
+template <class T>
+__device__ void scale(T *y, const float *by_row, const float *by_column, int rows, int columns) {
+    constexpr int N = PACK<T>;
+    const unsigned packs = columns / N;
+    const unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
+    const unsigned row = at / packs;
+    const int first = (at - row * packs) * N;
+    if (row >= rows) return;
+    float v[N], s[N];
+    load(v, y + size_t(row) * columns, first, columns, true);
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] *= by_row[row] * by_column[first + i];
+    store(v, y + size_t(row) * columns, first, columns, true);
+}
+
+#define KERNEL(made, name, T, MADE)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(512) e4m3_##made##_##name(                                             \
+        const T *__restrict__ x, int stride, uint8_t *__restrict__ bytes, float *__restrict__ scales, int columns,      \
+        const T *__restrict__ bias) {                                                                                   \
+        const size_t row = blockIdx.x;                                                                                  \
+        row_to_e4m3<HELD>(Source<T, MADE>{x + row * stride, bias, columns}, columns, bytes + row * columns,             \
+                          scales + row);                                                                                \
+    }
+
+#define KERNELS(name, T)                                                                                                \
+    KERNEL(rows, name, T, ROWS)                                                                                         \
+    KERNEL(geglu, name, T, GEGLU)                                                                                       \
+    KERNEL(gelu_tanh, name, T, GELU_TANH)                                                                               \
+    KERNEL(gelu_erf, name, T, GELU_ERF)
+
+FOR_EACH_TYPE(KERNELS)
+
+extern "C" __global__ void __launch_bounds__(256) e4m3_scale(
+    bf16 *__restrict__ y, const float *__restrict__ by_row, const float *__restrict__ by_column, int rows, int columns) {
+    scale(y, by_row, by_column, rows, columns);
+}

@@ -1,0 +1,45 @@
+// Rows in E4M3, 8 bits with 3 of mantissa, each scaled so that its largest value becomes the type's largest, 448.
+#pragma once
+#include <stdint.h>
+
+constexpr float E4M3_LARGEST = 448.f;
+
+// Four values, the first in the lowest byte, ties to even, saturated; what is not a number stays none.
+__device__ __forceinline__ uint32_t e4m3(float a, float b, float c, float d) {
+    uint16_t low, high;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(b), "f"(a));
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(d), "f"(c));
+    return low | uint32_t(high) << 16;
+}
+
+// A block makes one row of `columns` values, a multiple of 8 and at most 8 HELD a thread, which stay in registers between
+// the search for the largest and the writing. `source(v, column)` gives eight neighbouring values.
+template <int HELD, class Source>
+__device__ __forceinline__ void row_to_e4m3(const Source &source, int columns, uint8_t *bytes, float *scale) {
+    __shared__ float warps[32];
+    float v[HELD][8], largest = 0.f;
+#pragma unroll
+    for (int h = 0; h < HELD; ++h) {
+        const int column = (h * blockDim.x + threadIdx.x) * 8;
+        if (column >= columns) continue;
+        source(v[h], column);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(v[h][i]));
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = largest;
+    __syncthreads();
+    for (int w = 0; w < blockDim.x / 32; ++w) largest = fmaxf(largest, warps[w]);
+    const float to = largest > 0.f ? __fdiv_rn(E4M3_LARGEST, largest) : 0.f;
+#pragma unroll
+    for (int h = 0; h < HELD; ++h) {
+        const int column = (h * blockDim.x + threadIdx.x) * 8;
+        if (column >= columns) continue;
+        uint2 packed;
+        packed.x = e4m3(v[h][0] * to, v[h][1] * to, v[h][2] * to, v[h][3] * to);
+        packed.y = e4m3(v[h][4] * to, v[h][5] * to, v[h][6] * to, v[h][7] * to);
+        *reinterpret_cast<uint2 *>(bytes + column) = packed;
+    }
+    if (threadIdx.x == 0) *scale = __fdiv_rn(largest, E4M3_LARGEST);
+}

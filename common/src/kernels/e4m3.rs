@@ -1,0 +1,400 @@
+//! Rows of eight bits, E4M3 (1 of sign, 4 of exponent, 3 of mantissa), with a scale each that makes a row's largest value
+//! the type's largest. Tensor cores multiply them twice as fast as 16 bits, at an error of some 4 % of a product of
+//! Gaussian rows: for image and audio tokens, if the configuration says so; never for text.
+
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+
+#[cfg(feature = "cuda")]
+use super::cublaslt::{Kind, Operands, Sizes, matmul};
+#[cfg(feature = "cuda")]
+use super::cuda;
+use super::pointwise::{bias_gelu_erf, bias_gelu_tanh};
+
+/// The largest E4M3 number.
+pub const LARGEST: f64 = 448.0;
+/// Columns come in multiples of so many: what tensor cores take.
+pub const ALIGNMENT: usize = 16;
+
+/// A matrix `[n, k]` of E4M3 with f32 scales `[n]`: a row is its numbers times its scale.
+#[derive(Clone, Debug)]
+pub struct E4m3Rows {
+    rows: usize,
+    columns: usize,
+    /// On the CPU candle's E4M3 `[n, k]`, which it has only there; on a card bytes, `n k` of numbers and then the scales.
+    numbers: Tensor,
+    /// On the CPU f32 `[n, 1]`; on a card they are part of `numbers`.
+    scales: Option<Tensor>,
+}
+
+impl E4m3Rows {
+    /// Bytes of `[rows, columns]` on a card.
+    pub fn bytes(rows: usize, columns: usize) -> usize {
+        rows * (columns + size_of::<f32>())
+    }
+
+    /// Quantizes rows `[n, k]`, each by itself, to the nearest numbers, ties to even. On a card their columns may be
+    /// some of a wider matrix's.
+    ///
+    /// # Errors
+    /// Columns that are no multiple of [`ALIGNMENT`]; the device's.
+    pub fn quantize(x: &Tensor) -> Result<Self> {
+        Self::new(x, None, Source::Rows)
+    }
+
+    /// Quantizes [`geglu`](super::geglu) of rows `[n, 2 k]`.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize).
+    pub fn geglu(gate_up: &Tensor) -> Result<Self> {
+        Self::new(gate_up, None, Source::Geglu)
+    }
+
+    /// Quantizes what [`bias_gelu_tanh`] makes of rows `[n, k]`, which may or may not be overwritten.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize).
+    pub fn gelu_tanh(x: &Tensor, bias: &Tensor) -> Result<Self> {
+        Self::new(x, Some(bias), Source::GeluTanh)
+    }
+
+    /// Quantizes what [`bias_gelu_erf`] makes of rows `[n, k]`, which may or may not be overwritten.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize).
+    pub fn gelu_erf(x: &Tensor, bias: &Tensor) -> Result<Self> {
+        Self::new(x, Some(bias), Source::GeluErf)
+    }
+
+    fn new(x: &Tensor, bias: Option<&Tensor>, source: Source) -> Result<Self> {
+        let (rows, width) = x.dims2()?;
+        let columns = source.columns(width);
+        if !width.is_multiple_of(ALIGNMENT) || !columns.is_multiple_of(ALIGNMENT) {
+            candle_core::bail!("E4M3 rows have multiples of {ALIGNMENT} columns, not {columns} of {x:?}");
+        }
+        if let Some(bias) = bias {
+            super::real::expect(bias, columns, x.dtype(), "a bias")?;
+        }
+        if x.device().is_cpu() {
+            let x = x.contiguous()?;
+            let made = match (source, bias) {
+                (Source::Geglu, _) => super::geglu(&x)?,
+                (Source::GeluTanh, Some(bias)) => bias_gelu_tanh(&x, bias).map(|()| x)?,
+                (Source::GeluErf, Some(bias)) => bias_gelu_erf(&x, bias).map(|()| x)?,
+                _ => x,
+            };
+            return Self::on_cpu(&made.to_dtype(DType::F32)?);
+        }
+        let numbers = x.apply_op1_no_bwd(&ToE4m3 { bias, source })?;
+        Ok(E4m3Rows { rows, columns, numbers, scales: None })
+    }
+
+    fn on_cpu(x: &Tensor) -> Result<Self> {
+        let (rows, columns) = x.dims2()?;
+        let largest = x.abs()?.max_keepdim(1)?; // [n, 1]
+        // Divided as the cards divide: what candle makes of a number and a tensor rounds twice, which turns ties.
+        let end = Tensor::full(LARGEST as f32, largest.shape(), x.device())?;
+        // A row of zeros stays one: infinity times zero would be no number.
+        let to = end.div(&largest)?;
+        let to = largest.gt(0f64)?.where_cond(&to, &largest.zeros_like()?)?;
+        let numbers = x.broadcast_mul(&to)?.to_dtype(DType::F8E4M3)?;
+        Ok(E4m3Rows { rows, columns, numbers, scales: Some(largest.div(&end)?) })
+    }
+
+    /// From a card's bytes, numbers and then scales, that a kernel has written.
+    ///
+    /// # Errors
+    /// Another number of bytes.
+    pub fn from_bytes(numbers: Tensor, rows: usize, columns: usize) -> Result<Self> {
+        if numbers.dtype() != DType::U8 || numbers.elem_count() != Self::bytes(rows, columns) {
+            candle_core::bail!("{numbers:?} for E4M3 [{rows}, {columns}]");
+        }
+        Ok(E4m3Rows { rows, columns, numbers, scales: None })
+    }
+
+    /// Rows and columns.
+    pub fn dims(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// What the rows stand for, f32 `[n, k]`, on the CPU.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn expanded(&self) -> Result<Tensor> {
+        let (numbers, scales) = match &self.scales {
+            Some(scales) => (self.numbers.to_dtype(DType::F32)?, scales.clone()),
+            None => self.downloaded()?,
+        };
+        numbers.broadcast_mul(&scales)
+    }
+
+    /// Numbers `[n, k]` and scales `[n, 1]` of a card's rows, in f32 on the CPU.
+    fn downloaded(&self) -> Result<(Tensor, Tensor)> {
+        let bytes = self.numbers.flatten_all()?.to_vec1::<u8>()?;
+        let (numbers, scales) = bytes.split_at(self.rows * self.columns);
+        let numbers: Vec<f32> = numbers.iter().map(|&code| number(code)).collect();
+        let scales: Vec<f32> = scales.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let here = candle_core::Device::Cpu;
+        Ok((
+            Tensor::from_vec(numbers, (self.rows, self.columns), &here)?,
+            Tensor::from_vec(scales, (self.rows, 1), &here)?,
+        ))
+    }
+
+    /// `x Wᵀ` of rows x `[n, k]` and a matrix W `[m, k]`, both E4M3, accumulated in f32 (on Hopper with fewer bits, for
+    /// which the quantization has no use): `[n, m]` in `dtype`, on a card bf16.
+    ///
+    /// # Errors
+    /// Shapes that do not fit; a card that does not multiply E4M3 (one before Ada, sm_89); the device's.
+    pub fn product(&self, weight: &E4m3Rows, dtype: DType) -> Result<Tensor> {
+        self.multiplied(weight, dtype, true)
+    }
+
+    /// The same, its scales applied by a kernel after the product, as on cards for which cuBLASLt does not do it.
+    ///
+    /// # Errors
+    /// As [`product`](Self::product).
+    pub fn product_scaled_apart(&self, weight: &E4m3Rows, dtype: DType) -> Result<Tensor> {
+        self.multiplied(weight, dtype, false)
+    }
+
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
+    fn multiplied(&self, weight: &E4m3Rows, dtype: DType, by_library: bool) -> Result<Tensor> {
+        if self.columns != weight.columns {
+            candle_core::bail!("E4M3 rows of {} by a matrix of {}", self.columns, weight.columns);
+        }
+        if self.scales.is_some() {
+            return self.expanded()?.matmul(&weight.expanded()?.t()?)?.to_dtype(dtype);
+        }
+        #[cfg(feature = "cuda")]
+        return on_card::product(self, weight, dtype, by_library);
+        #[cfg(not(feature = "cuda"))]
+        candle_core::bail!("E4M3 on a device that this program was built without")
+    }
+}
+
+/// What a code stands for.
+fn number(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let size = match (exponent, code & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa * 2f32.powi(-9),
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if code & 128 == 0 { size } else { -size }
+}
+
+/// What a row's values are before they are quantized.
+#[derive(Clone, Copy)]
+enum Source {
+    Rows,
+    Geglu,
+    GeluTanh,
+    GeluErf,
+}
+
+impl Source {
+    /// Values that come of a row of `width`.
+    fn columns(self, width: usize) -> usize {
+        match self {
+            Source::Geglu => width / 2,
+            _ => width,
+        }
+    }
+}
+
+/// Rows on a card to bytes: numbers, then scales.
+struct ToE4m3<'a> {
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    bias: Option<&'a Tensor>,
+    source: Source,
+}
+
+impl CustomOp1 for ToE4m3<'_> {
+    fn name(&self) -> &'static str {
+        match self.source {
+            Source::Rows => "e4m3_rows",
+            Source::Geglu => "e4m3_geglu",
+            Source::GeluTanh => "e4m3_gelu_tanh",
+            Source::GeluErf => "e4m3_gelu_erf",
+        }
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        candle_core::bail!("a CPU has E4M3 of candle's")
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        use candle_core::backend::BackendStorage;
+        let (rows, width) = layout.shape().dims2()?;
+        let columns = self.source.columns(width);
+        let shape = Shape::from(E4m3Rows::bytes(rows, columns));
+        let out = cuda::room(&x.device, &shape, DType::U8)?;
+        let (from, stride) = cuda::rows(x, layout)?;
+        let bytes = cuda::start(&out)?.address();
+        let arguments = [
+            cuda::Arg::Pointer(from),
+            stride.into(),
+            cuda::Arg::Pointer(bytes),
+            cuda::Arg::Pointer(bytes + (rows * columns) as u64),
+            columns.into(),
+            cuda::optional_pointer(self.bias)?,
+        ];
+        let name = format!("{}_{}", self.name(), cuda::suffix(x.dtype())?);
+        let threads = on_card::threads(columns)?;
+        // SAFETY: the arguments are the kernel's as e4m3.cu declares them: rows that begin on 16 bytes, of as many columns
+        // as `new` has checked, and room for numbers and scales.
+        unsafe { super::E4M3.launch(&x.device, &name, cuda::grid((rows, 1, 1), threads, 0), &arguments) }?;
+        Ok((out, shape))
+    }
+}
+
+/// Launching.
+#[cfg(feature = "cuda")]
+pub mod on_card {
+    use candle_core::op::BackpropOp;
+    use candle_core::{Device, Storage};
+
+    use super::*;
+
+    /// Packs of eight values that a thread holds, as in e4m3.cu.
+    const HELD: usize = 4;
+    /// Threads of a block at most, as there.
+    const MOST: usize = 512;
+
+    /// Threads that make a row.
+    ///
+    /// # Errors
+    /// A row that is too long.
+    pub fn threads(columns: usize) -> Result<usize> {
+        let packs = columns / 8;
+        if packs > MOST * HELD {
+            candle_core::bail!("E4M3 rows have at most {} columns, not {columns}", 8 * MOST * HELD);
+        }
+        Ok(packs.div_ceil(2).next_multiple_of(32).min(MOST))
+    }
+
+    /// [`E4m3Rows::product`]. `by_library`: the scales are given to the library where it takes them.
+    pub(in crate::kernels) fn product(
+        x: &E4m3Rows,
+        weight: &E4m3Rows,
+        dtype: DType,
+        by_library: bool,
+    ) -> Result<Tensor> {
+        let Device::Cuda(device) = x.numbers.device() else { candle_core::bail!("E4M3 rows on a card") };
+        if dtype != DType::BF16 || !weight.rows.is_multiple_of(ALIGNMENT) {
+            candle_core::bail!(
+                "E4M3 products are bf16, with multiples of {ALIGNMENT} columns: {dtype:?} {}",
+                weight.rows
+            );
+        }
+        let sizes = Sizes { rows: x.rows, outputs: weight.rows, inputs: x.columns };
+        let shape = Shape::from((x.rows, weight.rows));
+        let y = cuda::room(device, &shape, dtype)?;
+        let (from, matrix) = (cuda::address(&x.numbers)?, cuda::address(&weight.numbers)?);
+        let operands = Operands {
+            x: from,
+            weight: matrix,
+            y: cuda::start(&y)?.address(),
+            x_scales: from + (x.rows * x.columns) as u64,
+            weight_scales: matrix + (weight.rows * weight.columns) as u64,
+            bias: 0,
+        };
+        if x.rows > 0 {
+            // SAFETY: both operands are E4M3 rows with their scales behind them, the outcome is as large as it is to be.
+            let scaled = by_library && unsafe { matmul(device, Kind::E4m3Scaled, sizes, operands) }?;
+            if !scaled {
+                // SAFETY: the same.
+                if !unsafe { matmul(device, Kind::E4m3, sizes, operands) }? {
+                    candle_core::bail!("this card does not multiply E4M3 {sizes:?}: it takes one of sm_89 or newer");
+                }
+                let arguments = [
+                    cuda::Arg::Pointer(operands.y),
+                    cuda::Arg::Pointer(operands.x_scales),
+                    cuda::Arg::Pointer(operands.weight_scales),
+                    x.rows.into(),
+                    weight.rows.into(),
+                ];
+                let packs = x.rows * weight.rows / 8;
+                let config = cuda::grid((packs.div_ceil(256), 1, 1), 256, 0);
+                // SAFETY: the arguments are the kernel's as e4m3.cu declares them; rows are whole packs.
+                unsafe { super::super::E4M3.launch(device, "e4m3_scale", config, &arguments) }?;
+            }
+        }
+        Ok(Tensor::from_storage(Storage::Cuda(y), shape, BackpropOp::none(), false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::random::Draws;
+
+    #[test]
+    fn the_cpu_rounds_to_the_nearest_code_and_ties_to_even() -> Result<()> {
+        // Every number between every two neighbours, at the middle and beside it.
+        let numbers: Vec<f32> = (0..127).map(number).collect();
+        for pair in numbers.windows(2) {
+            let middle = (pair[0] + pair[1]) / 2.0;
+            let (below, above) = (middle * (1.0 - f32::EPSILON), middle * (1.0 + f32::EPSILON));
+            let even =
+                if numbers.iter().position(|n| *n == pair[0]).unwrap().is_multiple_of(2) { pair[0] } else { pair[1] };
+            let x = [pair[0], below, middle, above, -middle, 448.0];
+            let rounded = Tensor::new(&x, &Device::Cpu)?.to_dtype(DType::F8E4M3)?.to_dtype(DType::F32)?;
+            assert_eq!(rounded.to_vec1::<f32>()?, [pair[0], pair[0], even, pair[1], -even, 448.0], "{pair:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_row_has_its_own_scale_and_zeros_and_what_is_no_number_stay_so() -> Result<()> {
+        let mut x = vec![0f32; 4 * 16];
+        x[0] = 1e-3;
+        x[5] = -7e-4;
+        x[16] = -3e4;
+        x[32] = f32::NAN;
+        x[33] = 2.0;
+        let rows = E4m3Rows::quantize(&Tensor::from_vec(x, (4, 16), &Device::Cpu)?)?.expanded()?.to_vec2::<f32>()?;
+        // 7e-4 / 1e-3 * 448 = 313.6, between 288 and 320.
+        assert!((rows[0][0] / 1e-3 - 1.0).abs() < 1e-6 && (rows[0][5] / (-320.0 / 448.0 * 1e-3) - 1.0).abs() < 1e-6);
+        assert_eq!((rows[1][0], rows[1][1]), (-3e4, 0.0));
+        assert!(rows[2][0].is_nan() && rows[3].iter().all(|v| *v == 0.0));
+        assert!(E4m3Rows::quantize(&Tensor::zeros((1, 8), DType::F32, &Device::Cpu)?).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_product_is_off_by_what_three_bits_of_mantissa_cost() -> Result<()> {
+        let draws = Draws::default();
+        let (x, w) = (draws.normal(&[9, 512])?, draws.normal(&[48, 512])?);
+        let got = E4m3Rows::quantize(&x)?.product(&E4m3Rows::quantize(&w)?, DType::F32)?;
+        let want = x.matmul(&w.t()?)?;
+        let rms = |t: Tensor| t.sqr()?.mean_all()?.to_scalar::<f32>().map(f32::sqrt);
+        let error = rms((got - &want)?)? / rms(want)?;
+        // Each operand's own error is 2.6 %: half a step of an eighth, over the numbers of a binade, in the mean.
+        assert!((0.02..0.045).contains(&error), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn activated_rows_are_those_of_the_activation() -> Result<()> {
+        let draws = Draws::default();
+        let (x, bias) = (draws.normal(&[3, 64])?.to_dtype(DType::BF16)?, draws.normal(&[64])?.to_dtype(DType::BF16)?);
+        let activated = |op: fn(&Tensor, &Tensor) -> Result<()>| -> Result<Tensor> {
+            let y = x.copy()?;
+            op(&y, &bias)?;
+            Ok(y)
+        };
+        for (got, want) in [
+            (E4m3Rows::geglu(&x)?, crate::kernels::geglu(&x)?),
+            (E4m3Rows::gelu_tanh(&x.copy()?, &bias)?, activated(bias_gelu_tanh)?),
+            (E4m3Rows::gelu_erf(&x.copy()?, &bias)?, activated(bias_gelu_erf)?),
+        ] {
+            assert_eq!(got.expanded()?.to_vec2::<f32>()?, E4m3Rows::quantize(&want)?.expanded()?.to_vec2::<f32>()?);
+        }
+        Ok(())
+    }
+}
