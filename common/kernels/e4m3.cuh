@@ -12,10 +12,30 @@ __device__ __forceinline__ uint32_t e4m3(float a, float b, float c, float d) {
     return low | uint32_t(high) << 16;
 }
 
+// The largest over the block, for every thread.
+__device__ __forceinline__ float block_largest(float x, float (&warps)[32]) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
+    __syncthreads();
+    for (int w = 0; w < blockDim.x / 32; ++w) x = fmaxf(x, warps[w]);
+    return x;
+}
+
+// A row's scale, from its largest value.
+struct E4m3Scale {
+    float to, of_row;
+    __device__ __forceinline__ explicit E4m3Scale(float largest)
+        : to(largest > 0.f ? __fdiv_rn(E4M3_LARGEST, largest) : 0.f), of_row(__fdiv_rn(largest, E4M3_LARGEST)) {}
+    __device__ __forceinline__ uint32_t four(const float *v) const {
+        return e4m3(v[0] * to, v[1] * to, v[2] * to, v[3] * to);
+    }
+};
+
 // A block makes one row of `columns` values, a multiple of 8 and at most 8 HELD a thread, which stay in registers between
 // the search for the largest and the writing. `source(v, column)` gives eight neighbouring values.
 template <int HELD, class Source>
-__device__ __forceinline__ void row_to_e4m3(const Source &source, int columns, uint8_t *bytes, float *scale) {
+__device__ __forceinline__ void row_to_e4m3(const Source &source, int columns, uint8_t *bytes, float *of_row) {
     __shared__ float warps[32];
     float v[HELD][8], largest = 0.f;
 #pragma unroll
@@ -26,20 +46,12 @@ __device__ __forceinline__ void row_to_e4m3(const Source &source, int columns, u
 #pragma unroll
         for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(v[h][i]));
     }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = largest;
-    __syncthreads();
-    for (int w = 0; w < blockDim.x / 32; ++w) largest = fmaxf(largest, warps[w]);
-    const float to = largest > 0.f ? __fdiv_rn(E4M3_LARGEST, largest) : 0.f;
+    const E4m3Scale scale(block_largest(largest, warps));
 #pragma unroll
     for (int h = 0; h < HELD; ++h) {
         const int column = (h * blockDim.x + threadIdx.x) * 8;
         if (column >= columns) continue;
-        uint2 packed;
-        packed.x = e4m3(v[h][0] * to, v[h][1] * to, v[h][2] * to, v[h][3] * to);
-        packed.y = e4m3(v[h][4] * to, v[h][5] * to, v[h][6] * to, v[h][7] * to);
-        *reinterpret_cast<uint2 *>(bytes + column) = packed;
+        *reinterpret_cast<uint2 *>(bytes + column) = make_uint2(scale.four(v[h]), scale.four(v[h] + 4));
     }
-    if (threadIdx.x == 0) *scale = __fdiv_rn(largest, E4M3_LARGEST);
+    if (threadIdx.x == 0) *of_row = scale.of_row;
 }

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use crate::checkpoint::{CheckpointError, Weights};
 use crate::config::MediaProducts;
-use crate::kernels::{self, E4m3Rows};
+use crate::kernels::{self, E4m3Rows, Rows};
 
 /// `x W^T + bias`. Its weights are kept as they are multiplied.
 #[derive(Debug)]
@@ -64,29 +64,35 @@ impl Linear {
         &self.bias
     }
 
-    /// Rows `[n, in]` to `[n, out]`, without the bias.
+    /// Rows `[n, in]`, made ready as this layer is, to `[n, out]`, without the bias.
     ///
     /// # Errors
-    /// The device's.
-    pub fn product(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Dense(weight) => x.matmul(&weight.t()?),
-            Weight::E4m3(weight) => E4m3Rows::quantize(x)?.product(weight, x.dtype()),
+    /// The device's; rows made ready for another kind of product.
+    pub fn product(&self, x: &Rows) -> Result<Tensor> {
+        match (x, &self.weight) {
+            (Rows::Dense(x), Weight::Dense(weight)) => x.matmul(&weight.t()?),
+            (Rows::E4m3(x), Weight::E4m3(weight)) => x.product(weight, None, self.bias.dtype()),
+            _ => candle_core::bail!("rows and weights of different kinds. This is a bug."),
         }
     }
 
-    /// Rows `[n, in]` to `[n, out]`.
+    /// The same with the bias.
     ///
     /// # Errors
-    /// The device's.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// As [`product`](Self::product).
+    pub fn forward(&self, x: &Rows) -> Result<Tensor> {
+        match (x, &self.weight) {
+            (Rows::Dense(x), Weight::Dense(weight)) => kernels::linear(x, weight, &self.bias),
+            (Rows::E4m3(x), Weight::E4m3(weight)) => x.product(weight, Some(&self.bias), self.bias.dtype()),
+            _ => candle_core::bail!("rows and weights of different kinds. This is a bug."),
+        }
+    }
+
+    /// How its rows are made ready.
+    fn products(&self) -> MediaProducts {
         match &self.weight {
-            Weight::Dense(weight) => kernels::linear(x, weight, &self.bias),
-            Weight::E4m3(_) => {
-                let y = self.product(x)?;
-                kernels::bias_add(&y, &self.bias)?;
-                Ok(y)
-            }
+            Weight::Dense(_) => MediaProducts::Dense,
+            Weight::E4m3(_) => MediaProducts::Fp8,
         }
     }
 }
@@ -134,27 +140,18 @@ impl FeedForward {
     ///
     /// # Errors
     /// The device's.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Rows) -> Result<Tensor> {
         let FeedForward { fc1, fc2, gelu } = self;
-        match (&fc1.weight, &fc2.weight, gelu) {
-            (Weight::Dense(weight), _, Gelu::Tanh) => fc2.product(&kernels::linear_gelu_tanh(x, weight, &fc1.bias)?),
-            (Weight::E4m3(_), Weight::E4m3(weight), _) => {
-                let h = fc1.product(x)?; // [n, inner]
-                let rows = match gelu {
-                    Gelu::Exact => E4m3Rows::gelu_erf(&h, &fc1.bias)?,
-                    Gelu::Tanh => E4m3Rows::gelu_tanh(&h, &fc1.bias)?,
-                };
-                rows.product(weight, x.dtype())
-            }
-            _ => {
-                let h = fc1.product(x)?; // [n, inner]
-                match gelu {
-                    Gelu::Exact => kernels::bias_gelu_erf(&h, &fc1.bias)?,
-                    Gelu::Tanh => kernels::bias_gelu_tanh(&h, &fc1.bias)?,
-                }
-                fc2.product(&h)
-            }
+        if let (Rows::Dense(x), Weight::Dense(weight), Gelu::Tanh) = (x, &fc1.weight, gelu) {
+            return fc2.product(&Rows::Dense(kernels::linear_gelu_tanh(x, weight, &fc1.bias)?));
         }
+        let h = fc1.product(x)?; // [n, inner]
+        fc2.product(&match (fc2.products(), gelu) {
+            (MediaProducts::Fp8, Gelu::Exact) => Rows::E4m3(E4m3Rows::gelu_erf(&h, &fc1.bias)?),
+            (MediaProducts::Fp8, Gelu::Tanh) => Rows::E4m3(E4m3Rows::gelu_tanh(&h, &fc1.bias)?),
+            (MediaProducts::Dense, Gelu::Exact) => Rows::Dense(kernels::bias_gelu_erf(&h, &fc1.bias).map(|()| h)?),
+            (MediaProducts::Dense, Gelu::Tanh) => Rows::Dense(kernels::bias_gelu_tanh(&h, &fc1.bias).map(|()| h)?),
+        })
     }
 }
 
@@ -201,12 +198,13 @@ impl SelfAttention {
     ///
     /// # Errors
     /// The device's.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        let qkv = self.qkv.forward(x)?.reshape((rows / self.rows, self.rows, 3 * width))?;
+    pub fn forward(&self, x: &Rows) -> Result<Tensor> {
+        let qkv = self.qkv.forward(x)?; // [n*rows, 3C]
+        let (rows, width) = (qkv.dim(0)?, qkv.dim(1)? / 3);
+        let qkv = qkv.reshape((rows / self.rows, self.rows, 3 * width))?;
         let scale = ((width / self.heads) as f64).powf(-0.5);
         let mixed = kernels::attention(&qkv, self.heads, scale as f32)?; // [n, rows, C]
-        self.out_proj.product(&mixed.reshape((rows, width))?)
+        self.out_proj.product(&Rows::new(&mixed.reshape((rows, width))?, self.out_proj.products())?)
     }
 }
 
@@ -227,10 +225,77 @@ impl LayerNorm {
         Ok(LayerNorm { weight: w.get("weight", &[width])?, bias: w.get("bias", &[width])?, eps: eps as f32 })
     }
 
-    /// The kernel with these parameters.
-    pub fn kernel(&self) -> kernels::LayerNorm<'_> {
-        kernels::LayerNorm { weight: &self.weight, bias: &self.bias, eps: self.eps }
+    /// The kernel with these parameters, its outcome ready for such products.
+    pub fn kernel(&self, products: MediaProducts) -> kernels::LayerNorm<'_> {
+        kernels::LayerNorm { weight: &self.weight, bias: &self.bias, eps: self.eps, products }
     }
+}
+
+/// A layer of an encoder, normed before each of its two parts.
+#[derive(Debug)]
+pub struct EncoderLayer {
+    /// Before attention.
+    pub attention_norm: LayerNorm,
+    /// Rows to each other.
+    pub attention: SelfAttention,
+    /// Before the feed-forward part.
+    pub feed_forward_norm: LayerNorm,
+    /// Each row by itself.
+    pub feed_forward: FeedForward,
+}
+
+impl EncoderLayer {
+    fn products(&self) -> MediaProducts {
+        self.feed_forward.fc1.products()
+    }
+
+    /// Moves the stream `x` `[n, C]` on by this layer, in place, and gives what `next` makes of it. `normed` is what this
+    /// layer's first norm made of it.
+    fn forward(
+        &self,
+        x: &Tensor,
+        normed: &Rows,
+        limit: Option<f32>,
+        next: Option<kernels::LayerNorm<'_>>,
+    ) -> Result<Option<Rows>> {
+        let attended = self.attention.forward(normed)?;
+        let bias = Some(self.attention.out_proj.bias());
+        let norm = self.feed_forward_norm.kernel(self.products());
+        let normed = norm.after_adding(x, &attended, bias, None)?;
+        let (y, bias) = (self.feed_forward.forward(&normed)?, Some(self.feed_forward.fc2.bias()));
+        match next {
+            Some(next) => next.after_adding(x, &y, bias, limit).map(Some),
+            None => kernels::residual_add(x, &y, bias, limit).map(|()| None),
+        }
+    }
+}
+
+/// Moves the stream `x` `[n, C]` on by all layers, in place, held within `limit` after each, and gives what `last` makes of
+/// it, in the model's type. `after` hears of each layer: look at the stream at once, the next one overwrites it.
+///
+/// # Errors
+/// The device's.
+pub fn encode(
+    layers: &[EncoderLayer],
+    x: &Tensor,
+    limit: Option<f32>,
+    last: Option<&LayerNorm>,
+    after: &mut dyn FnMut(usize),
+) -> Result<Option<Tensor>> {
+    let Some(first) = layers.first() else {
+        return last.map(|norm| norm.kernel(MediaProducts::Dense).forward(x).map(Rows::dense)).transpose();
+    };
+    let mut normed = Some(first.attention_norm.kernel(first.products()).forward(x)?);
+    for (i, layer) in layers.iter().enumerate() {
+        let next = match layers.get(i + 1) {
+            Some(next) => Some(next.attention_norm.kernel(next.products())),
+            None => last.map(|norm| norm.kernel(MediaProducts::Dense)),
+        };
+        let rows = normed.take().expect("every layer but the last is followed by a norm. This is a bug.");
+        normed = layer.forward(x, &rows, limit, next)?;
+        after(i);
+    }
+    Ok(normed.map(Rows::dense))
 }
 
 #[cfg(test)]
@@ -247,7 +312,7 @@ mod tests {
         // gelu(-1 - 1), times three. The second bias comes later.
         for (gelu, want) in [(Gelu::Tanh, -0.045_402_3), (Gelu::Exact, -0.045_500_3)] {
             let mlp = FeedForward { fc1: linear(1.0, -1.0)?, fc2: linear(3.0, 100.0)?, gelu };
-            let y = mlp.forward(&Tensor::new(&[[-1f32]], &Device::Cpu)?)?.to_vec2::<f32>()?[0][0];
+            let y = mlp.forward(&Rows::Dense(Tensor::new(&[[-1f32]], &Device::Cpu)?))?.to_vec2::<f32>()?[0][0];
             assert!((y - 3.0 * want).abs() < 1e-6, "{gelu:?}: {y}");
         }
         Ok(())

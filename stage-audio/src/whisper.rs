@@ -4,7 +4,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use common::checkpoint::{CheckpointError, Weights};
 use common::config::MediaProducts;
 use common::kernels;
-use common::layers::{FeedForward, Gelu, LayerNorm, SelfAttention};
+use common::layers::{EncoderLayer, FeedForward, Gelu, LayerNorm, SelfAttention, encode};
 use common::model::{AudioConfig, ModelConfig};
 
 /// Epsilon of every layer norm; not in config.json.
@@ -51,33 +51,18 @@ impl Conv1d {
     }
 }
 
-struct EncoderLayer {
-    self_attn_layer_norm: LayerNorm,
-    self_attn: SelfAttention,
-    final_layer_norm: LayerNorm,
-    feed_forward: FeedForward,
-}
-
-impl EncoderLayer {
-    fn new(c: &AudioConfig, w: &Weights, products: MediaProducts) -> std::result::Result<Self, CheckpointError> {
-        let (width, heads, rows) = (c.d_model, c.encoder_attention_heads, c.max_source_positions);
-        Ok(EncoderLayer {
-            self_attn_layer_norm: LayerNorm::new(width, LAYER_NORM_EPS, &w.pp("self_attn_layer_norm"))?,
-            self_attn: SelfAttention::new(width, heads, rows, false, &w.pp("self_attn"), products)?,
-            final_layer_norm: LayerNorm::new(width, LAYER_NORM_EPS, &w.pp("final_layer_norm"))?,
-            feed_forward: FeedForward::new(width, c.encoder_ffn_dim, Gelu::Exact, w, products)?,
-        })
-    }
-
-    /// Moves the stream `x` `[W*1500, C]` on by this layer, in place.
-    fn forward(&self, x: &Tensor) -> Result<()> {
-        let attended = self.self_attn.forward(&self.self_attn_layer_norm.kernel().forward(x)?)?;
-        let bias = Some(self.self_attn.out_proj.bias());
-        let normed = self.final_layer_norm.kernel().after_adding(x, &attended, bias, None)?;
-        let limit = (x.dtype() == DType::F16).then_some(F16_LIMIT);
-        let bias = Some(self.feed_forward.fc2.bias());
-        kernels::residual_add(x, &self.feed_forward.forward(&normed)?, bias, limit)
-    }
+fn encoder_layer(
+    c: &AudioConfig,
+    w: &Weights,
+    products: MediaProducts,
+) -> std::result::Result<EncoderLayer, CheckpointError> {
+    let (width, heads, rows) = (c.d_model, c.encoder_attention_heads, c.max_source_positions);
+    Ok(EncoderLayer {
+        attention_norm: LayerNorm::new(width, LAYER_NORM_EPS, &w.pp("self_attn_layer_norm"))?,
+        attention: SelfAttention::new(width, heads, rows, false, &w.pp("self_attn"), products)?,
+        feed_forward_norm: LayerNorm::new(width, LAYER_NORM_EPS, &w.pp("final_layer_norm"))?,
+        feed_forward: FeedForward::new(width, c.encoder_ffn_dim, Gelu::Exact, w, products)?,
+    })
 }
 
 /// The encoder, from mel features to normalised states.
@@ -104,7 +89,7 @@ impl WhisperEncoder {
     ) -> std::result::Result<Self, CheckpointError> {
         let w = weights.pp("model.mm_aud.encoder");
         let c = &config.audio;
-        let layer = |i: usize| EncoderLayer::new(c, &w.pp("layers").pp(i), products);
+        let layer = |i: usize| encoder_layer(c, &w.pp("layers").pp(i), products);
         Ok(WhisperEncoder {
             conv1: Conv1d::new(c.num_mel_bins, c.d_model, &w.pp("conv1"))?,
             conv2: Conv1d::new(c.d_model, c.d_model, &w.pp("conv2"))?,
@@ -143,11 +128,10 @@ impl WhisperEncoder {
         let x = seen.flatten_to(1)?; // [W*1500, C], the same memory
         kernels::add_positions(&x, None, &self.embed_positions)?;
         observe("audio_embed", &seen);
-        for (i, layer) in self.layers.iter().enumerate() {
-            layer.forward(&x)?;
-            observe(&format!("audio_layer{i}"), &seen);
-        }
-        self.layer_norm.kernel().forward(&seen)
+        let limit = (self.dtype == DType::F16).then_some(F16_LIMIT);
+        let mut after = |i| observe(&format!("audio_layer{i}"), &seen);
+        let states = encode(&self.layers, &x, limit, Some(&self.layer_norm), &mut after)?;
+        states.expect("a norm was asked for. This is a bug.").reshape(seen.shape())
     }
 }
 

@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use common::checkpoint::{CheckpointError, Weights};
 use common::config::{LlmConfig, MediaProducts, WeightFormat};
-use common::kernels;
+use common::kernels::{self, Rows};
 use common::message::Modality;
 use common::model::ModelConfig;
 
@@ -17,7 +17,6 @@ use crate::intake::Chunk;
 use crate::observe::{Boundary, Observe};
 use crate::quantized::Linear;
 use crate::rope::RopeTable;
-use crate::rows::Rows;
 use crate::weights::{self, LayerMatrices, Loader};
 
 /// `G(x, w) = rms(x) * (1 + w)`, all in f32, one rounding at the end (MODEL.md 7).
@@ -33,13 +32,14 @@ impl RmsNorm {
         Ok(RmsNorm { gain, eps: c.rms_norm_eps as f32 })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        kernels::rms_norm(x, &self.gain, self.eps)
+    /// Of `x` `[n, D]`, ready to be multiplied.
+    fn forward(&self, x: &Tensor, products: MediaProducts) -> Result<Rows> {
+        kernels::rms_norm_rows(x, &self.gain, self.eps, products)
     }
 
     /// `x += G(y)` in place, and what `next` makes of the sum.
-    fn add(&self, x: &Tensor, y: &Tensor, next: Option<&RmsNorm>) -> Result<Option<Tensor>> {
-        kernels::add_rms_norm(x, y, &self.gain, next.map(|n| &n.gain), self.eps)
+    fn add(&self, x: &Tensor, y: &Tensor, next: Option<&RmsNorm>, products: MediaProducts) -> Result<Option<Rows>> {
+        kernels::add_rms_norm(x, y, &self.gain, next.map(|n| &n.gain), self.eps, products)
     }
 }
 
@@ -77,10 +77,9 @@ impl Attention {
     }
 
     /// Keys and values `[n, kv_heads * head_dim]` of normed rows `[n, D]`, not rotated.
-    fn keys_and_values(&self, x: &Tensor, products: MediaProducts) -> Result<(Tensor, Tensor)> {
+    fn keys_and_values(&self, x: &Rows, dtype: DType) -> Result<(Tensor, Tensor)> {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let rows = Rows::new(x, products)?;
-        let part = |outputs| rows.times(&self.qkv_proj, outputs, x);
+        let part = |outputs| self.qkv_proj.times(x, outputs, dtype);
         Ok((part(q..q + kv)?, part(q + kv..q + 2 * kv)?))
     }
 
@@ -103,7 +102,7 @@ impl Attention {
         let weight = self.o_proj.expanded(v.dtype())?; // [D, heads * head_dim]
         let outputs = 0..weight.dim(0)?;
         let folded = Linear::Dense(fold_heads(&weight, self.kv_heads, self.head_dim)?);
-        Rows::new(v, products)?.times(&folded, outputs, v)
+        folded.times(&Rows::new(v, products)?, outputs, v.dtype())
     }
 }
 
@@ -121,10 +120,10 @@ impl Mlp {
         Ok(Mlp { gate_up_proj: loader.load(&matrices.gate_up_proj)?, down_proj: loader.load(&matrices.down_proj)? })
     }
 
-    fn forward(&self, x: &Tensor, products: MediaProducts) -> Result<Tensor> {
-        let whole = |layer: &Linear| Ok::<_, candle_core::Error>(0..layer.dims()?.0);
-        let gate_up = Rows::new(x, products)?.times(&self.gate_up_proj, whole(&self.gate_up_proj)?, x)?;
-        Rows::geglu(&gate_up, products)?.times(&self.down_proj, whole(&self.down_proj)?, x) // [n, D]
+    fn forward(&self, x: &Rows, products: MediaProducts, dtype: DType) -> Result<Tensor> {
+        let whole = |layer: &Linear, x: &Rows| layer.times(x, 0..layer.dims()?.0, dtype);
+        let gate_up = whole(&self.gate_up_proj, x)?;
+        whole(&self.down_proj, &Rows::geglu(&gate_up, products)?) // [n, D]
     }
 }
 
@@ -164,10 +163,10 @@ impl DecoderLayer {
         attended: &Tensor,
         next: Option<&RmsNorm>,
         products: MediaProducts,
-    ) -> Result<Option<Tensor>> {
-        let normed = self.post_attention_layernorm.add(x, attended, Some(&self.pre_feedforward_layernorm))?;
-        let h = self.mlp.forward(&normed.expect("a norm was asked for. This is a bug."), products)?;
-        self.post_feedforward_layernorm.add(x, &h, next)
+    ) -> Result<Option<Rows>> {
+        let normed = self.post_attention_layernorm.add(x, attended, Some(&self.pre_feedforward_layernorm), products)?;
+        let h = self.mlp.forward(&normed.expect("a norm was asked for. This is a bug."), products, x.dtype())?;
+        self.post_feedforward_layernorm.add(x, &h, next, products)
     }
 }
 
@@ -319,12 +318,12 @@ impl Gemma {
         let rows: Vec<&Tensor> = chunks.iter().map(|chunk| &chunk.tokens).collect();
         let tokens = if rows.len() == 1 { first.tokens.clone() } else { Tensor::cat(&rows, 0)? };
         let x = (tokens * self.embedding_scale)?; // [n, D]
-        let mut normed = self.layers[0].input_layernorm.forward(&x)?;
+        let mut normed = self.layers[0].input_layernorm.forward(&x, self.products)?;
         for (i, layer) in self.layers.iter().enumerate() {
             for run in &runs {
                 observe.see(Boundary::MediaHidden(run.modality, i, run.offset), &x.narrow(0, run.row, run.rows)?)?;
             }
-            let (k, v) = layer.self_attn.keys_and_values(&normed, self.products)?; // [n, kv_heads * head_dim]
+            let (k, v) = layer.self_attn.keys_and_values(&normed, x.dtype())?; // [n, kv_heads * head_dim]
             for run in &runs {
                 let Some(cache) = video.half(run.modality) else {
                     candle_core::bail!("there is no cache for {} tokens", run.modality)
@@ -358,7 +357,7 @@ impl Gemma {
         let x = self.forward(&Tensor::new(ids, &self.device)?, text, video, observe)?; // [n, D]
         observe.see(Boundary::TextHidden(self.layers.len()), &x)?;
         if observe.wants_all_rows() {
-            let normed = self.norm.forward(&x)?;
+            let normed = self.norm.forward(&x, MediaProducts::Dense)?.dense();
             observe.see(Boundary::TextFinalNorm, &normed)?;
             observe.see(Boundary::PrefillLogitsAll, &self.head(&normed)?)?;
         }
@@ -395,11 +394,11 @@ impl Gemma {
             candle_core::bail!("{n} text tokens for a cache with room for {room}");
         }
         let x = self.embed_tokens.gather(ids, self.dtype, self.embedding_scale)?; // [n, D]
-        let mut normed = Some(self.layers[0].input_layernorm.forward(&x)?);
+        let mut normed = Some(self.layers[0].input_layernorm.forward(&x, MediaProducts::Dense)?);
         for (i, layer) in self.layers.iter().enumerate() {
             observe.see(Boundary::TextHidden(i), &x)?;
             let input = normed.take().expect("every layer but the last makes the next one's input. This is a bug.");
-            let attended = layer.self_attn.forward(&input, i, text, video)?;
+            let attended = layer.self_attn.forward(&input.dense(), i, text, video)?;
             let next = self.layers.get(i + 1).map(|next| &next.input_layernorm);
             normed = layer.residual(&x, &attended, next, MediaProducts::Dense)?;
         }
@@ -409,7 +408,7 @@ impl Gemma {
 
     fn last_logits(&self, x: &Tensor) -> Result<Tensor> {
         let last = x.narrow(0, x.dim(0)? - 1, 1)?;
-        self.head(&self.norm.forward(&last)?)?.squeeze(0)
+        self.head(&self.norm.forward(&last, MediaProducts::Dense)?.dense())?.squeeze(0)
     }
 
     /// Normed rows `[n, D]` to logits `[n, vocabulary]` in f32.

@@ -35,7 +35,6 @@ pub mod prefill;
 pub mod prompt;
 pub mod quantized;
 pub mod rope;
-pub mod rows;
 pub mod sample;
 pub mod task;
 pub mod weights;

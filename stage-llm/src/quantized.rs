@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor};
-use common::kernels::E4m3Rows;
+use common::kernels::{E4m3Rows, Rows};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
@@ -244,12 +244,26 @@ impl Linear {
     ///
     /// # Errors
     /// As `forward`.
-    pub fn forward_rows(&self, x: &Tensor, outputs: Range<usize>) -> Result<Tensor> {
+    fn forward_rows(&self, x: &Tensor, outputs: Range<usize>) -> Result<Tensor> {
         let weight = match self {
             Linear::Dense(w) => w.narrow(0, outputs.start, outputs.len())?,
             Linear::Blocks(blocks) => blocks.dequantize(outputs, x.dtype())?,
         };
         x.matmul(&weight.t()?)
+    }
+
+    /// [`forward`](Self::forward) of rows that are made ready, of some of the outputs only, `[m, outputs]` in `dtype`.
+    ///
+    /// # Errors
+    /// As `forward`.
+    pub fn times(&self, x: &Rows, outputs: Range<usize>, dtype: DType) -> Result<Tensor> {
+        match x {
+            Rows::Dense(x) if outputs.len() == self.dims()?.0 => self.forward(x),
+            Rows::Dense(x) => self.forward_rows(x, outputs),
+            // The weights are quantized for this product only: what that costs is a fraction of a pass of many rows, and it
+            // needs no memory that stays.
+            Rows::E4m3(x) => x.product(&self.e4m3(outputs)?, None, dtype),
+        }
     }
 
     /// Rows of a range, each quantized to E4M3.

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use common::checkpoint::{CheckpointError, Weights};
 use common::config::MediaProducts;
 use common::kernels;
-use common::layers::{FeedForward, Gelu, LayerNorm, SelfAttention};
+use common::layers::{EncoderLayer, FeedForward, Gelu, LayerNorm, SelfAttention, encode};
 use common::model::{ModelConfig, VisionConfig};
 
 /// Colours of a pixel.
@@ -40,31 +40,18 @@ impl Embeddings {
     }
 }
 
-struct EncoderLayer {
-    layer_norm1: LayerNorm,
-    self_attn: SelfAttention,
-    layer_norm2: LayerNorm,
-    mlp: FeedForward,
-}
-
-impl EncoderLayer {
-    fn new(c: &VisionConfig, w: &Weights, products: MediaProducts) -> std::result::Result<Self, CheckpointError> {
-        let (width, heads, patches) = (c.hidden_size, c.num_attention_heads, c.side() * c.side());
-        Ok(EncoderLayer {
-            layer_norm1: LayerNorm::new(width, c.layer_norm_eps, &w.pp("layer_norm1"))?,
-            self_attn: SelfAttention::new(width, heads, patches, true, &w.pp("self_attn"), products)?,
-            layer_norm2: LayerNorm::new(width, c.layer_norm_eps, &w.pp("layer_norm2"))?,
-            mlp: FeedForward::new(width, c.intermediate_size, Gelu::Tanh, &w.pp("mlp"), products)?,
-        })
-    }
-
-    /// Moves the stream `x` `[n*729, C]` on by this layer, in place.
-    fn forward(&self, x: &Tensor) -> Result<()> {
-        let attended = self.self_attn.forward(&self.layer_norm1.kernel().forward(x)?)?;
-        let normed =
-            self.layer_norm2.kernel().after_adding(x, &attended, Some(self.self_attn.out_proj.bias()), None)?;
-        kernels::residual_add(x, &self.mlp.forward(&normed)?, Some(self.mlp.fc2.bias()), None)
-    }
+fn encoder_layer(
+    c: &VisionConfig,
+    w: &Weights,
+    products: MediaProducts,
+) -> std::result::Result<EncoderLayer, CheckpointError> {
+    let (width, heads, patches) = (c.hidden_size, c.num_attention_heads, c.side() * c.side());
+    Ok(EncoderLayer {
+        attention_norm: LayerNorm::new(width, c.layer_norm_eps, &w.pp("layer_norm1"))?,
+        attention: SelfAttention::new(width, heads, patches, true, &w.pp("self_attn"), products)?,
+        feed_forward_norm: LayerNorm::new(width, c.layer_norm_eps, &w.pp("layer_norm2"))?,
+        feed_forward: FeedForward::new(width, c.intermediate_size, Gelu::Tanh, &w.pp("mlp"), products)?,
+    })
 }
 
 /// The tower up to the selected hidden state. Layers after it, `post_layernorm` and `head` are not loaded.
@@ -89,7 +76,7 @@ impl SiglipEncoder {
     ) -> std::result::Result<Self, CheckpointError> {
         let w = weights.pp("model.mm_vis.vision_model");
         let c = &config.vision;
-        let layer = |i: usize| EncoderLayer::new(c, &w.pp("encoder.layers").pp(i), products);
+        let layer = |i: usize| encoder_layer(c, &w.pp("encoder.layers").pp(i), products);
         Ok(SiglipEncoder {
             embeddings: Embeddings::new(c, &w.pp("embeddings"))?,
             layers: (0..config.vision_layers()).map(layer).collect::<std::result::Result<_, _>>()?,
@@ -124,10 +111,7 @@ impl SiglipEncoder {
         let x = self.embeddings.forward(frames)?; // [n*729, C]
         let seen = x.reshape((frames.dim(0)?, self.patches, self.width))?; // [n, 729, C], the same memory
         observe("vision_embed", &seen);
-        for (i, layer) in self.layers.iter().enumerate() {
-            layer.forward(&x)?;
-            observe(&format!("vision_layer{i}"), &seen);
-        }
+        encode(&self.layers, &x, None, None, &mut |i| observe(&format!("vision_layer{i}"), &seen))?;
         Ok(seen)
     }
 }

@@ -7,10 +7,11 @@ use std::time::Instant;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{
-    E4m3Rows, LayerNorm, add_positions, add_rms_norm, attention, bias_add, bias_gelu_erf, bias_gelu_tanh, geglu,
-    linear, linear_gelu_tanh, patchify, pool, residual_add, rms, rms_norm,
+    E4m3Rows, LayerNorm, Rows, add_positions, add_rms_norm, attention, bias_add, bias_gelu_erf, bias_gelu_tanh, geglu,
+    layer_norm, linear, linear_gelu_tanh, patchify, pool, residual_add, rms, rms_norm, rms_norm_rows,
 };
 
+use crate::config::MediaProducts;
 use crate::random::Draws;
 
 /// What a family of kernels makes of small made-up inputs, the same in every run, held against the CPU.
@@ -66,6 +67,7 @@ pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
         family("E4M3 rows", 1e-7, case.e4m3()),
         // A row whose largest value turns a rounding has another scale, and with it other codes, whose steps are wide.
         judged("E4M3 of activations", 2e-2, 0.15, case.e4m3_of_activations()),
+        judged("E4M3 of norms", 2e-2, 0.15, case.e4m3_of_norms()),
         judged("E4M3 products", 1e-2, 0.15, case.e4m3_products()),
         family("attention", rounded_weights, case.attention()),
         family("patchify", usual, case.patchify()),
@@ -157,11 +159,11 @@ impl Case<'_> {
         self.over_widths(|n, d| {
             let inputs = [self.random(&[n, d])?, self.random(&[n, d])?, self.gain(d)?, self.gain(d)?];
             let both = self.compare(&inputs, |x| {
-                let normed = add_rms_norm(&x[0], &x[1], &x[2], Some(&x[3]), 1e-6)?;
-                Ok([Some(x[0].clone()), normed].into_iter().flatten().collect())
+                let normed = add_rms_norm(&x[0], &x[1], &x[2], Some(&x[3]), 1e-6, MediaProducts::Dense)?;
+                Ok([Some(x[0].clone()), normed.map(Rows::dense)].into_iter().flatten().collect())
             })?;
             let sum = self.compare(&inputs, |x| {
-                add_rms_norm(&x[0], &x[1], &x[2], None, 1e-6)?;
+                add_rms_norm(&x[0], &x[1], &x[2], None, 1e-6, MediaProducts::Dense)?;
                 Ok(vec![x[0].clone()])
             })?;
             Ok(both.or(sum))
@@ -178,7 +180,7 @@ impl Case<'_> {
     fn layer_norm(&self) -> Result<Difference> {
         self.over_widths(|n, d| {
             let inputs = [self.random(&[n, d])?, self.random(&[d])?, self.random(&[d])?];
-            self.compare(&inputs, |x| Ok(vec![LayerNorm { weight: &x[1], bias: &x[2], eps: 1e-6 }.forward(&x[0])?]))
+            self.compare(&inputs, |x| Ok(vec![layer_norm(&x[0], &x[1], &x[2], 1e-6)?]))
         })
     }
 
@@ -187,8 +189,8 @@ impl Case<'_> {
             let (rows, row) = (|| self.random(&[n, d]), || self.random(&[d]));
             let inputs = [rows()?, rows()?, row()?, row()?, row()?];
             let both = self.compare(&inputs, |x| {
-                let norm = LayerNorm { weight: &x[3], bias: &x[4], eps: 1e-5 };
-                let normed = norm.after_adding(&x[0], &x[1], Some(&x[2]), Some(1.5))?;
+                let norm = LayerNorm { weight: &x[3], bias: &x[4], eps: 1e-5, products: MediaProducts::Dense };
+                let normed = norm.after_adding(&x[0], &x[1], Some(&x[2]), Some(1.5))?.dense();
                 Ok(vec![x[0].clone(), normed])
             })?;
             let sum = self.compare(&inputs, |x| {
@@ -257,6 +259,33 @@ impl Case<'_> {
         })
     }
 
+    /// A norm's outcome in 8 bits, alone and after an addition: a row whose largest value turns a rounding has another
+    /// scale here, too.
+    fn e4m3_of_norms(&self) -> Result<Difference> {
+        let products = MediaProducts::Fp8;
+        // A norm of f32 holds rows of half the width.
+        self.over_e4m3_widths(|n, d| {
+            let d = d.min(4304);
+            let (rows, row) = (|| self.random(&[n, d]), || self.random(&[d]));
+            let inputs = [rows()?, rows()?, row()?, row()?, self.gain(d)?, self.gain(d)?];
+            self.compare(&inputs, |x| {
+                let norm = LayerNorm { weight: &x[2], bias: &x[3], eps: 1e-6, products };
+                let (first, second) = (x[0].copy()?, x[0].copy()?);
+                let made = [
+                    Some(rms_norm_rows(&x[0], &x[4], 1e-6, products)?),
+                    Some(norm.forward(&x[0])?),
+                    Some(norm.after_adding(&first, &x[1], Some(&x[2]), None)?),
+                    add_rms_norm(&second, &x[1], &x[4], Some(&x[5]), 1e-6, products)?,
+                ];
+                let expanded = |rows: &Rows| match rows {
+                    Rows::E4m3(rows) => rows.expanded(),
+                    Rows::Dense(x) => Ok(x.clone()),
+                };
+                made.iter().flatten().map(expanded).collect()
+            })
+        })
+    }
+
     fn over_e4m3_widths(&self, difference: impl Fn(usize, usize) -> Result<Difference>) -> Result<Difference> {
         [(5, 3584), (3, 4304), (2, 14336), (7, 16)]
             .into_iter()
@@ -271,10 +300,15 @@ impl Case<'_> {
         [(37, 3584, 80), (1, 64, 16), (300, 4304, 1152)].into_iter().try_fold(
             Difference::default(),
             |worst, (n, k, m)| {
-                let inputs = [self.random(&[n, k])?, self.random(&[m, k])?];
+                let inputs = [self.random(&[n, k])?, self.random(&[m, k])?, (self.random(&[m])? * 50.0)?];
                 Ok(worst.or(self.compare(&inputs, |x| {
                     let (rows, weight) = (E4m3Rows::quantize(&x[0])?, E4m3Rows::quantize(&x[1])?);
-                    Ok(vec![rows.product(&weight, self.dtype)?, rows.product_scaled_apart(&weight, self.dtype)?])
+                    let outcomes = [
+                        rows.product(&weight, None, self.dtype)?,
+                        rows.product(&weight, Some(&x[2]), self.dtype)?,
+                        rows.product_scaled_apart(&weight, Some(&x[2]), self.dtype)?,
+                    ];
+                    Ok(outcomes.to_vec())
                 })?))
             },
         )
@@ -374,7 +408,10 @@ pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Figure>> {
     let row_bytes = n * d * size;
     time("decoder: rms_norm 8192 x 3584", Work::Bytes(2 * row_bytes), &|| rms_norm(&x, &gain, 1e-6).map(drop))?;
     time("decoder: add_rms_norm and norm 8192 x 3584", Work::Bytes(4 * row_bytes), &|| {
-        add_rms_norm(&x, &y, &gain, Some(&gain), 1e-6).map(drop)
+        add_rms_norm(&x, &y, &gain, Some(&gain), 1e-6, MediaProducts::Dense).map(drop)
+    })?;
+    time("decoder: the same, to E4M3", Work::Bytes(n * d * (3 * size + 1)), &|| {
+        add_rms_norm(&x, &y, &gain, Some(&gain), 1e-6, MediaProducts::Fp8).map(drop)
     })?;
     time("adapter: rms 8192 x 3584", Work::Bytes(2 * row_bytes), &|| rms(&x, Some(&weight), 1e-5).map(drop))?;
     let gate_up = random(&[n, 2 * m])?;
@@ -388,8 +425,8 @@ pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Figure>> {
     time("decoder: weights 28672 x 3584 to E4M3", Work::Bytes(bytes), &|| E4m3Rows::quantize(&matrix).map(drop))?;
     let (rows, weight) = (E4m3Rows::quantize(&x)?, E4m3Rows::quantize(&matrix)?);
     let work = || Work::Operations(2 * n * d * 2 * m);
-    time("decoder: 8192 x 3584 by 28672, E4M3", work(), &|| rows.product(&weight, dtype).map(drop))?;
-    time("decoder: the same, scaled apart", work(), &|| rows.product_scaled_apart(&weight, dtype).map(drop))?;
+    time("decoder: 8192 x 3584 by 28672, E4M3", work(), &|| rows.product(&weight, None, dtype).map(drop))?;
+    time("decoder: the same, scaled apart", work(), &|| rows.product_scaled_apart(&weight, None, dtype).map(drop))?;
     time("decoder: the same, 16 bit", work(), &|| x.matmul(&matrix.t()?).map(drop))?;
     drop((matrix, rows, weight));
     let one = random(&[1, d])?;
@@ -401,7 +438,7 @@ pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Figure>> {
     {
         let (x, y) = (random(&[batch, rows, width])?, (random(&[batch, rows, width])? * 0.01)?);
         let (weight, bias) = (random(&[width])?, random(&[width])?);
-        let norm = LayerNorm { weight: &weight, bias: &bias, eps: 1e-6 };
+        let norm = LayerNorm { weight: &weight, bias: &bias, eps: 1e-6, products: MediaProducts::Dense };
         let all = batch * rows * width * size;
         let shape = format!("{batch} x {rows} x {width}");
         time(&format!("{tower}: layer_norm {shape}"), Work::Bytes(2 * all), &|| norm.forward(&x).map(drop))?;

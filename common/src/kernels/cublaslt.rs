@@ -28,6 +28,8 @@ pub enum Kind {
     E4m3,
     /// E4M3 operands with a scale per row, a bf16 outcome. Only for Hopper.
     E4m3Scaled,
+    /// The same, and a bf16 bias.
+    E4m3ScaledBias,
 }
 
 impl Kind {
@@ -42,7 +44,9 @@ impl Kind {
                 };
                 Ok((one, one))
             }
-            Kind::E4m3 | Kind::E4m3Scaled => Ok((cudaDataType::CUDA_R_8F_E4M3, cudaDataType::CUDA_R_16BF)),
+            Kind::E4m3 | Kind::E4m3Scaled | Kind::E4m3ScaledBias => {
+                Ok((cudaDataType::CUDA_R_8F_E4M3, cudaDataType::CUDA_R_16BF))
+            }
         }
     }
 }
@@ -109,8 +113,12 @@ impl Plan {
             Kind::Bias(_) => epilogue(description, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?,
             Kind::BiasGeluTanh(_) => epilogue(description, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS)?,
             Kind::E4m3 => fast(description)?,
-            Kind::E4m3Scaled => {
+            Kind::E4m3Scaled | Kind::E4m3ScaledBias => {
                 fast(description)?;
+                if kind == Kind::E4m3ScaledBias {
+                    epilogue(description, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+                    set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, cudaDataType::CUDA_R_16BF)?;
+                }
                 let by_row = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
                 set(description, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, by_row)?;
                 set(description, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, by_row)?;
@@ -149,16 +157,14 @@ impl Plan {
 
     /// Tells the description where a bias and scales are.
     fn point(&self, kind: Kind, operands: Operands) -> Result<()> {
-        match kind {
-            Kind::Bias(_) | Kind::BiasGeluTanh(_) => {
-                set(self.description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, operands.bias)
-            }
-            Kind::E4m3 => Ok(()),
-            Kind::E4m3Scaled => {
-                set(self.description, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, operands.weight_scales)?;
-                set(self.description, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, operands.x_scales)
-            }
+        if matches!(kind, Kind::Bias(_) | Kind::BiasGeluTanh(_) | Kind::E4m3ScaledBias) {
+            set(self.description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, operands.bias)?;
         }
+        if matches!(kind, Kind::E4m3Scaled | Kind::E4m3ScaledBias) {
+            set(self.description, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, operands.weight_scales)?;
+            set(self.description, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, operands.x_scales)?;
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use super::cublaslt::{Kind, Operands, Sizes, matmul};
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::pointwise::{bias_gelu_erf, bias_gelu_tanh};
+use super::pointwise::{bias_add, bias_gelu_erf, bias_gelu_tanh};
 
 /// The largest E4M3 number.
 pub const LARGEST: f64 = 448.0;
@@ -141,33 +141,38 @@ impl E4m3Rows {
         ))
     }
 
-    /// `x Wᵀ` of rows x `[n, k]` and a matrix W `[m, k]`, both E4M3, accumulated in f32 (on Hopper with fewer bits, for
-    /// which the quantization has no use): `[n, m]` in `dtype`, on a card bf16.
+    /// `x Wᵀ + bias` of rows x `[n, k]`, a matrix W `[m, k]`, both E4M3, and a bias `[m]`, if any: `[n, m]` in `dtype`, on
+    /// a card bf16. Accumulated in f32 (on Hopper with fewer bits, for which the quantization has no use).
     ///
     /// # Errors
     /// Shapes that do not fit; a card that does not multiply E4M3 (one before Ada, sm_89); the device's.
-    pub fn product(&self, weight: &E4m3Rows, dtype: DType) -> Result<Tensor> {
-        self.multiplied(weight, dtype, true)
+    pub fn product(&self, weight: &E4m3Rows, bias: Option<&Tensor>, dtype: DType) -> Result<Tensor> {
+        self.multiplied(weight, bias, dtype, true)
     }
 
-    /// The same, its scales applied by a kernel after the product, as on cards for which cuBLASLt does not do it.
+    /// The same, scales and bias applied by kernels after the product, as on cards for which cuBLASLt does not do it.
     ///
     /// # Errors
     /// As [`product`](Self::product).
-    pub fn product_scaled_apart(&self, weight: &E4m3Rows, dtype: DType) -> Result<Tensor> {
-        self.multiplied(weight, dtype, false)
+    pub fn product_scaled_apart(&self, weight: &E4m3Rows, bias: Option<&Tensor>, dtype: DType) -> Result<Tensor> {
+        self.multiplied(weight, bias, dtype, false)
     }
 
     #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
-    fn multiplied(&self, weight: &E4m3Rows, dtype: DType, by_library: bool) -> Result<Tensor> {
+    fn multiplied(&self, weight: &E4m3Rows, bias: Option<&Tensor>, dtype: DType, by_library: bool) -> Result<Tensor> {
         if self.columns != weight.columns {
             candle_core::bail!("E4M3 rows of {} by a matrix of {}", self.columns, weight.columns);
         }
+        if let Some(bias) = bias {
+            super::real::expect(bias, weight.rows, dtype, "a bias")?;
+        }
         if self.scales.is_some() {
-            return self.expanded()?.matmul(&weight.expanded()?.t()?)?.to_dtype(dtype);
+            let y = self.expanded()?.matmul(&weight.expanded()?.t()?)?.to_dtype(dtype)?;
+            bias.map_or(Ok(()), |bias| bias_add(&y, bias))?;
+            return Ok(y);
         }
         #[cfg(feature = "cuda")]
-        return on_card::product(self, weight, dtype, by_library);
+        return on_card::product(self, weight, bias, dtype, by_library);
         #[cfg(not(feature = "cuda"))]
         candle_core::bail!("E4M3 on a device that this program was built without")
     }
@@ -272,13 +277,15 @@ pub mod on_card {
         if packs > MOST * HELD {
             candle_core::bail!("E4M3 rows have at most {} columns, not {columns}", 8 * MOST * HELD);
         }
-        Ok(packs.div_ceil(2).next_multiple_of(32).min(MOST))
+        // As many packs a thread as it holds: a block waits for memory once, and few threads wait for each other.
+        Ok(packs.div_ceil(HELD).next_multiple_of(32).min(MOST))
     }
 
     /// [`E4m3Rows::product`]. `by_library`: the scales are given to the library where it takes them.
     pub(in crate::kernels) fn product(
         x: &E4m3Rows,
         weight: &E4m3Rows,
+        bias: Option<&Tensor>,
         dtype: DType,
         by_library: bool,
     ) -> Result<Tensor> {
@@ -299,30 +306,41 @@ pub mod on_card {
             y: cuda::start(&y)?.address(),
             x_scales: from + (x.rows * x.columns) as u64,
             weight_scales: matrix + (weight.rows * weight.columns) as u64,
-            bias: 0,
+            bias: bias.map_or(Ok(0), cuda::address)?,
         };
-        if x.rows > 0 {
-            // SAFETY: both operands are E4M3 rows with their scales behind them, the outcome is as large as it is to be.
-            let scaled = by_library && unsafe { matmul(device, Kind::E4m3Scaled, sizes, operands) }?;
-            if !scaled {
-                // SAFETY: the same.
-                if !unsafe { matmul(device, Kind::E4m3, sizes, operands) }? {
-                    candle_core::bail!("this card does not multiply E4M3 {sizes:?}: it takes one of sm_89 or newer");
-                }
-                let arguments = [
-                    cuda::Arg::Pointer(operands.y),
-                    cuda::Arg::Pointer(operands.x_scales),
-                    cuda::Arg::Pointer(operands.weight_scales),
-                    x.rows.into(),
-                    weight.rows.into(),
-                ];
-                let packs = x.rows * weight.rows / 8;
-                let config = cuda::grid((packs.div_ceil(256), 1, 1), 256, 0);
-                // SAFETY: the arguments are the kernel's as e4m3.cu declares them; rows are whole packs.
-                unsafe { super::super::E4M3.launch(device, "e4m3_scale", config, &arguments) }?;
+        let whole = |y| Tensor::from_storage(Storage::Cuda(y), shape.clone(), BackpropOp::none(), false);
+        if x.rows == 0 {
+            return Ok(whole(y));
+        }
+        // SAFETY: both operands are E4M3 rows with their scales behind them, the outcome is as large as it is to be, and so is
+        // the bias of its type.
+        let multiply = |kind| unsafe { matmul(device, kind, sizes, operands) };
+        if by_library {
+            if bias.is_some() && multiply(Kind::E4m3ScaledBias)? {
+                return Ok(whole(y));
+            }
+            if multiply(Kind::E4m3Scaled)? {
+                let y = whole(y);
+                bias.map_or(Ok(()), |bias| bias_add(&y, bias))?;
+                return Ok(y);
             }
         }
-        Ok(Tensor::from_storage(Storage::Cuda(y), shape, BackpropOp::none(), false))
+        if !multiply(Kind::E4m3)? {
+            candle_core::bail!("this card does not multiply E4M3 {sizes:?}: it takes one of sm_89 or newer");
+        }
+        let arguments = [
+            cuda::Arg::Pointer(operands.y),
+            cuda::Arg::Pointer(operands.x_scales),
+            cuda::Arg::Pointer(operands.weight_scales),
+            x.rows.into(),
+            weight.rows.into(),
+        ];
+        let config = cuda::grid(((x.rows * weight.rows / 8).div_ceil(256), 1, 1), 256, 0);
+        // SAFETY: the arguments are the kernel's as e4m3.cu declares them; rows are whole packs.
+        unsafe { super::super::E4M3.launch(device, "e4m3_scale", config, &arguments) }?;
+        let y = whole(y);
+        bias.map_or(Ok(()), |bias| bias_add(&y, bias))?;
+        Ok(y)
     }
 }
 
@@ -370,7 +388,7 @@ mod tests {
     fn a_product_is_off_by_what_three_bits_of_mantissa_cost() -> Result<()> {
         let draws = Draws::default();
         let (x, w) = (draws.normal(&[9, 512])?, draws.normal(&[48, 512])?);
-        let got = E4m3Rows::quantize(&x)?.product(&E4m3Rows::quantize(&w)?, DType::F32)?;
+        let got = E4m3Rows::quantize(&x)?.product(&E4m3Rows::quantize(&w)?, None, DType::F32)?;
         let want = x.matmul(&w.t()?)?;
         let rms = |t: Tensor| t.sqr()?.mean_all()?.to_scalar::<f32>().map(f32::sqrt);
         let error = rms((got - &want)?)? / rms(want)?;

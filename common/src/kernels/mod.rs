@@ -5,7 +5,7 @@
 //! `common/kernels/*.cu` with the feature `cuda`. Both take f32, bf16 and f16 (called T below), compute in f32 inside and
 //! round to T where the reference stores T (MODEL.md 9). Tensors are contiguous; weights are on the tensor's device.
 //!
-//! In reading order: [`norm`], [`pointwise`], [`linear`], [`e4m3`], [`attention`], [`vision`], then `cuda` and `cublaslt`
+//! In reading order: [`e4m3`] and [`rows`], [`norm`], [`pointwise`], [`linear`], [`attention`], [`vision`], then `cuda` and `cublaslt`
 //! (how kernels and products are launched) and [`check`] (whether they are right and how fast they are).
 
 pub mod attention;
@@ -19,6 +19,7 @@ pub mod linear;
 pub mod norm;
 pub mod pointwise;
 mod real;
+pub mod rows;
 #[cfg(test)]
 mod tests;
 pub mod vision;
@@ -26,8 +27,9 @@ pub mod vision;
 pub use attention::attention;
 pub use e4m3::E4m3Rows;
 pub use linear::{linear, linear_gelu_tanh};
-pub use norm::{LayerNorm, add_rms_norm, layer_norm, residual_add, rms, rms_norm};
+pub use norm::{LayerNorm, add_rms_norm, layer_norm, residual_add, rms, rms_norm, rms_norm_rows};
 pub use pointwise::{add_positions, bias_add, bias_gelu_erf, bias_gelu_tanh, geglu, gelu_erf, gelu_tanh};
+pub use rows::Rows;
 pub use vision::{patchify, pool};
 
 #[cfg(feature = "cuda")]

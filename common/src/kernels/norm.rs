@@ -8,7 +8,11 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::{self, Arg};
+#[cfg(feature = "cuda")]
+use super::e4m3;
 use super::real::{Real, elements, elements_mut, expect, rounded, weights, with_real};
+use super::{E4m3Rows, Rows};
+use crate::config::MediaProducts;
 
 /// `x / sqrt(mean(x^2) + eps) * gain` of `x` `[.., D]`, all in f32 and rounded once. `gain` is f32 `[D]`: for Gemma,
 /// `1 + w` (MODEL.md 7).
@@ -16,8 +20,16 @@ use super::real::{Real, elements, elements_mut, expect, rounded, weights, with_r
 /// # Errors
 /// Shapes and types that do not fit; the device's.
 pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f32) -> Result<Tensor> {
+    rms_norm_rows(x, gain, eps, MediaProducts::Dense).map(Rows::dense)
+}
+
+/// [`rms_norm`] of `x` `[n, D]`, ready to be multiplied.
+///
+/// # Errors
+/// Shapes and types that do not fit; the device's.
+pub fn rms_norm_rows(x: &Tensor, gain: &Tensor, eps: f32, products: MediaProducts) -> Result<Rows> {
     expect(gain, x.dim(D::Minus1)?, DType::F32, "the gain of an RMS norm")?;
-    x.apply_op1_no_bwd(&Norm { kind: Kind::Rms { gain }, eps })
+    Norm { kind: Kind::Rms { gain }, eps, products }.apply(x)
 }
 
 /// `x / sqrt(mean(x^2) + eps)` rounded to T, then times `weight` `[D]` of type T, if any, and rounded again: the
@@ -29,7 +41,8 @@ pub fn rms(x: &Tensor, weight: Option<&Tensor>, eps: f32) -> Result<Tensor> {
     if let Some(weight) = weight {
         expect(weight, x.dim(D::Minus1)?, x.dtype(), "the weight of an RMS norm")?;
     }
-    x.apply_op1_no_bwd(&Norm { kind: Kind::RoundedRms { weight }, eps })
+    let products = MediaProducts::Dense;
+    Norm { kind: Kind::RoundedRms { weight }, eps, products }.apply(x).map(Rows::dense)
 }
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias` of `x` `[.., D]`, all in f32 and rounded once; `weight` and `bias`
@@ -38,11 +51,12 @@ pub fn rms(x: &Tensor, weight: Option<&Tensor>, eps: f32) -> Result<Tensor> {
 /// # Errors
 /// Shapes and types that do not fit; the device's.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
-    LayerNorm { weight, bias, eps }.forward(x)
+    LayerNorm { weight, bias, eps, products: MediaProducts::Dense }.forward(x).map(Rows::dense)
 }
 
 /// `x += rms_norm(y, gain)`, the norm rounded before the sum is, and then `rms_norm(x, next_gain)` if there is a next
-/// gain. `x` `[.., D]` is overwritten, in every tensor that shares its storage; `y` has its shape; gains are f32 `[D]`.
+/// gain, ready to be multiplied. `x` `[n, D]` is overwritten, in every tensor that shares its storage; `y` has its shape;
+/// gains are f32 `[D]`.
 ///
 /// # Errors
 /// Shapes and types that do not fit; the device's.
@@ -52,11 +66,12 @@ pub fn add_rms_norm(
     gain: &Tensor,
     next_gain: Option<&Tensor>,
     eps: f32,
-) -> Result<Option<Tensor>> {
+    products: MediaProducts,
+) -> Result<Option<Rows>> {
     for gain in [Some(gain), next_gain].into_iter().flatten() {
         expect(gain, x.dim(D::Minus1)?, DType::F32, "the gain of an RMS norm")?;
     }
-    add(x, y, Sum::Normed { gain, eps }, next_gain.map(|gain| Norm { kind: Kind::Rms { gain }, eps }))
+    add(x, y, Sum::Normed { gain, eps }, next_gain.map(|gain| Norm { kind: Kind::Rms { gain }, eps, products }))
 }
 
 /// `x += y + bias`, each sum rounded to T, then held within `limit` on both sides. `x` `[.., D]` is overwritten, in every
@@ -78,22 +93,24 @@ pub struct LayerNorm<'a> {
     pub bias: &'a Tensor,
     /// Added to the variance.
     pub eps: f32,
+    /// How the outcome is going to be multiplied.
+    pub products: MediaProducts,
 }
 
 impl<'a> LayerNorm<'a> {
-    /// [`layer_norm`] of `x` `[.., D]`.
+    /// [`layer_norm`] of `x` `[.., D]`; for 8 bits, `[n, D]`.
     ///
     /// # Errors
     /// Shapes and types that do not fit; the device's.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.apply_op1_no_bwd(&self.of(x)?)
+    pub fn forward(&self, x: &Tensor) -> Result<Rows> {
+        self.of(x)?.apply(x)
     }
 
     /// [`residual_add`], then the norm of what `x` has become.
     ///
     /// # Errors
     /// Shapes and types that do not fit; the device's.
-    pub fn after_adding(&self, x: &Tensor, y: &Tensor, bias: Option<&Tensor>, limit: Option<f32>) -> Result<Tensor> {
+    pub fn after_adding(&self, x: &Tensor, y: &Tensor, bias: Option<&Tensor>, limit: Option<f32>) -> Result<Rows> {
         let normed = add(x, y, Sum::biased(x, bias, limit)?, Some(self.of(x)?))?;
         Ok(normed.expect("a norm was asked for"))
     }
@@ -102,7 +119,8 @@ impl<'a> LayerNorm<'a> {
         let columns = x.dim(D::Minus1)?;
         expect(self.weight, columns, x.dtype(), "the weight of a layer norm")?;
         expect(self.bias, columns, x.dtype(), "the bias of a layer norm")?;
-        Ok(Norm { kind: Kind::Layer { weight: self.weight, bias: self.bias }, eps: self.eps })
+        let kind = Kind::Layer { weight: self.weight, bias: self.bias };
+        Ok(Norm { kind, eps: self.eps, products: self.products })
     }
 }
 
@@ -110,6 +128,8 @@ impl<'a> LayerNorm<'a> {
 struct Norm<'a> {
     kind: Kind<'a>,
     eps: f32,
+    /// What its outcome is for. In 8 bits it is quantized once it is rounded to T, on a card by the same kernel.
+    products: MediaProducts,
 }
 
 enum Kind<'a> {
@@ -135,6 +155,45 @@ fn inverse_rms<T: Real>(x: &[T], eps: f32) -> f32 {
 }
 
 impl Norm<'_> {
+    fn apply(&self, x: &Tensor) -> Result<Rows> {
+        self.made(x.apply_op1_no_bwd(self)?, x)
+    }
+
+    /// What an operation over rows `x` has left, as rows.
+    fn made(&self, outcome: Tensor, x: &Tensor) -> Result<Rows> {
+        match self.products {
+            MediaProducts::Dense => Ok(Rows::Dense(outcome)),
+            MediaProducts::Fp8 if x.device().is_cpu() => Rows::new(&outcome, self.products),
+            MediaProducts::Fp8 => {
+                let (rows, columns) = x.dims2()?;
+                Ok(Rows::E4m3(E4m3Rows::from_bytes(outcome, rows, columns)?))
+            }
+        }
+    }
+
+    /// Room for the outcome over rows of a shape, and its addresses as the kernels end in them: in T, in 8 bits, scales.
+    #[cfg(feature = "cuda")]
+    fn room(&self, device: &candle_core::CudaDevice, shape: &Shape, dtype: DType) -> Result<Outcome> {
+        match self.products {
+            MediaProducts::Dense => {
+                let storage = cuda::room(device, shape, dtype)?;
+                let arguments = [cuda::start(&storage)?, cuda::NULL, cuda::NULL];
+                Ok(Outcome { storage, shape: shape.clone(), arguments })
+            }
+            MediaProducts::Fp8 => {
+                let (rows, columns) = shape.dims2()?;
+                if !columns.is_multiple_of(e4m3::ALIGNMENT) {
+                    candle_core::bail!("E4M3 rows have multiples of {} columns, not {columns}", e4m3::ALIGNMENT);
+                }
+                let shape = Shape::from(E4m3Rows::bytes(rows, columns));
+                let storage = cuda::room(device, &shape, DType::U8)?;
+                let bytes = cuda::start(&storage)?;
+                let scales = Arg::Pointer(bytes.address() + (rows * columns) as u64);
+                Ok(Outcome { storage, shape, arguments: [cuda::NULL, bytes, scales] })
+            }
+        }
+    }
+
     fn rows<T: Real>(&self, x: &[T], columns: usize) -> Result<Vec<T>> {
         let mut out = vec![T::zero(); x.len()];
         let rows = out.par_chunks_mut(columns).zip(x.par_chunks(columns));
@@ -192,7 +251,7 @@ impl CustomOp1 for Norm<'_> {
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
         use candle_core::backend::BackendStorage;
-        let out = cuda::room(&x.device, layout.shape(), x.dtype())?;
+        let out = self.room(&x.device, layout.shape(), x.dtype())?;
         let mut arguments = vec![cuda::pointer(x, layout)?];
         match self.kind {
             Kind::Rms { gain } => arguments.push(cuda::tensor_pointer(gain)?),
@@ -201,10 +260,19 @@ impl CustomOp1 for Norm<'_> {
                 arguments.extend([cuda::tensor_pointer(weight)?, cuda::tensor_pointer(bias)?]);
             }
         }
-        arguments.push(cuda::start(&out)?);
+        let ends = if matches!(self.kind, Kind::RoundedRms { .. }) { 1 } else { 3 };
+        arguments.extend(&out.arguments[..ends]);
         launch(self.name(), x, layout, self.eps, arguments)?;
-        Ok((out, layout.shape().clone()))
+        Ok((out.storage, out.shape))
     }
+}
+
+/// Where a kernel leaves its outcome.
+#[cfg(feature = "cuda")]
+struct Outcome {
+    storage: candle_core::CudaStorage,
+    shape: Shape,
+    arguments: [Arg; 3],
 }
 
 /// What is added to the residual stream.
@@ -228,17 +296,18 @@ impl<'a> Sum<'a> {
 struct AddNorm<'a> {
     sum: Sum<'a>,
     norm: Option<Norm<'a>>,
-    normed: RefCell<Option<Storage>>,
+    normed: RefCell<Option<(Storage, Shape)>>,
 }
 
-fn add(x: &Tensor, y: &Tensor, sum: Sum, norm: Option<Norm>) -> Result<Option<Tensor>> {
+fn add(x: &Tensor, y: &Tensor, sum: Sum, norm: Option<Norm>) -> Result<Option<Rows>> {
     if x.shape() != y.shape() || x.dtype() != y.dtype() {
         candle_core::bail!("a sum of {x:?} and {y:?}");
     }
     let op = AddNorm { sum, norm, normed: RefCell::new(None) };
     x.inplace_op2(y, &op)?;
-    let normed = op.normed.into_inner();
-    Ok(normed.map(|storage| Tensor::from_storage(storage, x.shape(), BackpropOp::none(), false)))
+    let AddNorm { norm, normed, .. } = op;
+    let (Some(norm), Some((storage, shape))) = (norm, normed.into_inner()) else { return Ok(None) };
+    norm.made(Tensor::from_storage(storage, shape, BackpropOp::none(), false), x).map(Some)
 }
 
 impl AddNorm<'_> {
@@ -282,7 +351,7 @@ impl InplaceOp2 for AddNorm<'_> {
         let normed = with_real!(x.dtype(), T => {
             self.rows::<T>(elements_mut(x, x_layout)?, elements(y, y_layout)?, columns)?.map(T::storage)
         });
-        *self.normed.borrow_mut() = normed.map(Storage::Cpu);
+        *self.normed.borrow_mut() = normed.map(|normed| (Storage::Cpu(normed), x_layout.shape().clone()));
         Ok(())
     }
 
@@ -296,8 +365,7 @@ impl InplaceOp2 for AddNorm<'_> {
     ) -> Result<()> {
         use candle_core::backend::BackendStorage;
         let shape = x_layout.shape();
-        let normed = self.norm.as_ref().map(|_| cuda::room(&x.device, shape, x.dtype())).transpose()?;
-        let out = normed.as_ref().map_or(Ok(cuda::NULL), cuda::start)?;
+        let out = self.norm.as_ref().map(|norm| norm.room(&x.device, shape, x.dtype())).transpose()?;
         let mut arguments = vec![cuda::pointer(x, x_layout)?, cuda::pointer(y, y_layout)?];
         let mut eps = self.norm.as_ref().map_or(0.0, |norm| norm.eps);
         match self.sum {
@@ -315,9 +383,9 @@ impl InplaceOp2 for AddNorm<'_> {
             }
             _ => arguments.extend([cuda::NULL, cuda::NULL]),
         }
-        arguments.push(out);
+        arguments.extend(out.as_ref().map_or([cuda::NULL; 3], |out| out.arguments));
         launch(self.name(), x, x_layout, eps, arguments)?;
-        *self.normed.borrow_mut() = normed.map(Storage::Cuda);
+        *self.normed.borrow_mut() = out.map(|out| (Storage::Cuda(out.storage), out.shape));
         Ok(())
     }
 }

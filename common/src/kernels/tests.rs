@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::*;
+use crate::config::MediaProducts;
 use crate::random::Draws;
 
 /// Differences of at most so many steps of f32 at the size of the largest value: what a few roundings of sums, roots,
@@ -85,17 +86,18 @@ fn an_addition_in_place_goes_before_the_norm() -> Result<()> {
         (draws.normal(&[4, 30])?, draws.normal(&[4, 30])?, draws.normal(&[30])?, draws.normal(&[30])?);
     let want = (&x + rms_by_parts(&y, 1e-6)?.broadcast_mul(&gain)?)?;
     let (sum, other) = (x.copy()?, x.copy()?);
-    let normed = add_rms_norm(&sum, &y, &gain, Some(&next), 1e-6)?.expect("a norm was asked for");
+    let normed = add_rms_norm(&sum, &y, &gain, Some(&next), 1e-6, MediaProducts::Dense)?;
+    let normed = normed.expect("a norm was asked for").dense();
     assert_near(&sum, &want, 4.0)?;
     assert_near(&normed, &rms_by_parts(&want, 1e-6)?.broadcast_mul(&next)?, 4.0)?;
-    assert!(add_rms_norm(&other, &y, &gain, None, 1e-6)?.is_none());
+    assert!(add_rms_norm(&other, &y, &gain, None, 1e-6, MediaProducts::Dense)?.is_none());
     assert_near(&other, &want, 4.0)?;
 
     let (bias, weight) = (draws.normal(&[30])?, draws.normal(&[30])?);
     let want = (&x + y.broadcast_add(&bias)?)?.clamp(-1.0, 1.0)?;
     let (sum, other) = (x.copy()?, x.copy()?);
-    let norm = LayerNorm { weight: &weight, bias: &next, eps: 1e-6 };
-    let normed = norm.after_adding(&sum, &y, Some(&bias), Some(1.0))?;
+    let norm = LayerNorm { weight: &weight, bias: &next, eps: 1e-6, products: MediaProducts::Dense };
+    let normed = norm.after_adding(&sum, &y, Some(&bias), Some(1.0))?.dense();
     assert_near(&sum, &want, 4.0)?;
     assert_near(&normed, &layer_norm_by_parts(&want, &weight, &next, 1e-6)?, 4.0)?;
     residual_add(&other, &y, None, None)?;

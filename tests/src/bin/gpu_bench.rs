@@ -37,6 +37,9 @@ struct Args {
     /// Jobs of mixed length afterwards, after each of which every stage must hold what it held after the first.
     #[arg(long, default_value_t = 0)]
     soak: usize,
+    /// Vision, audio, fuse and llm as one process: one CUDA context for all.
+    #[arg(long)]
+    one_process: bool,
     /// Writes the figures.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -94,7 +97,7 @@ async fn bench(args: &Args) -> anyhow::Result<()> {
     let started = std::time::Instant::now();
     // Each round is a first question, unless the command line says otherwise.
     let set: Vec<String> = ["llm.keep_video=false".to_owned()].into_iter().chain(args.config.set.clone()).collect();
-    let pipeline = Pipeline::start(model, &set).await?;
+    let pipeline = Pipeline::start(model, &set, args.one_process).await?;
     let ready_bytes = card::used_bytes()?;
     println!("ready in {:.1} s, {:.2} GB on the card", started.elapsed().as_secs_f64(), gb(ready_bytes - idle_bytes));
     println!("| video s | tokens | first token s | ms a token | whole s | peak GB | busy s |");

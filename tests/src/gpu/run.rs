@@ -56,11 +56,12 @@ pub struct Measured {
 }
 
 impl Pipeline {
-    /// Starts broker and stages with these settings and waits until all are ready.
+    /// Starts broker and stages with these settings, all but the decoder in one process if asked to, and waits until all are
+    /// ready.
     ///
     /// # Errors
     /// What does not start, with the end of the log.
-    pub async fn start(model: &Path, set: &[String]) -> anyhow::Result<Self> {
+    pub async fn start(model: &Path, set: &[String], one_process: bool) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let broker = Broker::start(&dir.path().join("broker"), &Options::default()).await?;
         let url = format!("bus.url={}", broker.url());
@@ -69,7 +70,9 @@ impl Pipeline {
         let up = Command::new(harness::vidi()?)
             .env("VIDI_STATE", dir.path().join("state"))
             .args(settings())
-            .args(["up", "--replicas", "decode=0", "--media-root", "/", "--model"])
+            .args(["up", "--replicas", "decode=0", "--media-root", "/"])
+            .args(one_process.then_some("--one-process"))
+            .arg("--model")
             .arg(model)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
