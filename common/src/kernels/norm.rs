@@ -390,21 +390,28 @@ impl InplaceOp2 for AddNorm<'_> {
     }
 }
 
-/// Launches a kernel of `norm.cu` over the rows of `x`; all of them end in columns, eps and alignment.
+/// Launches a kernel of `norm.cu` over the rows of `x`; all of them end in rows, columns, eps and alignment.
 #[cfg(feature = "cuda")]
 fn launch(name: &str, x: &candle_core::CudaStorage, layout: &Layout, eps: f32, mut arguments: Vec<Arg>) -> Result<()> {
     use candle_core::backend::BackendStorage;
-    /// Packs of 16 bytes that a thread keeps, as in `norm.cu`.
+    /// Packs of 16 bytes that a thread keeps where a block makes a row, and where a warp does, as in `norm.cu`.
     const HELD: usize = 2;
+    const HELD_NARROW: usize = 5;
+    /// Rows that a block of warps makes.
+    const WARPS: usize = 4;
     let columns = layout.dims()[layout.dims().len() - 1];
     let bytes = x.dtype().size_in_bytes();
-    let threads = (columns * bytes).div_ceil(16).div_ceil(HELD).next_multiple_of(32);
+    let rows = layout.shape().elem_count() / columns;
+    let packs = (columns * bytes).div_ceil(16);
+    let narrow = packs <= 32 * HELD_NARROW;
+    let threads = packs.div_ceil(HELD).next_multiple_of(32);
     if threads > 1024 {
         candle_core::bail!("{name}: a block holds rows of up to {} values, not {columns}", 1024 * HELD * 16 / bytes);
     }
-    arguments.extend([columns.into(), eps.into(), cuda::aligned(columns * bytes, &arguments)]);
-    let rows = layout.shape().elem_count() / columns;
-    let name = format!("{name}_{}", cuda::suffix(x.dtype())?);
+    arguments.extend([rows.into(), columns.into(), eps.into(), cuda::aligned(columns * bytes, &arguments)]);
+    let (kind, blocks, threads) =
+        if narrow { ("narrow_", rows.div_ceil(WARPS), 32 * WARPS) } else { ("", rows, threads) };
+    let name = format!("{name}_{kind}{}", cuda::suffix(x.dtype())?);
     // SAFETY: the callers' arguments are the kernel's, rows and weights of the shapes that the public functions expect.
-    unsafe { super::NORM.launch(&x.device, &name, cuda::grid((rows, 1, 1), threads, 0), &arguments) }
+    unsafe { super::NORM.launch(&x.device, &name, cuda::grid((blocks, 1, 1), threads, 0), &arguments) }
 }

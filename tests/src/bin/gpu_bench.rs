@@ -136,6 +136,8 @@ async fn bench(args: &Args) -> anyhow::Result<()> {
 
 /// Lengths of the soak's videos, seconds: short and long in turn.
 const MIXED: [u64; 7] = [10, 45, 3, 90, 20, 150, 7];
+/// Jobs after which nothing grows any more: each length once.
+const FIRST_JOBS: usize = MIXED.len();
 
 /// Asks one question after the other and looks at what the computing stages hold after each.
 ///
@@ -151,7 +153,7 @@ async fn soak(pipeline: &Pipeline, jobs: usize) -> anyhow::Result<()> {
         }
         for status in pipeline.memory().await?.into_iter().filter(|s| s.stage != StageName::Decode) {
             let known = at_rest.entry(status.stage).or_insert(status.used_bytes);
-            if i < MIXED.len() {
+            if i < FIRST_JOBS {
                 *known = status.used_bytes.max(*known);
             } else if status.used_bytes > *known {
                 anyhow::bail!(
@@ -160,6 +162,9 @@ async fn soak(pipeline: &Pipeline, jobs: usize) -> anyhow::Result<()> {
                     status.used_bytes
                 );
             }
+        }
+        if (i + 1) % 50 == 0 {
+            println!("soak: {} jobs in {:.0} s", i + 1, started.elapsed().as_secs_f64());
         }
     }
     let held: Vec<String> = at_rest.iter().map(|(stage, bytes)| format!("{stage} {:.3} GB", gb(*bytes))).collect();
