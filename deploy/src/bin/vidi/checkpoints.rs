@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use common::config::{Config, WeightFormat};
+use common::demo_model::Size;
 use common::model::ModelConfig;
 use common::process::{Exit, Fatal};
 use deploy::{demo_model, inspect, plan, quantize};
@@ -95,7 +96,7 @@ pub fn write_quantized(model: &Path, to: Bits, out: &Path) -> Result<(), Fatal> 
 ///
 /// # Errors
 /// When the directory holds something else, or cannot be written.
-pub fn write_demo_model(dir: &Path, size: demo_model::Size, seed: u64) -> Result<(), Fatal> {
+pub fn write_demo_model(dir: &Path, size: Size, seed: u64) -> Result<(), Fatal> {
     let bar = indicatif::ProgressBar::new(0);
     let written = demo_model::write(dir, &size.dims(), seed, &mut |p| {
         bar.set_length(p.total_bytes);

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use common::demo_model;
 use common::error::StageName;
 use common::process::ConfigArgs;
-use deploy::{bench, demo_model, recording};
+use deploy::{bench, recording};
 
 /// Vidi 1.5 9B on a message bus: ask questions about videos.
 #[derive(Parser)]
