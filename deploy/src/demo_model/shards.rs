@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use common::demo_model::size::Dtype;
 use common::demo_model::tensors::Tensor;
 use serde_json::json;
 
@@ -74,11 +73,7 @@ impl Shard {
         let mut offset = 0;
         for tensor in &self.tensors {
             let end = offset + tensor.bytes();
-            let dtype = match tensor.dtype {
-                Dtype::F32 => "F32",
-                Dtype::Bf16 => "BF16",
-            };
-            let entry = json!({"data_offsets": [offset, end], "dtype": dtype, "shape": tensor.shape});
+            let entry = json!({"data_offsets": [offset, end], "dtype": tensor.dtype.name(), "shape": tensor.shape});
             entries.push((tensor.name.clone(), entry));
             offset = end;
         }
