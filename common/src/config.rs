@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::demo_model::RandomWeights;
 use crate::error::StageName;
 use crate::telemetry::LogConfig;
 
@@ -20,7 +21,7 @@ pub struct Config {
     /// The broker.
     pub bus: BusConfig,
     /// The checkpoint.
-    pub model: ModelPath,
+    pub model: ModelSource,
     /// The device of vision, audio, fuse and llm.
     pub compute: ComputeConfig,
     /// stage-decode.
@@ -120,12 +121,44 @@ impl BusConfig {
     }
 }
 
-/// Where the checkpoint is.
+/// Where the checkpoint is: one of the two.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct ModelPath {
+pub struct ModelSource {
     /// Directory with config.json, shards, index and tokenizer.
     pub dir: PathBuf,
+    /// `random:SIZE` (tiny, realdims, 9b; `random` is 9b), the same as `--weights`: no files, the stages make the model that
+    /// `vidi demo-model --size SIZE` writes while they load it. Its answers mean nothing.
+    pub weights: Option<RandomWeights>,
+}
+
+impl ModelSource {
+    /// Refuses a directory and random weights at once.
+    ///
+    /// # Errors
+    /// Both, by their keys and flags.
+    pub fn check(&self) -> Result<(), String> {
+        match self.weights {
+            Some(weights) if !self.dir.as_os_str().is_empty() => Err(format!(
+                "model.dir = {:?} (--model) and model.weights = \"{weights}\" (--weights) exclude each other: keep one",
+                self.dir
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// What results and reports call the model: the last part of its directory, or `random:SIZE`.
+    pub fn name(&self) -> String {
+        match self.weights {
+            Some(weights) => weights.to_string(),
+            None => self.dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        }
+    }
+
+    /// What whoever starts a model that is made up has to be told; none where it comes from files.
+    pub fn warning(&self) -> Option<String> {
+        self.weights.map(|weights| format!("{weights}: the weights are random, and answers of this model mean nothing"))
+    }
 }
 
 /// Where vision, audio, fuse and llm compute.
@@ -366,6 +399,7 @@ impl Config {
         need(one, "bus.password and bus.password_file exclude each other: keep one")?;
         let pair = self.bus.tls_cert.is_some() == self.bus.tls_key.is_some();
         need(pair, "bus.tls_cert and bus.tls_key belong together: give both or none")?;
+        self.model.check().map_err(|what| format!("configuration: {what}"))?;
         need(self.bus.ack_wait_s >= 0.5, "bus.ack_wait_s is at least 0.5")?;
         need(self.bus.max_deliver >= 1, "bus.max_deliver is at least 1")?;
         need(self.bus.stream_bytes >= 4 << 20, "bus.stream_bytes is at least 4 MiB")?;

@@ -112,7 +112,7 @@ pub struct StageMemory {
 /// Which model answered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelName {
-    /// The checkpoint directory's name.
+    /// The checkpoint directory's name, or `random:SIZE`.
     pub name: String,
     /// Compute type.
     pub dtype: String,

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::bus::{Bus, BusError, BusErrorKind};
 use crate::config::Config;
+use crate::demo_model::RandomWeights;
 use crate::error::{JobError, StageName};
 use crate::run::service::Card;
 use crate::run::{self, Shutdown, owner};
@@ -72,6 +73,10 @@ pub struct ConfigArgs {
     /// Sets one configuration key, e.g. `--set bus.url=nats://127.0.0.1:4222`; repeatable.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", global = true)]
     pub set: Vec<String>,
+    /// Starts without a checkpoint: `random:SIZE` (tiny, realdims, 9b; `random` is 9b) makes the model that `vidi
+    /// demo-model --size SIZE` writes while it loads. Its answers mean nothing. Sets model.weights.
+    #[arg(long, value_name = "random[:SIZE]", global = true)]
+    pub weights: Option<RandomWeights>,
 }
 
 impl ConfigArgs {
@@ -88,7 +93,9 @@ impl ConfigArgs {
     /// # Errors
     /// As `load`.
     pub fn load_over(&self, profile: Option<&str>) -> Result<Config, Fatal> {
-        Config::layered(profile, self.config.as_deref(), std::env::vars(), &self.set).map_err(|e| Fatal(Exit::Usage, e))
+        let weights = self.weights.map(|weights| format!("model.weights={weights}"));
+        let set: Vec<String> = self.set.iter().cloned().chain(weights).collect();
+        Config::layered(profile, self.config.as_deref(), std::env::vars(), &set).map_err(|e| Fatal(Exit::Usage, e))
     }
 }
 
@@ -129,6 +136,7 @@ fn serve_main<F: Future<Output = Result<(), Fatal>>>(
 ) -> ExitCode {
     let outcome = args.load().and_then(|config| {
         telemetry::init(&config.log).map_err(|e| Fatal(Exit::Usage, e))?;
+        warn_of_random_weights(&config);
         runtime()?.block_on(async { serve(config, on_signal()).await })
     });
     match outcome {
@@ -205,15 +213,21 @@ where
     Ok(owner::run(bus, stage, card(config, StageName::Llm), shutdown).await?)
 }
 
+/// Says to the log, where it is so, that answers mean nothing.
+pub fn warn_of_random_weights(config: &Config) {
+    if let Some(warning) = config.model.warning() {
+        tracing::warn!("{warning}");
+    }
+}
+
 fn opened<S>(stage: StageName, outcome: Result<S, JobError>) -> Result<S, Fatal> {
     outcome.map_err(|e| Fatal(Exit::Model, format!("stage-{stage} cannot start: {e}")))
 }
 
 fn card(config: &Config, stage: StageName) -> Card {
-    let model = config.model.dir.file_name().map(|n| n.to_string_lossy().into_owned());
     let dtype = match stage {
         StageName::Decode => String::new(),
         _ => config.compute.dtype.candle().as_str().to_owned(),
     };
-    Card { model: model.unwrap_or_default(), dtype, budget_bytes: config.budget(stage) }
+    Card { model: config.model.name(), dtype, budget_bytes: config.budget(stage) }
 }

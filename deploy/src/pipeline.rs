@@ -200,7 +200,7 @@ impl Pipeline {
 fn share_card(config: &mut Config, replicas: &Replicas) -> Result<(), Fatal> {
     let Some(card) = config.compute.card_bytes else { return Ok(()) };
     let wrong = |e: common::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
-    let model = ModelConfig::read(&config.model.dir).map_err(wrong)?;
+    let model = ModelConfig::configured(&config.model).map_err(wrong)?;
     let plan = Plan::new(config, &model, replicas).map_err(wrong)?;
     if config.budgets.is_empty() {
         let Some(budgets) = plan.budgets() else {

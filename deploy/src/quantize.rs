@@ -113,7 +113,7 @@ mod tests {
     use stage_llm::cache::VideoCache;
 
     fn model(dir: &Path) {
-        let dims = crate::demo_model::Size::Realdims.dims();
+        let dims = common::demo_model::Size::Realdims.dims();
         crate::demo_model::write(dir, &dims, 3, &mut |_| ()).unwrap();
     }
 

@@ -21,7 +21,7 @@ use crate::{AudioStage, LogMel, WhisperEncoder};
 /// # Errors
 /// `model`, naming the file or tensor that is missing, misshapen or cut short.
 pub fn open(config: &Config) -> Result<AudioStage, JobError> {
-    let checkpoint = Arc::new(Checkpoint::open(&config.model.dir)?);
+    let checkpoint = Arc::new(Checkpoint::configured(&config.model)?);
     let footprint = footprint(config, checkpoint.config())?;
     let budget = config.budget(StageName::Audio);
     let compute = footprint.open(StageName::Audio, &config.compute, budget, "raise budgets.audio")?;

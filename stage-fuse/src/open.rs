@@ -20,7 +20,7 @@ use crate::{FuseStage, Fuser};
 /// # Errors
 /// `model`, naming the file or tensor that is missing, misshapen or cut short.
 pub fn open(config: &Config) -> Result<FuseStage, JobError> {
-    let checkpoint = Arc::new(Checkpoint::open(&config.model.dir)?);
+    let checkpoint = Arc::new(Checkpoint::configured(&config.model)?);
     let footprint = footprint(config, checkpoint.config())?;
     let hint = "raise budgets.fuse or lower decode.batch_frames";
     let compute = footprint.open(StageName::Fuse, &config.compute, config.budget(StageName::Fuse), hint)?;

@@ -1,7 +1,6 @@
 //! A job from start to end: check, plan, have the video's keys and values, answer.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use candle_core::Tensor;
 use common::checkpoint::Weights;
@@ -57,7 +56,7 @@ impl LlmStage {
     pub fn new(
         config: &ModelConfig,
         weights: &Weights,
-        tokenizer: &Path,
+        prompter: Prompter,
         settings: Settings,
     ) -> Result<Self, JobError> {
         let footprint = Footprint::new(config, &settings.llm, &settings.compute)?;
@@ -68,7 +67,6 @@ impl LlmStage {
             "the language model takes {footprint}"
         );
         footprint.fixed.check(StageName::Llm, settings.budget_bytes, HINT)?;
-        let prompter = Prompter::open(tokenizer, config.vocab_size, settings.llm.max_prompt_tokens)?;
         let model = Gemma::new(config, weights, &settings.llm, settings.compute.media_products)?;
         Ok(LlmStage { model, prompter, tasks: Tasks::builtin(), footprint, settings, kept: Kept::default() })
     }

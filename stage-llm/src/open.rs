@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use common::checkpoint::{Checkpoint, Weights};
+use common::checkpoint::{Checkpoint, CheckpointError, Weights};
 use common::compute::Compute;
 use common::config::Config;
+use common::demo_model::tokenizer;
 use common::error::{JobError, StageName};
 use common::event::JobResult;
 use common::message::{JobRequest, Modality};
+use common::model::ModelConfig;
 use common::stage::{JobPort, Owner, Stop};
 
 use crate::admission::{Footprint, HINT};
@@ -17,6 +19,7 @@ use crate::cache::{MediaCache, VideoCache};
 use crate::choose::first_largest;
 use crate::gemma::Gemma;
 use crate::intake::Chunk;
+use crate::prompt::Prompter;
 
 /// Tokens of the cache that a model is warmed up with.
 const WARM_TOKENS: u64 = 256;
@@ -26,8 +29,7 @@ const WARM_TOKENS: u64 = 256;
 /// # Errors
 /// `does_not_fit` with the figures; `model`, naming the file or tensor that is missing, misshapen or cut short.
 pub fn open(config: &Config) -> Result<LlmStage, JobError> {
-    let dir = &config.model.dir;
-    let checkpoint = Arc::new(Checkpoint::open(dir)?);
+    let checkpoint = Arc::new(Checkpoint::configured(&config.model)?);
     let footprint = Footprint::new(checkpoint.config(), &config.llm, &config.compute)?;
     let budget = config.budget(StageName::Llm);
     footprint.fixed.check(StageName::Llm, budget, HINT)?;
@@ -39,13 +41,23 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
         llm: config.llm.clone(),
         compute: config.compute.clone(),
         budget_bytes: config.budget(StageName::Llm),
-        name: dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        name: config.model.name(),
     };
-    let stage = LlmStage::new(checkpoint.config(), &weights, &dir.join("tokenizer.json"), settings)?;
+    let prompter = prompter(config, checkpoint.config())?;
+    let stage = LlmStage::new(checkpoint.config(), &weights, prompter, settings)?;
     if config.compute.cuda_ordinal().is_some() {
         warm_up(stage.model(), config.llm.chunk_rows)?;
     }
     Ok(stage)
+}
+
+/// The tokenizer beside the weights: the checkpoint's file, or the demo model's without one.
+fn prompter(config: &Config, model: &ModelConfig) -> Result<Prompter, CheckpointError> {
+    let (file, limit) = (config.model.dir.join("tokenizer.json"), config.llm.max_prompt_tokens);
+    match config.model.weights {
+        None => Prompter::open(&file, model.vocab_size, limit),
+        Some(_) => Prompter::parse(&tokenizer::json(model.vocab_size as u64), &file, model.vocab_size, limit),
+    }
 }
 
 /// A full pass of image tokens that are all zero, and a few steps of text: what a card computes with is loaded then, and

@@ -26,16 +26,25 @@ impl Prompter {
     /// Reads `tokenizer.json`.
     ///
     /// # Errors
-    /// [`CheckpointErrorKind::Missing`] or [`CheckpointErrorKind::Malformed`] with the path; a tokenizer with ids beyond
-    /// `vocabulary`, the rows of the model's embedding.
+    /// [`CheckpointErrorKind::Missing`] with the path; those of [`parse`](Self::parse).
     pub fn open(path: &Path, vocabulary: usize, max_tokens: usize) -> Result<Self, CheckpointError> {
-        let kind = if path.is_file() { CheckpointErrorKind::Malformed } else { CheckpointErrorKind::Missing };
-        let tokenizer =
-            Tokenizer::from_file(path).map_err(|e| CheckpointError::new(kind, format!("{}: {e}", path.display())))?;
+        let json = std::fs::read_to_string(path)
+            .map_err(|e| CheckpointError::new(CheckpointErrorKind::Missing, format!("{}: {e}", path.display())))?;
+        Prompter::parse(&json, path, vocabulary, max_tokens)
+    }
+
+    /// From the text of a `tokenizer.json`; errors call it `path`.
+    ///
+    /// # Errors
+    /// [`CheckpointErrorKind::Malformed`] with the path; a tokenizer with ids beyond `vocabulary`, the rows of the model's
+    /// embedding.
+    pub fn parse(json: &str, path: &Path, vocabulary: usize, max_tokens: usize) -> Result<Self, CheckpointError> {
+        let malformed =
+            |what: String| CheckpointError::new(CheckpointErrorKind::Malformed, format!("{}: {what}", path.display()));
+        let tokenizer = json.parse::<Tokenizer>().map_err(|e| malformed(e.to_string()))?;
         let last = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
         if last as usize >= vocabulary {
-            let detail = format!("{}: has token {last}, the model's embedding {vocabulary} rows", path.display());
-            return Err(CheckpointError::new(CheckpointErrorKind::Malformed, detail));
+            return Err(malformed(format!("has token {last}, the model's embedding {vocabulary} rows")));
         }
         Ok(Prompter { tokenizer, max_tokens })
     }

@@ -21,7 +21,7 @@ use crate::{SiglipEncoder, VisionStage};
 /// # Errors
 /// `model`, naming the file or tensor that is missing, misshapen or cut short.
 pub fn open(config: &Config) -> Result<VisionStage, JobError> {
-    let checkpoint = Arc::new(Checkpoint::open(&config.model.dir)?);
+    let checkpoint = Arc::new(Checkpoint::configured(&config.model)?);
     let footprint = footprint(config, checkpoint.config())?;
     let hint = "raise budgets.vision or lower vision.batch";
     let compute = footprint.open(StageName::Vision, &config.compute, config.budget(StageName::Vision), hint)?;

@@ -83,8 +83,8 @@ pub struct Setup {
     pub broker: Option<PathBuf>,
     /// Largest message of the broker.
     pub max_payload: usize,
-    /// Checkpoint directory.
-    pub model: PathBuf,
+    /// Checkpoint directory; none where `set` names random weights.
+    pub model: Option<PathBuf>,
     /// `section.key=value` settings of the stages.
     pub set: Vec<String>,
     /// `--replicas`.
@@ -125,7 +125,7 @@ impl Default for Setup {
         Setup {
             broker: None,
             max_payload: 1 << 20,
-            model: checkpoint("tied"),
+            model: Some(checkpoint("tied")),
             set: Vec::new(),
             replicas: String::new(),
             one_process: false,
@@ -294,10 +294,11 @@ fn spawn_up(dir: &Path, setup: &Setup, url: &str) -> anyhow::Result<Child> {
         .args(["--set", &format!("llm.keep_video={}", setup.keep_video)])
         .args(setup.set.iter().flat_map(|s| ["--set", s]))
         .arg("up")
-        .arg("--model")
-        .arg(&setup.model)
         .arg("--media-root")
         .arg(dir.join("media"));
+    if let Some(model) = &setup.model {
+        command.arg("--model").arg(model);
+    }
     if !setup.replicas.is_empty() {
         command.args(["--replicas", &setup.replicas]);
     }

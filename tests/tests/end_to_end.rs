@@ -198,7 +198,7 @@ async fn what_people_have_is_answered_silent_video_sound_alone_and_a_part_of_a_v
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_made_to_answer_with_ranges_prints_them_as_times() -> anyhow::Result<()> {
     // The golden checkpoint `untied` answers "0.12-0.34, 0.56-0.78" to its golden inputs; here only the form counts.
-    let rig = Rig::start(Setup { model: checkpoint("untied"), ..Setup::default() }).await?;
+    let rig = Rig::start(Setup { model: Some(checkpoint("untied")), ..Setup::default() }).await?;
     let clip = rig.media().join("clip.mp4");
     video(&clip, 3)?;
     let output = rig.run(&["ask", &clip.to_string_lossy(), "the logo", "--json", "--max-new-tokens", "16"])?;

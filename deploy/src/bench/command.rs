@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use common::checkpoint::Checkpoint;
 use common::config::Config;
 use common::error::StageName;
+use common::model::ModelConfig;
 use common::process::{Exit, Fatal};
 
 use super::load::{Source, Taken};
@@ -80,12 +80,12 @@ impl Bench {
         if counts.contains(&0) || self.messages == 0 {
             return Err(usage("--replicas and --messages are at least 1"));
         }
-        let checkpoint = Checkpoint::open(&config.model.dir).map_err(|e| Fatal(Exit::Model, e.to_string()))?;
+        let model = ModelConfig::configured(&config.model).map_err(|e| Fatal(Exit::Model, e.to_string()))?;
         let taken = match &self.from {
             None => None,
             Some(path) => Some(Taken::open(path, stage).map_err(trouble)?),
         };
-        let source = taken.as_ref().map_or(Source::Made(checkpoint.config()), Source::Recorded);
+        let source = taken.as_ref().map_or(Source::Made(&model), Source::Recorded);
         let rows = stage::run(config, stage, &source, &counts, self.messages).await?;
         show::stage_table(stage, &rows);
         self.write(&serde_json::json!({ "stage": stage, "from": self.from, "rows": rows }))?;

@@ -1,33 +1,19 @@
-//! A random checkpoint in the on-disk layout of Vidi 1.5, for trials and tests where the real one is not at hand.
+//! Writes a demo model ([`common::demo_model`]), for trials and tests where the real checkpoint is not at hand.
 //!
-//! The files, tensor names, shapes and types are those of the real checkpoint, also of the tensors that inference
-//! does not use; the weights are random, spread so that activations stay near 1 and the greedy answer moves. The
-//! same size and seed give the same bytes on every machine. The reading order:
-//!
-//! * [`size`]: the dimensions of a checkpoint, and the named sizes;
-//! * [`tensors`]: every tensor of a size, with the distribution of its values, which are [`common::random`]'s;
-//! * [`shards`]: the safetensors files and their index, streamed to disk;
-//! * [`config`] for `config.json`;
-//! * [`tokenizer`]: `tokenizer.json` and `tokenizer_config.json`;
-//! * [`directory`]: what may be overwritten.
+//! The same size and seed give the same bytes on every machine. The parts: [`shards`], the safetensors files and their
+//! index, streamed to disk, and [`directory`], what may be overwritten.
 //!
 //! The reference implementation reads the result:
 //! `python tests/oracle/vidi_oracle.py run --checkpoint DIR --frames f.npy --prompt-query "a red car" --out OUT`.
 
-pub mod config;
 pub mod directory;
 pub mod shards;
-pub mod size;
-pub mod tensors;
-pub mod tokenizer;
 
 use std::path::{Path, PathBuf};
 
-pub use shards::Progress;
-pub use size::{Dims, Size};
+use common::demo_model::{Dims, config, tensors, tokenizer};
 
-/// The seed to use when none is given: of 1 to 40, the one whose tiny model has the most different tokens in its answers.
-pub const DEFAULT_SEED: u64 = 34;
+pub use shards::Progress;
 
 /// Why no demo model was written.
 #[derive(Debug, thiserror::Error)]

@@ -8,21 +8,16 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use half::bf16;
-use rayon::prelude::*;
+use common::demo_model::tensors::Tensor;
 use serde_json::json;
 
 use super::Error;
-use super::size::Dtype;
-use super::tensors::{Tensor, Values};
 
 /// The file that says which shard holds which tensor.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Values made and written at a time: 16 MB of float32. Two such pieces exist at once.
 const PIECE: u64 = 4 << 20;
-/// Values that one thread makes without looking for other work.
-const RUN: usize = 64 << 10;
 
 /// One safetensors file.
 #[derive(Clone, Debug)]
@@ -78,11 +73,7 @@ impl Shard {
         let mut offset = 0;
         for tensor in &self.tensors {
             let end = offset + tensor.bytes();
-            let dtype = match tensor.dtype {
-                Dtype::F32 => "F32",
-                Dtype::Bf16 => "BF16",
-            };
-            let entry = json!({"data_offsets": [offset, end], "dtype": dtype, "shape": tensor.shape});
+            let entry = json!({"data_offsets": [offset, end], "dtype": tensor.dtype.name(), "shape": tensor.shape});
             entries.push((tensor.name.clone(), entry));
             offset = end;
         }
@@ -103,9 +94,9 @@ pub fn write(dir: &Path, shards: &[Shard], seed: u64, progress: &mut dyn FnMut(P
         let mut ready = shard.header();
         let mut next = Vec::new();
         for (tensor, first, count) in pieces(&shard.tensors) {
-            let values = tensor.values(seed);
-            let (saved, ()) =
-                rayon::join(|| file.write_all(&ready), || fill(&mut next, &values, tensor.dtype, first, count));
+            next.resize((count * tensor.dtype.bytes()) as usize, 0);
+            let make = || tensor.values(seed).write(first, tensor.dtype, &mut next);
+            let (saved, ()) = rayon::join(|| file.write_all(&ready), make);
             saved.map_err(Error::io("write", &path))?;
             std::mem::swap(&mut ready, &mut next);
             progress(Progress { written_bytes, total_bytes });
@@ -123,33 +114,4 @@ fn pieces(tensors: &[Tensor]) -> impl Iterator<Item = (&Tensor, u64, u64)> {
         let numel = tensor.numel();
         (0..numel).step_by(PIECE as usize).map(move |first| (tensor, first, PIECE.min(numel - first)))
     })
-}
-
-/// Puts `count` values from `first` on into `bytes`, as they stand on disk.
-fn fill(bytes: &mut Vec<u8>, values: &Values, dtype: Dtype, first: u64, count: u64) {
-    let width = dtype.bytes() as usize;
-    bytes.resize(count as usize * width, 0);
-    bytes.par_chunks_mut(RUN * width).enumerate().for_each(|(run, bytes)| {
-        let first = first + (run * RUN) as u64;
-        // The source is matched out here, not per value, so that the loop inside is one the compiler can unroll.
-        match values {
-            Values::Normal(normal) => encode(bytes, dtype, |i| normal.at(first + i)),
-            Values::Sinusoids { .. } => encode(bytes, dtype, |i| values.at(first + i)),
-        }
-    });
-}
-
-fn encode(bytes: &mut [u8], dtype: Dtype, value: impl Fn(u64) -> f32) {
-    match dtype {
-        Dtype::F32 => {
-            for (i, place) in (0..).zip(bytes.as_chunks_mut().0) {
-                *place = value(i).to_le_bytes();
-            }
-        }
-        Dtype::Bf16 => {
-            for (i, place) in (0..).zip(bytes.as_chunks_mut().0) {
-                *place = bf16::from_f32(value(i)).to_le_bytes();
-            }
-        }
-    }
 }

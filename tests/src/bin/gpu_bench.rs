@@ -1,7 +1,7 @@
 //! Full-size runs on a GPU machine: first token, milliseconds a token and memory of the card, for videos of several
 //! lengths through broker and five processes, beside what the card reaches on its own.
 //!
-//!     gpu_bench --model DIR [--seconds 10,60,300,3600] [--set section.key=value]... [--json FILE]
+//!     gpu_bench --model DIR|--weights random [--seconds 10,60,300,3600] [--set section.key=value]... [--json FILE]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -90,14 +90,17 @@ fn main() -> ExitCode {
 }
 
 async fn bench(args: &Args) -> anyhow::Result<()> {
-    let Some(model) = &args.model else { anyhow::bail!("--model names a checkpoint directory") };
+    if args.model.is_none() && args.config.weights.is_none() {
+        anyhow::bail!("--model names a checkpoint directory, or --weights random does without one");
+    }
     let card = card::query("name,driver_version,memory.total")?;
     let idle_bytes = card::used_bytes()?;
     println!("{card}; {}", args.config.set.join(" "));
     let started = std::time::Instant::now();
     // Each round is a first question, unless the command line says otherwise.
-    let set: Vec<String> = ["llm.keep_video=false".to_owned()].into_iter().chain(args.config.set.clone()).collect();
-    let pipeline = Pipeline::start(model, &set, args.one_process).await?;
+    let mut set: Vec<String> = ["llm.keep_video=false".to_owned()].into_iter().chain(args.config.set.clone()).collect();
+    set.extend(args.config.weights.map(|weights| format!("model.weights={weights}")));
+    let pipeline = Pipeline::start(args.model.as_deref(), &set, args.one_process).await?;
     let ready_bytes = card::used_bytes()?;
     println!("ready in {:.1} s, {:.2} GB on the card", started.elapsed().as_secs_f64(), gb(ready_bytes - idle_bytes));
     println!("| video s | tokens | first token s | ms a token | whole s | peak GB | busy s |");

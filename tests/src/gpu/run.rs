@@ -61,7 +61,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// What does not start, with the end of the log.
-    pub async fn start(model: &Path, set: &[String], one_process: bool) -> anyhow::Result<Self> {
+    pub async fn start(model: Option<&Path>, set: &[String], one_process: bool) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let broker = Broker::start(&dir.path().join("broker"), &Options::default()).await?;
         let url = format!("bus.url={}", broker.url());
@@ -72,8 +72,7 @@ impl Pipeline {
             .args(settings())
             .args(["up", "--replicas", "decode=0", "--media-root", "/"])
             .args(one_process.then_some("--one-process"))
-            .arg("--model")
-            .arg(model)
+            .args(model.iter().flat_map(|dir| [Path::new("--model"), *dir]))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log.try_clone()?)

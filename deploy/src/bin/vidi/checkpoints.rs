@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::config::{Config, WeightFormat};
+use common::config::{Config, ModelSource, WeightFormat};
+use common::demo_model::Size;
 use common::model::ModelConfig;
 use common::process::{Exit, Fatal};
 use deploy::{demo_model, inspect, plan, quantize};
@@ -38,7 +39,12 @@ pub fn show_plan(
     video_seconds: &[u64],
 ) -> Result<(), Fatal> {
     let wrong = |e: common::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
-    let model = model.map_or(Ok(ModelConfig::default()), ModelConfig::read).map_err(wrong)?;
+    let source = ModelSource { dir: model.map(Path::to_owned).unwrap_or_default(), weights: config.model.weights };
+    source.check().map_err(|e| Fatal(Exit::Usage, e))?;
+    let model = match source == ModelSource::default() {
+        true => ModelConfig::default(),
+        false => ModelConfig::configured(&source).map_err(wrong)?,
+    };
     let plan = plan::Plan::new(config, &model, replicas).map_err(wrong)?;
     println!("{plan}");
     let mut all_fit = true;
@@ -95,7 +101,7 @@ pub fn write_quantized(model: &Path, to: Bits, out: &Path) -> Result<(), Fatal> 
 ///
 /// # Errors
 /// When the directory holds something else, or cannot be written.
-pub fn write_demo_model(dir: &Path, size: demo_model::Size, seed: u64) -> Result<(), Fatal> {
+pub fn write_demo_model(dir: &Path, size: Size, seed: u64) -> Result<(), Fatal> {
     let bar = indicatif::ProgressBar::new(0);
     let written = demo_model::write(dir, &size.dims(), seed, &mut |p| {
         bar.set_length(p.total_bytes);

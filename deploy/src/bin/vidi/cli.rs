@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use common::demo_model;
 use common::error::StageName;
 use common::process::ConfigArgs;
-use deploy::{bench, demo_model, recording};
+use deploy::{bench, recording};
 
 /// Vidi 1.5 9B on a message bus: ask questions about videos.
 #[derive(Parser)]
@@ -73,7 +74,7 @@ pub enum Command {
     },
     /// Shows what every stage will hold, and whether videos fit beside it, without loading or needing a GPU.
     Plan {
-        /// Checkpoint directory; only its config.json is read. Vidi 1.5 9B if none is given.
+        /// Checkpoint directory; only its config.json is read. Without it and --weights, Vidi 1.5 9B.
         model: Option<PathBuf>,
         /// Lengths of videos, seconds, sampled once a second and with sound.
         #[arg(long, value_delimiter = ',', default_values_t = [10, 60, 300, 3600])]

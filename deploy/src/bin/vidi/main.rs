@@ -11,7 +11,7 @@ mod running;
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::process::{Exit, Fatal, on_signal, runtime};
+use common::process::{Exit, Fatal, on_signal, runtime, warn_of_random_weights};
 use common::telemetry;
 use deploy::{profile, recording, stages, supervisor};
 
@@ -52,6 +52,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Command::Quantize { model, to, out } => checkpoints::write_quantized(&model, to, &out),
         Command::Bench(bench) => {
             own::use_model(&mut config, bench.model.clone())?;
+            warn_of_random_weights(&config);
             runtime.block_on(bench.run(&config))
         }
         Command::Load { stage } => runtime.block_on(running::load(&config, "load", stage)),
@@ -60,6 +61,9 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             let mut shutdown = on_signal();
             if supervised {
                 shutdown = stages::until_stdin_ends(shutdown);
+            } else {
+                // Whoever supervises it has said so for all stages.
+                warn_of_random_weights(&config);
             }
             stages::serve(name, &config, shutdown).await
         }),

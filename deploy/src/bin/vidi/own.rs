@@ -6,7 +6,7 @@ use common::bus::Bus;
 use common::config::Config;
 use common::error::StageName;
 use common::message::{JobId, JobRequest};
-use common::process::{Exit, Fatal, on_signal};
+use common::process::{Exit, Fatal, on_signal, warn_of_random_weights};
 use deploy::pipeline::Housing;
 use deploy::{ask, broker, client, pipeline, supervisor};
 
@@ -19,6 +19,7 @@ use crate::running::{CLIENT, broker_trouble, connect};
 /// When they do not start, or one is lost for good.
 pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
     use_model(config, up.model)?;
+    warn_of_random_weights(config);
     for root in up.media_roots {
         config.decode.media_roots.push(absolute(&root)?);
     }
@@ -93,6 +94,9 @@ pub async fn ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
         return follow(&bus, &request, style).await;
     }
     use_model(config, ask.model)?;
+    if let Some(warning) = config.model.warning() {
+        eprintln!("warning: {warning}");
+    }
     if let Some(parent) = local.as_ref().and_then(|p| p.parent()) {
         config.decode.media_roots.push(parent.to_owned());
     } else if config.decode.media_roots.is_empty() {
@@ -135,14 +139,18 @@ fn absolute(path: &Path) -> Result<PathBuf, Fatal> {
 /// Makes `model`, else the configured one, the checkpoint to serve.
 ///
 /// # Errors
-/// When there is none.
+/// When there is none; when there are random weights too.
 pub fn use_model(config: &mut Config, model: Option<PathBuf>) -> Result<(), Fatal> {
     if let Some(model) = model {
         config.model.dir = model;
     }
+    config.model.check().map_err(|e| Fatal(Exit::Usage, e))?;
+    if config.model.weights.is_some() {
+        return Ok(());
+    }
     if config.model.dir.as_os_str().is_empty() {
-        let text = "no checkpoint: give --model DIR, set VIDI_MODEL or model.dir, or make one that answers nonsense \
-                    with `vidi demo-model DIR`";
+        let text = "no checkpoint: give --model DIR, set VIDI_MODEL or model.dir, or take one that answers nonsense, with \
+                    `vidi demo-model DIR` or --weights random:tiny";
         return Err(Fatal(Exit::Usage, text.to_owned()));
     }
     config.model.dir = absolute(&config.model.dir)?;

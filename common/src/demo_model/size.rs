@@ -2,6 +2,8 @@
 
 use clap::ValueEnum;
 
+use crate::model::ModelConfig;
+
 /// Type of the stored weights. The position MLPs (`model.mm_rand_pos_*`) are float32 in any case, as the official
 /// loader keeps them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +20,14 @@ impl Dtype {
         match self {
             Dtype::F32 => 4,
             Dtype::Bf16 => 2,
+        }
+    }
+
+    /// As safetensors writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "F32",
+            Dtype::Bf16 => "BF16",
         }
     }
 }
@@ -152,6 +162,11 @@ impl Size {
 }
 
 impl Dims {
+    /// The geometry that `config.json` states.
+    pub fn model_config(&self) -> ModelConfig {
+        serde_json::from_str(&super::config::json(self)).expect("its own config.json parses. This is a bug.")
+    }
+
     /// Says what makes these dimensions impossible.
     pub fn check(&self) -> Result<(), String> {
         let positive =

@@ -1,0 +1,283 @@
+//! Weights that are in no file (`--weights random:SIZE`) are those that `vidi demo-model --size SIZE` writes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use candle_core::{DType, Device, Tensor};
+use common::checkpoint::{Checkpoint, CheckpointErrorKind, TensorInfo, Weights};
+use common::config::Config;
+use common::demo_model::size::Dtype;
+use common::demo_model::{DEFAULT_SEED, Dims, Size};
+use common::error::StageName;
+use common::event::Event;
+use common::message::{FeatureBatch, FrameBatch, JobId, JobRequest, Output as Emitted, PcmWindow};
+use common::model::ModelConfig;
+use common::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, ImagePlan, MediaPlan, WINDOW_SAMPLES};
+use common::random::Draws;
+use common::stage::{Port, Stage, Stop};
+use common::tensor::{Dtype as WireDtype, Tensor as WireTensor};
+use common::wire::{self, VERSION};
+use deploy::demo_model;
+use deploy::plan::Plan;
+use tempfile::TempDir;
+use tests::delivery::Delivery;
+use tests::harness::{Rig, Setup, terminal, video, vidi};
+use tests::pipeline::{Pipeline, Video};
+
+fn written(dims: &Dims) -> anyhow::Result<TempDir> {
+    let dir = tempfile::tempdir()?;
+    demo_model::write(dir.path(), dims, DEFAULT_SEED, &mut |_| {})?;
+    Ok(dir)
+}
+
+/// The same configuration with the written model of a size, and with random weights of that size; the written one lasts
+/// as long as its directory.
+fn both(size: Size, name: &str, set: &[&str]) -> anyhow::Result<(TempDir, Config, Config)> {
+    let dir = written(&size.dims())?;
+    let load = |model: String| {
+        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).chain([model]).collect();
+        Config::load(None, [], &set).map_err(anyhow::Error::msg)
+    };
+    let (file, random) = (format!("model.dir={}", dir.path().display()), format!("model.weights=random:{name}"));
+    Ok((dir, load(file)?, load(random)?))
+}
+
+fn values(tensor: &Tensor) -> anyhow::Result<Vec<u32>> {
+    // Every narrower float is some f32, and different ones are different.
+    let values = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    Ok(values.into_iter().map(f32::to_bits).collect())
+}
+
+#[test]
+fn every_tensor_is_the_written_models_in_every_type() -> anyhow::Result<()> {
+    let stored_in_16_bit = Dims { dtype: Dtype::Bf16, ..Size::Tiny.dims() };
+    for dims in [Size::Tiny.dims(), Size::Realdims.dims(), stored_in_16_bit] {
+        let dir = written(&dims)?;
+        let (file, random) = (Checkpoint::open(dir.path())?, Checkpoint::random(&dims, DEFAULT_SEED)?);
+        ensure!(file.config() == random.config());
+        let headers = |checkpoint: &Checkpoint| -> BTreeMap<String, TensorInfo> {
+            let nowhere = |info| TensorInfo { file: String::new(), ..info };
+            checkpoint.tensors().map(|(name, info)| (name.to_owned(), nowhere(info))).collect()
+        };
+        let tensors = headers(&file);
+        ensure!(tensors == headers(&random) && tensors.len() > 100);
+        let (file, random) = (Arc::new(file), Arc::new(random));
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let [file, random] = [&file, &random].map(|c| Weights::new(c.clone(), dtype, Device::Cpu));
+            for (name, info) in &tensors {
+                let (read, made) = (file.get(name, &info.shape)?, random.get(name, &info.shape)?);
+                ensure!(made.dtype() == dtype && values(&read)? == values(&made)?, "{name} in {dtype:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Larger than what passes to a device at a time, so that pieces meet inside it.
+#[test]
+fn a_matrix_made_in_pieces_is_the_written_one() -> anyhow::Result<()> {
+    let dims = Dims { vocab: 300_001, ..Size::Tiny.dims() };
+    let (name, rows) = ("model.embed_tokens.weight", 300_001);
+    let dir = written(&dims)?;
+    let (file, random) = (Arc::new(Checkpoint::open(dir.path())?), Arc::new(Checkpoint::random(&dims, DEFAULT_SEED)?));
+    for dtype in [DType::F32, DType::BF16] {
+        let [file, random] = [&file, &random].map(|c| Weights::new(c.clone(), dtype, Device::Cpu));
+        let expected = values(&file.get(name, &[rows, 64])?)?;
+        ensure!(values(&random.get(name, &[rows, 64])?)? == expected, "{dtype:?}, alone");
+        let layer = "model.layers.0.mlp.gate_proj.weight";
+        let parts = [(layer, 128), (name, rows)];
+        ensure!(values(&random.stack(&parts, 64)?)? == values(&file.stack(&parts, 64)?)?, "{dtype:?}, stacked");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_no_demo_model_has_is_missing_and_another_shape_is_refused() -> anyhow::Result<()> {
+    let random = Arc::new(Checkpoint::random(&Size::Tiny.dims(), DEFAULT_SEED)?);
+    let weights = Weights::new(random, DType::F32, Device::Cpu);
+    ensure!(weights.contains("model.norm.weight") && !weights.contains("lm_head.weight"));
+    let kind = |name: &str, shape: &[usize]| weights.get(name, shape).err().map(|e| e.kind());
+    ensure!(kind("lm_head.weight", &[512, 64]) == Some(CheckpointErrorKind::MissingTensor));
+    ensure!(kind("model.norm.weight", &[65]) == Some(CheckpointErrorKind::Misshapen));
+    let impossible = Checkpoint::random(&Dims { kv_heads: 3, ..Size::Tiny.dims() }, 1).err().map(|e| e.kind());
+    ensure!(impossible == Some(CheckpointErrorKind::Malformed), "{impossible:?}");
+    Ok(())
+}
+
+#[test]
+fn the_plan_is_the_written_models() -> anyhow::Result<()> {
+    for (size, name) in [(Size::Tiny, "tiny"), (Size::Realdims, "realdims")] {
+        let (_dir, file, random) = both(size, name, &["llm.weights=q8"])?;
+        let plan = |c: &Config| anyhow::Ok(Plan::new(c, &ModelConfig::configured(&c.model)?, &[])?.to_string());
+        ensure!(plan(&file)? == plan(&random)?, "{name}");
+    }
+    let random = Config::load(None, [], &["model.weights=random".to_owned()]).map_err(anyhow::Error::msg)?;
+    ensure!(ModelConfig::configured(&random.model)? == ModelConfig::default(), "random is not Vidi 1.5 9B");
+    Ok(())
+}
+
+/// Keeps what a stage emits as it would travel.
+#[derive(Default)]
+struct Sent(Vec<Vec<u8>>);
+
+impl Port for Sent {
+    fn emit(&mut self, output: Emitted<'_>) -> Result<(), Stop> {
+        self.0.push(match output {
+            Emitted::Features(m) => wire::encode(&m),
+            Emitted::Tokens(m) => wire::encode(&m),
+            other => panic!("no encoder emits {}", other.message_id()),
+        });
+        Ok(())
+    }
+
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Three frames and a window of noise, and what they come to.
+fn noise() -> anyhow::Result<(Vec<u8>, Vec<i16>, MediaPlan)> {
+    let draws = Draws::default();
+    let frames = draws.bytes(3 * FRAME_BYTES)?.to_vec1::<u8>()?;
+    let sound = draws.normal(WINDOW_SAMPLES as usize)?.to_vec1::<f32>()?;
+    let sound = sound.into_iter().map(|s| (s * 3000.0) as i16).collect();
+    let plan =
+        MediaPlan { image: Some(ImagePlan::new(1, 3)), audio: AudioPlan::new(WINDOW_SAMPLES), ..Default::default() };
+    Ok((frames, sound, plan))
+}
+
+/// Every message of vision, audio and fuse for [`noise`].
+fn encoded(config: &Config) -> anyhow::Result<[Vec<Vec<u8>>; 3]> {
+    let (frames, sound, plan) = noise()?;
+    let failed = |stop: Stop| anyhow::anyhow!("{stop:?}");
+    let job = JobId::new("job")?;
+    let [mut vision, mut audio, mut fuse] = [Sent::default(), Sent::default(), Sent::default()];
+    let tensor = WireTensor::new(WireDtype::U8, &[3, FRAME_SIDE, FRAME_SIDE, 3], frames)?;
+    let image = MediaPlan { audio: None, ..plan.clone() };
+    let batch = FrameBatch { v: VERSION, job: job.clone(), plan: image, offset: 0, tensor };
+    stage_vision::open(config)?.process(batch, &mut vision).map_err(failed)?;
+    let plan = MediaPlan { image: None, ..plan };
+    let window = PcmWindow { v: VERSION, job, plan, index: 0, tensor: WireTensor::from_i16(&sound) };
+    stage_audio::open(config)?.process(window, &mut audio).map_err(failed)?;
+    let mut fuser = stage_fuse::open(config)?;
+    for body in vision.0.iter().chain(&audio.0) {
+        fuser.process(wire::decode::<FeatureBatch<'_>>(body)?, &mut fuse).map_err(failed)?;
+    }
+    Ok([vision.0, audio.0, fuse.0])
+}
+
+#[test]
+fn vision_audio_and_fuse_emit_what_they_do_with_the_written_model() -> anyhow::Result<()> {
+    for (size, name) in [(Size::Tiny, "tiny"), (Size::Realdims, "realdims")] {
+        let (_dir, file, random) = both(size, name, &[])?;
+        let (from_file, made) = (encoded(&file)?, encoded(&random)?);
+        ensure!(from_file.iter().all(|messages| !messages.is_empty()));
+        ensure!(from_file == made, "{name}: other messages");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_language_model_answers_what_it_does_with_the_written_model_in_every_format() -> anyhow::Result<()> {
+    let (frames, sound, _) = noise()?;
+    let video = Video::new(Some(&frames), Some(&sound));
+    let request = JobRequest { max_new_tokens: 24, ..JobRequest::new(JobId::new("job")?, "video", "a dog") };
+    for set in [&["llm.weights=dense"][..], &["llm.weights=q8"], &["compute.dtype=bf16"]] {
+        let (_dir, file, random) = both(Size::Tiny, "tiny", set)?;
+        let answer = |config: &Config| {
+            let mut pipeline = Pipeline::open(config)?;
+            let answered = pipeline.answer(&video, &request, Delivery::in_order());
+            anyhow::Ok(answered.map_err(|stop| anyhow::anyhow!("{stop:?}"))?.result)
+        };
+        let (read, made) = (answer(&file)?, answer(&random)?);
+        ensure!(!read.token_ids.is_empty() && read.token_ids == made.token_ids, "{set:?}: {read:?} {made:?}");
+        ensure!(read.text == made.text, "{set:?}: {:?} {:?}", read.text, made.text);
+        ensure!(made.model.name == "random:tiny", "{made:?}");
+    }
+    Ok(())
+}
+
+fn run(args: &[&str]) -> anyhow::Result<Output> {
+    let state = tempfile::tempdir()?;
+    Ok(Command::new(vidi()?).env("VIDI_STATE", state.path()).args(args).stdin(Stdio::null()).output()?)
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_processes_answer_without_a_file_and_it_is_said_once_that_this_means_nothing() -> anyhow::Result<()> {
+    let set = vec!["model.weights=random:tiny".to_owned()];
+    let rig = Rig::start(Setup { model: None, set, ..Setup::default() }).await?;
+    let clip = rig.media().join("clip.mp4");
+    video(&clip, 3)?;
+    let request =
+        JobRequest { max_new_tokens: 24, ..JobRequest::new(JobId::new("job")?, clip.to_string_lossy(), "a dog") };
+    let events = rig.answer(&request).await?;
+    let Event::Result(result) = terminal(&events)? else { anyhow::bail!("{events:?}; {}", rig.log()) };
+    ensure!(rig.log().matches("weights are random").count() == 1, "{}", rig.log());
+
+    let dir = written(&Size::Tiny.dims())?;
+    let clip = clip.to_str().context("a path in UTF-8")?;
+    let ask =
+        |model: [&str; 2]| run(&[&["ask", clip, "a dog", "--json", "--max-new-tokens", "24"][..], &model].concat());
+    let from_file = ask(["--model", dir.path().to_str().context("a path in UTF-8")?])?;
+    let made = ask(["--weights", "random:tiny"])?;
+    let ids = |output: &Output| -> anyhow::Result<Vec<u32>> {
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).with_context(|| said(output))?;
+        Ok(serde_json::from_value(answer["token_ids"].clone())?)
+    };
+    ensure!(ids(&from_file)? == result.token_ids && ids(&made)? == result.token_ids, "{result:?}");
+    ensure!(said(&made).matches("weights are random").count() == 1, "{}", said(&made));
+    ensure!(!said(&from_file).contains("weights are random"), "{}", said(&from_file));
+    Ok(())
+}
+
+#[test]
+fn a_directory_beside_random_weights_and_a_size_that_is_none_are_refused_by_name() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().to_str().context("a path in UTF-8")?;
+    let set = format!("model.dir={path}");
+    for args in [
+        &["up", "--weights", "random:tiny", "--model", path][..],
+        &["ask", path, "a dog", "--weights", "random:tiny", "--model", path],
+        &["plan", path, "--weights", "random:tiny"],
+        &["stage", "vision", "--weights", "random:tiny", "--set", &set],
+    ] {
+        let output = run(args)?;
+        let said = said(&output);
+        ensure!(output.status.code() == Some(2), "{args:?}: {:?} {said}", output.status);
+        ensure!(said.contains(path) && said.contains("random:tiny"), "{args:?}: {said}");
+    }
+    for args in [
+        &["stage", "vision", "--weights", "random:huge"][..],
+        &["stage", "vision", "--set", "model.weights=random:huge"],
+        &["up", "--weights", "tiny"],
+    ] {
+        let output = run(args)?;
+        let said = said(&output);
+        ensure!(output.status.code() == Some(2), "{args:?}: {:?} {said}", output.status);
+        ensure!(["random:tiny", "random:realdims", "random:9b"].iter().all(|s| said.contains(s)), "{args:?}: {said}");
+    }
+    Ok(())
+}
+
+/// The executables of the stages themselves, which are built beside `vidi`.
+#[test]
+fn a_stages_own_process_knows_random_weights() -> anyhow::Result<()> {
+    for stage in StageName::ALL.into_iter().filter(|s| *s != StageName::Decode) {
+        let program = vidi()?.with_file_name(format!("stage-{stage}"));
+        let refused = refusal(&program)?;
+        ensure!(refused.contains("random:realdims"), "{}: {refused}", program.display());
+    }
+    Ok(())
+}
+
+fn refusal(program: &Path) -> anyhow::Result<String> {
+    let output = Command::new(program).args(["--weights", "random:huge"]).stdin(Stdio::null()).output();
+    Ok(said(&output.with_context(|| format!("{}: cargo build --workspace --bins", program.display()))?))
+}
