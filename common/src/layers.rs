@@ -1,6 +1,6 @@
 //! The layers that both encoders are made of, as a checkpoint holds them.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use crate::checkpoint::{CheckpointError, Weights};
 use crate::config::MediaProducts;
@@ -47,7 +47,7 @@ impl Linear {
                 Weight::Dense(w.survey_blocks(parts, input, E4m3Rows::bytes(1, input))?)
             }
             MediaProducts::Fp8 => {
-                let rows = E4m3Rows::quantize(&w.stack(parts, input)?);
+                let rows = E4m3Rows::load(&w.on(Device::Cpu).stack(parts, input)?, w.device());
                 Weight::E4m3(rows.map_err(CheckpointError::from_device)?)
             }
         };
@@ -300,8 +300,6 @@ pub fn encode(
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
 
     #[test]

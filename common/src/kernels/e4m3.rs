@@ -2,13 +2,15 @@
 //! the type's largest. Tensor cores multiply them twice as fast as 16 bits, at an error of some 4 % of a product of
 //! Gaussian rows: for image and audio tokens, if the configuration says so; never for text.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, Tensor};
+use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cublaslt::{Kind, Operands, Sizes, matmul};
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::pointwise::{bias_add, bias_gelu_erf, bias_gelu_tanh};
+use super::real::{Real, elements, with_real};
 
 /// The largest E4M3 number.
 pub const LARGEST: f64 = 448.0;
@@ -39,6 +41,20 @@ impl E4m3Rows {
     /// Columns that are no multiple of [`ALIGNMENT`]; the device's.
     pub fn quantize(x: &Tensor) -> Result<Self> {
         Self::new(x, None, Source::Rows)
+    }
+
+    /// Quantizes weights `[n, k]` that lie on the CPU for `device`, to the same numbers: there nothing is allocated but what
+    /// stays, where 16-bit matrices that come and go would leave holes in a memory pool.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize); weights elsewhere.
+    pub fn load(weights: &Tensor, device: &Device) -> Result<Self> {
+        let (rows, columns) = weights.dims2()?;
+        if device.is_cpu() || !columns.is_multiple_of(ALIGNMENT) {
+            return Self::quantize(weights);
+        }
+        let bytes = bytes_of(weights)?;
+        Self::from_bytes(Tensor::from_slice(&bytes, bytes.len(), device)?, rows, columns)
     }
 
     /// Quantizes [`geglu`](super::geglu) of rows `[n, 2 k]`.
@@ -134,7 +150,7 @@ impl E4m3Rows {
         let (numbers, scales) = bytes.split_at(self.rows * self.columns);
         let numbers: Vec<f32> = numbers.iter().map(|&code| number(code)).collect();
         let scales: Vec<f32> = scales.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let here = candle_core::Device::Cpu;
+        let here = Device::Cpu;
         Ok((
             Tensor::from_vec(numbers, (self.rows, self.columns), &here)?,
             Tensor::from_vec(scales, (self.rows, 1), &here)?,
@@ -176,6 +192,49 @@ impl E4m3Rows {
         #[cfg(not(feature = "cuda"))]
         candle_core::bail!("E4M3 on a device that this program was built without")
     }
+}
+
+/// Numbers and then scales of rows that lie on the CPU, as a card keeps them.
+fn bytes_of(x: &Tensor) -> Result<Vec<u8>> {
+    fn fill<T: Real>(x: &[T], columns: usize) -> Vec<u8> {
+        let mut bytes = vec![0; E4m3Rows::bytes(x.len() / columns, columns)];
+        let (numbers, scales) = bytes.split_at_mut(x.len());
+        let rows = numbers.par_chunks_mut(columns).zip(scales.par_chunks_mut(size_of::<f32>()));
+        rows.zip(x.par_chunks(columns)).for_each(|((numbers, scale), x)| {
+            let largest = x.iter().fold(0f32, |largest, x| largest.max(x.wide().abs()));
+            let to = if largest > 0.0 { LARGEST as f32 / largest } else { 0.0 };
+            for (number, x) in numbers.iter_mut().zip(x) {
+                *number = code(x.wide() * to);
+            }
+            scale.copy_from_slice(&(largest / LARGEST as f32).to_le_bytes());
+        });
+        bytes
+    }
+    let columns = x.dim(1)?;
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else {
+        candle_core::bail!("weights on the CPU are quantized here, not {x:?}")
+    };
+    with_real!(x.dtype(), T => Ok(fill::<T>(elements(storage, layout)?, columns)))
+}
+
+/// The nearest code to a number of at most [`LARGEST`], ties to even; what is not a number stays none.
+fn code(x: f32) -> u8 {
+    /// Bits of an f32's mantissa that E4M3 does not have, and how much less its exponents' bias is.
+    const DROPPED: u32 = 20;
+    const BIAS: u32 = 127 - 7;
+    let (sign, size) = ((x.to_bits() >> 24) as u8 & 128, x.abs());
+    if size.is_nan() {
+        return sign | 127;
+    }
+    // Below the least normal number, steps are those of 2^-9.
+    if size < 2f32.powi(-6) {
+        return sign | (size * 512.0).round_ties_even() as u8;
+    }
+    let bits = size.to_bits();
+    let rounded = (bits + (1 << (DROPPED - 1)) - 1 + (bits >> DROPPED & 1)) >> DROPPED;
+    sign | (rounded - (BIAS << 3)).min(126) as u8
 }
 
 /// What a code stands for.
@@ -259,7 +318,6 @@ impl CustomOp1 for ToE4m3<'_> {
 #[cfg(feature = "cuda")]
 pub mod on_card {
     use candle_core::op::BackpropOp;
-    use candle_core::{Device, Storage};
 
     use super::*;
 
@@ -346,8 +404,6 @@ pub mod on_card {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
     use crate::random::Draws;
 
@@ -364,6 +420,31 @@ mod tests {
             let rounded = Tensor::new(&x, &Device::Cpu)?.to_dtype(DType::F8E4M3)?.to_dtype(DType::F32)?;
             assert_eq!(rounded.to_vec1::<f32>()?, [pair[0], pair[0], even, pair[1], -even, 448.0], "{pair:?}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn every_code_is_the_nearest_ones() -> Result<()> {
+        let x: Vec<f32> =
+            (0..4000).map(|i| 448.0 * (i as f32 * 0.77).sin().powi(5)).chain([0.0, -0.0, 448.0]).collect();
+        let theirs = Tensor::new(x.as_slice(), &Device::Cpu)?.to_dtype(DType::F8E4M3)?.to_dtype(DType::F32)?;
+        let ours: Vec<f32> = x.iter().map(|&x| number(code(x))).collect();
+        assert_eq!(ours, theirs.to_vec1::<f32>()?);
+        // Ties, of numbers and of the steps below them.
+        assert_eq!([17.0, 19.0, 0.5 / 512.0, 1.5 / 512.0].map(|x| number(code(x))), [16.0, 20.0, 0.0, 2.0 / 512.0]);
+        assert!(number(code(f32::NAN)).is_nan());
+        Ok(())
+    }
+
+    #[test]
+    fn weights_are_the_same_numbers_in_a_cards_bytes() -> Result<()> {
+        let weights = Draws::default().normal(&[5, 64])?.to_dtype(DType::BF16)?;
+        let zero = Tensor::zeros((1, 64), DType::BF16, &Device::Cpu)?;
+        let weights = Tensor::cat(&[weights, zero], 0)?;
+        let bytes = bytes_of(&weights)?;
+        let numbers = Tensor::from_slice(&bytes, bytes.len(), &Device::Cpu)?;
+        let (got, want) = (E4m3Rows::from_bytes(numbers, 6, 64)?, E4m3Rows::quantize(&weights)?);
+        assert_eq!(got.expanded()?.to_vec2::<f32>()?, want.expanded()?.to_vec2::<f32>()?);
         Ok(())
     }
 
