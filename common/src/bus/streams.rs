@@ -28,8 +28,8 @@ const EVENT_BYTES: i64 = 256 << 20;
 const DEAD_BYTES: i64 = 256 << 20;
 /// The ledger of the token stream, bytes; one message, replaced by every newer one.
 const ROOM_BYTES: i64 = 16 << 20;
-/// A broker without room for a stream is asked again so many times.
-const NO_ROOM_TRIES: usize = 25;
+/// A stream that another may be making at the same time is asked for so many times before that is no excuse any more.
+const RACE_TRIES: usize = 25;
 /// Pause before a broker that did not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -62,7 +62,7 @@ impl Bus {
     /// While two make a stream at the same time (stage-llm and `vidi up`, say), the server counts its room twice, and may
     /// tell the second that there is not enough; a moment later the stream is there.
     async fn ensure_stream(&self, config: Config) -> Result<(), CreateStreamError> {
-        for _ in 0..NO_ROOM_TRIES {
+        for _ in 0..RACE_TRIES {
             match self.js.get_or_create_stream(config.clone()).await {
                 Err(e) if may_be_a_race(&e) => tokio::time::sleep(AGAIN).await,
                 outcome => return outcome.map(drop),
@@ -243,6 +243,18 @@ impl Bus {
             tracing::warn!(subject, error, "cannot be read yet");
             tokio::time::sleep(AGAIN).await;
         }
+    }
+
+    /// Whether anything of a job is still on its way to its owner, who has seen its tokens up to a sequence. A message
+    /// stays in its queue until what is made of it is in the next one: looked for in that order, none is missed.
+    pub async fn is_on_its_way(&self, job: &JobId, seen: u64) -> bool {
+        for stage in [StageName::Decode, StageName::Vision, StageName::Audio, StageName::Fuse] {
+            let queue = StreamName::input_of(stage);
+            if self.first_from(queue, &self.subjects().input(stage, job), 1).await.is_some() {
+                return true;
+            }
+        }
+        self.first_from(StreamName::Tokens, &self.subjects().tokens(job), seen + 1).await.is_some()
     }
 
     /// Subjects that a stream holds messages on.

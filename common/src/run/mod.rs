@@ -28,7 +28,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::Instrument;
 
 use crate::bus::events::EventLog;
-use crate::bus::{Bus, BusError};
+use crate::bus::{Attempt, Bus, BusError, headers};
 use crate::error::{ErrorKind, JobError, StageName};
 use crate::event::Event;
 use crate::message::JobId;
@@ -181,7 +181,8 @@ impl Worker {
         Counters::add(&counters.in_flight, 1);
         let body = delivery.message.payload.clone();
         let (bus, outlet, flag) = (self.bus.clone(), self.outlet.clone(), hand.flag().clone());
-        let port = BusPort::new(bus, outlet, S::NAME, job.clone(), flag);
+        let attempt = Attempt::of(delivery.message.headers.as_ref());
+        let port = BusPort::new(bus, outlet, S::NAME, job.clone(), attempt, flag);
         let alive = port.heartbeat();
         let owner = job.clone();
         let outcome = engine.run(move |stage| process(stage, port, &body, &owner)).await;
@@ -290,7 +291,7 @@ async fn bury(bus: &Bus, stage: StageName, job: Option<&JobId>, delivery: &Deliv
     let body = delivery.message.payload.clone();
     tracing::error!(%error, subject, bytes = body.len(), "message kept as dead");
     let never = || false;
-    if let Err(stop) = bus.store(subject, &id, job.unwrap_or(&unknown), body, &never).await {
+    if let Err(stop) = bus.store(subject, &id, &headers(job.unwrap_or(&unknown)), body, &never).await {
         tracing::error!(?stop, "dead message could not be kept");
     }
 }
