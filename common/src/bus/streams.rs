@@ -30,6 +30,8 @@ const DEAD_BYTES: i64 = 256 << 20;
 const ROOM_BYTES: i64 = 16 << 20;
 /// A stream that another may be making at the same time is asked for so many times before that is no excuse any more.
 const RACE_TRIES: usize = 25;
+/// Every subject of a stream.
+pub const ANY: &str = ">";
 /// Pause before a broker that did not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -141,20 +143,28 @@ impl Bus {
             .map_err(|e| BusError::new(BusErrorKind::JetStream, format!("stream {on}: {e}")))
     }
 
-    /// The consumer that all workers of a queue share. `name` tells queues of one stream apart. The server delivers
+    /// The consumer that all workers of a queue share. `name` tells queues of one stream apart, and `filter` what is
+    /// theirs; none where the stream is one queue. A filter is not given without need: nats-server 2.9.10 loses count of a
+    /// subject's messages when one is removed twice (acknowledged by two workers, say), and then finds none of them by a
+    /// filter with a wildcard. The server delivers
     /// without end; whoever receives a message more than `max_deliver` times fails its job, see
     /// [`Delivery::exhausted`](crate::run::inbox::Delivery::exhausted). So nothing stays behind in the queue unseen.
     ///
     /// # Errors
     /// [`BusErrorKind::JetStream`].
-    pub async fn work_queue(&self, stream: StreamName, name: &str, filter: String) -> Result<PullConsumer, BusError> {
+    pub async fn work_queue(
+        &self,
+        stream: StreamName,
+        name: &str,
+        filter: Option<String>,
+    ) -> Result<PullConsumer, BusError> {
         let config = pull::Config {
             durable_name: Some(name.to_owned()),
             name: Some(name.to_owned()),
             ack_policy: AckPolicy::Explicit,
             ack_wait: Duration::from_secs_f64(self.config().ack_wait_s),
             max_deliver: -1,
-            filter_subject: filter,
+            filter_subject: filter.unwrap_or_default(),
             ..Default::default()
         };
         self.consumer(stream, config).await
@@ -180,7 +190,7 @@ impl Bus {
     }
 
     async fn consumer(&self, stream: StreamName, config: pull::Config) -> Result<PullConsumer, BusError> {
-        let filter = config.filter_subject.clone();
+        let filter = if config.filter_subject.is_empty() { ANY.to_owned() } else { config.filter_subject.clone() };
         self.stream(stream).await?.create_consumer(config).await.map_err(|e| {
             let on = stream.on(self.subjects());
             BusError::new(BusErrorKind::JetStream, format!("consumer of {filter} on {on}: {e}"))
@@ -229,7 +239,8 @@ impl Bus {
         }
     }
 
-    /// The first message on a subject (wildcards allowed) at or behind a sequence; waits for a broker that is away.
+    /// The first message on a subject, or of the whole [stream](ANY), at or behind a sequence; waits for a broker that is
+    /// away. No other wildcards: see [`work_queue`](Self::work_queue).
     pub async fn first_from(&self, stream: StreamName, subject: &str, sequence: u64) -> Option<StreamMessage> {
         loop {
             let error = match self.stream(stream).await {

@@ -66,7 +66,6 @@ where
     S: Stage + Send + 'static,
     for<'a> S::Input<'a>: Deserialize<'a>,
 {
-    let filter = bus.subjects().all_input(S::NAME);
     let stream = StreamName::input_of(S::NAME);
     let mut stopping = shutdown.clone();
     tokio::select! {
@@ -74,7 +73,7 @@ where
         _ = stopping.wait_for(|&s| s) => return Ok(()),
     }
     let bus = bus.with_outlet(S::NAME.as_str(), PATIENCE).await?;
-    let queue = bus.work_queue(stream, S::NAME.as_str(), filter).await?;
+    let queue = bus.work_queue(stream, S::NAME.as_str(), None).await?;
     let control = Control::start(&bus, S::NAME, shutdown.clone()).await?;
     let probe = stage.probe();
     let engine = Engine::start(S::NAME.as_str(), stage);
