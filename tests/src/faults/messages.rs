@@ -1,4 +1,4 @@
-//! Messages that nobody sent in good faith: garbage, duplicates, out of order; and messages that are lost.
+//! Messages that nobody sent in good faith: garbage, duplicates, out of order; and messages that are refused or lost.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,9 +7,10 @@ use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use common::bus::Bus;
 use common::error::{ErrorKind, StageName};
-use common::event::Event;
+use common::event::{Event, JobEvent};
 use common::message::{JobId, JobRequest};
 use common::subject::StreamName;
+use common::wire;
 use deploy::client;
 use futures::StreamExt;
 
@@ -119,6 +120,42 @@ pub async fn poison_of_a_job(scale: &Scale) -> Row {
         }
         let injected = "bytes that are no MessagePack to decode, vision, audio and fuse".to_owned();
         Ok(Seen { injected, observed: "4 failed by name, 4 kept, 4 neighbours answered".to_owned(), seconds: None })
+    })
+    .await
+}
+
+/// A terminal event that the stream refuses, as of an owner that another has taken over from: a plain subscriber hears it,
+/// and it ends nothing.
+pub async fn refused_end(scale: &Scale) -> Row {
+    let expected = "the job goes on to the answer as in peace, its one terminal event";
+    let case = Case { name: "a refused terminal event".to_owned(), expected, bound_s: scale.bound(60.0) };
+    case.run(async {
+        let rig = Rig::start(setup(scale)).await?;
+        let clip = load::long_video(&rig, 20)?;
+        let ask = |name: &str| -> anyhow::Result<JobRequest> {
+            Ok(JobRequest {
+                max_new_tokens: 400,
+                ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog")
+            })
+        };
+        let peace = rig.answer(&ask("peace")?).await?;
+        let end = peace.last().context("no events")?.clone();
+        let request = ask("refused")?;
+        client::submit(&rig.bus, &request).await?;
+        load::wait_for(&rig, &request.job, |e| matches!(e, Event::Planned { .. })).await?;
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-Expected-Last-Subject-Sequence", "1000000");
+        let body = Bytes::from(wire::encode(&JobEvent { job: request.job.clone(), ..end }));
+        let subject = rig.bus.subjects().events(&request.job);
+        rig.bus.client().publish_with_headers(subject, headers, body).await?;
+        rig.bus.client().flush().await?;
+        rig.events(&request.job).await?;
+        let events = load::log_of(&rig.bus, &request.job).await;
+        let (got, wanted) = (load::result(&events).with_context(|| load::tail(&rig))?, load::result(&peace)?);
+        ensure!(got.token_ids == wanted.token_ids, "another answer");
+        load::empty(&rig).await?;
+        let injected = "a result that is to follow an event that there is not".to_owned();
+        Ok(Seen { injected, observed: "right answer, one end".to_owned(), seconds: None })
     })
     .await
 }
