@@ -68,7 +68,8 @@ pub struct BusConfig {
     pub ack_wait_s: f64,
     /// Times that a message is tried before it fails its job.
     pub max_deliver: i64,
-    /// Seconds without a sign of life from any stage after which a job fails as `worker_lost`.
+    /// Seconds without a sign of life of a job's work after which what is missing is asked for once more; after as many
+    /// again the job fails as `worker_lost`.
     pub worker_patience_s: f64,
     /// Bytes that each stream of the data path (frames, audio, features) may hold; a full one slows its producer.
     pub stream_bytes: i64,

@@ -64,6 +64,13 @@ impl RowSet {
         let next = self.ranges.range(at..).next().map_or(total, |(&s, _)| s.min(total));
         (at < total).then_some(at..next)
     }
+
+    /// From the first row of `0..total` that is missing to the last one; none when all are there.
+    pub fn missing(&self, total: u64) -> Option<Range<u64>> {
+        let first = self.first_gap(total)?.start;
+        let last = self.ranges.range(..total).next_back().filter(|&(_, &e)| e >= total);
+        Some(first..last.map_or(total, |(&s, _)| s))
+    }
 }
 
 #[cfg(test)]
@@ -93,6 +100,8 @@ mod tests {
             prop_assert_eq!(set.len(), seen.iter().filter(|&&s| s).count() as u64);
             let gap = seen.iter().position(|&s| !s).unwrap_or(80) as u64;
             prop_assert_eq!(set.first_gap(80).map(|g| g.start), (gap < 80).then_some(gap));
+            let last = seen.iter().rposition(|&s| !s).map(|last| gap..last as u64 + 1);
+            prop_assert_eq!(set.missing(80), last);
         }
     }
 }

@@ -128,7 +128,7 @@ fn queue(stage: StageName) -> &'static str {
 }
 
 /// The streams.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StreamName {
     /// Jobs that wait.
     Jobs,

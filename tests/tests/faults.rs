@@ -44,8 +44,11 @@ cases! {
     jobs_are_answered_once_a_full_disk_has_room_again: show(broker::disk_full);
     garbage_on_any_subject_kills_nothing: show(messages::poison);
     a_poison_message_fails_its_own_job_and_is_kept: show(messages::poison_of_a_job);
+    a_terminal_event_that_the_stream_refused_ends_nothing: show(messages::refused_end);
     duplicates_of_every_message_change_nothing: show(messages::duplicates);
     the_order_of_messages_changes_nothing: show(messages::out_of_order);
+    a_lost_message_is_made_again: show(messages::lost);
+    a_message_that_the_old_broker_lost_is_made_again: show_on_the_old_broker(messages::lost);
     a_full_stream_slows_its_producer: show(flow::full_stream);
     many_jobs_with_little_room_do_not_block_each_other: show(flow::no_deadlock);
     memory_does_not_grow_with_the_length_of_a_video: show(flow::long_video);

@@ -34,6 +34,8 @@ const MAX_PAUSE: Duration = Duration::from_millis(320);
 const HEADER_BYTES: usize = 1024;
 /// The smallest stream holds this many messages of the largest size.
 const STREAM_MESSAGES: usize = 4;
+/// Header with the number of a later [`Attempt`].
+const ATTEMPT: &str = "Vidi-Attempt";
 
 /// One process's connection. Cheap to clone; all clones share it.
 #[derive(Clone)]
@@ -100,8 +102,8 @@ impl Bus {
         max_payload.min(stream).saturating_sub(HEADER_BYTES).min(self.config.message_bytes)
     }
 
-    /// Stores one message and returns when the broker has it. A full stream, or a broker that is away, is tried again
-    /// until it works or `stop` says that nobody wants it any more.
+    /// Stores one message, with the [headers] of its job, and returns when the broker has it. A full stream, or a broker
+    /// that is away, is tried again until it works or `stop` says that nobody wants it any more.
     ///
     /// # Errors
     /// [`Stop::Cancelled`]; [`Stop::Unavailable`] when the broker takes smaller messages than when the body was made.
@@ -109,7 +111,7 @@ impl Bus {
         &self,
         subject: String,
         message_id: &str,
-        job: &JobId,
+        headers: &HeaderMap,
         body: Bytes,
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<(), Stop> {
@@ -119,7 +121,7 @@ impl Bus {
             if stop() {
                 return Err(Stop::Cancelled);
             }
-            let publish = PublishMessage::build().headers(headers(job)).message_id(message_id).payload(body.clone());
+            let publish = PublishMessage::build().headers(headers.clone()).message_id(message_id).payload(body.clone());
             let error = match self.outlet.send_publish(subject.clone(), publish).await {
                 Ok(ack) => match ack.await {
                     Ok(_) => return Ok(()),
@@ -153,6 +155,39 @@ pub fn headers(job: &JobId) -> HeaderMap {
     headers.insert("Vidi-Job", job.as_str());
     headers.insert("traceparent", trace_parent(job).as_str());
     headers
+}
+
+/// Which attempt at a job's work a message belongs to: what is asked for again, and all that is made of it, has ids of
+/// its own. A broker may have lost the first attempt's messages and still know their ids, and would drop theirs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attempt(
+    /// Nothing else of the job has this number; 0 is the first attempt.
+    pub u64,
+);
+
+impl Attempt {
+    /// Of a message that came with these headers.
+    pub fn of(headers: Option<&HeaderMap>) -> Self {
+        let number = headers.and_then(|h| h.get(ATTEMPT)).and_then(|n| n.as_str().parse().ok());
+        Attempt(number.unwrap_or(0))
+    }
+
+    /// Headers of every message of the attempt.
+    pub fn headers(self, job: &JobId) -> HeaderMap {
+        let mut headers = headers(job);
+        if self.0 > 0 {
+            headers.insert(ATTEMPT, self.0.to_string().as_str());
+        }
+        headers
+    }
+
+    /// The id, `<job>/<kind>/<offset>`, of a message of the attempt: the kind names a later one.
+    pub fn id(self, first: String) -> String {
+        match first.rsplit_once('/') {
+            Some((kind, offset)) if self.0 > 0 => format!("{kind}-again-{}/{offset}", self.0),
+            _ => first,
+        }
+    }
 }
 
 /// A W3C trace context that is the same wherever a job is worked on: its trace id is derived from the job's.

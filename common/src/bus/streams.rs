@@ -28,8 +28,10 @@ const EVENT_BYTES: i64 = 256 << 20;
 const DEAD_BYTES: i64 = 256 << 20;
 /// The ledger of the token stream, bytes; one message, replaced by every newer one.
 const ROOM_BYTES: i64 = 16 << 20;
-/// A broker without room for a stream is asked again so many times.
-const NO_ROOM_TRIES: usize = 25;
+/// A stream that another may be making at the same time is asked for so many times before that is no excuse any more.
+const RACE_TRIES: usize = 25;
+/// Every subject of a stream.
+pub const ANY: &str = ">";
 /// Pause before a broker that did not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -62,7 +64,7 @@ impl Bus {
     /// While two make a stream at the same time (stage-llm and `vidi up`, say), the server counts its room twice, and may
     /// tell the second that there is not enough; a moment later the stream is there.
     async fn ensure_stream(&self, config: Config) -> Result<(), CreateStreamError> {
-        for _ in 0..NO_ROOM_TRIES {
+        for _ in 0..RACE_TRIES {
             match self.js.get_or_create_stream(config.clone()).await {
                 Err(e) if may_be_a_race(&e) => tokio::time::sleep(AGAIN).await,
                 outcome => return outcome.map(drop),
@@ -141,20 +143,28 @@ impl Bus {
             .map_err(|e| BusError::new(BusErrorKind::JetStream, format!("stream {on}: {e}")))
     }
 
-    /// The consumer that all workers of a queue share. `name` tells queues of one stream apart. The server delivers
+    /// The consumer that all workers of a queue share. `name` tells queues of one stream apart, and `filter` what is
+    /// theirs; none where the stream is one queue. A filter is not given without need: nats-server 2.9.10 loses count of a
+    /// subject's messages when one is removed twice (acknowledged by two workers, say), and then finds none of them by a
+    /// filter with a wildcard. The server delivers
     /// without end; whoever receives a message more than `max_deliver` times fails its job, see
     /// [`Delivery::exhausted`](crate::run::inbox::Delivery::exhausted). So nothing stays behind in the queue unseen.
     ///
     /// # Errors
     /// [`BusErrorKind::JetStream`].
-    pub async fn work_queue(&self, stream: StreamName, name: &str, filter: String) -> Result<PullConsumer, BusError> {
+    pub async fn work_queue(
+        &self,
+        stream: StreamName,
+        name: &str,
+        filter: Option<String>,
+    ) -> Result<PullConsumer, BusError> {
         let config = pull::Config {
             durable_name: Some(name.to_owned()),
             name: Some(name.to_owned()),
             ack_policy: AckPolicy::Explicit,
             ack_wait: Duration::from_secs_f64(self.config().ack_wait_s),
             max_deliver: -1,
-            filter_subject: filter,
+            filter_subject: filter.unwrap_or_default(),
             ..Default::default()
         };
         self.consumer(stream, config).await
@@ -180,7 +190,7 @@ impl Bus {
     }
 
     async fn consumer(&self, stream: StreamName, config: pull::Config) -> Result<PullConsumer, BusError> {
-        let filter = config.filter_subject.clone();
+        let filter = if config.filter_subject.is_empty() { ANY.to_owned() } else { config.filter_subject.clone() };
         self.stream(stream).await?.create_consumer(config).await.map_err(|e| {
             let on = stream.on(self.subjects());
             BusError::new(BusErrorKind::JetStream, format!("consumer of {filter} on {on}: {e}"))
@@ -229,7 +239,8 @@ impl Bus {
         }
     }
 
-    /// The first message on a subject (wildcards allowed) at or behind a sequence; waits for a broker that is away.
+    /// The first message on a subject, or of the whole [stream](ANY), at or behind a sequence; waits for a broker that is
+    /// away. No other wildcards: see [`work_queue`](Self::work_queue).
     pub async fn first_from(&self, stream: StreamName, subject: &str, sequence: u64) -> Option<StreamMessage> {
         loop {
             let error = match self.stream(stream).await {
@@ -243,6 +254,18 @@ impl Bus {
             tracing::warn!(subject, error, "cannot be read yet");
             tokio::time::sleep(AGAIN).await;
         }
+    }
+
+    /// Whether anything of a job is still on its way to its owner, who has seen its tokens up to a sequence. A message
+    /// stays in its queue until what is made of it is in the next one: looked for in that order, none is missed.
+    pub async fn is_on_its_way(&self, job: &JobId, seen: u64) -> bool {
+        for stage in [StageName::Decode, StageName::Vision, StageName::Audio, StageName::Fuse] {
+            let queue = StreamName::input_of(stage);
+            if self.first_from(queue, &self.subjects().input(stage, job), 1).await.is_some() {
+                return true;
+            }
+        }
+        self.first_from(StreamName::Tokens, &self.subjects().tokens(job), seen + 1).await.is_some()
     }
 
     /// Subjects that a stream holds messages on.

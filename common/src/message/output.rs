@@ -30,7 +30,8 @@ impl Output<'_> {
     }
 
     /// `Nats-Msg-Id`: `<job>/<kind>/<offset>`, the same whenever the same rows are sent again. The kind names the number
-    /// of rows: a batch cut longer than one sent before (the limit grew, say) is no duplicate of it.
+    /// of rows: a batch cut longer than one sent before (the limit grew, say) is no duplicate of it. What is made again
+    /// because it was lost has [other ids](crate::bus::Attempt).
     pub fn message_id(&self) -> String {
         let rows = self.tensor().rows();
         match self {

@@ -36,7 +36,7 @@ pub const SUBMITTED: &str = "Vidi-Submitted";
 /// # Errors
 /// When the queue cannot be set up.
 pub async fn start(bus: &Bus, line: Line, shutdown: Shutdown) -> Result<(), BusError> {
-    let queue = bus.work_queue(StreamName::Jobs, ADMISSION, bus.subjects().jobs()).await?;
+    let queue = bus.work_queue(StreamName::Jobs, ADMISSION, Some(bus.subjects().jobs())).await?;
     let mut inbox = Inbox::start(bus, queue, shutdown);
     let bus = bus.clone();
     tokio::spawn(async move {
@@ -166,7 +166,7 @@ impl Line {
         let mut queues = Vec::new();
         for priority in PRIORITIES {
             let filter = bus.subjects().all_waiting(priority);
-            let queue = bus.work_queue(StreamName::Jobs, &queue_of(priority), filter).await?;
+            let queue = bus.work_queue(StreamName::Jobs, &queue_of(priority), Some(filter)).await?;
             queues.push((priority, queue));
         }
         Ok(Line { bus: bus.clone(), queues })

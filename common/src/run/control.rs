@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::{Shutdown, ending};
 use crate::bus::events::EventLog;
@@ -27,6 +28,8 @@ const SUPERVISORS: [&str; 2] = ["load", "unload"];
 const QUIET: Duration = Duration::from_millis(300);
 /// Replies to a broadcast are not waited for longer than this.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// A process that leaves waits at most this long for the replies that it still owes.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Body of a control message.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -189,7 +192,9 @@ pub struct Control {
     /// What is in hand; control replies wait on it.
     in_hand: watch::Sender<Vec<(JobId, CancelFlag)>>,
     draining: watch::Sender<bool>,
-    listener: tokio::task::JoinHandle<()>,
+    /// Dropped once no further message is to be heard; then the listener ends with its last reply.
+    listening: oneshot::Sender<()>,
+    listener: JoinHandle<()>,
 }
 
 impl Control {
@@ -206,12 +211,13 @@ impl Control {
         let known: Arc<Mutex<Known>> = Arc::default();
         let in_hand = watch::Sender::new(Vec::new());
         let draining = watch::Sender::new(false);
-        let ear = Ear {
+        let mut ear = Ear {
             bus: bus.clone(),
             stage,
             known: known.clone(),
             in_hand: in_hand.subscribe(),
             draining: draining.clone(),
+            replies: JoinSet::new(),
         };
         let on_shutdown = draining.clone();
         tokio::spawn(async move {
@@ -219,12 +225,21 @@ impl Control {
                 on_shutdown.send_replace(true);
             }
         });
+        let (listening, mut over) = oneshot::channel();
         let listener = tokio::spawn(async move {
-            while let Some(message) = messages.next().await {
+            loop {
+                tokio::select! {
+                    Some(message) = messages.next() => ear.hear(message),
+                    Some(_) = ear.replies.join_next() => {}
+                    _ = &mut over => break,
+                }
+            }
+            while let Some(Some(message)) = messages.next().now_or_never() {
                 ear.hear(message);
             }
+            while ear.replies.join_next().await.is_some() {}
         });
-        Ok(Control { bus: bus.clone(), known, in_hand, draining, listener })
+        Ok(Control { bus: bus.clone(), known, in_hand, draining, listening, listener })
     }
 
     /// Turns true when this instance shall take no further message.
@@ -256,9 +271,12 @@ impl Control {
         known.order.retain(|j| j != job);
     }
 
-    /// Stops listening, once nothing is in hand any more.
-    pub async fn drained(&self) {
-        self.listener.abort();
+    /// Stops listening, once nothing is in hand any more, and waits for the replies that are owed.
+    pub async fn drained(self) {
+        drop(self.listening);
+        if tokio::time::timeout(LAST_WORDS, self.listener).await.is_err() {
+            tracing::debug!("left without a reply to a control message");
+        }
         if let Err(error) = self.bus.client().flush().await {
             tracing::debug!(%error, "last words not sent");
         }
@@ -271,10 +289,12 @@ struct Ear {
     known: Arc<Mutex<Known>>,
     in_hand: watch::Receiver<Vec<(JobId, CancelFlag)>>,
     draining: watch::Sender<bool>,
+    /// On their way.
+    replies: JoinSet<()>,
 }
 
 impl Ear {
-    fn hear(&self, message: async_nats::Message) {
+    fn hear(&mut self, message: async_nats::Message) {
         let verb = message.subject.rsplit('.').next().unwrap_or_default().to_owned();
         if SUPERVISORS.contains(&verb.as_str()) {
             return;
@@ -322,7 +342,7 @@ impl Ear {
             ("drain", _) => {
                 reply.stopped = true;
                 let (bus, draining) = (self.bus.clone(), self.draining.clone());
-                tokio::spawn(async move {
+                self.replies.spawn(async move {
                     // Told first: with nothing in hand this process leaves at once.
                     if let Some(to) = message.reply {
                         bus.tell(to.to_string(), wire::encode_as(encoding, &reply)).await;
@@ -341,9 +361,9 @@ impl Ear {
     }
 
     /// Replies, for a cancel once its work is dropped and nothing of it is in hand.
-    fn answer(&self, message: async_nats::Message, encoding: Encoding, reply: ControlReply, job: Option<JobId>) {
+    fn answer(&mut self, message: async_nats::Message, encoding: Encoding, reply: ControlReply, job: Option<JobId>) {
         let (bus, stage, mut in_hand) = (self.bus.clone(), self.stage, self.in_hand.clone());
-        tokio::spawn(async move {
+        self.replies.spawn(async move {
             if let Some(job) = job {
                 bus.purge(stage, &job).await;
                 let idle = in_hand.wait_for(|all| all.iter().all(|(in_hand, _)| *in_hand != job));

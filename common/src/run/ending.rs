@@ -11,6 +11,7 @@ use super::admission::{self, ADMISSION, SUBMITTED};
 use super::control::broadcast_end;
 use crate::bus::Bus;
 use crate::bus::events::{EventLog, now_ms};
+use crate::bus::streams::ANY;
 use crate::error::StageName;
 use crate::event::{CancelledBy, Event};
 use crate::message::{JobId, JobRequest};
@@ -120,11 +121,10 @@ fn deadline_of(body: &[u8], headers: Option<&async_nats::HeaderMap>) -> Option<(
 
 async fn deadlines_in_line(bus: &Bus) -> Vec<(u64, JobId)> {
     let mut found = Vec::new();
-    for priority in PRIORITIES {
-        let mut from = 1;
-        let subject = bus.subjects().all_waiting(priority);
-        while let Some(message) = bus.first_from(StreamName::Jobs, &subject, from).await {
-            from = message.sequence + 1;
+    let mut from = 1;
+    while let Some(message) = bus.first_from(StreamName::Jobs, ANY, from).await {
+        from = message.sequence + 1;
+        if message.subject.as_str() != bus.subjects().jobs() {
             found.extend(deadline_of(&message.payload, Some(&message.headers)));
         }
     }
@@ -134,42 +134,56 @@ async fn deadlines_in_line(bus: &Bus) -> Vec<(u64, JobId)> {
 /// Looks, now and then until `shutdown`, for messages that their queue has forgotten, and sends them again.
 ///
 /// A work queue drops what is acknowledged, so a message at or below the consumer's acknowledgement floor cannot be
-/// there; yet nats-server 2.9.10 leaves some when workers die, and never delivers them again. Every stage-llm worker looks.
+/// there; yet nats-server 2.9.10 leaves some when workers die (its filters miss them, see [`Bus::work_queue`]), and never
+/// delivers them again. Every stage-llm worker looks.
 pub async fn rescue(bus: Bus, mut shutdown: Shutdown) {
-    let stages = StageName::ALL.into_iter().filter(|&s| s != StageName::Llm);
-    let mut queues: Vec<(StreamName, String, String)> =
-        stages.map(|s| (StreamName::input_of(s), s.to_string(), bus.subjects().all_input(s))).collect();
-    queues.push((StreamName::Jobs, ADMISSION.to_owned(), bus.subjects().jobs()));
-    queues.extend(PRIORITIES.map(|p| (StreamName::Jobs, admission::queue_of(p), bus.subjects().all_waiting(p))));
+    let encoders = StageName::ALL.into_iter().filter(|&s| s != StageName::Llm);
+    // The queues of a stream: their consumers, and what each takes.
+    let mut streams: Vec<(StreamName, Vec<(String, String)>)> = encoders
+        .map(|stage| (StreamName::input_of(stage), vec![(stage.to_string(), bus.subjects().all_input(stage))]))
+        .collect();
+    let mut lines = vec![(ADMISSION.to_owned(), bus.subjects().jobs())];
+    lines.extend(PRIORITIES.map(|p| (admission::queue_of(p), bus.subjects().all_waiting(p))));
+    streams.push((StreamName::Jobs, lines));
     // Seen once it may be acknowledged just now.
-    let mut suspects: HashMap<(String, u64), u32> = HashMap::new();
+    let mut suspects: HashMap<(StreamName, u64), u32> = HashMap::new();
     loop {
         let mut seen = HashMap::new();
-        for (stream, consumer, subject) in &queues {
+        for (stream, queues) in &streams {
             let Ok(on) = bus.stream(*stream).await else { continue };
-            let Ok(info) = on.consumer_info(consumer).await else { continue };
-            let floor = info.ack_floor.stream_sequence;
+            let mut floors = Vec::new();
+            for (consumer, filter) in queues {
+                let Ok(info) = on.consumer_info(consumer).await else { continue };
+                floors.push((filter.as_str(), info.ack_floor.stream_sequence));
+            }
+            let highest = floors.iter().map(|(_, floor)| *floor).max().unwrap_or(0);
             let mut from = 1;
-            while from <= floor
-                && let Some(message) = bus.first_from(*stream, subject, from).await
-                && message.sequence <= floor
+            while from <= highest
+                && let Some(message) = bus.first_from(*stream, ANY, from).await
+                && message.sequence <= highest
             {
                 from = message.sequence + 1;
-                let key = (consumer.clone(), message.sequence);
+                let subject = message.subject.as_str();
+                if !floors.iter().any(|(filter, floor)| message.sequence <= *floor && takes(filter, subject)) {
+                    continue;
+                }
+                let key = (*stream, message.sequence);
                 let looks = suspects.get(&key).copied().unwrap_or(0) + 1;
                 if looks < RESCUE_AFTER {
                     seen.insert(key, looks);
                     continue;
                 }
-                tracing::warn!(subject = %message.subject, sequence = message.sequence, "forgotten by its queue; sent again");
+                tracing::warn!(subject, sequence = message.sequence, "forgotten by its queue; sent again");
                 let mut headers = message.headers.clone();
-                headers.insert("Nats-Msg-Id", format!("rescued/{consumer}/{}", message.sequence).as_str());
+                let on_server = stream.on(bus.subjects());
+                headers.insert("Nats-Msg-Id", format!("rescued/{on_server}/{}", message.sequence).as_str());
                 let sent = match bus.jetstream().publish_with_headers(message.subject, headers, message.payload).await {
-                    Ok(ack) => ack.await.is_ok(),
+                    Ok(ack) => ack.await.is_ok_and(|ack| !ack.duplicate),
                     Err(_) => false,
                 };
+                // Another worker that sent it removes it: nothing is to be removed twice, see `Bus::work_queue`.
                 if sent && let Err(error) = on.delete_message(message.sequence).await {
-                    tracing::debug!(%error, "sent again by another worker too");
+                    tracing::debug!(%error, "sent again, and not removed");
                 }
             }
         }
@@ -178,6 +192,14 @@ pub async fn rescue(bus: Bus, mut shutdown: Shutdown) {
             () = tokio::time::sleep(RESCUE_EVERY) => {}
             () = stopped(&mut shutdown) => return,
         }
+    }
+}
+
+/// Whether a queue's filter, a subject or one that ends in `.*`, takes a subject.
+fn takes(filter: &str, subject: &str) -> bool {
+    match filter.strip_suffix(".*") {
+        Some(all_of) => subject.rsplit_once('.').is_some_and(|(parent, _)| parent == all_of),
+        None => filter == subject,
     }
 }
 
@@ -212,6 +234,22 @@ pub async fn sweep(bus: Bus, mut shutdown: Shutdown) {
         tokio::select! {
             () = tokio::time::sleep(SWEEP_EVERY) => {}
             () = stopped(&mut shutdown) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_takes_its_own_subjects_only() {
+        for (filter, taken, not) in [
+            ("v.jobs", "v.jobs", "v.jobs.5.j"),
+            ("v.jobs.5.*", "v.jobs.5.j", "v.jobs.6.j"),
+            ("v.frames.*", "v.frames.j", "v.audio.j"),
+        ] {
+            assert!(takes(filter, taken) && !takes(filter, not), "{filter}");
         }
     }
 }

@@ -28,7 +28,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::Instrument;
 
 use crate::bus::events::EventLog;
-use crate::bus::{Bus, BusError};
+use crate::bus::{Attempt, Bus, BusError, headers};
 use crate::error::{ErrorKind, JobError, StageName};
 use crate::event::Event;
 use crate::message::JobId;
@@ -66,7 +66,6 @@ where
     S: Stage + Send + 'static,
     for<'a> S::Input<'a>: Deserialize<'a>,
 {
-    let filter = bus.subjects().all_input(S::NAME);
     let stream = StreamName::input_of(S::NAME);
     let mut stopping = shutdown.clone();
     tokio::select! {
@@ -74,7 +73,7 @@ where
         _ = stopping.wait_for(|&s| s) => return Ok(()),
     }
     let bus = bus.with_outlet(S::NAME.as_str(), PATIENCE).await?;
-    let queue = bus.work_queue(stream, S::NAME.as_str(), filter).await?;
+    let queue = bus.work_queue(stream, S::NAME.as_str(), None).await?;
     let control = Control::start(&bus, S::NAME, shutdown.clone()).await?;
     let probe = stage.probe();
     let engine = Engine::start(S::NAME.as_str(), stage);
@@ -181,7 +180,8 @@ impl Worker {
         Counters::add(&counters.in_flight, 1);
         let body = delivery.message.payload.clone();
         let (bus, outlet, flag) = (self.bus.clone(), self.outlet.clone(), hand.flag().clone());
-        let port = BusPort::new(bus, outlet, S::NAME, job.clone(), flag);
+        let attempt = Attempt::of(delivery.message.headers.as_ref());
+        let port = BusPort::new(bus, outlet, S::NAME, job.clone(), attempt, flag);
         let alive = port.heartbeat();
         let owner = job.clone();
         let outcome = engine.run(move |stage| process(stage, port, &body, &owner)).await;
@@ -290,7 +290,7 @@ async fn bury(bus: &Bus, stage: StageName, job: Option<&JobId>, delivery: &Deliv
     let body = delivery.message.payload.clone();
     tracing::error!(%error, subject, bytes = body.len(), "message kept as dead");
     let never = || false;
-    if let Err(stop) = bus.store(subject, &id, job.unwrap_or(&unknown), body, &never).await {
+    if let Err(stop) = bus.store(subject, &id, &headers(job.unwrap_or(&unknown)), body, &never).await {
         tracing::error!(?stop, "dead message could not be kept");
     }
 }

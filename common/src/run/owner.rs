@@ -1,7 +1,7 @@
 //! stage-llm's side of the loop: it takes jobs from the line, owns each until it has its terminal event, and ends it.
 //!
-//! In reading order: this file, [`port`] (what the engine's thread asks of the bus), [`world`] (what is known of a job
-//! while it is owned), [`progress`] (how far each stage is).
+//! In reading order: this file, [`port`] (what the engine's thread asks of the bus), [`came`] (which tokens have come),
+//! [`world`] (what is known of a job while it is owned), [`progress`] (how far each stage is).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,6 +24,7 @@ use crate::message::{JobId, JobRequest};
 use crate::stage::{Owner, Stop};
 use crate::wire::{self, Encoding};
 
+mod came;
 mod port;
 mod progress;
 mod world;
@@ -114,7 +115,8 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
             return false;
         }
         log.write_as(Encoding::of(&delivery.message.payload));
-        log.claim(claim(&delivery));
+        let claim = claim(&delivery);
+        log.claim(claim);
         if let Some(by) = log.superseded() {
             drop(hand);
             return leave(delivery, by).await;
@@ -123,7 +125,7 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
         let log = Arc::new(tokio::sync::Mutex::new(log));
         let world = World::new(hand.flag().clone());
         let watch = world.clone().watch(bus, &job, log.clone(), deadline).await;
-        let port = OwnerPort::new(bus, &job, world.clone(), log.clone(), self.token_bytes);
+        let port = OwnerPort::new(bus, &job, world.clone(), log.clone(), claim, self.token_bytes);
         let no_room = port.no_room();
         let outcome = match self.tries_left(&job, &delivery).await {
             0 => {

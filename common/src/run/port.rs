@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use async_nats::HeaderMap;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
@@ -11,7 +12,7 @@ use tokio::task::{JoinError, JoinHandle};
 use super::allowance::Allowance;
 use super::control::CancelFlag;
 use super::report::Reporter;
-use crate::bus::Bus;
+use crate::bus::{Attempt, Bus};
 use crate::error::{ErrorKind, JobError, StageName};
 use crate::message::{JobId, Output};
 use crate::stage::{Later, Port, Stop};
@@ -52,6 +53,10 @@ pub struct BusPort {
     bus: Bus,
     outlet: Outlet,
     runtime: Handle,
+    /// The input's: its outputs belong to the same.
+    attempt: Attempt,
+    /// Of every output.
+    headers: Arc<HeaderMap>,
     flag: CancelFlag,
     /// Set once this message's outputs are wanted no more, though its job's others are.
     giving_up: CancelFlag,
@@ -67,12 +72,15 @@ pub struct BusPort {
 
 impl BusPort {
     /// A port for one input message.
-    pub fn new(bus: Bus, outlet: Outlet, stage: StageName, job: JobId, flag: CancelFlag) -> Self {
+    pub fn new(bus: Bus, outlet: Outlet, stage: StageName, job: JobId, attempt: Attempt, flag: CancelFlag) -> Self {
+        let headers = Arc::new(attempt.headers(&job));
         let reporter = Reporter::new(bus.clone(), stage, job, outlet.budget_bytes);
         BusPort {
             bus,
             outlet,
             runtime: Handle::current(),
+            attempt,
+            headers,
             flag,
             giving_up: CancelFlag::default(),
             in_flight: VecDeque::new(),
@@ -163,10 +171,10 @@ impl Port for BusPort {
             self.waited += since.elapsed();
             let Some(share) = share else { return Err(Stop::Cancelled) };
             let (bus, subject, flag) = (self.bus.clone(), subject.clone(), self.flag.clone());
-            let (job, giving_up) = (output.job().clone(), self.giving_up.clone());
+            let (id, headers, giving_up) = (self.attempt.id(id), self.headers.clone(), self.giving_up.clone());
             self.in_flight.push_back(self.runtime.spawn(async move {
                 let stop = || flag.is_set() || giving_up.is_set();
-                let stored = bus.store(subject, &id, &job, Bytes::from(body), &stop).await;
+                let stored = bus.store(subject, &id, &headers, Bytes::from(body), &stop).await;
                 drop(share);
                 stored
             }));

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use common::bus::Bus;
 use common::bus::events::now_ms;
+use common::bus::{Bus, headers};
 use common::config::Config;
 use common::error::StageName;
 use common::message::{JobId, Modality};
@@ -189,7 +189,7 @@ async fn empty(bus: &Bus, queue: StageName, jobs: &[JobId]) {
 async fn publish(bus: Bus, stage: StageName, pieces: Vec<Piece>, stored: Arc<Mutex<Vec<u64>>>) -> anyhow::Result<()> {
     for p in pieces {
         let never = || false;
-        bus.store(bus.subjects().input(stage, &p.job), &p.id, &p.job, p.body, &never)
+        bus.store(bus.subjects().input(stage, &p.job), &p.id, &headers(&p.job), p.body, &never)
             .await
             .map_err(|stop| anyhow::anyhow!("{} not stored: {stop:?}", p.id))?;
         stored.lock().map_err(|_| anyhow::anyhow!("reader panicked"))?.push(now_ms());

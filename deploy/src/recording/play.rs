@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::time::Duration;
 
-use common::bus::Bus;
+use common::bus::{Bus, headers};
 use common::message::JobId;
 use common::run::Shutdown;
 use common::stage::Stop;
@@ -114,5 +114,5 @@ async fn settle(sending: &mut JoinSet<Result<(), Stop>>, left: usize, played: &m
 }
 
 async fn store(bus: Bus, p: Publication, shutdown: Shutdown) -> Result<(), Stop> {
-    bus.store(p.subject, &p.message_id, &p.job, p.body, &|| *shutdown.borrow()).await
+    bus.store(p.subject, &p.message_id, &headers(&p.job), p.body, &|| *shutdown.borrow()).await
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use common::bus::Bus;
+use common::bus::{Bus, headers};
 use common::config::BusConfig;
 use common::error::StageName;
 use common::message::{FeatureBatch, JobId, Modality, Output, TokenBatch};
@@ -172,7 +172,7 @@ async fn publish(bus: &Bus, subject: &str, job: &JobId, bodies: &[Bytes]) -> any
         let (bus, subject, job) = (bus.clone(), subject.to_owned(), job.clone());
         async move {
             let never = || false;
-            bus.store(subject, &format!("{job}/x/{i}"), &job, body, &never).await
+            bus.store(subject, &format!("{job}/x/{i}"), &headers(&job), body, &never).await
         }
     });
     let outcomes: Vec<_> = sent.buffered(4).collect().await;
@@ -202,7 +202,7 @@ async fn stage(bus: &Bus, config: &BusConfig, bodies: &[Bytes], round: &str) -> 
         let id = format!("{job}/{round}/{i}");
         async move {
             let never = || false;
-            bus.store(subject, &id, &job, body, &never).await
+            bus.store(subject, &id, &headers(&job), body, &never).await
         }
     });
     let outcomes: Vec<_> = sent.buffered(4).collect().await;

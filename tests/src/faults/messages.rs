@@ -1,4 +1,4 @@
-//! Messages that nobody sent in good faith: garbage, duplicates, out of order.
+//! Messages that nobody sent in good faith: garbage, duplicates, out of order; and messages that are refused or lost.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,9 +7,10 @@ use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use common::bus::Bus;
 use common::error::{ErrorKind, StageName};
-use common::event::Event;
+use common::event::{Event, JobEvent};
 use common::message::{JobId, JobRequest};
 use common::subject::StreamName;
+use common::wire;
 use deploy::client;
 use futures::StreamExt;
 
@@ -123,6 +124,42 @@ pub async fn poison_of_a_job(scale: &Scale) -> Row {
     .await
 }
 
+/// A terminal event that the stream refuses, as of an owner that another has taken over from: a plain subscriber hears it,
+/// and it ends nothing.
+pub async fn refused_end(scale: &Scale) -> Row {
+    let expected = "the job goes on to the answer as in peace, its one terminal event";
+    let case = Case { name: "a refused terminal event".to_owned(), expected, bound_s: scale.bound(60.0) };
+    case.run(async {
+        let rig = Rig::start(setup(scale)).await?;
+        let clip = load::long_video(&rig, 20)?;
+        let ask = |name: &str| -> anyhow::Result<JobRequest> {
+            Ok(JobRequest {
+                max_new_tokens: 400,
+                ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog")
+            })
+        };
+        let peace = rig.answer(&ask("peace")?).await?;
+        let end = peace.last().context("no events")?.clone();
+        let request = ask("refused")?;
+        client::submit(&rig.bus, &request).await?;
+        load::wait_for(&rig, &request.job, |e| matches!(e, Event::Planned { .. })).await?;
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-Expected-Last-Subject-Sequence", "1000000");
+        let body = Bytes::from(wire::encode(&JobEvent { job: request.job.clone(), ..end }));
+        let subject = rig.bus.subjects().events(&request.job);
+        rig.bus.client().publish_with_headers(subject, headers, body).await?;
+        rig.bus.client().flush().await?;
+        rig.events(&request.job).await?;
+        let events = load::log_of(&rig.bus, &request.job).await;
+        let (got, wanted) = (load::result(&events).with_context(|| load::tail(&rig))?, load::result(&peace)?);
+        ensure!(got.token_ids == wanted.token_ids, "another answer");
+        load::empty(&rig).await?;
+        let injected = "a result that is to follow an event that there is not".to_owned();
+        Ok(Seen { injected, observed: "right answer, one end".to_owned(), seconds: None })
+    })
+    .await
+}
+
 /// Every message between stages, and every job, twice.
 pub async fn duplicates(scale: &Scale) -> Row {
     let expected = "every job answered as in peace, one terminal event each, nothing left in the streams";
@@ -218,6 +255,67 @@ pub async fn out_of_order(scale: &Scale) -> Row {
         Ok(Seen { injected, observed: "right answer".to_owned(), seconds: None })
     })
     .await
+}
+
+/// The last message of a job is gone from each queue in turn, as from a broker that was killed before it was on disk, and
+/// the broker still knows its id. Neighbours keep every stage busy meanwhile.
+pub async fn lost(scale: &Scale) -> Row {
+    let expected =
+        "what is missing is asked for again once patience has ended; the answer as in peace, and the neighbours'";
+    let case = Case { name: "a message lost from each queue".to_owned(), expected, bound_s: scale.bound(60.0) };
+    case.run(async {
+        let mut setup = Setup { replicas: "llm=2".to_owned(), ..setup(scale) };
+        setup.set[1] = "bus.worker_patience_s=4".to_owned();
+        let rig = Rig::start(setup).await?;
+        let load = Load::new(&rig).await?;
+        // Two windows of sound: a stage that stands still may have been sent the first one already.
+        let clip = load::long_video(&rig, 40)?;
+        let ask = |name: &str| -> anyhow::Result<JobRequest> {
+            Ok(JobRequest { max_new_tokens: 24, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
+        };
+        let peace = load::result(&rig.answer(&ask("peace")?).await?)?.token_ids.clone();
+        let mut neighbours = 0;
+        for stage in [StageName::Vision, StageName::Audio, StageName::Fuse] {
+            let pid = *rig.pids(stage).first().context("no such stage")?;
+            let request = ask(&format!("lost-{stage}"))?;
+            signal(pid, "STOP")?;
+            client::submit(&rig.bus, &request).await?;
+            settle(&rig, StreamName::input_of(stage)).await?;
+            lose_last(&rig.bus, stage, &request.job).await?;
+            signal(pid, "CONT")?;
+            let busy = async {
+                loop {
+                    neighbours += 1;
+                    let neighbour = load.request(&format!("neighbour-{neighbours}"), 0);
+                    rig.answer(&neighbour).await?;
+                    load.check_answer(&rig, &neighbour).await?;
+                }
+            };
+            tokio::select! {
+                ended = rig.events(&request.job) => ended.map(drop)?,
+                broken = busy => return broken,
+            }
+            let events = load::log_of(&rig.bus, &request.job).await;
+            ensure!(load::result(&events).with_context(|| load::tail(&rig))?.token_ids == peace, "another answer");
+        }
+        let again = rig.log().matches("what is missing is asked for again").count();
+        ensure!(again >= 3, "asked again {again} times, not 3; {}", load::tail(&rig));
+        load::empty(&rig).await?;
+        let injected = "the last message of vision's, audio's and fuse's queue deleted".to_owned();
+        Ok(Seen { injected, observed: format!("3 right answers, and {neighbours} neighbours'"), seconds: None })
+    })
+    .await
+}
+
+/// Takes a job's last message out of a queue.
+async fn lose_last(bus: &Bus, stage: StageName, job: &JobId) -> anyhow::Result<()> {
+    let (name, subject) = (StreamName::input_of(stage), bus.subjects().input(stage, job));
+    let stream = bus.stream(name).await?;
+    let last = stream.get_last_raw_message_by_subject(&subject).await?;
+    let first = bus.first_from(name, &subject, 1).await.context("nothing in the queue")?;
+    ensure!(first.sequence < last.sequence, "only one message in the queue of {stage}");
+    stream.delete_message(last.sequence).await?;
+    Ok(())
 }
 
 /// Waits until nothing more is added to a stream.

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Message;
 use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::came::Came;
 use super::world::World;
-use crate::bus::Bus;
 use crate::bus::events::EventLog;
 use crate::bus::room::Room;
+use crate::bus::{Attempt, Bus};
 use crate::error::{ErrorKind, JobError, StageName};
 use crate::event::Event;
 use crate::message::{DecodeRequest, JobId, ProbeReply, ProbeRequest, TokenBatch};
@@ -29,6 +32,11 @@ const ENCODERS: [StageName; 3] = [StageName::Vision, StageName::Audio, StageName
 const TEXT_EVERY: Duration = Duration::from_millis(40);
 /// One probe takes at most this long.
 const PROBE_WAIT: Duration = Duration::from_secs(30);
+/// An unanswered probe is asked for once more after this time, and again after twice as long: whoever had it may have been
+/// killed, or the broker with it. The earlier ones may be answered all the same.
+const PROBE_AGAIN: Duration = Duration::from_secs(4);
+/// Whether anything of a job that hears nothing is still on its way is looked at this often.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Room for tokens is asked for this often.
 const ROOM_EVERY: Duration = Duration::from_millis(250);
 /// Whether those who hold the room are still there is asked this often.
@@ -42,9 +50,17 @@ pub struct OwnerPort {
     job: JobId,
     world: Arc<World>,
     log: Arc<tokio::sync::Mutex<EventLog>>,
+    /// This owner's own number: what it asks for again has ids that no other owner's has.
+    claim: u64,
     /// Of one token on the bus.
     token_bytes: u64,
     tokens: Option<mpsc::Receiver<Message>>,
+    /// Which tokens were shown, and the sequence of the last message.
+    came: Came,
+    shown: u64,
+    /// What was asked of stage-decode, and may be once more.
+    asked: Option<DecodeRequest>,
+    looked: Instant,
     /// Text not yet told.
     delta: String,
     /// Bytes of text that an earlier owner of this job told already; none until they are counted.
@@ -61,6 +77,7 @@ impl OwnerPort {
         job: &JobId,
         world: Arc<World>,
         log: Arc<tokio::sync::Mutex<EventLog>>,
+        claim: u64,
         token_bytes: u64,
     ) -> Self {
         OwnerPort {
@@ -69,8 +86,13 @@ impl OwnerPort {
             job: job.clone(),
             world,
             log,
+            claim,
             token_bytes,
             tokens: None,
+            came: Came::default(),
+            shown: 0,
+            asked: None,
+            looked: Instant::now(),
             delta: String::new(),
             already_written: None,
             flushed: Instant::now(),
@@ -113,23 +135,77 @@ impl OwnerPort {
         }
     }
 
-    /// Fails once no stage has given a sign of life for too long.
-    fn check_patience(&self) -> Result<(), Stop> {
+    /// Once nothing was heard of the job's work for too long, asks for what is missing once more: a broker that was killed
+    /// may have lost what it had accepted. Fails when nothing is heard for as long again.
+    fn check_patience(&mut self) -> Result<(), Stop> {
         let patience = Duration::from_secs_f64(self.bus.config().worker_patience_s);
-        let progress = self.world.progress();
-        let stage = progress.behind();
-        // Work on other jobs counts: this one's turn will come.
-        if progress.silent_for(stage) < patience {
+        let (stage, silent, silent_everywhere) = {
+            let progress = self.world.progress();
+            let stage = progress.behind();
+            (stage, progress.silent(), progress.silent_for(stage))
+        };
+        if silent < patience {
             return Ok(());
         }
+        // Work on other jobs counts while something of this one waits for its turn.
+        if silent_everywhere < patience {
+            if self.looked.elapsed() < LOOK_EVERY {
+                return Ok(());
+            }
+            self.looked = Instant::now();
+            if self.runtime.block_on(self.bus.is_on_its_way(&self.job, self.shown)) {
+                return Ok(());
+            }
+        }
+        let waited = patience.as_secs_f64();
+        if let Some(mut request) = self.asked.take() {
+            request.segment = self.came.missing(&request.plan);
+            tracing::warn!(%stage, waited, segment = ?request.segment, "nothing comes; what is missing is asked for again");
+            self.world.progress().alive();
+            return self.send_request(&request, Attempt(self.claim));
+        }
+        let text = format!("no sign of life from stage-{stage} for {waited} s, twice: the missing was asked for again");
         Err(Stop::Failed(
-            JobError::new(
-                ErrorKind::WorkerLost,
-                format!("no sign of life from stage-{stage} for {} s", patience.as_secs_f64()),
-            )
-            .at(stage)
-            .hint(format!("look whether a stage-{stage} is running (`vidi status`), and at its log")),
+            JobError::new(ErrorKind::WorkerLost, text)
+                .at(stage)
+                .hint(format!("look whether a stage-{stage} is running (`vidi status`), and at its log")),
         ))
+    }
+
+    fn send_request(&self, request: &DecodeRequest, attempt: Attempt) -> Result<(), Stop> {
+        let subject = self.bus.subjects().input(StageName::Decode, &self.job);
+        let id = attempt.id(format!("{}/decode/{}", self.job, request.segment.first_frame));
+        let flag = self.world.flag().clone();
+        let stop = || flag.is_set();
+        let body = Bytes::from(wire::encode(request));
+        self.runtime.block_on(self.bus.store(subject, &id, &attempt.headers(&self.job), body, &stop))
+    }
+
+    /// Asks any stage-decode worker for a probe, and again while none answers.
+    async fn ask_probe(&self, body: Bytes) -> Result<async_nats::Message, String> {
+        let mut asked = FuturesUnordered::new();
+        let mut pause = PROBE_AGAIN;
+        let answered = async {
+            loop {
+                let request = async_nats::Request::new().payload(body.clone()).timeout(Some(PROBE_WAIT));
+                asked.push(self.bus.client().send_request(self.bus.subjects().probe(), request));
+                let again = tokio::time::sleep(pause);
+                tokio::pin!(again);
+                pause *= 2;
+                loop {
+                    tokio::select! {
+                        Some(reply) = asked.next() => match reply {
+                            Err(error) if asked.is_empty() => return Err(error.to_string()),
+                            Err(error) => tracing::debug!(%error, "a probe not answered"),
+                            Ok(reply) => return Ok(reply),
+                        },
+                        () = &mut again => break,
+                    }
+                }
+            }
+        };
+        let late = |_| Err(format!("no answer for {PROBE_WAIT:?}"));
+        tokio::time::timeout(PROBE_WAIT, answered).await.unwrap_or_else(late)
     }
 
     /// Waits until the token stream has room for a plan's tokens. Where one that holds room has no owner, the job goes
@@ -169,13 +245,17 @@ impl OwnerPort {
 
     /// Shows a batch of this job; false for what is none.
     fn show_tokens(
-        &self,
+        &mut self,
         message: &Message,
         take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>,
     ) -> Result<bool, Stop> {
+        if let Ok(info) = message.info() {
+            self.shown = info.stream_sequence;
+        }
         match wire::decode::<TokenBatch<'_>>(&message.payload) {
             Ok(batch) if batch.job() == Some(&self.job) => {
                 self.world.progress().expect_half(batch.modality, &batch.plan);
+                self.came.note(&batch);
                 take(batch)?;
                 return Ok(true);
             }
@@ -189,15 +269,13 @@ impl OwnerPort {
 
 impl JobPort for OwnerPort {
     fn probe(&mut self, video: &str) -> Result<MediaInfo, Stop> {
-        let body = wire::encode(&ProbeRequest { v: wire::VERSION, video: video.to_owned() });
+        let body = Bytes::from(wire::encode(&ProbeRequest { v: wire::VERSION, video: video.to_owned() }));
         let give_up = Instant::now() + Duration::from_secs_f64(self.bus.config().worker_patience_s);
         loop {
             if self.cancelled() {
                 return Err(Stop::Cancelled);
             }
-            let request = async_nats::Request::new().payload(body.clone().into()).timeout(Some(PROBE_WAIT));
-            let asked = self.bus.client().send_request(self.bus.subjects().probe(), request);
-            match self.runtime.block_on(asked) {
+            match self.runtime.block_on(self.ask_probe(body.clone())) {
                 Ok(reply) => {
                     return match wire::decode_any::<ProbeReply>(&reply.payload) {
                         Ok(ProbeReply::Info(info)) => Ok(info),
@@ -213,7 +291,7 @@ impl JobPort for OwnerPort {
                     ));
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "probe not answered yet");
+                    tracing::debug!(error, "probe not answered yet");
                     std::thread::sleep(Duration::from_millis(100));
                 }
             }
@@ -223,12 +301,9 @@ impl JobPort for OwnerPort {
     fn request_decode(&mut self, request: DecodeRequest) -> Result<(), Stop> {
         self.reserve_room(&request.plan)?;
         self.world.progress().expect(&request.plan);
-        let subject = self.bus.subjects().input(StageName::Decode, &self.job);
-        let id = format!("{}/decode/{}", self.job, request.segment.first_frame);
-        let flag = self.world.flag().clone();
-        let stop = || flag.is_set();
-        let body = Bytes::from(wire::encode(&request));
-        self.runtime.block_on(self.bus.store(subject, &id, &self.job, body, &stop))
+        self.send_request(&request, Attempt::default())?;
+        self.asked = Some(request);
+        Ok(())
     }
 
     fn next_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<(), Stop> {
@@ -259,6 +334,8 @@ impl JobPort for OwnerPort {
 
     fn rewind_tokens(&mut self) {
         self.tokens = None;
+        self.came = Came::default();
+        self.shown = 0;
     }
 
     fn take_card(&mut self) -> Result<(), Stop> {

@@ -69,10 +69,15 @@ impl Progress {
         self.elsewhere.insert(stage, Instant::now());
     }
 
+    /// Time since the last sign of life of any stage for this job.
+    pub fn silent(&self) -> Duration {
+        self.last_sign.elapsed()
+    }
+
     /// Time since the last sign of life: of any stage for this job, or of `stage` for any.
     pub fn silent_for(&self, stage: StageName) -> Duration {
         let elsewhere = self.elsewhere.get(&stage).map_or(Duration::MAX, Instant::elapsed);
-        self.last_sign.elapsed().min(elsewhere)
+        self.silent().min(elsewhere)
     }
 
     /// Notes a report.

@@ -1,7 +1,7 @@
 //! What is known of a job while it is owned: what its stages report, what others write, and when its time is up.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 
@@ -15,6 +15,9 @@ use crate::message::JobId;
 use crate::run::control::CancelFlag;
 use crate::run::report::Report;
 use crate::wire;
+
+/// The stream has what a subscriber hears within this time, or never: what it refuses, a subscriber hears all the same.
+const STORED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Shared by the engine's port and the task that listens for the job.
 pub struct World {
@@ -58,12 +61,14 @@ impl World {
         let reports = bus.client().subscribe(bus.subjects().all_reports()).await;
         let events = bus.client().subscribe(bus.subjects().events(job)).await;
         let asked = bus.client().subscribe(bus.subjects().owner(job)).await;
-        let (bus, own) = (bus.clone(), bus.subjects().reports(job));
+        let (bus, job, own) = (bus.clone(), job.clone(), bus.subjects().reports(job));
         tokio::spawn(async move {
             let (Ok(mut reports), Ok(mut events), Ok(mut asked)) = (reports, events, asked) else { return };
             let mut tick = tokio::time::interval(Duration::from_millis(100));
             let deadline = deadline.map(tokio::time::sleep_until);
             tokio::pin!(deadline);
+            // When a terminal event was heard. It may be an earlier owner's, refused: only the log knows.
+            let mut heard_end: Option<Instant> = None;
             loop {
                 tokio::select! {
                     Some(message) = reports.next() => match wire::decode::<Report>(&message.payload) {
@@ -81,7 +86,7 @@ impl World {
                         let ended = wire::decode_any::<JobEvent>(&message.payload)
                             .is_ok_and(|e| e.event.is_terminal());
                         if ended {
-                            self.flag.set();
+                            heard_end = Some(Instant::now());
                         }
                     }
                     _ = tick.tick() => {
@@ -90,6 +95,12 @@ impl World {
                             if let Err(refused) = log.lock().await.append(event).await {
                                 self.stop(&refused);
                             }
+                        }
+                        if let Some(heard) = heard_end {
+                            if EventLog::open(&bus, &job).await.ended().is_some() {
+                                self.flag.set();
+                            }
+                            heard_end = (heard.elapsed() < STORED_WITHIN).then_some(heard);
                         }
                     }
                     _ = async { deadline.as_mut().as_pin_mut().expect("guarded").await }, if deadline.is_some() => {
