@@ -46,10 +46,8 @@ impl Footprint {
         let rows = llm.chunk_rows.max(llm.max_prompt_tokens) as u64;
         let in_blocks = matches!(llm.weights, WeightFormat::Q8 | WeightFormat::Q4);
         let size = dtype.size_in_bytes() as u64;
-        let mut activations = activation_bytes(model, size, rows, compute.cuda_ordinal().is_some(), in_blocks);
-        if compute.media_products == MediaProducts::Fp8 {
-            activations += e4m3_bytes(model, llm.chunk_rows, compute.cuda_ordinal().is_some());
-        }
+        let fp8 = (compute.media_products == MediaProducts::Fp8).then_some(llm.chunk_rows as u64);
+        let activations = activation_bytes(model, size, rows, compute.cuda_ordinal().is_some(), in_blocks, fp8);
         let geometry = Geometry::new(model, dtype, llm.kv);
         Ok(Footprint {
             fixed: budget::Footprint::new(&needs, activations, compute),
@@ -71,8 +69,8 @@ impl fmt::Display for Footprint {
 pub const HINT: &str = "raise budgets.llm, set llm.weights = \"q8\" or \"q4\", or lower llm.chunk_rows";
 
 /// The most that rows hold on their way through a layer: the feed-forward part, where gates and ups meet, or a block of
-/// attention. An upper bound, not a measurement.
-fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_blocks: bool) -> u64 {
+/// attention. An upper bound, not a measurement. `fp8` says how many rows are multiplied in 8 bits, if any.
+fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_blocks: bool, fp8: Option<u64>) -> u64 {
     let wide = 4;
     let (hidden, inner) = (c.hidden_size as u64, c.intermediate_size as u64);
     let (q, kv) = ((c.num_attention_heads * c.head_dim) as u64, (c.num_key_value_heads * c.head_dim) as u64);
@@ -98,16 +96,14 @@ fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_bloc
     let logits = 3 * c.vocab_size as u64 * wide;
     // Blocks are expanded a matrix, or a stretch of one, at a time.
     let expanded = if in_blocks { (2 * inner * hidden * size).min(quantized::SCRATCH_BYTES as u64) } else { 0 };
-    rows * (stream + feed_forward.max(heads)) + folded.max(expanded) + attention + logits
-}
-
-/// What products in 8 bits hold besides: the rows that enter one and the weights, which are quantized for each; on the CPU
-/// both once more in f32.
-fn e4m3_bytes(c: &ModelConfig, rows: usize, on_gpu: bool) -> u64 {
-    let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-    let once = E4m3Rows::bytes(rows, inner) + E4m3Rows::bytes(2 * inner, hidden);
-    let more = if on_gpu { WORKSPACE_BYTES } else { 2 * 4 * (rows * inner + 2 * inner * hidden) };
-    (once + more) as u64
+    // So are the weights of a product in 8 bits; its rows take less than those in T, for which there is room. On the CPU
+    // both stand there once more in f32.
+    let (quantized, besides) = match fp8 {
+        None => (0, 0),
+        Some(_) if on_gpu => (E4m3Rows::bytes(2 * c.intermediate_size, c.hidden_size) as u64, WORKSPACE_BYTES as u64),
+        Some(rows) => (inner * hidden * 2 * (1 + wide), rows * inner * (1 + wide)),
+    };
+    rows * (stream + feed_forward.max(heads)) + folded.max(expanded).max(quantized) + besides + attention + logits
 }
 
 /// One job's claim on a worker's memory.
