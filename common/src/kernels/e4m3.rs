@@ -174,7 +174,6 @@ impl E4m3Rows {
         self.multiplied(weight, bias, dtype, false)
     }
 
-    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
     fn multiplied(&self, weight: &E4m3Rows, bias: Option<&Tensor>, dtype: DType, by_library: bool) -> Result<Tensor> {
         if self.columns != weight.columns {
             candle_core::bail!("E4M3 rows of {} by a matrix of {}", self.columns, weight.columns);
@@ -190,7 +189,7 @@ impl E4m3Rows {
         #[cfg(feature = "cuda")]
         return on_card::product(self, weight, bias, dtype, by_library);
         #[cfg(not(feature = "cuda"))]
-        candle_core::bail!("E4M3 on a device that this program was built without")
+        candle_core::bail!("E4M3 on a device that this program was built without (scaled by the library: {by_library})")
     }
 }
 
@@ -269,7 +268,6 @@ impl Source {
 
 /// Rows on a card to bytes: numbers, then scales.
 struct ToE4m3<'a> {
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     bias: Option<&'a Tensor>,
     source: Source,
 }
@@ -285,7 +283,7 @@ impl CustomOp1 for ToE4m3<'_> {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        candle_core::bail!("a CPU has E4M3 of candle's")
+        candle_core::bail!("a CPU has E4M3 of candle's, bias {:?}", self.bias)
     }
 
     #[cfg(feature = "cuda")]

@@ -6,9 +6,10 @@
 //! round to T where the reference stores T (MODEL.md 9). Tensors are contiguous; weights are on the tensor's device.
 //!
 //! In reading order: [`e4m3`] and [`rows`], [`norm`], [`pointwise`], [`linear`], [`attention`], [`vision`], then `cuda` and `cublaslt`
-//! (how kernels and products are launched) and [`check`] (whether they are right and how fast they are).
+//! (how kernels and products are launched), [`check`] (whether they are right) and [`bench`] (how fast they are).
 
 pub mod attention;
+pub mod bench;
 pub mod check;
 #[cfg(feature = "cuda")]
 pub mod cublaslt;

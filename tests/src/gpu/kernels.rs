@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use candle_core::{DType, Device};
 use common::compute::Compute;
 use common::config::{ComputeConfig, Precision};
-use common::kernels::check::{self, Check, Figure};
+use common::kernels::bench::{self, Figure};
+use common::kernels::check::{self, Check};
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -50,7 +51,7 @@ pub fn run(args: &Arguments) -> ExitCode {
 }
 
 fn bench(device: &Device) -> candle_core::Result<()> {
-    check::bench(device, DType::BF16)?.iter().for_each(show);
+    bench::bench(device, DType::BF16)?.iter().for_each(show);
     #[cfg(feature = "cuda")]
     stage_llm::kernels::bench::bench(device, DType::BF16)?.iter().for_each(|timing| println!("{timing}"));
     Ok(())
