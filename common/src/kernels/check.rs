@@ -46,14 +46,14 @@ pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
     };
     // The CPU rounds a product, its sum with a bias and an activation of that; a card rounds once.
     let rounded_once = match dtype {
-        DType::BF16 => 6e-3,
+        DType::BF16 => 5e-3,
         DType::F16 => 1e-3,
         _ => 5e-6,
     };
     let case = Case { device, dtype, draws: Draws::default() };
     let usual_outlier = if dtype == DType::F32 { 1e-4 } else { 0.05 };
     let family = |name, tolerance, outcome| judged(name, tolerance, usual_outlier, outcome);
-    vec![
+    let mut checks = vec![
         family("rms_norm", usual, case.rms_norm()),
         family("add_rms_norm", usual, case.add_rms_norm()),
         family("rms", usual, case.rms()),
@@ -64,13 +64,16 @@ pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
         family("product, bias and activation", rounded_once, case.linear()),
         family("E4M3 rows", 1e-7, case.e4m3()),
         // A row whose largest value turns a rounding has another scale, and with it other codes, whose steps are wide.
-        judged("E4M3 of activations", 2e-2, 0.15, case.e4m3_of_activations()),
-        judged("E4M3 of norms", 2e-2, 0.15, case.e4m3_of_norms()),
-        judged("E4M3 products", 1e-2, 0.15, case.e4m3_products()),
+        judged("E4M3 of activations", 1e-2, 0.15, case.e4m3_of_activations()),
+        judged("E4M3 of norms", 1e-2, 0.15, case.e4m3_of_norms()),
         family("attention", rounded_weights, case.attention()),
         family("patchify", usual, case.patchify()),
         family("pool", usual, case.pool()),
-    ]
+    ];
+    if dtype == DType::BF16 {
+        checks.push(judged("E4M3 products", 6e-3, 0.15, case.e4m3_products()));
+    }
+    checks
 }
 
 /// Whether a difference is within its bounds, on the whole and for every value.
@@ -292,9 +295,6 @@ impl Case<'_> {
 
     /// Both ways of scaling, where the library has both. Only bf16 comes of them.
     fn e4m3_products(&self) -> Result<Difference> {
-        if self.dtype != DType::BF16 {
-            return Ok(Difference::default());
-        }
         [(37, 3584, 80), (1, 64, 16), (300, 4304, 1152)].into_iter().try_fold(
             Difference::default(),
             |worst, (n, k, m)| {
