@@ -8,20 +8,44 @@ constexpr int HELD = 4;
 
 enum Made { ROWS, GEGLU, GELU_TANH, GELU_ERF };
 
+// Eight values as they lie in memory.
+template <class T> struct Eight {
+    uint4 bits[8 / PACK<T>];
+    Eight() = default;
+    __device__ __forceinline__ explicit Eight(const T *from) {
+#pragma unroll
+        for (int i = 0; i < 8 / PACK<T>; ++i) bits[i] = reinterpret_cast<const uint4 *>(from)[i];
+    }
+    __device__ __forceinline__ float operator[](int i) const { return wide(reinterpret_cast<const T *>(bits)[i]); }
+};
+
 // Eight values of a row; of 2 `columns` values, gates and ups, for GEGLU.
 template <class T, Made MADE> struct Source {
+    struct Asked {
+        Eight<T> row, other;
+    };
     const T *row, *bias;
     int columns;
-    __device__ __forceinline__ void operator()(float (&v)[8], int column) const {
-        load(v, row, column, column + 8, true);
-        if (MADE == ROWS) return;
-        float other[8];
-        load(other, MADE == GEGLU ? row + columns : bias, column, column + 8, true);
+    __device__ __forceinline__ Asked ask(int column) const {
+        if constexpr (MADE == ROWS) return {Eight<T>(row + column), {}};
+        return {Eight<T>(row + column), Eight<T>((MADE == GEGLU ? row + columns : bias) + column)};
+    }
+    __device__ __forceinline__ void make(float (&v)[8], const Asked &asked, int) const {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            if (MADE == GEGLU) v[i] = rounded<T>(geglu<T>(v[i], other[i]));
-            if (MADE == GELU_TANH) v[i] = rounded<T>(gelu_tanh<T>(rounded<T>(v[i] + other[i])));
-            if (MADE == GELU_ERF) v[i] = rounded<T>(gelu_erf(rounded<T>(v[i] + other[i])));
+        for (int i = 0; i < 8; ++i) v[i] = asked.row[i];
+        if constexpr (MADE == ROWS) return;
+        if constexpr (MADE != GEGLU) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) v[i] += asked.other[i];
+            round_all<T>(v);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; ++i) v[i] = MADE == GELU_ERF ? gelu_erf(v[i]) : gelu_tanh<T>(v[i]);
+        round_all<T>(v);
+        if constexpr (MADE == GEGLU) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) v[i] *= asked.other[i];
+            round_all<T>(v);
         }
     }
 };

@@ -33,16 +33,23 @@ struct E4m3Scale {
 };
 
 // A block makes one row of `columns` values, a multiple of 8 and at most 8 HELD a thread, which stay in registers between
-// the search for the largest and the writing. `source(v, column)` gives eight neighbouring values.
+// the search for the largest and the writing. `source.ask(column)` loads what `source.make(v, asked, column)` then makes eight
+// neighbouring values of: all of it is asked for before any is looked at.
 template <int HELD, class Source>
 __device__ __forceinline__ void row_to_e4m3(const Source &source, int columns, uint8_t *bytes, float *of_row) {
     __shared__ float warps[32];
+    typename Source::Asked asked[HELD];
+#pragma unroll
+    for (int h = 0; h < HELD; ++h) {
+        const int column = (h * blockDim.x + threadIdx.x) * 8;
+        if (column < columns) asked[h] = source.ask(column);
+    }
     float v[HELD][8], largest = 0.f;
 #pragma unroll
     for (int h = 0; h < HELD; ++h) {
         const int column = (h * blockDim.x + threadIdx.x) * 8;
         if (column >= columns) continue;
-        source(v[h], column);
+        source.make(v[h], asked[h], column);
 #pragma unroll
         for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(v[h][i]));
     }

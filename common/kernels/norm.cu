@@ -43,17 +43,51 @@ struct Warp {
     }
 };
 
-// A thread's share of a row, in f32.
-template <class T, class By> struct Share {
-    static constexpr int N = PACK<T>, HELD = By::HELD;
-    float v[HELD][N];
+// What a thread has of a row of E, as it lies in memory. It is asked for at once and looked at later: a thread that looked
+// at each pack before it asked for the next would wait for the memory once a pack.
+template <class E, int N, class By> struct Packs {
+    static constexpr int HELD = By::HELD, WORDS = N * sizeof(E) / 16;
+    uint4 bits[HELD][WORDS];
 
     // Neighbouring threads keep neighbouring packs.
     static __device__ int first(int h) { return (h * By::threads() + By::thread()) * N; }
 
-    __device__ void load(const T *row, int columns, bool aligned) {
+    // Zeros beyond the row's end.
+    __device__ __forceinline__ Packs(const E *row, int columns, bool aligned) {
+        if (aligned) {
 #pragma unroll
-        for (int h = 0; h < HELD; ++h) ::load(v[h], row, first(h), columns, aligned);
+            for (int h = 0; h < HELD; ++h)
+#pragma unroll
+                for (int w = 0; w < WORDS; ++w)
+                    bits[h][w] = first(h) < columns ? reinterpret_cast<const uint4 *>(row + first(h))[w] : uint4{};
+        } else {
+#pragma unroll
+            for (int h = 0; h < HELD; ++h) {
+                E *x = reinterpret_cast<E *>(bits[h]);
+#pragma unroll
+                for (int i = 0; i < N; ++i) x[i] = first(h) + i < columns ? row[first(h) + i] : E(0.f);
+            }
+        }
+    }
+    __device__ __forceinline__ void get(float (&out)[N], int h) const {
+        const E *x = reinterpret_cast<const E *>(bits[h]);
+#pragma unroll
+        for (int i = 0; i < N; ++i) out[i] = wide(x[i]);
+    }
+};
+
+// A thread's share of a row, in f32.
+template <class T, class By> struct Share {
+    static constexpr int N = PACK<T>, HELD = By::HELD;
+    using Same = Packs<T, N, By>;
+    using Single = Packs<float, N, By>;
+    float v[HELD][N];
+
+    static __device__ int first(int h) { return Same::first(h); }
+
+    __device__ void take(const Same &packs) {
+#pragma unroll
+        for (int h = 0; h < HELD; ++h) packs.get(v[h], h);
     }
     __device__ void store(T *row, int columns, bool aligned) const {
 #pragma unroll
@@ -91,13 +125,13 @@ template <class T, class By> struct Outcome {
         __shared__ float warps[32];
         float largest = 0.f;
 #pragma unroll
-        for (int h = 0; h < a.HELD; ++h)
+        for (int h = 0; h < a.HELD; ++h) {
+            // What is beyond the row's end is no part of it.
+            if (a.first(h) >= columns) continue;
+            round_all<T>(a.v[h]);
 #pragma unroll
-            for (int i = 0; i < a.N; ++i) {
-                // What is beyond the row's end is no part of it.
-                a.v[h][i] = a.first(h) < columns ? rounded<T>(a.v[h][i]) : 0.f;
-                largest = fmaxf(largest, fabsf(a.v[h][i]));
-            }
+            for (int i = 0; i < a.N; ++i) largest = fmaxf(largest, fabsf(a.v[h][i]));
+        }
         const E4m3Scale scale(By::largest(largest, warps));
 #pragma unroll
         for (int h = 0; h < a.HELD; ++h) {
@@ -117,14 +151,16 @@ template <class T, class By> struct Outcome {
 template <class T, class By>
 __device__ void rms_norm(const T *x, const float *gain, Outcome<T, By> out, int columns, float eps, bool aligned) {
     __shared__ float warps[32];
-    const size_t row = size_t(By::row()) * columns;
-    Share<T, By> a;
-    a.load(x + row, columns, aligned);
+    using A = Share<T, By>;
+    const typename A::Same packs(x + size_t(By::row()) * columns, columns, aligned);
+    const typename A::Single gains(gain, columns, aligned);
+    A a;
+    a.take(packs);
     const float inverse = 1.f / sqrtf(By::sum(a.squares(), warps) / columns + eps);
 #pragma unroll
     for (int h = 0; h < a.HELD; ++h) {
         float g[a.N];
-        load(g, gain, a.first(h), columns, aligned);
+        gains.get(g, h);
 #pragma unroll
         for (int i = 0; i < a.N; ++i) a.v[h][i] = a.v[h][i] * inverse * g[i];
     }
@@ -137,25 +173,32 @@ __device__ void add_rms_norm(T *x, const T *y, const float *gain, const float *n
                              float eps, bool aligned) {
     __shared__ float warps[32], next_warps[32];
     const size_t row = size_t(By::row()) * columns;
-    Share<T, By> a, b;
-    b.load(y + row, columns, aligned);
-    a.load(x + row, columns, aligned);
-    const float inverse = 1.f / sqrtf(By::sum(b.squares(), warps) / columns + eps);
+    using A = Share<T, By>;
+    const typename A::Same y_packs(y + row, columns, aligned), x_packs(x + row, columns, aligned);
+    const typename A::Single gains(gain, columns, aligned);
+    A a;
+    a.take(y_packs);
+    const float inverse = 1.f / sqrtf(By::sum(a.squares(), warps) / columns + eps);
 #pragma unroll
     for (int h = 0; h < a.HELD; ++h) {
-        float g[a.N];
-        load(g, gain, a.first(h), columns, aligned);
+        float g[a.N], b[a.N];
+        gains.get(g, h);
+        x_packs.get(b, h);
 #pragma unroll
-        for (int i = 0; i < a.N; ++i)
-            a.v[h][i] = rounded<T>(a.v[h][i] + rounded<T>(b.v[h][i] * inverse * g[i]));
+        for (int i = 0; i < a.N; ++i) a.v[h][i] = a.v[h][i] * inverse * g[i];
+        round_all<T>(a.v[h]);
+#pragma unroll
+        for (int i = 0; i < a.N; ++i) a.v[h][i] += b[i];
+        round_all<T>(a.v[h]);
     }
     a.store(x + row, columns, aligned);
     if (!out.wanted()) return;
+    const typename A::Single next_gains(next_gain, columns, aligned);
     const float next_inverse = 1.f / sqrtf(By::sum(a.squares(), next_warps) / columns + eps);
 #pragma unroll
     for (int h = 0; h < a.HELD; ++h) {
         float g[a.N];
-        load(g, next_gain, a.first(h), columns, aligned);
+        next_gains.get(g, h);
 #pragma unroll
         for (int i = 0; i < a.N; ++i) a.v[h][i] = a.v[h][i] * next_inverse * g[i];
     }
@@ -167,18 +210,21 @@ template <class T, class By>
 __device__ void rms(const T *x, const T *weight, T *out, int columns, float eps, bool aligned) {
     __shared__ float warps[32];
     const size_t row = size_t(By::row()) * columns;
-    Share<T, By> a;
-    a.load(x + row, columns, aligned);
+    using A = Share<T, By>;
+    const typename A::Same packs(x + row, columns, aligned), weights(weight ? weight : x + row, columns, aligned);
+    A a;
+    a.take(packs);
     const float inverse = 1.f / sqrtf(By::sum(a.squares(), warps) / columns + eps);
 #pragma unroll
     for (int h = 0; h < a.HELD; ++h) {
         float w[a.N];
-        if (weight) load(w, weight, a.first(h), columns, aligned);
+        weights.get(w, h);
 #pragma unroll
-        for (int i = 0; i < a.N; ++i) {
-            a.v[h][i] = rounded<T>(a.v[h][i] * inverse);
-            if (weight) a.v[h][i] *= w[i];
-        }
+        for (int i = 0; i < a.N; ++i) a.v[h][i] *= inverse;
+        round_all<T>(a.v[h]);
+        if (!weight) continue;
+#pragma unroll
+        for (int i = 0; i < a.N; ++i) a.v[h][i] *= w[i];
     }
     a.store(out + row, columns, aligned);
 }
@@ -188,6 +234,7 @@ __device__ void rms(const T *x, const T *weight, T *out, int columns, float eps,
 template <class T, class By>
 __device__ void normalise(Share<T, By> &a, const T *weight, const T *bias, int columns, float eps, bool aligned) {
     __shared__ float mean_warps[32], variance_warps[32];
+    const typename Share<T, By>::Same weights(weight, columns, aligned), biases(bias, columns, aligned);
     const float mean = By::sum(a.sum(), mean_warps) / columns;
     // What is beyond the row's end stays zero and out of the variance.
 #pragma unroll
@@ -199,8 +246,8 @@ __device__ void normalise(Share<T, By> &a, const T *weight, const T *bias, int c
 #pragma unroll
     for (int h = 0; h < a.HELD; ++h) {
         float w[a.N], b[a.N];
-        load(w, weight, a.first(h), columns, aligned);
-        load(b, bias, a.first(h), columns, aligned);
+        weights.get(w, h);
+        biases.get(b, h);
 #pragma unroll
         for (int i = 0; i < a.N; ++i) a.v[h][i] = a.v[h][i] * inverse * w[i] + b[i];
     }
@@ -209,9 +256,8 @@ __device__ void normalise(Share<T, By> &a, const T *weight, const T *bias, int c
 template <class T, class By>
 __device__ void layer_norm(const T *x, const T *weight, const T *bias, Outcome<T, By> out, int columns, float eps,
                            bool aligned) {
-    const size_t row = size_t(By::row()) * columns;
     Share<T, By> a;
-    a.load(x + row, columns, aligned);
+    a.take({x + size_t(By::row()) * columns, columns, aligned});
     normalise(a, weight, bias, columns, eps, aligned);
     out.store(a, columns, aligned);
 }
@@ -221,17 +267,23 @@ template <class T, class By>
 __device__ void add_layer_norm(T *x, const T *y, const T *y_bias, float limit, const T *weight, const T *bias,
                                Outcome<T, By> out, int columns, float eps, bool aligned) {
     const size_t row = size_t(By::row()) * columns;
-    Share<T, By> a, b;
-    b.load(y + row, columns, aligned);
-    a.load(x + row, columns, aligned);
+    using A = Share<T, By>;
+    const typename A::Same x_packs(x + row, columns, aligned), y_packs(y + row, columns, aligned);
+    const typename A::Same y_biases(y_bias ? y_bias : y + row, columns, aligned);
+    A a;
 #pragma unroll
     for (int h = 0; h < a.HELD; ++h) {
-        float c[a.N];
-        if (y_bias) load(c, y_bias, a.first(h), columns, aligned);
+        float b[a.N], c[a.N];
+        x_packs.get(a.v[h], h), y_packs.get(b, h), y_biases.get(c, h);
+#pragma unroll
+        for (int i = 0; i < a.N; ++i) b[i] += y_bias ? c[i] : 0.f;
+        round_all<T>(b);
+#pragma unroll
+        for (int i = 0; i < a.N; ++i) a.v[h][i] += b[i];
+        round_all<T>(a.v[h]);
 #pragma unroll
         for (int i = 0; i < a.N; ++i) {
-            if (y_bias) b.v[h][i] = rounded<T>(b.v[h][i] + c[i]);
-            const float s = rounded<T>(a.v[h][i] + b.v[h][i]);
+            const float s = a.v[h][i];
             a.v[h][i] = s > limit ? limit : s < -limit ? -limit : s; // NaN stays NaN
         }
     }

@@ -14,11 +14,38 @@ __device__ __forceinline__ float wide(f16 x) { return __half2float(x); }
 // To the nearest T, ties to even.
 template <class T> __device__ __forceinline__ T narrow(float x);
 template <> __device__ __forceinline__ float narrow<float>(float x) { return x; }
-template <> __device__ __forceinline__ bf16 narrow<bf16>(float x) { return __float2bfloat16_rn(x); }
-template <> __device__ __forceinline__ f16 narrow<f16>(float x) { return __float2half_rn(x); }
+// As halves of pairs: conversions of one number go through a unit that has a quarter of the others' throughput or less.
+template <> __device__ __forceinline__ bf16 narrow<bf16>(float x) { return __floats2bfloat162_rn(x, 0.f).x; }
+template <> __device__ __forceinline__ f16 narrow<f16>(float x) { return __floats2half2_rn(x, 0.f).x; }
 
 // What is left of x where the reference stores it as T.
 template <class T> __device__ __forceinline__ float rounded(float x) { return wide(narrow<T>(x)); }
+
+// The same of two and of many.
+template <class T> __device__ __forceinline__ float2 rounded(float2 x);
+template <> __device__ __forceinline__ float2 rounded<float>(float2 x) { return x; }
+template <> __device__ __forceinline__ float2 rounded<bf16>(float2 x) { return __bfloat1622float2(__float22bfloat162_rn(x)); }
+template <> __device__ __forceinline__ float2 rounded<f16>(float2 x) { return __half22float2(__float22half2_rn(x)); }
+template <class T, int N> __device__ __forceinline__ void round_all(float (&x)[N]) {
+    static_assert(N % 2 == 0, "pairs");
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+        const float2 two = rounded<T>(make_float2(x[i], x[i + 1]));
+        x[i] = two.x, x[i + 1] = two.y;
+    }
+}
+
+// 2^x within 2 ulp, 0 far below; 1 / x within 1 ulp.
+__device__ __forceinline__ float exp2_quick(float x) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+__device__ __forceinline__ float reciprocal_quick(float x) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
 
 // Elements of T in 16 bytes, the most that a thread moves at once.
 template <class T> constexpr int PACK = 16 / sizeof(T);

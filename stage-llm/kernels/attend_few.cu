@@ -2,8 +2,8 @@
 //
 // Products are turned round: keys (then dimensions) are the 16 rows of a tensor core's tile and the queries its 8
 // columns, so that little of a tile is padding. A product does not mind the order of what it sums over, so each thread
-// takes 16 neighbouring bytes of a key as they lie in memory and the queries are laid out to match. Every thread copies
-// to shared memory just what it will read itself: a deep queue of loads that needs no barrier and costs no registers.
+// takes 16 neighbouring bytes of a key as they lie in memory and the queries are laid out to match. Every warp has a deep
+// queue of tiles in shared memory, which costs no registers and waits for no other warp.
 #include "attention.cuh"
 
 constexpr int WIDTH = 256, WARPS = 4, TILE = 16;
@@ -15,8 +15,8 @@ template <int FORMAT> struct Tile {
     static constexpr int ROW = FORMAT == DENSE ? 512 : FORMAT == Q8 ? 256 : 128;  // bytes
     static constexpr int CHUNK = 4096 / ROW;                                       // values in 16 bytes
     static constexpr int SCALES = FORMAT == DENSE ? 0 : FORMAT == Q8 ? 8 : 16;     // bytes of a row's scales
-    static constexpr int PIECES = ROW / 32;                                        // 16 bytes each, of one thread
-    static constexpr int BYTES = PIECES * 512 + TILE * SCALES;
+    static constexpr int VALUES = TILE * ROW;                                      // bytes before the scales
+    static constexpr int BYTES = VALUES + TILE * SCALES;
     static constexpr int DEPTH = FORMAT == DENSE ? 3 : FORMAT == Q8 ? 5 : 8;  // tiles in the queue
     static constexpr int QUEUE = DEPTH * BYTES;
 };
@@ -27,66 +27,54 @@ struct Lane {
     int index, g, t;  // of a quad g = index / 4, the thread t
 };
 
-// Starts copying what this thread reads of a tile of keys: keys g and g + 8, 64 bytes of a row at a time.
+// Where 16 bytes of a row lie in a slot: column `at` of the 128-byte segment `segment`. Rows exchange their columns so that
+// what eight threads read at once, be it of two rows (keys) or of four (values), lies in different banks.
+template <int FORMAT> __device__ inline int place(int row, int segment, int at) {
+    return row * Tile<FORMAT>::ROW + segment * 128 + (at ^ (row & 6) ^ (row & 1) << 2) * 16;
+}
+
+// Starts copying a tile of keys or values. Eight threads copy 128 neighbouring bytes: what is asked for half by half, the
+// second cache hands out twice.
 template <int FORMAT>
-__device__ inline void fetch_keys(unsigned char* slot, const unsigned char* rows, const uint16_t* scales, int key, int end, Lane lane) {
+__device__ inline void fetch_tile(unsigned char* slot, const unsigned char* rows, const uint16_t* scales, int key, int end, Lane lane) {
     using F = Tile<FORMAT>;
+    constexpr int SEGMENTS = F::ROW / 128;
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        int at = key + lane.g + 8 * r;
-        bool there = at < end;
-        const unsigned char* row = rows + size_t(there ? at : 0) * F::ROW + 16 * lane.t;
+    for (int i = 0; i < TILE / 4; i++) {
+        int row = 4 * i + lane.index / 8, at = lane.index % 8;
+        bool there = key + row < end;
+        const unsigned char* from = rows + size_t(there ? key + row : 0) * F::ROW + 16 * at;
 #pragma unroll
-        for (int j = 0; j < F::PIECES / 2; j++)
-            copy16(slot + ((r * F::PIECES / 2 + j) * 32 + lane.index) * 16, row + 64 * j, there);
+        for (int s = 0; s < SEGMENTS; s++) copy16(slot + place<FORMAT>(row, s, at), from + 128 * s, there);
     }
     if (F::SCALES && lane.index < TILE) {
         int at = key + lane.index;
         bool there = at < end;
-        unsigned char* to = slot + F::PIECES * 512 + lane.index * F::SCALES;
+        unsigned char* to = slot + F::VALUES + lane.index * F::SCALES;
         const uint16_t* from = scales + size_t(there ? at : 0) * (F::SCALES / 2);
         if (F::SCALES == 8) copy8(to, from, there);
         else copy16(to, from, there);
     }
 }
 
-// The same of a tile of values: keys 2t, 2t + 1, 2t + 8, 2t + 9, 128 bytes of a row at a time.
-template <int FORMAT>
-__device__ inline void fetch_values(unsigned char* slot, const unsigned char* rows, const uint16_t* scales, int key, int end, Lane lane) {
-    using F = Tile<FORMAT>;
-#pragma unroll
-    for (int q = 0; q < 4; q++) {
-        int at = key + 2 * lane.t + (q & 1) + 8 * (q >> 1);
-        bool there = at < end;
-        const unsigned char* row = rows + size_t(there ? at : 0) * F::ROW + 16 * lane.g;
-#pragma unroll
-        for (int j = 0; j < F::PIECES / 4; j++)
-            copy16(slot + ((q * F::PIECES / 4 + j) * 32 + lane.index) * 16, row + 128 * j, there);
-    }
-    if (F::SCALES && lane.index < TILE) {
-        int at = key + lane.index;
-        bool there = at < end;
-        unsigned char* to = slot + F::PIECES * 512 + lane.index * F::SCALES;
-        const uint16_t* from = scales + size_t(there ? at : 0) * (F::SCALES / 2);
-        if (F::SCALES == 8) copy8(to, from, there);
-        else copy16(to, from, there);
-    }
+// 16 bytes of a key that the thread multiplies: part t of 64, the j-th; of a value: part g of 128.
+template <int FORMAT> __device__ inline uint4 piece_of_key(const unsigned char* slot, int row, int j, Lane lane) {
+    return *reinterpret_cast<const uint4*>(slot + place<FORMAT>(row, j / 2, j % 2 * 4 + lane.t));
 }
-
-__device__ inline uint4 piece(const unsigned char* slot, int i, Lane lane) {
-    return *reinterpret_cast<const uint4*>(slot + (i * 32 + lane.index) * 16);
+template <int FORMAT> __device__ inline uint4 piece_of_value(const unsigned char* slot, int row, int j, Lane lane) {
+    return *reinterpret_cast<const uint4*>(slot + place<FORMAT>(row, j, lane.g));
 }
 
 // Scores of 16 keys: score[0] and [1] of key g for rows 2t and 2t + 1, [2] and [3] of key g + 8.
 template <class T, int FORMAT>
 __device__ inline void multiply_keys(float (&score)[4], const unsigned char* slot, const uint32_t (&q)[16][2], Lane lane) {
     using F = Tile<FORMAT>;
-    constexpr int J = F::PIECES / 2, STEPS = F::CHUNK / 4;
+    constexpr int J = F::ROW / 64, STEPS = F::CHUNK / 4;
     float even[4] = {0, 0, 0, 0}, odd[4] = {0, 0, 0, 0};
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(slot + F::PIECES * 512);
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(slot + F::VALUES);
 #pragma unroll
     for (int j = 0; j < J; j++) {
-        uint4 p0 = piece(slot, j, lane), p1 = piece(slot, J + j, lane);
+        uint4 p0 = piece_of_key<FORMAT>(slot, lane.g, j, lane), p1 = piece_of_key<FORMAT>(slot, lane.g + 8, j, lane);
         uint32_t w0[4] = {p0.x, p0.y, p0.z, p0.w}, w1[4] = {p1.x, p1.y, p1.z, p1.w};
         uint32_t s0 = 0, s1 = 0, c0 = 0, c1 = 0;
         if constexpr (FORMAT == Q8) {  // a group is the four threads' 16 values
@@ -132,14 +120,14 @@ __device__ inline void multiply_keys(float (&score)[4], const unsigned char* slo
 template <class T, int FORMAT>
 __device__ inline void multiply_values(float (&mixed)[16][4], const unsigned char* slot, const uint32_t (&weights)[2], Lane lane) {
     using F = Tile<FORMAT>;
-    constexpr int J = F::PIECES / 4;
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(slot + F::PIECES * 512);
+    constexpr int J = F::ROW / 128;
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(slot + F::VALUES);
 #pragma unroll
     for (int j = 0; j < J; j++) {
         uint32_t w[4][4];
 #pragma unroll
         for (int q = 0; q < 4; q++) {
-            uint4 p = piece(slot, q * J + j, lane);
+            uint4 p = piece_of_value<FORMAT>(slot, 2 * lane.t + q % 2 + q / 2 * 8, j, lane);
             w[q][0] = p.x, w[q][1] = p.y, w[q][2] = p.z, w[q][3] = p.w;
         }
         uint32_t s[2] = {0, 0}, c[2] = {0, 0};
@@ -244,8 +232,8 @@ __device__ inline void attend(const Attention& a, const Segment& s, int from, in
         if (unit < 2 * mine) {
             unsigned char* slot = queue + unit % F::DEPTH * F::BYTES;
             int key = from + (unit / 2 * WARPS + warp) * TILE;
-            if (unit % 2 == 0) fetch_keys<FORMAT>(slot, k, ks, key, s.end, lane);
-            else fetch_values<FORMAT>(slot, v, vs, key, s.end, lane);
+            if (unit % 2 == 0) fetch_tile<FORMAT>(slot, k, ks, key, s.end, lane);
+            else fetch_tile<FORMAT>(slot, v, vs, key, s.end, lane);
         }
         copies_end();
     };

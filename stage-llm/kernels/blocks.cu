@@ -1,69 +1,87 @@
-// Weights in blocks: taken apart on their way to the card, and rows of them expanded: for products of many rows, in 16 or
-// in 8 bits, and as an embedding.
+// Rows of weights in blocks, expanded: for products of many rows, in 16 or in 8 bits, and as an embedding.
 #include "../../common/kernels/e4m3.cuh"
 #include "blocks.cuh"
 
-// Copies blocks `first` and on of a matrix of `total` blocks into their planes, two bytes a thread.
-extern "C" __global__ void blocks_split(const uint16_t* raw, unsigned char* out, int format, long long first, long long blocks, long long total) {
-    int units = format == W_Q8_0 ? 17 : 105;
-    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= blocks * units) return;
-    long long block = first + i / units;
-    int unit = int(i % units);
-    uint16_t* to = reinterpret_cast<uint16_t*>(out);
-    if (format == W_Q8_0) {
-        if (unit == 0) to[total * 16 + block] = raw[i];
-        else to[block * 16 + unit - 1] = raw[i];
-    } else if (unit < 64) {
-        to[block * 64 + unit] = raw[i];
-    } else if (unit < 96) {
-        to[total * 64 + block * 32 + unit - 64] = raw[i];
-    } else if (unit < 104) {
-        to[total * 96 + block * 8 + unit - 96] = raw[i];
-    } else {
-        to[total * 104 + block] = raw[i];
-    }
-}
+// Values column to column + 7 of a row: `ask` loads what they are made of, `make` makes them.
+template <class T, int FORMAT> struct Eight;
 
-// Values column to column + 7 of a row.
-template <class T, int FORMAT>
-__device__ inline void expand(float (&v)[8], const Planes& planes, size_t row, int column, int cols) {
-    if constexpr (FORMAT == W_DENSE) {
-        const typename T::Element* from = reinterpret_cast<const typename T::Element*>(planes.values) + row * cols + column;
+template <class T> struct Eight<T, W_DENSE> {
+    typename T::Element x[8];
+    __device__ inline void ask(const void* w, size_t row, int column, int cols) {
+        const typename T::Element* from = static_cast<const typename T::Element*>(w) + row * cols + column;
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = T::widen(from[i]);
-    } else if constexpr (FORMAT == W_Q8_0) {
-        float s = F16::widen(planes.block_scales[(row * cols + column) / 32]);
-        uint2 w = *reinterpret_cast<const uint2*>(planes.values + row * cols + column);
+        for (int i = 0; i < 8; i++) x[i] = from[i];
+    }
+    __device__ inline void make(float (&v)[8], int) const {
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = s * float(int8_t((i < 4 ? w.x : w.y) >> (8 * (i % 4))));
-    } else {
-        size_t block = (row * cols + column) / 256;
-        int at = column % 256;
-        if constexpr (FORMAT == W_Q4_K) {
-            const unsigned char* from = planes.values + block * 144;
-            Minima m(*reinterpret_cast<const uint4*>(from));
-            int group = at / 32, high = group % 2;
-            uint32_t scale = group < 4 ? m.scale[0] : m.scale[1], min = group < 4 ? m.min[0] : m.min[1];
-            float s = m.d * float((scale >> (8 * (group % 4))) & 63u);
-            float low = m.dmin * float((min >> (8 * (group % 4))) & 63u);
-            uint2 w = *reinterpret_cast<const uint2*>(from + 16 + 32 * (at / 64) + at % 32);
+        for (int i = 0; i < 8; i++) v[i] = T::widen(x[i]);
+    }
+};
+
+template <class T> struct Eight<T, W_Q8_0> {
+    uint16_t scale;
+    uint2 bytes;
+    __device__ inline void ask(const void* w, size_t row, int column, int cols) {
+        using U = Unit<W_Q8_0>;
+        const unsigned char* unit = unit_of<W_Q8_0>(w, row, column, cols);
+        int r = int(row % UNIT_ROWS), at = column % UNIT_COLS;
+        scale = *reinterpret_cast<const uint16_t*>(unit + U::scale(r, at / 32));
+        bytes = *reinterpret_cast<const uint2*>(unit + U::value(r, at));
+    }
+    __device__ inline void make(float (&v)[8], int) const {
+        float s = F16::widen(scale);
 #pragma unroll
-            for (int i = 0; i < 8; i++) v[i] = s * float(((i < 4 ? w.x : w.y) >> (8 * (i % 4) + 4 * high)) & 15u) - low;
-        } else {
-            int half = at / 128, quarter = at % 128 / 32, l = at % 32;
-            float s = F16::widen(planes.block_scales[block]) * float(planes.scales[block * 16 + 8 * half + 2 * quarter + l / 16]);
-            uint2 w = *reinterpret_cast<const uint2*>(planes.values + block * 128 + 64 * half + 32 * (quarter % 2) + l);
-            uint2 h = *reinterpret_cast<const uint2*>(planes.high + block * 64 + 32 * half + l);
+        for (int i = 0; i < 8; i++) v[i] = s * float(int8_t((i < 4 ? bytes.x : bytes.y) >> (8 * (i % 4))));
+    }
+};
+
+template <class T> struct Eight<T, W_Q4_K> {
+    uint4 header;
+    uint2 nibbles;
+    __device__ inline void ask(const void* w, size_t row, int column, int cols) {
+        using U = Unit<W_Q4_K>;
+        const unsigned char* unit = unit_of<W_Q4_K>(w, row, column, cols);
+        int r = int(row % UNIT_ROWS), at = column % UNIT_COLS;
+        header = *reinterpret_cast<const uint4*>(unit + U::HEADERS + r * 16);
+        nibbles = *reinterpret_cast<const uint2*>(unit + U::nibbles(r, at / 64 * 32 + at % 32));
+    }
+    __device__ inline void make(float (&v)[8], int column) const {
+        Minima m(header);
+        int group = column % UNIT_COLS / 32, high = group % 2;
+        uint32_t scale = group < 4 ? m.scale[0] : m.scale[1], min = group < 4 ? m.min[0] : m.min[1];
+        float s = m.d * float((scale >> (8 * (group % 4))) & 63u);
+        float low = m.dmin * float((min >> (8 * (group % 4))) & 63u);
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                uint32_t low = ((i < 4 ? w.x : w.y) >> (8 * (i % 4) + 4 * (quarter / 2))) & 15u;
-                uint32_t top = ((i < 4 ? h.x : h.y) >> (8 * (i % 4) + 2 * quarter)) & 3u;
-                v[i] = s * float(int(low | top << 4) - 32);
-            }
+        for (int i = 0; i < 8; i++) v[i] = s * float(((i < 4 ? nibbles.x : nibbles.y) >> (8 * (i % 4) + 4 * high)) & 15u) - low;
+    }
+};
+
+template <class T> struct Eight<T, W_Q6_K> {
+    uint16_t d;
+    int8_t scale;
+    uint32_t lows[2], highs[2];
+    __device__ inline void ask(const void* w, size_t row, int column, int cols) {
+        using U = Unit<W_Q6_K>;
+        const unsigned char* unit = unit_of<W_Q6_K>(w, row, column, cols);
+        int r = int(row % UNIT_ROWS), at = column % UNIT_COLS, half = at / 128, quarter = at % 128 / 32, l = at % 32;
+        d = *reinterpret_cast<const uint16_t*>(unit + U::D + r * 2);
+        scale = int8_t(unit[U::SCALES + r * 16 + at / 16]);
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            lows[j] = *reinterpret_cast<const uint32_t*>(unit + U::low(r, half, quarter % 2, l + 4 * j));
+            highs[j] = *reinterpret_cast<const uint32_t*>(unit + U::high(r, half, l + 4 * j));
         }
     }
-}
+    __device__ inline void make(float (&v)[8], int column) const {
+        int quarter = column % 128 / 32;
+        float s = F16::widen(d) * float(scale);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            uint32_t low = (lows[i / 4] >> (i % 4 * 8 + quarter / 2 * 4)) & 15u, top = (highs[i / 4] >> (i % 4 * 8 + quarter * 2)) & 3u;
+            v[i] = s * float(int(low | top << 4) - 32);
+        }
+    }
+};
 
 // out[i] = row ids[i] (or first + i, without ids), rounded, times scale, rounded. A thread has eight values.
 template <class T, int FORMAT>
@@ -71,10 +89,12 @@ __device__ inline void take(const void* w, long long rows, int cols, const uint3
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     int eighths = cols / 8;
     if (i >= n * eighths) return;
-    Planes planes(FORMAT, w, rows, cols);
     size_t row = ids ? min((long long)ids[i / eighths], rows - 1) : first + i / eighths;
+    int column = int(i % eighths) * 8;
+    Eight<T, FORMAT> asked;
+    asked.ask(w, row, column, cols);
     float v[8];
-    expand<T, FORMAT>(v, planes, row, int(i % eighths) * 8, cols);
+    asked.make(v, column);
     typename T::Element* to = static_cast<typename T::Element*>(out) + i * 8;
 #pragma unroll
     for (int j = 0; j < 8; j++) v[j] = T::widen(T::narrow(v[j])) * scale;
@@ -107,18 +127,24 @@ TAKE(q6_k_f16, F16, W_Q6_K)
 TAKE(q6_k_f32, F32, W_Q6_K)
 
 template <int FORMAT> struct Row {
-    Planes planes;
+    using Asked = Eight<F32, FORMAT>;
+    const void* w;
     size_t row;
     int cols;
-    __device__ inline void operator()(float (&v)[8], int column) const { expand<F32, FORMAT>(v, planes, row, column, cols); }
+    __device__ inline Asked ask(int column) const {
+        Asked asked;
+        asked.ask(w, row, column, cols);
+        return asked;
+    }
+    __device__ inline void make(float (&v)[8], const Asked& asked, int column) const { asked.make(v, column); }
 };
 
 // Rows first and on of a matrix, one a block.
 #define E4M3(NAME, FORMAT)                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(512) e4m3_##NAME(const void* w, long long rows, int cols, long long first,   \
-                                                                  uint8_t* bytes, float* scales) {                            \
+    extern "C" __global__ void __launch_bounds__(512) e4m3_##NAME(const void* w, int cols, long long first, uint8_t* bytes,     \
+                                                                  float* scales) {                                            \
         size_t i = blockIdx.x;                                                                                                \
-        row_to_e4m3<4>(Row<FORMAT>{Planes(FORMAT, w, rows, cols), size_t(first) + i, cols}, cols, bytes + i * cols, scales + i); \
+        row_to_e4m3<4>(Row<FORMAT>{w, size_t(first) + i, cols}, cols, bytes + i * cols, scales + i);                          \
     }
 E4M3(q8_0, W_Q8_0)
 E4M3(q4_k, W_Q4_K)

@@ -2,6 +2,13 @@
 #pragma once
 #include <cstdint>
 
+// (a & MASK) | b in one instruction: the compiler makes two where both are constants.
+template <uint32_t MASK> __device__ inline uint32_t masked_or(uint32_t a, uint32_t b) {
+    uint32_t r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(a), "n"(MASK), "r"(b));
+    return r;
+}
+
 // 16-bit types as tags. `widen` and `narrow` are for single values, the rest for pairs.
 struct Bf16 {
     using Element = uint16_t;
@@ -9,6 +16,9 @@ struct Bf16 {
     // 16.0: its mantissa has room for a nibble of integer at bit NIBBLE.
     static constexpr uint32_t SIXTEEN = 0x41804180u;
     static constexpr int NIBBLE = 3;
+    // The number whose mantissa's lowest bit is 1.
+    static constexpr uint32_t WHOLE = 0x43004300u;
+    static constexpr float WHOLE_VALUE = 128.f;
 
     static __device__ float widen(uint16_t v) { return __uint_as_float(uint32_t(v) << 16); }
     static __device__ uint16_t narrow(float v) {
@@ -40,8 +50,9 @@ struct Bf16 {
         uint32_t low = (lanes & 0x007F007Fu) | 0x43004300u, high = (lanes & 0x00800080u) | 0xC300C300u;
         return fma(low, ONE, high);
     }
-    // Numbers 0..63 in each half, less 32.
-    static __device__ uint32_t six_bits(uint32_t lanes) { return fma(lanes | 0x43004300u, ONE, 0xC320C320u); }
+    // The same as a sum of two, for products that need not be of one number each.
+    static __device__ uint32_t bytes_first(uint32_t lanes) { return masked_or<0x007F007Fu>(lanes, 0x43004300u); }
+    static __device__ uint32_t bytes_second(uint32_t lanes) { return masked_or<0x00800080u>(lanes, 0xC300C300u); }
 };
 
 struct F16 {
@@ -49,6 +60,8 @@ struct F16 {
     static constexpr uint32_t ONE = 0x3C003C00u;
     static constexpr uint32_t SIXTEEN = 0x4C004C00u;
     static constexpr int NIBBLE = 6;
+    static constexpr uint32_t WHOLE = 0x64006400u;
+    static constexpr float WHOLE_VALUE = 1024.f;
 
     static __device__ float widen(uint16_t v) {
         float r;
@@ -80,7 +93,8 @@ struct F16 {
     static __device__ uint32_t bytes(uint32_t lanes) {
         return fma((lanes & 0x00FF00FFu) ^ 0x64806480u, ONE, 0xE480E480u);
     }
-    static __device__ uint32_t six_bits(uint32_t lanes) { return fma(lanes | 0x64006400u, ONE, 0xE420E420u); }
+    static __device__ uint32_t bytes_first(uint32_t lanes) { return masked_or<0x00FF00FFu>(lanes ^ 0x00800080u, 0x64006400u); }
+    static __device__ uint32_t bytes_second(uint32_t) { return 0xE480E480u; }
 };
 
 struct F32 {

@@ -95,7 +95,11 @@ fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_bloc
     };
     let logits = 3 * c.vocab_size as u64 * wide;
     // Blocks are expanded a matrix, or a stretch of one, at a time.
-    let expanded = if in_blocks { (2 * inner * hidden * size).min(quantized::SCRATCH_BYTES as u64) } else { 0 };
+    let expanded = match (in_blocks, on_gpu) {
+        (false, _) => 0,
+        (true, false) => (2 * inner * hidden * wide).min(quantized::SCRATCH_BYTES as u64),
+        (true, true) => (2 * inner * hidden * size).min(quantized::SCRATCH_BYTES as u64) + WORKSPACE_BYTES as u64,
+    };
     // So are the weights of a product in 8 bits; its rows take less than those in T, for which there is room. On the CPU
     // both stand there once more in f32.
     let (quantized, besides) = match fp8 {

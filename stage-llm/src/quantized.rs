@@ -9,16 +9,18 @@ use std::ops::Range;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor};
-use common::kernels::{E4m3Rows, Rows};
+use common::kernels::{E4m3Rows, Rows, linear_in_stretches};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(any(feature = "cuda", test))]
+mod units;
 
 /// Rows of activations that are multiplied directly; more go through expanded weights.
 pub const FEW_ROWS: usize = 8;
-/// Expanded weights that a product holds at a time, at most: one decoder matrix of the 9B model is 206 MB.
-pub const SCRATCH_BYTES: usize = 256 << 20;
+/// Expanded weights that a product holds at a time, at most: half of the 9B model's largest decoder matrix, 103 MB.
+pub const SCRATCH_BYTES: usize = 100 << 20;
 /// Values that a thread quantizes or expands at a time.
 const PIECE: usize = 1 << 18;
 
@@ -106,8 +108,8 @@ pub struct Blocks {
     format: BlockFormat,
     rows: usize,
     cols: usize,
-    /// Bytes. On the CPU GGUF's; on a card Q8_0 and Q6_K are taken apart into planes (kernels/blocks.cuh), for no wide
-    /// load could begin at a block of 34 or 210 bytes.
+    /// Bytes. On the CPU GGUF's; on a card the same bits as its kernels read them, 16 rows of 256 columns together
+    /// (quantized/units.rs).
     data: Tensor,
 }
 
@@ -123,7 +125,10 @@ impl Blocks {
         let data = match device {
             Device::Cpu => Tensor::from_slice(bytes, bytes.len(), device)?,
             #[cfg(feature = "cuda")]
-            Device::Cuda(_) => cuda::upload(format, bytes, device)?,
+            Device::Cuda(_) => {
+                let units = units::in_units(format, bytes, cols)?;
+                Tensor::from_slice(&units, units.len(), device)?
+            }
             _ => candle_core::bail!("blocks live on the CPU or on a CUDA card"),
         };
         Ok(Blocks { format, rows, cols, data })
@@ -227,13 +232,8 @@ impl Linear {
                 // A CPU multiplies in f32 whatever the type; nothing is lost by expanding to it.
                 let dtype = if x.device().is_cpu() { DType::F32 } else { x.dtype() };
                 let wide = x.to_dtype(dtype)?.contiguous()?;
-                let step = (SCRATCH_BYTES / (inputs * dtype.size_in_bytes())).max(1);
-                let mut parts = Vec::with_capacity(outputs.div_ceil(step));
-                for start in (0..outputs).step_by(step) {
-                    let w = blocks.dequantize(start..outputs.min(start + step), dtype)?;
-                    parts.push(wide.matmul(&w.t()?)?);
-                }
-                let y = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 1)? };
+                let most = SCRATCH_BYTES / (inputs * dtype.size_in_bytes());
+                let y = linear_in_stretches(&wide, outputs, most, |rows| blocks.dequantize(rows, dtype))?;
                 debug_assert_eq!(y.dims(), [m, outputs]);
                 y.to_dtype(x.dtype())
             }

@@ -20,9 +20,11 @@ const REMEMBERED: usize = 1024;
 /// What a product's operands are, and what becomes of its sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Operands and outcome of one type, `x Wᵀ + bias`, rounded once.
+    /// Operands and outcome of one type, `x Wᵀ`, rounded once.
+    Plain(DType),
+    /// The same and a bias.
     Bias(DType),
-    /// The same through `gelu_tanh`, rounded once.
+    /// The same and a bias, through `gelu_tanh`.
     BiasGeluTanh(DType),
     /// E4M3 operands, a bf16 outcome without any scale.
     E4m3,
@@ -35,7 +37,7 @@ pub enum Kind {
 impl Kind {
     fn types(self) -> Result<(cudaDataType, cudaDataType)> {
         match self {
-            Kind::Bias(dtype) | Kind::BiasGeluTanh(dtype) => {
+            Kind::Plain(dtype) | Kind::Bias(dtype) | Kind::BiasGeluTanh(dtype) => {
                 let one = match dtype {
                     DType::BF16 => cudaDataType::CUDA_R_16BF,
                     DType::F16 => cudaDataType::CUDA_R_16F,
@@ -51,7 +53,7 @@ impl Kind {
     }
 }
 
-/// A product's sizes: `y[rows, outputs] = x[rows, inputs] W[outputs, inputs]ᵀ`, all of them contiguous.
+/// A product's sizes: `y[rows, outputs] = x[rows, inputs] W[outputs, inputs]ᵀ`, x and W contiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Sizes {
     /// Rows of x and y.
@@ -60,6 +62,15 @@ pub struct Sizes {
     pub outputs: usize,
     /// Columns of x and W.
     pub inputs: usize,
+    /// From a row of y to the next: its outputs may be some columns of a wider matrix.
+    pub stride: usize,
+}
+
+impl Sizes {
+    /// With an outcome that is contiguous, too.
+    pub fn new(rows: usize, outputs: usize, inputs: usize) -> Self {
+        Sizes { rows, outputs, inputs, stride: outputs }
+    }
 }
 
 /// Where the operands begin on the card.
@@ -110,6 +121,7 @@ impl Plan {
         // Matrices are columns to the library: y's columns are its rows here, W is transposed and x is not.
         set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, cublasOperation_t::CUBLAS_OP_T)?;
         match kind {
+            Kind::Plain(_) => {}
             Kind::Bias(_) => epilogue(description, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?,
             Kind::BiasGeluTanh(_) => epilogue(description, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS)?,
             Kind::E4m3 => fast(description)?,
@@ -127,7 +139,7 @@ impl Plan {
         let layouts = [
             told(result::create_matrix_layout(input, inputs, outputs, inputs as i64))?,
             told(result::create_matrix_layout(input, inputs, rows, inputs as i64))?,
-            told(result::create_matrix_layout(output, outputs, rows, outputs as i64))?,
+            told(result::create_matrix_layout(output, outputs, rows, sizes.stride as i64))?,
         ];
         let mut plan =
             Plan { description, layouts, algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] }, workspace_bytes: 0 };
@@ -203,7 +215,8 @@ fn fast(description: sys::cublasLtMatmulDesc_t) -> Result<()> {
 /// Computes a product on a device's stream; false where the library has no way to on this card.
 ///
 /// # Safety
-/// The operands are as `kind` and `sizes` say, contiguous, on this device, and those that the kind needs are there.
+/// The operands are as `kind` and `sizes` say, on this device, on multiples of 256 bytes (which the library takes for
+/// granted), and those that the kind needs are there.
 ///
 /// # Errors
 /// The library's; no memory for its workspace.

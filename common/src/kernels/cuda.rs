@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::{BackendDevice, BackendStorage};
-use candle_core::cuda::cudarc::driver::sys::CUfunction_attribute;
+use candle_core::cuda::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use candle_core::cuda::cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
 };
@@ -102,6 +102,19 @@ impl Kernels {
         unsafe { launch.launch(config) }.w()?;
         Ok(())
     }
+}
+
+/// How many blocks with so much shared memory a card holds at once, at least one a processor.
+///
+/// # Errors
+/// The driver's.
+pub fn resident_blocks(device: &CudaDevice, shared_bytes: usize) -> Result<usize> {
+    let stream = device.cuda_stream();
+    let attribute = |which| stream.context().attribute(which).map(|value| value as usize).w();
+    let room = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?;
+    let reserved = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK)?;
+    let processors = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    Ok(processors * (room / (shared_bytes + reserved)).max(1))
 }
 
 /// An argument of a kernel.

@@ -352,7 +352,7 @@ pub mod on_card {
                 weight.rows
             );
         }
-        let sizes = Sizes { rows: x.rows, outputs: weight.rows, inputs: x.columns };
+        let sizes = Sizes::new(x.rows, weight.rows, x.columns);
         let shape = Shape::from((x.rows, weight.rows));
         let y = cuda::room(device, &shape, dtype)?;
         let (from, matrix) = (cuda::address(&x.numbers)?, cuda::address(&weight.numbers)?);

@@ -1,6 +1,8 @@
-//! A product, its bias and an activation in one operation. On a card one pass over the outcome makes all three, so that
-//! only what they come to is rounded; the CPU rounds after each, as the reference does. Both are within what MODEL.md 9
-//! allows, f32 is the same.
+//! Products with more to them: a bias and an activation, or a matrix that never exists as a whole. On a card one pass over
+//! the outcome makes product, bias and activation, so that only what they come to is rounded; the CPU rounds after each, as
+//! the reference does. Both are within what MODEL.md 9 allows, f32 is the same.
+
+use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
@@ -37,6 +39,72 @@ pub fn linear_gelu_tanh(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Te
     Ok(y)
 }
 
+/// Rows of a stretch come in multiples of so many: outcomes of 16 bits begin on 256 bytes.
+const STRETCH_ROWS: usize = 128;
+
+/// `x Wᵀ`, of rows x `[n, k]` and a matrix W `[m, k]` that exists only in part: `stretch(a..b)` makes its rows a to b, of
+/// which there are at most about `most` at a time. `[n, m]`.
+///
+/// # Errors
+/// Shapes and types that do not fit; `stretch`'s; the device's.
+pub fn linear_in_stretches(
+    x: &Tensor,
+    outputs: usize,
+    most: usize,
+    mut stretch: impl FnMut(Range<usize>) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let step = outputs.div_ceil(outputs.div_ceil(most.max(1))).next_multiple_of(STRETCH_ROWS);
+    if step >= outputs {
+        return x.matmul(&stretch(0..outputs)?.t()?);
+    }
+    let stretches = (0..outputs).step_by(step).map(|start| start..outputs.min(start + step));
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return into_columns(x, outputs, stretches, stretch);
+    }
+    let parts = stretches.map(|range| x.matmul(&stretch(range)?.t()?)).collect::<Result<Vec<_>>>()?;
+    Tensor::cat(&parts, 1)
+}
+
+/// Each stretch's product goes where it belongs: nothing is put together afterwards.
+#[cfg(feature = "cuda")]
+fn into_columns(
+    x: &Tensor,
+    outputs: usize,
+    stretches: impl Iterator<Item = Range<usize>>,
+    mut stretch: impl FnMut(Range<usize>) -> Result<Tensor>,
+) -> Result<Tensor> {
+    use candle_core::op::BackpropOp;
+    use candle_core::{Device, Shape, Storage};
+
+    use super::cublaslt::{Kind, Operands, Sizes, matmul};
+    use super::cuda;
+
+    let Device::Cuda(device) = x.device() else { candle_core::bail!("rows {x:?} on a card") };
+    let (rows, inputs) = x.dims2()?;
+    let shape = Shape::from((rows, outputs));
+    let y = cuda::room(device, &shape, x.dtype())?;
+    let start = cuda::start(&y)?.address();
+    for range in stretches {
+        let weight = stretch(range.clone())?;
+        if weight.dims() != [range.len(), inputs] || weight.dtype() != x.dtype() {
+            candle_core::bail!("rows {x:?} by {weight:?}");
+        }
+        let operands = Operands {
+            x: cuda::address(x)?,
+            weight: cuda::address(&weight)?,
+            y: start + (range.start * x.dtype().size_in_bytes()) as u64,
+            ..Operands::default()
+        };
+        let sizes = Sizes { rows, outputs: range.len(), inputs, stride: outputs };
+        // SAFETY: contiguous operands of one type and of these sizes, on this device, and the columns lie within y.
+        if !unsafe { matmul(device, Kind::Plain(x.dtype()), sizes, operands) }? {
+            candle_core::bail!("this card does not multiply {:?} {sizes:?}", x.dtype());
+        }
+    }
+    Ok(Tensor::from_storage(Storage::Cuda(y), shape, BackpropOp::none(), false))
+}
+
 /// None where there is no card, or the library has no way on it.
 #[cfg(feature = "cuda")]
 fn on_card(x: &Tensor, weight: &Tensor, bias: &Tensor, kind: super::cublaslt::Kind) -> Result<Option<Tensor>> {
@@ -62,7 +130,7 @@ fn on_card(x: &Tensor, weight: &Tensor, bias: &Tensor, kind: super::cublaslt::Ki
         ..Operands::default()
     };
     // SAFETY: contiguous operands of one type and of these sizes, on this device; so is the bias.
-    let done = unsafe { matmul(device, kind, Sizes { rows, outputs, inputs }, operands) }?;
+    let done = unsafe { matmul(device, kind, Sizes::new(rows, outputs, inputs), operands) }?;
     Ok(done.then(|| Tensor::from_storage(Storage::Cuda(y), shape, BackpropOp::none(), false)))
 }
 
@@ -71,6 +139,23 @@ mod tests {
     use candle_core::{Device, Result, Tensor};
 
     use super::*;
+
+    #[test]
+    fn stretches_come_to_the_whole_product() -> Result<()> {
+        let draws = crate::random::Draws::default();
+        let (x, weight) = (draws.normal(&[3, 32])?, draws.normal(&[500, 32])?);
+        let want = x.matmul(&weight.t()?)?.to_vec2::<f32>()?;
+        for (most, stretches) in [(1, 4), (128, 4), (250, 2), (499, 2), (500, 1), (9_999, 1)] {
+            let mut ranges = Vec::new();
+            let got = linear_in_stretches(&x, 500, most, |range| {
+                ranges.push(range.clone());
+                weight.narrow(0, range.start, range.len())
+            })?;
+            assert_eq!((ranges.len(), ranges.last().map(|r| r.end)), (stretches, Some(500)), "{most}: {ranges:?}");
+            assert_eq!(got.to_vec2::<f32>()?, want, "{most}");
+        }
+        Ok(())
+    }
 
     #[test]
     fn the_bias_comes_before_the_activation() -> Result<()> {

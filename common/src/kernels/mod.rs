@@ -27,7 +27,7 @@ pub mod vision;
 
 pub use attention::attention;
 pub use e4m3::E4m3Rows;
-pub use linear::{linear, linear_gelu_tanh};
+pub use linear::{linear, linear_gelu_tanh, linear_in_stretches};
 pub use norm::{LayerNorm, add_rms_norm, layer_norm, residual_add, rms, rms_norm, rms_norm_rows};
 pub use pointwise::{add_positions, bias_add, bias_gelu_erf, bias_gelu_tanh, geglu, gelu_erf, gelu_tanh};
 pub use rows::Rows;

@@ -25,8 +25,6 @@ const FEW_ROWS: usize = 8;
 const BLOCK_ROWS: usize = 64;
 /// Tokens of a launch at most: what the splits leave between them stays within [`SCRATCH_BYTES`].
 const BLOCK_TOKENS: usize = 256;
-/// Keys of a split above which decoding has two waves of blocks, so that a slow processor holds up less.
-const LONG_SPLIT: usize = 1_024;
 /// Shared memory of both kernels: the most that a block has on sm_89 is 101,376.
 const FEW_SHARED: usize = 98_304;
 const MANY_SHARED: usize = 99_328;
@@ -176,13 +174,7 @@ fn in_splits(device: &CudaDevice, mut raw: Attention, dtype: DType) -> Result<()
     let wave = (2 * processors / (kv_heads * row_blocks)).min(scratch);
     let keys: Vec<usize> = raw.segments[..raw.count as usize].iter().map(RawSegment::keys).collect();
     // The kernel for few rows takes 16 keys a warp, the other 32 a block.
-    let split_keys = match few {
-        true => match split(&keys, wave, 64, 16) {
-            long if long > LONG_SPLIT => split(&keys, (2 * wave).min(scratch), 64, 16),
-            short => short,
-        },
-        false => split(&keys, wave, 32, 32),
-    };
+    let split_keys = if few { split(&keys, wave, 64, 16) } else { split(&keys, wave, 32, 32) };
     let mut splits = 0;
     for (segment, keys) in raw.segments.iter_mut().zip(&keys) {
         segment.splits = keys.div_ceil(split_keys) as i32;

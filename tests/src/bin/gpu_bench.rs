@@ -103,12 +103,14 @@ async fn bench(args: &Args) -> anyhow::Result<()> {
     let pipeline = Pipeline::start(args.model.as_deref(), &set, args.one_process).await?;
     let ready_bytes = card::used_bytes()?;
     println!("ready in {:.1} s, {:.2} GB on the card", started.elapsed().as_secs_f64(), gb(ready_bytes - idle_bytes));
+    show_memory(&pipeline).await?;
     println!("| video s | tokens | first token s | ms a token | whole s | peak GB | busy s |");
     println!("| ---: | ---: | ---: | ---: | ---: | ---: | --- |");
     let mut measured = Vec::new();
-    for &seconds in &args.seconds {
+    for (i, &seconds) in args.seconds.iter().enumerate() {
         for round in 0..args.rounds.max(1) {
-            let m = pipeline.ask(&format!("bench-{seconds}-{round}"), seconds, args.new_tokens).await?;
+            // A length may come twice; a job that has an end is not run again.
+            let m = pipeline.ask(&format!("bench-{i}-{seconds}-{round}"), seconds, args.new_tokens).await?;
             let busy: Vec<String> = m.busy_s.iter().map(|(stage, s)| format!("{stage} {s:.2}")).collect();
             println!(
                 "| {seconds} | {} | {:.3} | {:.2} | {:.2} | {:.2} | {} {} |",
@@ -126,13 +128,18 @@ async fn bench(args: &Args) -> anyhow::Result<()> {
     if args.soak > 0 {
         soak(&pipeline, args.soak).await?;
     }
-    for status in pipeline.memory().await? {
-        let (used, peak, reserved) = (gb(status.used_bytes), gb(status.peak_bytes), gb(status.reserved_bytes));
-        println!("{}: {used:.2} GB used, {peak:.2} at most, {reserved:.2} reserved", status.stage);
-    }
+    show_memory(&pipeline).await?;
     if let Some(path) = &args.json {
         let report = Report { card, settings: args.config.set.clone(), idle_bytes, ready_bytes, measured };
         std::fs::write(path, serde_json::to_vec_pretty(&report)?)?;
+    }
+    Ok(())
+}
+
+async fn show_memory(pipeline: &Pipeline) -> anyhow::Result<()> {
+    for status in pipeline.memory().await? {
+        let (used, peak, reserved) = (gb(status.used_bytes), gb(status.peak_bytes), gb(status.reserved_bytes));
+        println!("{}: {used:.3} GB used, {peak:.3} at most, {reserved:.3} reserved", status.stage);
     }
     Ok(())
 }
