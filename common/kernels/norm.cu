@@ -300,28 +300,35 @@ __device__ void add_layer_norm(T *x, const T *y, const T *y_bias, float limit, c
     extern "C" __global__ void __launch_bounds__(By::THREADS) rms_norm_##name(                                                 \
         const T *__restrict__ x, const float *__restrict__ gain, OUTCOME(T), int rows, int columns, float eps,          \
         int aligned) {                                                                                                  \
+        next_may_begin();                                                                                               \
+        wait_for_earlier();                                                                                             \
         if (By::row() < rows) rms_norm(x, gain, Outcome<T, By>{out, bytes, scales}, columns, eps, aligned);             \
     }                                                                                                                   \
     extern "C" __global__ void __launch_bounds__(By::THREADS) add_rms_norm_##name(                                             \
         T *__restrict__ x, const T *__restrict__ y, const float *__restrict__ gain,                                     \
         const float *__restrict__ next_gain, OUTCOME(T), int rows, int columns, float eps, int aligned) {               \
+        next_may_begin();                                                                                               \
+        wait_for_earlier();                                                                                             \
         if (By::row() < rows)                                                                                           \
             add_rms_norm(x, y, gain, next_gain, Outcome<T, By>{out, bytes, scales}, columns, eps, aligned);             \
     }                                                                                                                   \
     extern "C" __global__ void __launch_bounds__(By::THREADS) rms_##name(                                                      \
         const T *__restrict__ x, const T *__restrict__ weight, T *__restrict__ out, int rows, int columns, float eps,   \
         int aligned) {                                                                                                  \
+        wait_for_earlier();                                                                                             \
         if (By::row() < rows) rms<T, By>(x, weight, out, columns, eps, aligned);                                        \
     }                                                                                                                   \
     extern "C" __global__ void __launch_bounds__(By::THREADS) layer_norm_##name(                                               \
         const T *__restrict__ x, const T *__restrict__ weight, const T *__restrict__ bias, OUTCOME(T), int rows,        \
         int columns, float eps, int aligned) {                                                                          \
+        wait_for_earlier();                                                                                             \
         if (By::row() < rows) layer_norm(x, weight, bias, Outcome<T, By>{out, bytes, scales}, columns, eps, aligned);   \
     }                                                                                                                   \
     extern "C" __global__ void __launch_bounds__(By::THREADS) add_layer_norm_##name(                                           \
         T *__restrict__ x, const T *__restrict__ y, const T *__restrict__ y_bias, float limit,                          \
         const T *__restrict__ weight, const T *__restrict__ bias, OUTCOME(T), int rows, int columns, float eps,         \
         int aligned) {                                                                                                  \
+        wait_for_earlier();                                                                                             \
         if (By::row() < rows)                                                                                           \
             add_layer_norm(x, y, y_bias, limit, weight, bias, Outcome<T, By>{out, bytes, scales}, columns, eps, aligned); \
     }

@@ -41,6 +41,8 @@ template <class T> __device__ void geglu(const T *gate_up, T *out, int rows, int
     const unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
     const unsigned row = at / packs;
     const int first = (at - row * packs) * N;
+    next_may_begin();
+    wait_for_earlier();
     if (row >= rows) return;
     const T *gates = gate_up + size_t(row) * width * 2;
     float gate[N], up[N];

@@ -4,6 +4,8 @@
 #include <cuda_fp16.h>
 #include <stdint.h>
 
+#include "order.cuh"
+
 using bf16 = __nv_bfloat16;
 using f16 = __half;
 

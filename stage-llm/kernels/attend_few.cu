@@ -198,21 +198,6 @@ __device__ inline void attend(const Attention& a, const Segment& s, int from, in
     int head = blockIdx.y, group = a.heads / a.kv_heads, rows = a.tokens * group;
     unsigned char* queue = shared_memory() + warp * F::QUEUE;
 
-    // Queries as the second factor of every step: row g, four values at a time of this thread's chunks.
-    uint32_t q[16][2];
-    {
-        const uint16_t* base = static_cast<const uint16_t*>(s.causal ? a.rotated : a.plain);
-        size_t stride = s.causal ? a.rotated_stride : a.plain_stride;
-        const uint16_t* row = base + lane.g / group * stride + (head * group + lane.g % group) * WIDTH;
-#pragma unroll
-        for (int step = 0; step < 16; step++) {
-            int j = step / (F::CHUNK / 4), h = step % (F::CHUNK / 4);
-            uint2 pair = make_uint2(0, 0);
-            if (lane.g < rows) pair = *reinterpret_cast<const uint2*>(row + 4 * F::CHUNK * j + F::CHUNK * lane.t + 4 * h);
-            q[step][0] = pair.x, q[step][1] = pair.y;
-        }
-    }
-
     // What all rows see, and what this thread's two rows see.
     int low[2], high[2], all_low, all_high, any_low, any_high;
     seen(s, 0, any_low, all_high);
@@ -245,7 +230,27 @@ __device__ inline void attend(const Attention& a, const Segment& s, int from, in
 #pragma unroll
         for (int i = 0; i < 4; i++) mixed[n][i] = 0.f;
 
+    // Image and audio tokens were there before any text; text's own keys, like the queries, may just be in the making.
+    next_may_begin();
+    if (s.causal) wait_for_earlier();
     for (int unit = 0; unit < F::DEPTH - 1; unit++) fetch(unit);
+    if (!s.causal) wait_for_earlier();
+
+    // Queries as the second factor of every step: row g, four values at a time of this thread's chunks.
+    uint32_t q[16][2];
+    {
+        const uint16_t* base = static_cast<const uint16_t*>(s.causal ? a.rotated : a.plain);
+        size_t stride = s.causal ? a.rotated_stride : a.plain_stride;
+        const uint16_t* row = base + lane.g / group * stride + (head * group + lane.g % group) * WIDTH;
+#pragma unroll
+        for (int step = 0; step < 16; step++) {
+            int j = step / (F::CHUNK / 4), h = step % (F::CHUNK / 4);
+            uint2 pair = make_uint2(0, 0);
+            if (lane.g < rows) pair = *reinterpret_cast<const uint2*>(row + 4 * F::CHUNK * j + F::CHUNK * lane.t + 4 * h);
+            q[step][0] = pair.x, q[step][1] = pair.y;
+        }
+    }
+
     for (int i = 0; i < mine; i++) {
         copies_wait<F::DEPTH - 2>();
         __syncwarp();

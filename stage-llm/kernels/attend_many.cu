@@ -244,6 +244,7 @@ __device__ inline void attend(const Attention& a, const Segment& s, int from, in
 }
 
 template <class T> __device__ inline void attend_any_format(const Attention& a) {
+    wait_for_earlier();
     int from, to;
     const Segment& s = a.segments[find_split(a, blockIdx.x, from, to)];
     switch (s.format) {

@@ -7,6 +7,8 @@ constexpr int WIDTH = 256;
 // the largest maximum. A warp for each segment finds its splits' factors, then all threads sum, four a column quad.
 // Grid: tokens * heads. Block: 256 threads, with 4 KB of shared memory and a float more for each split.
 template <class T> __device__ inline void combine(const Attention& a) {
+    next_may_begin();
+    wait_for_earlier();
     int column = threadIdx.x % 64 * 4, part = threadIdx.x / 64, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     size_t rows = size_t(a.tokens) * a.heads, row = blockIdx.x;
     float4* parts = reinterpret_cast<float4*>(shared_memory());
@@ -70,6 +72,7 @@ constexpr int SLOTS = 16;  // columns of a thread: heads of 512 at most
 
 // Grid: tokens * heads. Block: a warp, which has every 32nd column of every key.
 template <class T> __device__ inline void plain(const Attention& a) {
+    wait_for_earlier();
     using E = typename T::Element;
     int token = blockIdx.x / a.heads, head = blockIdx.x % a.heads, kv_head = head / (a.heads / a.kv_heads);
     int lane = threadIdx.x, width = a.head_dim;

@@ -298,6 +298,8 @@ template <class T, int FORMAT, int M> __device__ inline void gemv(const void* x,
         ahead_slot = ahead_slot == (DEPTH - 1) * S::BYTES ? 0 : ahead_slot + S::BYTES;
     };
     for (int i = 0; i < DEPTH - 1; i++) fetch();
+    next_may_begin();
+    wait_for_earlier();
     int slot = 0, c = warp, turn = 0;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, turn ^= 1) {
         S s;

@@ -120,6 +120,8 @@ __device__ inline void rotate(const void* qkv, int stride, int n, int heads, int
                               const void* sin_table, int first, void* queries, void* keys, void* values, int capacity) {
     using E = typename T::Element;
     struct alignas(4 * sizeof(E)) Four { E at[4]; };
+    next_may_begin();
+    wait_for_earlier();
     int quads = width / 8, all = heads + 2 * kv_heads;
     long long id = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (id >= (long long)n * all * quads) return;

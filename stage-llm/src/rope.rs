@@ -133,8 +133,10 @@ mod cuda {
         ];
         let threads = n * (heads + 2 * kv_heads) * head_dim / 8;
         let name = format!("rotate_{}", suffix(qkv.dtype())?);
-        // SAFETY: the arguments are the kernel's as kv_write.cu declares them; the caller has checked that the rows fit.
-        unsafe { KV_WRITE.launch(device, &name, grid((threads.div_ceil(256), 1, 1), 256, 0), &arguments) }?;
+        let grid = grid((threads.div_ceil(256), 1, 1), 256, 0);
+        // SAFETY: the arguments are the kernel's as kv_write.cu declares them; the caller has checked that the rows fit. It waits
+        // before anything else.
+        unsafe { KV_WRITE.launch_ahead(device, &name, grid, &arguments) }?;
         Ok(Tensor::from_storage(Storage::Cuda(out), shape, BackpropOp::none(), false))
     }
 }

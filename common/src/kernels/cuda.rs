@@ -4,10 +4,14 @@
 //! is freed, so that no launch has to wait for anything or to keep anything alive.
 
 use std::collections::HashMap;
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::{BackendDevice, BackendStorage};
-use candle_core::cuda::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
+use candle_core::cuda::cudarc::driver::sys::{
+    CUdevice_attribute, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
+    CUlaunchConfig, cuLaunchKernelEx,
+};
 use candle_core::cuda::cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
 };
@@ -17,6 +21,9 @@ use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage
 
 /// Shared memory that a block has without asking for more.
 const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
+
+/// Rows up to which kernels are short, so that each is worth launching ahead of the last one's end.
+pub const FEW_ROWS: usize = 8;
 
 /// The kernels of one source file. Meant to be a `static`.
 pub struct Kernels {
@@ -102,6 +109,27 @@ impl Kernels {
         unsafe { launch.launch(config) }.w()?;
         Ok(())
     }
+
+    /// [`launch`](Self::launch) of a kernel that may begin early: see [`launch_ahead`]. Worth it where kernels are short, as
+    /// those of a single row are.
+    ///
+    /// # Safety
+    /// As for both.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub unsafe fn launch_ahead(
+        &self,
+        device: &CudaDevice,
+        name: &str,
+        config: LaunchConfig,
+        arguments: &[Arg],
+    ) -> Result<()> {
+        let function = self.function(device, name, config.shared_mem_bytes)?;
+        let mut parameters: Vec<*mut c_void> = arguments.iter().map(Arg::parameter).collect();
+        // SAFETY: the caller's promise.
+        unsafe { launch_ahead(device, &function, config, &mut parameters) }
+    }
 }
 
 /// How many blocks with so much shared memory a card holds at once, at least one a processor.
@@ -115,6 +143,48 @@ pub fn resident_blocks(device: &CudaDevice, shared_bytes: usize) -> Result<usize
     let reserved = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK)?;
     let processors = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
     Ok(processors * (room / (shared_bytes + reserved)).max(1))
+}
+
+/// Launches a kernel that may begin while the one before it in the stream still runs, where a card can do that and that one
+/// allows it (kernels/order.cuh): until its `wait_for_earlier` it touches nothing that others write.
+///
+/// # Safety
+/// `parameters` point at the kernel's arguments in their order, and the kernel waits before it reads or writes what
+/// earlier ones do.
+///
+/// # Errors
+/// The driver's.
+pub unsafe fn launch_ahead(
+    device: &CudaDevice,
+    function: &CudaFunction,
+    config: LaunchConfig,
+    parameters: &mut [*mut c_void],
+) -> Result<()> {
+    let stream = device.cuda_stream();
+    let context = stream.context();
+    context.bind_to_thread().w()?;
+    let hopper = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR).w()? >= 9;
+    let mut ahead = CUlaunchAttribute {
+        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    let raw = CUlaunchConfig {
+        gridDimX: config.grid_dim.0,
+        gridDimY: config.grid_dim.1,
+        gridDimZ: config.grid_dim.2,
+        blockDimX: config.block_dim.0,
+        blockDimY: config.block_dim.1,
+        blockDimZ: config.block_dim.2,
+        sharedMemBytes: config.shared_mem_bytes,
+        hStream: stream.cu_stream(),
+        attrs: &raw mut ahead,
+        numAttrs: u32::from(hopper),
+    };
+    // SAFETY: the caller's promise; the driver copies configuration and arguments before it returns.
+    unsafe { cuLaunchKernelEx(&raw const raw, function.cu_function(), parameters.as_mut_ptr(), std::ptr::null_mut()) }
+        .result()
+        .w()
 }
 
 /// An argument of a kernel.
@@ -131,6 +201,16 @@ pub enum Arg {
 }
 
 impl Arg {
+    /// Where its value lies.
+    fn parameter(&self) -> *mut c_void {
+        let value: *const c_void = match self {
+            Arg::Pointer(value) | Arg::U64(value) => std::ptr::from_ref(value).cast(),
+            Arg::I32(value) => std::ptr::from_ref(value).cast(),
+            Arg::F32(value) => std::ptr::from_ref(value).cast(),
+        };
+        value.cast_mut()
+    }
+
     /// The address that a pointer holds.
     ///
     /// # Panics

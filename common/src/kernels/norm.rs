@@ -412,6 +412,13 @@ fn launch(name: &str, x: &candle_core::CudaStorage, layout: &Layout, eps: f32, m
     let (kind, blocks, threads) =
         if narrow { ("narrow_", rows.div_ceil(WARPS), 32 * WARPS) } else { ("", rows, threads) };
     let name = format!("{name}_{kind}{}", cuda::suffix(x.dtype())?);
-    // SAFETY: the callers' arguments are the kernel's, rows and weights of the shapes that the public functions expect.
-    unsafe { super::NORM.launch(&x.device, &name, cuda::grid((blocks, 1, 1), threads, 0), &arguments) }
+    let grid = cuda::grid((blocks, 1, 1), threads, 0);
+    // SAFETY: the callers' arguments are the kernel's, rows and weights of the shapes that the public functions expect. All of
+    // them wait before anything else.
+    unsafe {
+        match rows <= cuda::FEW_ROWS {
+            true => super::NORM.launch_ahead(&x.device, &name, grid, &arguments),
+            false => super::NORM.launch(&x.device, &name, grid, &arguments),
+        }
+    }
 }

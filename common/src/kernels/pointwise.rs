@@ -223,6 +223,12 @@ fn launch(
     arguments.extend([rows.into(), columns.into(), cuda::aligned(columns * bytes, &arguments)]);
     let name = format!("{name}_{}", cuda::suffix(x.dtype())?);
     let grid = cuda::grid(((rows * packs).div_ceil(THREADS), 1, 1), THREADS, 0);
-    // SAFETY: the callers' arguments are the kernel's, their shapes the ones that the public functions expect.
-    unsafe { super::POINTWISE.launch(&x.device, &name, grid, &arguments) }
+    // SAFETY: the callers' arguments are the kernel's, their shapes the ones that the public functions expect. GeGLU waits
+    // before anything else.
+    unsafe {
+        match rows <= cuda::FEW_ROWS && name.starts_with("geglu") {
+            true => super::POINTWISE.launch_ahead(&x.device, &name, grid, &arguments),
+            false => super::POINTWISE.launch(&x.device, &name, grid, &arguments),
+        }
+    }
 }

@@ -2,11 +2,11 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda::WrapErr;
+use candle_core::cuda::cudarc::driver::LaunchConfig;
 use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-use candle_core::cuda::cudarc::driver::{DeviceRepr, LaunchConfig, PushKernelArg};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType, Device, Result, Shape, Storage, Tensor};
-use common::kernels::cuda::{Kernels, grid, pointer, room, suffix};
+use common::kernels::cuda::{Kernels, grid, launch_ahead, pointer, room, suffix};
 
 use super::segments::{Queries, SCRATCH_BYTES, Segment};
 use super::{Scoring, Visible};
@@ -68,9 +68,6 @@ struct Attention {
     scale: f32,
     cap: f32,
 }
-
-// SAFETY: plain numbers, laid out as the kernels' structure is.
-unsafe impl DeviceRepr for Attention {}
 
 impl RawSegment {
     /// A segment as tokens `skip..skip + n` of the queries see it.
@@ -225,12 +222,10 @@ fn address_of(storage: &candle_core::CudaStorage, shape: &Shape) -> Result<u64> 
 
 fn launch(device: &CudaDevice, kernels: &Kernels, name: &str, config: LaunchConfig, raw: &Attention) -> Result<()> {
     let function = kernels.function(device, name, config.shared_mem_bytes)?;
-    let stream = device.cuda_stream();
-    let mut builder = stream.launch_builder(&function);
-    builder.arg(raw);
-    // SAFETY: the kernels take this one structure; its pointers are of tensors that live until the stream is past them.
-    unsafe { builder.launch(config) }.w()?;
-    Ok(())
+    let mut parameters = [std::ptr::from_ref(raw).cast_mut().cast()];
+    // SAFETY: the kernels take this one structure; its pointers are of tensors that live until the stream is past them. Before
+    // they wait they read image and audio tokens, which are all there before a text token's rows are computed.
+    unsafe { launch_ahead(device, &function, config, &mut parameters) }
 }
 
 #[cfg(test)]

@@ -84,8 +84,9 @@ pub fn gemv(linear: &Linear, x: &Tensor) -> Result<Tensor> {
     let blocks = tiles.div_ceil(tiles.div_ceil(resident_blocks(device, shared)?));
     let config = grid((blocks, 1, 1), 32 * WARPS, shared);
     let name = format!("gemv_{name}_{rows}_{}", suffix(x.dtype())?);
-    // SAFETY: the arguments are the kernel's as gemv.cu declares them, for matrices of these sizes.
-    unsafe { GEMV.launch(device, &name, config, &arguments) }?;
+    // SAFETY: the arguments are the kernel's as gemv.cu declares them, for matrices of these sizes. It reads weights before it
+    // waits, which nothing writes.
+    unsafe { GEMV.launch_ahead(device, &name, config, &arguments) }?;
     Ok(Tensor::from_storage(Storage::Cuda(out), shape, BackpropOp::none(), false))
 }
 
