@@ -2,12 +2,9 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
-#[cfg(any(feature = "cuda", test))]
-mod party;
 #[cfg(feature = "cuda")]
 mod pinned;
 pub mod transfer;
-pub mod turns;
 
 use candle_core::{DType, Device};
 
@@ -107,16 +104,10 @@ fn open_cuda(ordinal: usize, config: &ComputeConfig, budget_bytes: Option<u64>) 
             }
         },
     };
-    let device = cuda::open(ordinal, pool_bytes, config.context_bytes).map_err(|e| {
+    cuda::open(ordinal, pool_bytes, config.context_bytes).map_err(|e| {
         JobError::new(ErrorKind::BadRequest, format!("compute.device = \"cuda:{ordinal}\" cannot be opened: {e}"))
             .hint("look at `nvidia-smi`, or set compute.device = \"cpu\"")
-    })?;
-    if config.turns
-        && let Err(e) = cuda::card(&device).and_then(|card| Ok(turns::on_card::join(&card)?))
-    {
-        tracing::warn!("stages take the card as the driver lets them, not in turns of whole passes: {e}");
-    }
-    Ok(device)
+    })
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -172,9 +172,6 @@ pub struct ComputeConfig {
     pub dtype: Precision,
     /// How rows of frames, sound and their tokens are multiplied: `dense`, in `dtype`, or `fp8`. Text never is in 8 bits.
     pub media_products: MediaProducts,
-    /// Whether processes that share a card take turns of whole passes on it (compute/turns.rs), not of the few milliseconds
-    /// that the driver gives each. They find each other in the folder for temporary files.
-    pub turns: bool,
     /// What all stages together may take of the card, contexts included. The language model then has what the encoders
     /// leave, and jobs that do not fit beside them are answered in phases.
     pub card_bytes: Option<u64>,
@@ -188,7 +185,6 @@ impl Default for ComputeConfig {
             device: "cpu".to_owned(),
             dtype: Precision::F32,
             media_products: MediaProducts::Dense,
-            turns: true,
             card_bytes: None,
             context_bytes: 640 << 20,
         }

@@ -2,7 +2,6 @@
 
 use candle_core::{Device, Tensor};
 use common::compute::transfer::Download;
-use common::compute::turns;
 use common::error::StageName;
 use common::message::{FeatureBatch, Modality, Output, PcmWindow};
 use common::plan::{HOP_SAMPLES, MediaPlan, WINDOW_ROWS};
@@ -41,8 +40,7 @@ impl Stage for AudioStage {
                 if port.cancelled() {
                     return Err(Stop::Cancelled);
                 }
-                let pass = || self.encoder.forward(&mel, &mut |_, _| ());
-                let states = turns::pass(self.encoder.device(), pass)?; // [1, 1500, C]
+                let states = self.encoder.forward(&mel, &mut |_, _| ())?; // [1, 1500, C]
                 (input.index * WINDOW_ROWS, states.get(0)?.narrow(0, 0, rows)?) // [rows, C]
             }
         };

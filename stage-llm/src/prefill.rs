@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use common::compute::transfer::Marker;
-use common::compute::turns;
 use common::config::LlmConfig;
 use common::error::{ErrorKind, JobError};
 use common::event::Mode;
@@ -90,7 +89,7 @@ impl Prefill<'_> {
                 }
                 let chunks = self.together(&mut waiting);
                 let pass = || self.model.absorb_all(&chunks, intake.video(), job.observe);
-                turns::pass(self.model.device(), || compacted(pass)).map_err(|e| here(e.into()))?;
+                compacted(pass).map_err(|e| here(e.into()))?;
                 passes.push_back(Marker::behind(self.model.device()).map_err(|e| here(e.into()))?);
                 taken += rows(&chunks) as u64;
                 let (_, total) = intake.tokens();

@@ -2,7 +2,6 @@
 
 use candle_core::{Device, Tensor};
 use common::compute::transfer::{Download, upload};
-use common::compute::turns;
 use common::error::StageName;
 use common::kernels;
 use common::message::{FeatureBatch, FrameBatch, Modality, Output};
@@ -52,8 +51,7 @@ impl Stage for VisionStage {
                         return Err(Stop::Cancelled);
                     }
                     let batch = input.tensor.narrow(first, self.batch.min(frames - first));
-                    let pass = || self.cells(&batch, image.grid[0] as usize);
-                    let cells = turns::pass(self.encoder.device(), pass)?; // [batch, h*w, 4C]
+                    let cells = self.cells(&batch, image.grid[0] as usize)?; // [batch, h*w, 4C]
                     parts.push(cells.flatten_to(1)?); // [batch*h*w, 4C]
                 }
                 offset = input.offset * image.tokens_per_frame();

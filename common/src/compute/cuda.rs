@@ -49,12 +49,6 @@ pub(super) fn open(ordinal: usize, pool_bytes: Option<u64>, context_bytes: u64) 
     Ok(device)
 }
 
-/// A card's name, the same in all processes whatever number it has there.
-pub(super) fn card(device: &Device) -> Result<String> {
-    let uuid = device.as_cuda_device()?.cuda_stream().context().uuid().w()?;
-    Ok(uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect())
-}
-
 /// A pool that refuses to grow beyond `bytes` and keeps what it has: memory that goes back to the driver at every
 /// synchronisation would have to be mapped again.
 fn capped(ordinal: usize, bytes: Option<u64>) -> Result<sys::CUmemoryPool> {
