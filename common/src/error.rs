@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::budget::Bytes;
+use crate::memory::{self, Limits, Usage};
 
 /// The closed list of reasons that a client can match on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,11 +155,69 @@ impl From<candle_core::Error> for JobError {
         if !text.contains("OUT_OF_MEMORY") {
             return JobError::new(ErrorKind::Internal, sentence);
         }
-        let usage = crate::memory::usage();
-        let figures = format!("{} in use, {} at most so far", Bytes(usage.used_bytes), Bytes(usage.peak_bytes));
-        JobError::new(ErrorKind::OutOfMemory, format!("the budget refuses an allocation: {figures} ({sentence})"))
-            .hint("ask about a shorter span or with a lower fps, or raise the stage's budget")
-            .detail("used_bytes", usage.used_bytes)
-            .detail("peak_bytes", usage.peak_bytes)
+        out_of_memory(sentence, memory::usage(), memory::limits())
+    }
+}
+
+/// An allocation that was refused: by the budget, or by a card on which somebody else has what the budget would allow.
+fn out_of_memory(sentence: &str, usage: Usage, limits: Option<Limits>) -> JobError {
+    let held = format!("{} in use, {} at most so far", Bytes(usage.used_bytes), Bytes(usage.peak_bytes));
+    let of_budget = |budget: u64| format!("{held}, of a budget of {}", Bytes(budget));
+    let left = |budget: u64| budget.saturating_sub(usage.used_bytes);
+    let (message, hint) = match limits {
+        Some(Limits { budget_bytes, free_bytes, total_bytes }) if budget_bytes.is_none_or(|b| left(b) > free_bytes) => {
+            let held = budget_bytes.map_or(held.clone(), of_budget);
+            let (free, total) = (Bytes(free_bytes), Bytes(total_bytes));
+            let message = format!("the card has no memory for an allocation, {free} of {total} are free: {held}");
+            (message, "look with `nvidia-smi` who has the rest, or ask about a shorter span or with a lower fps")
+        }
+        limits => {
+            let held = limits.and_then(|l| l.budget_bytes).map_or(held.clone(), of_budget);
+            let message = format!("the budget refuses an allocation: {held}");
+            (message, "ask about a shorter span or with a lower fps, or raise the stage's budget")
+        }
+    };
+    let error = JobError::new(ErrorKind::OutOfMemory, format!("{message} ({sentence})"))
+        .hint(hint)
+        .detail("used_bytes", usage.used_bytes)
+        .detail("peak_bytes", usage.peak_bytes);
+    match limits {
+        None => error,
+        Some(limits) => error
+            .detail("budget_bytes", limits.budget_bytes)
+            .detail("card_free_bytes", limits.free_bytes)
+            .detail("card_total_bytes", limits.total_bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_allocation_says_whether_the_budget_or_the_card_is_full() {
+        const GIB: u64 = 1 << 30;
+        let usage = Usage { used_bytes: 6 * GIB, peak_bytes: 7 * GIB, reserved_bytes: 7 * GIB };
+        let told = |budget_bytes: Option<u64>, free_bytes: u64| {
+            let limits = Limits { budget_bytes, free_bytes, total_bytes: 24 * GIB };
+            out_of_memory("out of memory", usage, Some(limits))
+        };
+        let of_budget = told(Some(6 * GIB + 1), 9 * GIB);
+        assert_eq!(
+            of_budget.message,
+            "the budget refuses an allocation: 6.00 GiB in use, 7.00 GiB at most so far, of a budget of 6.00 GiB (out of memory)"
+        );
+        assert!(of_budget.hint.contains("raise the stage's budget"), "{of_budget}");
+        let of_card = told(Some(12 * GIB), GIB / 2);
+        assert_eq!(
+            of_card.message,
+            "the card has no memory for an allocation, 512.0 MiB of 24.00 GiB are free: 6.00 GiB in use, 7.00 GiB at most so \
+             far, of a budget of 12.00 GiB (out of memory)"
+        );
+        assert!(of_card.hint.contains("nvidia-smi"), "{of_card}");
+        assert_eq!(of_card.details["card_free_bytes"], GIB / 2);
+        assert!(told(None, GIB).message.contains("1.00 GiB of 24.00 GiB are free"));
+        let unknown = out_of_memory("out of memory", usage, None);
+        assert!(unknown.message.starts_with("the budget refuses") && !unknown.details.contains_key("budget_bytes"));
     }
 }

@@ -13,20 +13,41 @@ pub struct Usage {
     pub reserved_bytes: u64,
 }
 
-type Gauge = Box<dyn Fn() -> Usage + Send + Sync>;
+/// What an allocation on a device can come up against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// What this process may hold; none without a budget.
+    pub budget_bytes: Option<u64>,
+    /// What nobody holds of the device's memory.
+    pub free_bytes: u64,
+    /// The device's memory.
+    pub total_bytes: u64,
+}
 
-static DEVICE: OnceLock<Gauge> = OnceLock::new();
+/// A device that tells what a process holds of it, and what is in its way.
+pub(crate) trait Gauge: Send + Sync {
+    fn usage(&self) -> Usage;
+    /// None if the device does not say.
+    fn limits(&self) -> Option<Limits>;
+}
 
-/// From now on [`usage`] is what `gauge` says: a device's memory pool. The first one counts.
+static DEVICE: OnceLock<Box<dyn Gauge>> = OnceLock::new();
+
+/// From now on [`usage`] and [`limits`] are what `gauge` says: a device's memory pool. The first one counts.
 #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU has no memory but the host's"))]
-pub(crate) fn watch(gauge: impl Fn() -> Usage + Send + Sync + 'static) {
+pub(crate) fn watch(gauge: impl Gauge + 'static) {
     // A process computes on one device; who comes second shares its pool.
     let _ = DEVICE.set(Box::new(gauge));
 }
 
 /// What this process holds: of its device's memory if it has opened one, else of the host's.
 pub fn usage() -> Usage {
-    DEVICE.get().map_or_else(resident, |gauge| gauge())
+    DEVICE.get().map_or_else(resident, |gauge| gauge.usage())
+}
+
+/// What its device's memory leaves it; none without a device.
+pub fn limits() -> Option<Limits> {
+    DEVICE.get()?.limits()
 }
 
 /// Resident memory, from `/proc/self/status`; zeros where there is none.

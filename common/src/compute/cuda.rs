@@ -1,13 +1,13 @@
 //! One CUDA device, its allocations in a pool of ours whose size is capped.
 
 use std::mem::MaybeUninit;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::{CudaContext, sys};
 use candle_core::{Device, Result};
 
-use crate::memory::{self, Usage};
+use crate::memory::{self, Gauge, Limits, Usage};
 
 /// A memory pool; it lives as long as the process, as does everything that was allocated from it.
 #[derive(Clone, Copy)]
@@ -38,7 +38,8 @@ pub(super) fn open(ordinal: usize, pool_bytes: Option<u64>, context_bytes: u64) 
         // SAFETY: both handles are live: the context was made above, the pool is never destroyed.
         unsafe { sys::cuDeviceSetMemPool(context.cu_device(), handle) }.result().w()?;
         *pool = Some(installed);
-        memory::watch(move || installed.usage());
+        let budget_bytes = pool_bytes.map(|bytes| bytes + context_bytes);
+        memory::watch(Watched { pool: installed, context, budget_bytes });
     }
     // A stream of its own, not the calling thread's: a stage is opened on one thread and computes on another, and work
     // that moves between per-thread streams would race.
@@ -90,6 +91,24 @@ impl Pool {
             peak_bytes: self.context_bytes + self.get(A::CU_MEMPOOL_ATTR_USED_MEM_HIGH),
             reserved_bytes: self.context_bytes + self.get(A::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT),
         }
+    }
+}
+
+/// The pool as the rest of the process sees it.
+struct Watched {
+    pool: Pool,
+    context: Arc<CudaContext>,
+    budget_bytes: Option<u64>,
+}
+
+impl Gauge for Watched {
+    fn usage(&self) -> Usage {
+        self.pool.usage()
+    }
+
+    fn limits(&self) -> Option<Limits> {
+        let (free, total) = self.context.mem_get_info().ok()?;
+        Some(Limits { budget_bytes: self.budget_bytes, free_bytes: free as u64, total_bytes: total as u64 })
     }
 }
 
