@@ -17,7 +17,7 @@ use common::config::WeightFormat;
 use common::random::Normal;
 use serde_json::json;
 use stage_llm::gemma::untied;
-use stage_llm::quantized::{BlockFormat, Blocks, Linear};
+use stage_llm::quantized::{BlockFormat, Blocks, Linear, Strips};
 use stage_llm::weights::{FileInfo, Matrix, VERSION, matrices, quantized};
 
 /// Rows of activations that a matrix's error is measured with.
@@ -36,8 +36,8 @@ pub struct MatrixReport {
     pub error: f64,
 }
 
-/// Writes `file` from the checkpoint in `dir`; `each` hears of every matrix, and how many there are. Memory is bounded by
-/// the largest tensor in f32 and its blocks. The file appears under its name when it is whole.
+/// Writes `file` from the checkpoint in `dir`; `each` hears of every matrix, and how many there are. No more than a
+/// strip of a matrix is held at a time. The file appears under its name when it is whole.
 ///
 /// # Errors
 /// A checkpoint that cannot be used, `weights` that is no block format, what the file system refuses.
@@ -57,10 +57,12 @@ pub fn quantize(
     let mut out = File::create(&unfinished).with_context(at)?;
     out.write_all(&header(weights, &list, &formats)?).with_context(at)?;
     for (matrix, &format) in list.iter().zip(&formats) {
-        let bytes = quantized(&source, matrix, format)?;
-        let error = product_error(&source, matrix, format, &bytes)?;
-        out.write_all(&bytes).with_context(at)?;
-        let report = MatrixReport { name: matrix.name.clone(), format, bytes: bytes.len() as u64, error };
+        for rows in Strips::cut(matrix.rows(), matrix.columns) {
+            out.write_all(&quantized(&source, matrix, format, rows)?).with_context(at)?;
+        }
+        let bytes = matrix.rows() * format.row_bytes(matrix.columns)?;
+        let error = product_error(&source, matrix, format)?;
+        let report = MatrixReport { name: matrix.name.clone(), format, bytes: bytes as u64, error };
         each(&report, list.len());
     }
     out.sync_all().with_context(at)?;
@@ -88,13 +90,13 @@ fn header(weights: WeightFormat, list: &[Matrix], formats: &[BlockFormat]) -> an
 
 /// Relative rms error of a matrix's product with normally distributed activations; of the embedding, whose products are
 /// the logits of rows without end, the first 4,096 rows stand for all.
-fn product_error(source: &Weights, matrix: &Matrix, format: BlockFormat, bytes: &[u8]) -> anyhow::Result<f64> {
+fn product_error(source: &Weights, matrix: &Matrix, format: BlockFormat) -> anyhow::Result<f64> {
     const ROWS: usize = 4096;
     let (name, rows) = &matrix.parts[0];
     let some = (*rows).min(ROWS);
-    let dense = source.get(name, &[*rows, matrix.columns])?.narrow(0, 0, some)?;
-    let row_bytes = format.row_bytes(matrix.columns)?;
-    let blocks = Blocks::new(format, some, matrix.columns, &bytes[..some * row_bytes], &Device::Cpu)?;
+    let dense = source.rows(name, [*rows, matrix.columns], 0..some)?;
+    let bytes = quantized(source, matrix, format, 0..some)?;
+    let blocks = Blocks::new(format, some, matrix.columns, &bytes, &Device::Cpu)?;
     let normal = Normal::new(1, &matrix.name, 0.0, 1.0);
     let probes = (0..(PROBES * matrix.columns) as u64).map(|i| normal.at(i)).collect();
     let x = Tensor::from_vec(probes, (PROBES, matrix.columns), &Device::Cpu)?;

@@ -21,6 +21,10 @@ mod units;
 pub const FEW_ROWS: usize = 8;
 /// Expanded weights that a product holds at a time, at most: half of the 9B model's largest decoder matrix, 103 MB.
 pub const SCRATCH_BYTES: usize = 100 << 20;
+/// Rows of f32 that are put in blocks at a time.
+const STRIP_BYTES: usize = 64 << 20;
+/// Rows that lie together on a card (quantized/units.rs).
+const UNIT_ROWS: usize = 16;
 /// Values that a thread quantizes or expands at a time.
 const PIECE: usize = 1 << 18;
 
@@ -119,19 +123,9 @@ impl Blocks {
     /// # Errors
     /// candle's, when there is no memory; bytes that are not `rows` rows of `cols`.
     pub fn new(format: BlockFormat, rows: usize, cols: usize, bytes: &[u8], device: &Device) -> Result<Self> {
-        if bytes.len() != rows * format.row_bytes(cols)? {
-            candle_core::bail!("{} bytes are not {rows} rows of {cols} ({format:?})", bytes.len());
-        }
-        let data = match device {
-            Device::Cpu => Tensor::from_slice(bytes, bytes.len(), device)?,
-            #[cfg(feature = "cuda")]
-            Device::Cuda(_) => {
-                let units = units::in_units(format, bytes, cols)?;
-                Tensor::from_slice(&units, units.len(), device)?
-            }
-            _ => candle_core::bail!("blocks live on the CPU or on a CUDA card"),
-        };
-        Ok(Blocks { format, rows, cols, data })
+        let mut strips = Strips::new(format, rows, cols, device);
+        strips.push(bytes)?;
+        strips.finish()
     }
 
     /// How they are kept.
@@ -189,6 +183,76 @@ impl Blocks {
             }
             self.format.dequantize(&rows, self.cols)?.to_dtype(dtype)
         })
+    }
+}
+
+/// A matrix of which strips of rows come one after the other: of what its blocks are made from, no more than a strip need
+/// ever be there.
+pub struct Strips {
+    format: BlockFormat,
+    rows: usize,
+    cols: usize,
+    device: Device,
+    /// Rows that have come.
+    come: usize,
+    /// On their way to the device, in its order.
+    data: Vec<u8>,
+}
+
+impl Strips {
+    /// Of a matrix `[rows, cols]`.
+    pub fn new(format: BlockFormat, rows: usize, cols: usize, device: &Device) -> Self {
+        Strips { format, rows, cols, device: device.clone(), come: 0, data: Vec::new() }
+    }
+
+    /// How a matrix of `rows` rows of `cols` values is best cut: strips of 64 MiB in f32, which fill whole units of any
+    /// device.
+    pub fn cut(rows: usize, cols: usize) -> impl Iterator<Item = Range<usize>> {
+        let step = (STRIP_BYTES / (4 * cols.max(1))).max(UNIT_ROWS) / UNIT_ROWS * UNIT_ROWS;
+        (0..rows).step_by(step).map(move |start| start..rows.min(start + step))
+    }
+
+    /// The blocks of the next rows, of as many as [`cut`](Self::cut) says or of all.
+    ///
+    /// # Errors
+    /// Bytes that are not rows of the matrix.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
+        let (come, rest) = (bytes.len() / self.format.row_bytes(self.cols)?, self.rows - self.come);
+        if bytes.len() != come * self.format.row_bytes(self.cols)?
+            || come > rest
+            || come < rest && (come == 0 || !come.is_multiple_of(UNIT_ROWS))
+        {
+            candle_core::bail!("{} bytes are not {rest} rows of {} ({:?})", bytes.len(), self.cols, self.format);
+        }
+        let arranged = match self.device {
+            Device::Cpu => Cow::Borrowed(bytes),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => Cow::Owned(units::in_units(self.format, bytes, self.cols)?),
+            _ => candle_core::bail!("blocks live on the CPU or on a CUDA card"),
+        };
+        if come == self.rows {
+            self.data = arranged.into_owned();
+        } else {
+            if self.data.is_empty() {
+                // All of it at once: what grows is there twice for a while.
+                self.data.reserve_exact(arranged.len() / come * self.rows.next_multiple_of(UNIT_ROWS));
+            }
+            self.data.extend_from_slice(&arranged);
+        }
+        self.come += come;
+        Ok(())
+    }
+
+    /// The matrix, once all rows have come.
+    ///
+    /// # Errors
+    /// Rows that are missing; candle's, when there is no memory.
+    pub fn finish(self) -> Result<Blocks> {
+        let Strips { format, rows, cols, device, come, data } = self;
+        if come != rows {
+            candle_core::bail!("{come} of {rows} rows of {cols} ({format:?})");
+        }
+        Ok(Blocks { format, rows, cols, data: Tensor::from_slice(&data, data.len(), &device)? })
     }
 }
 
@@ -357,6 +421,30 @@ mod tests {
             let rows = linear.gather(&ids, DType::F32, 2.0).unwrap();
             assert_eq!(error(&rows, &(expanded.index_select(&ids, 0).unwrap() * 2.0).unwrap()), 0.0);
             assert!(linear.gather(&Tensor::new(&[70u32], &Device::Cpu).unwrap(), DType::F32, 1.0).is_err());
+        }
+    }
+
+    #[test]
+    fn strips_make_the_matrix_that_all_its_rows_at_once_do() {
+        let (rows, cols) = (70, 512);
+        let bytes = BlockFormat::Q4K.quantize(&random(rows * cols, 4), cols).unwrap();
+        let row_bytes = bytes.len() / rows;
+        let strips = |cuts: &[usize]| {
+            let mut strips = Strips::new(BlockFormat::Q4K, rows, cols, &Device::Cpu);
+            let edges = std::iter::once(&0).chain(cuts).zip(cuts);
+            edges.into_iter().try_for_each(|(from, to)| strips.push(&bytes[from * row_bytes..to * row_bytes]))?;
+            strips.finish()?.dequantize(0..rows, DType::F32)
+        };
+        let whole = strips(&[70]).unwrap();
+        assert_eq!(error(&strips(&[16, 64, 70]).unwrap(), &whole), 0.0);
+        for wrong in [&[16, 20, 70][..], &[16, 64], &[16, 16, 70], &[]] {
+            assert!(strips(wrong).is_err(), "{wrong:?}");
+        }
+        for (rows, cols) in [(256_000, 3_584), (3_584, 14_336), (70, 512), (1, 32), (40, 20_000_000)] {
+            let cut: Vec<_> = Strips::cut(rows, cols).collect();
+            assert!(cut.windows(2).all(|w| w[0].end == w[1].start && w[0].len().is_multiple_of(UNIT_ROWS)), "{cut:?}");
+            assert_eq!((cut[0].start, cut[cut.len() - 1].end), (0, rows));
+            assert!(cut.iter().all(|r| r.len() <= UNIT_ROWS || 4 * r.len() * cols <= STRIP_BYTES), "{cut:?}");
         }
     }
 

@@ -2,6 +2,7 @@
 //! quantized while they load.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::MmapedSafetensors;
@@ -11,7 +12,7 @@ use common::config::{LlmConfig, WeightFormat};
 use common::model::ModelConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::quantized::{BlockFormat, Blocks, Linear};
+use crate::quantized::{BlockFormat, Blocks, Linear, Strips};
 
 /// Version of the file's layout.
 pub const VERSION: u32 = 1;
@@ -233,21 +234,36 @@ impl<'a> Loader<'a> {
         if let Some(file) = &self.file {
             return file.load(matrix, format, self.weights.device());
         }
-        let bytes = quantized(self.weights, matrix, format)?;
-        let blocks = Blocks::new(format, matrix.rows(), matrix.columns, &bytes, self.weights.device());
-        Ok(Linear::Blocks(blocks.map_err(CheckpointError::from_device)?))
+        let mut strips = Strips::new(format, matrix.rows(), matrix.columns, self.weights.device());
+        for rows in Strips::cut(matrix.rows(), matrix.columns) {
+            strips.push(&quantized(self.weights, matrix, format, rows)?).map_err(CheckpointError::from_device)?;
+        }
+        Ok(Linear::Blocks(strips.finish().map_err(CheckpointError::from_device)?))
     }
 }
 
-/// A matrix in blocks, made from the checkpoint's tensors on the CPU, part by part.
+/// Some rows of a matrix in blocks, made from the checkpoint's tensors on the CPU. Rows are independent: any cut gives the
+/// same bytes.
 ///
 /// # Errors
 /// The tensor that is missing or misshapen.
-pub fn quantized(weights: &Weights, matrix: &Matrix, format: BlockFormat) -> Result<Vec<u8>, CheckpointError> {
+pub fn quantized(
+    weights: &Weights,
+    matrix: &Matrix,
+    format: BlockFormat,
+    rows: Range<usize>,
+) -> Result<Vec<u8>, CheckpointError> {
     let weights = weights.on(Device::Cpu).in_dtype(DType::F32);
-    let mut bytes = Vec::with_capacity(matrix.rows() * matrix.row_bytes(format)?);
-    for (name, rows) in &matrix.parts {
-        let part = weights.get(name, &[*rows, matrix.columns])?;
+    let mut bytes = Vec::with_capacity(rows.len() * matrix.row_bytes(format)?);
+    let mut first = 0;
+    for &(ref name, of_part) in &matrix.parts {
+        let here = |row: usize| row.clamp(first, first + of_part) - first;
+        let wanted = here(rows.start)..here(rows.end);
+        first += of_part;
+        if wanted.is_empty() {
+            continue;
+        }
+        let part = weights.rows(name, [of_part, matrix.columns], wanted)?;
         let (storage, _) = part.storage_and_layout();
         let made = match &*storage {
             candle_core::Storage::Cpu(storage) => {

@@ -11,6 +11,7 @@ mod weights;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -233,6 +234,19 @@ impl Checkpoint {
     fn load(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor, CheckpointError> {
         let (stored, path) = self.find(name, shape)?;
         stored.load(shape, dtype, device).map_err(|e| unusable(&path, name, &e))
+    }
+
+    /// Copies some rows of one matrix to a device and converts them.
+    fn load_rows(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        rows: Range<usize>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor, CheckpointError> {
+        let (stored, path) = self.find(name, &shape)?;
+        stored.rows(rows, dtype, device).map_err(|e| unusable(&path, name, &e))
     }
 
     /// Copies one matrix to rows of another, in pieces: neither the source's type nor its size is ever held twice.

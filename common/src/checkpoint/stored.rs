@@ -1,6 +1,7 @@
 //! One tensor's values on their way to a device, piece by piece: neither their type nor their size is held twice there.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Result, Tensor};
@@ -86,6 +87,13 @@ impl Stored<'_> {
         }
     }
 
+    /// Some rows of a matrix on a device, in `dtype`.
+    pub fn rows(&self, rows: Range<usize>, dtype: DType, device: &Device) -> Result<Tensor> {
+        let shape = self.shape();
+        let &[_, columns] = shape.as_slice() else { candle_core::bail!("is {shape:?}, not a matrix") };
+        float(self.piece(rows.start * columns, &[rows.len(), columns], device)?)?.to_dtype(dtype)
+    }
+
     /// Writes a matrix to rows `row..` of `target`, piece by piece, in `target`'s type.
     pub fn fill(&self, target: &Tensor, row: usize) -> Result<()> {
         let shape = self.shape();
@@ -93,9 +101,8 @@ impl Stored<'_> {
         let row_bytes = columns * self.dtype()?.size_in_bytes();
         let step = (PIECE_BYTES / row_bytes.max(1)).max(1);
         for start in (0..rows).step_by(step) {
-            let n = step.min(rows - start);
-            let piece = self.piece(start * columns, &[n, columns], target.device())?;
-            target.slice_set(&float(piece)?.to_dtype(target.dtype())?, 0, row + start)?;
+            let piece = self.rows(start..rows.min(start + step), target.dtype(), target.device())?;
+            target.slice_set(&piece, 0, row + start)?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What a model's layers get their tensors from, and what is left of it when there is no checkpoint.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -130,6 +131,23 @@ impl Weights {
                 needs.lock().expect("no loader panics holding it. This is a bug.").push(need);
                 zero.map_err(|e| CheckpointError::new(CheckpointErrorKind::Misshapen, e.to_string()))
             }
+        }
+    }
+
+    /// Some rows of the matrix `name` below the prefix, which must have exactly `shape`.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    ///
+    /// # Panics
+    /// In a survey, and for rows that there are not.
+    pub fn rows(&self, name: &str, shape: [usize; 2], rows: Range<usize>) -> Result<Tensor, CheckpointError> {
+        assert!(rows.start <= rows.end && rows.end <= shape[0], "rows {rows:?} of {name} {shape:?}. This is a bug.");
+        match &self.source {
+            Source::Checkpoint(c) => {
+                c.load_rows(&format!("{}{name}", self.prefix), shape, rows, self.dtype, &self.device)
+            }
+            Source::Survey(_) => panic!("a survey asks for whole matrices. This is a bug."),
         }
     }
 

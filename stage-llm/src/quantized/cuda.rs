@@ -8,7 +8,7 @@ use common::kernels::E4m3Rows;
 use common::kernels::cuda::{Arg, Kernels, grid, pointer, resident_blocks, room, suffix};
 use common::kernels::e4m3::on_card;
 
-use super::{BlockFormat, Blocks, FEW_ROWS, Linear, units};
+use super::{BlockFormat, Blocks, FEW_ROWS, Linear, UNIT_ROWS};
 use crate::kernels::{address, rows};
 
 static GEMV: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/gemv.fatbin")));
@@ -54,7 +54,7 @@ fn gemv_shared(linear: &Linear, rows: usize) -> usize {
         Linear::Blocks(Blocks { format: BlockFormat::Q4K, .. }) => (3, 2_304),
         Linear::Blocks(Blocks { format: BlockFormat::Q6K, .. }) => (2, 3_360),
     };
-    WARPS * (stretches * bytes + 2 * rows * units::ROWS * size_of::<f32>())
+    WARPS * (stretches * bytes + 2 * rows * UNIT_ROWS * size_of::<f32>())
 }
 
 /// Up to 8 rows times a matrix.
@@ -80,7 +80,7 @@ pub fn gemv(linear: &Linear, x: &Tensor) -> Result<Tensor> {
     let rows = if m == 1 { 1 } else { FEW_ROWS };
     let shared = gemv_shared(linear, rows);
     // As few blocks as take no longer: none is to have a tile less than the others.
-    let tiles = n.div_ceil(units::ROWS);
+    let tiles = n.div_ceil(UNIT_ROWS);
     let blocks = tiles.div_ceil(tiles.div_ceil(resident_blocks(device, shared)?));
     let config = grid((blocks, 1, 1), 32 * WARPS, shared);
     let name = format!("gemv_{name}_{rows}_{}", suffix(x.dtype())?);

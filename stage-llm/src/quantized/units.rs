@@ -5,10 +5,9 @@
 use candle_core::Result;
 use rayon::prelude::*;
 
-use super::BlockFormat;
+use super::{BlockFormat, UNIT_ROWS as ROWS};
 
-/// Rows and columns of a unit.
-pub const ROWS: usize = 16;
+/// Columns of a unit.
 const COLUMNS: usize = 256;
 
 impl BlockFormat {
