@@ -152,7 +152,7 @@ impl From<candle_core::Error> for JobError {
         let text = e.to_string();
         // With RUST_BACKTRACE set, candle puts its whole stack behind the sentence.
         let sentence = text.lines().next().unwrap_or_default();
-        if !text.contains("OUT_OF_MEMORY") {
+        if !memory::is_out_of_memory(&e) {
             return JobError::new(ErrorKind::Internal, sentence);
         }
         out_of_memory(sentence, memory::usage(), memory::limits())

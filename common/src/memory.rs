@@ -40,6 +40,12 @@ pub(crate) fn watch(gauge: impl Gauge + 'static) {
     let _ = DEVICE.set(Box::new(gauge));
 }
 
+/// Whether an error is that there was no memory. candle wraps a driver's errors in several ways; all of them keep its word
+/// for it.
+pub fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    error.to_string().contains("OUT_OF_MEMORY")
+}
+
 /// What this process holds: of its device's memory if it has opened one, else of the host's.
 pub fn usage() -> Usage {
     DEVICE.get().map_or_else(resident, |gauge| gauge.usage())

@@ -36,7 +36,8 @@ template <int FORMAT> __device__ inline int place(int row, int segment, int at) 
 // Starts copying a tile of keys or values. Eight threads copy 128 neighbouring bytes: what is asked for half by half, the
 // second cache hands out twice.
 template <int FORMAT>
-__device__ inline void fetch_tile(unsigned char* slot, const unsigned char* rows, const uint16_t* scales, int key, int end, Lane lane) {
+__device__ inline void fetch_tile(unsigned char* slot, const unsigned char* rows, const uint16_t* scales, int key, int end,
+                                  Lane lane) {
     using F = Tile<FORMAT>;
     constexpr int SEGMENTS = F::ROW / 128;
 #pragma unroll

@@ -52,7 +52,8 @@ template <class T> struct Eight<T, W_Q4_K> {
         float s = m.d * float((scale >> (8 * (group % 4))) & 63u);
         float low = m.dmin * float((min >> (8 * (group % 4))) & 63u);
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = s * float(((i < 4 ? nibbles.x : nibbles.y) >> (8 * (i % 4) + 4 * high)) & 15u) - low;
+        for (int i = 0; i < 8; i++)
+            v[i] = s * float(((i < 4 ? nibbles.x : nibbles.y) >> (8 * (i % 4) + 4 * high)) & 15u) - low;
     }
 };
 
@@ -77,7 +78,8 @@ template <class T> struct Eight<T, W_Q6_K> {
         float s = F16::widen(d) * float(scale);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            uint32_t low = (lows[i / 4] >> (i % 4 * 8 + quarter / 2 * 4)) & 15u, top = (highs[i / 4] >> (i % 4 * 8 + quarter * 2)) & 3u;
+            uint32_t low = (lows[i / 4] >> (i % 4 * 8 + quarter / 2 * 4)) & 15u;
+            uint32_t top = (highs[i / 4] >> (i % 4 * 8 + quarter * 2)) & 3u;
             v[i] = s * float(int(low | top << 4) - 32);
         }
     }

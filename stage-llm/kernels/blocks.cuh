@@ -1,7 +1,7 @@
-// Weights in blocks, as they lie on the card (quantized/units.rs puts them so): cut into units of 16 rows by 256 columns, each of them one
-// stretch of memory, with zeros where a matrix ends within one. In a unit, what a thread of a warp multiplies lies
-// together: `piece` p is 16 bytes for each of 32 lanes, and lane 4g + t has part t of rows g (first half of the pieces)
-// and g + 8 (second half).
+// Weights in blocks, as they lie on the card (quantized/units.rs puts them so): cut into units of 16 rows by 256 columns,
+// each of them one stretch of memory, with zeros where a matrix ends within one. In a unit, what a thread of a warp
+// multiplies lies together: `piece` p is 16 bytes for each of 32 lanes, and lane 4g + t has part t of rows g (first half of
+// the pieces) and g + 8 (second half).
 #pragma once
 #include "warp.cuh"
 
@@ -35,7 +35,9 @@ template <> struct Unit<W_Q4_K> {
 template <> struct Unit<W_Q6_K> {
     static constexpr int LOW = 0, HIGH = 2048, SCALES = 3072, D = 3328, BYTES = 3360;
     static __device__ int part(int row, int l) { return (row % 8 * 4 + l % 16 / 4) * 16 + l / 16 * 4 + l % 4; }
-    static __device__ int low(int row, int half, int b, int l) { return LOW + (row / 8 * 2 + half) * 512 + part(row, l) + b * 8; }
+    static __device__ int low(int row, int half, int b, int l) {
+        return LOW + (row / 8 * 2 + half) * 512 + part(row, l) + b * 8;
+    }
     static __device__ int high(int row, int half, int l) { return HIGH + row / 8 * 512 + part(row, l) + half * 8; }
 };
 

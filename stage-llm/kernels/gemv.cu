@@ -29,8 +29,9 @@ __device__ inline uint4 piece(const unsigned char* unit, int p, Lane lane) {
     return *reinterpret_cast<const uint4*>(unit + p * 512 + lane.index * 16);
 }
 
-// How a warp multiplies stretches of a tile, of `COLS` columns and `BYTES` bytes, `DEPTH` of which are in its queue. `Source` is where they
-// come from, one after the other; `load` takes the x that a stretch is to meet, `add` multiplies, `finish` writes the sums: [M][16 rows].
+// How a warp multiplies stretches of a tile, of `COLS` columns and `BYTES` bytes, `DEPTH` of which are in its queue.
+// `Source` is where they come from, one after the other; `load` takes the x that a stretch is to meet, `add` multiplies,
+// `finish` writes the sums: [M][16 rows].
 template <class T, int FORMAT, int M> struct Stretch;
 
 template <class T, int M> struct Stretch<T, W_DENSE, M> {
@@ -102,7 +103,8 @@ template <class T, int FORMAT, int M> struct Grouped {
         size_t over;
         bool there;
         int tile, tiles;
-        __device__ inline Source(const Matrices& a, int tile, int c, Lane lane) : tile(tile), tiles((a.n + ROWS - 1) / ROWS) {
+        __device__ inline Source(const Matrices& a, int tile, int c, Lane lane)
+            : tile(tile), tiles((a.n + ROWS - 1) / ROWS) {
             size_t across = (a.k + COLS - 1) / COLS;
             from = static_cast<const unsigned char*>(a.w) + (tile * across + c) * BYTES + lane.index * 16;
             over = (gridDim.x - 1) * across * BYTES;
@@ -111,7 +113,8 @@ template <class T, int FORMAT, int M> struct Grouped {
             if (tile >= tiles) return;
 #pragma unroll
             for (int i = 0; i < BYTES; i += 512)
-                if (i + 512 <= BYTES || i + lane.index * 16 < BYTES) copy16(slot + i + lane.index * 16, from + i, true);
+                if (i + 512 <= BYTES || i + lane.index * 16 < BYTES)
+                    copy16(slot + i + lane.index * 16, from + i, true);
         }
         __device__ inline void along() { from += WARPS * BYTES; }
         __device__ inline void next_tile(int) { from += over, tile += gridDim.x; }
@@ -177,13 +180,16 @@ template <class T, int M> struct Stretch<T, W_Q8_0, M> : Grouped<T, W_Q8_0, M> {
             for (int i = 0; i < 4; i++) {
                 uint32_t h0 = v0[i] >> 8, h1 = v1[i] >> 8;
                 bool own = lane.g == 2 * j + i / 2;
-                this->multiply(d[0], {T::bytes_first(v0[i]), T::bytes_first(v1[i]), T::bytes_first(h0), T::bytes_first(h1)}, i % 2 * 2, own);
-                this->multiply(d[1], {T::bytes_second(v0[i]), T::bytes_second(v1[i]), T::bytes_second(h0), T::bytes_second(h1)}, i % 2 * 2, own);
+                uint32_t first[4] = {T::bytes_first(v0[i]), T::bytes_first(v1[i]), T::bytes_first(h0), T::bytes_first(h1)};
+                uint32_t second[4] = {T::bytes_second(v0[i]), T::bytes_second(v1[i]), T::bytes_second(h0), T::bytes_second(h1)};
+                this->multiply(d[0], first, i % 2 * 2, own);
+                this->multiply(d[1], second, i % 2 * 2, own);
             }
         }
         uint32_t s0 = *reinterpret_cast<const uint32_t*>(w + U::scale(lane.g, 2 * lane.t));
         uint32_t s1 = *reinterpret_cast<const uint32_t*>(w + U::scale(lane.g + 8, 2 * lane.t));
-        this->scaled_both(d, {F16::widen(uint16_t(s0)), F16::widen(uint16_t(s0 >> 16)), F16::widen(uint16_t(s1)), F16::widen(uint16_t(s1 >> 16))});
+        this->scaled_both(d, {F16::widen(uint16_t(s0)), F16::widen(uint16_t(s0 >> 16)), F16::widen(uint16_t(s1)),
+                              F16::widen(uint16_t(s1 >> 16))});
     }
 };
 
@@ -201,15 +207,18 @@ template <class T, int M> struct Stretch<T, W_Q4_K, M> : Grouped<T, W_Q4_K, M> {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int group = 4 * j + i / 2 * 2;
-                this->multiply(d[0], {whole(v0[i]), whole(v1[i]), whole(v0[i] >> 8), whole(v1[i] >> 8)}, i % 2 * 2, lane.g == group);
-                this->multiply(d[1], {whole(v0[i] >> 4), whole(v1[i] >> 4), whole(v0[i] >> 12), whole(v1[i] >> 12)}, i % 2 * 2, lane.g == group + 1);
+                uint32_t low[4] = {whole(v0[i]), whole(v1[i]), whole(v0[i] >> 8), whole(v1[i] >> 8)};
+                this->multiply(d[0], low, i % 2 * 2, lane.g == group);
+                uint32_t high[4] = {whole(v0[i] >> 4), whole(v1[i] >> 4), whole(v0[i] >> 12), whole(v1[i] >> 12)};
+                this->multiply(d[1], high, i % 2 * 2, lane.g == group + 1);
             }
         }
         float s[4], c[4];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             Minima m(*reinterpret_cast<const uint4*>(w + U::HEADERS + (lane.g + 8 * r) * 16));
-            uint32_t scales = (lane.t < 2 ? m.scale[0] : m.scale[1]) >> (lane.t % 2 * 16), minima = (lane.t < 2 ? m.min[0] : m.min[1]) >> (lane.t % 2 * 16);
+            uint32_t scales = (lane.t < 2 ? m.scale[0] : m.scale[1]) >> (lane.t % 2 * 16);
+            uint32_t minima = (lane.t < 2 ? m.min[0] : m.min[1]) >> (lane.t % 2 * 16);
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 s[2 * r + i] = m.d * float((scales >> (8 * i)) & 63u);
@@ -221,7 +230,8 @@ template <class T, int M> struct Stretch<T, W_Q4_K, M> : Grouped<T, W_Q4_K, M> {
     }
 };
 
-// Sixteen groups of 16: a half of the unit has the eight that fill a tile's columns. Of x, a thread has four values for each half.
+// Sixteen groups of 16: a half of the unit has the eight that fill a tile's columns. Of x, a thread has four values for
+// each half.
 template <class T, int M> struct Stretch<T, W_Q6_K, M> : Grouped<T, W_Q6_K, M> {
     using Base = Grouped<T, W_Q6_K, M>;
     __device__ inline void load(const Matrices& a, int c, Lane lane) {
@@ -232,7 +242,8 @@ template <class T, int M> struct Stretch<T, W_Q6_K, M> : Grouped<T, W_Q6_K, M> {
                 int column = UNIT_COLS * c + 128 * half + 4 * lane.index;
                 bool there = i < a.m && column < a.k;
                 uint2 v = there ? *reinterpret_cast<const uint2*>(a.x + size_t(i) * a.stride + column) : make_uint2(0, 0);
-                this->x[i][2 * half] = Base::crossed(v.x, v.y, false), this->x[i][2 * half + 1] = Base::crossed(v.x, v.y, true);
+                this->x[i][2 * half] = Base::crossed(v.x, v.y, false);
+                this->x[i][2 * half + 1] = Base::crossed(v.x, v.y, true);
             }
     }
     // Two values of 6 bits on top of T::WHOLE: nibbles that begin at bit 4 (Q / 2) of each half, pairs of bits at 2 Q.
@@ -240,9 +251,12 @@ template <class T, int M> struct Stretch<T, W_Q6_K, M> : Grouped<T, W_Q6_K, M> {
         uint32_t top = Q < 2 ? high << (Q < 2 ? 4 - 2 * Q : 0) : high >> (Q < 2 ? 0 : 2 * Q - 4);
         return masked_or<0x00300030u>(top, masked_or<0x000F000Fu>(low >> (Q / 2 * 4), T::WHOLE));
     }
-    template <int Q> __device__ inline void quarter(float (&d)[M][4], const uint32_t (&low)[2][4], const uint32_t (&pairs)[2][2], int half, int s, Lane lane) {
+    template <int Q>
+    __device__ inline void quarter(float (&d)[M][4], const uint32_t (&low)[2][4], const uint32_t (&pairs)[2][2], int half,
+                                   int s, Lane lane) {
         uint32_t l0 = low[0][Q % 2 * 2 + s], l1 = low[1][Q % 2 * 2 + s], h0 = pairs[0][s], h1 = pairs[1][s];
-        this->multiply(d, {six<Q>(l0, h0), six<Q>(l1, h1), six<Q>(l0 >> 8, h0 >> 8), six<Q>(l1 >> 8, h1 >> 8)}, 2 * half, lane.g == 2 * Q + s);
+        this->multiply(d, {six<Q>(l0, h0), six<Q>(l1, h1), six<Q>(l0 >> 8, h0 >> 8), six<Q>(l1 >> 8, h1 >> 8)}, 2 * half,
+                       lane.g == 2 * Q + s);
     }
     __device__ inline void add(const unsigned char* w, Lane lane) {
         using U = Unit<W_Q6_K>;
@@ -265,7 +279,8 @@ template <class T, int M> struct Stretch<T, W_Q6_K, M> : Grouped<T, W_Q6_K, M> {
             float scales[4], c[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                int8_t scale = *reinterpret_cast<const int8_t*>(w + U::SCALES + (lane.g + i / 2 * 8) * 16 + 8 * half + 2 * lane.t + i % 2);
+                int8_t scale = *reinterpret_cast<const int8_t*>(w + U::SCALES + (lane.g + i / 2 * 8) * 16 + 8 * half +
+                                                                2 * lane.t + i % 2);
                 scales[i] = whole[i / 2] * float(scale), c[i] = -(T::WHOLE_VALUE + 32.f) * scales[i];
             }
             this->scaled_both(d, scales);
@@ -276,7 +291,8 @@ template <class T, int M> struct Stretch<T, W_Q6_K, M> : Grouped<T, W_Q6_K, M> {
 
 // Grid: at most as many blocks as the card holds at once; each has every so many tiles. Shared memory: the queues of all
 // warps and two turns of outcomes (`gemv_shared` in quantized/cuda.rs).
-template <class T, int FORMAT, int M> __device__ inline void gemv(const void* x, int stride, const void* w, void* y, int m, int n, int k) {
+template <class T, int FORMAT, int M>
+__device__ inline void gemv(const void* x, int stride, const void* w, void* y, int m, int n, int k) {
     using S = Stretch<T, FORMAT, M>;
     constexpr int OUTCOME = M * ROWS, DEPTH = S::DEPTH;
     static_assert(WARPS * (DEPTH * S::BYTES + 2 * OUTCOME * 4) <= 99 << 10, "a block has 99 KB on sm_89");

@@ -4,6 +4,7 @@
 //! give whole chunks back and map them elsewhere, side by side; then a large piece fits that did not.
 
 use candle_core::Result;
+use common::memory::is_out_of_memory;
 
 /// Does `work`, and once more on a compacted pool if there was no memory for it. Whatever the first try has done, the
 /// second one does again.
@@ -16,7 +17,7 @@ pub fn compacted<T>(work: impl FnMut() -> Result<T>) -> Result<T> {
 
 fn twice<T>(mut work: impl FnMut() -> Result<T>, compact: impl FnOnce()) -> Result<T> {
     match work() {
-        Err(error) if error.to_string().contains("OUT_OF_MEMORY") => {
+        Err(error) if is_out_of_memory(&error) => {
             tracing::debug!(%error, "tried again on a compacted pool");
             compact();
             work()

@@ -20,6 +20,7 @@ use serde::Deserialize;
 use crate::config::ModelSource;
 use crate::demo_model::{DEFAULT_SEED, Dims, tensors};
 use crate::error::{ErrorKind, JobError};
+use crate::memory::is_out_of_memory;
 use crate::model::ModelConfig;
 
 use files::Files;
@@ -278,8 +279,9 @@ impl Checkpoint {
 }
 
 fn unusable(path: &Path, name: &str, error: &candle_core::Error) -> CheckpointError {
-    let text = error.to_string();
-    let kind =
-        if text.contains("OUT_OF_MEMORY") { CheckpointErrorKind::OutOfMemory } else { CheckpointErrorKind::Misshapen };
-    CheckpointError::new(kind, format!("{}: {name}: {text}", path.display()))
+    let kind = match is_out_of_memory(error) {
+        true => CheckpointErrorKind::OutOfMemory,
+        false => CheckpointErrorKind::Misshapen,
+    };
+    CheckpointError::new(kind, format!("{}: {name}: {error}", path.display()))
 }
