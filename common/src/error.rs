@@ -149,14 +149,17 @@ impl std::error::Error for JobError {}
 impl From<candle_core::Error> for JobError {
     /// An allocation that the budget refuses is the job's failure; anything else in the maths is ours.
     fn from(e: candle_core::Error) -> Self {
-        let text = e.to_string();
-        // With RUST_BACKTRACE set, candle puts its whole stack behind the sentence.
-        let sentence = text.lines().next().unwrap_or_default();
+        let sentence = sentence(&e);
         if !memory::is_out_of_memory(&e) {
             return JobError::new(ErrorKind::Internal, sentence);
         }
-        out_of_memory(sentence, memory::usage(), memory::limits())
+        out_of_memory(&sentence, memory::usage(), memory::limits())
     }
+}
+
+/// What an error says, without the stack that candle puts behind it where RUST_BACKTRACE is set.
+pub fn sentence(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// An allocation that was refused: by the budget, or by a card on which somebody else has what the budget would allow.

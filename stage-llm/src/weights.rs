@@ -9,6 +9,7 @@ use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device};
 use common::checkpoint::{CheckpointError, CheckpointErrorKind, Weights};
 use common::config::{LlmConfig, WeightFormat};
+use common::error::sentence;
 use common::model::ModelConfig;
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +40,10 @@ impl Matrix {
     /// Bytes of a row in blocks.
     fn row_bytes(&self, format: BlockFormat) -> Result<usize, CheckpointError> {
         format.row_bytes(self.columns).map_err(|e| {
-            CheckpointError::new(CheckpointErrorKind::Misshapen, format!("{}: {e}; keep it dense", self.name))
+            CheckpointError::new(
+                CheckpointErrorKind::Misshapen,
+                format!("{}: {}; keep it dense", self.name, sentence(&e)),
+            )
         })
     }
 }

@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 use crate::config::ModelSource;
 use crate::demo_model::{DEFAULT_SEED, Dims, tensors};
-use crate::error::{ErrorKind, JobError};
+use crate::error::{ErrorKind, JobError, sentence};
 use crate::memory::is_out_of_memory;
 use crate::model::ModelConfig;
 
@@ -57,7 +57,7 @@ impl CheckpointError {
 
     /// Weights that the device has no room for, or that it cannot rearrange.
     pub fn from_device(error: candle_core::Error) -> Self {
-        CheckpointError::new(CheckpointErrorKind::OutOfMemory, error.to_string())
+        CheckpointError::new(CheckpointErrorKind::OutOfMemory, sentence(&error))
     }
 
     /// What callers match on.
@@ -283,5 +283,5 @@ fn unusable(path: &Path, name: &str, error: &candle_core::Error) -> CheckpointEr
         true => CheckpointErrorKind::OutOfMemory,
         false => CheckpointErrorKind::Misshapen,
     };
-    CheckpointError::new(kind, format!("{}: {name}: {error}", path.display()))
+    CheckpointError::new(kind, format!("{}: {name}: {}", path.display(), sentence(error)))
 }

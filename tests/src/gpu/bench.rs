@@ -1,0 +1,187 @@
+//! One configuration measured: questions about videos of several lengths, beside what the card cannot be faster than.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use common::checkpoint::Checkpoint;
+use common::error::StageName;
+use common::model::ModelConfig;
+use common::process::ConfigArgs;
+use serde::Serialize;
+
+use super::card;
+use super::floor::{Ceilings, Floor};
+use super::run::{Measured, Pipeline};
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct Questions {
+    /// Lengths of videos, seconds.
+    pub seconds: Vec<u64>,
+    /// Questions of each length; the last one counts.
+    pub rounds: usize,
+    /// Tokens to generate.
+    pub new_tokens: u32,
+    /// Jobs of mixed length afterwards.
+    pub soak: usize,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The card, as its driver calls it.
+    pub card: String,
+    /// Its rates, measured before anything else.
+    pub ceilings: Option<Ceilings>,
+    /// Configuration keys.
+    pub settings: Vec<String>,
+    /// Bytes of the card in use before.
+    pub idle_bytes: u64,
+    /// And once the stages were ready.
+    pub ready_bytes: u64,
+    /// Question by question.
+    pub rows: Vec<Row>,
+}
+
+/// A question and its floor.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// What it came to.
+    #[serde(flatten)]
+    pub measured: Measured,
+    /// What it could not be faster than; none where nothing was measured of the card.
+    pub floor: Option<Floor>,
+}
+
+/// Starts a pipeline under a configuration, asks, and prints a table as it goes.
+///
+/// # Errors
+/// Without a model, a card's driver or a pipeline that starts; a soak that finds something.
+pub async fn bench(
+    config: &ConfigArgs,
+    model: Option<&Path>,
+    one_process: bool,
+    questions: &Questions,
+    ceilings: Option<Ceilings>,
+) -> anyhow::Result<Report> {
+    if model.is_none() && config.weights.is_none() {
+        anyhow::bail!("--model names a checkpoint directory, or --weights random does without one");
+    }
+    let card = card::query("name,driver_version,memory.total")?;
+    let idle_bytes = card::used_bytes()?;
+    println!("{card}; {}", config.set.join(" "));
+    let (effective, geometry) = described(config, model)?;
+    let started = Instant::now();
+    // Each round is a first question, unless the command line says otherwise.
+    let mut set: Vec<String> = ["llm.keep_video=false".to_owned()].into_iter().chain(config.set.clone()).collect();
+    set.extend(config.weights.map(|weights| format!("model.weights={weights}")));
+    let pipeline = Pipeline::start(model, &set, one_process).await?;
+    let ready_bytes = card::used_bytes()?;
+    println!("ready in {:.1} s, {:.2} GB on the card", started.elapsed().as_secs_f64(), gb(ready_bytes - idle_bytes));
+    show_memory(&pipeline).await?;
+    println!("| video s | tokens | first token s | floor | ms a token | floor | whole s | peak GB | busy s |");
+    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |");
+    let mut rows = Vec::new();
+    for (i, &seconds) in questions.seconds.iter().enumerate() {
+        let floor = ceilings.map(|c| Floor::new(seconds, &geometry, &effective, &c)).transpose()?;
+        for round in 0..questions.rounds.max(1) {
+            // A length may come twice; a job that has an end is not run again.
+            let job = format!("bench-{i}-{seconds}-{round}");
+            let mut measured = pipeline.ask(&job, seconds, questions.new_tokens).await?;
+            measured.peak_bytes = measured.peak_bytes.saturating_sub(idle_bytes);
+            let row = Row { measured, floor };
+            println!("{}", line(&row));
+            rows.push(row);
+        }
+    }
+    if questions.soak > 0 {
+        soak(&pipeline, questions.soak).await?;
+    }
+    show_memory(&pipeline).await?;
+    Ok(Report { card, ceilings, settings: config.set.clone(), idle_bytes, ready_bytes, rows })
+}
+
+/// The configuration and the geometry that a pipeline will have.
+fn described(config: &ConfigArgs, model: Option<&Path>) -> anyhow::Result<(common::config::Config, ModelConfig)> {
+    let mut effective = config.load().map_err(|fatal| anyhow::anyhow!("{}", fatal.1))?;
+    effective.model.dir = model.map_or_else(PathBuf::new, Path::to_owned);
+    let geometry = Checkpoint::configured(&effective.model)?.config().clone();
+    Ok((effective, geometry))
+}
+
+fn line(row: &Row) -> String {
+    let m = &row.measured;
+    let busy: Vec<String> = m.busy_s.iter().map(|(stage, s)| format!("{stage} {s:.2}")).collect();
+    let floor = |of: fn(&Floor) -> f64, digits: usize| {
+        row.floor.as_ref().map_or_else(String::new, |floor| format!("{:.digits$}", of(floor)))
+    };
+    format!(
+        "| {} | {} | {:.3} | {} | {:.2} | {} | {:.2} | {:.2} | {} {} |",
+        m.seconds,
+        m.tokens,
+        m.first_token_s,
+        floor(|f| f.first_token_s, 3),
+        m.ms_per_token,
+        floor(|f| f.ms_per_token, 2),
+        m.total_s,
+        gb(m.peak_bytes),
+        busy.join(", "),
+        m.error.as_deref().unwrap_or(""),
+    )
+}
+
+async fn show_memory(pipeline: &Pipeline) -> anyhow::Result<()> {
+    for status in pipeline.memory().await? {
+        let (used, peak, reserved) = (gb(status.used_bytes), gb(status.peak_bytes), gb(status.reserved_bytes));
+        println!("{}: {used:.3} GB used, {peak:.3} at most, {reserved:.3} reserved", status.stage);
+    }
+    Ok(())
+}
+
+/// Lengths of the soak's videos, seconds: short and long in turn.
+const MIXED: [u64; 7] = [10, 45, 3, 90, 20, 150, 7];
+/// Jobs after which nothing grows any more: each length once.
+const FIRST_JOBS: usize = MIXED.len();
+
+/// Asks one question after the other and looks at what the computing stages hold after each.
+///
+/// # Errors
+/// A job that fails, a stage that holds more after a job than after the first round of them.
+async fn soak(pipeline: &Pipeline, jobs: usize) -> anyhow::Result<()> {
+    let mut at_rest: BTreeMap<StageName, u64> = BTreeMap::new();
+    let started = Instant::now();
+    for i in 0..jobs {
+        let m = pipeline.ask(&format!("soak-{i}"), MIXED[i % MIXED.len()], 8).await?;
+        if let Some(error) = m.error {
+            anyhow::bail!("job {i}: {error}");
+        }
+        for status in pipeline.memory().await?.into_iter().filter(|s| s.stage != StageName::Decode) {
+            let known = at_rest.entry(status.stage).or_insert(status.used_bytes);
+            if i < FIRST_JOBS {
+                *known = status.used_bytes.max(*known);
+            } else if status.used_bytes > *known {
+                anyhow::bail!(
+                    "after job {i} stage-{} holds {} bytes, at first {known}",
+                    status.stage,
+                    status.used_bytes
+                );
+            }
+        }
+        if (i + 1) % 50 == 0 {
+            println!("soak: {} jobs in {:.0} s", i + 1, started.elapsed().as_secs_f64());
+        }
+    }
+    let held: Vec<String> = at_rest.iter().map(|(stage, bytes)| format!("{stage} {:.3} GB", gb(*bytes))).collect();
+    println!(
+        "soak: {jobs} jobs in {:.0} s, after each no more than {}",
+        started.elapsed().as_secs_f64(),
+        held.join(", ")
+    );
+    Ok(())
+}
+
+/// Bytes in units of 10^9.
+pub fn gb(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}

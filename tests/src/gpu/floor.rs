@@ -1,0 +1,199 @@
+//! What a card cannot be faster than: the operations of a video over the rate of its products, the bytes of a token over
+//! that of its copies, both measured on the card itself.
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use candle_core::{DType, Device, Tensor};
+use common::compute::Compute;
+use common::config::{ComputeConfig, Config, MediaProducts, Precision};
+use common::kernels::E4m3Rows;
+use common::model::ModelConfig;
+use common::plan::{AudioPlan, ImagePlan, SAMPLE_RATE, WINDOW_SAMPLES};
+use serde::{Deserialize, Serialize};
+use stage_llm::admission::Footprint;
+
+/// Times that each is run.
+const RUNS: u32 = 20;
+
+/// A card's rates.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Ceilings {
+    /// Read and written together.
+    pub copy_bytes_per_s: f64,
+    /// Of a 16-bit product of 8192 x 14336 by 14336 x 4096, a multiplication and an addition being two.
+    pub dense_operations_per_s: f64,
+    /// Of 8192 x 3584 by 3584 x 28672 in E4M3; none where the card does not multiply it.
+    pub e4m3_operations_per_s: Option<f64>,
+}
+
+impl Ceilings {
+    /// Measured on a device, which this process then holds.
+    ///
+    /// # Errors
+    /// No such device; its own.
+    pub fn measure(device: &str) -> anyhow::Result<Self> {
+        let config = ComputeConfig { device: device.to_owned(), dtype: Precision::Bf16, ..ComputeConfig::default() };
+        let device = Compute::open(&config, None)?.device;
+        let random = |rows: usize, columns: usize| -> candle_core::Result<Tensor> {
+            Tensor::randn(0f32, 1.0, (rows, columns), &device)?.to_dtype(DType::BF16)
+        };
+        let (n, inputs, outputs) = (8_192, 14_336, 4_096);
+        let (x, weight) = (random(n, inputs)?, random(inputs, outputs)?);
+        let copy = seconds(&device, || x.copy().map(drop))?;
+        let dense = seconds(&device, || x.matmul(&weight).map(drop))?;
+        let bytes = 2 * n * inputs * DType::BF16.size_in_bytes();
+        let (inputs_8, outputs_8) = (3_584, 28_672);
+        let e4m3 = || -> candle_core::Result<f64> {
+            let (x, weight) =
+                (E4m3Rows::quantize(&random(n, inputs_8)?)?, E4m3Rows::quantize(&random(outputs_8, inputs_8)?)?);
+            seconds(&device, || x.product(&weight, None, DType::BF16).map(drop))
+        };
+        Ok(Ceilings {
+            copy_bytes_per_s: bytes as f64 / copy,
+            dense_operations_per_s: (2 * n * inputs * outputs) as f64 / dense,
+            e4m3_operations_per_s: e4m3().ok().map(|s| (2 * n * inputs_8 * outputs_8) as f64 / s),
+        })
+    }
+
+    /// Measured by a process of its own, which has left the card when this returns.
+    ///
+    /// # Errors
+    /// What that process says.
+    pub fn of(device: &str) -> anyhow::Result<Self> {
+        let output = Command::new(std::env::current_exe()?)
+            .args(["ceilings", device])
+            .stdin(Stdio::null())
+            .output()
+            .context("gpu_bench ceilings")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "gpu_bench ceilings {device}: {}", said.trim());
+        serde_json::from_slice(&output.stdout).context("gpu_bench ceilings")
+    }
+}
+
+fn seconds(device: &Device, mut work: impl FnMut() -> candle_core::Result<()>) -> candle_core::Result<f64> {
+    for _ in 0..3 {
+        work()?;
+    }
+    device.synchronize()?;
+    let started = Instant::now();
+    for _ in 0..RUNS {
+        work()?;
+    }
+    device.synchronize()?;
+    Ok(started.elapsed().as_secs_f64() / f64::from(RUNS))
+}
+
+/// The least that a question about a video takes on a card.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Floor {
+    /// To the first token: every product at the library's best, and the language model's weights read once.
+    pub first_token_s: f64,
+    /// A token: weights, keys and values read once.
+    pub ms_per_token: f64,
+}
+
+impl Floor {
+    /// Of so many seconds of video with sound, one frame a second, under a configuration.
+    ///
+    /// # Errors
+    /// Weights that the configured format cannot hold.
+    pub fn new(seconds: u64, model: &ModelConfig, config: &Config, ceilings: &Ceilings) -> anyhow::Result<Self> {
+        let image = ImagePlan::new(1, seconds).tokens;
+        let audio = AudioPlan::new(seconds * SAMPLE_RATE).map_or(0, |a| a.tokens);
+        let windows = (seconds * SAMPLE_RATE).div_ceil(WINDOW_SAMPLES);
+        let work = of_frame(model) * seconds as f64
+            + of_window(model) * windows as f64
+            + of_media_token(model) * (image + audio) as f64;
+        let media_rate = match (config.compute.media_products, ceilings.e4m3_operations_per_s) {
+            (MediaProducts::Fp8, Some(e4m3)) => e4m3,
+            _ => ceilings.dense_operations_per_s,
+        };
+        let footprint = Footprint::new(model, &config.llm, &config.compute)?;
+        let weights_s = footprint.fixed.weights_bytes as f64 / ceilings.copy_bytes_per_s;
+        let cache_bytes = footprint.media_token_bytes * (image + audio);
+        let first_token_s = work.products / media_rate + work.attention / ceilings.dense_operations_per_s + weights_s;
+        Ok(Floor { first_token_s, ms_per_token: 1e3 * (weights_s + cache_bytes as f64 / ceilings.copy_bytes_per_s) })
+    }
+}
+
+/// Operations: of products with weights, and of attention, which has none.
+#[derive(Clone, Copy)]
+struct Work {
+    products: f64,
+    attention: f64,
+}
+
+impl std::ops::Mul<f64> for Work {
+    type Output = Work;
+    fn mul(self, n: f64) -> Work {
+        Work { products: self.products * n, attention: self.attention * n }
+    }
+}
+
+impl std::ops::Add for Work {
+    type Output = Work;
+    fn add(self, other: Work) -> Work {
+        Work { products: self.products + other.products, attention: self.attention + other.attention }
+    }
+}
+
+/// `layers` of an encoder over `rows` of `width`: four projections, a feed-forward part of `inner`, attention.
+fn of_encoder(layers: usize, rows: usize, width: usize, inner: usize) -> Work {
+    let (layers, rows, width, inner) = (layers as f64, rows as f64, width as f64, inner as f64);
+    Work {
+        products: layers * 2.0 * rows * (4.0 * width * width + 2.0 * width * inner),
+        attention: layers * 4.0 * rows * rows * width,
+    }
+}
+
+fn of_frame(model: &ModelConfig) -> Work {
+    let c = &model.vision;
+    of_encoder(model.vision_layers(), c.side() * c.side(), c.hidden_size, c.intermediate_size)
+}
+
+fn of_window(model: &ModelConfig) -> Work {
+    let c = &model.audio;
+    of_encoder(c.encoder_layers, c.max_source_positions, c.d_model, c.encoder_ffn_dim)
+}
+
+/// An image or audio token on its way through the decoder: keys and values, the folded output projection, the feed-forward
+/// part; of the last layer keys and values alone.
+fn of_media_token(model: &ModelConfig) -> Work {
+    let (d, inner) = (model.hidden_size as f64, model.intermediate_size as f64);
+    let kv = (model.num_key_value_heads * model.head_dim) as f64;
+    let layers = model.num_hidden_layers as f64;
+    Work { products: 2.0 * d * (layers * 2.0 * kv + (layers - 1.0) * (kv + 3.0 * inner)), attention: 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against the floors that were worked out by hand for an H200, from its measured rates.
+    #[test]
+    fn floors_are_those_worked_out_by_hand() {
+        let h200 = Ceilings {
+            copy_bytes_per_s: 4.27e12,
+            dense_operations_per_s: 783e12,
+            e4m3_operations_per_s: Some(1_380e12),
+        };
+        let mut config = Config::default();
+        config.compute.dtype = Precision::Bf16;
+        let floor = |seconds, config: &Config| Floor::new(seconds, &ModelConfig::default(), config, &h200).unwrap();
+        for (seconds, first_token_s, ms) in [(10, 0.06, 4.5), (60, 0.30, 5.3), (300, 1.5, 9.3), (3600, 5.8, 14.5)] {
+            let got = floor(seconds, &config);
+            assert!((got.first_token_s / first_token_s - 1.0).abs() < 0.12, "{seconds}: {got:?}");
+            assert!((got.ms_per_token / ms - 1.0).abs() < 0.02, "{seconds}: {got:?}");
+        }
+        let dense = floor(300, &config);
+        config.compute.media_products = MediaProducts::Fp8;
+        let fp8 = floor(300, &config);
+        assert!(fp8.first_token_s < 0.65 * dense.first_token_s && fp8.ms_per_token == dense.ms_per_token, "{fp8:?}");
+        config.llm.weights = common::config::WeightFormat::Q4;
+        config.llm.kv = common::config::KvPrecision::Q4;
+        assert!(floor(300, &config).ms_per_token < 0.35 * dense.ms_per_token);
+    }
+}
