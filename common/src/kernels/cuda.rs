@@ -91,7 +91,7 @@ impl Kernels {
         config: LaunchConfig,
         arguments: &[Arg],
     ) -> Result<()> {
-        if [config.grid_dim.0, config.grid_dim.1, config.grid_dim.2].contains(&0) {
+        if has_no_blocks(&config) {
             return Ok(());
         }
         let function = self.function(device, name, config.shared_mem_bytes)?;
@@ -145,6 +145,10 @@ pub fn resident_blocks(device: &CudaDevice, shared_bytes: usize) -> Result<usize
     Ok(processors * (room / (shared_bytes + reserved)).max(1))
 }
 
+fn has_no_blocks(config: &LaunchConfig) -> bool {
+    [config.grid_dim.0, config.grid_dim.1, config.grid_dim.2].contains(&0)
+}
+
 /// Launches a kernel that may begin while the one before it in the stream still runs, where a card can do that and that one
 /// allows it (kernels/order.cuh): until its `wait_for_earlier` it touches nothing that others write.
 ///
@@ -160,6 +164,9 @@ pub unsafe fn launch_ahead(
     config: LaunchConfig,
     parameters: &mut [*mut c_void],
 ) -> Result<()> {
+    if has_no_blocks(&config) {
+        return Ok(());
+    }
     let stream = device.cuda_stream();
     let context = stream.context();
     context.bind_to_thread().w()?;
