@@ -59,7 +59,7 @@ __device__ void scale(T *y, const float *by_row, const float *by_column, int row
     const unsigned row = at / packs;
     const int first = (at - row * packs) * N;
     if (row >= rows) return;
-    float v[N], s[N];
+    float v[N];
     load(v, y + size_t(row) * columns, first, columns, true);
 #pragma unroll
     for (int i = 0; i < N; ++i) v[i] *= by_row[row] * by_column[first + i];

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "order.cuh"
+#include "quick.cuh"
 
 using bf16 = __nv_bfloat16;
 using f16 = __half;
@@ -35,18 +36,6 @@ template <class T, int N> __device__ __forceinline__ void round_all(float (&x)[N
         const float2 two = rounded<T>(make_float2(x[i], x[i + 1]));
         x[i] = two.x, x[i + 1] = two.y;
     }
-}
-
-// 2^x within 2 ulp, 0 far below; 1 / x within 1 ulp.
-__device__ __forceinline__ float exp2_quick(float x) {
-    float r;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-    return r;
-}
-__device__ __forceinline__ float reciprocal_quick(float x) {
-    float r;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-    return r;
 }
 
 // Elements of T in 16 bytes, the most that a thread moves at once.

@@ -275,7 +275,7 @@ __device__ inline void attend(const Attention& a, const Segment& s, int from, in
             for (int r = 0; r < 2; r++) {
 #pragma unroll
                 for (int step = 4; step < 32; step *= 2) top[r] = fmaxf(top[r], __shfl_xor_sync(0xFFFFFFFFu, top[r], step));
-                float more = fmaxf(most[r], top[r]), factor = exp2_fast(most[r] - more);
+                float more = fmaxf(most[r], top[r]), factor = exp2_quick(most[r] - more);
                 most[r] = more;
                 sum[r] *= factor;
 #pragma unroll
@@ -283,7 +283,7 @@ __device__ inline void attend(const Attention& a, const Segment& s, int from, in
             }
         }
 #pragma unroll
-        for (int n = 0; n < 4; n++) y[n] = exp2_fast(y[n] - most[n % 2]);
+        for (int n = 0; n < 4; n++) y[n] = exp2_quick(y[n] - most[n % 2]);
         sum[0] += y[0] + y[2], sum[1] += y[1] + y[3];
         uint32_t weights[2] = {transpose(T::pack(y[0], y[1])), transpose(T::pack(y[2], y[3]))};
 
@@ -318,7 +318,7 @@ __device__ inline void attend(const Attention& a, const Segment& s, int from, in
         for (int w = 0; w < WARPS; w++) top = fmaxf(top, first[w * (F::QUEUE / 4) + row]);
         for (int w = 0; w < WARPS; w++) {
             const float* theirs = first + w * (F::QUEUE / 4);
-            float factor = exp2_fast(theirs[row] - top);
+            float factor = exp2_quick(theirs[row] - top);
             float4 x = *reinterpret_cast<const float4*>(theirs + 16 + row * WIDTH + at);
             total += factor * theirs[8 + row];
             out.x += factor * x.x, out.y += factor * x.y, out.z += factor * x.z, out.w += factor * x.w;

@@ -118,7 +118,7 @@ __device__ inline void tile(Rows& r, unsigned char* queries, unsigned char* keys
         for (int h = 0; h < 2; h++) {
             top[h] = fmaxf(top[h], __shfl_xor_sync(0xFFFFFFFFu, top[h], 1));
             top[h] = fmaxf(top[h], __shfl_xor_sync(0xFFFFFFFFu, top[h], 2));
-            float more = fmaxf(r.most[h], top[h]), factor = exp2_fast(r.most[h] - more);
+            float more = fmaxf(r.most[h], top[h]), factor = exp2_quick(r.most[h] - more);
             r.most[h] = more;
             r.sum[h] *= factor;
 #pragma unroll
@@ -129,7 +129,7 @@ __device__ inline void tile(Rows& r, unsigned char* queries, unsigned char* keys
     for (int n = 0; n < 4; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            y[n][i] = exp2_fast(y[n][i] - r.most[i / 2]);
+            y[n][i] = exp2_quick(y[n][i] - r.most[i / 2]);
             r.sum[i / 2] += y[n][i];
         }
 #pragma unroll

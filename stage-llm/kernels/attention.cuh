@@ -67,7 +67,7 @@ struct Capping {
     }
     __device__ float operator()(float product) const {
         float x = product * inner;
-        return capped ? outer - 2.f * outer * reciprocal(1.f + exp2_fast(x)) : x;
+        return capped ? outer - 2.f * outer * reciprocal_quick(1.f + exp2_quick(x)) : x;
     }
 };
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "../../common/kernels/order.cuh"
+#include "../../common/kernels/quick.cuh"
 
 // (a & MASK) | b in one instruction: the compiler makes two where both are constants.
 template <uint32_t MASK> __device__ inline uint32_t masked_or(uint32_t a, uint32_t b) {
@@ -165,18 +166,6 @@ __device__ inline uint4 stream16(const void* from) {
 __device__ inline uint2 stream8(const void* from) {
     uint2 r;
     asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(r.x), "=r"(r.y) : "l"(from));
-    return r;
-}
-
-// 2^x within 2 ulp, 0 far below; 1 / x within 1 ulp.
-__device__ inline float exp2_fast(float x) {
-    float r;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-    return r;
-}
-__device__ inline float reciprocal(float x) {
-    float r;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
 

@@ -29,6 +29,24 @@ enum Work {
     Operations(usize),
 }
 
+/// What one of several runs takes, after some that warm up.
+///
+/// # Errors
+/// `work`'s; the device's.
+pub fn seconds(device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    const RUNS: u32 = 20;
+    for _ in 0..3 {
+        work()?;
+    }
+    device.synchronize()?;
+    let begin = Instant::now();
+    for _ in 0..RUNS {
+        work()?;
+    }
+    device.synchronize()?;
+    Ok(begin.elapsed().as_secs_f64() / f64::from(RUNS))
+}
+
 /// Times the kernels with the shapes of production: 32 frames of SigLIP, ten windows of Whisper, 8,192 rows of the
 /// decoder. The first two figures are the ceilings: a copy, and a product of the library's.
 ///
@@ -40,17 +58,7 @@ pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Figure>> {
     let size = dtype.size_in_bytes();
     let mut figures = Vec::new();
     let mut time = |name: &str, work: Work, op: &dyn Fn() -> Result<()>| -> Result<()> {
-        const RUNS: u32 = 20;
-        for _ in 0..3 {
-            op()?;
-        }
-        device.synchronize()?;
-        let begin = Instant::now();
-        for _ in 0..RUNS {
-            op()?;
-        }
-        device.synchronize()?;
-        let seconds = begin.elapsed().as_secs_f64() / f64::from(RUNS);
+        let seconds = seconds(device, op)?;
         let (achieved, unit) = match work {
             Work::Bytes(bytes) => (bytes as f64 / seconds / 1e9, "GB/s"),
             Work::Operations(operations) => (operations as f64 / seconds / 1e12, "TFLOP/s"),

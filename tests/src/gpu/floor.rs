@@ -2,20 +2,17 @@
 //! that of its copies, both measured on the card itself.
 
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use common::compute::Compute;
 use common::config::{ComputeConfig, Config, MediaProducts, Precision};
 use common::kernels::E4m3Rows;
+use common::kernels::bench::seconds;
 use common::model::ModelConfig;
 use common::plan::{AudioPlan, ImagePlan, SAMPLE_RATE, WINDOW_SAMPLES};
 use serde::{Deserialize, Serialize};
 use stage_llm::admission::Footprint;
-
-/// Times that each is run.
-const RUNS: u32 = 20;
 
 /// A card's rates.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -71,19 +68,6 @@ impl Ceilings {
         ensure!(output.status.success(), "gpu_bench ceilings {device}: {}", said.trim());
         serde_json::from_slice(&output.stdout).context("gpu_bench ceilings")
     }
-}
-
-fn seconds(device: &Device, mut work: impl FnMut() -> candle_core::Result<()>) -> candle_core::Result<f64> {
-    for _ in 0..3 {
-        work()?;
-    }
-    device.synchronize()?;
-    let started = Instant::now();
-    for _ in 0..RUNS {
-        work()?;
-    }
-    device.synchronize()?;
-    Ok(started.elapsed().as_secs_f64() / f64::from(RUNS))
 }
 
 /// The least that a question about a video takes on a card.
