@@ -1,5 +1,6 @@
-// A kernel may begin while the one before it still runs, on cards that can (Hopper and later), if the host asks for it
-// (`Kernels::launch_ahead`). Elsewhere both of these are nothing, and kernels run one after the other.
+// A kernel may begin while the one before it still runs, on Hopper, if the host asks for it (`Kernels::launch_ahead`).
+// Elsewhere both of these are nothing, and kernels run one after the other: on older cards, and on newer ones, for which
+// the driver translates what was compiled for sm_89.
 #pragma once
 
 // Lets the next kernel begin once all blocks have come here.

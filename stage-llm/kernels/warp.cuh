@@ -156,19 +156,6 @@ __device__ inline uint32_t transpose(uint32_t pair) {
     return r;
 }
 
-// 16 bytes that are read once: they need not stay in the first cache.
-__device__ inline uint4 stream16(const void* from) {
-    uint4 r;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(from));
-    return r;
-}
-__device__ inline uint2 stream8(const void* from) {
-    uint2 r;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(r.x), "=r"(r.y) : "l"(from));
-    return r;
-}
-
 // The block's dynamic shared memory.
 __device__ inline unsigned char* shared_memory() {
     extern __shared__ uint4 shared_bytes[];

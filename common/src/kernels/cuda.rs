@@ -149,8 +149,8 @@ fn has_no_blocks(config: &LaunchConfig) -> bool {
     [config.grid_dim.0, config.grid_dim.1, config.grid_dim.2].contains(&0)
 }
 
-/// Launches a kernel that may begin while the one before it in the stream still runs, where a card can do that and that one
-/// allows it (kernels/order.cuh): until its `wait_for_earlier` it touches nothing that others write.
+/// Launches a kernel that may begin while the one before it in the stream still runs, on Hopper and where that one allows it
+/// (kernels/order.cuh): until its `wait_for_earlier` it touches nothing that others write.
 ///
 /// # Safety
 /// `parameters` point at the kernel's arguments in their order, and the kernel waits before it reads or writes what
@@ -170,7 +170,8 @@ pub unsafe fn launch_ahead(
     let stream = device.cuda_stream();
     let context = stream.context();
     context.bind_to_thread().w()?;
-    let hopper = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR).w()? >= 9;
+    // Newer cards run code that was compiled for sm_89, and which does not wait.
+    let hopper = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR).w()? == 9;
     let mut ahead = CUlaunchAttribute {
         id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
         pad: [0; 4],

@@ -144,7 +144,7 @@ mod tests {
     fn stretches_come_to_the_whole_product() -> Result<()> {
         let draws = crate::random::Draws::default();
         let (x, weight) = (draws.normal(&[3, 32])?, draws.normal(&[500, 32])?);
-        let want = x.matmul(&weight.t()?)?.to_vec2::<f32>()?;
+        let want = x.matmul(&weight.t()?)?;
         for (most, stretches) in [(1, 4), (128, 4), (250, 2), (499, 2), (500, 1), (9_999, 1)] {
             let mut ranges = Vec::new();
             let got = linear_in_stretches(&x, 500, most, |range| {
@@ -152,7 +152,8 @@ mod tests {
                 weight.narrow(0, range.start, range.len())
             })?;
             assert_eq!((ranges.len(), ranges.last().map(|r| r.end)), (stretches, Some(500)), "{most}: {ranges:?}");
-            assert_eq!(got.to_vec2::<f32>()?, want, "{most}");
+            // A machine may sum in another order at a matrix's edge.
+            assert!((got - &want)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5, "{most}");
         }
         Ok(())
     }

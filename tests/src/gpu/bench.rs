@@ -47,7 +47,7 @@ pub struct Report {
 /// A question and its floor.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// What it came to.
+    /// What it came to, its peak without what was in use before.
     #[serde(flatten)]
     pub measured: Measured,
     /// What it could not be faster than; none where nothing was measured of the card.

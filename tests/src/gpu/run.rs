@@ -45,7 +45,7 @@ pub struct Measured {
     pub total_s: f64,
     /// Milliseconds a generated token.
     pub ms_per_token: f64,
-    /// The most that the card had given away meanwhile, contexts included.
+    /// The most that the card had given away meanwhile, to whomever, contexts included.
     pub peak_bytes: u64,
     /// Answer's ids, to compare runs.
     pub token_ids: Vec<u32>,
