@@ -15,7 +15,7 @@ step() { echo; echo "== $*"; "$@"; }
 # Nothing here runs a kernel; a broken one must not land all the same.
 kernels() {
   local kernel
-  for kernel in common/kernels/*.cu stage-llm/kernels/*.cu; do
+  for kernel in common/compute/kernels/*.cu stage-llm/kernels/*.cu; do
     .vidi/cuda/nvidia/cu13/bin/nvcc -O1 -std=c++17 --expt-relaxed-constexpr -arch=sm_89 -cubin -o /dev/null "$kernel"
   done
 }

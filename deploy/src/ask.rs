@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
-use common::bus::Bus;
-use common::error::{ErrorKind, JobError, StageName};
-use common::event::{Event, JobResult, Mode};
-use common::message::JobRequest;
-use common::plan::MediaPlan;
-use common::process::{Exit, Fatal};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use protocol::error::{ErrorKind, JobError, StageName};
+use protocol::event::{Event, JobResult, Mode};
+use protocol::message::JobRequest;
+use protocol::plan::MediaPlan;
+use runtime::bus::Bus;
+use runtime::process::{Exit, Fatal};
 
 use crate::client::{self, Events};
 
@@ -165,7 +165,7 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::plan::{AudioPlan, ImagePlan};
+    use protocol::plan::{AudioPlan, ImagePlan};
 
     #[test]
     fn who_asks_about_a_known_video_reads_that_no_stage_has_to_look_at_it() {

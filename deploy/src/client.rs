@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use anyhow::Context;
 use async_nats::service::PingResponse;
-use common::bus::{Bus, headers};
-use common::error::StageName;
-use common::event::{CancelledBy, JobEvent};
-use common::message::{JobId, JobRequest};
-use common::run::control::{self, ControlReply, ControlRequest, LoadReply};
-use common::run::ending;
-use common::run::service::{self, Status};
-use common::subject::StreamName;
-use common::wire;
 use futures::StreamExt;
+use protocol::control::{ControlReply, ControlRequest, LoadReply};
+use protocol::error::StageName;
+use protocol::event::{CancelledBy, JobEvent};
+use protocol::message::{JobId, JobRequest};
+use protocol::wire;
+use runtime::bus::{Bus, headers};
+use runtime::run::control;
+use runtime::run::ending;
+use runtime::run::service::{self, Status};
+use runtime::subject::StreamName;
 use tokio::sync::mpsc;
 
 /// Instances that answer later than this after the last one are not waited for.

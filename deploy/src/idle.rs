@@ -8,12 +8,12 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use async_nats::Message;
-use common::bus::{Bus, BusError, BusErrorKind};
-use common::error::StageName;
-use common::run::control::{ControlRequest, LoadReply};
-use common::subject::StreamName;
-use common::wire::{self, Encoding};
 use futures::StreamExt;
+use protocol::control::{ControlRequest, LoadReply};
+use protocol::error::StageName;
+use protocol::wire::{self, Encoding};
+use runtime::bus::{Bus, BusError, BusErrorKind};
+use runtime::subject::StreamName;
 
 use crate::supervisor::Roster;
 

@@ -1,8 +1,8 @@
 //! All stages in this process: the same code on the same bus, one address space (and, on a GPU, one CUDA context).
 
-use common::config::Config;
-use common::error::StageName;
-use common::process::Fatal;
+use config::Config;
+use protocol::error::StageName;
+use runtime::process::Fatal;
 use tokio::sync::{mpsc, watch};
 
 use crate::stages;

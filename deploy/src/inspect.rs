@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::DType;
-use common::checkpoint::{Checkpoint, CheckpointError, Need, Weights};
-use common::config::{LlmConfig, MediaProducts};
-use common::error::StageName;
-use common::model::ModelConfig;
+use config::{LlmConfig, MediaProducts};
+use model::checkpoint::{Checkpoint, CheckpointError, Need, Weights};
+use model::config_json::ModelConfig;
+use protocol::error::StageName;
 use serde::Serialize;
 
 /// How one tensor stands.

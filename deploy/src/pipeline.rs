@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use common::budget::Bytes;
-use common::bus::{Bus, BusError, BusErrorKind};
-use common::config::Config;
-use common::error::StageName;
-use common::model::ModelConfig;
-use common::process::{Exit, Fatal};
+use config::Config;
+use model::config_json::ModelConfig;
+use protocol::bytes::Bytes;
+use protocol::error::StageName;
+use runtime::bus::{Bus, BusError, BusErrorKind};
+use runtime::process::{Exit, Fatal};
 use serde::{Deserialize, Serialize};
 
 use crate::broker::{self, Broker};
@@ -199,7 +199,7 @@ impl Pipeline {
 /// Divides the card among all processes, where it has a cap and the configuration does not divide it itself.
 fn share_card(config: &mut Config, replicas: &Replicas) -> Result<(), Fatal> {
     let Some(card) = config.compute.card_bytes else { return Ok(()) };
-    let wrong = |e: common::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
+    let wrong = |e: model::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
     let model = ModelConfig::configured(&config.model).map_err(wrong)?;
     let plan = Plan::new(config, &model, replicas).map_err(wrong)?;
     if config.budgets.is_empty() {

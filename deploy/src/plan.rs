@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use common::budget::{Bytes, Footprint};
-use common::checkpoint::CheckpointError;
-use common::config::{Config, KvPrecision, WeightFormat};
-use common::error::StageName;
-use common::event::Mode;
-use common::model::ModelConfig;
-use common::plan::{AudioPlan, ImagePlan, SAMPLE_RATE};
+use config::{Config, KvPrecision, WeightFormat};
+use model::budget::Footprint;
+use model::checkpoint::CheckpointError;
+use model::config_json::ModelConfig;
+use protocol::bytes::Bytes;
+use protocol::error::StageName;
+use protocol::event::Mode;
+use protocol::plan::{AudioPlan, ImagePlan, SAMPLE_RATE};
 use stage_llm::admission;
 use stage_llm::cache::CachePlan;
 
@@ -204,7 +205,7 @@ impl fmt::Display for VideoPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::config::Precision;
+    use config::Precision;
 
     fn config(weights: WeightFormat, kv: KvPrecision, card_bytes: Option<u64>) -> Config {
         let mut config = Config::default();

@@ -22,7 +22,7 @@ pub fn text(name: &str) -> Result<&'static str, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::config::Config;
+    use config::Config;
 
     #[test]
     fn every_profile_is_a_configuration() {
@@ -35,8 +35,8 @@ mod tests {
     fn what_a_user_says_wins_over_the_profile() {
         let said = ["llm.kv=q8".to_owned()];
         let config = Config::layered(Some(text("4090-shared").unwrap()), None, [], &said).unwrap();
-        assert_eq!(config.llm.kv, common::config::KvPrecision::Q8);
-        assert_eq!(config.llm.weights, common::config::WeightFormat::Q4);
+        assert_eq!(config.llm.kv, config::KvPrecision::Q8);
+        assert_eq!(config.llm.weights, config::WeightFormat::Q4);
         assert!(text("4080").unwrap_err().contains("4090-shared"));
     }
 }

@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
-use common::checkpoint::{Checkpoint, Weights};
-use common::config::WeightFormat;
-use common::random::Normal;
+use compute::random::Normal;
+use config::WeightFormat;
+use model::checkpoint::{Checkpoint, Weights};
 use serde_json::json;
 use stage_llm::gemma::untied;
 use stage_llm::quantized::{BlockFormat, Blocks, Linear, Strips};
@@ -109,13 +109,13 @@ fn product_error(source: &Weights, matrix: &Matrix, format: BlockFormat) -> anyh
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::checkpoint::{CheckpointError, CheckpointErrorKind};
-    use common::config::{LlmConfig, MediaProducts};
+    use config::{LlmConfig, MediaProducts};
+    use model::checkpoint::{CheckpointError, CheckpointErrorKind};
     use stage_llm::Gemma;
     use stage_llm::cache::VideoCache;
 
     fn model(dir: &Path) {
-        let dims = common::demo_model::Size::Realdims.dims();
+        let dims = model::demo_model::Dims::of(config::Size::Realdims);
         crate::demo_model::write(dir, &dims, 3, &mut |_| ()).unwrap();
     }
 

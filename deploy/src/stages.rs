@@ -3,10 +3,10 @@
 use std::io::Read;
 use std::time::Duration;
 
-use common::config::Config;
-use common::error::StageName;
-use common::process::{self, Fatal};
-use common::run::Shutdown;
+use config::Config;
+use protocol::error::StageName;
+use runtime::process::{self, Fatal};
+use runtime::run::Shutdown;
 use tokio::sync::watch;
 
 /// A stage without a supervisor drains for this long at most.

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use common::error::StageName;
-use common::process::{Exit, Fatal};
-use common::run::Shutdown;
+use protocol::error::StageName;
+use runtime::process::{Exit, Fatal};
+use runtime::run::Shutdown;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 

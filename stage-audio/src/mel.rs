@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
-use common::plan::{HOP_SAMPLES, SAMPLE_RATE, WINDOW_SAMPLES};
+use protocol::plan::{HOP_SAMPLES, SAMPLE_RATE, WINDOW_SAMPLES};
 use rayon::prelude::*;
 use realfft::{RealFftPlanner, RealToComplex};
 

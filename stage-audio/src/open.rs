@@ -1,18 +1,19 @@
 //! The stage as a process serves it: the checkpoint's part of it loaded onto the configured device.
 
+use compute::transfer::candle_dtype;
 use std::sync::Arc;
 
-use common::budget::Footprint;
-use common::checkpoint::{Checkpoint, CheckpointError, Weights};
-use common::config::Config;
-use common::error::{JobError, StageName};
-use common::kernels::linear::WORKSPACE_BYTES;
-use common::message::PcmWindow;
-use common::model::ModelConfig;
-use common::plan::{AudioPlan, MediaPlan, WINDOW_SAMPLES};
-use common::stage::{Nowhere, Stage, Stop};
-use common::tensor::Tensor;
-use common::wire::VERSION;
+use compute::kernels::linear::WORKSPACE_BYTES;
+use config::Config;
+use model::budget::Footprint;
+use model::checkpoint::{Checkpoint, CheckpointError, Weights};
+use model::config_json::ModelConfig;
+use protocol::error::{JobError, StageName};
+use protocol::message::PcmWindow;
+use protocol::plan::{AudioPlan, MediaPlan, WINDOW_SAMPLES};
+use protocol::stage::{Nowhere, Stage, Stop};
+use protocol::tensor::Tensor;
+use protocol::wire::VERSION;
 
 use crate::{AudioStage, LogMel, WhisperEncoder};
 
@@ -46,7 +47,7 @@ fn warm_up(stage: &mut AudioStage) -> Result<(), Stop> {
 /// # Errors
 /// None that a checked configuration leads to.
 pub fn footprint(config: &Config, model: &ModelConfig) -> Result<Footprint, CheckpointError> {
-    let dtype = config.compute.dtype.candle();
+    let dtype = candle_dtype(config.compute.dtype.wire());
     let needs = Weights::survey(dtype, |w| WhisperEncoder::new(model, w, config.compute.media_products))?;
     let (c, size) = (&model.audio, dtype.size_in_bytes() as u64);
     let (width, inner, rows) = (c.d_model as u64, c.encoder_ffn_dim as u64, c.max_source_positions as u64);

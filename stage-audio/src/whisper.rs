@@ -1,11 +1,11 @@
 //! The Whisper encoder (MODEL.md 5).
 
 use candle_core::{D, DType, Device, Result, Tensor};
-use common::checkpoint::{CheckpointError, Weights};
-use common::config::MediaProducts;
-use common::kernels;
-use common::layers::{EncoderLayer, FeedForward, Gelu, LayerNorm, SelfAttention, encode};
-use common::model::{AudioConfig, ModelConfig};
+use compute::kernels;
+use config::MediaProducts;
+use model::checkpoint::{CheckpointError, Weights};
+use model::config_json::{AudioConfig, ModelConfig};
+use model::layers::{EncoderLayer, FeedForward, Gelu, LayerNorm, SelfAttention, encode};
 
 /// Epsilon of every layer norm; not in config.json.
 const LAYER_NORM_EPS: f64 = 1e-5;

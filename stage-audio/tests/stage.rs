@@ -1,15 +1,15 @@
 //! The audio stage, message in and message out.
 
-#[path = "../../common/tests/tiny/mod.rs"]
+#[path = "../../common/model/tests/tiny/mod.rs"]
 mod tiny;
 
 use candle_core::{Device, Tensor};
-use common::checkpoint::{CheckpointError, Weights};
-use common::config::MediaProducts;
-use common::message::PcmWindow;
-use common::model::ModelConfig;
-use common::plan::{AudioPlan, MediaPlan};
-use common::stage::{Stage, Stop};
+use config::MediaProducts;
+use model::checkpoint::{CheckpointError, Weights};
+use model::config_json::ModelConfig;
+use protocol::message::PcmWindow;
+use protocol::plan::{AudioPlan, MediaPlan};
+use protocol::stage::{Stage, Stop};
 use stage_audio::{AudioStage, LogMel, WhisperEncoder};
 use tiny::Kept;
 
@@ -28,7 +28,7 @@ fn stage() -> AudioStage {
 fn window(pcm: &[i16], index: u64, samples: u64) -> PcmWindow<'static> {
     let plan =
         MediaPlan { content_id: "sampled:0".to_owned(), duration_s: 5.0, image: None, audio: AudioPlan::new(samples) };
-    PcmWindow { v: 1, job: tiny::job(), plan, index, tensor: common::tensor::Tensor::from_i16(pcm) }
+    PcmWindow { v: 1, job: tiny::job(), plan, index, tensor: protocol::tensor::Tensor::from_i16(pcm) }
 }
 
 fn sound(samples: usize) -> Vec<i16> {

@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use common::error::JobError;
-use common::message::{DecodeRequest, JobId, Output, Segment};
-use common::plan::MediaPlan;
-use common::stage::{Port, Stage, Stop};
+use protocol::error::JobError;
+use protocol::message::{DecodeRequest, JobId, Output, Segment};
+use protocol::plan::MediaPlan;
+use protocol::stage::{Port, Stage, Stop};
 use stage_decode::npy::{Element, NpyWriter};
 use stage_decode::{DecodeConfig, DecodeStage};
 

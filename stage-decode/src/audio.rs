@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use common::error::{ErrorKind, JobError};
-use common::stage::Stop;
 use gstreamer as gst;
 use gstreamer_audio as gst_audio;
+use protocol::error::{ErrorKind, JobError};
+use protocol::stage::Stop;
 
 use crate::downmix::Downmix;
 use crate::failure;

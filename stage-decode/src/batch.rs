@@ -1,10 +1,10 @@
 //! Decoded rows to messages: frames in batches, sound in windows, and what stands for an absent half.
 
-use common::message::{DecodeRequest, FrameBatch, JobId, Output, PcmWindow};
-use common::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, MediaPlan, frames_together};
-use common::stage::{Port, Stop};
-use common::tensor::{Dtype, Tensor};
-use common::wire::VERSION;
+use protocol::message::{DecodeRequest, FrameBatch, JobId, Output, PcmWindow};
+use protocol::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, MediaPlan, frames_together};
+use protocol::stage::{Port, Stop};
+use protocol::tensor::{Dtype, Tensor};
+use protocol::wire::VERSION;
 
 use crate::video::Frame;
 

@@ -3,10 +3,10 @@
 use std::io;
 use std::path::Path;
 
-use common::error::{ErrorKind, JobError};
-use common::message::Output;
-use common::plan::FRAME_SIDE;
-use common::stage::{Port, Stop};
+use protocol::error::{ErrorKind, JobError};
+use protocol::message::Output;
+use protocol::plan::FRAME_SIDE;
+use protocol::stage::{Port, Stop};
 
 use crate::npy::{Element, NpyWriter};
 

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use common::error::{ErrorKind, JobError};
 use gstreamer as gst;
 use gstreamer_pbutils as pbutils;
+use protocol::error::{ErrorKind, JobError};
 
 /// Caps whose decoder or parser is in a plugin set of its own, and the Debian package that has it.
 const PACKAGES: [(&str, &str); 16] = [

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use common::error::{ErrorKind, JobError};
+use protocol::error::{ErrorKind, JobError};
 
 /// The directories whose files may be opened.
 #[derive(Clone, Debug)]

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::config::Config;
-use common::error::{JobError, StageName};
-use common::message::DecodeRequest;
-use common::stage::{Port, Probe, Stage, Stop};
+use config::Config;
+use protocol::error::{JobError, StageName};
+use protocol::message::DecodeRequest;
+use protocol::stage::{Port, Probe, Stage, Stop};
 
 use crate::dump::DumpPort;
 use crate::stage::{DecodeConfig, DecodeStage};

@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::error::{ErrorKind, JobError};
-use common::stage::Stop;
 use gst::prelude::*;
 use gstreamer as gst;
 use gstreamer_app as gst_app;
+use protocol::error::{ErrorKind, JobError};
+use protocol::stage::Stop;
 
 use crate::failure;
 

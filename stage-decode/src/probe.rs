@@ -15,9 +15,9 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-use common::error::JobError;
-use common::plan::{MediaInfo, SAMPLE_RATE};
-use common::wire::VERSION;
+use protocol::error::JobError;
+use protocol::plan::{MediaInfo, SAMPLE_RATE};
+use protocol::wire::VERSION;
 
 use crate::failure;
 use crate::identity;

@@ -4,7 +4,7 @@
 //! window of beta 9, cut off at 0.97 of the lower Nyquist rate, one filter per exact phase of the ratio; the sound is
 //! mirrored at its start (`invert_initial_buffer`) and at its end (`resample_flush`).
 
-use common::plan::SAMPLE_RATE;
+use protocol::plan::SAMPLE_RATE;
 
 /// Taps at equal rates.
 const TAPS: f64 = 32.0;

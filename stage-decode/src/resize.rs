@@ -8,7 +8,7 @@
 
 use std::rc::Rc;
 
-use common::plan::{FRAME_BYTES, FRAME_SIDE};
+use protocol::plan::{FRAME_BYTES, FRAME_SIDE};
 
 use crate::picture::Picture;
 

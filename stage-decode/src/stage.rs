@@ -9,10 +9,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use common::error::{ErrorKind, JobError, StageName};
-use common::message::DecodeRequest;
-use common::plan::{AudioPlan, MediaInfo, WINDOW_SAMPLES, frame_range, sample_range};
-use common::stage::{Port, Stage, Stop};
+use protocol::error::{ErrorKind, JobError, StageName};
+use protocol::message::DecodeRequest;
+use protocol::plan::{AudioPlan, MediaInfo, WINDOW_SAMPLES, frame_range, sample_range};
+use protocol::stage::{Port, Stage, Stop};
 
 use crate::audio;
 use crate::batch::{FrameBatches, Windows};

@@ -5,13 +5,13 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use common::error::JobError;
-use common::plan::FRAME_BYTES;
-use common::stage::Stop;
 use gst::prelude::*;
 use gst_video::{VideoColorMatrix, VideoColorRange, VideoColorimetry};
 use gstreamer as gst;
 use gstreamer_video as gst_video;
+use protocol::error::JobError;
+use protocol::plan::FRAME_BYTES;
+use protocol::stage::Stop;
 
 use crate::color::{self, Conversion, Converter};
 use crate::failure;

@@ -7,7 +7,7 @@ mod support;
 
 use std::path::Path;
 
-use common::plan::{FRAME_BYTES, MediaInfo, frame_step};
+use protocol::plan::{FRAME_BYTES, MediaInfo, frame_step};
 use stage_decode::picture::Picture;
 use stage_decode::resize::Resizer;
 use support::{Kept, decode, input, make, picture, psnr, run, snr, sound, words};

@@ -5,8 +5,8 @@ mod support;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::error::{ErrorKind, JobError, StageName};
-use common::stage::{Stage, Stop};
+use protocol::error::{ErrorKind, JobError, StageName};
+use protocol::stage::{Stage, Stop};
 use support::{Kept, decode, make, picture, request, sound, stage};
 use tempfile::tempdir;
 

@@ -9,9 +9,9 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use common::message::{DecodeRequest, Segment};
-use common::plan::{MediaInfo, MediaPlan};
-use common::stage::Stage;
+use protocol::message::{DecodeRequest, Segment};
+use protocol::plan::{MediaInfo, MediaPlan};
+use protocol::stage::Stage;
 use support::{Kept, make, picture, request, run, stage, words};
 use tempfile::tempdir;
 

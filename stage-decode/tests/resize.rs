@@ -1,6 +1,6 @@
 //! The resize against Pillow, bit for bit, on pictures that a formula makes (golden/make_resize.py).
 
-use common::plan::FRAME_BYTES;
+use protocol::plan::FRAME_BYTES;
 use sha2::{Digest, Sha256};
 use stage_decode::picture::Picture;
 use stage_decode::resize::Resizer;

@@ -1,9 +1,9 @@
 //! The adapters between the towers and the language model (MODEL.md 4, steps 4 to 8, and 5, steps 2 and 3).
 
 use candle_core::{DType, Device, Result, Tensor};
-use common::checkpoint::{CheckpointError, Weights};
-use common::model::ModelConfig;
-use common::plan::{AUDIO_POOL, AudioPlan, IMAGE_POOL, ImagePlan};
+use model::checkpoint::{CheckpointError, Weights};
+use model::config_json::ModelConfig;
+use protocol::plan::{AUDIO_POOL, AudioPlan, IMAGE_POOL, ImagePlan};
 
 use crate::layers::{Linear, RmsNorm};
 use crate::position::PositionEmbedding;

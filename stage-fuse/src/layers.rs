@@ -1,8 +1,8 @@
 //! The small layers that all adapters are made of.
 
 use candle_core::{Result, Tensor};
-use common::checkpoint::{CheckpointError, Weights};
-use common::kernels;
+use compute::kernels;
+use model::checkpoint::{CheckpointError, Weights};
 
 /// Epsilon of every norm of the adapters (MODEL.md 4 to 6).
 const RMS_EPS: f32 = 1e-5;
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_row_multiplies_the_same_alone_and_among_many() -> Result<()> {
-        let draws = common::random::Draws::default();
+        let draws = compute::random::Draws::default();
         let linear = Linear { weight: draws.normal((64, 96))?, bias: Some(draws.normal(64)?) };
         let x = draws.normal((50, 96))?;
         let whole = linear.forward(&x)?.to_vec2::<f32>()?;

@@ -1,17 +1,20 @@
 //! The stage as a process serves it: the checkpoint's part of it loaded onto the configured device.
 
+use compute::transfer::candle_dtype;
 use std::sync::Arc;
 
-use common::budget::Footprint;
-use common::checkpoint::{Checkpoint, CheckpointError, Weights};
-use common::config::Config;
-use common::error::{JobError, StageName};
-use common::message::{FeatureBatch, Modality};
-use common::model::ModelConfig;
-use common::plan::{AUDIO_POOL, AudioPlan, IMAGE_POOL, ImagePlan, MediaPlan, PADDED_SIDE, WINDOW_ROWS, WINDOW_SAMPLES};
-use common::stage::{Nowhere, Stage, Stop};
-use common::tensor::Tensor;
-use common::wire::VERSION;
+use config::Config;
+use model::budget::Footprint;
+use model::checkpoint::{Checkpoint, CheckpointError, Weights};
+use model::config_json::ModelConfig;
+use protocol::error::{JobError, StageName};
+use protocol::message::{FeatureBatch, Modality};
+use protocol::plan::{
+    AUDIO_POOL, AudioPlan, IMAGE_POOL, ImagePlan, MediaPlan, PADDED_SIDE, WINDOW_ROWS, WINDOW_SAMPLES,
+};
+use protocol::stage::{Nowhere, Stage, Stop};
+use protocol::tensor::Tensor;
+use protocol::wire::VERSION;
 
 use crate::{FuseStage, Fuser};
 
@@ -54,7 +57,7 @@ fn warm_up(stage: &mut FuseStage, config: &Config, model: &ModelConfig) -> Resul
 /// # Errors
 /// None that a checked configuration leads to.
 pub fn footprint(config: &Config, model: &ModelConfig) -> Result<Footprint, CheckpointError> {
-    let dtype = config.compute.dtype.candle();
+    let dtype = candle_dtype(config.compute.dtype.wire());
     let needs = Weights::survey(dtype, |w| Fuser::new(model, w))?;
     let (size, width) = (dtype.size_in_bytes() as u64, model.hidden_size as u64);
     let side = u64::from(PADDED_SIDE / IMAGE_POOL);

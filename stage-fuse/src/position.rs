@@ -1,7 +1,7 @@
 //! Fractional position embeddings: a sinusoid stretched over the whole, through a small MLP (MODEL.md 6).
 
 use candle_core::{DType, Device, Result, Tensor, bail};
-use common::checkpoint::{CheckpointError, Weights};
+use model::checkpoint::{CheckpointError, Weights};
 
 use crate::frequency::frequencies;
 use crate::layers::{Linear, rms};

@@ -1,11 +1,12 @@
 //! The stage: one batch of features in, its tokens out.
 
 use candle_core::{Device, Tensor};
-use common::compute::transfer::Download;
-use common::error::{ErrorKind, JobError, StageName};
-use common::message::{FeatureBatch, Modality, Output, TokenBatch};
-use common::plan::{AUDIO_POOL, MediaPlan};
-use common::stage::{Later, Port, Stage, Stop};
+use compute::failure::Failure;
+use compute::transfer::{later, upload};
+use protocol::error::{ErrorKind, JobError, StageName};
+use protocol::message::{FeatureBatch, Modality, Output, TokenBatch};
+use protocol::plan::{AUDIO_POOL, MediaPlan};
+use protocol::stage::{Port, Stage, Stop};
 
 use crate::adapters::Fuser;
 
@@ -27,7 +28,7 @@ impl FuseStage {
             Modality::Audio => self.fuser.audio_width(),
         };
         match input.tensor.shape()[..] {
-            [_, found] if found == width => Ok(input.tensor.to_candle(self.fuser.device())?),
+            [_, found] if found == width => Ok(upload(&input.tensor, self.fuser.device()).map_err(Failure)?),
             ref found => Err(JobError::new(
                 ErrorKind::Model,
                 format!("{} features are {found:?}, this model takes rows of {width}", input.modality),
@@ -46,17 +47,20 @@ impl Stage for FuseStage {
         if port.cancelled() {
             return Err(Stop::Cancelled);
         }
-        let none = (0, Tensor::zeros((0, self.fuser.width()), self.fuser.dtype(), &Device::Cpu)?);
+        let none = (0, Tensor::zeros((0, self.fuser.width()), self.fuser.dtype(), &Device::Cpu).map_err(Failure)?);
         let unseen = &mut |_: &str, _: &Tensor| ();
         let (offset, tokens) = match (input.modality, &input.plan.image, &input.plan.audio) {
             (Modality::Image, Some(image), _) => {
                 let features = self.features(&input)?; // [n, 4C]
-                (input.offset, self.fuser.image_tokens(&features, input.offset, image, unseen)?)
+                (input.offset, self.fuser.image_tokens(&features, input.offset, image, unseen).map_err(Failure)?)
             }
             (Modality::Audio, _, Some(_)) if input.tensor.rows() < AUDIO_POOL as usize => return Ok(()),
             (Modality::Audio, _, Some(audio)) => {
                 let states = self.features(&input)?; // [n, A]
-                (input.offset / AUDIO_POOL, self.fuser.audio_tokens(&states, input.offset, audio, unseen)?)
+                (
+                    input.offset / AUDIO_POOL,
+                    self.fuser.audio_tokens(&states, input.offset, audio, unseen).map_err(Failure)?,
+                )
             }
             (Modality::Image, None, _) | (Modality::Audio, _, None) => none,
         };
@@ -65,8 +69,8 @@ impl Stage for FuseStage {
             Modality::Audio => MediaPlan { image: None, ..input.plan },
         };
         let (v, job, modality) = (input.v, input.job, input.modality);
-        port.emit_later(Later::new(Download::start(&tokens)?, move |tensor| {
+        port.emit_later(later(&tokens, move |tensor| {
             Output::Tokens(TokenBatch { v, job, plan, modality, offset, tensor })
-        }))
+        })?)
     }
 }

@@ -1,19 +1,20 @@
 //! The fuse stage, message in and message out.
 
-#[path = "../../common/tests/tiny/mod.rs"]
+#[path = "../../common/model/tests/tiny/mod.rs"]
 mod tiny;
 
 use std::collections::BTreeSet;
 
 use candle_core::DType;
-use common::checkpoint::{CheckpointError, Weights};
-use common::error::ErrorKind;
-use common::message::{FeatureBatch, Modality};
-use common::model::{ModelConfig, Projector};
-use common::plan::{AudioPlan, ImagePlan, MediaPlan};
-use common::random::Draws;
-use common::stage::{Stage, Stop};
-use common::tensor::Tensor;
+use compute::random::Draws;
+use compute::transfer::to_wire;
+use model::checkpoint::{CheckpointError, Weights};
+use model::config_json::{ModelConfig, Projector};
+use protocol::error::ErrorKind;
+use protocol::message::{FeatureBatch, Modality};
+use protocol::plan::{AudioPlan, ImagePlan, MediaPlan};
+use protocol::stage::{Stage, Stop};
+use protocol::tensor::Tensor;
 use stage_fuse::{FuseStage, Fuser};
 use tiny::{Emitted, Kept};
 
@@ -39,7 +40,7 @@ fn plan(frames: u64, samples: u64) -> MediaPlan {
 
 fn rows(n: usize, width: usize) -> Tensor<'static> {
     let x = Draws::default().normal((n, width)).unwrap();
-    Tensor::from_candle(&x).unwrap()
+    to_wire(&x).unwrap()
 }
 
 fn batch<'a>(plan: &MediaPlan, modality: Modality, offset: u64, tensor: Tensor<'a>) -> FeatureBatch<'a> {
@@ -119,7 +120,7 @@ fn a_token_knows_its_row_its_column_and_its_frame() {
     let plan = plan(3, 0);
     let cell = rows(1, IMAGE);
     let same: Vec<u8> = cell.data().repeat(3 * 196);
-    let whole = Tensor::new(common::tensor::Dtype::F32, &[3 * 196, IMAGE], same).unwrap();
+    let whole = Tensor::new(protocol::tensor::Dtype::F32, &[3 * 196, IMAGE], same).unwrap();
     let all = run(&mut stage(), batch(&plan, Modality::Image, 0, whole)).remove(0).rows;
     let distinct: BTreeSet<Vec<u32>> = all.iter().map(|t| t.iter().map(|v| v.to_bits()).collect()).collect();
     assert_eq!(distinct.len(), all.len(), "equal cells at different places gave equal tokens");

@@ -1,5 +1,5 @@
 // Rows of weights in blocks, expanded: for products of many rows, in 16 or in 8 bits, and as an embedding.
-#include "../../common/kernels/e4m3.cuh"
+#include "../../common/compute/kernels/e4m3.cuh"
 #include "blocks.cuh"
 
 // Values column to column + 7 of a row: `ask` loads what they are made of, `make` makes them.

@@ -2,8 +2,8 @@
 #pragma once
 #include <cstdint>
 
-#include "../../common/kernels/order.cuh"
-#include "../../common/kernels/quick.cuh"
+#include "../../common/compute/kernels/order.cuh"
+#include "../../common/compute/kernels/quick.cuh"
 
 // (a & MASK) | b in one instruction: the compiler makes two where both are constants.
 template <uint32_t MASK> __device__ inline uint32_t masked_or(uint32_t a, uint32_t b) {

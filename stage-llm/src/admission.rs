@@ -1,16 +1,18 @@
 //! Whether a job fits: everything that it will hold, in bytes, before any of it is allocated.
 
+use compute::transfer::candle_dtype;
+use protocol::bytes::Bytes;
 use std::fmt;
 
-use common::budget::{self, Bytes};
-use common::checkpoint::{CheckpointError, Weights};
-use common::config::{ComputeConfig, LlmConfig, MediaProducts, WeightFormat};
-use common::error::{ErrorKind, JobError};
-use common::event::Mode;
-use common::kernels::E4m3Rows;
-use common::kernels::linear::WORKSPACE_BYTES;
-use common::model::ModelConfig;
-use common::plan::{AudioPlan, MediaPlan, SAMPLE_RATE};
+use compute::kernels::E4m3Rows;
+use compute::kernels::linear::WORKSPACE_BYTES;
+use config::{ComputeConfig, LlmConfig, MediaProducts, WeightFormat};
+use model::budget;
+use model::checkpoint::{CheckpointError, Weights};
+use model::config_json::ModelConfig;
+use protocol::error::{ErrorKind, JobError};
+use protocol::event::Mode;
+use protocol::plan::{AudioPlan, MediaPlan, SAMPLE_RATE};
 
 use crate::attention::segments::SCRATCH_BYTES;
 use crate::attention::{BLOCK_KEYS, BLOCK_SCORES};
@@ -41,7 +43,7 @@ impl Footprint {
     /// # Errors
     /// None that a checked configuration leads to.
     pub fn new(model: &ModelConfig, llm: &LlmConfig, compute: &ComputeConfig) -> Result<Self, CheckpointError> {
-        let dtype = compute.dtype.candle();
+        let dtype = candle_dtype(compute.dtype.wire());
         let needs = Weights::survey(dtype, |w| Gemma::new(model, w, llm, compute.media_products))?;
         let rows = llm.chunk_rows.max(llm.max_prompt_tokens) as u64;
         let in_blocks = matches!(llm.weights, WeightFormat::Q8 | WeightFormat::Q4);
@@ -223,9 +225,9 @@ pub fn host_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::config::{KvPrecision, Precision};
-    use common::error::StageName;
-    use common::plan::ImagePlan;
+    use config::{KvPrecision, Precision};
+    use protocol::error::StageName;
+    use protocol::plan::ImagePlan;
 
     fn footprint(kv: KvPrecision) -> Footprint {
         let llm = LlmConfig { kv, ..LlmConfig::default() };

@@ -1,15 +1,16 @@
 //! A job from start to end: check, plan, have the video's keys and values, answer.
 
+use compute::failure::Failure;
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use common::checkpoint::Weights;
-use common::config::{ComputeConfig, KvPrecision, LlmConfig, WeightFormat};
-use common::error::{JobError, StageName};
-use common::event::{Event, Finish, JobResult, Mode, ModelName};
-use common::message::JobRequest;
-use common::model::ModelConfig;
-use common::stage::{JobPort, Stop};
+use config::{ComputeConfig, KvPrecision, LlmConfig, WeightFormat};
+use model::checkpoint::Weights;
+use model::config_json::ModelConfig;
+use protocol::error::{JobError, StageName};
+use protocol::event::{Event, Finish, JobResult, Mode, ModelName};
+use protocol::message::JobRequest;
+use protocol::stage::{JobPort, Stop};
 
 use crate::admission::{self, Admission, Footprint, HINT};
 use crate::cache::{MediaCache, TextCache, VideoCache};
@@ -167,7 +168,7 @@ impl LlmStage {
             let logits = self.model.prefill(&question.prompt, &mut text, &video.cache, job.observe)?;
             Ok((text, logits))
         };
-        let (mut text, logits) = compacted(read).map_err(|e| here(e.into()))?;
+        let (mut text, logits) = compacted(read).map_err(|e| here(Failure(e).into()))?;
         let media: u64 = video.cache.halves().map(MediaCache::tokens).sum();
         let total = media + question.prompt.len() as u64;
         job.progress.tell(job.port, total, total)?;

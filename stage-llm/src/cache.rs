@@ -6,10 +6,10 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
-use common::config::KvPrecision;
-use common::message::Modality;
-use common::model::ModelConfig;
-use common::rows::RowSet;
+use config::KvPrecision;
+use model::config_json::ModelConfig;
+use protocol::message::Modality;
+use protocol::rows::RowSet;
 
 use crate::kv::{KvFormat, KvTensor};
 use crate::rope::RopeTable;

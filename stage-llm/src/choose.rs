@@ -49,8 +49,8 @@ pub fn first_largest_of(logits: &[f32]) -> u32 {
 }
 
 #[cfg(feature = "cuda")]
-static CHOOSE: common::kernels::cuda::Kernels =
-    common::kernels::cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/choose.fatbin")));
+static CHOOSE: compute::kernels::cuda::Kernels =
+    compute::kernels::cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/choose.fatbin")));
 
 /// The cap; 0 for none.
 struct SoftCap(#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the kernel alone reads it"))] f32);
@@ -67,7 +67,7 @@ impl CustomOp1 for SoftCap {
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, z: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
         use candle_core::backend::BackendStorage;
-        use common::kernels::cuda::{Arg, grid, pointer, room, start, suffix};
+        use compute::kernels::cuda::{Arg, grid, pointer, room, start, suffix};
         let shape = layout.shape().clone();
         let out = room(&z.device, &shape, DType::F32)?;
         let n = shape.elem_count();
@@ -98,7 +98,7 @@ impl CustomOp1 for FirstLargest {
         logits: &candle_core::CudaStorage,
         layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
-        use common::kernels::cuda::{grid, pointer, room, start};
+        use compute::kernels::cuda::{grid, pointer, room, start};
         let shape = Shape::from(1);
         let out = room(&logits.device, &shape, DType::U32)?;
         let arguments = [pointer(logits, layout)?, start(&out)?, layout.shape().elem_count().into()];

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::error::StageName;
-use common::event::{Event, StageTiming, Timings};
-use common::stage::{JobPort, Stop};
+use protocol::error::StageName;
+use protocol::event::{Event, StageTiming, Timings};
+use protocol::stage::{JobPort, Stop};
 
 /// Time between two progress events at least: four a second (PROTOCOL.md).
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);

@@ -4,7 +4,7 @@
 //! give whole chunks back and map them elsewhere, side by side; then a large piece fits that did not.
 
 use candle_core::Result;
-use common::memory::is_out_of_memory;
+use compute::failure::is_out_of_memory;
 
 /// Does `work`, and once more on a compacted pool if there was no memory for it. Whatever the first try has done, the
 /// second one does again.
@@ -12,7 +12,7 @@ use common::memory::is_out_of_memory;
 /// # Errors
 /// The second try's, or the first one's where memory was not what was missing.
 pub fn compacted<T>(work: impl FnMut() -> Result<T>) -> Result<T> {
-    twice(work, common::compute::trim)
+    twice(work, compute::trim)
 }
 
 fn twice<T>(mut work: impl FnMut() -> Result<T>, compact: impl FnOnce()) -> Result<T> {

@@ -1,6 +1,6 @@
 //! Tokens to text while they come.
 
-use common::error::{ErrorKind, JobError};
+use protocol::error::{ErrorKind, JobError};
 use tokenizers::Tokenizer;
 
 /// Turns tokens into pieces of text whose concatenation is the decoded whole, special tokens skipped.

@@ -50,7 +50,7 @@ impl CustomOp1 for Fold {
         layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         use candle_core::backend::BackendStorage;
-        use common::kernels::cuda::{Kernels, grid, pointer, room, start, suffix};
+        use compute::kernels::cuda::{Kernels, grid, pointer, room, start, suffix};
         static FOLD: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/fold.fatbin")));
         let rows = layout.dims()[0];
         let shape = Shape::from((rows, self.kv_heads * self.head_dim));

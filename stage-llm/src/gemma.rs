@@ -2,11 +2,11 @@
 //! tokens; those attend to nothing but themselves.
 
 use candle_core::{DType, Device, Result, Tensor};
-use common::checkpoint::{CheckpointError, Weights};
-use common::config::{LlmConfig, MediaProducts, WeightFormat};
-use common::kernels::{self, Rows};
-use common::message::Modality;
-use common::model::ModelConfig;
+use compute::kernels::{self, Rows};
+use config::{LlmConfig, MediaProducts, WeightFormat};
+use model::checkpoint::{CheckpointError, Weights};
+use model::config_json::ModelConfig;
+use protocol::message::Modality;
 
 use crate::attention::segments::{Queries, Segment, attend_segments};
 use crate::attention::{Scoring, Visible};

@@ -1,10 +1,10 @@
 //! One token after another, until the model or the limit ends it.
 
 use candle_core::Tensor;
-use common::compute::transfer::Download;
-use common::error::JobError;
-use common::event::Finish;
-use common::stage::Stop;
+use compute::failure::Failure;
+use compute::transfer::Download;
+use protocol::event::Finish;
+use protocol::stage::Stop;
 
 use crate::cache::{TextCache, VideoCache};
 use crate::choose::first_largest;
@@ -55,11 +55,11 @@ pub fn generate(
     each: &mut dyn FnMut(u32) -> Result<(), Stop>,
 ) -> Result<Finish, Stop> {
     for step in 0.. {
-        observe.see(Boundary::StepLogits(step), &logits).map_err(JobError::from)?;
+        observe.see(Boundary::StepLogits(step), &logits).map_err(Failure)?;
         let last = step + 1 >= ending.max_new_tokens;
         let (id, next) = match pace {
-            Pace::InStep => (sampler.next(&logits.to_vec1::<f32>().map_err(JobError::from)?)?, None),
-            Pace::Ahead => ahead(model, &logits, text, video, last).map_err(JobError::from)?,
+            Pace::InStep => (sampler.next(&logits.to_vec1::<f32>().map_err(Failure)?)?, None),
+            Pace::Ahead => ahead(model, &logits, text, video, last).map_err(Failure)?,
         };
         let id = checked(id)?;
         each(id)?;
@@ -71,7 +71,7 @@ pub fn generate(
         }
         logits = match next {
             Some(next) => next,
-            None => model.decode(id, text, video).map_err(JobError::from)?,
+            None => model.decode(id, text, video).map_err(Failure)?,
         };
     }
     Ok(Finish::Length)

@@ -1,9 +1,11 @@
 //! Taking a job's tokens as they come: in any order, cut anywhere, perhaps more than once.
 
 use candle_core::Tensor;
-use common::error::{ErrorKind, JobError};
-use common::message::{Modality, TokenBatch};
-use common::plan::MediaPlan;
+use compute::failure::Failure;
+use compute::transfer::{candle_dtype, upload};
+use protocol::error::{ErrorKind, JobError};
+use protocol::message::{Modality, TokenBatch};
+use protocol::plan::MediaPlan;
 
 use crate::admission::Admission;
 use crate::cache::{MediaCache, VideoCache};
@@ -40,7 +42,7 @@ impl Intake {
     pub fn new(model: &Gemma, plan: MediaPlan, admission: Admission, chunk_rows: usize) -> Result<Self, JobError> {
         admission.check(&plan, false)?;
         let image = plan.image.as_ref().map(|i| room(model, i.tokens));
-        let video = VideoCache { image: image.transpose()?, audio: None };
+        let video = VideoCache { image: image.transpose().map_err(Failure)?, audio: None };
         let audio_settled = plan.audio.is_none();
         Ok(Intake { plan, audio_settled, video, admission, chunk_rows: chunk_rows.max(1) })
     }
@@ -102,7 +104,7 @@ impl Intake {
             for offset in new.clone().step_by(self.chunk_rows) {
                 let n = (new.end - offset).min(self.chunk_rows as u64);
                 let rows = batch.tensor.narrow((offset - batch.offset) as usize, n as usize);
-                chunks.push(Chunk { modality, offset, tokens: rows.to_candle(model.device())? });
+                chunks.push(Chunk { modality, offset, tokens: upload(&rows, model.device()).map_err(Failure)? });
             }
         }
         Ok(chunks)
@@ -142,7 +144,7 @@ impl Intake {
         let Some(audio) = &batch.plan.audio else { return Err(contradiction(batch, &self.plan)) };
         let exact = MediaPlan { audio: Some(audio.clone()), ..self.plan.clone() };
         self.admission.check(&exact, true)?;
-        self.video.audio = Some(room(model, audio.tokens)?);
+        self.video.audio = Some(room(model, audio.tokens).map_err(Failure)?);
         self.plan = exact;
         self.audio_settled = true;
         Ok(())
@@ -155,7 +157,7 @@ fn room(model: &Gemma, tokens: u64) -> candle_core::Result<MediaCache> {
 
 fn check_tokens(model: &Gemma, batch: &TokenBatch<'_>) -> Result<(), JobError> {
     let (dtype, shape) = (batch.tensor.dtype(), batch.tensor.shape());
-    if dtype.candle() == model.dtype() && shape.len() == 2 && shape[1] == model.hidden_size() {
+    if candle_dtype(dtype) == model.dtype() && shape.len() == 2 && shape[1] == model.hidden_size() {
         return Ok(());
     }
     let message = format!(

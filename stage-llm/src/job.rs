@@ -1,9 +1,9 @@
 //! One job while it is answered: what was asked, and where its world is.
 
-use common::error::{JobError, StageName};
-use common::message::JobRequest;
-use common::plan::MediaPlan;
-use common::stage::{JobPort, Stop};
+use protocol::error::{JobError, StageName};
+use protocol::message::JobRequest;
+use protocol::plan::MediaPlan;
+use protocol::stage::{JobPort, Stop};
 
 use crate::clock::{Clock, Progress};
 use crate::observe::Observe;
@@ -52,7 +52,7 @@ impl<'a> Job<'a> {
     /// pool gives back.
     pub fn return_card(&mut self) {
         if std::mem::take(&mut self.has_card) {
-            common::compute::trim();
+            compute::trim();
             self.port.return_card();
         }
     }

@@ -1,11 +1,11 @@
 //! The last video that was answered about, kept for the next question: keys and values of a video do not depend on the
 //! question (DESIGN.md, second consequence), so the second one costs only its text.
 
-use common::error::ErrorKind;
-use common::event::JobResult;
-use common::message::JobRequest;
-use common::plan::MediaPlan;
-use common::stage::Stop;
+use protocol::error::ErrorKind;
+use protocol::event::JobResult;
+use protocol::message::JobRequest;
+use protocol::plan::MediaPlan;
+use protocol::stage::Stop;
 
 use crate::cache::VideoCache;
 
@@ -61,7 +61,7 @@ impl Kept {
     /// Lets the video go, and gives its memory back: what is allocated next need not fit between its pieces.
     pub fn release(&mut self) {
         if self.0.take().is_some() {
-            common::compute::trim();
+            compute::trim();
         }
     }
 
@@ -86,9 +86,9 @@ pub fn is_sound(outcome: &Result<JobResult, Stop>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::error::JobError;
-    use common::message::JobId;
-    use common::plan::ImagePlan;
+    use protocol::error::JobError;
+    use protocol::message::JobId;
+    use protocol::plan::ImagePlan;
 
     fn request() -> JobRequest {
         JobRequest::new(JobId::new("job").unwrap(), "video.mp4", "a cat")

@@ -1,7 +1,7 @@
 //! Watching the model at the boundaries that the oracle records, to compare the two.
 
 use candle_core::{Result, Tensor};
-use common::message::Modality;
+use protocol::message::Modality;
 
 /// A place in the model whose value the oracle knows (oracle/README.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

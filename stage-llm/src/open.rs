@@ -1,17 +1,18 @@
 //! The stage as a process serves it: the language model loaded onto the configured device.
 
+use compute::failure::Failure;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use common::checkpoint::{Checkpoint, CheckpointError, Weights};
-use common::compute::Compute;
-use common::config::Config;
-use common::demo_model::tokenizer;
-use common::error::{JobError, StageName};
-use common::event::JobResult;
-use common::message::{JobRequest, Modality};
-use common::model::ModelConfig;
-use common::stage::{JobPort, Owner, Stop};
+use compute::Compute;
+use config::Config;
+use model::checkpoint::{Checkpoint, CheckpointError, Weights};
+use model::config_json::ModelConfig;
+use model::demo_model::tokenizer;
+use protocol::error::{JobError, StageName};
+use protocol::event::JobResult;
+use protocol::message::{JobRequest, Modality};
+use protocol::stage::{JobPort, Owner, Stop};
 
 use crate::admission::{Footprint, HINT};
 use crate::answer::{LlmStage, Settings};
@@ -46,7 +47,7 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     let prompter = prompter(config, checkpoint.config())?;
     let stage = LlmStage::new(checkpoint.config(), &weights, prompter, settings)?;
     if config.compute.cuda_ordinal().is_some() {
-        warm_up(stage.model(), config.llm.chunk_rows)?;
+        warm_up(stage.model(), config.llm.chunk_rows).map_err(Failure)?;
     }
     Ok(stage)
 }

@@ -1,9 +1,9 @@
 //! Waiting for a job's tokens without taking them: they stay on the bus until the encoders have left the card.
 
-use common::error::{ErrorKind, JobError};
-use common::message::{Modality, TokenBatch};
-use common::plan::MediaPlan;
-use common::rows::RowSet;
+use protocol::error::{ErrorKind, JobError};
+use protocol::message::{Modality, TokenBatch};
+use protocol::plan::MediaPlan;
+use protocol::rows::RowSet;
 
 /// Which tokens lie on the bus.
 #[derive(Debug)]

@@ -1,15 +1,16 @@
 //! A video's tokens through the layers, in passes of many rows, as they come.
 
+use compute::failure::Failure;
 use std::collections::VecDeque;
 
-use common::compute::transfer::Marker;
-use common::config::LlmConfig;
-use common::error::{ErrorKind, JobError};
-use common::event::Mode;
-use common::message::{DecodeRequest, JobRequest, Segment, TokenBatch};
-use common::plan::MediaPlan;
-use common::stage::Stop;
-use common::wire::VERSION;
+use compute::transfer::Marker;
+use config::LlmConfig;
+use protocol::error::{ErrorKind, JobError};
+use protocol::event::Mode;
+use protocol::message::{DecodeRequest, JobRequest, Segment, TokenBatch};
+use protocol::plan::MediaPlan;
+use protocol::stage::Stop;
+use protocol::wire::VERSION;
 
 use crate::admission::Admission;
 use crate::cache::VideoCache;
@@ -85,12 +86,12 @@ impl Prefill<'_> {
                 }
                 while passes.len() > AHEAD {
                     let earliest = passes.pop_front().expect("there are some. This is a bug.");
-                    earliest.wait().map_err(|e| here(e.into()))?;
+                    earliest.wait().map_err(|e| here(Failure(e).into()))?;
                 }
                 let chunks = self.together(&mut waiting);
                 let pass = || self.model.absorb_all(&chunks, intake.video(), job.observe);
-                compacted(pass).map_err(|e| here(e.into()))?;
-                passes.push_back(Marker::behind(self.model.device()).map_err(|e| here(e.into()))?);
+                compacted(pass).map_err(|e| here(Failure(e).into()))?;
+                passes.push_back(Marker::behind(self.model.device()).map_err(|e| here(Failure(e).into()))?);
                 taken += rows(&chunks) as u64;
                 let (_, total) = intake.tokens();
                 job.progress.tell(job.port, taken, total + self.prompt_tokens)?;

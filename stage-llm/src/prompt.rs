@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use common::checkpoint::{CheckpointError, CheckpointErrorKind};
-use common::error::{ErrorKind, JobError};
+use model::checkpoint::{CheckpointError, CheckpointErrorKind};
+use protocol::error::{ErrorKind, JobError};
 use tokenizers::Tokenizer;
 
 /// What stands before the video in the user's turn.

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor};
-use common::kernels::{E4m3Rows, Rows, linear_in_stretches};
+use compute::kernels::{E4m3Rows, Rows, linear_in_stretches};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]

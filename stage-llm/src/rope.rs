@@ -100,7 +100,7 @@ mod cuda {
     use crate::kernels::{KV_WRITE, address, rows};
     use candle_core::op::BackpropOp;
     use candle_core::{Layout, Shape, Storage};
-    use common::kernels::cuda::{Arg, grid, pointer, room, suffix};
+    use compute::kernels::cuda::{Arg, grid, pointer, room, suffix};
 
     pub fn rotate_and_write(
         table: &RopeTable,

@@ -1,6 +1,6 @@
 //! Logits to a token.
 
-use common::error::{ErrorKind, JobError};
+use protocol::error::{ErrorKind, JobError};
 
 use crate::choose::{NO_TOKEN, first_largest_of};
 

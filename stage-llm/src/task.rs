@@ -1,7 +1,7 @@
 //! What can be asked of a video: a registry of tasks, kept as data in `tasks.toml`.
 
-use common::error::{ErrorKind, JobError};
-use common::event::TimeRange;
+use protocol::error::{ErrorKind, JobError};
+use protocol::event::TimeRange;
 use serde::Deserialize;
 
 /// The tasks that a worker knows.

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device};
-use common::checkpoint::{CheckpointError, CheckpointErrorKind, Weights};
-use common::config::{LlmConfig, WeightFormat};
-use common::error::sentence;
-use common::model::ModelConfig;
+use compute::failure::sentence;
+use config::{LlmConfig, WeightFormat};
+use model::checkpoint::{CheckpointError, CheckpointErrorKind, Weights};
+use model::config_json::ModelConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::quantized::{BlockFormat, Blocks, Linear, Strips};

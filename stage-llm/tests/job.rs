@@ -3,11 +3,11 @@
 mod fixture;
 
 use candle_core::{DType, Tensor};
-use common::error::{ErrorKind, StageName};
-use common::event::{Event, Finish, JobResult, Mode};
-use common::message::{JobRequest, Modality};
-use common::stage::Stop;
 use fixture::{Batch, FakePort, HIDDEN, Model, info, random, request};
+use protocol::error::{ErrorKind, StageName};
+use protocol::event::{Event, Finish, JobResult, Mode};
+use protocol::message::{JobRequest, Modality};
+use protocol::stage::Stop;
 use serde_json::json;
 use stage_llm::answer::{LlmStage, Settings};
 
@@ -46,7 +46,7 @@ fn answer(request: &JobRequest, port: &mut FakePort) -> Result<JobResult, Stop> 
     stage().answer(request, port)
 }
 
-fn failure(outcome: Result<JobResult, Stop>) -> common::error::JobError {
+fn failure(outcome: Result<JobResult, Stop>) -> protocol::error::JobError {
     match outcome {
         Err(Stop::Failed(error)) => error,
         other => panic!("{other:?} is no failure"),
@@ -190,7 +190,7 @@ fn the_sound_counts_as_its_first_batch_says_not_as_the_container_said() {
     let expected = answer(&request("a cat", 6), &mut port()).unwrap();
     exact.audio_samples += 5 * 1600;
     let mut port = FakePort::new(exact, everything());
-    let settled = common::plan::MediaPlan::new(&info(FRAMES, AUDIO as u64), None, 1.0).unwrap();
+    let settled = protocol::plan::MediaPlan::new(&info(FRAMES, AUDIO as u64), None, 1.0).unwrap();
     port.plan = Some(settled.clone());
     let result = answer(&request("a cat", 6), &mut port).unwrap();
     assert_eq!(result.plan.audio, settled.audio);

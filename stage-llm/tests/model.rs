@@ -5,12 +5,12 @@ mod fixture;
 use std::collections::BTreeSet;
 
 use candle_core::{DType, Result, Tensor};
-use common::checkpoint::Weights;
-use common::config::{LlmConfig, MediaProducts};
-use common::event::Finish;
-use common::message::Modality;
-use common::model::ModelConfig;
+use config::{LlmConfig, MediaProducts};
 use fixture::{HIDDEN, Model, random};
+use model::checkpoint::Weights;
+use model::config_json::ModelConfig;
+use protocol::event::Finish;
+use protocol::message::Modality;
 use serde_json::json;
 use stage_llm::cache::{MediaCache, VideoCache};
 use stage_llm::gemma::Gemma;

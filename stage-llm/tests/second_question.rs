@@ -3,12 +3,12 @@
 mod fixture;
 
 use candle_core::Tensor;
-use common::error::ErrorKind;
-use common::event::{Event, JobResult, Mode};
-use common::message::{JobRequest, Modality};
-use common::plan::{MediaInfo, MediaPlan};
-use common::stage::Stop;
 use fixture::{Batch, FakePort, HIDDEN, Model, info, random, request};
+use protocol::error::ErrorKind;
+use protocol::event::{Event, JobResult, Mode};
+use protocol::message::{JobRequest, Modality};
+use protocol::plan::{MediaInfo, MediaPlan};
+use protocol::stage::Stop;
 use stage_llm::answer::{LlmStage, Settings};
 
 use Modality::{Audio, Image};
@@ -112,22 +112,22 @@ fn a_changed_file_another_span_and_another_rate_are_decoded_anew() {
 #[test]
 fn a_file_that_is_gone_or_a_question_that_is_none_costs_nothing_that_was_kept() {
     struct Gone(FakePort);
-    impl common::stage::JobPort for Gone {
+    impl protocol::stage::JobPort for Gone {
         fn probe(&mut self, _: &str) -> Result<MediaInfo, Stop> {
-            Err(Stop::Failed(common::error::JobError::new(ErrorKind::MediaNotFound, "gone")))
+            Err(Stop::Failed(protocol::error::JobError::new(ErrorKind::MediaNotFound, "gone")))
         }
-        fn request_decode(&mut self, request: common::message::DecodeRequest) -> Result<(), Stop> {
+        fn request_decode(&mut self, request: protocol::message::DecodeRequest) -> Result<(), Stop> {
             self.0.request_decode(request)
         }
         fn next_tokens(
             &mut self,
-            take: &mut dyn FnMut(common::message::TokenBatch<'_>) -> Result<(), Stop>,
+            take: &mut dyn FnMut(protocol::message::TokenBatch<'_>) -> Result<(), Stop>,
         ) -> Result<(), Stop> {
             self.0.next_tokens(take)
         }
         fn more_tokens(
             &mut self,
-            take: &mut dyn FnMut(common::message::TokenBatch<'_>) -> Result<(), Stop>,
+            take: &mut dyn FnMut(protocol::message::TokenBatch<'_>) -> Result<(), Stop>,
         ) -> Result<bool, Stop> {
             self.0.more_tokens(take)
         }

@@ -2,9 +2,9 @@
 
 mod fixture;
 
-use common::error::ErrorKind;
 use fixture::prompter;
 use proptest::prelude::*;
+use protocol::error::ErrorKind;
 use stage_llm::detokenize::{Detokenizer, decode};
 use stage_llm::prompt::pieces;
 
@@ -86,7 +86,7 @@ fn a_question_that_is_too_long_is_refused_with_the_figures() {
 
 #[test]
 fn a_tokenizer_that_is_missing_damaged_or_too_large_is_named() {
-    use common::checkpoint::CheckpointErrorKind::{Malformed, Missing};
+    use model::checkpoint::CheckpointErrorKind::{Malformed, Missing};
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokenizer.json");
     let open = |vocabulary| stage_llm::prompt::Prompter::open(&path, vocabulary, 100).err().map(|e| e.kind());

@@ -1,18 +1,19 @@
 //! The stage as a process serves it: the checkpoint's part of it loaded onto the configured device.
 
+use compute::transfer::candle_dtype;
 use std::sync::Arc;
 
-use common::budget::Footprint;
-use common::checkpoint::{Checkpoint, CheckpointError, Weights};
-use common::config::Config;
-use common::error::{JobError, StageName};
-use common::kernels::linear::WORKSPACE_BYTES;
-use common::message::FrameBatch;
-use common::model::ModelConfig;
-use common::plan::{FRAME_BYTES, FRAME_SIDE, IMAGE_POOL, ImagePlan, MediaPlan, PADDED_SIDE};
-use common::stage::{Nowhere, Stage, Stop};
-use common::tensor::{Dtype, Tensor};
-use common::wire::VERSION;
+use compute::kernels::linear::WORKSPACE_BYTES;
+use config::Config;
+use model::budget::Footprint;
+use model::checkpoint::{Checkpoint, CheckpointError, Weights};
+use model::config_json::ModelConfig;
+use protocol::error::{JobError, StageName};
+use protocol::message::FrameBatch;
+use protocol::plan::{FRAME_BYTES, FRAME_SIDE, IMAGE_POOL, ImagePlan, MediaPlan, PADDED_SIDE};
+use protocol::stage::{Nowhere, Stage, Stop};
+use protocol::tensor::{Dtype, Tensor};
+use protocol::wire::VERSION;
 
 use crate::{SiglipEncoder, VisionStage};
 
@@ -47,7 +48,7 @@ fn warm_up(stage: &mut VisionStage, frames: usize) -> Result<(), Stop> {
 /// # Errors
 /// None that a checked configuration leads to.
 pub fn footprint(config: &Config, model: &ModelConfig) -> Result<Footprint, CheckpointError> {
-    let dtype = config.compute.dtype.candle();
+    let dtype = candle_dtype(config.compute.dtype.wire());
     let needs = Weights::survey(dtype, |w| SiglipEncoder::new(model, w, config.compute.media_products))?;
     let (c, size) = (&model.vision, dtype.size_in_bytes() as u64);
     let (width, inner) = (c.hidden_size as u64, c.intermediate_size as u64);

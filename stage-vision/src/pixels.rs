@@ -1,7 +1,7 @@
 //! Frames as they travel to pixels as the tower takes them.
 
 use candle_core::{Device, Result, Tensor, bail};
-use common::plan::{FRAME_BYTES, FRAME_SIDE};
+use protocol::plan::{FRAME_BYTES, FRAME_SIDE};
 
 /// What the value of a byte becomes: rescaled in double precision, rounded, then normalised in single (MODEL.md 2.2).
 pub fn pixel_table() -> [f32; 256] {

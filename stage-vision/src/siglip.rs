@@ -1,11 +1,11 @@
 //! The SigLIP 2 vision tower as Vidi uses it: the output of the last layer but one (MODEL.md 3).
 
 use candle_core::{DType, Device, Result, Tensor};
-use common::checkpoint::{CheckpointError, Weights};
-use common::config::MediaProducts;
-use common::kernels;
-use common::layers::{EncoderLayer, FeedForward, Gelu, LayerNorm, SelfAttention, encode};
-use common::model::{ModelConfig, VisionConfig};
+use compute::kernels;
+use config::MediaProducts;
+use model::checkpoint::{CheckpointError, Weights};
+use model::config_json::{ModelConfig, VisionConfig};
+use model::layers::{EncoderLayer, FeedForward, Gelu, LayerNorm, SelfAttention, encode};
 
 /// Colours of a pixel.
 const CHANNELS: usize = 3;
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_patch_is_the_dot_product_of_its_pixels_with_each_filter() -> Result<()> {
-        let draws = common::random::Draws::default();
+        let draws = compute::random::Draws::default();
         let embeddings = Embeddings {
             patch_weight: draws.normal((5, 3, 14, 14))?,
             patch_bias: draws.normal(5)?,

@@ -1,13 +1,14 @@
 //! The stage: one batch of frames in, their token cells out.
 
 use candle_core::{Device, Tensor};
-use common::compute::transfer::{Download, upload};
-use common::error::StageName;
-use common::kernels;
-use common::message::{FeatureBatch, FrameBatch, Modality, Output};
-use common::plan::MediaPlan;
-use common::stage::{Later, Port, Stage, Stop};
-use common::tensor::Tensor as WireTensor;
+use compute::failure::Failure;
+use compute::kernels;
+use compute::transfer::{later, upload};
+use protocol::error::StageName;
+use protocol::message::{FeatureBatch, FrameBatch, Modality, Output};
+use protocol::plan::MediaPlan;
+use protocol::stage::{Port, Stage, Stop};
+use protocol::tensor::Tensor as WireTensor;
 
 use crate::siglip::SiglipEncoder;
 
@@ -24,11 +25,11 @@ impl VisionStage {
         VisionStage { encoder, batch: batch.max(1) }
     }
 
-    /// Frames `[n, 384, 384, 3]` u8 to token cells `[n, grid*grid, 4C]`.
+    /// Frames `[n, 384, 384, 3]` u8 to token cells `[n*grid*grid, 4C]`.
     fn cells(&self, frames: &WireTensor<'_>, grid: usize) -> candle_core::Result<Tensor> {
         let frames = upload(frames, self.encoder.device())?;
         let features = self.encoder.forward(&frames, &mut |_, _| ())?; // [n, 729, C]
-        kernels::pool(&features, grid)
+        kernels::pool(&features, grid)?.flatten_to(1)
     }
 }
 
@@ -42,7 +43,7 @@ impl Stage for VisionStage {
         let width = self.encoder.width() * 4;
         let mut offset = 0;
         let cells = match &input.plan.image {
-            None => Tensor::zeros((0, width), self.encoder.dtype(), &Device::Cpu)?,
+            None => Tensor::zeros((0, width), self.encoder.dtype(), &Device::Cpu).map_err(Failure)?,
             Some(image) => {
                 let mut parts = Vec::new();
                 let frames = input.tensor.rows();
@@ -51,17 +52,16 @@ impl Stage for VisionStage {
                         return Err(Stop::Cancelled);
                     }
                     let batch = input.tensor.narrow(first, self.batch.min(frames - first));
-                    let cells = self.cells(&batch, image.grid[0] as usize)?; // [batch, h*w, 4C]
-                    parts.push(cells.flatten_to(1)?); // [batch*h*w, 4C]
+                    parts.push(self.cells(&batch, image.grid[0] as usize).map_err(Failure)?);
                 }
                 offset = input.offset * image.tokens_per_frame();
-                Tensor::cat(&parts, 0)? // [n*h*w, 4C]
+                Tensor::cat(&parts, 0).map_err(Failure)? // [n*h*w, 4C]
             }
         };
         let (v, job, plan) = (input.v, input.job, MediaPlan { audio: None, ..input.plan });
         let modality = Modality::Image;
-        port.emit_later(Later::new(Download::start(&cells)?, move |tensor| {
+        port.emit_later(later(&cells, move |tensor| {
             Output::Features(FeatureBatch { v, job, plan, modality, offset, tensor })
-        }))
+        })?)
     }
 }

@@ -1,7 +1,7 @@
 //! Patch grid to token grid, on a picture whose patches say where they are.
 
 use candle_core::{Device, Result, Tensor};
-use common::kernels::pool;
+use compute::kernels::pool;
 
 /// `[1, 729, 2]` with value `row*100 + column + 1`, and the negative of it in channel 1.
 fn ramp() -> Result<Tensor> {

@@ -1,26 +1,26 @@
 //! The vision stage, message in and message out.
 
-#[path = "../../common/tests/tiny/mod.rs"]
+#[path = "../../common/model/tests/tiny/mod.rs"]
 mod tiny;
 
-use common::checkpoint::CheckpointError;
-use common::config::MediaProducts;
-use common::message::FrameBatch;
-use common::model::ModelConfig;
-use common::plan::{FRAME_BYTES, FRAME_SIDE, ImagePlan, MediaPlan};
-use common::stage::{Stage, Stop};
-use common::tensor::{Dtype, Tensor};
+use config::MediaProducts;
+use model::checkpoint::CheckpointError;
+use model::config_json::ModelConfig;
+use protocol::message::FrameBatch;
+use protocol::plan::{FRAME_BYTES, FRAME_SIDE, ImagePlan, MediaPlan};
+use protocol::stage::{Stage, Stop};
+use protocol::tensor::{Dtype, Tensor};
 use stage_vision::{SiglipEncoder, VisionStage};
 use tiny::Kept;
 
 const CONFIG: &str = r#"{"hidden_size": 32, "mm_vision_config":
     {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}}"#;
 
-fn load(config: &ModelConfig, w: &common::checkpoint::Weights) -> Result<SiglipEncoder, CheckpointError> {
+fn load(config: &ModelConfig, w: &model::checkpoint::Weights) -> Result<SiglipEncoder, CheckpointError> {
     SiglipEncoder::new(config, w, MediaProducts::Dense)
 }
 
-fn stage(batch: usize, weights: &(ModelConfig, common::checkpoint::Weights)) -> VisionStage {
+fn stage(batch: usize, weights: &(ModelConfig, model::checkpoint::Weights)) -> VisionStage {
     VisionStage::new(load(&weights.0, &weights.1).unwrap(), batch)
 }
 

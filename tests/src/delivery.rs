@@ -2,15 +2,15 @@
 
 use std::ops::Range;
 
-use common::message::Output;
-use common::wire::WireError;
+use protocol::message::Output;
+use protocol::wire::WireError;
 
 /// Size of a message that the bus aims at by default.
 const MESSAGE_BYTES: usize = 4 << 20;
 /// More than a message takes besides its rows.
 const ENVELOPE: usize = 1024;
 /// Rows that the audio pool keeps together.
-const QUANTUM: usize = common::plan::AUDIO_POOL as usize;
+const QUANTUM: usize = protocol::plan::AUDIO_POOL as usize;
 /// Frames that stage-decode sends together by default.
 const BATCH_FRAMES: u64 = 8;
 

@@ -5,13 +5,13 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use common::bus::Bus;
-use common::config::{BusConfig, Config};
-use common::error::StageName;
-use common::event::{Event, JobEvent};
-use common::message::{JobId, JobRequest};
+use config::{BusConfig, Config};
 use deploy::broker::{self, Broker};
 use deploy::client::{self, Events};
+use protocol::error::StageName;
+use protocol::event::{Event, JobEvent};
+use protocol::message::{JobId, JobRequest};
+use runtime::bus::Bus;
 use tempfile::TempDir;
 
 /// No job of a test takes longer.

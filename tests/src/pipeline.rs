@@ -4,14 +4,14 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
-use common::config::Config;
-use common::error::{ErrorKind, JobError};
-use common::event::{Event, JobResult};
-use common::message::{DecodeRequest, FeatureBatch, FrameBatch, JobRequest, Output, PcmWindow, TokenBatch};
-use common::plan::{FRAME_BYTES, FRAME_SIDE, MediaInfo, MediaPlan, SAMPLE_RATE, WINDOW_SAMPLES};
-use common::stage::{JobPort, Port, Stage, Stop};
-use common::tensor::{Dtype, Tensor};
-use common::wire::{self, VERSION, WireError};
+use config::Config;
+use protocol::error::{ErrorKind, JobError};
+use protocol::event::{Event, JobResult};
+use protocol::message::{DecodeRequest, FeatureBatch, FrameBatch, JobRequest, Output, PcmWindow, TokenBatch};
+use protocol::plan::{FRAME_BYTES, FRAME_SIDE, MediaInfo, MediaPlan, SAMPLE_RATE, WINDOW_SAMPLES};
+use protocol::stage::{JobPort, Port, Stage, Stop};
+use protocol::tensor::{Dtype, Tensor};
+use protocol::wire::{self, VERSION, WireError};
 use stage_audio::AudioStage;
 use stage_fuse::FuseStage;
 use stage_llm::LlmStage;

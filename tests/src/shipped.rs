@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use common::config::BusConfig;
+use config::BusConfig;
 use deploy::broker::{self, Broker};
 use tempfile::TempDir;
 

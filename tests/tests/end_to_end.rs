@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use common::error::ErrorKind;
-use common::event::{Event, Finish, JobResult};
-use common::message::{JobId, JobRequest};
-use common::wire;
+use protocol::error::ErrorKind;
+use protocol::event::{Event, Finish, JobResult};
+use protocol::message::{JobId, JobRequest};
+use protocol::wire;
 use tests::harness::{Rig, Setup, brokers, checkpoint, ffmpeg, terminal, video};
 
 /// What takes a second or two has happened by then, whatever else the machine does.
@@ -18,14 +18,14 @@ fn request(job: &str, video: &Path, query: &str) -> JobRequest {
     JobRequest { max_new_tokens: 24, ..JobRequest::new(job, video.to_string_lossy(), query) }
 }
 
-fn result(events: &[common::event::JobEvent]) -> anyhow::Result<&JobResult> {
+fn result(events: &[protocol::event::JobEvent]) -> anyhow::Result<&JobResult> {
     match terminal(events)? {
         Event::Result(result) => Ok(result),
         other => anyhow::bail!("{other:?}"),
     }
 }
 
-fn error_kind(events: &[common::event::JobEvent]) -> anyhow::Result<ErrorKind> {
+fn error_kind(events: &[protocol::event::JobEvent]) -> anyhow::Result<ErrorKind> {
     match terminal(events)? {
         Event::Failed { error } => {
             ensure!(error.message.len() > 10, "{error:?} does not say what happened");
@@ -88,7 +88,7 @@ async fn five_processes_answer_as_the_stages_do_without_a_bus_whatever_the_broke
             ensure!(frames.context("no frames dumped")?.len() == 33 * 384 * 384 * 3);
             ensure!(audio.windows == 2 && audio.samples == pcm.context("no samples dumped")?.len() as u64);
             ensure!(result.timings.stages.len() == 5 && result.memory.len() == 5, "{result:?}");
-            for stage in common::error::StageName::ALL {
+            for stage in protocol::error::StageName::ALL {
                 let last = events.iter().rev().find_map(|e| match &e.event {
                     Event::Progress { stage: s, done, total } if *s == stage => Some((*done, *total)),
                     _ => None,
@@ -258,7 +258,7 @@ async fn clients_may_speak_json_submit_twice_and_come_late() -> anyhow::Result<(
     // Late, everything is still there, and written as the client writes.
     let late = rig.events(&job).await?;
     ensure!(late == events);
-    let mut raw = rig.bus.follow(common::subject::StreamName::Events, rig.bus.subjects().events(&job));
+    let mut raw = rig.bus.follow(runtime::subject::StreamName::Events, rig.bus.subjects().events(&job));
     let message = raw.recv().await.context("no event")?;
     ensure!(wire::Encoding::of(&message.payload) == wire::Encoding::Json);
     // Submitted again after its end, the job stays what it was.

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use common::error::StageName;
-use common::event::Event;
-use common::message::{JobId, JobRequest};
 use deploy::client;
 use deploy::idle::COMPUTING;
+use protocol::error::StageName;
+use protocol::event::Event;
+use protocol::message::{JobId, JobRequest};
 use tests::harness::{Rig, Setup, brokers, terminal, video};
 
 /// Processes are gone, or there again, within this time.

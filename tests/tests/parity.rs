@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::config::MediaProducts;
+use config::MediaProducts;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use tests::parity::report::{Report, Verdict};
@@ -16,7 +16,7 @@ fn golden(name: &str) -> PathBuf {
 
 fn options(case: &str, checkpoint: &str, scrambled: u64) -> Options {
     Options {
-        config: common::config::Config::default(),
+        config: config::Config::default(),
         checkpoint: golden("checkpoints").join(checkpoint),
         golden: golden("cases").join(case),
         frames: None,

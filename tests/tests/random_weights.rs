@@ -7,21 +7,22 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Tensor};
-use common::checkpoint::{Checkpoint, CheckpointErrorKind, TensorInfo, Weights};
-use common::config::Config;
-use common::demo_model::size::Dtype;
-use common::demo_model::{DEFAULT_SEED, Dims, Size};
-use common::error::StageName;
-use common::event::Event;
-use common::message::{FeatureBatch, FrameBatch, JobId, JobRequest, Output as Emitted, PcmWindow};
-use common::model::ModelConfig;
-use common::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, ImagePlan, MediaPlan, WINDOW_SAMPLES};
-use common::random::Draws;
-use common::stage::{Port, Stage, Stop};
-use common::tensor::{Dtype as WireDtype, Tensor as WireTensor};
-use common::wire::{self, VERSION};
+use compute::random::Draws;
+use config::Config;
+use config::Size;
 use deploy::demo_model;
 use deploy::plan::Plan;
+use model::checkpoint::{Checkpoint, CheckpointErrorKind, TensorInfo, Weights};
+use model::config_json::ModelConfig;
+use model::demo_model::size::Dtype;
+use model::demo_model::{DEFAULT_SEED, Dims};
+use protocol::error::StageName;
+use protocol::event::Event;
+use protocol::message::{FeatureBatch, FrameBatch, JobId, JobRequest, Output as Emitted, PcmWindow};
+use protocol::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, ImagePlan, MediaPlan, WINDOW_SAMPLES};
+use protocol::stage::{Port, Stage, Stop};
+use protocol::tensor::{Dtype as WireDtype, Tensor as WireTensor};
+use protocol::wire::{self, VERSION};
 use tempfile::TempDir;
 use tests::delivery::Delivery;
 use tests::harness::{Rig, Setup, terminal, video, vidi};
@@ -36,7 +37,7 @@ fn written(dims: &Dims) -> anyhow::Result<TempDir> {
 /// The same configuration with the written model of a size, and with random weights of that size; the written one lasts
 /// as long as its directory.
 fn both(size: Size, name: &str, set: &[&str]) -> anyhow::Result<(TempDir, Config, Config)> {
-    let dir = written(&size.dims())?;
+    let dir = written(&Dims::of(size))?;
     let load = |model: String| {
         let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).chain([model]).collect();
         Config::load(None, [], &set).map_err(anyhow::Error::msg)
@@ -53,8 +54,8 @@ fn values(tensor: &Tensor) -> anyhow::Result<Vec<u32>> {
 
 #[test]
 fn every_tensor_is_the_written_models_in_every_type() -> anyhow::Result<()> {
-    let stored_in_16_bit = Dims { dtype: Dtype::Bf16, ..Size::Tiny.dims() };
-    for dims in [Size::Tiny.dims(), Size::Realdims.dims(), stored_in_16_bit] {
+    let stored_in_16_bit = Dims { dtype: Dtype::Bf16, ..Dims::of(Size::Tiny) };
+    for dims in [Dims::of(Size::Tiny), Dims::of(Size::Realdims), stored_in_16_bit] {
         let dir = written(&dims)?;
         let (file, random) = (Checkpoint::open(dir.path())?, Checkpoint::random(&dims, DEFAULT_SEED)?);
         ensure!(file.config() == random.config());
@@ -79,7 +80,7 @@ fn every_tensor_is_the_written_models_in_every_type() -> anyhow::Result<()> {
 /// Larger than what passes to a device at a time, so that pieces meet inside it.
 #[test]
 fn a_matrix_made_in_pieces_is_the_written_one() -> anyhow::Result<()> {
-    let dims = Dims { vocab: 300_001, ..Size::Tiny.dims() };
+    let dims = Dims { vocab: 300_001, ..Dims::of(Size::Tiny) };
     let (name, rows) = ("model.embed_tokens.weight", 300_001);
     let dir = written(&dims)?;
     let (file, random) = (Arc::new(Checkpoint::open(dir.path())?), Arc::new(Checkpoint::random(&dims, DEFAULT_SEED)?));
@@ -96,13 +97,13 @@ fn a_matrix_made_in_pieces_is_the_written_one() -> anyhow::Result<()> {
 
 #[test]
 fn what_no_demo_model_has_is_missing_and_another_shape_is_refused() -> anyhow::Result<()> {
-    let random = Arc::new(Checkpoint::random(&Size::Tiny.dims(), DEFAULT_SEED)?);
+    let random = Arc::new(Checkpoint::random(&Dims::of(Size::Tiny), DEFAULT_SEED)?);
     let weights = Weights::new(random, DType::F32, Device::Cpu);
     ensure!(weights.contains("model.norm.weight") && !weights.contains("lm_head.weight"));
     let kind = |name: &str, shape: &[usize]| weights.get(name, shape).err().map(|e| e.kind());
     ensure!(kind("lm_head.weight", &[512, 64]) == Some(CheckpointErrorKind::MissingTensor));
     ensure!(kind("model.norm.weight", &[65]) == Some(CheckpointErrorKind::Misshapen));
-    let impossible = Checkpoint::random(&Dims { kv_heads: 3, ..Size::Tiny.dims() }, 1).err().map(|e| e.kind());
+    let impossible = Checkpoint::random(&Dims { kv_heads: 3, ..Dims::of(Size::Tiny) }, 1).err().map(|e| e.kind());
     ensure!(impossible == Some(CheckpointErrorKind::Malformed), "{impossible:?}");
     Ok(())
 }
@@ -221,7 +222,7 @@ async fn five_processes_answer_without_a_file_and_it_is_said_once_that_this_mean
     let Event::Result(result) = terminal(&events)? else { anyhow::bail!("{events:?}; {}", rig.log()) };
     ensure!(rig.log().matches("weights are random").count() == 1, "{}", rig.log());
 
-    let dir = written(&Size::Tiny.dims())?;
+    let dir = written(&Dims::of(Size::Tiny))?;
     let clip = clip.to_str().context("a path in UTF-8")?;
     let ask =
         |model: [&str; 2]| run(&[&["ask", clip, "a dog", "--json", "--max-new-tokens", "24"][..], &model].concat());

@@ -8,19 +8,19 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use common::bus::Bus;
-use common::config::{BusConfig, Config};
-use common::event::{Event, JobEvent};
-use common::message::{DecodeRequest, JobId, JobRequest, Output};
-use common::stage::{Port, Stage, Stop};
-use common::subject::{StreamName, Subjects};
-use common::wire::{self, WireError};
+use config::{BusConfig, Config};
 use deploy::broker::{self, Broker};
 use deploy::recording::compare::Comparison;
 use deploy::recording::format::{End, Entry, Filter, RecordingErrorKind};
 use deploy::recording::kind::Part;
 use deploy::recording::publication::publications;
 use deploy::recording::{Header, Kind, Reader, Record, Writer};
+use protocol::event::{Event, JobEvent};
+use protocol::message::{DecodeRequest, JobId, JobRequest, Output};
+use protocol::stage::{Port, Stage, Stop};
+use protocol::wire::{self, WireError};
+use runtime::bus::Bus;
+use runtime::subject::{StreamName, Subjects};
 use tests::harness::{Rig, Setup, checkpoint, root, terminal, video, vidi};
 use tests::pipeline::answer_in_process;
 
@@ -125,12 +125,12 @@ fn the_recorded_question_has_the_recorded_answer() -> anyhow::Result<()> {
         let request: JobRequest = wire::decode_any(&of(Kind::Jobs, &records).next().context("no request")?.body)?;
         let mut frames = Vec::new();
         for record in of(Kind::Frames, &records) {
-            let batch: common::message::FrameBatch<'_> = wire::decode(&record.body)?;
+            let batch: protocol::message::FrameBatch<'_> = wire::decode(&record.body)?;
             frames.extend_from_slice(batch.tensor.data());
         }
         let mut pcm = Vec::new();
         for record in of(Kind::Audio, &records) {
-            let window: common::message::PcmWindow<'_> = wire::decode(&record.body)?;
+            let window: protocol::message::PcmWindow<'_> = wire::decode(&record.body)?;
             pcm.extend(window.tensor.to_i16());
         }
         let events = events(&records)?;

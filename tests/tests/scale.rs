@@ -4,12 +4,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use common::error::StageName;
-use common::event::Event;
-use common::message::{JobId, JobRequest};
-use common::run::service::Status;
 use deploy::client;
 use futures::StreamExt;
+use protocol::error::StageName;
+use protocol::event::Event;
+use protocol::message::{JobId, JobRequest};
+use runtime::run::service::Status;
 use tests::harness::{Rig, Setup, brokers, checkpoint, terminal, video, vidi};
 
 /// Something that is to happen has happened by then.

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use common::error::StageName;
-use common::event::{Event, JobEvent, JobResult};
-use common::message::{JobId, JobRequest};
 use deploy::client::{self, Events};
+use protocol::error::StageName;
+use protocol::event::{Event, JobEvent, JobResult};
+use protocol::message::{JobId, JobRequest};
 use tests::harness::{Rig, Setup, signal, terminal, video};
 
 fn request(job: &str, file: &Path, query: &str) -> anyhow::Result<JobRequest> {

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use async_nats::jetstream;
-use common::bus::{Bus, headers};
-use common::error::{ErrorKind, StageName};
-use common::event::{CancelledBy, Event};
-use common::message::{JobId, JobRequest};
-use common::subject::StreamName;
 use deploy::client;
 use futures::StreamExt;
+use protocol::error::{ErrorKind, StageName};
+use protocol::event::{CancelledBy, Event};
+use protocol::message::{JobId, JobRequest};
+use runtime::bus::{Bus, headers};
+use runtime::subject::StreamName;
 use tests::harness::{Rig, brokers, terminal, video, vidi};
 use tests::shipped::Shipped;
 use tokio::sync::mpsc;

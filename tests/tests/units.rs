@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use common::error::ErrorKind;
-use common::kernels;
-use common::plan::{AudioPlan, MediaInfo, MediaPlan, frame_step, grid_side};
+use compute::kernels;
+use protocol::error::ErrorKind;
+use protocol::plan::{AudioPlan, MediaInfo, MediaPlan, frame_step, grid_side};
 use serde_json::Value;
 use stage_audio::LogMel;
 use stage_fuse::frequency::frequencies;

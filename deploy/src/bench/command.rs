@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use common::config::Config;
-use common::error::StageName;
-use common::model::ModelConfig;
-use common::process::{Exit, Fatal};
+use config::Config;
+use model::config_json::ModelConfig;
+use protocol::error::StageName;
+use runtime::process::{Exit, Fatal};
 
 use super::load::{Source, Taken};
 use super::{pipeline, show, stage, trouble};

@@ -4,14 +4,16 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use common::bus::Bus;
-use common::bus::events::now_ms;
-use common::error::StageName;
-use common::message::{FeatureBatch, FrameBatch, JobId, Modality, Output, PcmWindow};
-use common::model::ModelConfig;
-use common::plan::{AUDIO_POOL, AudioPlan, FRAME_BYTES, FRAME_SIDE, ImagePlan, MediaPlan, WINDOW_ROWS, WINDOW_SAMPLES};
-use common::tensor::{Dtype, Tensor};
-use common::wire;
+use model::config_json::ModelConfig;
+use protocol::error::StageName;
+use protocol::message::{FeatureBatch, FrameBatch, JobId, Modality, Output, PcmWindow};
+use protocol::plan::{
+    AUDIO_POOL, AudioPlan, FRAME_BYTES, FRAME_SIDE, ImagePlan, MediaPlan, WINDOW_ROWS, WINDOW_SAMPLES,
+};
+use protocol::tensor::{Dtype, Tensor};
+use protocol::wire;
+use runtime::bus::Bus;
+use runtime::bus::events::now_ms;
 
 use crate::recording::publication::{output, publications};
 use crate::recording::{Kind, Reader, Record};

@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use common::bus::Bus;
-use common::error::StageName;
-use common::process::{Exit, Fatal};
+use protocol::error::StageName;
+use runtime::bus::Bus;
+use runtime::process::{Exit, Fatal};
 
 use crate::client;
 

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use common::bus::Bus;
-use common::bus::events::now_ms;
-use common::config::Config;
-use common::error::StageName;
-use common::event::{Event, JobResult};
-use common::message::{JobId, JobRequest};
-use common::process::Fatal;
+use config::Config;
 use futures::StreamExt;
+use protocol::error::StageName;
+use protocol::event::{Event, JobResult};
+use protocol::message::{JobId, JobRequest};
+use runtime::bus::Bus;
+use runtime::bus::events::now_ms;
+use runtime::process::Fatal;
 use serde::Serialize;
 
 use super::{Busy, busy, quantile, shares, trouble};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use common::error::StageName;
+use protocol::error::StageName;
 
 use super::{pipeline, stage};
 

@@ -7,16 +7,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use common::bus::events::now_ms;
-use common::bus::{Bus, headers};
-use common::config::Config;
-use common::error::StageName;
-use common::message::{JobId, Modality};
-use common::process::Fatal;
-use common::rows::RowSet;
-use common::run::report::Report;
-use common::wire;
+use config::Config;
 use futures::StreamExt;
+use protocol::error::StageName;
+use protocol::message::{JobId, Modality};
+use protocol::report::Report;
+use protocol::rows::RowSet;
+use protocol::wire;
+use runtime::bus::events::now_ms;
+use runtime::bus::{Bus, headers};
+use runtime::process::Fatal;
 use serde::Serialize;
 
 use super::load::{Piece, Source};

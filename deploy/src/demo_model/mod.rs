@@ -1,4 +1,4 @@
-//! Writes a demo model ([`common::demo_model`]), for trials and tests where the real checkpoint is not at hand.
+//! Writes a demo model ([`model::demo_model`]), for trials and tests where the real checkpoint is not at hand.
 //!
 //! The same size and seed give the same bytes on every machine. The parts: [`shards`], the safetensors files and their
 //! index, streamed to disk, and [`directory`], what may be overwritten.
@@ -11,7 +11,7 @@ pub mod shards;
 
 use std::path::{Path, PathBuf};
 
-use common::demo_model::{Dims, config, tensors, tokenizer};
+use model::demo_model::{Dims, config_json, tensors, tokenizer};
 
 pub use shards::Progress;
 
@@ -77,7 +77,7 @@ pub fn write(dir: &Path, dims: &Dims, seed: u64, progress: &mut dyn FnMut(Progre
     }
     shards::write(dir, &shards, seed, progress)?;
     directory::write_text(dir, shards::INDEX_FILE, &shards::index(&shards))?;
-    directory::write_text(dir, "config.json", &config::json(dims))?;
+    directory::write_text(dir, "config.json", &config_json::json(dims))?;
     Ok(Summary {
         tensors: tensors.len(),
         parameters: tensors.iter().map(|t| t.numel()).sum(),

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use common::demo_model::tensors::Tensor;
+use model::demo_model::tensors::Tensor;
 use serde_json::json;
 
 use super::Error;

@@ -2,8 +2,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::demo_model::size::Dtype;
-use common::demo_model::{DEFAULT_SEED, Size};
+use config::Size;
+use model::demo_model::DEFAULT_SEED;
+use model::demo_model::size::Dtype;
 use safetensors::{Dtype as StoredDtype, SafeTensors};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -36,9 +37,9 @@ fn written(dims: &Dims, seed: u64) -> (tempfile::TempDir, Summary) {
 
 #[test]
 fn the_same_seed_gives_the_same_bytes_and_another_seed_does_not() {
-    let (a, _) = written(&Size::Tiny.dims(), 7);
-    let (b, _) = written(&Size::Tiny.dims(), 7);
-    let (c, _) = written(&Size::Tiny.dims(), 8);
+    let (a, _) = written(&Dims::of(Size::Tiny), 7);
+    let (b, _) = written(&Dims::of(Size::Tiny), 7);
+    let (c, _) = written(&Dims::of(Size::Tiny), 8);
     assert_eq!(digests(a.path()), digests(b.path()));
     let shard = "model-00002-of-00003.safetensors";
     assert_ne!(digests(a.path())[shard], digests(c.path())[shard]);
@@ -47,7 +48,7 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_does_not() {
 /// The bytes are part of the contract: a recording or an answer made with a seed stays valid.
 #[test]
 fn the_bytes_of_the_default_seed_are_those_of_every_other_machine() {
-    let (dir, summary) = written(&Size::Tiny.dims(), DEFAULT_SEED);
+    let (dir, summary) = written(&Dims::of(Size::Tiny), DEFAULT_SEED);
     let digests = digests(dir.path());
     let found: Vec<&str> = summary.shards.iter().map(|file| &digests[file][..16]).collect();
     assert_eq!(found, ["55b4a6cac59c6543", "1d7b1ce45d91dc89", "d2c212d31aa2ff3d"]);
@@ -55,7 +56,7 @@ fn the_bytes_of_the_default_seed_are_those_of_every_other_machine() {
 
 #[test]
 fn the_9b_size_has_the_tensors_of_the_real_checkpoint() {
-    let dims = Size::NineB.dims();
+    let dims = Dims::of(Size::NineB);
     let list = json(&repository("tests/oracle/vidi15_9b_tensors.json"));
     let expected: BTreeMap<String, Vec<u64>> = list["tensors"]
         .as_array()
@@ -79,7 +80,7 @@ fn the_9b_size_has_the_tensors_of_the_real_checkpoint() {
 
 #[test]
 fn safetensors_reads_what_the_index_promises() {
-    let mut dims = Size::Tiny.dims();
+    let mut dims = Dims::of(Size::Tiny);
     dims.dtype = Dtype::Bf16;
     dims.tied = false;
     let (dir, summary) = written(&dims, 3);
@@ -105,7 +106,7 @@ fn safetensors_reads_what_the_index_promises() {
 /// A tensor longer than a piece, so that pieces and threads meet inside it.
 #[test]
 fn a_tensor_made_in_pieces_holds_each_value_at_its_place() {
-    let mut dims = Size::Tiny.dims();
+    let mut dims = Dims::of(Size::Tiny);
     dims.vocab = 140_001;
     let (dir, summary) = written(&dims, 5);
     let tensor = tensors::list(&dims).into_iter().find(|t| t.name == "model.embed_tokens.weight").unwrap();
@@ -151,7 +152,7 @@ fn the_tokenizer_gives_the_reference_ids_at_any_vocabulary() {
 
 #[test]
 fn the_configuration_has_the_keys_of_the_reference_generator() {
-    let (dir, _) = written(&Size::Tiny.dims(), 1);
+    let (dir, _) = written(&Dims::of(Size::Tiny), 1);
     let ours = json(&dir.path().join("config.json"));
     let reference = json(&repository("tests/golden/checkpoints/tied/config.json"));
     let names_apart = ["mm_audio_tower", "mm_vision_tower"];
@@ -165,16 +166,16 @@ fn the_configuration_has_the_keys_of_the_reference_generator() {
 fn a_directory_with_other_files_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("config.json"), "{}").unwrap();
-    let refused = write(dir.path(), &Size::Tiny.dims(), 1, &mut |_| {});
+    let refused = write(dir.path(), &Dims::of(Size::Tiny), 1, &mut |_| {});
     assert!(matches!(refused, Err(Error::Occupied(_))), "{refused:?}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
 #[test]
 fn an_earlier_demo_model_is_replaced_whole() {
-    let (dir, _) = written(&Size::Tiny.dims(), 1);
+    let (dir, _) = written(&Dims::of(Size::Tiny), 1);
     fs::write(dir.path().join("notes.txt"), "mine").unwrap();
-    let dims = Dims { shards: 2, ..Size::Tiny.dims() };
+    let dims = Dims { shards: 2, ..Dims::of(Size::Tiny) };
     write(dir.path(), &dims, 2, &mut |_| {}).unwrap();
     let mut expected = digests(written(&dims, 2).0.path());
     expected.insert("notes.txt".to_owned(), digests(dir.path())["notes.txt"].clone());
@@ -185,7 +186,7 @@ fn an_earlier_demo_model_is_replaced_whole() {
 fn progress_rises_to_the_number_of_bytes_in_the_summary() {
     let dir = tempfile::tempdir().unwrap();
     let mut seen = Vec::new();
-    let summary = write(dir.path(), &Size::Tiny.dims(), 1, &mut |p| seen.push(p)).unwrap();
+    let summary = write(dir.path(), &Dims::of(Size::Tiny), 1, &mut |p| seen.push(p)).unwrap();
     assert!(seen.is_sorted_by_key(|p| p.written_bytes));
     let last = Progress { written_bytes: summary.weight_bytes, total_bytes: summary.weight_bytes };
     assert_eq!(seen.last(), Some(&last));
@@ -193,7 +194,7 @@ fn progress_rises_to_the_number_of_bytes_in_the_summary() {
 
 #[test]
 fn impossible_dimensions_are_refused_before_anything_is_written() {
-    let tiny = || Size::Tiny.dims();
+    let tiny = || Dims::of(Size::Tiny);
     for dims in [
         Dims { vocab: 511, ..tiny() },
         Dims { kv_heads: 3, ..tiny() },

@@ -6,13 +6,13 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use common::bus::Bus;
-use common::error::StageName;
-use common::event::{Event, JobEvent};
-use common::message::JobId;
-use common::run::Shutdown;
-use common::wire;
 use futures::StreamExt;
+use protocol::error::StageName;
+use protocol::event::{Event, JobEvent};
+use protocol::message::JobId;
+use protocol::wire;
+use runtime::bus::Bus;
+use runtime::run::Shutdown;
 use tokio::time::Instant;
 
 use super::compare::Comparison;
@@ -72,7 +72,7 @@ pub async fn check(
 
     let job = match &what.rename {
         Some(job) => job.clone(),
-        None => JobId::new(format!("check-{}-{}", std::process::id(), common::bus::events::now_ms()))?,
+        None => JobId::new(format!("check-{}-{}", std::process::id(), runtime::bus::events::now_ms()))?,
     };
     let what = Selection { pick: Some(recorded), rename: Some(job.clone()), ..what.clone() };
     let mut checked = Checked { comparison, played: Played::default(), trouble };

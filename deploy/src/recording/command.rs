@@ -4,10 +4,10 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::bus::Bus;
-use common::config::{BusConfig, Config};
-use common::message::JobId;
-use common::process::{Exit, Fatal, on_signal};
+use config::{BusConfig, Config};
+use protocol::message::JobId;
+use runtime::bus::Bus;
+use runtime::process::{Exit, Fatal, on_signal};
 
 use super::check::{Checked, check};
 use super::compare::Agreement;

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::BufRead;
 
-use common::event::{Event, JobEvent};
-use common::message::{JobId, Modality, Output};
-use common::plan::WINDOW_SAMPLES;
-use common::rows::RowSet;
-use common::tensor::{Dtype, Tensor};
-use common::wire::{self, WireError};
+use protocol::event::{Event, JobEvent};
+use protocol::message::{JobId, Modality, Output};
+use protocol::plan::WINDOW_SAMPLES;
+use protocol::rows::RowSet;
+use protocol::tensor::{Dtype, Tensor};
+use protocol::wire::{self, WireError};
 use serde::Serialize;
 
 use super::kind::{Kind, Part};

@@ -16,9 +16,9 @@
 
 use std::fmt;
 
-use common::message::{JobId, JobRequest};
-use common::run::control::ControlRequest;
-use common::wire;
+use protocol::control::ControlRequest;
+use protocol::message::{JobId, JobRequest};
+use protocol::wire;
 use serde::{Deserialize, Serialize};
 
 use super::kind::Kind;

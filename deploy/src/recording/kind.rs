@@ -1,8 +1,8 @@
 //! Which subjects there are, and which of them a stage takes and gives.
 
-use common::error::StageName;
-use common::message::{JobId, Modality};
-use common::subject::Subjects;
+use protocol::error::StageName;
+use protocol::message::{JobId, Modality};
+use runtime::subject::Subjects;
 use serde::{Deserialize, Serialize};
 
 /// What a message is, told by its subject.

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::time::Duration;
 
-use common::bus::{Bus, headers};
-use common::message::JobId;
-use common::run::Shutdown;
-use common::stage::Stop;
+use protocol::message::JobId;
+use protocol::stage::Stop;
+use runtime::bus::{Bus, headers};
+use runtime::run::Shutdown;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 

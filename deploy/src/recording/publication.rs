@@ -1,10 +1,10 @@
 //! A recorded message as it is published again: as it was, or for another job, or cut smaller for another broker.
 
 use bytes::Bytes;
-use common::event::JobEvent;
-use common::message::{DecodeRequest, FeatureBatch, FrameBatch, JobId, JobRequest, Output, PcmWindow, TokenBatch};
-use common::subject::Subjects;
-use common::wire::{self, Encoding, WireError, WireErrorKind};
+use protocol::event::JobEvent;
+use protocol::message::{DecodeRequest, FeatureBatch, FrameBatch, JobId, JobRequest, Output, PcmWindow, TokenBatch};
+use protocol::wire::{self, Encoding, WireError, WireErrorKind};
+use runtime::subject::Subjects;
 
 use super::format::Record;
 use super::kind::Kind;

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
 
-use common::event::{Event, JobEvent};
-use common::message::{DecodeRequest, JobId, JobRequest};
-use common::plan::MediaPlan;
-use common::wire;
+use protocol::event::{Event, JobEvent};
+use protocol::message::{DecodeRequest, JobId, JobRequest};
+use protocol::plan::MediaPlan;
+use protocol::wire;
 use serde::Serialize;
 
 use super::format::{End, Header, Record};
@@ -197,10 +197,10 @@ pub fn describe(end: &End) -> String {
 pub fn line(record: &Record) -> String {
     let rows = record.kind().and_then(|k| output(k, &record.body).ok()).map(|output| {
         let (offset, tensor) = match &output {
-            common::message::Output::Frames(m) => (m.offset, &m.tensor),
-            common::message::Output::Pcm(m) => (m.index, &m.tensor),
-            common::message::Output::Features(m) => (m.offset, &m.tensor),
-            common::message::Output::Tokens(m) => (m.offset, &m.tensor),
+            protocol::message::Output::Frames(m) => (m.offset, &m.tensor),
+            protocol::message::Output::Pcm(m) => (m.index, &m.tensor),
+            protocol::message::Output::Features(m) => (m.offset, &m.tensor),
+            protocol::message::Output::Tokens(m) => (m.offset, &m.tensor),
         };
         format!("  from {offset}: {} {:?}", tensor.dtype(), tensor.shape())
     });

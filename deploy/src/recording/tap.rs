@@ -15,11 +15,11 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use common::bus::events::{EventLog, now_ms};
-use common::bus::{Bus, BusError};
-use common::event::JobEvent;
-use common::wire;
 use futures::StreamExt;
+use protocol::event::JobEvent;
+use protocol::wire;
+use runtime::bus::events::{EventLog, now_ms};
+use runtime::bus::{Bus, BusError};
 
 use super::format::{End, Entry, Filter, Header, Record};
 use super::kind::Kind;
@@ -124,7 +124,7 @@ fn header(tap: &Bus, filter: &Filter) -> Header {
 
 /// Returns when the server has taken every subscription made so far, with the number of messages that this took.
 async fn round_trip(tap: &Bus) -> anyhow::Result<u64> {
-    let gone = |e: String| BusError::new(common::bus::BusErrorKind::Unreachable, e);
+    let gone = |e: String| BusError::new(runtime::bus::BusErrorKind::Unreachable, e);
     let inbox = tap.client().new_inbox();
     let mut echo = tap.client().subscribe(inbox.clone()).await?;
     tap.client().publish(inbox, bytes::Bytes::new()).await?;

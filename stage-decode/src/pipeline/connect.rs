@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use common::error::JobError;
 use gst::prelude::*;
 use gstreamer as gst;
+use protocol::error::JobError;
 
 use super::{Selection, Shared, lock, probes};
 use crate::failure;

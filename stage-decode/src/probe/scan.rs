@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::error::JobError;
 use gst::prelude::*;
 use gstreamer as gst;
 use gstreamer_audio as gst_audio;
+use protocol::error::JobError;
 
 use super::bytes::Bytes;
 use super::{Examined, PictureTrack, SoundTrack, Trim, blank, codec_name, mp3, ogg, samples, upright};

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use common::message::{DecodeRequest, FrameBatch, JobId, Output, PcmWindow, Segment};
-use common::plan::{FRAME_BYTES, MediaInfo, MediaPlan};
-use common::stage::{Port, Stage, Stop};
-use common::wire::Message;
+use protocol::message::{DecodeRequest, FrameBatch, JobId, Output, PcmWindow, Segment};
+use protocol::plan::{FRAME_BYTES, MediaInfo, MediaPlan};
+use protocol::stage::{Port, Stage, Stop};
+use protocol::wire::Message;
 use stage_decode::{DecodeConfig, DecodeStage};
 
 /// A moving test picture; `rate` may be a fraction.
@@ -69,12 +69,12 @@ impl Port for Kept {
             Output::Frames(batch) => {
                 batch.check().expect("a batch that the bus would take");
                 let data = batch.tensor.data().to_vec();
-                let tensor = common::tensor::Tensor::new(batch.tensor.dtype(), &batch.tensor.shape(), data).unwrap();
+                let tensor = protocol::tensor::Tensor::new(batch.tensor.dtype(), &batch.tensor.shape(), data).unwrap();
                 self.batches.push(FrameBatch { tensor, ..batch });
             }
             Output::Pcm(window) => {
                 window.check().expect("a window that the bus would take");
-                let tensor = common::tensor::Tensor::from_i16(&window.tensor.to_i16());
+                let tensor = protocol::tensor::Tensor::from_i16(&window.tensor.to_i16());
                 self.windows.push(PcmWindow { tensor, ..window });
             }
             other => panic!("stage-decode does not emit {}", other.message_id()),

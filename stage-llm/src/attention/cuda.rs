@@ -6,7 +6,7 @@ use candle_core::cuda::cudarc::driver::LaunchConfig;
 use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType, Device, Result, Shape, Storage, Tensor};
-use common::kernels::cuda::{Kernels, grid, launch_ahead, pointer, room, suffix};
+use compute::kernels::cuda::{Kernels, grid, launch_ahead, pointer, room, suffix};
 
 use super::segments::{Queries, SCRATCH_BYTES, Segment};
 use super::{Scoring, Visible};
@@ -215,7 +215,7 @@ fn split(keys: &[usize], most: usize, least: usize, unit: usize) -> usize {
 fn address_of(storage: &candle_core::CudaStorage, shape: &Shape) -> Result<u64> {
     debug_assert_eq!(storage.dtype().size_in_bytes() * shape.elem_count() % 2, 0);
     match pointer(storage, &candle_core::Layout::contiguous(shape.clone()))? {
-        common::kernels::cuda::Arg::Pointer(address) => Ok(address),
+        compute::kernels::cuda::Arg::Pointer(address) => Ok(address),
         _ => candle_core::bail!("a pointer is a pointer"),
     }
 }

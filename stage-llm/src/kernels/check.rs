@@ -4,7 +4,7 @@
 //! like tokens. Inputs are small and awkward: lengths that fill no tile, windows whose edge lies within one.
 
 use candle_core::{DType, Device, Result, Tensor};
-use common::kernels::check::Check;
+use compute::kernels::check::Check;
 
 use crate::attention::segments::{Queries, Segment, attend_segments};
 use crate::attention::{Scoring, Visible};

@@ -1,8 +1,8 @@
 //! What several launches need.
 
 use candle_core::{CudaStorage, Layout, Result, Storage, Tensor};
-pub(crate) use common::kernels::cuda::address;
-use common::kernels::cuda::{Arg, Kernels, grid, pointer, rows as rows_of, suffix};
+pub(crate) use compute::kernels::cuda::address;
+use compute::kernels::cuda::{Arg, Kernels, grid, pointer, rows as rows_of, suffix};
 
 use crate::kv::{KvFormat, KvTensor};
 

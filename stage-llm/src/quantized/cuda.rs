@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType, Device, Layout, Result, Shape, Storage, Tensor};
-use common::kernels::E4m3Rows;
-use common::kernels::cuda::{Arg, Kernels, grid, pointer, resident_blocks, room, suffix};
-use common::kernels::e4m3::on_card;
+use compute::kernels::E4m3Rows;
+use compute::kernels::cuda::{Arg, Kernels, grid, pointer, resident_blocks, room, suffix};
+use compute::kernels::e4m3::on_card;
 
 use super::{BlockFormat, Blocks, FEW_ROWS, Linear, UNIT_ROWS};
 use crate::kernels::{address, rows};

@@ -5,18 +5,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use common::bus::{Bus, headers};
-use common::config::BusConfig;
-use common::error::StageName;
-use common::message::{FeatureBatch, JobId, Modality, Output, TokenBatch};
-use common::plan::{ImagePlan, MediaPlan};
-use common::run::service::Card;
-use common::stage::{Port, Stage, Stop};
-use common::subject::StreamName;
-use common::tensor::{Dtype, Tensor};
-use common::wire;
+use config::BusConfig;
 use deploy::broker::{Broker, Options};
 use futures::StreamExt;
+use protocol::error::StageName;
+use protocol::message::{FeatureBatch, JobId, Modality, Output, TokenBatch};
+use protocol::plan::{ImagePlan, MediaPlan};
+use protocol::stage::{Port, Stage, Stop};
+use protocol::tensor::{Dtype, Tensor};
+use protocol::wire;
+use runtime::bus::{Bus, headers};
+use runtime::run::service::Card;
+use runtime::subject::StreamName;
 
 /// A message that has not come after this time is lost.
 const LOST: Duration = Duration::from_secs(30);
@@ -183,7 +183,7 @@ async fn publish(bus: &Bus, subject: &str, job: &JobId, bodies: &[Bytes]) -> any
 async fn stage(bus: &Bus, config: &BusConfig, bodies: &[Bytes], round: &str) -> anyhow::Result<f64> {
     let on = Bus::connect(config, "fuse", Duration::from_secs(5)).await?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
-    let running = tokio::spawn(common::run::run(on, Idle, Card::default(), stopping));
+    let running = tokio::spawn(runtime::run::run(on, Idle, Card::default(), stopping));
     tokio::time::sleep(Duration::from_millis(300)).await;
     let job = job(&format!("idle-{round}"))?;
     let subject = bus.subjects().input(StageName::Fuse, &job);

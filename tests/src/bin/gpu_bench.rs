@@ -18,7 +18,7 @@ use tests::parity;
 #[command(about = "Measures the whole pipeline on a GPU machine; needs the vidi command beside itself")]
 struct Args {
     #[command(flatten)]
-    config: common::process::ConfigArgs,
+    config: runtime::process::ConfigArgs,
     #[command(subcommand)]
     command: Option<Part>,
     /// Checkpoint directory.
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     match args.command {
         Some(Part::Decode) => {
-            return common::process::main_with(&args.config, |config| {
+            return runtime::process::main_with(&args.config, |config| {
                 Ok(SyntheticDecode::new(config.decode.batch_frames))
             });
         }

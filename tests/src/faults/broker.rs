@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use common::message::{JobId, JobRequest};
+use protocol::message::{JobId, JobRequest};
 
 use super::load::{self, Load, setup};
 use super::{Case, Dice, Row, Scale, Seen};

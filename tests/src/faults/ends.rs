@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use common::bus::Bus;
-use common::error::StageName;
-use common::event::{CancelledBy, Event};
-use common::message::{JobId, JobRequest};
 use deploy::client;
+use protocol::error::StageName;
+use protocol::event::{CancelledBy, Event};
+use protocol::message::{JobId, JobRequest};
+use runtime::bus::Bus;
 
 use super::load::{self, Load, setup};
 use super::{Case, Dice, Row, Scale, Seen};
@@ -25,7 +25,7 @@ fn endless(rig: &Rig, name: &str) -> anyhow::Result<JobRequest> {
     Ok(JobRequest { max_new_tokens: 8192, ..JobRequest::new(job, clip.to_string_lossy(), "a dog") })
 }
 
-fn cancelled_by(events: &[common::event::JobEvent]) -> anyhow::Result<CancelledBy> {
+fn cancelled_by(events: &[protocol::event::JobEvent]) -> anyhow::Result<CancelledBy> {
     match terminal(events)? {
         Event::Cancelled { by, .. } => Ok(*by),
         other => bail!("{other:?}"),
@@ -136,7 +136,7 @@ pub async fn deadline(scale: &Scale) -> Row {
         let submitted = Instant::now();
         let mut unix_ms = Vec::new();
         for request in &requests {
-            unix_ms.push(common::bus::events::now_ms());
+            unix_ms.push(runtime::bus::events::now_ms());
             client::submit(&rig.bus, request).await?;
         }
         let mut latest: f64 = 0.0;

@@ -4,10 +4,10 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use common::error::{ErrorKind, StageName};
-use common::event::Event;
-use common::message::{JobId, JobRequest};
-use common::subject::StreamName;
+use protocol::error::{ErrorKind, StageName};
+use protocol::event::Event;
+use protocol::message::{JobId, JobRequest};
+use runtime::subject::StreamName;
 
 use super::load::{self, Load, setup};
 use super::{Case, Row, Scale, Seen};

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use common::error::{ErrorKind, StageName};
-use common::event::Event;
-use common::message::{JobId, JobRequest};
-use common::subject::StreamName;
 use deploy::client;
+use protocol::error::{ErrorKind, StageName};
+use protocol::event::Event;
+use protocol::message::{JobId, JobRequest};
+use runtime::subject::StreamName;
 
 use super::load::{self, Load, setup};
 use super::{Case, Dice, Row, Scale, Seen};

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use common::bus::Bus;
-use common::event::{Event, JobEvent, JobResult};
-use common::message::{JobId, JobRequest};
-use common::subject::StreamName;
-use common::wire;
 use deploy::client;
+use protocol::event::{Event, JobEvent, JobResult};
+use protocol::message::{JobId, JobRequest};
+use protocol::wire;
+use runtime::bus::Bus;
+use runtime::subject::StreamName;
 
 use super::Scale;
 use crate::harness::{Rig, Setup, ffmpeg, terminal};

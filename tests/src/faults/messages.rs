@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use common::bus::Bus;
-use common::error::{ErrorKind, StageName};
-use common::event::{Event, JobEvent};
-use common::message::{JobId, JobRequest};
-use common::subject::StreamName;
-use common::wire;
 use deploy::client;
 use futures::StreamExt;
+use protocol::error::{ErrorKind, StageName};
+use protocol::event::{Event, JobEvent};
+use protocol::message::{JobId, JobRequest};
+use protocol::wire;
+use runtime::bus::Bus;
+use runtime::subject::StreamName;
 
 use super::load::{self, Load, setup};
 use super::{Case, Dice, Row, Scale, Seen};

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use common::checkpoint::Checkpoint;
-use common::error::StageName;
-use common::model::ModelConfig;
-use common::process::ConfigArgs;
+use model::checkpoint::Checkpoint;
+use model::config_json::ModelConfig;
+use protocol::error::StageName;
+use runtime::process::ConfigArgs;
 use serde::Serialize;
 
 use super::card;
@@ -103,7 +103,7 @@ pub async fn bench(
 }
 
 /// The configuration and the geometry that a pipeline will have.
-fn described(config: &ConfigArgs, model: Option<&Path>) -> anyhow::Result<(common::config::Config, ModelConfig)> {
+fn described(config: &ConfigArgs, model: Option<&Path>) -> anyhow::Result<(config::Config, ModelConfig)> {
     let mut effective = config.load().map_err(|fatal| anyhow::anyhow!("{}", fatal.1))?;
     effective.model.dir = model.map_or_else(PathBuf::new, Path::to_owned);
     let geometry = Checkpoint::configured(&effective.model)?.config().clone();

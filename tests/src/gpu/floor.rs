@@ -5,12 +5,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 use candle_core::{DType, Tensor};
-use common::compute::Compute;
-use common::config::{ComputeConfig, Config, MediaProducts, Precision};
-use common::kernels::E4m3Rows;
-use common::kernels::bench::seconds;
-use common::model::ModelConfig;
-use common::plan::{AudioPlan, ImagePlan, SAMPLE_RATE, WINDOW_SAMPLES};
+use compute::Compute;
+use compute::kernels::E4m3Rows;
+use compute::kernels::bench::seconds;
+use config::{ComputeConfig, Config, MediaProducts, Precision};
+use model::config_json::ModelConfig;
+use protocol::plan::{AudioPlan, ImagePlan, SAMPLE_RATE, WINDOW_SAMPLES};
 use serde::{Deserialize, Serialize};
 use stage_llm::admission::Footprint;
 
@@ -176,8 +176,8 @@ mod tests {
         config.compute.media_products = MediaProducts::Fp8;
         let fp8 = floor(300, &config);
         assert!(fp8.first_token_s < 0.65 * dense.first_token_s && fp8.ms_per_token == dense.ms_per_token, "{fp8:?}");
-        config.llm.weights = common::config::WeightFormat::Q4;
-        config.llm.kv = common::config::KvPrecision::Q4;
+        config.llm.weights = config::WeightFormat::Q4;
+        config.llm.kv = config::KvPrecision::Q4;
         assert!(floor(300, &config).ms_per_token < 0.35 * dense.ms_per_token);
     }
 }

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use candle_core::{DType, Device};
-use common::compute::Compute;
-use common::config::{ComputeConfig, Precision};
-use common::kernels::bench::{self, Figure};
-use common::kernels::check::{self, Check};
+use compute::Compute;
+use compute::kernels::bench::{self, Figure};
+use compute::kernels::check::{self, Check};
+use config::{ComputeConfig, Precision};
 
 /// What to run.
 #[derive(Debug, clap::Args)]

@@ -5,13 +5,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use common::bus::Bus;
-use common::config::BusConfig;
-use common::error::StageName;
-use common::event::{Event, JobResult};
-use common::message::{JobId, JobRequest};
+use config::BusConfig;
 use deploy::broker::{Broker, Options};
 use deploy::client::{self, Events};
+use protocol::error::StageName;
+use protocol::event::{Event, JobResult};
+use protocol::message::{JobId, JobRequest};
+use runtime::bus::Bus;
 use serde::Serialize;
 
 use super::card::Watch;
@@ -116,7 +116,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// When the broker cannot be asked.
-    pub async fn memory(&self) -> anyhow::Result<Vec<common::run::service::Status>> {
+    pub async fn memory(&self) -> anyhow::Result<Vec<runtime::run::service::Status>> {
         let mut all = Vec::new();
         for stage in StageName::ALL {
             all.extend(client::status(&self.bus, stage).await?);

@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use common::config::Config;
-use common::message::{DecodeRequest, FeatureBatch, JobId, Modality, Output, Segment, TokenBatch};
-use common::plan::{AudioPlan, ImagePlan, MediaPlan, SAMPLE_RATE};
-use common::process::ConfigArgs;
-use common::stage::{Port, Stage, Stop};
-use common::wire::{self, VERSION};
+use config::Config;
+use protocol::message::{DecodeRequest, FeatureBatch, JobId, Modality, Output, Segment, TokenBatch};
+use protocol::plan::{AudioPlan, ImagePlan, MediaPlan, SAMPLE_RATE};
+use protocol::stage::{Port, Stage, Stop};
+use protocol::wire::{self, VERSION};
+use runtime::process::ConfigArgs;
 use stage_llm::cache::{MediaCache, VideoCache};
 
 use super::synthetic::SyntheticDecode;
@@ -103,7 +103,7 @@ fn measure(config: &Config) -> Result<(), String> {
     // The first messages of a video are small ones.
     let of_kind = |kind: &str| made.bodies.iter().filter(|b| b.0 == kind).map(|b| &b.1).max_by_key(|b| b.len());
     let largest = |kind: &str| of_kind(kind).cloned().unwrap_or_default();
-    let text = |e: common::error::JobError| e.to_string();
+    let text = |e: protocol::error::JobError| e.to_string();
 
     let features = time(&mut stage_vision::open(config).map_err(text)?, "vision", &largest("frames"))?;
     let states = time(&mut stage_audio::open(config).map_err(text)?, "audio", &largest("pcm"))?;
@@ -120,7 +120,7 @@ fn language(config: &Config, plan: &MediaPlan, body: &[u8]) -> candle_core::Resu
     let stage = stage_llm::open(config).map_err(|e| wrong(&e))?;
     let model = stage.model();
     let batch: TokenBatch<'_> = wire::decode(body).map_err(|e| wrong(&e))?;
-    let tokens = batch.tensor.to_candle(model.device())?; // [n, D]
+    let tokens = compute::transfer::upload(&batch.tensor, model.device())?; // [n, D]
     let count = plan.image.as_ref().map_or(0, |i| i.tokens) as usize;
     let mut image = MediaCache::new(model.geometry(), count as u64, model.device())?;
     image.claim(0..count as u64);

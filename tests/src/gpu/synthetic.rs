@@ -1,13 +1,13 @@
 //! A stage-decode for machines without GStreamer: `synthetic:SECONDS` is a video of one frame a second with sound.
 
-use common::error::{ErrorKind, JobError, StageName};
-use common::message::{DecodeRequest, FrameBatch, Output, PcmWindow};
-use common::plan::{
+use protocol::error::{ErrorKind, JobError, StageName};
+use protocol::message::{DecodeRequest, FrameBatch, Output, PcmWindow};
+use protocol::plan::{
     AudioPlan, FRAME_BYTES, FRAME_SIDE, MediaInfo, MediaPlan, SAMPLE_RATE, WINDOW_SAMPLES, frames_together,
 };
-use common::stage::{Port, Probe, Stage, Stop};
-use common::tensor::{Dtype, Tensor};
-use common::wire::VERSION;
+use protocol::stage::{Port, Probe, Stage, Stop};
+use protocol::tensor::{Dtype, Tensor};
+use protocol::wire::VERSION;
 
 /// Different frames that a video is made of; they repeat.
 const DIFFERENT: usize = 16;
@@ -108,7 +108,7 @@ impl Stage for SyntheticDecode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::message::{JobId, Segment};
+    use protocol::message::{JobId, Segment};
 
     #[derive(Default)]
     struct Counted {

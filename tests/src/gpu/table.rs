@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use common::process::ConfigArgs;
+use runtime::process::ConfigArgs;
 
 use super::bench::{Questions, Report, bench, gb};
 use super::floor::Ceilings;
@@ -110,7 +110,7 @@ mod tests {
         for (name, set) in columns(&arguments) {
             let config = ConfigArgs { config: None, set, weights: None }.load();
             let config = config.unwrap_or_else(|fatal| panic!("{name}: {}", fatal.1));
-            assert_eq!(config.compute.media_products == common::config::MediaProducts::Fp8, name.contains("fp8"));
+            assert_eq!(config.compute.media_products == config::MediaProducts::Fp8, name.contains("fp8"));
             assert_eq!(config.llm.quantized.is_some(), name.contains("q8"), "{name}");
         }
     }

@@ -28,7 +28,7 @@ pub struct Arguments {
     chunkings: u64,
     /// Device, precision and formats to compare, e.g. `--set compute.device=cuda --set compute.dtype=bf16`.
     #[command(flatten)]
-    config: common::process::ConfigArgs,
+    config: runtime::process::ConfigArgs,
 }
 
 /// Prints the table. Exit status: 0 if all is within tolerance, 1 if something is not, 2 for input that cannot be used.

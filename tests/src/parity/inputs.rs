@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use common::plan::{FRAME_BYTES, FRAME_SIDE};
+use protocol::plan::{FRAME_BYTES, FRAME_SIDE};
 use stage_decode::picture::Picture;
 use stage_decode::resize::Resizer;
 

@@ -2,9 +2,9 @@
 
 use anyhow::anyhow;
 use candle_core::Tensor;
-use common::event::Finish;
-use common::message::Modality;
-use common::stage::Stop;
+use protocol::event::Finish;
+use protocol::message::Modality;
+use protocol::stage::Stop;
 use stage_llm::Gemma;
 use stage_llm::cache::{MediaCache, TextCache, VideoCache};
 use stage_llm::generate::{Ending, Pace, generate};

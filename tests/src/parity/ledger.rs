@@ -1,7 +1,7 @@
 //! Comparing tensors with the golden ones piece by piece, as the stages compute them.
 
 use candle_core::{DType, Tensor};
-use common::rows::RowSet;
+use protocol::rows::RowSet;
 
 use super::golden::{Golden, Stored};
 use super::limits::Limits;

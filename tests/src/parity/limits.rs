@@ -1,6 +1,6 @@
 //! What each boundary may be off by, for the precision that is compared (MODEL.md, decisions and section 9).
 
-use common::config::{Config, KvPrecision, MediaProducts, Precision, WeightFormat};
+use config::{Config, KvPrecision, MediaProducts, Precision, WeightFormat};
 
 use super::report::Tolerance;
 

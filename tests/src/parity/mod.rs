@@ -21,12 +21,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use common::checkpoint::Checkpoint;
-use common::compute::Compute;
-use common::config::Config;
-use common::event::Finish;
-use common::message::{JobId, JobRequest};
-use common::plan::{AudioPlan, FRAME_BYTES, ImagePlan};
+use compute::Compute;
+use config::Config;
+use model::checkpoint::Checkpoint;
+use protocol::event::Finish;
+use protocol::message::{JobId, JobRequest};
+use protocol::plan::{AudioPlan, FRAME_BYTES, ImagePlan};
 use stage_llm::detokenize::decode;
 use stage_llm::generate::Ending;
 use stage_llm::prompt::strip;

@@ -125,7 +125,7 @@ mod tests {
     use std::sync::Arc;
 
     use candle_core::DType;
-    use common::checkpoint::{Checkpoint, Weights};
+    use model::checkpoint::{Checkpoint, Weights};
 
     fn fuser() -> Fuser {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/checkpoints/tied");

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use candle_core::{DType, Tensor};
-use common::checkpoint::{Checkpoint, Weights};
-use common::compute::Compute;
-use common::kernels;
-use common::plan::{AUDIO_POOL, AudioPlan, FRAME_BYTES, FRAME_SIDE, ImagePlan, WINDOW_ROWS, WINDOW_SAMPLES};
+use compute::Compute;
+use compute::kernels;
+use model::checkpoint::{Checkpoint, Weights};
+use protocol::plan::{AUDIO_POOL, AudioPlan, FRAME_BYTES, FRAME_SIDE, ImagePlan, WINDOW_ROWS, WINDOW_SAMPLES};
 use stage_audio::{LogMel, WhisperEncoder};
 use stage_fuse::Fuser;
 use stage_vision::SiglipEncoder;

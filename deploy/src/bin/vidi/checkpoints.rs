@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::config::{Config, ModelSource, WeightFormat};
-use common::demo_model::Size;
-use common::model::ModelConfig;
-use common::process::{Exit, Fatal};
+use config::Size;
+use config::{Config, ModelSource, WeightFormat};
 use deploy::{demo_model, inspect, plan, quantize};
+use model::config_json::ModelConfig;
+use runtime::process::{Exit, Fatal};
 
 use crate::cli::Bits;
 
@@ -38,7 +38,7 @@ pub fn show_plan(
     replicas: &plan::Replicas,
     video_seconds: &[u64],
 ) -> Result<(), Fatal> {
-    let wrong = |e: common::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
+    let wrong = |e: model::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
     let source = ModelSource { dir: model.map(Path::to_owned).unwrap_or_default(), weights: config.model.weights };
     source.check().map_err(|e| Fatal(Exit::Usage, e))?;
     let model = match source == ModelSource::default() {
@@ -103,7 +103,7 @@ pub fn write_quantized(model: &Path, to: Bits, out: &Path) -> Result<(), Fatal> 
 /// When the directory holds something else, or cannot be written.
 pub fn write_demo_model(dir: &Path, size: Size, seed: u64) -> Result<(), Fatal> {
     let bar = indicatif::ProgressBar::new(0);
-    let written = demo_model::write(dir, &size.dims(), seed, &mut |p| {
+    let written = demo_model::write(dir, &model::demo_model::Dims::of(size), seed, &mut |p| {
         bar.set_length(p.total_bytes);
         bar.set_position(p.written_bytes);
     });

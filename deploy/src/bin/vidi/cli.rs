@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use common::demo_model;
-use common::error::StageName;
-use common::process::ConfigArgs;
 use deploy::{bench, recording};
+use model::demo_model;
+use protocol::error::StageName;
+use runtime::process::ConfigArgs;
 
 /// Vidi 1.5 9B on a message bus: ask questions about videos.
 #[derive(Parser)]
@@ -65,9 +65,9 @@ pub enum Command {
     DemoModel {
         /// Directory to write.
         dir: PathBuf,
-        /// Dimensions; 9b takes about 20 GB.
-        #[arg(long, value_enum, default_value = "tiny")]
-        size: demo_model::Size,
+        /// Dimensions: tiny, realdims or 9b, which takes about 20 GB.
+        #[arg(long, default_value = "tiny")]
+        size: config::Size,
         /// Same seed, same bytes.
         #[arg(long, default_value_t = demo_model::DEFAULT_SEED)]
         seed: u64,

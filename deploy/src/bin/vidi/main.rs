@@ -11,9 +11,9 @@ mod running;
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::process::{Exit, Fatal, on_signal, runtime, warn_of_random_weights};
-use common::telemetry;
 use deploy::{profile, recording, stages, supervisor};
+use runtime::process::{Exit, Fatal, on_signal, runtime, warn_of_random_weights};
+use runtime::telemetry;
 
 use cli::{Cli, Command, ConfigAction};
 
@@ -33,7 +33,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
     let mut config = cli.config.load_over(profile)?;
     let quiet = matches!(cli.command, Command::Ask(_));
     let mut log = config.log.clone();
-    if quiet && log == telemetry::LogConfig::default() {
+    if quiet && log == config::LogConfig::default() {
         log.filter = "error".to_owned();
     }
     telemetry::init(&log).map_err(|e| Fatal(Exit::Usage, e))?;

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use common::bus::Bus;
-use common::config::Config;
-use common::error::StageName;
-use common::message::{JobId, JobRequest};
-use common::process::{Exit, Fatal, on_signal, warn_of_random_weights};
+use config::Config;
 use deploy::pipeline::Housing;
 use deploy::{ask, broker, client, pipeline, supervisor};
+use protocol::error::StageName;
+use protocol::message::{JobId, JobRequest};
+use runtime::bus::Bus;
+use runtime::process::{Exit, Fatal, on_signal, warn_of_random_weights};
 
 use crate::cli::{Ask, Up};
 use crate::running::{CLIENT, broker_trouble, connect};
@@ -61,7 +61,7 @@ pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
 pub async fn ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
     let job = match &ask.job {
         Some(job) => JobId::new(job.clone()),
-        None => JobId::new(format!("ask-{}-{}", std::process::id(), common::bus::events::now_ms())),
+        None => JobId::new(format!("ask-{}-{}", std::process::id(), runtime::bus::events::now_ms())),
     };
     let job = job.map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
     // A file that is not here may be there where stage-decode runs.
@@ -79,7 +79,7 @@ pub async fn ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
         priority: ask.priority,
         ..JobRequest::new(job, video, ask.query)
     };
-    common::wire::Message::check(&request).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
+    protocol::wire::Message::check(&request).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
     let style = ask::Style { json: ask.json, quiet: ask.quiet };
     let shared = if config.bus.url.is_empty() {
         pipeline::running(config, CLIENT).await?

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use common::bus::Bus;
-use common::config::Config;
-use common::error::StageName;
-use common::message::JobId;
-use common::process::{Exit, Fatal};
+use config::Config;
 use deploy::{client, pipeline};
+use protocol::error::StageName;
+use protocol::message::JobId;
+use runtime::bus::Bus;
+use runtime::process::{Exit, Fatal};
 
 /// The role of whoever asks.
 pub const CLIENT: &str = "client";

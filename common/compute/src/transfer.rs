@@ -1,0 +1,177 @@
+//! Copies between host and device that do not hold up the thread that launches work: while it computes, a device
+//! never waits for the host to have taken what came before, nor for what comes next.
+//!
+//! A copy from or to ordinary memory makes the driver wait for the stream; so on a CUDA device every copy passes
+//! page-locked memory (`pinned`), in the stream's own order. On the CPU there is nothing to wait for.
+
+use candle_core::{DType, Device};
+use protocol::message::Output;
+use protocol::stage::Later;
+use protocol::tensor::{Dtype, Tensor as WireTensor};
+
+use crate::failure::Failure;
+#[cfg(feature = "cuda")]
+use crate::pinned;
+
+/// candle's type of elements that travel as `dtype`.
+pub fn candle_dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::U8 => DType::U8,
+        Dtype::I16 => DType::I16,
+        Dtype::F16 => DType::F16,
+        Dtype::Bf16 => DType::BF16,
+        Dtype::F32 => DType::F32,
+    }
+}
+
+/// A tensor of a message with candle's values, in their own dtype (f32, f16, bf16 or u8).
+///
+/// # Errors
+/// candle's, when the copy from the device fails or the dtype does not travel.
+pub fn to_wire(tensor: &candle_core::Tensor) -> candle_core::Result<WireTensor<'static>> {
+    let flat = tensor.flatten_all()?;
+    let (dtype, data) = match tensor.dtype() {
+        DType::F32 => (Dtype::F32, bytemuck::cast_slice(&flat.to_vec1::<f32>()?).to_vec()),
+        DType::F16 => (Dtype::F16, bytemuck::cast_slice(&flat.to_vec1::<half::f16>()?).to_vec()),
+        DType::BF16 => (Dtype::Bf16, bytemuck::cast_slice(&flat.to_vec1::<half::bf16>()?).to_vec()),
+        DType::U8 => (Dtype::U8, flat.to_vec1::<u8>()?),
+        other => candle_core::bail!("{other:?} does not travel on the bus"),
+    };
+    WireTensor::new(dtype, tensor.dims(), data).map_err(candle_core::Error::wrap)
+}
+
+/// Puts bytes on a device as a tensor of a message says. The bytes may go as soon as this returns.
+///
+/// # Errors
+/// candle's, when the device has no room or cannot hold the type.
+pub fn upload(tensor: &WireTensor<'_>, device: &Device) -> candle_core::Result<candle_core::Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device {
+        return pinned::upload(tensor.data(), candle_dtype(tensor.dtype()), &tensor.shape(), cuda);
+    }
+    candle_core::Tensor::from_raw_buffer(tensor.data(), candle_dtype(tensor.dtype()), &tensor.shape(), device)
+}
+
+/// A tensor on its way to the host: copied behind all that its device had been given when this was started.
+pub struct Download(Way);
+
+enum Way {
+    There(WireTensor<'static>),
+    Index(u32),
+    #[cfg(feature = "cuda")]
+    Pinned(pinned::Download),
+}
+
+impl Download {
+    /// Starts the copy. The tensor may go at once: its memory is free for others only behind the copy.
+    ///
+    /// # Errors
+    /// candle's; a type that neither travels nor is an index, which is one number in u32.
+    pub fn start(tensor: &candle_core::Tensor) -> candle_core::Result<Self> {
+        #[cfg(feature = "cuda")]
+        if tensor.device().is_cuda() {
+            return Ok(Download(Way::Pinned(pinned::Download::start(tensor)?)));
+        }
+        if tensor.dtype() == DType::U32 {
+            return Ok(Download(Way::Index(tensor.reshape(())?.to_scalar()?)));
+        }
+        Ok(Download(Way::There(to_wire(tensor)?)))
+    }
+
+    /// Waits until the copy is there, on any thread.
+    ///
+    /// # Errors
+    /// What went wrong on the device before the copy's turn came.
+    pub fn wait(&self) -> candle_core::Result<WireTensor<'_>> {
+        match &self.0 {
+            Way::There(tensor) => Ok(tensor.clone()),
+            Way::Index(_) => candle_core::bail!("an index does not travel on the bus"),
+            #[cfg(feature = "cuda")]
+            Way::Pinned(download) => download.wait(),
+        }
+    }
+
+    /// [`wait`](Self::wait) for an index.
+    ///
+    /// # Errors
+    /// As `wait`; a tensor that is no index.
+    pub fn wait_index(&self) -> candle_core::Result<u32> {
+        match &self.0 {
+            Way::Index(index) => Ok(*index),
+            Way::There(_) => candle_core::bail!("not an index"),
+            #[cfg(feature = "cuda")]
+            Way::Pinned(download) => download.wait_index(),
+        }
+    }
+}
+
+/// An output for [`Port::emit_later`](protocol::stage::Port::emit_later): what `output` makes of the rows once they have
+/// come from their device. The copy is started here.
+///
+/// # Errors
+/// As [`Download::start`].
+pub fn later(
+    rows: &candle_core::Tensor,
+    output: impl for<'a> FnOnce(WireTensor<'a>) -> Output<'a> + Send + 'static,
+) -> Result<Later, Failure> {
+    let rows = Download::start(rows).map_err(Failure)?;
+    Ok(Later::new(move |emit| emit(output(rows.wait().map_err(Failure)?))))
+}
+
+/// A place in the order of a device's work, which whoever runs ahead of the device can wait for.
+pub struct Marker(#[cfg(feature = "cuda")] Option<pinned::Event>);
+
+impl Marker {
+    /// Behind all that the device has been given so far.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn behind(device: &Device) -> candle_core::Result<Self> {
+        #[cfg(feature = "cuda")]
+        return Ok(Marker(match device {
+            Device::Cuda(cuda) => Some(pinned::Event::behind(cuda)?),
+            _ => None,
+        }));
+        #[cfg(not(feature = "cuda"))]
+        {
+            let _ = device;
+            Ok(Marker())
+        }
+    }
+
+    /// Waits until the device has come here.
+    ///
+    /// # Errors
+    /// What went wrong on the device before.
+    pub fn wait(&self) -> candle_core::Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(event) = &self.0 {
+            event.wait()?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_to_a_device_and_comes_back_is_the_same_in_every_type() -> candle_core::Result<()> {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let values: Vec<f32> = (0..30).map(|i| i as f32 * 0.5 - 7.0).collect();
+            let tensor = candle_core::Tensor::from_vec(values, (5, 6), &Device::Cpu)?.to_dtype(dtype)?;
+            let down = Download::start(&tensor)?;
+            Marker::behind(tensor.device())?.wait()?;
+            let wire = down.wait()?;
+            let back = upload(&wire, &Device::Cpu)?;
+            assert_eq!((back.dims(), back.dtype()), (tensor.dims(), dtype));
+            let wide = |t: &candle_core::Tensor| t.to_dtype(DType::F32)?.to_vec2::<f32>();
+            assert_eq!(wide(&back)?, wide(&tensor)?);
+        }
+        assert!(Download::start(&candle_core::Tensor::zeros(2, DType::F64, &Device::Cpu)?).is_err());
+        let index = Download::start(&candle_core::Tensor::new(&[7u32], &Device::Cpu)?)?;
+        assert!(index.wait_index()? == 7 && index.wait().is_err());
+        Ok(())
+    }
+}

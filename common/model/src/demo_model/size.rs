@@ -1,0 +1,185 @@
+//! The dimensions of a checkpoint, and the sizes that have a name.
+
+use config::Size;
+
+use crate::config_json::ModelConfig;
+
+/// Type of the stored weights. The position MLPs (`model.mm_rand_pos_*`) are float32 in any case, as the official
+/// loader keeps them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32-bit float.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes of one value.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Dtype::F32 => 4,
+            Dtype::Bf16 => 2,
+        }
+    }
+
+    /// As safetensors writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "F32",
+            Dtype::Bf16 => "BF16",
+        }
+    }
+}
+
+/// The dimensions that a checkpoint's tensors and `config.json` follow from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dims {
+    /// Width of the language model.
+    pub hidden: u64,
+    /// Its decoder layers; even ones have a sliding window.
+    pub layers: u64,
+    /// Query heads.
+    pub heads: u64,
+    /// Key and value heads.
+    pub kv_heads: u64,
+    /// Width of a head; even.
+    pub head_dim: u64,
+    /// Width of the feed-forward layer.
+    pub inter: u64,
+    /// Rows of the embedding; at least the 512 entries of the tokenizer.
+    pub vocab: u64,
+    /// Keys that a sliding layer sees.
+    pub window: u64,
+    /// Scores are multiplied by this to the power of -1/2.
+    pub query_scalar: u64,
+    /// Soft cap of attention scores.
+    pub softcap: f64,
+    /// Soft cap of logits.
+    pub final_softcap: f64,
+    /// Whether the output head is the embedding; otherwise `lm_head.weight` is stored.
+    pub tied: bool,
+    /// The vision tower.
+    pub vision: Tower,
+    /// The audio tower.
+    pub audio: Tower,
+    /// Whether `config.json` states the towers' sizes. The real one does not: they are those of SigLIP 2 so400m
+    /// and Whisper large-v3.
+    pub towers_in_config: bool,
+    /// Type of the stored weights.
+    pub dtype: Dtype,
+    /// Number of safetensors files.
+    pub shards: usize,
+}
+
+/// Dimensions of an encoder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tower {
+    /// Width.
+    pub hidden: u64,
+    /// Layers, all of them stored.
+    pub layers: u64,
+    /// Attention heads.
+    pub heads: u64,
+    /// Width of the feed-forward layer.
+    pub inter: u64,
+}
+
+impl Tower {
+    const fn new(hidden: u64, layers: u64, heads: u64, inter: u64) -> Tower {
+        Tower { hidden, layers, heads, inter }
+    }
+}
+
+impl Dims {
+    /// The dimensions behind a name; `tiny` and `realdims` are the presets of the same names in
+    /// `tests/oracle/vidi_oracle.py`.
+    pub fn of(size: Size) -> Dims {
+        match size {
+            Size::Tiny => Dims {
+                hidden: 64,
+                layers: 4,
+                heads: 4,
+                kv_heads: 2,
+                head_dim: 24,
+                inter: 128,
+                vocab: 512,
+                window: 16,
+                query_scalar: 20,
+                softcap: 10.0,
+                final_softcap: 30.0,
+                tied: true,
+                vision: Tower::new(32, 3, 2, 64),
+                audio: Tower::new(32, 2, 2, 64),
+                towers_in_config: true,
+                dtype: Dtype::F32,
+                shards: 3,
+            },
+            Size::Realdims => Dims {
+                hidden: 256,
+                head_dim: 256,
+                inter: 512,
+                window: 4096,
+                query_scalar: 256,
+                softcap: 50.0,
+                vision: Tower::new(144, 3, 2, 272),
+                audio: Tower::new(128, 2, 2, 256),
+                ..Dims::of(Size::Tiny)
+            },
+            Size::NineB => Dims {
+                hidden: 3584,
+                layers: 42,
+                heads: 16,
+                kv_heads: 8,
+                head_dim: 256,
+                inter: 14336,
+                vocab: 256_000,
+                window: 4096,
+                query_scalar: 256,
+                softcap: 50.0,
+                final_softcap: 30.0,
+                tied: true,
+                vision: Tower::new(1152, 27, 16, 4304),
+                audio: Tower::new(1280, 32, 20, 5120),
+                towers_in_config: false,
+                dtype: Dtype::Bf16,
+                shards: 5,
+            },
+        }
+    }
+
+    /// The geometry that `config.json` states.
+    pub fn model_config(&self) -> ModelConfig {
+        serde_json::from_str(&super::config_json::json(self)).expect("its own config.json parses. This is a bug.")
+    }
+
+    /// Says what makes these dimensions impossible.
+    pub fn check(&self) -> Result<(), String> {
+        let positive =
+            [self.hidden, self.layers, self.heads, self.kv_heads, self.inter, self.window, self.query_scalar];
+        if positive.contains(&0) || self.shards == 0 {
+            return Err("every dimension must be at least 1".to_owned());
+        }
+        if self.vocab < super::tokenizer::LEARNED_VOCABULARY {
+            let least = super::tokenizer::LEARNED_VOCABULARY;
+            return Err(format!("a vocabulary of {}: the tokenizer has {least} entries", self.vocab));
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(format!("{} heads do not share {} key/value heads evenly", self.heads, self.kv_heads));
+        }
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) || !self.hidden.is_multiple_of(2) {
+            return Err("head width and hidden width must be even: rotary and position angles come in pairs".to_owned());
+        }
+        for (name, tower) in [("vision", &self.vision), ("audio", &self.audio)] {
+            if tower.layers == 0 || tower.inter == 0 || tower.heads == 0 || !tower.hidden.is_multiple_of(tower.heads) {
+                return Err(format!("the {name} tower has {} heads of a width of {}", tower.heads, tower.hidden));
+            }
+        }
+        if self.audio.hidden < 4 || !self.audio.hidden.is_multiple_of(2) {
+            return Err(
+                "the audio tower's width must be even and at least 4: its positions are sines and cosines".to_owned()
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,309 @@
+//! Every tensor of a checkpoint: name, shape, type, and the distribution of its values.
+//!
+//! Names, shapes and spreads follow `make_checkpoint` in `tests/oracle/vidi_oracle.py`; `tests/oracle/vidi15_9b_tensors.json`
+//! lists those of the real model.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::size::{Dims, Dtype, Tower};
+use compute::random::Normal;
+
+/// One tensor.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Its name in the checkpoint.
+    pub name: String,
+    /// Rows first.
+    pub shape: Vec<u64>,
+    /// Type as stored.
+    pub dtype: Dtype,
+    /// Where its values come from.
+    pub fill: Fill,
+}
+
+/// Where a tensor's values come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Fill {
+    /// Independent, normally distributed.
+    Normal {
+        /// Centre.
+        mean: f64,
+        /// Standard deviation.
+        std: f64,
+    },
+    /// Whisper's fixed positions: `[sin | cos](p · 10000^(-j / (width/2 - 1)))`.
+    Sinusoids,
+}
+
+/// What makes the values of one tensor under one seed.
+#[derive(Clone, Debug)]
+pub enum Values {
+    /// See [`Fill::Normal`].
+    Normal(Normal),
+    /// See [`Fill::Sinusoids`].
+    Sinusoids {
+        /// Of a row.
+        width: u64,
+    },
+}
+
+impl Tensor {
+    /// Number of values.
+    pub fn numel(&self) -> u64 {
+        self.shape.iter().product()
+    }
+
+    /// Bytes as stored.
+    pub fn bytes(&self) -> u64 {
+        self.numel() * self.dtype.bytes()
+    }
+
+    /// The source of its values.
+    pub fn values(&self, seed: u64) -> Values {
+        match self.fill {
+            Fill::Normal { mean, std } => Values::Normal(Normal::new(seed, &self.name, mean, std)),
+            Fill::Sinusoids => Values::Sinusoids { width: self.shape[1] },
+        }
+    }
+}
+
+impl Values {
+    /// Value `index` of the flattened tensor.
+    pub fn at(&self, index: u64) -> f32 {
+        match self {
+            Values::Normal(normal) => normal.at(index),
+            Values::Sinusoids { width } => {
+                let (position, column, half) = ((index / width) as f64, index % width, width / 2);
+                let fraction = (column % half) as f64 / (half - 1) as f64;
+                let angle = position * libm::exp(-4.0 * std::f64::consts::LN_10 * fraction);
+                if column < half { libm::sin(angle) as f32 } else { libm::cos(angle) as f32 }
+            }
+        }
+    }
+}
+
+/// Values that one thread makes without looking for other work.
+const RUN: usize = 64 << 10;
+
+impl Values {
+    /// Puts values from `first` on into `bytes`, as many as fit, as a file has them: in `dtype`, little-endian. On all
+    /// threads of the rayon pool.
+    pub fn write(&self, first: u64, dtype: Dtype, bytes: &mut [u8]) {
+        let width = dtype.bytes() as usize;
+        bytes.par_chunks_mut(RUN * width).enumerate().for_each(|(run, bytes)| {
+            let first = first + (run * RUN) as u64;
+            // The source is matched out here, not per value, so that the loop inside is one the compiler can unroll.
+            match self {
+                Values::Normal(normal) => encode(bytes, dtype, |i| normal.at(first + i)),
+                Values::Sinusoids { .. } => encode(bytes, dtype, |i| self.at(first + i)),
+            }
+        });
+    }
+}
+
+fn encode(bytes: &mut [u8], dtype: Dtype, value: impl Fn(u64) -> f32) {
+    match dtype {
+        Dtype::F32 => {
+            for (i, place) in (0..).zip(bytes.as_chunks_mut().0) {
+                *place = value(i).to_le_bytes();
+            }
+        }
+        Dtype::Bf16 => {
+            for (i, place) in (0..).zip(bytes.as_chunks_mut().0) {
+                *place = bf16::from_f32(value(i)).to_le_bytes();
+            }
+        }
+    }
+}
+
+/// Every tensor of a checkpoint of `dims`, language model first.
+pub fn list(dims: &Dims) -> Vec<Tensor> {
+    let mut list = List { tensors: Vec::new(), dtype: dims.dtype };
+    list.language_model(dims);
+    list.vision_tower(&dims.vision);
+    list.audio_tower(&dims.audio);
+    list.adapters(dims);
+    list.tensors
+}
+
+struct List {
+    tensors: Vec<Tensor>,
+    dtype: Dtype,
+}
+
+/// Spread of most biases.
+const BIAS: f64 = 0.1;
+/// Spread of logits before their soft cap.
+const LOGIT_STD: f64 = 6.0;
+/// `mm_std` of the real config: the usual size of a text embedding, which image and audio tokens are brought to.
+pub const MM_STD: f64 = 0.028976401314139366;
+
+impl List {
+    fn push(&mut self, name: String, shape: &[u64], dtype: Dtype, fill: Fill) {
+        self.tensors.push(Tensor { name, shape: shape.to_vec(), dtype, fill });
+    }
+
+    fn normal(&mut self, name: String, shape: &[u64], mean: f64, std: f64) {
+        self.push(name, shape, self.dtype, Fill::Normal { mean, std });
+    }
+
+    /// `[outputs, inputs]` whose outputs have `gain` times the spread of its inputs.
+    fn weight(&mut self, name: &str, outputs: u64, inputs: u64, gain: f64) {
+        self.normal(format!("{name}.weight"), &[outputs, inputs], 0.0, gain / (inputs as f64).sqrt());
+    }
+
+    fn linear(&mut self, name: &str, outputs: u64, inputs: u64, gain: f64) {
+        self.weight(name, outputs, inputs, gain);
+        self.normal(format!("{name}.bias"), &[outputs], 0.0, BIAS);
+    }
+
+    fn layer_norm(&mut self, name: &str, width: u64) {
+        self.normal(format!("{name}.weight"), &[width], 1.0, 0.2);
+        self.normal(format!("{name}.bias"), &[width], 0.0, BIAS);
+    }
+
+    fn language_model(&mut self, d: &Dims) {
+        let width = d.hidden as f64;
+        // Tied embedding rows are small, so that the layers and not the current token's own row decide the next token; the
+        // final norm brings the logits back to their spread.
+        let embedding = if d.tied { 2.4 / width.sqrt() } else { 1.0 };
+        self.normal("model.embed_tokens.weight".into(), &[d.vocab, d.hidden], 0.0, embedding / width.sqrt());
+        let (queries, keys) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
+        for i in 0..d.layers {
+            let layer = format!("model.layers.{i}");
+            self.weight(&format!("{layer}.self_attn.q_proj"), queries, d.hidden, 1.6);
+            self.weight(&format!("{layer}.self_attn.k_proj"), keys, d.hidden, 1.6);
+            self.weight(&format!("{layer}.self_attn.v_proj"), keys, d.hidden, 1.0);
+            self.weight(&format!("{layer}.self_attn.o_proj"), d.hidden, queries, 1.0);
+            self.weight(&format!("{layer}.mlp.gate_proj"), d.inter, d.hidden, 1.0);
+            self.weight(&format!("{layer}.mlp.up_proj"), d.inter, d.hidden, 1.0);
+            self.weight(&format!("{layer}.mlp.down_proj"), d.hidden, d.inter, 1.0);
+            for norm in [
+                "input_layernorm",
+                "post_attention_layernorm",
+                "pre_feedforward_layernorm",
+                "post_feedforward_layernorm",
+            ] {
+                self.normal(format!("{layer}.{norm}.weight"), &[d.hidden], 0.1, 0.25); // used as 1 + w
+            }
+        }
+        self.normal("model.norm.weight".into(), &[d.hidden], LOGIT_STD / embedding - 1.0, 0.25);
+        if !d.tied {
+            self.weight("lm_head", d.vocab, d.hidden, 1.0);
+        }
+    }
+
+    fn vision_tower(&mut self, t: &Tower) {
+        let tower = "model.mm_vis.vision_model";
+        let patch = [t.hidden, 3, 14, 14];
+        let inputs = patch[1..].iter().product::<u64>() as f64;
+        self.normal(format!("{tower}.embeddings.patch_embedding.weight"), &patch, 0.0, 2.0 / inputs.sqrt());
+        self.normal(format!("{tower}.embeddings.patch_embedding.bias"), &[t.hidden], 0.0, BIAS);
+        self.normal(format!("{tower}.embeddings.position_embedding.weight"), &[729, t.hidden], 0.0, 0.7);
+        for i in 0..t.layers {
+            let layer = format!("{tower}.encoder.layers.{i}");
+            for (projection, gain) in [("k_proj", 1.3), ("v_proj", 1.0), ("q_proj", 1.3), ("out_proj", 1.0)] {
+                self.linear(&format!("{layer}.self_attn.{projection}"), t.hidden, t.hidden, gain);
+            }
+            self.layer_norm(&format!("{layer}.layer_norm1"), t.hidden);
+            self.layer_norm(&format!("{layer}.layer_norm2"), t.hidden);
+            self.linear(&format!("{layer}.mlp.fc1"), t.inter, t.hidden, 1.0);
+            self.linear(&format!("{layer}.mlp.fc2"), t.hidden, t.inter, 1.0);
+        }
+        // The pooling head: in the checkpoint, not used by inference.
+        self.layer_norm(&format!("{tower}.post_layernorm"), t.hidden);
+        self.normal(format!("{tower}.head.probe"), &[1, 1, t.hidden], 0.0, 1.0);
+        let spread = 1.0 / (t.hidden as f64).sqrt();
+        self.normal(format!("{tower}.head.attention.in_proj_weight"), &[3 * t.hidden, t.hidden], 0.0, spread);
+        self.normal(format!("{tower}.head.attention.in_proj_bias"), &[3 * t.hidden], 0.0, BIAS);
+        self.linear(&format!("{tower}.head.attention.out_proj"), t.hidden, t.hidden, 1.0);
+        self.layer_norm(&format!("{tower}.head.layernorm"), t.hidden);
+        self.linear(&format!("{tower}.head.mlp.fc1"), t.inter, t.hidden, 1.0);
+        self.linear(&format!("{tower}.head.mlp.fc2"), t.hidden, t.inter, 1.0);
+    }
+
+    fn audio_tower(&mut self, t: &Tower) {
+        let tower = "model.mm_aud.encoder";
+        for (conv, channels) in [("conv1", 128), ("conv2", t.hidden)] {
+            let spread = 1.5 / (channels as f64 * 3.0).sqrt();
+            self.normal(format!("{tower}.{conv}.weight"), &[t.hidden, channels, 3], 0.0, spread);
+            self.normal(format!("{tower}.{conv}.bias"), &[t.hidden], 0.0, BIAS);
+        }
+        self.push(format!("{tower}.embed_positions.weight"), &[1500, t.hidden], self.dtype, Fill::Sinusoids);
+        for i in 0..t.layers {
+            let layer = format!("{tower}.layers.{i}");
+            self.weight(&format!("{layer}.self_attn.k_proj"), t.hidden, t.hidden, 1.3);
+            for (projection, gain) in [("v_proj", 1.0), ("q_proj", 1.3), ("out_proj", 1.0)] {
+                self.linear(&format!("{layer}.self_attn.{projection}"), t.hidden, t.hidden, gain);
+            }
+            self.layer_norm(&format!("{layer}.self_attn_layer_norm"), t.hidden);
+            self.linear(&format!("{layer}.fc1"), t.inter, t.hidden, 1.0);
+            self.linear(&format!("{layer}.fc2"), t.hidden, t.inter, 1.0);
+            self.layer_norm(&format!("{layer}.final_layer_norm"), t.hidden);
+        }
+        self.layer_norm(&format!("{tower}.layer_norm"), t.hidden);
+    }
+
+    fn adapters(&mut self, d: &Dims) {
+        self.normal("model.mm_rand_llm_norm.weight".into(), &[d.hidden], MM_STD, 0.25 * MM_STD);
+        self.linear("model.mm_rand_img_projector.model.0", d.hidden, 4 * d.vision.hidden, 1.0);
+        self.linear("model.mm_rand_img_projector.model.2", d.hidden, d.hidden, 1.0);
+        self.normal("model.mm_rand_img_norm.weight".into(), &[d.hidden], 1.0, 0.2);
+        let stored = std::mem::replace(&mut self.dtype, Dtype::F32);
+        for axis in ["w", "h", "t"] {
+            self.linear(&format!("model.mm_rand_pos_{axis}.mlp.0"), d.hidden, d.hidden, 1.5);
+            self.linear(&format!("model.mm_rand_pos_{axis}.mlp.2"), d.hidden, d.hidden, 1.5);
+        }
+        self.dtype = stored;
+        let spread = 1.0 / (5.0 * d.audio.hidden as f64).sqrt();
+        self.normal("model.mm_rand_aud_pool.weight".into(), &[d.hidden, d.audio.hidden, 5], 0.0, spread);
+        self.linear("model.mm_rand_aud_projector.model.0", d.hidden, d.hidden, 1.0);
+        self.linear("model.mm_rand_aud_projector.model.2", d.hidden, d.hidden, 1.0);
+        self.normal("model.mm_rand_aud_norm.weight".into(), &[d.hidden], 1.0, 0.2);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use config::Size;
+
+    #[test]
+    fn whispers_positions_are_sines_then_cosines() {
+        let tensors = list(&Dims::of(Size::Realdims));
+        let positions = tensors.iter().find(|t| t.name == "model.mm_aud.encoder.embed_positions.weight").unwrap();
+        let values = positions.values(1);
+        let (width, half) = (positions.shape[1], positions.shape[1] / 2);
+        for (p, j) in [(0, 0), (1, 0), (1, 5), (1499, half - 1), (700, 40)] {
+            let angle = p as f64 * (-(1e4_f64.ln()) / (half - 1) as f64 * j as f64).exp();
+            assert!((f64::from(values.at(p * width + j)) - angle.sin()).abs() < 1e-6);
+            assert!((f64::from(values.at(p * width + half + j)) - angle.cos()).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn values_from_anywhere_on_are_those_of_the_whole() {
+        let tensors = list(&Dims::of(Size::Tiny));
+        let count = 3 * RUN + 5;
+        for name in ["model.embed_tokens.weight", "model.mm_aud.encoder.embed_positions.weight"] {
+            let values = tensors.iter().find(|t| t.name == name).unwrap().values(3);
+            for dtype in [Dtype::F32, Dtype::Bf16] {
+                let width = dtype.bytes() as usize;
+                let mut whole = vec![0; count * width];
+                values.write(0, dtype, &mut whole);
+                for first in [0, 1, RUN - 1, 2 * RUN + 3] {
+                    let mut part = vec![0; (count - first) * width];
+                    values.write(first as u64, dtype, &mut part);
+                    assert!(part == whole[first * width..], "{name}: {dtype:?} from {first}");
+                }
+                let last = values.at(count as u64 - 1);
+                let stored = match dtype {
+                    Dtype::F32 => last.to_le_bytes().to_vec(),
+                    Dtype::Bf16 => bf16::from_f32(last).to_le_bytes().to_vec(),
+                };
+                assert_eq!(whole[whole.len() - width..], stored);
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What a client hears of its job: a gapless sequence of events that ends in exactly one terminal one.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{JobError, StageName};
+use crate::job_id::JobId;
+use crate::plan::MediaPlan;
+use crate::wire::{Message, version};
+use crate::wire_error::WireError;
+
+/// One event on `events.<job>`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobEvent {
+    /// Protocol version.
+    #[serde(default = "version")]
+    pub v: u32,
+    /// Whose.
+    pub job: JobId,
+    /// From 0, no gaps.
+    pub seq: u64,
+    /// Unix time, milliseconds.
+    pub at_ms: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+impl Message for JobEvent {
+    fn check(&self) -> Result<(), WireError> {
+        Ok(())
+    }
+}
+
+/// How the job's stages share the card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// All stages work at the same time.
+    Streaming,
+    /// Encoders finish and leave the card before the language model takes it.
+    Phases,
+}
+
+/// Who ended a job before it was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CancelledBy {
+    /// The client.
+    Client,
+    /// Its deadline.
+    Deadline,
+    /// An operator.
+    Operator,
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finish {
+    /// The model said it was done.
+    Stop,
+    /// `max_new_tokens` were generated.
+    Length,
+}
+
+/// A time range of an answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TimeRange {
+    /// Start, seconds from the start of the video.
+    pub start_s: f64,
+    /// End, seconds from the start of the video.
+    pub end_s: f64,
+    /// What it is, if the task says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+}
+
+/// What one stage's work on a job took.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StageTiming {
+    /// Seconds computing, summed over replicas.
+    pub busy_s: f64,
+    /// Seconds waiting for whoever takes the output, summed over replicas.
+    pub wait_s: f64,
+    /// Unix time of the first work, milliseconds.
+    pub first_at_ms: u64,
+    /// Unix time of the last work, milliseconds.
+    pub last_at_ms: u64,
+}
+
+/// Timings of a whole job.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timings {
+    /// Per stage.
+    pub stages: BTreeMap<StageName, StageTiming>,
+    /// Seconds from the owner's taking the job to the first generated token.
+    pub first_token_s: f64,
+    /// Generated tokens a second, from the first one on.
+    pub tokens_per_s: f64,
+}
+
+/// Memory of one stage, bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StageMemory {
+    /// The most that any of its processes held while it worked on the job.
+    pub peak_bytes: u64,
+    /// What it may hold at most; 0 without a budget.
+    pub budget_bytes: u64,
+}
+
+/// Which model answered.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelName {
+    /// The checkpoint directory's name, or `random:SIZE`.
+    pub name: String,
+    /// Compute type.
+    pub dtype: String,
+    /// Type of the language model's linear layers.
+    pub weights: String,
+    /// Type of the image and audio keys and values.
+    pub kv: String,
+}
+
+/// What a job came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobResult {
+    /// The answer, without special tokens, stripped.
+    pub text: String,
+    /// Generated token ids, the end token included.
+    pub token_ids: Vec<u32>,
+    /// Why generation ended.
+    pub finish: Finish,
+    /// Time ranges, for tasks that answer with them.
+    pub ranges: Vec<TimeRange>,
+    /// The totals.
+    pub plan: MediaPlan,
+    /// Whether the video's keys and values were there already.
+    pub cached: bool,
+    /// What took how long.
+    pub timings: Timings,
+    /// What held how much.
+    pub memory: BTreeMap<StageName, StageMemory>,
+    /// Which model answered.
+    pub model: ModelName,
+}
+
+/// What happened to a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Event {
+    /// The broker holds it.
+    Accepted {},
+    /// It waits for a worker.
+    Queued {
+        /// Jobs before it.
+        rank: u64,
+    },
+    /// The totals are settled and fit.
+    Planned {
+        /// The totals.
+        plan: MediaPlan,
+        /// Streaming or phases.
+        mode: Mode,
+        /// Whether the video's keys and values are there already.
+        cached: bool,
+    },
+    /// A stage came on.
+    Progress {
+        /// Which.
+        stage: StageName,
+        /// Frames, windows or tokens done.
+        done: u64,
+        /// Of so many.
+        total: u64,
+    },
+    /// The answer grows.
+    Text {
+        /// By this.
+        delta: String,
+    },
+    /// Terminal: the answer.
+    Result(Box<JobResult>),
+    /// Terminal: it did not work out.
+    Failed {
+        /// Why.
+        error: JobError,
+    },
+    /// Terminal: nobody wants it any more.
+    Cancelled {
+        /// Who said so.
+        by: CancelledBy,
+        /// Stages that dropped work for it.
+        stages_stopped: Vec<StageName>,
+        /// Milliseconds that stopping took.
+        ms: u64,
+    },
+}
+
+impl Event {
+    /// Whether no event follows.
+    pub fn is_terminal(&self) -> bool {
+        matches!(self, Event::Result(_) | Event::Failed { .. } | Event::Cancelled { .. })
+    }
+}

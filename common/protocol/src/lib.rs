@@ -1,0 +1,20 @@
+//! What travels between stages and to clients, and the contract of a stage. It knows no tensor library and no bus.
+//!
+//! In reading order: [`error`] (why a job fails), [`job_id`], [`plan`] (what a video comes to), [`tensor`] (numbers as
+//! bytes), [`message`] and [`event`] (what travels), [`wire`] and [`wire_error`] (bytes to messages and back), [`rows`]
+//! (which rows are there), [`stage`] (what a stage is), [`memory`] (what a process holds), [`bytes`] (sizes for a person).
+
+pub mod bytes;
+pub mod control;
+pub mod error;
+pub mod event;
+pub mod job_id;
+pub mod memory;
+pub mod message;
+pub mod plan;
+pub mod report;
+pub mod rows;
+pub mod stage;
+pub mod tensor;
+pub mod wire;
+pub mod wire_error;

@@ -1,0 +1,96 @@
+//! What a client asks for.
+
+use serde::{Deserialize, Serialize};
+
+use super::{allowed, check_span};
+use crate::job_id::JobId;
+use crate::wire::{Message, VERSION, version};
+use crate::wire_error::WireError;
+
+/// A question about a video, published to `jobs`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobRequest {
+    /// Protocol version.
+    #[serde(default = "version")]
+    pub v: u32,
+    /// Its name; the same name twice is the same job.
+    pub job: JobId,
+    /// Path or `file:` URI under a media root, as stage-decode sees it.
+    pub video: String,
+    /// A task of stage-llm's registry.
+    #[serde(default = "retrieval")]
+    pub task: String,
+    /// The question.
+    #[serde(default)]
+    pub query: String,
+    /// Only this part of the video: start and end in seconds.
+    #[serde(default)]
+    pub span: Option<[f64; 2]>,
+    /// Sampling rate, frames a second; the reference's is 1.
+    #[serde(default = "one")]
+    pub fps: f64,
+    /// Length of the answer at most.
+    #[serde(default = "max_new_tokens")]
+    pub max_new_tokens: u32,
+    /// 0 is greedy, the reference.
+    #[serde(default)]
+    pub temperature: f64,
+    /// Nucleus of the distribution to sample from.
+    #[serde(default = "one")]
+    pub top_p: f64,
+    /// Seed of the sampler.
+    #[serde(default)]
+    pub seed: u64,
+    /// Seconds from submission after which the job is cancelled.
+    #[serde(default)]
+    pub deadline_s: Option<f64>,
+    /// 0 to 9, higher first.
+    #[serde(default = "priority")]
+    pub priority: u8,
+}
+
+fn retrieval() -> String {
+    "retrieval".to_owned()
+}
+fn one() -> f64 {
+    1.0
+}
+fn max_new_tokens() -> u32 {
+    1024
+}
+fn priority() -> u8 {
+    5
+}
+
+impl JobRequest {
+    /// A request with the protocol's defaults.
+    pub fn new(job: JobId, video: impl Into<String>, query: impl Into<String>) -> Self {
+        JobRequest {
+            v: VERSION,
+            job,
+            video: video.into(),
+            task: retrieval(),
+            query: query.into(),
+            span: None,
+            fps: one(),
+            max_new_tokens: max_new_tokens(),
+            temperature: 0.0,
+            top_p: one(),
+            seed: 0,
+            deadline_s: None,
+            priority: priority(),
+        }
+    }
+}
+
+impl Message for JobRequest {
+    fn check(&self) -> Result<(), WireError> {
+        check_span(self.span)?;
+        allowed(self.fps.is_finite() && self.fps > 0.0 && self.fps <= 1000.0, "fps is over 0, at most 1000")?;
+        allowed((1..=8192).contains(&self.max_new_tokens), "max_new_tokens is 1 to 8192")?;
+        allowed((0.0..=10.0).contains(&self.temperature), "temperature is 0 to 10")?;
+        allowed(self.top_p > 0.0 && self.top_p <= 1.0, "top_p is over 0, at most 1")?;
+        allowed(self.deadline_s.is_none_or(|d| d > 0.0 && d.is_finite()), "deadline_s is over 0")?;
+        allowed(self.priority <= 9, "priority is 0 to 9")
+    }
+}

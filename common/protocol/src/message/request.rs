@@ -1,0 +1,96 @@
+//! What a job's owner asks of stage-decode: what a file is, and a part of what is in it.
+
+use serde::{Deserialize, Serialize};
+
+use super::{allowed, check_span};
+use crate::error::JobError;
+use crate::job_id::JobId;
+use crate::plan::MediaPlan;
+use crate::wire::{Message, version};
+use crate::wire_error::WireError;
+
+/// Asks stage-decode what a file is; answered with [`crate::plan::MediaInfo`] or a [`JobError`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProbeRequest {
+    /// Protocol version.
+    #[serde(default = "version")]
+    pub v: u32,
+    /// Path or `file:` URI.
+    pub video: String,
+}
+
+impl Message for ProbeRequest {
+    fn check(&self) -> Result<(), WireError> {
+        Ok(())
+    }
+}
+
+/// The reply to a probe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ProbeReply {
+    /// What the file is.
+    Info(crate::plan::MediaInfo),
+    /// Why it cannot be used.
+    Refused {
+        /// The reason.
+        error: JobError,
+    },
+}
+
+impl Message for ProbeReply {
+    fn check(&self) -> Result<(), WireError> {
+        Ok(())
+    }
+}
+
+/// Part of a plan that one decoder delivers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// First sampled frame.
+    pub first_frame: u64,
+    /// Sampled frames.
+    pub frames: u64,
+    /// First window.
+    pub first_window: u64,
+    /// Windows.
+    pub windows: u64,
+}
+
+/// Asks stage-decode for a part of a video.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DecodeRequest {
+    /// Protocol version.
+    #[serde(default = "version")]
+    pub v: u32,
+    /// Whose.
+    pub job: JobId,
+    /// Path or `file:` URI.
+    pub video: String,
+    /// Only this part: start and end in seconds.
+    #[serde(default)]
+    pub span: Option<[f64; 2]>,
+    /// The totals; the audio half is the container's figure until the sound is decoded.
+    pub plan: MediaPlan,
+    /// The part to deliver.
+    pub segment: Segment,
+}
+
+impl Message for DecodeRequest {
+    fn job(&self) -> Option<&JobId> {
+        Some(&self.job)
+    }
+
+    fn check(&self) -> Result<(), WireError> {
+        check_span(self.span)?;
+        self.plan.check()?;
+        let s = &self.segment;
+        let frames = self.plan.image.as_ref().map_or(0, |i| i.frames);
+        let windows = self.plan.audio.as_ref().map_or(0, |a| a.windows);
+        let inside = |first: u64, n: u64, all: u64| first.checked_add(n).is_some_and(|end| end <= all);
+        allowed(
+            inside(s.first_frame, s.frames, frames) && inside(s.first_window, s.windows, windows),
+            "segment reaches beyond the plan",
+        )
+    }
+}

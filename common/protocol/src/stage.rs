@@ -1,0 +1,188 @@
+//! What a stage is: a plain struct, one message in, any number of messages out, no bus in sight.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use crate::error::{ErrorKind, JobError, StageName};
+use crate::event::{Event, JobResult};
+use crate::message::{DecodeRequest, JobId, JobRequest, Output, TokenBatch};
+use crate::plan::MediaInfo;
+use crate::wire::Message;
+
+/// Why a stage stopped working on a message.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stop {
+    /// The job cannot succeed, however often this is tried.
+    Failed(JobError),
+    /// The job was cancelled; nobody waits for the rest.
+    Cancelled,
+    /// Something outside is away (the bus, a worker); the message is delivered again later.
+    Unavailable(String),
+}
+
+impl Stop {
+    /// The error of a process that cannot begin to serve.
+    pub fn at_start(self) -> JobError {
+        match self {
+            Stop::Failed(error) => error,
+            other => JobError::new(ErrorKind::Internal, format!("warming up: {other:?}")),
+        }
+    }
+}
+
+impl<E: Into<JobError>> From<E> for Stop {
+    fn from(e: E) -> Self {
+        Stop::Failed(e.into())
+    }
+}
+
+/// Where a stage's outputs go while it works on one message.
+pub trait Port {
+    /// Hands on one output; waits while whoever takes it is behind.
+    ///
+    /// # Errors
+    /// [`Stop::Cancelled`] and [`Stop::Unavailable`]: return them at once.
+    fn emit(&mut self, output: Output<'_>) -> Result<(), Stop>;
+
+    /// Hands on an output as soon as it has come from its device. The stage may take its next message meanwhile, so
+    /// that the device never waits for a copy; where nobody provides for that, this waits.
+    ///
+    /// # Errors
+    /// As [`emit`](Self::emit); what went wrong on the device.
+    fn emit_later(&mut self, later: Later) -> Result<(), Stop> {
+        later.emit(&mut |output| self.emit(output))
+    }
+
+    /// True once nobody waits for this job any more. Long work between two outputs asks now and then.
+    fn cancelled(&self) -> bool;
+}
+
+/// Takes one output.
+pub type Emit<'a> = dyn FnMut(Output<'_>) -> Result<(), Stop> + 'a;
+
+/// An output whose rows are on their way from a device.
+pub struct Later(Box<dyn FnOnce(&mut Emit<'_>) -> Result<(), Stop> + Send>);
+
+impl Later {
+    /// What `work` hands on once it has waited for the device.
+    pub fn new(work: impl FnOnce(&mut Emit<'_>) -> Result<(), Stop> + Send + 'static) -> Self {
+        Later(Box::new(work))
+    }
+
+    /// Waits for the rows and hands the output to `emit`; for any thread.
+    ///
+    /// # Errors
+    /// `emit`'s; what went wrong on the device.
+    pub fn emit(self, emit: &mut Emit<'_>) -> Result<(), Stop> {
+        (self.0)(emit)
+    }
+}
+
+/// A port to nowhere: what a stage is warmed up with, before it is asked for anything. A card then has loaded what it
+/// computes with, and its memory what a message takes: the first question is answered as fast as the next.
+pub struct Nowhere;
+
+impl Nowhere {
+    /// Whose messages those are.
+    pub fn job() -> JobId {
+        JobId::new("warm-up").expect("a constant. This is a bug.")
+    }
+}
+
+impl Port for Nowhere {
+    fn emit(&mut self, _: Output<'_>) -> Result<(), Stop> {
+        Ok(())
+    }
+
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// One stage: a library that knows no bus. Outputs are a function of the input alone, so a message may be
+/// processed twice, anywhere, with the same result.
+pub trait Stage {
+    /// Its name in subjects, configuration and events.
+    const NAME: StageName;
+    /// What it takes.
+    type Input<'a>: Message + Deserialize<'a>;
+
+    /// Turns one message into outputs.
+    ///
+    /// # Errors
+    /// See [`Stop`].
+    fn process(&mut self, input: Self::Input<'_>, port: &mut dyn Port) -> Result<(), Stop>;
+
+    /// What answers probes besides the queue; stage-decode alone has one.
+    fn probe(&self) -> Option<Probe> {
+        None
+    }
+}
+
+/// Tells what a media file is, without decoding it; any thread may ask.
+pub type Probe = Arc<dyn Fn(&str) -> Result<MediaInfo, JobError> + Send + Sync>;
+
+/// What the owner of a job needs from the world outside: the stages that prepare its tokens, and its client.
+pub trait JobPort {
+    /// Asks any stage-decode worker what a file is.
+    ///
+    /// # Errors
+    /// The worker's refusal, or `worker_lost` when none answers.
+    fn probe(&mut self, video: &str) -> Result<MediaInfo, Stop>;
+
+    /// Asks stage-decode for a video, or a part of it. The same request twice is one.
+    ///
+    /// # Errors
+    /// See [`Stop`].
+    fn request_decode(&mut self, request: DecodeRequest) -> Result<(), Stop>;
+
+    /// Waits for the next batch of this job's tokens and shows it to `take`, or returns without one after a short
+    /// while. Batches come in any order, cut anywhere, and perhaps more than once.
+    ///
+    /// # Errors
+    /// `take`'s, or the end of the job: cancelled, failed in another stage, timed out.
+    fn next_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<(), Stop>;
+
+    /// Shows `take` a batch that has come already; false if none has. For who has something else to do meanwhile.
+    ///
+    /// # Errors
+    /// As [`next_tokens`](Self::next_tokens).
+    fn more_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<bool, Stop>;
+
+    /// Goes back to the job's first tokens: the bus still has them all.
+    fn rewind_tokens(&mut self);
+
+    /// Makes the encoders leave the card, once their work for this job is done, and keeps them away.
+    ///
+    /// # Errors
+    /// `does_not_fit` where nobody can make them leave.
+    fn take_card(&mut self) -> Result<(), Stop>;
+
+    /// Lets the encoders come back.
+    fn return_card(&mut self);
+
+    /// Tells the client. Terminal events are the caller's business, not the stage's.
+    ///
+    /// # Errors
+    /// See [`Stop`].
+    fn event(&mut self, event: Event) -> Result<(), Stop>;
+
+    /// True once nobody waits for this job any more.
+    fn cancelled(&self) -> bool;
+}
+
+/// The stage that owns jobs: a request in, an answer out, with the rest of the pipeline at its disposal.
+pub trait Owner {
+    /// Answers one question. Whatever it held for the job is released when it returns, but for what it keeps within its
+    /// budget to answer the next one sooner.
+    ///
+    /// # Errors
+    /// See [`Stop`].
+    fn answer(&mut self, request: &JobRequest, port: &mut dyn JobPort) -> Result<JobResult, Stop>;
+
+    /// Bytes that one image or audio token takes on the bus; with 0, no room is reserved for a job's tokens.
+    fn token_bytes(&self) -> u64 {
+        0
+    }
+}

@@ -1,0 +1,231 @@
+//! A job's events: one gapless sequence per job whoever writes, and exactly one terminal event.
+//!
+//! Every append says which event it follows (`Nats-Expected-Last-Subject-Sequence`), and the broker refuses it if
+//! another writer was faster. So two owners of one job, or an owner and a stage that reports a failure, can never
+//! both end it. An owner also writes down its claim, which grows with every delivery of the job: once a newer owner has
+//! written, an older one (it was paused, say) is refused.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::{PublishMessage, StreamMessage};
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
+
+use super::{Bus, headers};
+use crate::subject::StreamName;
+use protocol::event::{Event, JobEvent};
+use protocol::message::JobId;
+use protocol::wire::{self, Encoding};
+
+/// Unix time in milliseconds.
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+/// Header with the claim of the owner that wrote an event.
+const CLAIM: &str = "Vidi-Claim";
+/// Logs opened by this process; tells their message ids apart.
+static OPENED: AtomicU64 = AtomicU64::new(0);
+/// Events that a job has before it has an owner: `accepted` and `queued`.
+const ADMITTED_EVENTS: u64 = 2;
+/// Pause before a broker that did not answer is asked again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// The job has ended; this is the event that ended it.
+#[derive(Clone, Debug)]
+pub struct Ended(pub Box<JobEvent>);
+
+/// Why an event was not appended.
+#[derive(Clone, Debug)]
+pub enum Refused {
+    /// The job has a terminal event: nothing may follow it.
+    Ended(Ended),
+    /// The job was delivered to another worker since, and that one has written, with this claim.
+    Superseded(u64),
+}
+
+/// The end of a job's log, as last seen.
+#[derive(Clone, Debug, Default)]
+struct Tail {
+    /// Sequence on the stream of the last event; 0 if there is none.
+    stream_sequence: u64,
+    event: Option<JobEvent>,
+    /// Of the owner that wrote it; 0 if none did.
+    claim: u64,
+    encoding: Encoding,
+}
+
+/// Appends to one job's log.
+pub struct EventLog {
+    bus: Bus,
+    job: JobId,
+    tail: Tail,
+    /// Which of this process's logs this is: two of them at the same place must not pass for one.
+    log: u64,
+    /// Appends begun: one that was broken off must not pass for the next at its place.
+    appends: u64,
+    /// Of the owner that writes; 0 for whoever is none.
+    claim: u64,
+    /// Place in the log of the first event written here.
+    first: Option<u64>,
+}
+
+impl EventLog {
+    /// Opens a job's log at its end. Waits for a broker that is away.
+    pub async fn open(bus: &Bus, job: &JobId) -> Self {
+        let tail = read_tail(bus, job).await;
+        let log = OPENED.fetch_add(1, Ordering::Relaxed);
+        EventLog { bus: bus.clone(), job: job.clone(), tail, log, appends: 0, claim: 0, first: None }
+    }
+
+    /// The last event; none if nothing was heard of the job within the age of events.
+    pub fn last(&self) -> Option<&JobEvent> {
+        self.tail.event.as_ref()
+    }
+
+    /// The terminal event, if there is one.
+    pub fn ended(&self) -> Option<Ended> {
+        let event = self.tail.event.as_ref().filter(|e| e.event.is_terminal())?;
+        Some(Ended(Box::new(event.clone())))
+    }
+
+    /// Writes in the client's encoding from now on.
+    pub fn write_as(&mut self, encoding: Encoding) {
+        self.tail.encoding = encoding;
+    }
+
+    /// Writes as the owner with this claim from now on.
+    pub fn claim(&mut self, claim: u64) {
+        self.claim = claim;
+    }
+
+    /// The claim of a newer owner, if one has written.
+    pub fn superseded(&self) -> Option<u64> {
+        (self.claim > 0 && self.tail.claim > self.claim).then_some(self.tail.claim)
+    }
+
+    /// Appends an event; waits for a broker that is away.
+    ///
+    /// # Errors
+    /// [`Refused::Ended`] when the job has a terminal event, [`Refused::Superseded`] when a newer owner has.
+    pub async fn append(&mut self, event: Event) -> Result<(), Refused> {
+        self.appends += 1;
+        loop {
+            if let Some(ended) = self.ended() {
+                return Err(Refused::Ended(ended));
+            }
+            if let Some(claim) = self.superseded() {
+                return Err(Refused::Superseded(claim));
+            }
+            let seq = self.tail.event.as_ref().map_or(0, |e| e.seq + 1);
+            let entry =
+                JobEvent { v: wire::VERSION, job: self.job.clone(), seq, at_ms: now_ms(), event: event.clone() };
+            let mut headers = headers(&self.job);
+            // A claim stands until a newer one.
+            let claim = self.claim.max(self.tail.claim);
+            headers.insert(CLAIM, claim.to_string().as_str());
+            let publish = PublishMessage::build()
+                .headers(headers)
+                // Names the writer too: the same place in the log written by another must be refused, not deduplicated.
+                .message_id(format!("{}/event-{}-{}-{}/{seq}", self.job, self.bus.instance(), self.log, self.appends))
+                .expected_last_subject_sequence(self.tail.stream_sequence)
+                .payload(wire::encode_as(self.tail.encoding, &entry).into());
+            let subject = self.bus.subjects().events(&self.job);
+            let outcome = match self.bus.js.send_publish(subject, publish).await {
+                Ok(ack) => ack.await,
+                Err(e) => Err(e),
+            };
+            match outcome {
+                Ok(ack) => {
+                    self.first.get_or_insert(seq);
+                    self.tail.stream_sequence = ack.sequence;
+                    self.tail.claim = claim;
+                    self.tail.event = Some(entry);
+                    return Ok(());
+                }
+                Err(e) => {
+                    if e.kind() != PublishErrorKind::WrongLastSequence {
+                        tracing::warn!(job = %self.job, error = %e, "event not stored yet");
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    let encoding = self.tail.encoding;
+                    self.tail = Tail { encoding, ..read_tail(&self.bus, &self.job).await };
+                    // Stored after all, though its acknowledgement was lost.
+                    if self.tail.event.as_ref() == Some(&entry) {
+                        self.first.get_or_insert(seq);
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Bytes of answer text that the log holds: a new owner goes on behind them. Waits for a broker that is away.
+    pub async fn text_written(&self) -> usize {
+        if self.first.is_some_and(|first| first <= ADMITTED_EVENTS) {
+            return 0;
+        }
+        let texts = |event: &JobEvent| match &event.event {
+            Event::Text { delta } => delta.len(),
+            _ => 0,
+        };
+        read_all(&self.bus, &self.job).await.iter().map(|(_, event)| texts(event)).sum()
+    }
+}
+
+/// Every readable event of a job, with the message that it came in; waits for a broker that is away.
+async fn read_all(bus: &Bus, job: &JobId) -> Vec<(StreamMessage, JobEvent)> {
+    let subject = bus.subjects().events(job);
+    let mut events = Vec::new();
+    let mut from = 1;
+    while let Some(message) = bus.first_from(StreamName::Events, &subject, from).await {
+        from = message.sequence + 1;
+        if let Ok(event) = wire::decode_any::<JobEvent>(&message.payload) {
+            events.push((message, event));
+        }
+    }
+    events
+}
+
+/// Reads the last event on a job's subject, waiting for a broker that is away.
+async fn read_tail(bus: &Bus, job: &JobId) -> Tail {
+    let subject = bus.subjects().events(job);
+    loop {
+        let last = match bus.stream(StreamName::Events).await {
+            Ok(stream) => stream.get_last_raw_message_by_subject(&subject).await,
+            Err(error) => {
+                tracing::warn!(%job, %error, "cannot read events");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        match last {
+            Ok(message) => {
+                if let Ok(event) = wire::decode_any::<JobEvent>(&message.payload) {
+                    return tail(&message, event, message.sequence);
+                }
+                // A stranger wrote there: the log goes on behind it, from the last event that can be read.
+                tracing::warn!(%job, "unreadable event");
+                bus.note_unreadable();
+                let events = read_all(bus, job).await;
+                return match events.into_iter().next_back() {
+                    Some((readable, event)) => tail(&readable, event, message.sequence.max(readable.sequence)),
+                    None => Tail { stream_sequence: message.sequence, ..Tail::default() },
+                };
+            }
+            Err(e) if e.kind() == LastRawMessageErrorKind::NoMessageFound => {
+                return Tail::default();
+            }
+            Err(error) => {
+                tracing::warn!(%job, %error, "cannot read events");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+fn tail(message: &StreamMessage, event: JobEvent, stream_sequence: u64) -> Tail {
+    let claim = message.headers.get(CLAIM).and_then(|c| c.as_str().parse().ok()).unwrap_or(0);
+    Tail { stream_sequence, event: Some(event), claim, encoding: Encoding::of(&message.payload) }
+}

@@ -1,0 +1,200 @@
+//! Whose tokens fit the token stream: room is reserved before a video is decoded, so that the tokens of two jobs can
+//! never fill the stream by half each and block each other for ever.
+//!
+//! The reservations of all jobs are one message, replaced by compare-and-set. A reservation belongs to its job, not to
+//! its owner: who takes a job over finds the tokens and the room there. It ends with the job. Where an owner could not
+//! give it back, whoever finds no room does.
+
+use std::time::Duration;
+
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use serde::{Deserialize, Serialize};
+
+use super::Bus;
+use super::events::EventLog;
+use crate::subject::StreamName;
+use protocol::error::{ErrorKind, JobError, StageName};
+use protocol::message::JobId;
+use protocol::wire::{self, Message, WireError, version};
+
+/// Pause before the ledger is looked at again.
+const AGAIN: Duration = Duration::from_millis(100);
+/// What a message of tokens takes besides them: body's envelope, headers, the server's own book-keeping.
+const ENVELOPE_BYTES: u64 = 2048;
+
+/// What all jobs hold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Ledger {
+    #[serde(default = "version")]
+    v: u32,
+    jobs: Vec<Entry>,
+}
+
+/// What one job holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Entry {
+    job: JobId,
+    /// 0 while it waits.
+    bytes: u64,
+    /// Times that it was given back to the line because there was no room: these are no failed tries.
+    returned: u64,
+}
+
+impl Message for Ledger {
+    fn check(&self) -> Result<(), WireError> {
+        Ok(())
+    }
+}
+
+impl Ledger {
+    fn entry(&mut self, job: &JobId) -> &mut Entry {
+        if let Some(at) = self.jobs.iter().position(|e| e.job == *job) {
+            return &mut self.jobs[at];
+        }
+        self.jobs.push(Entry { job: job.clone(), bytes: 0, returned: 0 });
+        self.jobs.last_mut().expect("just pushed. This is a bug.")
+    }
+}
+
+/// What became of a wish for room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// It is there.
+    Reserved,
+    /// These jobs hold too much of it.
+    HeldBy(Vec<JobId>),
+}
+
+impl Bus {
+    /// What the tokens of a job will take on the stream, at most.
+    pub fn token_stream_bytes(&self, tokens: u64, token_bytes: u64) -> u64 {
+        let body = tokens.saturating_mul(token_bytes);
+        // Producers cut where their inputs end, not only where a message is full.
+        let messages = 2 * body.div_ceil(self.max_body().max(1) as u64) + 2;
+        body.saturating_add(body / 8).saturating_add(messages * ENVELOPE_BYTES)
+    }
+
+    /// Reserves room for a job's tokens, or says who holds it. The same job twice is one reservation.
+    ///
+    /// # Errors
+    /// `does_not_fit` if the stream is too small for this job alone.
+    pub async fn reserve_room(&self, job: &JobId, bytes: u64) -> Result<Room, JobError> {
+        let capacity = self.config().token_bytes.max(0) as u64;
+        if bytes > capacity {
+            let message = format!("its tokens take {bytes} bytes on the bus; the token stream holds {capacity}");
+            return Err(JobError::new(ErrorKind::DoesNotFit, message)
+                .at(StageName::Llm)
+                .hint("ask with a lower fps or a shorter span, or raise bus.token_bytes")
+                .detail("needed_bytes", bytes)
+                .detail("available_bytes", capacity));
+        }
+        let reserve = |ledger: &mut Ledger| {
+            let others = ledger.jobs.iter().filter(|e| e.job != *job);
+            let held: u64 = others.clone().map(|e| e.bytes).sum();
+            if held.saturating_add(bytes) > capacity {
+                return Room::HeldBy(others.filter(|e| e.bytes > 0).map(|e| e.job.clone()).collect());
+            }
+            ledger.entry(job).bytes = bytes;
+            Room::Reserved
+        };
+        Ok(self.change_ledger(reserve).await)
+    }
+
+    /// Gives back the room of jobs that have ended; true if there were some.
+    pub async fn release_ended(&self, jobs: &[JobId]) -> bool {
+        let mut ended = Vec::new();
+        for job in jobs {
+            let log = EventLog::open(self, job).await;
+            if log.last().is_none() || log.ended().is_some() {
+                ended.push(job);
+            }
+        }
+        if ended.is_empty() {
+            return false;
+        }
+        self.change_ledger(|ledger| ledger.jobs.retain(|e| !ended.contains(&&e.job))).await;
+        true
+    }
+
+    /// Gives back a job's room.
+    pub async fn release_room(&self, job: &JobId) {
+        self.change_ledger(|ledger| ledger.jobs.retain(|e| e.job != *job)).await;
+    }
+
+    /// Notes that a job goes back to the line for want of room, and returns how often it has.
+    pub async fn note_returned(&self, job: &JobId) -> u64 {
+        let note = |ledger: &mut Ledger| {
+            let entry = ledger.entry(job);
+            entry.returned += 1;
+            entry.returned
+        };
+        self.change_ledger(note).await
+    }
+
+    /// How often a job went back to the line for want of room.
+    pub async fn returned(&self, job: &JobId) -> u64 {
+        let (ledger, _) = self.read_ledger().await;
+        ledger.jobs.iter().find(|e| e.job == *job).map_or(0, |e| e.returned)
+    }
+
+    /// Jobs that hold room, or wait for it.
+    pub async fn room_holders(&self) -> Vec<JobId> {
+        let (ledger, _) = self.read_ledger().await;
+        ledger.jobs.into_iter().map(|e| e.job).collect()
+    }
+
+    /// Reads, changes and writes the ledger, until nobody was faster. Waits for a broker that is away.
+    async fn change_ledger<T>(&self, change: impl Fn(&mut Ledger) -> T) -> T {
+        loop {
+            let (before, sequence) = self.read_ledger().await;
+            let mut ledger = before.clone();
+            let outcome = change(&mut ledger);
+            if ledger == before {
+                return outcome;
+            }
+            ledger.v = wire::VERSION;
+            let publish =
+                PublishMessage::build().expected_last_subject_sequence(sequence).payload(wire::encode(&ledger).into());
+            let stored = match self.js.send_publish(self.subjects().room(), publish).await {
+                Ok(ack) => ack.await,
+                Err(e) => Err(e),
+            };
+            match stored {
+                Ok(_) => return outcome,
+                Err(e) if e.kind() == PublishErrorKind::WrongLastSequence => {}
+                Err(error) => {
+                    // Perhaps stored, its acknowledgement lost: every change may be made twice.
+                    tracing::warn!(%error, "room not noted yet");
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// The ledger and its sequence on the stream.
+    async fn read_ledger(&self) -> (Ledger, u64) {
+        let subject = self.subjects().room();
+        loop {
+            let error = match self.stream(StreamName::Room).await {
+                Ok(stream) => match stream.get_last_raw_message_by_subject(&subject).await {
+                    Ok(message) => {
+                        let ledger = wire::decode::<Ledger>(&message.payload).unwrap_or_else(|error| {
+                            // Whoever wrote there cannot be undone; jobs in work reserve again when taken over.
+                            tracing::error!(%error, "ledger unreadable, begun anew");
+                            self.note_unreadable();
+                            Ledger::default()
+                        });
+                        return (ledger, message.sequence);
+                    }
+                    Err(e) if e.kind() == LastRawMessageErrorKind::NoMessageFound => return (Ledger::default(), 0),
+                    Err(e) => e.to_string(),
+                },
+                Err(e) => e.to_string(),
+            };
+            tracing::warn!(error, "ledger cannot be read yet");
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}

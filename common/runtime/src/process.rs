@@ -1,0 +1,232 @@
+//! One process that is one stage: configuration, logs, broker, model, run loop, and an exit status that says what was
+//! wrong. Each stage's `main` is one call of [`main`].
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::sync::watch;
+
+use crate::bus::{Bus, BusError, BusErrorKind};
+use crate::run::service::Card;
+use crate::run::{self, Shutdown, owner};
+use crate::telemetry;
+use config::{Config, RandomWeights};
+use protocol::error::{JobError, StageName};
+use protocol::stage::{Owner, Stage};
+
+/// A stage that starts before its broker waits this long for it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a process ended; the numbers are what a supervisor sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Something else; starting again may help.
+    Other = 1,
+    /// The command line or the configuration is wrong.
+    Usage = 2,
+    /// The job failed.
+    JobFailed = 3,
+    /// The broker refuses the credentials, or its certificate is not to be trusted.
+    Credentials = 4,
+    /// No broker answers, or it has no JetStream.
+    Broker = 5,
+    /// The checkpoint cannot be used.
+    Model = 6,
+}
+
+impl Exit {
+    /// The reason behind an exit status after which starting the same process again cannot help.
+    pub fn final_of(code: Option<i32>) -> Option<Exit> {
+        [Exit::Usage, Exit::Credentials, Exit::Model].into_iter().find(|&e| code == Some(e as i32))
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// A process that cannot go on: a status for its supervisor and a sentence for a person.
+#[derive(Debug)]
+pub struct Fatal(pub Exit, pub String);
+
+impl From<BusError> for Fatal {
+    fn from(e: BusError) -> Self {
+        let exit = match e.kind() {
+            BusErrorKind::Credentials => Exit::Credentials,
+            BusErrorKind::Unreachable | BusErrorKind::JetStream => Exit::Broker,
+        };
+        Fatal(exit, e.to_string())
+    }
+}
+
+/// Where a process's configuration comes from.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ConfigArgs {
+    /// Configuration file (TOML).
+    #[arg(long, env = "VIDI_CONFIG", global = true)]
+    pub config: Option<PathBuf>,
+    /// Sets one configuration key, e.g. `--set bus.url=nats://127.0.0.1:4222`; repeatable.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", global = true)]
+    pub set: Vec<String>,
+    /// Starts without a checkpoint: `random:SIZE` (tiny, realdims, 9b; `random` is 9b) makes the model that `vidi
+    /// demo-model --size SIZE` writes while it loads. Its answers mean nothing. Sets model.weights.
+    #[arg(long, value_name = "random[:SIZE]", global = true)]
+    pub weights: Option<RandomWeights>,
+}
+
+impl ConfigArgs {
+    /// The effective configuration.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`] with what is wrong and where.
+    pub fn load(&self) -> Result<Config, Fatal> {
+        self.load_over(None)
+    }
+
+    /// [`load`](Self::load) over the text of a profile.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn load_over(&self, profile: Option<&str>) -> Result<Config, Fatal> {
+        let weights = self.weights.map(|weights| format!("model.weights={weights}"));
+        let set: Vec<String> = self.set.iter().cloned().chain(weights).collect();
+        Config::layered(profile, self.config.as_deref(), std::env::vars(), &set).map_err(|e| Fatal(Exit::Usage, e))
+    }
+}
+
+#[derive(Parser)]
+#[command(version, about = "One stage of Vidi 1.5 on a message bus; `vidi up` starts all five")]
+struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// The whole of a stage's `main`.
+pub fn main<S>(open: impl FnOnce(&Config) -> Result<S, JobError>) -> ExitCode
+where
+    S: Stage + Send + 'static,
+{
+    main_with(&Args::parse().config, open)
+}
+
+/// [`main`] for who has parsed a command line already.
+pub fn main_with<S>(args: &ConfigArgs, open: impl FnOnce(&Config) -> Result<S, JobError>) -> ExitCode
+where
+    S: Stage + Send + 'static,
+{
+    serve_main(args, |config, shutdown| async move { serve(&config, open, shutdown).await })
+}
+
+/// The whole of stage-llm's `main`.
+pub fn main_owner<O>(open: impl FnOnce(&Config) -> Result<O, JobError>) -> ExitCode
+where
+    O: Owner + Send + 'static,
+{
+    serve_main(&Args::parse().config, |config, shutdown| async move { serve_owner(&config, open, shutdown).await })
+}
+
+fn serve_main<F: Future<Output = Result<(), Fatal>>>(
+    args: &ConfigArgs,
+    serve: impl FnOnce(Config, Shutdown) -> F,
+) -> ExitCode {
+    let outcome = args.load().and_then(|config| {
+        telemetry::init(&config.log).map_err(|e| Fatal(Exit::Usage, e))?;
+        warn_of_random_weights(&config);
+        runtime()?.block_on(async { serve(config, on_signal()).await })
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Fatal(exit, text)) => {
+            eprintln!("error: {text}");
+            exit.into()
+        }
+    }
+}
+
+/// A runtime for the bus; computing has threads of its own.
+///
+/// # Errors
+/// When the system gives no threads.
+pub fn runtime() -> Result<tokio::runtime::Runtime, Fatal> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Fatal(Exit::Other, format!("no threads for the runtime: {e}")))
+}
+
+/// Turns true at SIGTERM or Ctrl-C.
+pub fn on_signal() -> Shutdown {
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+            return;
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        sender.send_replace(true);
+        // Kept so that receivers never see a closed channel.
+        std::future::pending::<()>().await;
+    });
+    receiver
+}
+
+/// Serves one stage in this process until `shutdown`.
+///
+/// # Errors
+/// What keeps it from starting.
+pub async fn serve<S>(
+    config: &Config,
+    open: impl FnOnce(&Config) -> Result<S, JobError>,
+    shutdown: Shutdown,
+) -> Result<(), Fatal>
+where
+    S: Stage + Send + 'static,
+{
+    let bus = Bus::connect(&config.bus, S::NAME.as_str(), PATIENCE).await?;
+    let stage = opened(S::NAME, tokio::task::block_in_place(|| open(config)))?;
+    Ok(run::run(bus, stage, card(config, S::NAME), shutdown).await?)
+}
+
+/// Serves stage-llm in this process until `shutdown`.
+///
+/// # Errors
+/// What keeps it from starting.
+pub async fn serve_owner<O>(
+    config: &Config,
+    open: impl FnOnce(&Config) -> Result<O, JobError>,
+    shutdown: Shutdown,
+) -> Result<(), Fatal>
+where
+    O: Owner + Send + 'static,
+{
+    let bus = Bus::connect(&config.bus, StageName::Llm.as_str(), PATIENCE).await?;
+    let stage = opened(StageName::Llm, tokio::task::block_in_place(|| open(config)))?;
+    Ok(owner::run(bus, stage, card(config, StageName::Llm), shutdown).await?)
+}
+
+/// Says to the log, where it is so, that answers mean nothing.
+pub fn warn_of_random_weights(config: &Config) {
+    if let Some(warning) = config.model.warning() {
+        tracing::warn!("{warning}");
+    }
+}
+
+fn opened<S>(stage: StageName, outcome: Result<S, JobError>) -> Result<S, Fatal> {
+    outcome.map_err(|e| Fatal(Exit::Model, format!("stage-{stage} cannot start: {e}")))
+}
+
+fn card(config: &Config, stage: StageName) -> Card {
+    let dtype = match stage {
+        StageName::Decode => String::new(),
+        _ => config.compute.dtype.wire().to_string(),
+    };
+    Card { model: config.model.name(), dtype, budget_bytes: config.budget(stage) }
+}

@@ -1,0 +1,184 @@
+//! How far each stage is with a job, from what the stages report.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use protocol::error::StageName;
+use protocol::event::{Event, StageMemory, StageTiming};
+use protocol::message::Modality;
+use protocol::plan::{AudioPlan, ImagePlan, MediaPlan, WINDOW_ROWS};
+use protocol::report::Report;
+use protocol::rows::RowSet;
+
+/// At most four a second per stage (PROTOCOL.md).
+const EVERY: Duration = Duration::from_millis(250);
+
+/// Progress of all stages.
+pub struct Progress {
+    image: Option<ImagePlan>,
+    audio: Option<AudioPlan>,
+    stages: BTreeMap<StageName, Stage>,
+    last_sign: Instant,
+    /// When each stage was last seen to work on another job.
+    elsewhere: BTreeMap<StageName, Instant>,
+}
+
+#[derive(Default)]
+struct Stage {
+    image: RowSet,
+    audio: RowSet,
+    timing: StageTiming,
+    memory: StageMemory,
+    /// Set by the owner itself, which counts its own tokens.
+    own: Option<(u64, u64)>,
+    told: Option<(u64, u64)>,
+    told_at: Option<Instant>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        let stages = BTreeMap::new();
+        Progress { image: None, audio: None, stages, last_sign: Instant::now(), elsewhere: BTreeMap::new() }
+    }
+}
+
+impl Progress {
+    /// Learns the totals that a decode request is made with.
+    pub fn expect(&mut self, plan: &MediaPlan) {
+        self.image = plan.image.clone();
+        self.audio = plan.audio.clone();
+        self.alive();
+    }
+
+    /// Learns one half's totals from a batch of it: exact now, or none if that half turned out to be absent.
+    pub fn expect_half(&mut self, modality: Modality, plan: &MediaPlan) {
+        match modality {
+            Modality::Image => self.image = plan.image.clone(),
+            Modality::Audio => self.audio = plan.audio.clone(),
+        }
+        self.alive();
+    }
+
+    /// Notes a sign of life.
+    pub fn alive(&mut self) {
+        self.last_sign = Instant::now();
+    }
+
+    /// Notes that a stage works, though on another job.
+    pub fn note_busy_elsewhere(&mut self, stage: StageName) {
+        self.elsewhere.insert(stage, Instant::now());
+    }
+
+    /// Time since the last sign of life of any stage for this job.
+    pub fn silent(&self) -> Duration {
+        self.last_sign.elapsed()
+    }
+
+    /// Time since the last sign of life: of any stage for this job, or of `stage` for any.
+    pub fn silent_for(&self, stage: StageName) -> Duration {
+        let elsewhere = self.elsewhere.get(&stage).map_or(Duration::MAX, Instant::elapsed);
+        self.silent().min(elsewhere)
+    }
+
+    /// Notes a report.
+    pub fn note(&mut self, report: &Report) {
+        self.alive();
+        let stage = self.stages.entry(report.stage).or_default();
+        for done in &report.done {
+            let rows = done.offset..done.offset.saturating_add(done.rows);
+            match done.modality {
+                Modality::Image => stage.image.insert(rows),
+                Modality::Audio => stage.audio.insert(rows),
+            };
+        }
+        let t = &mut stage.timing;
+        let worked_ms = (report.busy_us + report.wait_us) / 1000;
+        t.busy_s += report.busy_us as f64 / 1e6;
+        t.wait_s += report.wait_us as f64 / 1e6;
+        let from = report.at_ms.saturating_sub(worked_ms);
+        t.first_at_ms = if t.first_at_ms == 0 { from } else { t.first_at_ms.min(from) };
+        t.last_at_ms = t.last_at_ms.max(report.at_ms);
+        stage.memory.peak_bytes = stage.memory.peak_bytes.max(report.peak_bytes);
+        stage.memory.budget_bytes = report.budget_bytes;
+    }
+
+    /// The owner's own progress.
+    pub fn set(&mut self, stage: StageName, done: u64, total: u64) {
+        self.stages.entry(stage).or_default().own = Some((done, total));
+    }
+
+    /// Progress events that are due: changed, and not too soon after the last one unless the stage is done.
+    pub fn due(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (&name, stage) in &mut self.stages {
+            let (done, total) = stage.count(name, self.image.as_ref(), self.audio.as_ref());
+            let changed = stage.told != Some((done, total)) && total > 0;
+            let spaced = stage.told_at.is_none_or(|t| t.elapsed() >= EVERY);
+            if changed && (spaced || done == total) {
+                stage.told = Some((done, total));
+                stage.told_at = Some(Instant::now());
+                events.push(Event::Progress { stage: name, done, total });
+            }
+        }
+        events
+    }
+
+    /// What is still to be told of an answered job: that every stage is done. An answer needs every token, so they are,
+    /// even where the report that said so was lost.
+    pub fn last_words(&mut self) -> Vec<Event> {
+        let (image, audio) = (self.image.as_ref(), self.audio.as_ref());
+        let mut events = Vec::new();
+        for name in StageName::ALL {
+            let stage = self.stages.entry(name).or_default();
+            let (_, total) = stage.count(name, image, audio);
+            if total > 0 && stage.told != Some((total, total)) {
+                stage.told = Some((total, total));
+                events.push(Event::Progress { stage: name, done: total, total });
+            }
+        }
+        events
+    }
+
+    /// The first stage, in the order of data flow, that is not done.
+    pub fn behind(&self) -> StageName {
+        let blank = Stage::default();
+        StageName::ALL
+            .into_iter()
+            .find(|name| {
+                let stage = self.stages.get(name).unwrap_or(&blank);
+                let (done, total) = stage.count(*name, self.image.as_ref(), self.audio.as_ref());
+                done < total
+            })
+            .unwrap_or(StageName::Decode)
+    }
+
+    /// Time per stage.
+    pub fn timings(&self) -> impl Iterator<Item = (StageName, StageTiming)> {
+        self.stages.iter().filter(|(n, _)| **n != StageName::Llm).map(|(n, s)| (*n, s.timing.clone()))
+    }
+
+    /// Memory per stage.
+    pub fn memory(&self) -> impl Iterator<Item = (StageName, StageMemory)> {
+        self.stages.iter().map(|(n, s)| (*n, s.memory.clone()))
+    }
+}
+
+impl Stage {
+    /// Done and total in the unit that a person counts for this stage: frames and windows for the ends that see
+    /// media, tokens for the rest.
+    fn count(&self, name: StageName, image: Option<&ImagePlan>, audio: Option<&AudioPlan>) -> (u64, u64) {
+        let frames = image.map_or(0, |i| i.frames);
+        let windows = audio.map_or(0, AudioPlan::encoded_windows);
+        let tokens = image.map_or(0, |i| i.tokens) + audio.map_or(0, |a| a.tokens);
+        match name {
+            StageName::Decode => (self.image.len() + self.audio.len(), frames + windows),
+            StageName::Vision => {
+                let per_frame = image.map_or(1, ImagePlan::tokens_per_frame);
+                (self.image.len() / per_frame, frames)
+            }
+            StageName::Audio => (self.audio.len().div_ceil(WINDOW_ROWS), windows),
+            StageName::Fuse => (self.image.len() + self.audio.len(), tokens),
+            StageName::Llm => self.own.unwrap_or((0, tokens)),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What a stage's outputs pass through: cut to size, stored by the broker, a few at a time.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::task::{JoinError, JoinHandle};
+
+use super::allowance::Allowance;
+use super::control::CancelFlag;
+use super::report::Reporter;
+use crate::bus::{Attempt, Bus};
+use protocol::error::{ErrorKind, JobError, StageName};
+use protocol::message::{JobId, Output};
+use protocol::stage::{Later, Port, Stop};
+
+/// When a stage last came to the end of a message. Messages may overlap on a device; the time that they take is told
+/// once.
+#[derive(Clone)]
+struct Lap(Arc<Mutex<Instant>>);
+
+impl Lap {
+    /// What a message that was begun at `started` and is computed now has taken of the stage's time.
+    fn end(&self, started: Instant) -> Duration {
+        let mut last = self.0.lock().expect("no holder panics. This is a bug.");
+        let begun = started.max(*last);
+        *last = Instant::now();
+        last.duration_since(begun)
+    }
+}
+
+/// What the messages of a stage have in common on their way out.
+#[derive(Clone)]
+pub struct Outlet {
+    /// Bytes on their way to the broker.
+    sending: Allowance,
+    lap: Lap,
+    budget_bytes: Option<u64>,
+}
+
+impl Outlet {
+    /// For a stage with so many bytes at most on their way, and a budget, if it has one.
+    pub fn new(sending: Allowance, budget_bytes: Option<u64>) -> Self {
+        Outlet { sending, lap: Lap(Arc::new(Mutex::new(Instant::now()))), budget_bytes }
+    }
+}
+
+/// A [`Port`] onto the bus, for the engine's thread.
+pub struct BusPort {
+    bus: Bus,
+    outlet: Outlet,
+    runtime: Handle,
+    /// The input's: its outputs belong to the same.
+    attempt: Attempt,
+    /// Of every output.
+    headers: Arc<HeaderMap>,
+    flag: CancelFlag,
+    /// Set once this message's outputs are wanted no more, though its job's others are.
+    giving_up: CancelFlag,
+    in_flight: VecDeque<JoinHandle<Result<(), Stop>>>,
+    /// Outputs that are still on their way from a device.
+    later: Vec<Later>,
+    /// What computing took; none before it is over.
+    computed: Option<Duration>,
+    reporter: Reporter,
+    started: Instant,
+    waited: Duration,
+}
+
+impl BusPort {
+    /// A port for one input message.
+    pub fn new(bus: Bus, outlet: Outlet, stage: StageName, job: JobId, attempt: Attempt, flag: CancelFlag) -> Self {
+        let headers = Arc::new(attempt.headers(&job));
+        let reporter = Reporter::new(bus.clone(), stage, job, outlet.budget_bytes);
+        BusPort {
+            bus,
+            outlet,
+            runtime: Handle::current(),
+            attempt,
+            headers,
+            flag,
+            giving_up: CancelFlag::default(),
+            in_flight: VecDeque::new(),
+            later: Vec::new(),
+            computed: None,
+            reporter,
+            started: Instant::now(),
+            waited: Duration::ZERO,
+        }
+    }
+
+    /// Tells the owner every now and then that this message is being worked on, until aborted.
+    pub fn heartbeat(&self) -> JoinHandle<()> {
+        self.reporter.heartbeat()
+    }
+
+    /// Waits, on the engine's thread, for what is on its way of a message that has failed. Waited for, not broken off:
+    /// it could arrive after its job's messages were purged.
+    pub fn give_up(&mut self) {
+        self.giving_up.set();
+        while !self.in_flight.is_empty() {
+            // The outcome of the whole is settled; that of its parts matters no more.
+            let _ = self.settle_first();
+        }
+    }
+
+    /// Notes that the engine is done with the message. What is still on its way from a device is not.
+    pub fn computed(&mut self) {
+        if self.later.is_empty() {
+            self.computed = Some(self.outlet.lap.end(self.started));
+        }
+    }
+
+    /// Waits for what is on its way from a device and hands it on.
+    fn fetch(&mut self) -> Result<(), Stop> {
+        let outcome =
+            std::mem::take(&mut self.later).into_iter().try_for_each(|later| later.emit(&mut |o| self.emit(o)));
+        match &outcome {
+            Ok(()) => self.computed(),
+            Err(_) => self.give_up(),
+        }
+        outcome
+    }
+
+    /// Waits until the broker has every output of a message, tells the owner, and gives the time that computing took.
+    /// The engine may compute meanwhile.
+    ///
+    /// # Errors
+    /// The first output's that could not be made or stored.
+    pub async fn stored(mut self) -> Result<Duration, Stop> {
+        if !self.later.is_empty() {
+            let fetching = tokio::task::spawn_blocking(move || self.fetch().map(|()| self));
+            self = fetching.await.unwrap_or_else(|e| Err(Stop::Unavailable(format!("fetching broke off: {e}"))))?;
+        }
+        let computed = self.computed.unwrap_or_default();
+        let mut outcome = Ok(());
+        for sending in std::mem::take(&mut self.in_flight) {
+            outcome = outcome.and(sent(sending.await));
+        }
+        outcome?;
+        self.reporter.tell(computed, self.waited).await;
+        Ok(computed)
+    }
+
+    fn settle_first(&mut self) -> Result<(), Stop> {
+        let Some(sending) = self.in_flight.pop_front() else { return Ok(()) };
+        sent(self.runtime.block_on(sending))
+    }
+}
+
+fn sent(outcome: Result<Result<(), Stop>, JoinError>) -> Result<(), Stop> {
+    outcome.unwrap_or_else(|e| Err(Stop::Unavailable(format!("sending broke off: {e}"))))
+}
+
+impl Port for BusPort {
+    fn emit(&mut self, output: Output<'_>) -> Result<(), Stop> {
+        let subject = self.bus.subjects().output(&output);
+        let bodies = output.encode(self.bus.max_body()).map_err(|e| {
+            JobError::new(ErrorKind::Internal, e.to_string())
+                .hint("raise max_payload in the server's configuration (deploy/nats.conf sets 8 MB)")
+        })?;
+        for (id, body) in bodies {
+            while self.in_flight.front().is_some_and(JoinHandle::is_finished) {
+                self.settle_first()?;
+            }
+            let since = Instant::now();
+            let share = self.runtime.block_on(self.outlet.sending.take(body.len(), || self.flag.is_set()));
+            self.waited += since.elapsed();
+            let Some(share) = share else { return Err(Stop::Cancelled) };
+            let (bus, subject, flag) = (self.bus.clone(), subject.clone(), self.flag.clone());
+            let (id, headers, giving_up) = (self.attempt.id(id), self.headers.clone(), self.giving_up.clone());
+            self.in_flight.push_back(self.runtime.spawn(async move {
+                let stop = || flag.is_set() || giving_up.is_set();
+                let stored = bus.store(subject, &id, &headers, Bytes::from(body), &stop).await;
+                drop(share);
+                stored
+            }));
+        }
+        self.reporter.add(&output);
+        self.reporter.send(self.started.elapsed(), self.waited);
+        Ok(())
+    }
+
+    fn emit_later(&mut self, later: Later) -> Result<(), Stop> {
+        self.later.push(later);
+        Ok(())
+    }
+
+    fn cancelled(&self) -> bool {
+        self.flag.is_set()
+    }
+}

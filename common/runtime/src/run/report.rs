@@ -1,0 +1,105 @@
+//! What stages tell a job's owner as they go: rows done, time and memory. Core NATS: a lost report costs a progress
+//! bar a step, never a result.
+
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+
+use crate::bus::Bus;
+use crate::bus::events::now_ms;
+use protocol::error::StageName;
+use protocol::memory;
+use protocol::message::{JobId, Modality, Output};
+use protocol::report::{Done, Report};
+
+/// Reports of one message are at least this far apart.
+const EVERY: Duration = Duration::from_millis(200);
+/// Signs of life while one message computes.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+
+/// Collects what one message's work came to.
+pub struct Reporter {
+    bus: Bus,
+    stage: StageName,
+    job: JobId,
+    budget_bytes: u64,
+    done: Vec<Done>,
+    last: Instant,
+    /// Busy and waiting time already told; reports carry differences.
+    told: (Duration, Duration),
+    runtime: tokio::runtime::Handle,
+}
+
+impl Reporter {
+    /// A reporter for one message.
+    pub fn new(bus: Bus, stage: StageName, job: JobId, budget_bytes: Option<u64>) -> Self {
+        Reporter {
+            bus,
+            stage,
+            job,
+            budget_bytes: budget_bytes.unwrap_or(0),
+            done: Vec::new(),
+            last: Instant::now(),
+            told: Default::default(),
+            runtime: tokio::runtime::Handle::current(),
+        }
+    }
+
+    /// Notes an output.
+    pub fn add(&mut self, output: &Output<'_>) {
+        let (modality, offset, rows) = match output {
+            Output::Frames(m) => (Modality::Image, m.offset, m.tensor.rows() as u64),
+            Output::Pcm(m) => (Modality::Audio, m.index, u64::from(m.tensor.rows() > 0)),
+            Output::Features(m) => (m.modality, m.offset, m.tensor.rows() as u64),
+            Output::Tokens(m) => (m.modality, m.offset, m.tensor.rows() as u64),
+        };
+        self.done.push(Done { modality, offset, rows });
+    }
+
+    /// Tells the owner, at most every [`EVERY`]. For the engine's thread.
+    pub fn send(&mut self, elapsed: Duration, waited: Duration) {
+        if self.last.elapsed() < EVERY {
+            return;
+        }
+        let runtime = self.runtime.clone();
+        runtime.block_on(self.tell(elapsed, waited));
+    }
+
+    /// Tells the owner now.
+    pub async fn tell(&mut self, elapsed: Duration, waited: Duration) {
+        self.last = Instant::now();
+        let busy = elapsed.saturating_sub(waited);
+        let mut report = blank(&self.bus, self.stage, self.budget_bytes);
+        report.done = std::mem::take(&mut self.done);
+        report.busy_us = busy.saturating_sub(self.told.0).as_micros() as u64;
+        report.wait_us = waited.saturating_sub(self.told.1).as_micros() as u64;
+        self.told = (busy, waited);
+        self.bus.tell(self.bus.subjects().reports(&self.job), protocol::wire::encode(&report)).await;
+    }
+
+    /// Signs of life until aborted.
+    pub fn heartbeat(&self) -> JoinHandle<()> {
+        let (bus, stage, job, budget) = (self.bus.clone(), self.stage, self.job.clone(), self.budget_bytes);
+        self.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(HEARTBEAT).await;
+                let report = blank(&bus, stage, budget);
+                bus.tell(bus.subjects().reports(&job), protocol::wire::encode(&report)).await;
+            }
+        })
+    }
+}
+
+fn blank(bus: &Bus, stage: StageName, budget_bytes: u64) -> Report {
+    Report {
+        v: protocol::wire::VERSION,
+        stage,
+        instance: bus.instance().to_owned(),
+        done: Vec::new(),
+        busy_us: 0,
+        wait_us: 0,
+        at_ms: now_ms(),
+        peak_bytes: memory::usage().peak_bytes,
+        budget_bytes,
+    }
+}

@@ -1,0 +1,228 @@
+//! Each instance as a NATS service: `nats micro ls`, `info` and `stats` show what it is and how it fares.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::service::{Service, ServiceExt};
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+
+use crate::bus::{Bus, BusError, BusErrorKind};
+use protocol::error::StageName;
+use protocol::memory;
+use protocol::message::{ProbeReply, ProbeRequest};
+use protocol::stage::Probe;
+use protocol::wire::{self, Encoding};
+
+/// The queue's depth is asked for this often.
+const DEPTH_EVERY: Duration = Duration::from_secs(1);
+
+/// What an instance counts from its start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Messages worked off.
+    pub processed: AtomicU64,
+    /// Messages that failed their job.
+    pub failed: AtomicU64,
+    /// Messages that could not be read.
+    pub unreadable: AtomicU64,
+    /// Messages that another delivery had come before.
+    pub redelivered: AtomicU64,
+    /// Messages dropped because nobody waited for their job.
+    pub dropped: AtomicU64,
+    /// Messages in hand.
+    pub in_flight: AtomicU64,
+    /// Microseconds with a message in hand.
+    pub busy_us: AtomicU64,
+    /// Bytes of messages worked off.
+    pub bytes_in: AtomicU64,
+    /// Messages waiting in the queue, as last asked.
+    pub queue_depth: AtomicU64,
+}
+
+impl Counters {
+    /// Adds to a counter.
+    pub fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+/// What an instance says of itself in its service statistics.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Which stage.
+    pub stage: StageName,
+    /// Which of its replicas.
+    pub instance: String,
+    /// Resident bytes now.
+    pub used_bytes: u64,
+    /// Resident bytes at most.
+    pub peak_bytes: u64,
+    /// Taken from the system, used or not.
+    pub reserved_bytes: u64,
+    /// What it may hold; 0 without a budget.
+    pub budget_bytes: u64,
+    /// See [`Counters`].
+    pub processed: u64,
+    /// See [`Counters`].
+    pub failed: u64,
+    /// Messages of any kind that could not be read.
+    pub unreadable: u64,
+    /// See [`Counters`].
+    pub redelivered: u64,
+    /// See [`Counters`].
+    pub dropped: u64,
+    /// See [`Counters`].
+    pub in_flight: u64,
+    /// See [`Counters`].
+    pub busy_us: u64,
+    /// See [`Counters`].
+    pub bytes_in: u64,
+    /// See [`Counters`].
+    pub queue_depth: u64,
+    /// Times that the broker was lost and found again.
+    pub reconnects: u64,
+}
+
+impl Status {
+    fn now(bus: &Bus, stage: StageName, counters: &Counters, budget_bytes: u64) -> Self {
+        let memory::Usage { used_bytes, peak_bytes, reserved_bytes } = memory::usage();
+        let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        Status {
+            stage,
+            instance: bus.instance().to_owned(),
+            used_bytes,
+            peak_bytes,
+            reserved_bytes,
+            budget_bytes,
+            processed: get(&counters.processed),
+            failed: get(&counters.failed),
+            unreadable: get(&counters.unreadable) + bus.unreadable(),
+            redelivered: get(&counters.redelivered),
+            dropped: get(&counters.dropped),
+            in_flight: get(&counters.in_flight),
+            busy_us: get(&counters.busy_us),
+            bytes_in: get(&counters.bytes_in),
+            queue_depth: get(&counters.queue_depth),
+            reconnects: bus.reconnects(),
+        }
+    }
+}
+
+/// What an operator reads of an instance; fixed when it starts.
+#[derive(Clone, Debug, Default)]
+pub struct Card {
+    /// The checkpoint's name.
+    pub model: String,
+    /// Compute type.
+    pub dtype: String,
+    /// What the instance may hold, bytes.
+    pub budget_bytes: Option<u64>,
+}
+
+/// The name of a stage's service.
+pub fn name_of(stage: StageName) -> String {
+    format!("vidi-{stage}")
+}
+
+/// Registers this instance: from now on it is found, and counts as ready. It has a `status` endpoint, and with `probe`
+/// the one that tells what a file is.
+///
+/// # Errors
+/// When the broker refuses the subscriptions.
+pub async fn register(
+    bus: &Bus,
+    stage: StageName,
+    card: &Card,
+    counters: &Arc<Counters>,
+    queues: Vec<PullConsumer>,
+    probe: Option<Probe>,
+) -> Result<Service, BusError> {
+    let refused = |e: async_nats::Error| BusError::new(BusErrorKind::JetStream, format!("service {stage}: {e}"));
+    let metadata = HashMap::from([
+        ("stage".to_owned(), stage.to_string()),
+        ("instance".to_owned(), bus.instance().to_owned()),
+        ("prefix".to_owned(), bus.subjects().prefix().to_owned()),
+        ("wire".to_owned(), wire::VERSION.to_string()),
+        ("model".to_owned(), card.model.clone()),
+        ("dtype".to_owned(), card.dtype.clone()),
+        ("budget_bytes".to_owned(), card.budget_bytes.unwrap_or(0).to_string()),
+        ("max_payload".to_owned(), bus.client().max_payload().to_string()),
+    ]);
+    let budget = card.budget_bytes.unwrap_or(0);
+    let (on, count) = (bus.clone(), counters.clone());
+    let service = bus
+        .client()
+        .service_builder()
+        .description(format!("Vidi 1.5, stage {stage}"))
+        .metadata(metadata)
+        .stats_handler(move |_, _| serde_json::to_value(Status::now(&on, stage, &count, budget)).unwrap_or_default())
+        .start(name_of(stage), env!("CARGO_PKG_VERSION"))
+        .await
+        .map_err(refused)?;
+    let mut status = service
+        .endpoint_builder()
+        .name("status")
+        .add(format!("{}.status.{stage}", bus.subjects().prefix()))
+        .await
+        .map_err(refused)?;
+    let (on, count) = (bus.clone(), counters.clone());
+    tokio::spawn(async move {
+        while let Some(request) = status.next().await {
+            let status = Status::now(&on, stage, &count, budget);
+            let body = wire::encode_as(Encoding::Json, &status);
+            if let Err(error) = request.respond(Ok(body.into())).await {
+                tracing::debug!(%error, "status not answered");
+            }
+        }
+    });
+    if let Some(probe) = probe {
+        let endpoint = service.endpoint_builder().name("probe").add(bus.subjects().probe()).await.map_err(refused)?;
+        tokio::spawn(answer_probes(bus.clone(), endpoint, probe));
+    }
+    let count = counters.clone();
+    tokio::spawn(async move {
+        loop {
+            let mut depth = 0;
+            for queue in &queues {
+                depth += queue.get_info().await.map_or(0, |info| info.num_pending);
+            }
+            count.queue_depth.store(depth, Ordering::Relaxed);
+            tokio::time::sleep(DEPTH_EVERY).await;
+        }
+    });
+    Ok(service)
+}
+
+async fn answer_probes(bus: Bus, mut endpoint: async_nats::service::endpoint::Endpoint, probe: Probe) {
+    while let Some(request) = endpoint.next().await {
+        let (bus, probe) = (bus.clone(), probe.clone());
+        tokio::spawn(async move {
+            let body = request.message.payload.clone();
+            let encoding = Encoding::of(&body);
+            let asked = wire::decode_any::<ProbeRequest>(&body);
+            if asked.is_err() {
+                bus.note_unreadable();
+            }
+            let reply = tokio::task::spawn_blocking(move || {
+                let asked = asked.map_err(|e| {
+                    protocol::error::JobError::new(protocol::error::ErrorKind::BadRequest, format!("probe: {e}"))
+                })?;
+                probe(&asked.video)
+            })
+            .await;
+            let reply = match reply {
+                Ok(Ok(info)) => ProbeReply::Info(info),
+                Ok(Err(error)) => ProbeReply::Refused { error },
+                // Unanswered, it is asked again of another worker.
+                Err(panicked) => return tracing::error!(%panicked, "probe broke off. This is a bug."),
+            };
+            if let Err(error) = request.respond(Ok(wire::encode_as(encoding, &reply).into())).await {
+                tracing::debug!(%error, "probe not answered");
+            }
+        });
+    }
+}
