@@ -27,13 +27,18 @@ if [ ${#missing[@]} -gt 0 ]; then
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 fi
 
+# The toolchain that rust-toolchain.toml names; a cargo that rustup does not manage is taken as it is.
+channel=$(sed -n 's/^channel = "\(.*\)"$/\1/p' rust-toolchain.toml)
+if ! command -v cargo >/dev/null && [ -f "$HOME/.cargo/env" ]; then
+  . "$HOME/.cargo/env"
+fi
 if ! command -v cargo >/dev/null; then
-  if [ -f "$HOME/.cargo/env" ]; then
-    . "$HOME/.cargo/env"
-  else
-    echo "installing: Rust (rustup, stable)" >&2
-    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt -c clippy >&2
-  fi
+  echo "installing: Rust $channel (rustup)" >&2
+  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
+    sh -s -- -y --profile minimal --default-toolchain "$channel" -c rustfmt -c clippy >&2
+elif command -v rustup >/dev/null && ! cargo --version >/dev/null 2>&1; then
+  echo "installing: Rust $channel" >&2
+  rustup toolchain install "$channel" --profile minimal -c rustfmt -c clippy >&2
 fi
 
 # Debian's nats-server is 2.9.10; the tests run against the current release too.

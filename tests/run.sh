@@ -12,6 +12,14 @@ export VIDI_NATS_SERVER_OLD=${VIDI_NATS_SERVER_OLD:-/usr/sbin/nats-server}
 echo "brokers: $("$VIDI_NATS_SERVER" --version), $("$VIDI_NATS_SERVER_OLD" --version)"
 
 step() { echo; echo "== $*"; "$@"; }
+# Of what the lock file brings in: deny.toml. Its advisories need the network, and are not asked for here.
+licences() {
+  if cargo deny --version >/dev/null 2>&1; then
+    cargo deny check bans licenses sources
+  else
+    echo "skipped: cargo-deny is not installed (cargo install cargo-deny --locked)"
+  fi
+}
 # Nothing here runs a kernel; a broken one must not land all the same.
 kernels() {
   local kernel
@@ -21,6 +29,7 @@ kernels() {
 }
 
 step cargo fmt --all --check
+step licences
 step kernels
 step cargo clippy --workspace --all-targets --locked -- -D warnings
 step cargo build --workspace --bins --locked

@@ -10,7 +10,7 @@ use crate::video::Frame;
 
 /// Gathers frames into batches.
 ///
-/// A picture that is zero in every byte counts as absent (MODEL.md, decisions). So the zero frames that a whole video
+/// A picture that is zero in every byte counts as absent (MODEL.md, "Decisions"). So the zero frames that a whole video
 /// starts with are only counted until another one comes.
 pub(crate) struct FrameBatches {
     job: JobId,

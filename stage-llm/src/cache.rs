@@ -1,7 +1,7 @@
 //! Keys and values, allocated once and written in place: of a prompt and its answer, and of a video.
 //!
-//! A video's depend on nothing but the video (DESIGN.md, second consequence), so they live apart from the text's and
-//! may outlive one question.
+//! A video's depend on nothing but the video, so they live apart from the text's and may outlive one
+//! question.
 
 use std::ops::Range;
 

@@ -1,5 +1,5 @@
 //! The last video that was answered about, kept for the next question: keys and values of a video do not depend on the
-//! question (DESIGN.md, second consequence), so the second one costs only its text.
+//! question, so the second one costs only its text.
 
 use protocol::error::ErrorKind;
 use protocol::event::JobResult;

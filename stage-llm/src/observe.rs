@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use protocol::message::Modality;
 
-/// A place in the model whose value the oracle knows (oracle/README.md).
+/// A place in the model whose value the oracle knows (tests/oracle/README.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Boundary {
     /// `text_hidden.{layer}` `[L, D]`: the prompt entering a layer; the number of layers stands for after the last.

@@ -129,7 +129,8 @@ def main():
         save_file(kept, os.path.join(directory, "units.safetensors"))
     for root, _, files in os.walk(a.out):
         for f in files:
-            os.chmod(os.path.join(root, f), 0o644)
+            if not f.endswith(".sh"):
+                os.chmod(os.path.join(root, f), 0o644)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-//! Where a stage computes: the CPU, or one CUDA device under a hard cap (DESIGN.md, "Budgets").
+//! Where a stage computes: the CPU, or one CUDA device under a hard cap (ARCHITECTURE.md, "Budgets").
 
 #[cfg(feature = "cuda")]
 mod cuda;

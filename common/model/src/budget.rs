@@ -1,4 +1,4 @@
-//! What a stage will hold, in bytes, known before it loads one (DESIGN.md, "Budgets").
+//! What a stage will hold, in bytes, known before it loads one (ARCHITECTURE.md, "Budgets").
 
 use std::fmt;
 

@@ -14,7 +14,7 @@ pub const SAMPLE_RATE: u64 = 16_000;
 pub const WINDOW_SAMPLES: u64 = 480_000;
 /// Samples between mel frames (MODEL.md 2.3).
 pub const HOP_SAMPLES: u64 = 160;
-/// Less sound than this gives no audio tokens (MODEL.md, decisions).
+/// Less sound than this gives no audio tokens (MODEL.md, "Decisions").
 pub const MIN_AUDIO_SAMPLES: u64 = 3_200;
 /// Encoder rows that the audio pool takes together (MODEL.md 5).
 pub const AUDIO_POOL: u64 = 5;
@@ -118,7 +118,7 @@ pub struct MediaPlan {
     pub audio: Option<AudioPlan>,
 }
 
-/// Tokens per side of a frame's grid for `frames` sampled frames: 14 down to 5 (MODEL.md 4.2).
+/// Tokens per side of a frame's grid for `frames` sampled frames: 14 down to 5 (MODEL.md 4, step 2).
 pub fn grid_side(frames: u64) -> u32 {
     let side = f64::from(PADDED_SIDE);
     let budget = 60_000.0 * f64::from(IMAGE_POOL * IMAGE_POOL);
@@ -176,7 +176,7 @@ impl AudioPlan {
         })
     }
 
-    /// Windows that are worth encoding: a last one of under 160 samples adds nothing (MODEL.md, decisions).
+    /// Windows that are worth encoding: a last one of under 160 samples adds nothing (MODEL.md, "Decisions").
     pub fn encoded_windows(&self) -> u64 {
         self.windows - u64::from((1..HOP_SAMPLES).contains(&(self.samples % WINDOW_SAMPLES)))
     }

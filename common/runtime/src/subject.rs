@@ -1,4 +1,4 @@
-//! Names on the bus: subjects, streams and consumers (DESIGN.md, "The bus").
+//! Names on the bus: subjects, streams and consumers (PROTOCOL.md, "Subjects" and "Streams").
 
 use protocol::error::StageName;
 use protocol::message::{JobId, Output};

@@ -121,7 +121,7 @@ fn a_tensor_made_in_pieces_holds_each_value_at_its_place() {
     }
 }
 
-/// Each side of `<image>` on its own; the first `<bos>` stays, the others go (MODEL.md section 2.4).
+/// Each side of `<image>` on its own; the first `<bos>` stays, the others go (MODEL.md 2.4).
 fn encode(tokenizer: &Tokenizer, chunks: &Value) -> Vec<u32> {
     let chunks: Vec<String> = serde_json::from_value(chunks.clone()).unwrap();
     let ids = |(n, chunk): (usize, String)| {

@@ -1,7 +1,8 @@
 //! Every kernel family beside its twin on the CPU: the self-test at start, and the parity test on a card.
 //!
-//! A kernel that was built for another card may return garbage without any error (AUDIT.md 9), and wrong tokens look
-//! like tokens. Inputs are small and awkward: lengths that fill no tile, windows whose edge lies within one.
+//! A kernel that was built for another GPU may return garbage without any error, as quantized matmuls of sm_89 did on
+//! sm_90, and wrong tokens look like tokens. Inputs are small and awkward: lengths that fill no tile, windows whose edge
+//! lies within one.
 
 use candle_core::{DType, Device, Result, Tensor};
 use compute::kernels::check::Check;

@@ -1,4 +1,5 @@
-//! A golden directory: what the oracle computed for one checkpoint and one input (oracle/README.md, golden/README.md).
+//! A golden directory: what the oracle computed for one checkpoint and one input (tests/oracle/README.md and
+//! tests/golden/README.md).
 
 use std::collections::BTreeMap;
 use std::path::Path;

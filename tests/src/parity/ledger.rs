@@ -7,7 +7,7 @@ use super::golden::{Golden, Stored};
 use super::limits::Limits;
 use super::report::{Distance, Row, Tolerance, Verdict};
 
-/// Every boundary of oracle/README.md; `#` stands for a number.
+/// Every boundary of tests/oracle/README.md; `#` stands for a number.
 const BOUNDARIES: [&str; 31] = [
     "pixel_values",
     "vision_embed_frame#",

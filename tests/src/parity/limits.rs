@@ -1,4 +1,4 @@
-//! What each boundary may be off by, for the precision that is compared (MODEL.md, decisions and section 9).
+//! What each boundary may be off by, for the precision that is compared (MODEL.md, "Decisions", and section 9).
 
 use config::{Config, KvPrecision, MediaProducts, Precision, WeightFormat};
 

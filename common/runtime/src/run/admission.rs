@@ -139,7 +139,8 @@ async fn refuse(bus: &Bus, delivery: &Delivery, encoding: Encoding, error: JobEr
     let mut log = EventLog::open(bus, &job).await;
     if log.last().is_none() {
         log.write_as(encoding);
-        let error = error.at(StageName::Llm).hint("PROTOCOL: JobRequest lists the fields and what they may be");
+        let hint = "common/protocol/PROTOCOL.md, \"For clients\", lists the fields of a job and what they may be";
+        let error = error.at(StageName::Llm).hint(hint);
         // Refused only if the job has ended meanwhile.
         let _ = log.append(Event::Failed { error }).await;
     }
