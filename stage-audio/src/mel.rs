@@ -128,6 +128,8 @@ mod tests {
     use super::*;
 
     const MELS: usize = 128;
+    /// Filters of Whisper's smaller models, large-v2 among them.
+    const BASE_MELS: usize = 80;
 
     /// Two tones and something that no two samples share, loud to quiet.
     fn sound(samples: usize) -> Vec<i16> {
@@ -139,8 +141,8 @@ mod tests {
         (0..samples).map(value).collect()
     }
 
-    /// Frame `t` straight from the formulas, before the floor: log10 of each filter's energy.
-    fn by_definition(pcm: &[i16], t: usize) -> Vec<f64> {
+    /// Frame `t` straight from the formulas, before the floor: log10 of the energy of each of `mels` filters.
+    fn by_definition(mels: usize, pcm: &[i16], t: usize) -> Vec<f64> {
         let turn = 2.0 * std::f64::consts::PI / 400.0;
         let x: Vec<f64> = (0..400i64)
             .map(|i| {
@@ -161,20 +163,23 @@ mod tests {
             })
             .collect();
         let energy = |f: &Filter| f.weights.iter().zip(&power[f.first..]).map(|(&w, p)| f64::from(w) * p).sum();
-        slaney_filters(MELS).iter().map(|f| f64::max(energy(f), 1e-10).log10()).collect()
+        slaney_filters(mels).iter().map(|f| f64::max(energy(f), 1e-10).log10()).collect()
     }
 
     #[test]
     fn frames_follow_from_the_formulas_mirrored_ends_included() {
         let pcm = sound(SAMPLES);
-        let mel = LogMel::new(MELS).window(&pcm);
-        let loudest = f64::from(mel.iter().fold(f32::MIN, |a, &b| a.max(b))) * 4.0 - 4.0;
-        for t in [0, 1, 2, 777, 2998, 2999] {
-            for (m, y) in by_definition(&pcm, t).into_iter().enumerate() {
-                let want = (y.max(loudest - 8.0) + 4.0) / 4.0;
-                let got = f64::from(mel[m * FRAMES + t]);
-                // The window's table is single precision: quiet filters next to loud ones feel that.
-                assert!((got - want).abs() < 1e-5, "frame {t}, filter {m}: {got} {want}");
+        for mels in [MELS, BASE_MELS] {
+            let mel = LogMel::new(mels).window(&pcm);
+            assert_eq!(mel.len(), mels * FRAMES);
+            let loudest = f64::from(mel.iter().fold(f32::MIN, |a, &b| a.max(b))) * 4.0 - 4.0;
+            for t in [0, 1, 2, 777, 2998, 2999] {
+                for (m, y) in by_definition(mels, &pcm, t).into_iter().enumerate() {
+                    let want = (y.max(loudest - 8.0) + 4.0) / 4.0;
+                    let got = f64::from(mel[m * FRAMES + t]);
+                    // The window's table is single precision: quiet filters next to loud ones feel that.
+                    assert!((got - want).abs() < 1e-5, "frame {t}, filter {m} of {mels}: {got} {want}");
+                }
             }
         }
     }
@@ -219,5 +224,27 @@ mod tests {
             assert!((area - 1.0).abs() < 0.03, "{area}");
         }
         assert!(filters.iter().all(|f| f.first + f.weights.len() <= BINS && !f.weights.is_empty()));
+    }
+
+    /// Values of `WhisperFeatureExtractor.mel_filters` (transformers; librosa's filters), rounded to f32 there.
+    #[test]
+    fn eighty_filters_are_those_that_the_smaller_models_were_trained_with() {
+        let filters = slaney_filters(BASE_MELS);
+        assert_eq!(filters.len(), BASE_MELS);
+        for (mel, bin, want) in [
+            (0, 1, 0.024_862_595),
+            (1, 1, 0.001_990_821_9),
+            (1, 2, 0.022_871_772),
+            (9, 10, 0.006_945_197),
+            (39, 41, 0.011_486_922),
+            (69, 131, 0.004_875_534),
+            (79, 192, 0.003_164_711_6),
+            (79, 199, 0.000_448_759),
+        ] {
+            let got = filters[mel].weights[bin - filters[mel].first];
+            assert!((got - want).abs() <= 2e-7 * want, "filter {mel}, bin {bin}: {got} {want}");
+        }
+        let weights = filters.iter().map(|f| f.weights.len()).sum::<usize>();
+        assert_eq!((weights, filters[0].weights.len(), filters[79].weights.len()), (391, 1, 14));
     }
 }

@@ -43,7 +43,7 @@ impl Stage for AudioStage {
                 if rows == 0 || input.tensor.rows() < HOP_SAMPLES as usize {
                     return Ok(());
                 }
-                let mel = self.mel.tensor(&input.tensor.to_i16(), self.encoder.device()).map_err(Failure)?; // [1, 128, 3000]
+                let mel = self.mel.tensor(&input.tensor.to_i16(), self.encoder.device()).map_err(Failure)?; // [1, mels, 3000]
                 if port.cancelled() {
                     return Err(Stop::Cancelled);
                 }

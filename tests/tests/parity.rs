@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use config::MediaProducts;
+use config::{MediaProducts, Precision};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use tests::parity::report::{Report, Verdict};
@@ -247,6 +247,21 @@ fn a_wrong_token_id_or_text_or_total_fails_by_its_name() {
     assert_eq!(Copied::new().json(ranges).failures(), ["time_ranges"]);
     let grid = |json: &mut serde_json::Value| json["grid"] = serde_json::json!([13, 13]);
     assert_eq!(Copied::new().json(grid).failures(), ["grid (count)"]);
+}
+
+/// Trained weights have more noise than random ones: a golden directory may bring its own.
+#[test]
+fn sixteen_bits_are_held_to_the_golden_directorys_own_noise_where_it_has_some() {
+    let failures = |noise: serde_json::Value| {
+        let copied = Copied::new().json(|json| json["noise"] = noise.clone());
+        let mut options = Options { golden: copied.0.path().to_owned(), ..options("", "tied", 0) };
+        options.config.compute.dtype = Precision::F16;
+        let report = compare(&options).unwrap();
+        report.failures().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(failures(serde_json::json!({})).is_empty());
+    assert!(failures(serde_json::json!({"f16": {"pooled": 1.0}, "bf16": {"vision_features": 1e-6}})).is_empty());
+    assert_eq!(failures(serde_json::json!({"f16": {"vision_features": 1e-6}})), ["vision_features"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
+use config::Precision;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -64,6 +65,18 @@ pub struct Facts {
     pub time_ranges: Option<TimeRanges>,
     #[serde(default)]
     tensors: BTreeMap<String, Thinning>,
+    /// Relative rms errors of the oracle itself in 16 bits, by boundary, where its f32 is what `golden.safetensors` holds.
+    #[serde(default)]
+    noise: Noise,
+}
+
+/// Errors of the oracle in 16 bits, by boundary.
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Noise {
+    #[serde(default)]
+    f16: BTreeMap<String, f64>,
+    #[serde(default)]
+    bf16: BTreeMap<String, f64>,
 }
 
 /// The time ranges of an answer as fractions, in seconds, and written out.
@@ -155,6 +168,16 @@ impl Golden {
     /// A tensor.
     pub fn tensor(&self, name: &str) -> Option<&Stored> {
         self.tensors.get(name)
+    }
+
+    /// Relative rms error of the oracle itself at a boundary in 16 bits, where the directory says.
+    pub fn noise(&self, precision: Precision, boundary: &str) -> Option<f64> {
+        let noise = match precision {
+            Precision::F32 => return None,
+            Precision::F16 => &self.facts.noise.f16,
+            Precision::Bf16 => &self.facts.noise.bf16,
+        };
+        noise.get(boundary).copied()
     }
 
     /// Names of all tensors.

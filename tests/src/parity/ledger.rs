@@ -93,7 +93,7 @@ impl Check<'_> {
         }
     }
 
-    fn row(self, limits: Limits) -> Row {
+    fn row(self, limits: Limits, golden: &Golden) -> Row {
         let Some(stored) = self.stored else {
             return Row { name: self.name, distance: None, verdict: Verdict::Absent };
         };
@@ -103,7 +103,7 @@ impl Check<'_> {
             of: stored.count(),
             max_abs: self.max_abs,
             relative_rms: relative,
-            tolerance: limits.tolerance(&self.name, self.max_abs),
+            tolerance: limits.tolerance(golden, &self.name, self.max_abs),
         };
         let seen = self.seen.len();
         let verdict = if let Some(trouble) = self.trouble {
@@ -220,6 +220,6 @@ impl<'g> Ledger<'g> {
                 }
             })
             .collect();
-        self.checks.into_iter().map(|check| check.row(self.limits)).chain(unseen).collect()
+        self.checks.into_iter().map(|check| check.row(self.limits, self.golden)).chain(unseen).collect()
     }
 }

@@ -113,7 +113,7 @@ fn audio_tokens(
     // The oracle encodes every window; stage-audio leaves out a last one that adds no row.
     for (index, samples) in samples.chunks(WINDOW_SAMPLES as usize).enumerate() {
         let whole = |value: &Tensor| [&[windows], &value.dims()[1..]].concat();
-        let mel = mel.tensor(samples, encoder.device())?; // [1, 128, 3000]
+        let mel = mel.tensor(samples, encoder.device())?; // [1, mels, 3000]
         ledger.see("mel", &whole(&mel), index as u64, &mel);
         let mut seen = Vec::new();
         let mut keep = |name: &str, x: &Tensor| seen.push((format!("{name}_window0"), x.get(0).and_then(|x| x.copy())));
