@@ -11,8 +11,8 @@ use protocol::bytes::Bytes;
 use protocol::error::StageName;
 use protocol::event::Mode;
 use protocol::plan::{AudioPlan, ImagePlan, SAMPLE_RATE};
-use stage_llm::admission;
-use stage_llm::cache::CachePlan;
+use stage_llm::gemma::cache::CachePlan;
+use stage_llm::job::fit;
 
 /// Prompt and answer of a usual question: 64 and 1,024 tokens.
 const TEXT_TOKENS: u64 = 64 + 1024;
@@ -26,7 +26,7 @@ pub struct Plan {
     /// Vision, audio and fuse, with what each of their processes takes and how many there are.
     pub encoders: Vec<(StageName, Footprint, u64)>,
     /// A process of the language model.
-    pub llm: admission::Footprint,
+    pub llm: fit::Footprint,
     /// How many of those there are.
     pub llm_processes: u64,
     /// What all may take together; none without a cap.
@@ -64,7 +64,7 @@ impl Plan {
             encoder(StageName::Audio, stage_audio::open::footprint(config, model)?),
             encoder(StageName::Fuse, stage_fuse::open::footprint(config, model)?),
         ];
-        let llm = admission::Footprint::new(model, &config.llm, &config.compute)?;
+        let llm = fit::Footprint::new(model, &config.llm, &config.compute)?;
         Ok(Plan { encoders, llm, llm_processes: count(StageName::Llm), card_bytes: config.compute.card_bytes })
     }
 

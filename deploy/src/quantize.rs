@@ -16,9 +16,9 @@ use compute::random::Normal;
 use config::WeightFormat;
 use model::checkpoint::{Checkpoint, Weights};
 use serde_json::json;
+use stage_llm::gemma::quantized::{BlockFormat, Blocks, Linear, Strips};
 use stage_llm::gemma::untied;
-use stage_llm::quantized::{BlockFormat, Blocks, Linear, Strips};
-use stage_llm::weights::{FileInfo, Matrix, VERSION, matrices, quantized};
+use stage_llm::gemma::weights::{FileInfo, Matrix, VERSION, matrices, quantized};
 
 /// Rows of activations that a matrix's error is measured with.
 const PROBES: usize = 16;
@@ -112,7 +112,7 @@ mod tests {
     use config::{LlmConfig, MediaProducts};
     use model::checkpoint::{CheckpointError, CheckpointErrorKind};
     use stage_llm::Gemma;
-    use stage_llm::cache::VideoCache;
+    use stage_llm::gemma::cache::VideoCache;
 
     fn model(dir: &Path) {
         let dims = model::demo_model::Dims::of(config::Size::Realdims);

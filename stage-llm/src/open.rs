@@ -14,13 +14,13 @@ use protocol::event::JobResult;
 use protocol::message::{JobRequest, Modality};
 use protocol::stage::{JobPort, Owner, Stop};
 
-use crate::admission::{Footprint, HINT};
-use crate::answer::{LlmStage, Settings};
-use crate::cache::{MediaCache, VideoCache};
-use crate::choose::first_largest;
 use crate::gemma::Gemma;
-use crate::intake::Chunk;
-use crate::prompt::Prompter;
+use crate::gemma::cache::{MediaCache, VideoCache};
+use crate::gemma::choose::first_largest;
+use crate::job::answer::{LlmStage, Settings};
+use crate::job::fit::{Footprint, HINT};
+use crate::job::intake::Chunk;
+use crate::text::prompt::Prompter;
 
 /// Tokens of the cache that a model is warmed up with.
 const WARM_TOKENS: u64 = 256;
@@ -36,7 +36,7 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     footprint.fixed.check(StageName::Llm, budget, HINT)?;
     // In phases it has the card to itself: the cap is the card's, its budget beside the encoders is admission's to keep.
     let compute = Compute::open(&config.compute, config.compute.card_bytes.or(budget))?;
-    compute.refuse_if_wrong(crate::kernels::check::check)?;
+    compute.refuse_if_wrong(crate::gemma::kernels::check::check)?;
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let settings = Settings {
         llm: config.llm.clone(),

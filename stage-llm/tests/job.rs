@@ -9,7 +9,7 @@ use protocol::event::{Event, Finish, JobResult, Mode};
 use protocol::message::{JobRequest, Modality};
 use protocol::stage::Stop;
 use serde_json::json;
-use stage_llm::answer::{LlmStage, Settings};
+use stage_llm::job::answer::{LlmStage, Settings};
 
 use Modality::{Audio, Image};
 

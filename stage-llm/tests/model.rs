@@ -12,11 +12,11 @@ use model::config_json::ModelConfig;
 use protocol::event::Finish;
 use protocol::message::Modality;
 use serde_json::json;
-use stage_llm::cache::{MediaCache, VideoCache};
 use stage_llm::gemma::Gemma;
-use stage_llm::generate::{Ending, Pace, generate};
-use stage_llm::observe::{Boundary, Observe};
-use stage_llm::sample::Sampler;
+use stage_llm::gemma::cache::{MediaCache, VideoCache};
+use stage_llm::gemma::observe::{Boundary, Observe};
+use stage_llm::job::generate::{Ending, Pace, generate};
+use stage_llm::text::sample::Sampler;
 
 const PROMPT: [u32; 20] =
     [2, 106, 400, 401, 402, 108, 108, 390, 391, 392, 393, 394, 395, 396, 397, 398, 399, 107, 108, 106];

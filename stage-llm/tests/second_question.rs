@@ -9,7 +9,7 @@ use protocol::event::{Event, JobResult, Mode};
 use protocol::message::{JobRequest, Modality};
 use protocol::plan::{MediaInfo, MediaPlan};
 use protocol::stage::Stop;
-use stage_llm::answer::{LlmStage, Settings};
+use stage_llm::job::answer::{LlmStage, Settings};
 
 use Modality::{Audio, Image};
 

@@ -12,7 +12,7 @@ use config::{ComputeConfig, Config, MediaProducts, Precision};
 use model::config_json::ModelConfig;
 use protocol::plan::{AudioPlan, ImagePlan, SAMPLE_RATE, WINDOW_SAMPLES};
 use serde::{Deserialize, Serialize};
-use stage_llm::admission::Footprint;
+use stage_llm::job::fit::Footprint;
 
 /// A card's rates.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

@@ -8,16 +8,16 @@ use model::checkpoint::{CheckpointError, Weights};
 use model::config_json::ModelConfig;
 use protocol::message::Modality;
 
-use crate::attention::segments::{Queries, Segment, attend_segments};
-use crate::attention::{Scoring, Visible};
-use crate::cache::{Geometry, LayerCache, TextCache, VideoCache};
-use crate::choose::soft_cap;
-use crate::fold::fold_heads;
-use crate::intake::Chunk;
-use crate::observe::{Boundary, Observe};
-use crate::quantized::Linear;
-use crate::rope::RopeTable;
-use crate::weights::{self, LayerMatrices, Loader};
+use crate::gemma::attention::segments::{Queries, Segment, attend_segments};
+use crate::gemma::attention::{Scoring, Visible};
+use crate::gemma::cache::{Geometry, LayerCache, TextCache, VideoCache};
+use crate::gemma::choose::soft_cap;
+use crate::gemma::fold::fold_heads;
+use crate::gemma::observe::{Boundary, Observe};
+use crate::gemma::quantized::Linear;
+use crate::gemma::rope::RopeTable;
+use crate::gemma::weights::{self, LayerMatrices, Loader};
+use crate::job::intake::Chunk;
 
 /// `G(x, w) = rms(x) * (1 + w)`, all in f32, one rounding at the end (MODEL.md 7).
 struct RmsNorm {

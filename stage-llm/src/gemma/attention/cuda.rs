@@ -10,8 +10,8 @@ use compute::kernels::cuda::{Kernels, grid, launch_ahead, pointer, room, suffix}
 
 use super::segments::{Queries, SCRATCH_BYTES, Segment};
 use super::{Scoring, Visible};
-use crate::kernels::{address, rows};
-use crate::kv::{KvFormat, KvTensor};
+use crate::gemma::kernels::{address, rows};
+use crate::gemma::kv::{KvFormat, KvTensor};
 
 static FEW: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/attend_few.fatbin")));
 static MANY: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/attend_many.fatbin")));

@@ -7,10 +7,10 @@ use protocol::error::{ErrorKind, JobError};
 use protocol::message::{Modality, TokenBatch};
 use protocol::plan::MediaPlan;
 
-use crate::admission::Admission;
-use crate::cache::{MediaCache, VideoCache};
-use crate::compact::compacted;
 use crate::gemma::Gemma;
+use crate::gemma::cache::{MediaCache, VideoCache};
+use crate::job::compact::compacted;
+use crate::job::fit::Admission;
 
 /// New rows, ready for the model.
 #[derive(Debug)]

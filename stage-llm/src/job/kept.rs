@@ -7,7 +7,7 @@ use protocol::message::JobRequest;
 use protocol::plan::MediaPlan;
 use protocol::stage::Stop;
 
-use crate::cache::VideoCache;
+use crate::gemma::cache::VideoCache;
 
 /// What a video's keys and values depend on, besides the model and its formats, of which a process has one.
 #[derive(Clone, Debug, PartialEq)]

@@ -7,7 +7,7 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor};
 
 use super::{Scoring, Source, Visible, attend_to};
-use crate::kv::KvTensor;
+use crate::gemma::kv::KvTensor;
 
 /// Queries of a run of text tokens, `[n, heads * head_dim]`; they may be columns of a wider matrix.
 #[derive(Clone, Copy, Debug)]
@@ -88,8 +88,8 @@ impl Source for Segment<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attention::attend;
-    use crate::kv::KvFormat;
+    use crate::gemma::attention::attend;
+    use crate::gemma::kv::KvFormat;
     use candle_core::Device;
 
     fn random(shape: (usize, usize), seed: u64) -> Tensor {

@@ -6,13 +6,13 @@
 use candle_core::{DType, Device, Result, Tensor};
 use compute::kernels::check::Check;
 
-use crate::attention::segments::{Queries, Segment, attend_segments};
-use crate::attention::{Scoring, Visible};
-use crate::choose::{NO_TOKEN, first_largest, soft_cap};
-use crate::fold::fold_heads;
-use crate::kv::{KvFormat, KvTensor};
-use crate::quantized::{BlockFormat, Blocks, Linear};
-use crate::rope::RopeTable;
+use crate::gemma::attention::segments::{Queries, Segment, attend_segments};
+use crate::gemma::attention::{Scoring, Visible};
+use crate::gemma::choose::{NO_TOKEN, first_largest, soft_cap};
+use crate::gemma::fold::fold_heads;
+use crate::gemma::kv::{KvFormat, KvTensor};
+use crate::gemma::quantized::{BlockFormat, Blocks, Linear};
+use crate::gemma::rope::RopeTable;
 
 /// Compares every family of kernels on `device` in `dtype` with its twin on the CPU.
 pub fn check(device: &Device, dtype: DType) -> Vec<Check> {

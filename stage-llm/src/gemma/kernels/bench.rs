@@ -7,10 +7,10 @@ use candle_core::cuda::cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::check::Noise;
-use crate::attention::segments::{Queries, Segment, attend_segments};
-use crate::attention::{Scoring, Visible};
-use crate::kv::{KvFormat, KvTensor};
-use crate::quantized::{BlockFormat, Blocks, Linear};
+use crate::gemma::attention::segments::{Queries, Segment, attend_segments};
+use crate::gemma::attention::{Scoring, Visible};
+use crate::gemma::kv::{KvFormat, KvTensor};
+use crate::gemma::quantized::{BlockFormat, Blocks, Linear};
 
 /// What one operation took.
 #[derive(Debug, Clone)]

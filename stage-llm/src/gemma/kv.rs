@@ -232,7 +232,7 @@ impl InplaceOp2 for Write<'_> {
         rows: &candle_core::CudaStorage,
         rows_layout: &Layout,
     ) -> Result<()> {
-        crate::kernels::kv_write(self.to, data, layout, rows, rows_layout, self.at)
+        crate::gemma::kernels::kv_write(self.to, data, layout, rows, rows_layout, self.at)
     }
 }
 

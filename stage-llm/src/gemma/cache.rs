@@ -11,8 +11,8 @@ use model::config_json::ModelConfig;
 use protocol::message::Modality;
 use protocol::rows::RowSet;
 
-use crate::kv::{KvFormat, KvTensor};
-use crate::rope::RopeTable;
+use crate::gemma::kv::{KvFormat, KvTensor};
+use crate::gemma::rope::RopeTable;
 
 /// What one token's keys and values take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

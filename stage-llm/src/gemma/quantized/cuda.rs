@@ -9,7 +9,7 @@ use compute::kernels::cuda::{Arg, Kernels, grid, pointer, resident_blocks, room,
 use compute::kernels::e4m3::on_card;
 
 use super::{BlockFormat, Blocks, FEW_ROWS, Linear, UNIT_ROWS};
-use crate::kernels::{address, rows};
+use crate::gemma::kernels::{address, rows};
 
 static GEMV: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/gemv.fatbin")));
 static BLOCKS: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/blocks.fatbin")));

@@ -14,11 +14,11 @@ use protocol::error::{ErrorKind, JobError};
 use protocol::event::Mode;
 use protocol::plan::{AudioPlan, MediaPlan, SAMPLE_RATE};
 
-use crate::attention::segments::SCRATCH_BYTES;
-use crate::attention::{BLOCK_KEYS, BLOCK_SCORES};
-use crate::cache::{CachePlan, Geometry};
 use crate::gemma::Gemma;
-use crate::quantized;
+use crate::gemma::attention::segments::SCRATCH_BYTES;
+use crate::gemma::attention::{BLOCK_KEYS, BLOCK_SCORES};
+use crate::gemma::cache::{CachePlan, Geometry};
+use crate::gemma::quantized;
 
 /// A memory pool maps a card's memory in chunks of so many bytes (seen with CUDA 13.0): what a piece leaves of its last one
 /// serves nothing that is larger.

@@ -6,11 +6,11 @@ use compute::transfer::Download;
 use protocol::event::Finish;
 use protocol::stage::Stop;
 
-use crate::cache::{TextCache, VideoCache};
-use crate::choose::first_largest;
 use crate::gemma::Gemma;
-use crate::observe::{Boundary, Observe};
-use crate::sample::{Sampler, checked};
+use crate::gemma::cache::{TextCache, VideoCache};
+use crate::gemma::choose::first_largest;
+use crate::gemma::observe::{Boundary, Observe};
+use crate::text::sample::{Sampler, checked};
 
 /// When an answer ends.
 #[derive(Clone, Copy, Debug)]

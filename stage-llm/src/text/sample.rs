@@ -2,7 +2,7 @@
 
 use protocol::error::{ErrorKind, JobError};
 
-use crate::choose::{NO_TOKEN, first_largest_of};
+use crate::gemma::choose::{NO_TOKEN, first_largest_of};
 
 /// Chooses tokens: greedily, or at random from a nucleus. The same seed chooses the same tokens.
 #[derive(Clone, Debug)]

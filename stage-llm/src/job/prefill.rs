@@ -12,13 +12,13 @@ use protocol::plan::MediaPlan;
 use protocol::stage::Stop;
 use protocol::wire::VERSION;
 
-use crate::admission::Admission;
-use crate::cache::VideoCache;
-use crate::compact::compacted;
 use crate::gemma::Gemma;
-use crate::intake::{Chunk, Intake};
-use crate::job::{Job, here};
-use crate::parked::Parked;
+use crate::gemma::cache::VideoCache;
+use crate::job::compact::compacted;
+use crate::job::fit::Admission;
+use crate::job::in_flight::{Job, here};
+use crate::job::intake::{Chunk, Intake};
+use crate::job::parked::Parked;
 
 /// A pass through the layers takes at least this share of the tokens that are still to come, ...
 const LEFT_SHARE: usize = 4;

@@ -13,7 +13,7 @@ use model::checkpoint::{CheckpointError, CheckpointErrorKind, Weights};
 use model::config_json::ModelConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::quantized::{BlockFormat, Blocks, Linear, Strips};
+use crate::gemma::quantized::{BlockFormat, Blocks, Linear, Strips};
 
 /// Version of the file's layout.
 pub const VERSION: u32 = 1;

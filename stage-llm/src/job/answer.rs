@@ -12,19 +12,19 @@ use protocol::event::{Event, Finish, JobResult, Mode, ModelName};
 use protocol::message::JobRequest;
 use protocol::stage::{JobPort, Stop};
 
-use crate::admission::{self, Admission, Footprint, HINT};
-use crate::cache::{MediaCache, TextCache, VideoCache};
-use crate::compact::compacted;
-use crate::detokenize::{Detokenizer, decode};
 use crate::gemma::Gemma;
-use crate::generate::{Ending, Pace, generate};
-use crate::job::{Job, here};
-use crate::kept::{self, Kept, Video, VideoKey};
-use crate::observe::Observe;
-use crate::prefill::Prefill;
-use crate::prompt::{Prompter, strip};
-use crate::sample::Sampler;
-use crate::task::{Task, Tasks};
+use crate::gemma::cache::{MediaCache, TextCache, VideoCache};
+use crate::gemma::observe::Observe;
+use crate::job::compact::compacted;
+use crate::job::fit::{self, Admission, Footprint, HINT};
+use crate::job::generate::{Ending, Pace, generate};
+use crate::job::in_flight::{Job, here};
+use crate::job::kept::{self, Kept, Video, VideoKey};
+use crate::job::prefill::Prefill;
+use crate::text::detokenize::{Detokenizer, decode};
+use crate::text::prompt::{Prompter, strip};
+use crate::text::sample::Sampler;
+use crate::text::task::{Task, Tasks};
 
 /// How a worker is run.
 #[derive(Clone, Debug, Default)]
@@ -124,7 +124,7 @@ impl LlmStage {
             footprint: self.footprint,
             budget_bytes: self.settings.budget_bytes,
             card_bytes: self.settings.compute.card_bytes,
-            host_bytes: admission::host_bytes().map(|free| free + self.kept.bytes()),
+            host_bytes: fit::host_bytes().map(|free| free + self.kept.bytes()),
             text_tokens: question.text_tokens(job.request) as u64,
         };
         // Known, but too large beside this question's text: then it goes, and the job is planned as any other.

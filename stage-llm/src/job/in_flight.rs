@@ -5,8 +5,8 @@ use protocol::message::JobRequest;
 use protocol::plan::MediaPlan;
 use protocol::stage::{JobPort, Stop};
 
-use crate::clock::{Clock, Progress};
-use crate::observe::Observe;
+use crate::gemma::observe::Observe;
+use crate::job::clock::{Clock, Progress};
 
 /// A job in hand.
 pub struct Job<'a> {

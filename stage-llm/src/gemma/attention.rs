@@ -8,7 +8,7 @@ use std::ops::Range;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use crate::elementary::{exp_negative, tanh};
+use crate::gemma::elementary::{exp_negative, tanh};
 
 #[cfg(feature = "cuda")]
 mod cuda;
