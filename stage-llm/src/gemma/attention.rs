@@ -247,17 +247,11 @@ impl CustomOp1 for CapSoftmax {
 mod tests {
     use super::*;
     use candle_core::{D, Device};
+    use compute::random::Draws;
 
-    fn random(shape: (usize, usize, usize), seed: u64) -> Tensor {
-        let n = shape.0 * shape.1 * shape.2;
-        let mut state = seed;
-        let values: Vec<f32> = (0..n)
-            .map(|_| {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                (state >> 40) as f32 / (1u64 << 23) as f32 * 4.0 - 4.0
-            })
-            .collect();
-        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    /// Queries, keys or values of a few units, so that weights are far from even.
+    fn spread(draws: &Draws, shape: (usize, usize, usize)) -> Tensor {
+        (draws.normal(shape).unwrap() * 2.0).unwrap()
     }
 
     /// The plain formula in f64, with the mask spelt out key by key.
@@ -293,7 +287,8 @@ mod tests {
 
     #[test]
     fn blocks_of_keys_and_queries_give_what_the_plain_formula_gives() {
-        let (q, k, v) = (random((4, 37, 24), 1), random((2, 530, 24), 2), random((2, 530, 24), 3));
+        let draws = Draws::default();
+        let (q, k, v) = (spread(&draws, (4, 37, 24)), spread(&draws, (2, 530, 24)), spread(&draws, (2, 530, 24)));
         let expected = plain(&q, &k, &v, SCORING, |_, _| true);
         for (queries, keys) in [(37, 530), (37, 64), (8, 100), (1, 1), (5, 529)] {
             let got = attend_in_blocks(&q, &Dense(&k, &v), SCORING, Visible::All, queries, keys).unwrap();
@@ -303,7 +298,8 @@ mod tests {
 
     #[test]
     fn the_sliding_window_is_the_naive_mask_of_w_keys() {
-        let (q, k, v) = (random((4, 40, 8), 4), random((2, 50, 8), 5), random((2, 50, 8), 6));
+        let draws = Draws::default();
+        let (q, k, v) = (spread(&draws, (4, 40, 8)), spread(&draws, (2, 50, 8)), spread(&draws, (2, 50, 8)));
         for window in [1, 3, 16, 49, 50, 1000] {
             let visible = Visible::Causal { first: 10, window: Some(window) };
             let expected = plain(&q, &k, &v, SCORING, |i, j| j <= i + 10 && i + 10 < j + window);
@@ -316,7 +312,8 @@ mod tests {
 
     #[test]
     fn without_a_window_a_query_sees_itself_and_all_before() {
-        let (q, k, v) = (random((2, 9, 8), 7), random((1, 9, 8), 8), random((1, 9, 8), 9));
+        let draws = Draws::default();
+        let (q, k, v) = (spread(&draws, (2, 9, 8)), spread(&draws, (1, 9, 8)), spread(&draws, (1, 9, 8)));
         let expected = plain(&q, &k, &v, SCORING, |i, j| j <= i);
         let got = attend(&q, &k, &v, SCORING, Visible::Causal { first: 0, window: None }).unwrap();
         assert!(worst(&got, &expected) < 3e-6);
@@ -324,8 +321,9 @@ mod tests {
 
     #[test]
     fn scores_far_apart_neither_overflow_nor_vanish() {
-        let q = (random((1, 3, 8), 10) * 100.0).unwrap();
-        let (k, v) = ((random((1, 300, 8), 11) * 100.0).unwrap(), random((1, 300, 8), 12));
+        let draws = Draws::default();
+        let q = (spread(&draws, (1, 3, 8)) * 100.0).unwrap();
+        let (k, v) = ((spread(&draws, (1, 300, 8)) * 100.0).unwrap(), spread(&draws, (1, 300, 8)));
         let scoring = Scoring { scale: 1.0, cap: None };
         let expected = plain(&q, &k, &v, scoring, |_, _| true);
         let got = attend_in_blocks(&q, &Dense(&k, &v), scoring, Visible::All, 3, 7).unwrap();
@@ -334,7 +332,8 @@ mod tests {
 
     #[test]
     fn keys_are_read_from_a_view_of_a_larger_cache() {
-        let (q, k, v) = (random((2, 1, 8), 13), random((2, 64, 8), 14), random((2, 64, 8), 15));
+        let draws = Draws::default();
+        let (q, k, v) = (spread(&draws, (2, 1, 8)), spread(&draws, (2, 64, 8)), spread(&draws, (2, 64, 8)));
         let (k, v) = (k.narrow(1, 0, 20).unwrap(), v.narrow(1, 0, 20).unwrap());
         let expected = plain(&q, &k, &v, SCORING, |_, _| true);
         let got = attend_in_blocks(&q, &Dense(&k, &v), SCORING, Visible::All, 1, 6).unwrap();

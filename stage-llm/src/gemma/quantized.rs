@@ -381,17 +381,9 @@ impl Linear {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use compute::random::Draws;
 
     const FORMATS: [BlockFormat; 3] = [BlockFormat::Q8_0, BlockFormat::Q4K, BlockFormat::Q6K];
-
-    fn random(n: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed;
-        let mut uniform = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            ((state >> 40) as f32 + 0.5) / (1u64 << 24) as f32
-        };
-        (0..n).map(|_| (-2.0 * uniform().ln()).sqrt() * (std::f32::consts::TAU * uniform()).cos()).collect()
-    }
 
     fn error(got: &Tensor, exact: &Tensor) -> f32 {
         let rms = |t: Tensor| t.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
@@ -401,9 +393,9 @@ mod tests {
     #[test]
     fn products_and_rows_are_those_of_the_expanded_matrix_and_near_those_of_the_dense_one() {
         let (rows, cols) = (70, 512);
-        let (values, x) = (random(rows * cols, 1), random(11 * cols, 2));
-        let w = Tensor::from_vec(values.clone(), (rows, cols), &Device::Cpu).unwrap();
-        let x = Tensor::from_vec(x, (11, cols), &Device::Cpu).unwrap();
+        let draws = Draws::default();
+        let (w, x) = (draws.normal((rows, cols)).unwrap(), draws.normal((11, cols)).unwrap());
+        let values: Vec<f32> = w.flatten_all().unwrap().to_vec1().unwrap();
         let exact = Linear::Dense(w).forward(&x).unwrap();
         for (format, bound) in FORMATS.into_iter().zip([0.007, 0.09, 0.025]) {
             let bytes = format.quantize(&values, cols).unwrap();
@@ -427,7 +419,8 @@ mod tests {
     #[test]
     fn strips_make_the_matrix_that_all_its_rows_at_once_do() {
         let (rows, cols) = (70, 512);
-        let bytes = BlockFormat::Q4K.quantize(&random(rows * cols, 4), cols).unwrap();
+        let values: Vec<f32> = Draws::default().normal(rows * cols).unwrap().to_vec1().unwrap();
+        let bytes = BlockFormat::Q4K.quantize(&values, cols).unwrap();
         let row_bytes = bytes.len() / rows;
         let strips = |cuts: &[usize]| {
             let mut strips = Strips::new(BlockFormat::Q4K, rows, cols, &Device::Cpu);
@@ -451,7 +444,7 @@ mod tests {
     #[test]
     fn rows_quantized_together_or_one_by_one_give_the_same_bytes() {
         let (rows, cols) = (1030, 512);
-        let values = random(rows * cols, 3);
+        let values: Vec<f32> = Draws::default().normal(rows * cols).unwrap().to_vec1().unwrap();
         for format in FORMATS {
             let together = format.quantize(&values, cols).unwrap();
             let apart: Vec<u8> = values.chunks(cols).flat_map(|row| format.quantize(row, cols).unwrap()).collect();

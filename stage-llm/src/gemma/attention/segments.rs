@@ -91,16 +91,11 @@ mod tests {
     use crate::gemma::attention::attend;
     use crate::gemma::kv::KvFormat;
     use candle_core::Device;
+    use compute::random::Draws;
 
-    fn random(shape: (usize, usize), seed: u64) -> Tensor {
-        let mut state = seed;
-        let values: Vec<f32> = (0..shape.0 * shape.1)
-            .map(|_| {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                (state >> 40) as f32 / (1u64 << 23) as f32 * 2.0 - 2.0
-            })
-            .collect();
-        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    /// Rows of numbers of either sign.
+    fn random(draws: &Draws, n: usize, width: usize) -> Tensor {
+        draws.normal((n, width)).unwrap()
     }
 
     fn worst(a: &Tensor, b: &Tensor) -> f32 {
@@ -120,16 +115,14 @@ mod tests {
     #[test]
     fn three_segments_at_once_are_the_sum_of_three_attentions() {
         let (n, text, image, audio) = (5, 12, 200, 31);
-        let (rotated, plain) = (random((n, 64), 1), random((n, 64), 2));
+        let draws = Draws::default();
+        let (rotated, plain) = (random(&draws, n, 64), random(&draws, n, 64));
         let causal = Visible::Causal { first: text - n, window: Some(6) };
         for format in [KvFormat::Dense(DType::F32), KvFormat::Q8, KvFormat::Q4] {
             let caches: Vec<(KvTensor, KvTensor)> =
                 [(text, KvFormat::Dense(DType::F32)), (image, format), (audio, format)]
                     .iter()
-                    .enumerate()
-                    .map(|(i, &(len, f))| {
-                        (filled(f, &random((len, 32), 3 + i as u64)), filled(f, &random((len, 32), 9 + i as u64)))
-                    })
+                    .map(|&(len, f)| (filled(f, &random(&draws, len, 32)), filled(f, &random(&draws, len, 32))))
                     .collect();
             let lens = [text, image, audio];
             let segments: Vec<Segment<'_>> = caches
@@ -161,9 +154,10 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_match_are_refused() {
-        let kv = filled(KvFormat::Q8, &random((4, 32), 1));
+        let draws = Draws::default();
+        let kv = filled(KvFormat::Q8, &random(&draws, 4, 32));
         let segment = Segment { keys: &kv, values: &kv, len: 4, visible: Visible::All };
-        let q = |width: usize| random((2, width), 2);
+        let q = |width: usize| random(&draws, 2, width);
         let ask = |width: usize, segments: &[Segment<'_>]| {
             attend_segments(Queries { rotated: &q(width), plain: &q(width) }, segments, SCORING)
         };

@@ -5,8 +5,8 @@ use std::fmt;
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use candle_core::{DType, Device, Result, Tensor};
+use compute::random::Draws;
 
-use super::check::Noise;
 use crate::gemma::attention::segments::{Queries, Segment, attend_segments};
 use crate::gemma::attention::{Scoring, Visible};
 use crate::gemma::kv::{KvFormat, KvTensor};
@@ -50,7 +50,7 @@ const COLD_BYTES: usize = 400 << 20;
 /// # Errors
 /// candle's; a device that is no card.
 pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Timing>> {
-    let mut bench = Bench { device, dtype, copy_gb_per_s: f64::NAN, timings: Vec::new() };
+    let mut bench = Bench { device, dtype, draws: Draws::default(), copy_gb_per_s: f64::NAN, timings: Vec::new() };
     bench.copy()?;
     for tokens in [2_060, 12_360, 61_800, 126_000] {
         for format in [KvFormat::Dense(dtype), KvFormat::Q8, KvFormat::Q4] {
@@ -72,6 +72,7 @@ pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Timing>> {
 struct Bench<'a> {
     device: &'a Device,
     dtype: DType,
+    draws: Draws,
     copy_gb_per_s: f64,
     timings: Vec<Timing>,
 }
@@ -109,9 +110,7 @@ impl Bench<'_> {
     }
 
     fn rows(&self, n: usize, width: usize) -> Result<Tensor> {
-        Tensor::from_vec(Noise(n as u64).values(n * width), (n, width), &Device::Cpu)?
-            .to_dtype(self.dtype)?
-            .to_device(self.device)
+        self.draws.normal((n, width))?.to_dtype(self.dtype)?.to_device(self.device)
     }
 
     /// A cache of random rows: one block of them, over and over.
@@ -168,7 +167,7 @@ impl Bench<'_> {
     fn product(&mut self, outputs: usize, inputs: usize, format: Option<BlockFormat>) -> Result<()> {
         // One stretch of random rows, over and over: what is in them does not matter to the clock.
         let stretch = 256;
-        let values = Noise(5).values(stretch * inputs);
+        let values: Vec<f32> = self.draws.normal(stretch * inputs)?.to_vec1()?;
         let (name, bytes) = match format {
             None => ("dense".to_owned(), outputs * inputs * self.dtype.size_in_bytes()),
             Some(f) => (format!("{f:?}"), outputs * f.row_bytes(inputs)?),

@@ -5,6 +5,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use compute::kernels::check::Check;
+use compute::random::Draws;
 
 use crate::gemma::attention::segments::{Queries, Segment, attend_segments};
 use crate::gemma::attention::{Scoring, Visible};
@@ -16,7 +17,7 @@ use crate::gemma::rope::RopeTable;
 
 /// Compares every family of kernels on `device` in `dtype` with its twin on the CPU.
 pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
-    let mut checks = Checks { device, dtype, noise: Noise(1), outcomes: Vec::new() };
+    let mut checks = Checks { device, dtype, draws: Draws::default(), outcomes: Vec::new() };
     let outcome = checks
         .cache()
         .and_then(|()| checks.rotation())
@@ -37,33 +38,19 @@ pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
     checks.outcomes
 }
 
-/// Gaussian numbers from a congruential generator: the same on every machine.
-pub(super) struct Noise(pub u64);
-
-impl Noise {
-    fn uniform(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        ((self.0 >> 40) as f32 + 0.5) / (1u64 << 24) as f32
-    }
-
-    pub(super) fn values(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| (-2.0 * self.uniform().ln()).sqrt() * (std::f32::consts::TAU * self.uniform()).cos()).collect()
-    }
-}
-
 const FORMATS: [(KvFormat, &str); 2] = [(KvFormat::Q8, "q8"), (KvFormat::Q4, "q4")];
 
 struct Checks<'a> {
     device: &'a Device,
     dtype: DType,
-    noise: Noise,
+    draws: Draws,
     outcomes: Vec<Check>,
 }
 
 impl Checks<'_> {
     /// Rows on the CPU, rounded to the type.
-    fn rows(&mut self, n: usize, width: usize) -> Result<Tensor> {
-        Tensor::from_vec(self.noise.values(n * width), (n, width), &Device::Cpu)?.to_dtype(self.dtype)
+    fn rows(&self, n: usize, width: usize) -> Result<Tensor> {
+        self.draws.normal((n, width))?.to_dtype(self.dtype)
     }
 
     /// A bound for 16-bit outcomes, given that for bf16: f16 has three bits more.
@@ -242,7 +229,8 @@ impl Checks<'_> {
                     (Linear::Dense(w.clone()), Linear::Dense(w.to_device(self.device)?))
                 }
                 Some(format) => {
-                    let bytes = format.quantize(&self.noise.values(rows * cols), cols)?;
+                    let values: Vec<f32> = self.draws.normal(rows * cols)?.to_vec1()?;
+                    let bytes = format.quantize(&values, cols)?;
                     let on = |device: &Device| Blocks::new(format, rows, cols, &bytes, device).map(Linear::Blocks);
                     (on(&Device::Cpu)?, on(self.device)?)
                 }

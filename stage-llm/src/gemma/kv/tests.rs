@@ -1,43 +1,28 @@
 //! What quantization costs, and that nothing is written where it should not be.
 
 use candle_core::{D, DType, Device, Tensor};
+use compute::random::Draws;
 
 use super::*;
 
 const QUANTIZED: [KvFormat; 2] = [KvFormat::Q8, KvFormat::Q4];
 
-/// Numbers that look random, uniform in 0..1.
-struct Noise(u64);
-
-impl Noise {
-    fn uniform(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        ((self.0 >> 40) as f32 + 0.5) / (1u64 << 24) as f32
-    }
-
-    fn normal(&mut self) -> f32 {
-        (-2.0 * self.uniform().ln()).sqrt() * (std::f32::consts::TAU * self.uniform()).cos()
-    }
-
-    fn tensor(&mut self, shape: (usize, usize), mut next: impl FnMut(&mut Self, usize) -> f32) -> Tensor {
-        let values: Vec<f32> = (0..shape.0 * shape.1).map(|i| next(self, i % shape.1)).collect();
-        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-    }
-}
-
 /// Keys or values of heads of 256: Gaussian, heavy-tailed (Student's t of 3 degrees), or with eight channels that stand
 /// out in every token.
-fn rows(kind: &str, n: usize, noise: &mut Noise) -> Tensor {
-    let offsets: Vec<f32> =
-        (0..256).map(|c| if c % 37 == 5 { if c % 2 == 0 { 10.0 } else { -10.0 } } else { 0.0 }).collect();
-    noise.tensor((n, 256), |noise, c| match kind {
-        "gaussian" => noise.normal(),
+fn rows(kind: &str, n: usize, draws: &Draws) -> Tensor {
+    let normal = draws.normal((n, 256)).unwrap();
+    match kind {
+        "gaussian" => normal,
         "heavy tails" => {
-            let chi: f32 = (0..3).map(|_| noise.normal().powi(2)).sum();
-            noise.normal() / chi.sqrt()
+            let chi = draws.normal((3, n, 256)).unwrap().sqr().unwrap().sum(0).unwrap();
+            (normal / chi.sqrt().unwrap()).unwrap()
         }
-        _ => noise.normal() + offsets[c],
-    })
+        _ => {
+            let offset = |c: usize| if c % 37 != 5 { 0f32 } else { [10.0, -10.0][c % 2] };
+            let offsets = Tensor::from_iter((0..256).map(offset), &Device::Cpu).unwrap();
+            normal.broadcast_add(&offsets).unwrap()
+        }
+    }
 }
 
 fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
@@ -61,15 +46,15 @@ fn through(format: KvFormat, rows: &Tensor) -> Tensor {
 
 #[test]
 fn the_error_of_the_outcome_is_a_hundredth_at_8_bits_and_an_eighth_at_4() {
-    let mut noise = Noise(1);
+    let draws = Draws::default();
     // Bounds on the values' own error and on the outcome's, for 8 and 4 bits.
     for (kind, bounds) in [
         ("gaussian", [(0.007, 0.010), (0.085, 0.125)]),
         ("heavy tails", [(0.020, 0.045), (0.125, 0.30)]),
         ("channels that stand out", [(0.014, 0.002), (0.125, 0.02)]),
     ] {
-        let (k, v) = (rows(kind, 2048, &mut noise), rows(kind, 2048, &mut noise));
-        let q = noise.tensor((32, 256), |noise, _| noise.normal());
+        let (k, v) = (rows(kind, 2048, &draws), rows(kind, 2048, &draws));
+        let q = draws.normal((32, 256)).unwrap();
         let exact = attention(&q, &k, &v);
         for (format, (values, outcome)) in QUANTIZED.into_iter().zip(bounds) {
             let (k8, v8) = (through(format, &k), through(format, &v));
@@ -89,9 +74,9 @@ fn a_value_takes_at_most_8_and_a_half_and_4_and_a_half_bits() {
 
 #[test]
 fn any_cut_of_columns_of_a_wider_matrix_gives_the_same_as_all_at_once() {
-    let mut noise = Noise(2);
+    let draws = Draws::default();
     for (heads, width) in [(2, 256), (3, 8), (2, 40), (1, 72)] {
-        let wide = noise.tensor((11, 5 + 2 * heads * width), |noise, _| noise.normal());
+        let wide = draws.normal((11, 5 + 2 * heads * width)).unwrap();
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let rows = wide.to_dtype(dtype).unwrap().narrow(1, 3, heads * width).unwrap();
             for format in [KvFormat::Dense(dtype), KvFormat::Q8, KvFormat::Q4] {
@@ -128,7 +113,7 @@ fn rows_that_do_not_fit_are_refused() {
 #[test]
 fn tensors_in_one_piece_of_memory_do_not_touch_each_other() {
     let (heads, capacity, width) = (2, 5, 24);
-    let rows = Noise(3).tensor((3, heads * width), |noise, _| noise.normal());
+    let rows = Draws::default().normal((3, heads * width)).unwrap();
     for format in [KvFormat::Dense(DType::F32), KvFormat::Q8, KvFormat::Q4] {
         let several = KvTensor::several(3, format, heads, capacity, width, &Device::Cpu).unwrap();
         let alone = KvTensor::new(format, heads, capacity, width, &Device::Cpu).unwrap();
