@@ -1,8 +1,8 @@
 //! The language model: a question and a video's tokens in, an answer out; no bus in sight.
 //!
 //! In reading order: [`gemma`] (the model, and the keys and values that it fills), [`text`] (what can be asked, and text to
-//! tokens and back), [`job`] (one job from its request to its answer), [`open`](mod@open) (the stage as a process serves
-//! it). Each imports from those before it alone.
+//! tokens and back), [`job`] (one job from its request to its answer), [`open`](mod@open) (the stage as a process
+//! serves it). Each imports from those before it alone.
 
 pub mod gemma;
 pub mod job;

@@ -17,9 +17,9 @@ use protocol::stage::{JobPort, Owner, Stop};
 use crate::gemma::Gemma;
 use crate::gemma::cache::{MediaCache, VideoCache};
 use crate::gemma::choose::first_largest;
+use crate::gemma::chunk::Chunk;
+use crate::gemma::footprint::{HINT, LlmFootprint};
 use crate::job::answer::{LlmStage, Settings};
-use crate::job::fit::{Footprint, HINT};
-use crate::job::intake::Chunk;
 use crate::text::prompt::Prompter;
 
 /// Tokens of the cache that a model is warmed up with.
@@ -31,7 +31,7 @@ const WARM_TOKENS: u64 = 256;
 /// `does_not_fit` with the figures; `model`, naming the file or tensor that is missing, misshapen or cut short.
 pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     let checkpoint = Arc::new(Checkpoint::configured(&config.model)?);
-    let footprint = Footprint::new(checkpoint.config(), &config.llm, &config.compute)?;
+    let footprint = LlmFootprint::new(checkpoint.config(), &config.llm, &config.compute)?;
     let budget = config.budget(StageName::Llm);
     footprint.fixed.check(StageName::Llm, budget, HINT)?;
     // In phases it has the card to itself: the cap is the card's, its budget beside the encoders is admission's to keep.

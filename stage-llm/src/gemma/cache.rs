@@ -62,7 +62,7 @@ impl Geometry {
 
 /// What a job's caches will take, known before anything is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CachePlan {
+pub struct CacheSize {
     /// Bytes of one text token.
     pub text_token_bytes: u64,
     /// Bytes of one image or audio token.
@@ -77,7 +77,7 @@ pub struct CachePlan {
     pub chunk_bytes: u64,
 }
 
-impl CachePlan {
+impl CacheSize {
     /// Bytes of all caches together.
     pub fn bytes(&self) -> u64 {
         let pieces = [

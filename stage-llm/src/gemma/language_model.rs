@@ -2,212 +2,35 @@
 //! tokens; those attend to nothing but themselves.
 
 use candle_core::{DType, Device, Result, Tensor};
-use compute::kernels::{self, Rows};
-use config::{LlmConfig, MediaProducts, WeightFormat};
+use config::{LlmConfig, MediaProducts};
 use model::checkpoint::{CheckpointError, Weights};
 use model::config_json::ModelConfig;
 use protocol::message::Modality;
 
-use crate::gemma::attention::segments::{Queries, Segment, attend_segments};
-use crate::gemma::attention::{Scoring, Visible};
-use crate::gemma::cache::{Geometry, LayerCache, TextCache, VideoCache};
+use crate::gemma::cache::{Geometry, TextCache, VideoCache};
 use crate::gemma::choose::soft_cap;
-use crate::gemma::fold::fold_heads;
+use crate::gemma::chunk::{Chunk, runs};
+use crate::gemma::layer::{DecoderLayer, RmsNorm};
 use crate::gemma::observe::{Boundary, Observe};
-use crate::gemma::quantized::Linear;
+use crate::gemma::quantized::WeightMatrix;
 use crate::gemma::rope::RopeTable;
-use crate::gemma::weights::{self, LayerMatrices, Loader};
-use crate::job::intake::Chunk;
-
-/// `G(x, w) = rms(x) * (1 + w)`, all in f32, one rounding at the end (MODEL.md 7).
-struct RmsNorm {
-    gain: Tensor, // 1 + w, f32
-    eps: f32,
-}
-
-impl RmsNorm {
-    fn new(c: &ModelConfig, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        let weight = w.in_dtype(DType::F32).get("weight", &[c.hidden_size])?;
-        let gain = (weight + 1.0).map_err(CheckpointError::from_device)?;
-        Ok(RmsNorm { gain, eps: c.rms_norm_eps as f32 })
-    }
-
-    /// Of `x` `[n, D]`, ready to be multiplied.
-    fn forward(&self, x: &Tensor, products: MediaProducts) -> Result<Rows> {
-        kernels::rms_norm_rows(x, &self.gain, self.eps, products)
-    }
-
-    /// `x += G(y)` in place, and what `next` makes of the sum.
-    fn add(&self, x: &Tensor, y: &Tensor, next: Option<&RmsNorm>, products: MediaProducts) -> Result<Option<Rows>> {
-        kernels::add_rms_norm(x, y, &self.gain, next.map(|n| &n.gain), self.eps, products)
-    }
-}
+use crate::gemma::weights::{self, Loader};
 
 /// Positions whose rotations are kept ready; a text with more has its own made.
 const READY_POSITIONS: usize = 8192;
 
-struct Attention {
-    qkv_proj: Linear, // queries, keys, values
-    o_proj: Linear,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    scoring: Scoring,
-    /// Keys that a text query sees; none on full layers.
-    window: Option<usize>,
-}
-
-impl Attention {
-    fn new(
-        layer: usize,
-        c: &ModelConfig,
-        matrices: &LayerMatrices,
-        loader: &Loader<'_>,
-    ) -> std::result::Result<Self, CheckpointError> {
-        Ok(Attention {
-            qkv_proj: loader.load(&matrices.qkv_proj)?,
-            o_proj: loader.load(&matrices.o_proj)?,
-            heads: c.num_attention_heads,
-            kv_heads: c.num_key_value_heads,
-            head_dim: c.head_dim,
-            scoring: Scoring { scale: c.query_pre_attn_scalar.powf(-0.5), cap: c.attn_logit_softcapping },
-            // The even layers are the sliding ones (MODEL.md 7).
-            window: layer.is_multiple_of(2).then_some(c.sliding_window),
-        })
-    }
-
-    /// Keys and values `[n, kv_heads * head_dim]` of normed rows `[n, D]`, not rotated.
-    fn keys_and_values(&self, x: &Rows, dtype: DType) -> Result<(Tensor, Tensor)> {
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let part = |outputs| self.qkv_proj.times(x, outputs, dtype);
-        Ok((part(q..q + kv)?, part(q + kv..q + 2 * kv)?))
-    }
-
-    /// Text to text, to image and to audio: three softmaxes. Their sum is taken before the one `o_proj`, which is
-    /// linear; the reference sums after it. `x` `[n, D]` is normed and stands at the end of `text`.
-    fn forward(&self, x: &Tensor, layer: usize, text: &TextCache, video: &VideoCache) -> Result<Tensor> {
-        let (n, at, cache) = (x.dim(0)?, text.len(), text.layer(layer));
-        let qkv = self.qkv_proj.forward(x)?; // [n, (heads + 2 kv_heads) * head_dim]
-        let rotated = text.rope().rotate_and_write(&qkv, self.heads, at, &cache.k, &cache.v)?;
-        let queries = Queries { rotated: &rotated, plain: &qkv.narrow(1, 0, self.heads * self.head_dim)? };
-        let causal = Visible::Causal { first: at, window: self.window };
-        let mut segments = vec![segment(cache, at + n, causal)];
-        segments.extend(video.halves().map(|h| segment(h.layer(layer), h.tokens() as usize, Visible::All)));
-        self.o_proj.forward(&attend_segments(queries, &segments, self.scoring)?) // [n, D]
-    }
-
-    /// What image or audio tokens with values `[n, kv_heads * head_dim]` make of themselves, `[n, D]`: attention to itself
-    /// alone is a token's own value.
-    fn diagonal(&self, v: &Tensor, products: MediaProducts) -> Result<Tensor> {
-        let weight = self.o_proj.expanded(v.dtype())?; // [D, heads * head_dim]
-        let outputs = 0..weight.dim(0)?;
-        let folded = Linear::Dense(fold_heads(&weight, self.kv_heads, self.head_dim)?);
-        folded.times(&Rows::new(v, products)?, outputs, v.dtype())
-    }
-}
-
-fn segment(cache: &LayerCache, len: usize, visible: Visible) -> Segment<'_> {
-    Segment { keys: &cache.k, values: &cache.v, len, visible }
-}
-
-struct Mlp {
-    gate_up_proj: Linear, // gates, ups
-    down_proj: Linear,
-}
-
-impl Mlp {
-    fn new(matrices: &LayerMatrices, loader: &Loader<'_>) -> std::result::Result<Self, CheckpointError> {
-        Ok(Mlp { gate_up_proj: loader.load(&matrices.gate_up_proj)?, down_proj: loader.load(&matrices.down_proj)? })
-    }
-
-    fn forward(&self, x: &Rows, products: MediaProducts, dtype: DType) -> Result<Tensor> {
-        let whole = |layer: &Linear, x: &Rows| layer.times(x, 0..layer.dims()?.0, dtype);
-        let gate_up = whole(&self.gate_up_proj, x)?;
-        whole(&self.down_proj, &Rows::geglu(&gate_up, products)?) // [n, D]
-    }
-}
-
-struct DecoderLayer {
-    self_attn: Attention,
-    mlp: Mlp,
-    input_layernorm: RmsNorm,
-    post_attention_layernorm: RmsNorm,
-    pre_feedforward_layernorm: RmsNorm,
-    post_feedforward_layernorm: RmsNorm,
-}
-
-impl DecoderLayer {
-    fn new(
-        layer: usize,
-        c: &ModelConfig,
-        w: &Weights,
-        loader: &Loader<'_>,
-        weights: WeightFormat,
-    ) -> std::result::Result<Self, CheckpointError> {
-        let matrices = LayerMatrices::new(c, layer, weights);
-        Ok(DecoderLayer {
-            self_attn: Attention::new(layer, c, &matrices, loader)?,
-            mlp: Mlp::new(&matrices, loader)?,
-            input_layernorm: RmsNorm::new(c, &w.pp("input_layernorm"))?,
-            post_attention_layernorm: RmsNorm::new(c, &w.pp("post_attention_layernorm"))?,
-            pre_feedforward_layernorm: RmsNorm::new(c, &w.pp("pre_feedforward_layernorm"))?,
-            post_feedforward_layernorm: RmsNorm::new(c, &w.pp("post_feedforward_layernorm"))?,
-        })
-    }
-
-    /// Adds the attention's outcome and the feed-forward part to the stream, in place, and gives what `next` makes of it:
-    /// the same for all three streams, but for how they are multiplied.
-    fn residual(
-        &self,
-        x: &Tensor,
-        attended: &Tensor,
-        next: Option<&RmsNorm>,
-        products: MediaProducts,
-    ) -> Result<Option<Rows>> {
-        let normed = self.post_attention_layernorm.add(x, attended, Some(&self.pre_feedforward_layernorm), products)?;
-        let h = self.mlp.forward(&normed.expect("a norm was asked for. This is a bug."), products, x.dtype())?;
-        self.post_feedforward_layernorm.add(x, &h, next, products)
-    }
-}
-
-/// Rows that lie together, in the product and in the cache.
-struct Run {
-    modality: Modality,
-    /// First token of its half.
-    offset: u64,
-    /// First row of the product.
-    row: usize,
-    rows: usize,
-}
-
-/// Chunks as they follow each other; one that goes on where the last one ended is the same run.
-fn runs(chunks: &[Chunk]) -> Result<Vec<Run>> {
-    let mut runs: Vec<Run> = Vec::new();
-    let mut row = 0;
-    for chunk in chunks {
-        let rows = chunk.tokens.dim(0)?;
-        match runs.last_mut() {
-            Some(run) if run.modality == chunk.modality && run.offset + run.rows as u64 == chunk.offset => {
-                run.rows += rows;
-            }
-            _ => runs.push(Run { modality: chunk.modality, offset: chunk.offset, row, rows }),
-        }
-        row += rows;
-    }
-    Ok(runs)
-}
-
-/// Whether the head is a matrix of its own: a configuration that says tied wins over a stray head in the file (MODEL.md 1).
+/// Whether the head is a matrix of its own: a configuration that says tied wins over a stray head in the file (MODEL.md
+/// 1).
 pub fn untied(c: &ModelConfig, w: &Weights) -> bool {
     !c.tie_word_embeddings && w.contains("lm_head.weight")
 }
 
 /// The language model.
 pub struct Gemma {
-    embed_tokens: Linear, // [vocabulary, D]
+    embed_tokens: WeightMatrix, // [vocabulary, D]
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
-    lm_head: Linear,
+    lm_head: WeightMatrix,
     rope: RopeTable,
     /// sqrt(D), rounded to the model's dtype by the product itself (MODEL.md 7).
     embedding_scale: f64,
@@ -334,8 +157,7 @@ impl Gemma {
             // Nothing looks at the rows after the last layer.
             let Some(next) = self.layers.get(i + 1) else { break };
             let attended = layer.self_attn.diagonal(&v, self.products)?;
-            let next = layer.residual(&x, &attended, Some(&next.input_layernorm), self.products)?;
-            normed = next.expect("a norm was asked for. This is a bug.");
+            normed = layer.residual_then(&x, &attended, next, self.products)?;
         }
         Ok(())
     }
@@ -394,13 +216,15 @@ impl Gemma {
             candle_core::bail!("{n} text tokens for a cache with room for {room}");
         }
         let x = self.embed_tokens.gather(ids, self.dtype, self.embedding_scale)?; // [n, D]
-        let mut normed = Some(self.layers[0].input_layernorm.forward(&x, MediaProducts::Dense)?);
+        let mut normed = self.layers[0].input_layernorm.forward(&x, MediaProducts::Dense)?;
         for (i, layer) in self.layers.iter().enumerate() {
             observe.see(Boundary::TextHidden(i), &x)?;
-            let input = normed.take().expect("every layer but the last makes the next one's input. This is a bug.");
-            let attended = layer.self_attn.forward(&input.dense(), i, text, video)?;
-            let next = self.layers.get(i + 1).map(|next| &next.input_layernorm);
-            normed = layer.residual(&x, &attended, next, MediaProducts::Dense)?;
+            let attended = layer.self_attn.forward(&normed.dense(), i, text, video)?;
+            let Some(next) = self.layers.get(i + 1) else {
+                layer.residual(&x, &attended, MediaProducts::Dense)?;
+                break;
+            };
+            normed = layer.residual_then(&x, &attended, next, MediaProducts::Dense)?;
         }
         text.advance(n);
         Ok(x)

@@ -73,8 +73,10 @@ impl RopeTable {
             || !dense(values)
             || self.cos.dtype() != dtype
         {
-            let (room, table) = (keys.capacity(), self.positions());
-            candle_core::bail!("{n} {dtype:?} rows of {width} at {first} for {room} places and {table} positions");
+            let (capacity, table) = (keys.capacity(), self.positions());
+            candle_core::bail!(
+                "rotation refused: {n} {dtype:?} rows of {width} at {first}, capacity {capacity}, table of {table}"
+            );
         }
         #[cfg(feature = "cuda")]
         if qkv.device().is_cuda() {

@@ -13,7 +13,7 @@ use model::checkpoint::{CheckpointError, CheckpointErrorKind, Weights};
 use model::config_json::ModelConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::gemma::quantized::{BlockFormat, Blocks, Linear, Strips};
+use crate::gemma::quantized::{BlockFormat, Blocks, Strips, WeightMatrix};
 
 /// Version of the file's layout.
 pub const VERSION: u32 = 1;
@@ -172,7 +172,7 @@ impl QuantizedFile {
         Ok(QuantizedFile { path: path.to_owned(), map })
     }
 
-    fn load(&self, matrix: &Matrix, format: BlockFormat, device: &Device) -> Result<Linear, CheckpointError> {
+    fn load(&self, matrix: &Matrix, format: BlockFormat, device: &Device) -> Result<WeightMatrix, CheckpointError> {
         let wrong = |kind, what: String| CheckpointError::new(kind, format!("{}: {what}", self.path.display()));
         let missing = |_| wrong(CheckpointErrorKind::MissingTensor, format!("no {}", matrix.name));
         let view = self.map.get(&matrix.name).map_err(missing)?;
@@ -182,7 +182,7 @@ impl QuantizedFile {
             return Err(wrong(CheckpointErrorKind::Misshapen, what));
         }
         let blocks = Blocks::new(format, matrix.rows(), matrix.columns, view.data(), device);
-        Ok(Linear::Blocks(blocks.map_err(CheckpointError::from_device)?))
+        Ok(WeightMatrix::Blocks(blocks.map_err(CheckpointError::from_device)?))
     }
 }
 
@@ -226,14 +226,14 @@ impl<'a> Loader<'a> {
     ///
     /// # Errors
     /// The tensor or file that is missing or misshapen; no memory.
-    pub fn load(&self, matrix: &Matrix) -> Result<Linear, CheckpointError> {
+    pub fn load(&self, matrix: &Matrix) -> Result<WeightMatrix, CheckpointError> {
         let parts: Vec<(&str, usize)> = matrix.parts.iter().map(|(name, rows)| (name.as_str(), *rows)).collect();
         let Some(format) = matrix.format else {
-            return Ok(Linear::Dense(self.weights.stack(&parts, matrix.columns)?));
+            return Ok(WeightMatrix::Dense(self.weights.stack(&parts, matrix.columns)?));
         };
         let row_bytes = matrix.row_bytes(format)?;
         if self.weights.is_survey() {
-            return Ok(Linear::Dense(self.weights.survey_blocks(&parts, matrix.columns, row_bytes)?));
+            return Ok(WeightMatrix::Dense(self.weights.survey_blocks(&parts, matrix.columns, row_bytes)?));
         }
         if let Some(file) = &self.file {
             return file.load(matrix, format, self.weights.device());
@@ -242,7 +242,7 @@ impl<'a> Loader<'a> {
         for rows in Strips::cut(matrix.rows(), matrix.columns) {
             strips.push(&quantized(self.weights, matrix, format, rows)?).map_err(CheckpointError::from_device)?;
         }
-        Ok(Linear::Blocks(strips.finish().map_err(CheckpointError::from_device)?))
+        Ok(WeightMatrix::Blocks(strips.finish().map_err(CheckpointError::from_device)?))
     }
 }
 

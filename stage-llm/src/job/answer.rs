@@ -14,9 +14,10 @@ use protocol::stage::{JobPort, Stop};
 
 use crate::gemma::Gemma;
 use crate::gemma::cache::{MediaCache, TextCache, VideoCache};
+use crate::gemma::footprint::{HINT, LlmFootprint};
 use crate::gemma::observe::Observe;
 use crate::job::compact::compacted;
-use crate::job::fit::{self, Admission, Footprint, HINT};
+use crate::job::fit::{Fit, host_bytes};
 use crate::job::generate::{Ending, Pace, generate};
 use crate::job::in_flight::{Job, here};
 use crate::job::kept::{self, Kept, Video, VideoKey};
@@ -44,7 +45,7 @@ pub struct LlmStage {
     model: Gemma,
     prompter: Prompter,
     tasks: Tasks,
-    footprint: Footprint,
+    footprint: LlmFootprint,
     settings: Settings,
     kept: Kept,
 }
@@ -60,7 +61,7 @@ impl LlmStage {
         prompter: Prompter,
         settings: Settings,
     ) -> Result<Self, JobError> {
-        let footprint = Footprint::new(config, &settings.llm, &settings.compute)?;
+        let footprint = LlmFootprint::new(config, &settings.llm, &settings.compute)?;
         tracing::info!(
             text_token_bytes = footprint.text_token_bytes,
             media_token_bytes = footprint.media_token_bytes,
@@ -83,7 +84,7 @@ impl LlmStage {
     }
 
     /// What the stage holds.
-    pub fn footprint(&self) -> &Footprint {
+    pub fn footprint(&self) -> &LlmFootprint {
         &self.footprint
     }
 
@@ -120,18 +121,18 @@ impl LlmStage {
         // Probed even if it is known: the file may have changed.
         let plan = job.plan()?;
         let key = VideoKey::new(&plan, job.request);
-        let admission = Admission {
+        let fit = Fit {
             footprint: self.footprint,
             budget_bytes: self.settings.budget_bytes,
-            card_bytes: self.settings.compute.card_bytes,
-            host_bytes: fit::host_bytes().map(|free| free + self.kept.bytes()),
+            gpu_bytes: self.settings.compute.card_bytes,
+            host_bytes: host_bytes().map(|free| free + self.kept.bytes()),
             text_tokens: question.text_tokens(job.request) as u64,
         };
         // Known, but too large beside this question's text: then it goes, and the job is planned as any other.
-        let known = self.kept.find(key.as_ref()).filter(|video| admission.check(&video.plan, true).is_ok());
+        let known = self.kept.find(key.as_ref()).filter(|video| fit.check(&video.plan, true).is_ok());
         let (mode, plan, cached) = match known {
             Some(video) => (Mode::Streaming, video.plan.clone(), true),
-            None => (admission.mode(&plan).map_err(here)?, plan, false),
+            None => (fit.mode(&plan).map_err(here)?, plan, false),
         };
         // From here on the video is this job's, or it is gone before anything else is allocated, here or in the encoders.
         let known = if cached { self.kept.take() } else { None };
@@ -141,14 +142,14 @@ impl LlmStage {
             Some(video) => video,
             None => {
                 let prompt_tokens = question.prompt.len() as u64;
-                let prefill = Prefill { model: &self.model, llm: &self.settings.llm, admission, prompt_tokens };
+                let prefill = Prefill { model: &self.model, llm: &self.settings.llm, fit, prompt_tokens };
                 let (plan, cache) = prefill.run(plan, mode, job)?;
                 Video { key, plan, cache }
             }
         };
         let outcome = self.reply(&question, &video, cached, job);
         // After a job in phases the encoders come back: what does not fit beside them is not theirs to make room for.
-        if self.settings.llm.keep_video && kept::is_sound(&outcome) && admission.leaves(video.cache.bytes()) {
+        if self.settings.llm.keep_video && kept::is_sound(&outcome) && fit.leaves(video.cache.bytes()) {
             self.kept.put(video);
         }
         outcome

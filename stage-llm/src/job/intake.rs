@@ -1,6 +1,5 @@
 //! Taking a job's tokens as they come: in any order, cut anywhere, perhaps more than once.
 
-use candle_core::Tensor;
 use compute::failure::Failure;
 use compute::transfer::{candle_dtype, upload};
 use protocol::error::{ErrorKind, JobError};
@@ -9,19 +8,9 @@ use protocol::plan::MediaPlan;
 
 use crate::gemma::Gemma;
 use crate::gemma::cache::{MediaCache, VideoCache};
+use crate::gemma::chunk::Chunk;
 use crate::job::compact::compacted;
-use crate::job::fit::Admission;
-
-/// New rows, ready for the model.
-#[derive(Debug)]
-pub struct Chunk {
-    /// Which half they belong to.
-    pub modality: Modality,
-    /// First token.
-    pub offset: u64,
-    /// `[n, D]`, on the model's device.
-    pub tokens: Tensor,
-}
+use crate::job::fit::Fit;
 
 /// What has come of a job's video, and what is still to come.
 #[derive(Debug)]
@@ -30,7 +19,7 @@ pub struct Intake {
     /// Whether the audio half of `plan` is the decoder's word; until then it is the container's.
     audio_settled: bool,
     video: VideoCache,
-    admission: Admission,
+    fit: Fit,
     chunk_rows: usize,
 }
 
@@ -39,12 +28,12 @@ impl Intake {
     ///
     /// # Errors
     /// `does_not_fit`; `out_of_memory`.
-    pub fn new(model: &Gemma, plan: MediaPlan, admission: Admission, chunk_rows: usize) -> Result<Self, JobError> {
-        admission.check(&plan, false)?;
-        let image = plan.image.as_ref().map(|i| room(model, i.tokens));
-        let video = VideoCache { image: image.transpose().map_err(Failure)?, audio: None };
+    pub fn new(model: &Gemma, plan: MediaPlan, fit: Fit, chunk_rows: usize) -> Result<Self, JobError> {
+        fit.check(&plan, false)?;
+        let image = plan.image.as_ref().map(|i| allocated(model, i.tokens));
+        let video = VideoCache { image: image.transpose()?, audio: None };
         let audio_settled = plan.audio.is_none();
-        Ok(Intake { plan, audio_settled, video, admission, chunk_rows: chunk_rows.max(1) })
+        Ok(Intake { plan, audio_settled, video, fit, chunk_rows: chunk_rows.max(1) })
     }
 
     /// The totals as far as they are settled.
@@ -122,7 +111,7 @@ impl Intake {
     /// A half of which the plan knew turned out to be absent: all black, or silent.
     fn absent(&mut self, modality: Modality) -> Result<(), JobError> {
         if self.video.half(modality).is_some_and(|c| c.held() > 0) {
-            let detail = format!("{modality} is said to be absent, yet some of its tokens came");
+            let detail = format!("batch refused: it says that there are no {modality} tokens, yet some have come");
             return Err(JobError::new(ErrorKind::Internal, detail));
         }
         match modality {
@@ -143,16 +132,16 @@ impl Intake {
     fn settle_audio(&mut self, model: &Gemma, batch: &TokenBatch<'_>) -> Result<(), JobError> {
         let Some(audio) = &batch.plan.audio else { return Err(contradiction(batch, &self.plan)) };
         let exact = MediaPlan { audio: Some(audio.clone()), ..self.plan.clone() };
-        self.admission.check(&exact, true)?;
-        self.video.audio = Some(room(model, audio.tokens).map_err(Failure)?);
+        self.fit.check(&exact, true)?;
+        self.video.audio = Some(allocated(model, audio.tokens)?);
         self.plan = exact;
         self.audio_settled = true;
         Ok(())
     }
 }
 
-fn room(model: &Gemma, tokens: u64) -> candle_core::Result<MediaCache> {
-    compacted(|| MediaCache::new(model.geometry(), tokens, model.device()))
+fn allocated(model: &Gemma, tokens: u64) -> Result<MediaCache, Failure> {
+    compacted(|| MediaCache::new(model.geometry(), tokens, model.device())).map_err(Failure)
 }
 
 fn check_tokens(model: &Gemma, batch: &TokenBatch<'_>) -> Result<(), JobError> {
@@ -172,7 +161,9 @@ fn check_tokens(model: &Gemma, batch: &TokenBatch<'_>) -> Result<(), JobError> {
 
 fn contradiction(batch: &TokenBatch<'_>, plan: &MediaPlan) -> JobError {
     let (modality, offset, rows) = (batch.modality, batch.offset, batch.tensor.rows());
-    let message =
-        format!("{modality} tokens {offset} and {rows} more of {:?} contradict the job's {plan:?}", batch.plan);
+    let message = format!(
+        "batch refused: {rows} {modality} tokens from {offset} on of {:?} contradict the job's {plan:?}",
+        batch.plan
+    );
     JobError::new(ErrorKind::Internal, message)
 }

@@ -14,10 +14,11 @@ use protocol::wire::VERSION;
 
 use crate::gemma::Gemma;
 use crate::gemma::cache::VideoCache;
+use crate::gemma::chunk::Chunk;
 use crate::job::compact::compacted;
-use crate::job::fit::Admission;
+use crate::job::fit::Fit;
 use crate::job::in_flight::{Job, here};
-use crate::job::intake::{Chunk, Intake};
+use crate::job::intake::Intake;
 use crate::job::parked::Parked;
 
 /// A pass through the layers takes at least this share of the tokens that are still to come, ...
@@ -35,7 +36,7 @@ pub struct Prefill<'a> {
     /// How many rows a pass may have.
     pub llm: &'a LlmConfig,
     /// What the job may hold.
-    pub admission: Admission,
+    pub fit: Fit,
     /// Tokens that the prompt adds to the job's progress.
     pub prompt_tokens: u64,
 }
@@ -48,16 +49,16 @@ impl Prefill<'_> {
     /// picture and sound; the model's; the port's.
     pub fn run(&self, plan: MediaPlan, mode: Mode, job: &mut Job<'_>) -> Result<(MediaPlan, VideoCache), Stop> {
         job.port.request_decode(whole(job.request, plan.clone()))?;
-        let admission = match mode {
-            Mode::Streaming => self.admission,
+        let fit = match mode {
+            Mode::Streaming => self.fit,
             Mode::Phases => {
                 park(&plan, job)?;
                 job.take_card()?;
                 job.port.rewind_tokens();
-                self.admission.alone()
+                self.fit.alone()
             }
         };
-        let mut intake = Intake::new(self.model, plan, admission, self.llm.chunk_rows).map_err(here)?;
+        let mut intake = Intake::new(self.model, plan, fit, self.llm.chunk_rows).map_err(here)?;
         self.take(&mut intake, job)?;
         let (plan, cache) = intake.into_parts();
         if plan.image.is_none() && plan.audio.is_none() {

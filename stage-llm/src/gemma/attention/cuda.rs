@@ -8,8 +8,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType, Device, Result, Shape, Storage, Tensor};
 use compute::kernels::cuda::{Kernels, grid, launch_ahead, pointer, room, suffix};
 
-use super::segments::{Queries, SCRATCH_BYTES, Segment};
-use super::{Scoring, Visible};
+use super::{Queries, SCRATCH_BYTES, Scoring, Segment, Visible};
 use crate::gemma::kernels::{address, rows};
 use crate::gemma::kv::{KvFormat, KvTensor};
 
@@ -20,7 +19,7 @@ static REST: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/at
 /// Width of a head that the fast kernels are made for.
 const WIDTH: usize = 256;
 /// Rows (tokens x query heads of a kv head) that the kernel for decoding takes.
-const FEW_ROWS: usize = 8;
+const DECODE_ROWS: usize = 8;
 /// Rows of a block of the kernel for prompts.
 const BLOCK_ROWS: usize = 64;
 /// Tokens of a launch at most: what the splits leave between them stays within [`SCRATCH_BYTES`].
@@ -50,7 +49,7 @@ struct RawSegment {
 /// `Attention` of attention.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Attention {
+struct RawAttention {
     segments: [RawSegment; 3],
     rotated: u64,
     plain: u64,
@@ -128,7 +127,7 @@ pub fn attend(queries: Queries<'_>, segments: &[Segment<'_>], scoring: Scoring) 
     let step = if fast { BLOCK_TOKENS } else { n };
     for skip in (0..n).step_by(step) {
         let tokens = step.min(n - skip);
-        let mut raw = Attention {
+        let mut raw = RawAttention {
             rotated: rotated + (skip * rotated_stride * size) as u64,
             plain: plain + (skip * plain_stride * size) as u64,
             out: start + (skip * width * size) as u64,
@@ -141,7 +140,7 @@ pub fn attend(queries: Queries<'_>, segments: &[Segment<'_>], scoring: Scoring) 
             head_dim: head_dim as i32,
             scale: scoring.scale as f32,
             cap: scoring.cap.unwrap_or(0.0) as f32,
-            ..Attention::default()
+            ..RawAttention::default()
         };
         for (to, segment) in raw.segments.iter_mut().zip(segments) {
             *to = RawSegment::new(segment, skip, tokens)?;
@@ -159,10 +158,10 @@ pub fn attend(queries: Queries<'_>, segments: &[Segment<'_>], scoring: Scoring) 
 }
 
 /// One launch over all segments and splits, and one that brings them together.
-fn in_splits(device: &CudaDevice, mut raw: Attention, dtype: DType) -> Result<()> {
+fn in_splits(device: &CudaDevice, mut raw: RawAttention, dtype: DType) -> Result<()> {
     let (tokens, heads, kv_heads) = (raw.tokens as usize, raw.heads as usize, raw.kv_heads as usize);
     let rows = tokens * heads / kv_heads;
-    let few = rows <= FEW_ROWS;
+    let few = rows <= DECODE_ROWS;
     // Two blocks of 96 KB fit a processor of an H200, one fits one of a 4090: full waves on both.
     let context = device.cuda_stream().context().clone();
     let processors = context.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).w()? as usize;
@@ -220,7 +219,7 @@ fn address_of(storage: &candle_core::CudaStorage, shape: &Shape) -> Result<u64> 
     }
 }
 
-fn launch(device: &CudaDevice, kernels: &Kernels, name: &str, config: LaunchConfig, raw: &Attention) -> Result<()> {
+fn launch(device: &CudaDevice, kernels: &Kernels, name: &str, config: LaunchConfig, raw: &RawAttention) -> Result<()> {
     let function = kernels.function(device, name, config.shared_mem_bytes)?;
     let mut parameters = [std::ptr::from_ref(raw).cast_mut().cast()];
     // SAFETY: the kernels take this one structure; its pointers are of tensors that live until the stream is past them. Before

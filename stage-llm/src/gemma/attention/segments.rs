@@ -6,30 +6,9 @@ use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor};
 
-use super::{Scoring, Source, Visible, attend_to};
+use super::blockwise::{KeySource, attend_to};
+use super::{Queries, Scoring, Segment, Visible};
 use crate::gemma::kv::KvTensor;
-
-/// Queries of a run of text tokens, `[n, heads * head_dim]`; they may be columns of a wider matrix.
-#[derive(Clone, Copy, Debug)]
-pub struct Queries<'a> {
-    /// Turned by their positions: for [`Visible::Causal`] segments, whose keys are.
-    pub rotated: &'a Tensor,
-    /// As projected: for [`Visible::All`] segments, whose tokens have no positions (MODEL.md 7).
-    pub plain: &'a Tensor,
-}
-
-/// Keys and values that share a softmax.
-#[derive(Clone, Copy, Debug)]
-pub struct Segment<'a> {
-    /// Keys of the layer.
-    pub keys: &'a KvTensor,
-    /// Values of the layer.
-    pub values: &'a KvTensor,
-    /// Tokens that are there: the first so many.
-    pub len: usize,
-    /// Which of them a query sees.
-    pub visible: Visible,
-}
 
 /// `sum over segments of softmax(cap(q kᵀ · scale)) v`: `[n, heads * head_dim]` in the queries' type. Up to three
 /// segments; every query must see a key of each.
@@ -71,10 +50,7 @@ pub fn attend_segments(queries: Queries<'_>, segments: &[Segment<'_>], scoring: 
     mixed.transpose(0, 1)?.reshape((n, width))?.to_dtype(queries.plain.dtype())
 }
 
-/// Bytes of a launch's intermediate outcomes on a card, at most; nothing of it outlives the operation.
-pub const SCRATCH_BYTES: usize = 32 << 20;
-
-impl Source for Segment<'_> {
+impl KeySource for Segment<'_> {
     fn dims(&self) -> Result<(usize, usize)> {
         Ok((self.keys.kv_heads(), self.len))
     }
@@ -88,7 +64,7 @@ impl Source for Segment<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gemma::attention::attend;
+    use crate::gemma::attention::blockwise::attend;
     use crate::gemma::kv::KvFormat;
     use candle_core::Device;
     use compute::random::Draws;

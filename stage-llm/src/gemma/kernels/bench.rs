@@ -7,10 +7,10 @@ use candle_core::cuda::cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use candle_core::{DType, Device, Result, Tensor};
 use compute::random::Draws;
 
-use crate::gemma::attention::segments::{Queries, Segment, attend_segments};
-use crate::gemma::attention::{Scoring, Visible};
+use crate::gemma::attention::segments::attend_segments;
+use crate::gemma::attention::{Queries, Scoring, Segment, Visible};
 use crate::gemma::kv::{KvFormat, KvTensor};
-use crate::gemma::quantized::{BlockFormat, Blocks, Linear};
+use crate::gemma::quantized::{BlockFormat, Blocks, WeightMatrix};
 
 /// What one operation took.
 #[derive(Debug, Clone)]
@@ -175,18 +175,18 @@ impl Bench<'_> {
         let weights = match format {
             None => {
                 let w = Tensor::from_vec(values, (stretch, inputs), self.device)?.to_dtype(self.dtype)?;
-                Linear::Dense(w.repeat((outputs / stretch, 1))?)
+                WeightMatrix::Dense(w.repeat((outputs / stretch, 1))?)
             }
             Some(f) => {
                 let bytes = f.quantize(&values, inputs)?.repeat(outputs / stretch);
-                Linear::Blocks(Blocks::new(f, outputs, inputs, &bytes, self.device)?)
+                WeightMatrix::Blocks(Blocks::new(f, outputs, inputs, &bytes, self.device)?)
             }
         };
         let mut copies = vec![weights];
         while copies.len() * bytes < COLD_BYTES {
             copies.push(match &copies[0] {
-                Linear::Dense(w) => Linear::Dense(w.copy()?),
-                Linear::Blocks(b) => Linear::Blocks(b.copied()?),
+                WeightMatrix::Dense(w) => WeightMatrix::Dense(w.copy()?),
+                WeightMatrix::Blocks(b) => WeightMatrix::Blocks(b.copied()?),
             });
         }
         let x = self.rows(1, inputs)?;

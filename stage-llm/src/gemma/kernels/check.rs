@@ -7,12 +7,12 @@ use candle_core::{DType, Device, Result, Tensor};
 use compute::kernels::check::Check;
 use compute::random::Draws;
 
-use crate::gemma::attention::segments::{Queries, Segment, attend_segments};
-use crate::gemma::attention::{Scoring, Visible};
+use crate::gemma::attention::segments::attend_segments;
+use crate::gemma::attention::{Queries, Scoring, Segment, Visible};
 use crate::gemma::choose::{NO_TOKEN, first_largest, soft_cap};
 use crate::gemma::fold::fold_heads;
 use crate::gemma::kv::{KvFormat, KvTensor};
-use crate::gemma::quantized::{BlockFormat, Blocks, Linear};
+use crate::gemma::quantized::{BlockFormat, Blocks, WeightMatrix};
 use crate::gemma::rope::RopeTable;
 
 /// Compares every family of kernels on `device` in `dtype` with its twin on the CPU.
@@ -226,18 +226,19 @@ impl Checks<'_> {
             let (here, there) = match format {
                 None => {
                     let w = self.rows(rows, cols)?;
-                    (Linear::Dense(w.clone()), Linear::Dense(w.to_device(self.device)?))
+                    (WeightMatrix::Dense(w.clone()), WeightMatrix::Dense(w.to_device(self.device)?))
                 }
                 Some(format) => {
                     let values: Vec<f32> = self.draws.normal(rows * cols)?.to_vec1()?;
                     let bytes = format.quantize(&values, cols)?;
-                    let on = |device: &Device| Blocks::new(format, rows, cols, &bytes, device).map(Linear::Blocks);
+                    let on =
+                        |device: &Device| Blocks::new(format, rows, cols, &bytes, device).map(WeightMatrix::Blocks);
                     (on(&Device::Cpu)?, on(self.device)?)
                 }
             };
             let exact = match &here {
-                Linear::Dense(w) => w.to_dtype(DType::F32)?,
-                Linear::Blocks(b) => b.dequantize(0..rows, DType::F32)?,
+                WeightMatrix::Dense(w) => w.to_dtype(DType::F32)?,
+                WeightMatrix::Blocks(b) => b.dequantize(0..rows, DType::F32)?,
             };
             let bound = self.bound(bf16);
             for m in [1, 3, 8, 20] {

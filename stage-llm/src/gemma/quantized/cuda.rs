@@ -8,14 +8,33 @@ use compute::kernels::E4m3Rows;
 use compute::kernels::cuda::{Arg, Kernels, grid, pointer, resident_blocks, room, suffix};
 use compute::kernels::e4m3::on_card;
 
-use super::{BlockFormat, Blocks, FEW_ROWS, Linear, UNIT_ROWS};
+use super::format::{BlockFormat, UNIT_ROWS};
 use crate::gemma::kernels::{address, rows};
 
 static GEMV: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/gemv.fatbin")));
 static BLOCKS: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/blocks.fatbin")));
 
+/// Rows of activations that [`gemv`] multiplies; more go through expanded weights.
+pub const GEMV_ROWS: usize = 8;
 /// Warps of a block of [`gemv`].
 const WARPS: usize = 8;
+
+/// A matrix `[rows, cols]` in blocks, as it lies in GPU memory.
+#[derive(Clone, Copy)]
+pub struct RawBlocks<'a> {
+    pub format: BlockFormat,
+    pub rows: usize,
+    pub cols: usize,
+    /// Bytes, in units.
+    pub data: &'a Tensor,
+}
+
+/// Weights `[outputs, inputs]` that a kernel reads.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    Dense(&'a Tensor),
+    Blocks(RawBlocks<'a>),
+}
 
 fn card(device: &Device) -> Result<&CudaDevice> {
     match device {
@@ -34,36 +53,36 @@ fn called(format: BlockFormat) -> &'static str {
 }
 
 /// Whether [`gemv`] multiplies these.
-pub fn takes(linear: &Linear, x: &Tensor) -> bool {
+pub fn takes(weights: Source<'_>, x: &Tensor) -> bool {
     let aligned = |cols: usize| cols.is_multiple_of(8) && rows(x).is_ok();
     matches!(x.dtype(), DType::BF16 | DType::F16)
-        && match linear {
-            Linear::Dense(w) => {
+        && match weights {
+            Source::Dense(w) => {
                 w.dtype() == x.dtype() && w.is_contiguous() && w.dims().len() == 2 && aligned(w.dims()[1])
             }
-            Linear::Blocks(blocks) => aligned(blocks.cols),
+            Source::Blocks(blocks) => aligned(blocks.cols),
         }
 }
 
 /// Shared memory of a block of [`gemv`] for one row or for several: its queues, so many stretches of so many bytes a warp, and
 /// two turns of sums. The most that a block has on sm_89 is 101,376.
-fn gemv_shared(linear: &Linear, rows: usize) -> usize {
-    let (stretches, bytes) = match linear {
-        Linear::Dense(_) => (5, 2_048),
-        Linear::Blocks(Blocks { format: BlockFormat::Q8_0, .. }) => (2, 4_352),
-        Linear::Blocks(Blocks { format: BlockFormat::Q4K, .. }) => (3, 2_304),
-        Linear::Blocks(Blocks { format: BlockFormat::Q6K, .. }) => (2, 3_360),
+fn gemv_shared(weights: Source<'_>, rows: usize) -> usize {
+    let (stretches, bytes) = match weights {
+        Source::Dense(_) => (5, 2_048),
+        Source::Blocks(RawBlocks { format: BlockFormat::Q8_0, .. }) => (2, 4_352),
+        Source::Blocks(RawBlocks { format: BlockFormat::Q4K, .. }) => (3, 2_304),
+        Source::Blocks(RawBlocks { format: BlockFormat::Q6K, .. }) => (2, 3_360),
     };
     WARPS * (stretches * bytes + 2 * rows * UNIT_ROWS * size_of::<f32>())
 }
 
 /// Up to 8 rows times a matrix.
-pub fn gemv(linear: &Linear, x: &Tensor) -> Result<Tensor> {
+pub fn gemv(weights: Source<'_>, x: &Tensor) -> Result<Tensor> {
     let device = card(x.device())?;
-    let ((m, k), (n, _)) = (x.dims2()?, linear.dims()?);
-    let (name, weights) = match linear {
-        Linear::Dense(w) => ("dense", address(w)?),
-        Linear::Blocks(blocks) => (called(blocks.format), address(&blocks.data)?),
+    let (m, k) = x.dims2()?;
+    let (name, data, n) = match weights {
+        Source::Dense(w) => ("dense", address(w)?, w.dims2()?.0),
+        Source::Blocks(blocks) => (called(blocks.format), address(blocks.data)?, blocks.rows),
     };
     let (from, stride) = rows(x)?;
     let shape = Shape::from((m, n));
@@ -71,37 +90,30 @@ pub fn gemv(linear: &Linear, x: &Tensor) -> Result<Tensor> {
     let arguments = [
         Arg::Pointer(from),
         stride.into(),
-        Arg::Pointer(weights),
+        Arg::Pointer(data),
         pointer(&out, &Layout::contiguous(shape.clone()))?,
         m.into(),
         n.into(),
         k.into(),
     ];
-    let rows = if m == 1 { 1 } else { FEW_ROWS };
-    let shared = gemv_shared(linear, rows);
+    let rows = if m == 1 { 1 } else { GEMV_ROWS };
+    let shared = gemv_shared(weights, rows);
     // As few blocks as take no longer: none is to have a tile less than the others.
     let tiles = n.div_ceil(UNIT_ROWS);
     let blocks = tiles.div_ceil(tiles.div_ceil(resident_blocks(device, shared)?));
     let config = grid((blocks, 1, 1), 32 * WARPS, shared);
     let name = format!("gemv_{name}_{rows}_{}", suffix(x.dtype())?);
-    // SAFETY: the arguments are the kernel's as gemv.cu declares them, for matrices of these sizes. It reads weights before it
-    // waits, which nothing writes.
+    // SAFETY: the arguments are the kernel's as gemv.cu declares them, for matrices of these sizes. It reads weights
+    // before it waits, which nothing writes.
     unsafe { GEMV.launch_ahead(device, &name, config, &arguments) }?;
     Ok(Tensor::from_storage(Storage::Cuda(out), shape, BackpropOp::none(), false))
-}
-
-/// Where [`take`] takes rows from.
-#[derive(Clone, Copy)]
-pub enum Source<'a> {
-    Dense(&'a Tensor),
-    Blocks(&'a Blocks),
 }
 
 /// Rows of a range, or, with `ids`, the rows that these name, times `scale`: `[rows, cols]` in `dtype`.
 pub fn take(source: Source<'_>, ids: Option<&Tensor>, range: Range<usize>, scale: f32, dtype: DType) -> Result<Tensor> {
     let (name, data, total, cols) = match source {
         Source::Dense(w) => ("dense", w, w.dims2()?.0, w.dims2()?.1),
-        Source::Blocks(b) => (called(b.format), &b.data, b.rows, b.cols),
+        Source::Blocks(b) => (called(b.format), b.data, b.rows, b.cols),
     };
     let device = card(data.device())?;
     if !cols.is_multiple_of(8) || ids.is_some_and(|i| i.dtype() != DType::U32) {
@@ -130,7 +142,7 @@ pub fn take(source: Source<'_>, ids: Option<&Tensor>, range: Range<usize>, scale
 }
 
 /// Rows of a range, each expanded and quantized to E4M3, without 16 bits in between.
-pub fn e4m3(blocks: &Blocks, range: Range<usize>) -> Result<E4m3Rows> {
+pub fn e4m3(blocks: RawBlocks<'_>, range: Range<usize>) -> Result<E4m3Rows> {
     let (device, n, cols) = (card(blocks.data.device())?, range.len(), blocks.cols);
     if range.end > blocks.rows {
         candle_core::bail!("rows {range:?} of {}", blocks.rows);
@@ -139,7 +151,7 @@ pub fn e4m3(blocks: &Blocks, range: Range<usize>) -> Result<E4m3Rows> {
     let out = room(device, &shape, DType::U8)?;
     let to = pointer(&out, &Layout::contiguous(shape.clone()))?.address();
     let arguments = [
-        Arg::Pointer(address(&blocks.data)?),
+        Arg::Pointer(address(blocks.data)?),
         cols.into(),
         Arg::U64(range.start as u64),
         Arg::Pointer(to),

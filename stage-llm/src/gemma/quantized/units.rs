@@ -5,7 +5,7 @@
 use candle_core::Result;
 use rayon::prelude::*;
 
-use super::{BlockFormat, UNIT_ROWS as ROWS};
+use super::format::{BlockFormat, UNIT_ROWS as ROWS};
 
 /// Columns of a unit.
 const COLUMNS: usize = 256;
