@@ -8,8 +8,8 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Tensor};
 use config::KvPrecision;
 use model::config_json::ModelConfig;
+use protocol::coverage::Coverage;
 use protocol::message::Modality;
-use protocol::rows::RowSet;
 
 use crate::gemma::kv::{KvFormat, KvTensor};
 use crate::gemma::rope::RopeTable;
@@ -170,8 +170,7 @@ impl TextCache {
 #[derive(Debug)]
 pub struct MediaCache {
     layers: Vec<LayerCache>,
-    held: RowSet,
-    tokens: u64,
+    coverage: Coverage,
 }
 
 impl MediaCache {
@@ -181,7 +180,7 @@ impl MediaCache {
     /// candle's, when there is no memory.
     pub fn new(geometry: &Geometry, tokens: u64, device: &Device) -> Result<Self> {
         let layers = allocate(geometry, geometry.media, tokens as usize, device)?;
-        Ok(MediaCache { layers, held: RowSet::new(), tokens })
+        Ok(MediaCache { layers, coverage: Coverage::of(tokens) })
     }
 
     /// Bytes that it holds, filled or not.
@@ -191,17 +190,17 @@ impl MediaCache {
 
     /// Tokens that it is for.
     pub fn tokens(&self) -> u64 {
-        self.tokens
+        self.coverage.total().expect("a cache is made for so many tokens. This is a bug.")
     }
 
     /// Tokens that are there.
     pub fn held(&self) -> u64 {
-        self.held.len()
+        self.coverage.len()
     }
 
     /// The first tokens that are missing.
     pub fn first_gap(&self) -> Option<Range<u64>> {
-        self.held.first_gap(self.tokens)
+        self.coverage.first_gap()
     }
 
     /// One layer.
@@ -212,7 +211,7 @@ impl MediaCache {
     /// Claims rows for writing and returns those that nobody has claimed before. Whoever claims must write them with
     /// [`Gemma::absorb`](crate::gemma::Gemma::absorb).
     pub fn claim(&mut self, rows: Range<u64>) -> Vec<Range<u64>> {
-        self.held.insert(rows)
+        self.coverage.insert(rows)
     }
 }
 

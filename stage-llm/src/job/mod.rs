@@ -1,9 +1,9 @@
 //! One job, from its request to its answer.
 //!
-//! In reading order: [`fit`] (whether a job fits into memory), [`compact`] (memory in pieces), [`clock`] (progress and
-//! timings), [`in_flight`] (a job in flight), [`parked`] (waiting for its tokens without taking them), [`intake`] (taking
-//! them as they come), [`prefill`] (passing them through the layers), [`generate`] (tokens one after another), [`kept`]
-//! (the last video, for the next question about it), [`answer`] (a job from start to end).
+//! In reading order: [`fit`] (whether a job fits into memory), [`compact`] (a second try on a compacted memory pool),
+//! [`clock`] (progress and timings), [`in_flight`] (a job in flight), [`intake`] (its tokens, taken as they come),
+//! [`prefill`] (its tokens through the layers), [`generate`] (one token after another), [`kept`] (the last video, for
+//! the next question about it), [`answer`] (a job from start to end).
 
 pub mod answer;
 pub mod clock;
@@ -13,5 +13,4 @@ pub mod generate;
 pub mod in_flight;
 pub mod intake;
 pub mod kept;
-pub mod parked;
 pub mod prefill;

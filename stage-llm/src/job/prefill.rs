@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use compute::transfer::Marker;
 use config::LlmConfig;
+use protocol::coverage::VideoCoverage;
 use protocol::error::{ErrorKind, JobError};
 use protocol::event::Mode;
 use protocol::message::{DecodeRequest, JobRequest, Segment, TokenBatch};
@@ -19,7 +20,6 @@ use crate::job::compact::compacted;
 use crate::job::fit::Fit;
 use crate::job::in_flight::{Job, here};
 use crate::job::intake::Intake;
-use crate::job::parked::Parked;
 
 /// A pass through the layers takes at least this share of the tokens that are still to come, ...
 const LEFT_SHARE: usize = 4;
@@ -148,12 +148,16 @@ fn rows(chunks: &[Chunk]) -> usize {
 
 /// Waits until all of a plan's tokens lie on the bus.
 fn park(plan: &MediaPlan, job: &mut Job<'_>) -> Result<(), Stop> {
-    let mut parked = Parked::new(plan);
+    let mut parked = VideoCoverage::planned(plan);
     while !parked.is_complete() {
         if job.port.cancelled() {
             return Err(Stop::Cancelled);
         }
-        job.clock.waiting(|| job.port.next_tokens(&mut |batch| parked.note(&batch).map_err(here)))?;
+        let mut note = |batch: TokenBatch<'_>| {
+            parked.note(&batch);
+            Ok(())
+        };
+        job.clock.waiting(|| job.port.next_tokens(&mut note))?;
     }
     Ok(())
 }
