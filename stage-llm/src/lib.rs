@@ -1,6 +1,6 @@
-//! The language model: a question and a video's tokens in, an answer out; no bus in sight.
+//! Language model stage: a question and a video's tokens in, an answer out; it knows no bus.
 //!
-//! In reading order: [`gemma`] (the model, and the keys and values that it fills), [`text`] (what can be asked, and text to
+//! In reading order: [`gemma`] (the model, and the keys and values that it fills), [`text`] (questions, and text to
 //! tokens and back), [`job`] (one job from its request to its answer), [`open`](mod@open) (the stage as a process
 //! serves it). Each imports from those before it alone.
 

@@ -1,4 +1,4 @@
-//! Questions to tokens and tokens to text, with a tokenizer like Gemma's.
+//! Tests of questions to tokens and of tokens to text, with a tokenizer like Gemma's.
 
 mod fixture;
 

@@ -14,10 +14,11 @@ pub mod blockwise;
 mod cuda;
 pub mod segments;
 
-/// Bytes of a launch's intermediate outcomes on a card, at most; nothing of it outlives the operation.
+/// Most bytes of intermediate results that one launch of the attention kernels keeps in GPU memory; they are freed when
+/// the operation ends.
 pub const SCRATCH_BYTES: usize = 32 << 20;
 
-/// How scores become weights.
+/// Scale and soft cap that turn scores into weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scoring {
     /// Factor of the dot product: `query_pre_attn_scalar^-0.5`.
@@ -26,22 +27,22 @@ pub struct Scoring {
     pub cap: Option<f64>,
 }
 
-/// Which keys a query sees: always one run of them.
+/// Keys that a query sees: always one contiguous range of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Visible {
-    /// All: text to image and audio.
+    /// All keys: text to image and audio.
     All,
-    /// Itself and what came before: text to text.
+    /// The query's own key and those before it: text to text.
     Causal {
         /// Position of the first query; key j stands at position j.
         first: usize,
-        /// Keys seen at most, the query's own included; none means all (MODEL.md 7, the textbook window).
+        /// Most keys that a query sees, its own included; none means all (MODEL.md 7, the textbook window).
         window: Option<usize>,
     },
 }
 
 impl Visible {
-    /// The keys that a query sees, out of `keys`.
+    /// Range of the `keys` keys that query number `query` sees.
     fn to(self, query: usize, keys: usize) -> Range<usize> {
         match self {
             Visible::All => 0..keys,
@@ -56,9 +57,9 @@ impl Visible {
 /// Queries of a run of text tokens, `[n, heads * head_dim]`; they may be columns of a wider matrix.
 #[derive(Clone, Copy, Debug)]
 pub struct Queries<'a> {
-    /// Turned by their positions: for [`Visible::Causal`] segments, whose keys are.
+    /// Queries with rotary positions, for [`Visible::Causal`] segments: their keys are rotated too.
     pub rotated: &'a Tensor,
-    /// As projected: for [`Visible::All`] segments, whose tokens have no positions (MODEL.md 7).
+    /// Queries as projected, for [`Visible::All`] segments: their tokens have no positions (MODEL.md 7).
     pub plain: &'a Tensor,
 }
 
@@ -69,8 +70,8 @@ pub struct Segment<'a> {
     pub keys: &'a KvTensor,
     /// Values of the layer.
     pub values: &'a KvTensor,
-    /// Tokens that are there: the first so many.
+    /// Number of tokens that are written; the rest of the capacity is not read.
     pub len: usize,
-    /// Which of them a query sees.
+    /// Keys that a query sees.
     pub visible: Visible,
 }

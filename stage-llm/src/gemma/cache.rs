@@ -1,7 +1,7 @@
-//! Keys and values, allocated once and written in place: of a prompt and its answer, and of a video.
+//! KV caches, allocated once and written in place: one for a prompt and its answer, one for a video.
 //!
-//! A video's depend on nothing but the video (DESIGN.md, second consequence), so they live apart from the text's and
-//! may outlive one question.
+//! Keys and values of a video depend on nothing but the video (ARCHITECTURE.md), so they live apart from those of the
+//! text and may outlive one question.
 
 use std::ops::Range;
 
@@ -14,23 +14,23 @@ use protocol::message::Modality;
 use crate::gemma::kv::{KvFormat, KvTensor};
 use crate::gemma::rope::RopeTable;
 
-/// What one token's keys and values take.
+/// Shape and formats of the KV cache of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// Decoder layers.
+    /// Number of decoder layers.
     pub layers: usize,
-    /// Key and value heads.
+    /// Number of key and value heads.
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Type of the text's, and of others that are not quantized.
+    /// Type of the keys and values of text, and of those of media that are not quantized.
     pub dtype: DType,
-    /// How image and audio tokens' are kept.
+    /// Format of the keys and values of image and audio tokens.
     pub media: KvFormat,
 }
 
 impl Geometry {
-    /// The geometry of a model that computes in `dtype`.
+    /// Geometry of a model that computes in `dtype`.
     pub fn new(config: &ModelConfig, dtype: DType, media: KvPrecision) -> Self {
         Geometry {
             layers: config.num_hidden_layers,
@@ -60,20 +60,20 @@ impl Geometry {
     }
 }
 
-/// What a job's caches will take, known before anything is allocated.
+/// Memory that a job's caches will take, known before anything is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSize {
     /// Bytes of one text token.
     pub text_token_bytes: u64,
     /// Bytes of one image or audio token.
     pub media_token_bytes: u64,
-    /// Prompt and answer.
+    /// Tokens of prompt and answer.
     pub text_tokens: u64,
-    /// Image tokens.
+    /// Number of image tokens.
     pub image_tokens: u64,
-    /// Audio tokens.
+    /// Number of audio tokens.
     pub audio_tokens: u64,
-    /// Each cache is one piece of memory, a multiple of this.
+    /// Unit of allocation: each cache is one piece of memory, a multiple of it.
     pub chunk_bytes: u64,
 }
 
@@ -93,9 +93,9 @@ impl CacheSize {
 /// Keys and values of one layer.
 #[derive(Debug)]
 pub struct LayerCache {
-    /// Of every token.
+    /// Keys of every token.
     pub k: KvTensor,
-    /// Of every token.
+    /// Values of every token.
     pub v: KvTensor,
 }
 
@@ -103,7 +103,7 @@ impl LayerCache {
     /// Writes rows `[n, kv_heads * head_dim]` from token `at` on, in place; they may be columns of a wider matrix.
     ///
     /// # Errors
-    /// candle's, when they do not fit.
+    /// Errors of candle, when they do not fit.
     pub fn write(&self, k: &Tensor, v: &Tensor, at: usize) -> Result<()> {
         self.k.write(k, at)?;
         self.v.write(v, at)
@@ -126,16 +126,16 @@ pub struct TextCache {
 }
 
 impl TextCache {
-    /// Room for `capacity` tokens, and the rotations of as many positions.
+    /// Empty cache with a capacity of `capacity` tokens, and the rotations of as many positions.
     ///
     /// # Errors
-    /// candle's, when there is no memory.
+    /// Errors of candle, when there is no memory.
     pub fn new(geometry: &Geometry, rope: RopeTable, capacity: usize, device: &Device) -> Result<Self> {
         let layers = allocate(geometry, KvFormat::Dense(geometry.dtype), capacity, device)?;
         Ok(TextCache { layers, rope, len: 0, capacity })
     }
 
-    /// Tokens held: the position of the next one.
+    /// Number of tokens held: the position of the next one.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -145,28 +145,28 @@ impl TextCache {
         self.len == 0
     }
 
-    /// Tokens that there is room for.
+    /// Most tokens that fit.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// One layer.
+    /// Keys and values of layer `i`.
     pub(crate) fn layer(&self, i: usize) -> &LayerCache {
         &self.layers[i]
     }
 
-    /// Rotations of its positions.
+    /// Rotations of the cache's positions.
     pub(crate) fn rope(&self) -> &RopeTable {
         &self.rope
     }
 
-    /// Counts `n` tokens that all layers have been given.
+    /// Counts `n` more tokens, whose keys and values are written in all layers.
     pub(crate) fn advance(&mut self, n: usize) {
         self.len += n;
     }
 }
 
-/// Keys and values of one half of a video, and which of its tokens are there.
+/// Keys and values of one modality of a video, and which of its tokens are written.
 #[derive(Debug)]
 pub struct MediaCache {
     layers: Vec<LayerCache>,
@@ -174,85 +174,85 @@ pub struct MediaCache {
 }
 
 impl MediaCache {
-    /// Room for exactly `tokens` tokens.
+    /// Empty cache for exactly `tokens` tokens.
     ///
     /// # Errors
-    /// candle's, when there is no memory.
+    /// Errors of candle, when there is no memory.
     pub fn new(geometry: &Geometry, tokens: u64, device: &Device) -> Result<Self> {
         let layers = allocate(geometry, geometry.media, tokens as usize, device)?;
         Ok(MediaCache { layers, coverage: Coverage::of(tokens) })
     }
 
-    /// Bytes that it holds, filled or not.
+    /// Bytes of the allocation, filled or not.
     pub fn bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.k.bytes() + layer.v.bytes()).sum()
     }
 
-    /// Tokens that it is for.
+    /// Number of tokens that the cache is for.
     pub fn tokens(&self) -> u64 {
-        self.coverage.total().expect("a cache is made for so many tokens. This is a bug.")
+        self.coverage.total().expect("a cache is made for a known number of tokens. This is a bug.")
     }
 
-    /// Tokens that are there.
+    /// Number of tokens that are claimed for writing.
     pub fn held(&self) -> u64 {
         self.coverage.len()
     }
 
-    /// The first tokens that are missing.
+    /// First range of tokens that is missing.
     pub fn first_gap(&self) -> Option<Range<u64>> {
         self.coverage.first_gap()
     }
 
-    /// One layer.
+    /// Keys and values of layer `i`.
     pub(crate) fn layer(&self, i: usize) -> &LayerCache {
         &self.layers[i]
     }
 
-    /// Claims rows for writing and returns those that nobody has claimed before. Whoever claims must write them with
+    /// Claims rows for writing and returns those that were not claimed before. The caller must write them with
     /// [`Gemma::absorb`](crate::gemma::Gemma::absorb).
     pub fn claim(&mut self, rows: Range<u64>) -> Vec<Range<u64>> {
         self.coverage.insert(rows)
     }
 }
 
-/// Keys and values of a video. A half that is absent takes no part in attention.
+/// Keys and values of a video. A modality that is absent takes no part in attention.
 #[derive(Debug, Default)]
 pub struct VideoCache {
-    /// Picture.
+    /// Image tokens.
     pub image: Option<MediaCache>,
-    /// Sound.
+    /// Audio tokens.
     pub audio: Option<MediaCache>,
 }
 
 impl VideoCache {
-    /// The half of a modality.
-    pub fn half(&self, modality: Modality) -> Option<&MediaCache> {
+    /// Cache of a modality.
+    pub fn of(&self, modality: Modality) -> Option<&MediaCache> {
         match modality {
             Modality::Image => self.image.as_ref(),
             Modality::Audio => self.audio.as_ref(),
         }
     }
 
-    /// The half of a modality, to fill it.
-    pub fn half_mut(&mut self, modality: Modality) -> Option<&mut MediaCache> {
+    /// Cache of a modality, to fill it.
+    pub fn of_mut(&mut self, modality: Modality) -> Option<&mut MediaCache> {
         match modality {
             Modality::Image => self.image.as_mut(),
             Modality::Audio => self.audio.as_mut(),
         }
     }
 
-    /// The halves that are there: picture, then sound.
-    pub fn halves(&self) -> impl Iterator<Item = &MediaCache> {
+    /// Caches of the modalities that are present: image, then audio.
+    pub fn present(&self) -> impl Iterator<Item = &MediaCache> {
         self.image.iter().chain(&self.audio)
     }
 
-    /// Bytes that it holds.
+    /// Bytes of all allocations.
     pub fn bytes(&self) -> u64 {
-        self.halves().map(MediaCache::bytes).sum()
+        self.present().map(MediaCache::bytes).sum()
     }
 
-    /// The first gap of any half.
+    /// First range of tokens that is missing in either modality.
     pub fn first_gap(&self) -> Option<(Modality, Range<u64>)> {
-        [Modality::Image, Modality::Audio].into_iter().find_map(|m| Some((m, self.half(m)?.first_gap()?)))
+        [Modality::Image, Modality::Audio].into_iter().find_map(|m| Some((m, self.of(m)?.first_gap()?)))
     }
 }

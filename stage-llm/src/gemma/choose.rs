@@ -1,16 +1,16 @@
-//! From the head's products to logits, and to the largest of them, where they are: a greedy step then never waits for
-//! the host.
+//! Logits from the output of the head, and the largest of them, on the device: a greedy step then never waits for the
+//! host.
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 
-/// What [`first_largest`] gives where a logit is not a number.
+/// Result of [`first_largest`] where a logit is not a number.
 pub const NO_TOKEN: u32 = u32::MAX;
 
-/// Logits in f32 of products `z`: `cap * tanh(z / cap)`, with the reference's rounding to z's type after each of the three
-/// steps (MODEL.md 7); without a cap, z.
+/// Logits in f32 of the head's output `z`: `cap * tanh(z / cap)`, with the reference's rounding to z's type after each
+/// of the three steps (MODEL.md 7); without a cap, z.
 ///
 /// # Errors
-/// The device's.
+/// Errors of the device.
 pub fn soft_cap(z: &Tensor, cap: Option<f64>) -> Result<Tensor> {
     if z.device().is_cuda() {
         return z.contiguous()?.apply_op1_no_bwd(&SoftCap(cap.unwrap_or(0.0) as f32));
@@ -22,19 +22,19 @@ pub fn soft_cap(z: &Tensor, cap: Option<f64>) -> Result<Tensor> {
     rounded((rounded(ratio.tanh()?)? * cap)?)
 }
 
-/// The index of the largest of logits `[n]` in f32, the first one of equals (MODEL.md 7), as `[1]` in u32;
-/// [`NO_TOKEN`] if one is not a number.
+/// Index of the largest of the logits `[n]` in f32, the first one of equals (MODEL.md 7), as `[1]` in u32; [`NO_TOKEN`]
+/// if one is not a number.
 ///
 /// # Errors
-/// No logits; the device's.
+/// No logits; errors of the device.
 pub fn first_largest(logits: &Tensor) -> Result<Tensor> {
     if logits.dtype() != DType::F32 || logits.dims1()? == 0 {
-        candle_core::bail!("logits are numbers in f32, not {logits:?}");
+        candle_core::bail!("choice of a token refused: logits must be a vector in f32, not {logits:?}");
     }
     logits.apply_op1_no_bwd(&FirstLargest)
 }
 
-/// [`first_largest`] of numbers at hand.
+/// [`first_largest`] of logits on the host.
 pub fn first_largest_of(logits: &[f32]) -> u32 {
     let mut best: Option<(usize, f32)> = None;
     for (i, &z) in logits.iter().enumerate() {
@@ -52,7 +52,7 @@ pub fn first_largest_of(logits: &[f32]) -> u32 {
 static CHOOSE: compute::kernels::cuda::Kernels =
     compute::kernels::cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/choose.fatbin")));
 
-/// The cap; 0 for none.
+/// Soft cap as a kernel takes it; 0 for none.
 struct SoftCap(#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the kernel alone reads it"))] f32);
 
 impl CustomOp1 for SoftCap {
@@ -61,7 +61,7 @@ impl CustomOp1 for SoftCap {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        candle_core::bail!("a CPU caps step by step")
+        candle_core::bail!("soft cap is computed step by step on the CPU. This is a bug.")
     }
 
     #[cfg(feature = "cuda")]
@@ -87,7 +87,9 @@ impl CustomOp1 for FirstLargest {
     }
 
     fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let Some((first, end)) = layout.contiguous_offsets() else { candle_core::bail!("logits with gaps") };
+        let Some((first, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("choice of a token refused: logits are not contiguous")
+        };
         let best = first_largest_of(&logits.as_slice::<f32>()?[first..end]);
         Ok((CpuStorage::U32(vec![best]), 1.into()))
     }

@@ -3,28 +3,28 @@
 use candle_core::{Result, Tensor};
 use protocol::message::Modality;
 
-/// Image or audio tokens that go through the layers together, ready for the model.
+/// Consecutive image or audio tokens of a video, ready for the model.
 #[derive(Debug)]
 pub struct Chunk {
     /// Modality of the tokens.
     pub modality: Modality,
     /// Number of the first token.
     pub offset: u64,
-    /// `[n, D]`, on the model's device.
+    /// Tokens `[n, D]`, on the model's device.
     pub tokens: Tensor,
 }
 
-/// Rows that lie together, in the product and in the cache.
+/// Rows that are consecutive in the matmul and in the cache.
 pub(super) struct Run {
     pub(super) modality: Modality,
-    /// First token of its half.
+    /// First token, among those of its modality.
     pub(super) offset: u64,
-    /// First row of the product.
+    /// First row in the matmul.
     pub(super) row: usize,
     pub(super) rows: usize,
 }
 
-/// Chunks as they follow each other; one that goes on where the last one ended is the same run.
+/// Runs of chunks in their order; a chunk that continues where the last one ended belongs to the same run.
 pub(super) fn runs(chunks: &[Chunk]) -> Result<Vec<Run>> {
     let mut runs: Vec<Run> = Vec::new();
     let mut row = 0;

@@ -1,17 +1,18 @@
-//! The output projection as image and audio tokens use it: attention to itself alone is a token's own value, the same
-//! for every query head of a kv head, so the columns that meet the same value are added up first (MODEL.md 7,
-//! `repeat_kv`). That halves the product.
+//! Output projection as image and audio tokens use it: attention to itself alone is a token's own value, the same for
+//! every query head of a kv head, so the columns that meet the same value are added up first (MODEL.md 7, `repeat_kv`).
+//! That halves the matmul.
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 
-/// `o_proj` `[D, heads * head_dim]` to `[D, kv_heads * head_dim]`, summed in f32 and rounded once.
+/// Folded output projection: `o_proj` `[D, heads * head_dim]` to `[D, kv_heads * head_dim]`, summed in f32 and rounded
+/// once.
 ///
 /// # Errors
-/// A width that is not `heads * head_dim`; the device's.
+/// A width that is not `heads * head_dim`; errors of the device.
 pub fn fold_heads(weight: &Tensor, kv_heads: usize, head_dim: usize) -> Result<Tensor> {
     let (_, width) = weight.dims2()?;
     if kv_heads == 0 || head_dim == 0 || !width.is_multiple_of(kv_heads * head_dim) {
-        candle_core::bail!("{width} columns for {kv_heads} heads of {head_dim}");
+        candle_core::bail!("folding refused: {width} columns are not a multiple of {kv_heads} heads of {head_dim}");
     }
     let fold = Fold { kv_heads, head_dim, group: width / (kv_heads * head_dim) };
     if weight.device().is_cpu() || !head_dim.is_multiple_of(8) {
@@ -23,7 +24,7 @@ pub fn fold_heads(weight: &Tensor, kv_heads: usize, head_dim: usize) -> Result<T
 struct Fold {
     kv_heads: usize,
     head_dim: usize,
-    /// Query heads of a kv head.
+    /// Number of query heads of a kv head.
     group: usize,
 }
 
@@ -40,7 +41,7 @@ impl CustomOp1 for Fold {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        candle_core::bail!("a CPU folds by parts")
+        candle_core::bail!("folding is computed by parts on the CPU. This is a bug.")
     }
 
     #[cfg(feature = "cuda")]

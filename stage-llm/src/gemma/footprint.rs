@@ -16,28 +16,28 @@ use crate::gemma::cache::Geometry;
 use crate::gemma::model::Gemma;
 use crate::gemma::quantized::matrix::EXPANDED_BYTES;
 
-/// A memory pool maps a card's memory in chunks of so many bytes (seen with CUDA 13.0): what a piece leaves of its last one
-/// serves nothing that is larger.
+/// Bytes of a chunk in which a memory pool maps GPU memory (seen with CUDA 13.0): what an allocation leaves of its last
+/// chunk serves nothing that is larger.
 const POOL_CHUNK_BYTES: u64 = 32 << 20;
 
-/// What a worker holds whatever the job, and what a token adds.
+/// Memory that a worker holds whatever the job, and that each token adds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LlmFootprint {
-    /// Whatever the job.
+    /// Weights, activations and context, whatever the job.
     pub fixed: Footprint,
-    /// Keys and values of one text token.
+    /// Bytes of the keys and values of one text token.
     pub text_token_bytes: u64,
-    /// Keys and values of one image or audio token.
+    /// Bytes of the keys and values of one image or audio token.
     pub media_token_bytes: u64,
-    /// What memory for keys and values comes in: a pool's chunks on a card, bytes on the CPU.
+    /// Unit in which memory for keys and values is allocated: chunks of the pool on a GPU, bytes on the CPU.
     pub chunk_bytes: u64,
 }
 
 impl LlmFootprint {
-    /// What a model will take, without reading a byte of it.
+    /// Footprint of a model, without reading a byte of it.
     ///
     /// # Errors
-    /// None that a checked configuration leads to.
+    /// None with a checked configuration.
     pub fn new(model: &ModelConfig, llm: &LlmConfig, compute: &ComputeConfig) -> Result<Self, CheckpointError> {
         let dtype = candle_dtype(compute.dtype.wire());
         let needs = Weights::survey(dtype, |w| Gemma::new(model, w, llm, compute.media_products))?;
@@ -63,21 +63,22 @@ impl fmt::Display for LlmFootprint {
     }
 }
 
-/// What to do about a budget that does not hold the model.
+/// Advice for a budget that does not hold the model.
 pub const HINT: &str = "raise budgets.llm, set llm.weights = \"q8\" or \"q4\", or lower llm.chunk_rows";
 
-/// The most that rows hold on their way through a layer: the feed-forward part, where gates and ups meet, or a block of
-/// attention. An upper bound, not a measurement. `fp8` says how many rows are multiplied in 8 bits, if any.
+/// Upper bound of the bytes that rows take on their way through a layer, not a measurement: in the feed-forward part,
+/// where gates and ups meet, or in a block of attention. `fp8` is the number of rows that are multiplied in 8 bits, if
+/// any.
 fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_blocks: bool, fp8: Option<u64>) -> u64 {
     let wide = 4;
     let (hidden, inner) = (c.hidden_size as u64, c.intermediate_size as u64);
     let (q, kv) = ((c.num_attention_heads * c.head_dim) as u64, (c.num_key_value_heads * c.head_dim) as u64);
-    // The stream, its norm, what attention or the feed-forward part makes of it, and the rows as they came, of the next two
-    // passes too: a device is given one ahead while another is gathered.
+    // The stream, its norm, the output of attention or of the feed-forward part, and the rows as they came, of the next
+    // two passes too: one is queued on the device while another is gathered.
     let stream = 6 * hidden * size;
-    let feed_forward = 3 * inner * size; // gates and ups, and their product
+    let feed_forward = 3 * inner * size; // gates, ups, and gates times ups
     let heads = 2 * (q + 2 * kv) * size;
-    // The folded output projection, and what it is made from: blocks expanded; on the CPU, where it is summed in parts, f32.
+    // The folded output projection and its source: blocks expanded, or f32 on the CPU, where it is summed in parts.
     let folded = hidden
         * match (on_gpu, in_blocks) {
             (true, false) => kv * size,
@@ -88,18 +89,18 @@ fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_bloc
         SCRATCH_BYTES as u64
     } else {
         let widened_keys = if size == wide { 0 } else { 2 * BLOCK_KEYS as u64 * kv * wide };
-        // In f32, before they are rounded: the CPU's norms and products.
+        // In f32, before they are rounded: norms and matmuls on the CPU.
         4 * BLOCK_SCORES as u64 * wide + widened_keys + rows * (2 * hidden + inner) * wide
     };
     let logits = 3 * c.vocab_size as u64 * wide;
-    // Blocks are expanded a matrix, or a stretch of one, at a time.
+    // One matrix, or a stretch of it, is expanded at a time.
     let expanded = match (in_blocks, on_gpu) {
         (false, _) => 0,
         (true, false) => (2 * inner * hidden * wide).min(EXPANDED_BYTES as u64),
         (true, true) => (2 * inner * hidden * size).min(EXPANDED_BYTES as u64) + WORKSPACE_BYTES as u64,
     };
-    // So are the weights of a product in 8 bits; its rows take less than those in T, for which there is room. On the CPU
-    // both stand there once more in f32.
+    // So are the weights of a matmul in 8 bits; its rows take less than those in T, which are counted. On the CPU both
+    // exist once more in f32.
     let (quantized, besides) = match fp8 {
         None => (0, 0),
         Some(_) if on_gpu => (E4m3Rows::bytes(2 * c.intermediate_size, c.hidden_size) as u64, WORKSPACE_BYTES as u64),

@@ -1,4 +1,4 @@
-//! CUDA kernels of this crate, their check against the CPU, and their speed.
+//! CUDA kernels of this crate: their launches, their check against the CPU, and their speed.
 
 #[cfg(feature = "cuda")]
 pub mod bench;

@@ -1,8 +1,11 @@
 //! Keys or values of one layer: 16 (or 32) bits as they are, or 8 or 4 bits, quantized as they are written.
 //!
-//! Head-major and preallocated: `[kv_heads, capacity, head_dim]`, so that a head's tokens lie in a row and attention
-//! streams them. Quantized, two planes lie in one buffer: `[kv_heads, capacity, bytes of a row]`, then, 256-aligned,
-//! `[kv_heads, capacity, groups]` of 16-bit scales. [`row`] defines both.
+//! Head-major and preallocated: `[kv_heads, capacity, head_dim]`, so that a head's tokens are contiguous and attention
+//! streams them. Quantized, two planes share one buffer: `[kv_heads, capacity, bytes of a row]`, then, 256-aligned,
+//! `[kv_heads, capacity, groups]` of 16-bit scales.
+//!
+//! In reading order: [`row`] (one head's key or value in 8 or 4 bits), formats and memory (this file), [`io`] (rows
+//! into keys or values, and back).
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -11,13 +14,13 @@ pub mod row;
 
 use row::{GROUP_4, GROUP_8};
 
-/// Planes begin at multiples of so many bytes.
+/// Alignment of a plane in bytes.
 const PLANE_ALIGN: usize = 256;
 
-/// How keys and values are kept.
+/// Format in which keys and values are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvFormat {
-    /// Unchanged.
+    /// Unchanged values of a type.
     Dense(DType),
     /// 8.25 bits a value: [`row::encode_8`].
     Q8,
@@ -35,7 +38,7 @@ impl KvFormat {
         }
     }
 
-    /// 16-bit scales of one row.
+    /// Number of 16-bit scales of one row.
     pub fn row_scales(self, head_dim: usize) -> usize {
         match self {
             KvFormat::Dense(_) => 0,
@@ -44,13 +47,13 @@ impl KvFormat {
         }
     }
 
-    /// Bytes of a token's key and value in one layer, for the memory plan; the two planes of each tensor of a layer add 255
-    /// at most each.
+    /// Bytes of a token's key and value in one layer, to plan memory with; alignment adds 255 bytes at most to each of
+    /// the two planes of a tensor.
     pub fn bytes_per_token(self, kv_heads: usize, head_dim: usize) -> u64 {
         (2 * kv_heads * (self.row_bytes(head_dim) + 2 * self.row_scales(head_dim))) as u64
     }
 
-    /// What kernels call it.
+    /// Code of the format in the kernels.
     #[cfg(feature = "cuda")]
     pub(crate) fn code(self) -> i32 {
         match self {
@@ -61,19 +64,19 @@ impl KvFormat {
     }
 }
 
-/// Keys, or values, of one layer.
+/// Keys of one layer, or its values.
 #[derive(Debug, Clone)]
 pub struct KvTensor {
     format: KvFormat,
     kv_heads: usize,
     capacity: usize,
     head_dim: usize,
-    /// Dense: `[kv_heads, capacity, head_dim]`. Quantized: bytes.
+    /// Values `[kv_heads, capacity, head_dim]`, or bytes where they are quantized.
     data: Tensor,
 }
 
 impl KvTensor {
-    /// Room for `capacity` tokens, all zero.
+    /// Zeros for `capacity` tokens.
     ///
     /// # Errors
     /// As [`several`](Self::several).
@@ -82,11 +85,11 @@ impl KvTensor {
         Ok(one.pop().expect("one was made. This is a bug."))
     }
 
-    /// `count` times room for `capacity` tokens, all zero, in one piece of memory: what frees it leaves one large hole in
-    /// a device's pool and not many small ones, and what is allocated between them does not keep them apart.
+    /// `count` tensors of zeros for `capacity` tokens each, in one piece of memory: freed, it leaves one large hole in
+    /// the device's pool and not many small ones with other allocations between them.
     ///
     /// # Errors
-    /// candle's, when there is no memory; quantized or on a card, a `head_dim` that is not a multiple of 8.
+    /// Errors of candle, when there is no memory; quantized or on a GPU, a `head_dim` that is not a multiple of 8.
     pub fn several(
         count: usize,
         format: KvFormat,
@@ -97,7 +100,9 @@ impl KvTensor {
     ) -> Result<Vec<Self>> {
         let as_it_is = matches!(format, KvFormat::Dense(_)) && device.is_cpu();
         if !as_it_is && !head_dim.is_multiple_of(8) {
-            candle_core::bail!("heads of {head_dim}: quantized or on a card, their width must be a multiple of 8");
+            candle_core::bail!(
+                "KV cache refused: heads of {head_dim}; quantized or on a GPU, their width must be a multiple of 8"
+            );
         }
         let rows = kv_heads * capacity;
         let all = match format {
@@ -111,17 +116,17 @@ impl KvTensor {
         (0..count).map(|i| Ok(KvTensor { format, kv_heads, capacity, head_dim, data: all.get(i)? })).collect()
     }
 
-    /// How they are kept.
+    /// Format in which they are kept.
     pub fn format(&self) -> KvFormat {
         self.format
     }
 
-    /// Heads.
+    /// Number of heads.
     pub fn kv_heads(&self) -> usize {
         self.kv_heads
     }
 
-    /// Tokens that there is room for.
+    /// Most tokens that fit.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
@@ -136,12 +141,12 @@ impl KvTensor {
         (self.data.elem_count() * self.data.dtype().size_in_bytes()) as u64
     }
 
-    /// The buffer: what is in it depends on the format.
+    /// Buffer, whose layout depends on the format.
     pub fn data(&self) -> &Tensor {
         &self.data
     }
 
-    /// Where the scales begin, in bytes.
+    /// Offset of the scales in bytes.
     pub(crate) fn scales_at(&self) -> usize {
         (self.kv_heads * self.capacity * self.format.row_bytes(self.head_dim)).next_multiple_of(PLANE_ALIGN)
     }

@@ -1,5 +1,5 @@
-//! Gemma 2 with decomposed attention (MODEL.md 7): text attends to text, and separately to all image and all audio
-//! tokens; those attend to nothing but themselves.
+//! Gemma 2 with decomposed attention (MODEL.md 7): text attends to text, and separately to all image tokens and to all
+//! audio tokens; image and audio tokens attend to themselves alone.
 
 use candle_core::{DType, Device, Result, Tensor};
 use config::{LlmConfig, MediaProducts};
@@ -16,7 +16,7 @@ use crate::gemma::quantized::WeightMatrix;
 use crate::gemma::rope::RopeTable;
 use crate::gemma::weights::{self, Loader};
 
-/// Positions whose rotations are kept ready; a text with more has its own made.
+/// Number of positions whose rotations are kept ready; a longer text has its own table made.
 const READY_POSITIONS: usize = 8192;
 
 /// Whether the head is a matrix of its own: a configuration that says tied wins over a stray head in the file (MODEL.md
@@ -32,13 +32,13 @@ pub struct Gemma {
     norm: RmsNorm,
     lm_head: WeightMatrix,
     rope: RopeTable,
-    /// sqrt(D), rounded to the model's dtype by the product itself (MODEL.md 7).
+    /// Factor sqrt(D), rounded to the model's dtype by the multiplication itself (MODEL.md 7).
     embedding_scale: f64,
     final_cap: Option<f64>,
     geometry: Geometry,
     vocabulary: usize,
     hidden_size: usize,
-    /// How image and audio tokens are multiplied.
+    /// Precision in which image and audio tokens are multiplied.
     products: MediaProducts,
     dtype: DType,
     device: Device,
@@ -81,26 +81,26 @@ impl Gemma {
         })
     }
 
-    /// What its keys and values take.
+    /// Geometry of the model's keys and values.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
     }
 
-    /// Room for a prompt and its answer of `capacity` tokens together.
+    /// Empty cache for a prompt and its answer of `capacity` tokens together.
     ///
     /// # Errors
-    /// candle's, when there is no memory.
+    /// Errors of candle, when there is no memory.
     pub fn text_cache(&self, capacity: usize) -> Result<TextCache> {
         let rope = if capacity <= self.rope.positions() { self.rope.clone() } else { self.rope.longer(capacity)? };
         TextCache::new(&self.geometry, rope, capacity, &self.device)
     }
 
-    /// Where it computes.
+    /// Device of the model.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Rows of the embedding: token ids are below.
+    /// Number of rows of the embedding: token ids are below.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
     }
@@ -110,12 +110,12 @@ impl Gemma {
         self.hidden_size
     }
 
-    /// Type that it computes in.
+    /// Type in which the model computes.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Takes image or audio tokens `[n, D]` from token `offset` of their half on into the cache, in one go.
+    /// Takes image or audio tokens `[n, D]`, from token `offset` of their modality on, into the cache in one pass.
     ///
     /// # Errors
     /// As [`absorb_all`](Self::absorb_all).
@@ -130,11 +130,12 @@ impl Gemma {
         self.absorb_all(&[Chunk { modality, offset, tokens: tokens.clone() }], video, observe)
     }
 
-    /// Takes rows of either half, wherever they belong, into the cache, all in one go: the more rows a product has, the
-    /// better it uses a card. Rows depend on nothing but themselves, so any order and any cut give the same cache.
+    /// Takes image and audio tokens, wherever they belong, into the cache in one pass through the layers: the more rows
+    /// a matmul has, the better it uses a GPU. Rows depend on nothing but themselves, so any order and any cut give the
+    /// same cache.
     ///
     /// # Errors
-    /// candle's; rows that do not lie in the cache.
+    /// Errors of candle; rows beyond the cache.
     pub fn absorb_all(&self, chunks: &[Chunk], video: &VideoCache, observe: &mut dyn Observe) -> Result<()> {
         let runs = runs(chunks)?;
         let Some(first) = chunks.first() else { return Ok(()) };
@@ -148,13 +149,13 @@ impl Gemma {
             }
             let (k, v) = layer.self_attn.keys_and_values(&normed, x.dtype())?; // [n, kv_heads * head_dim]
             for run in &runs {
-                let Some(cache) = video.half(run.modality) else {
-                    candle_core::bail!("there is no cache for {} tokens", run.modality)
+                let Some(cache) = video.of(run.modality) else {
+                    candle_core::bail!("prefill refused: there is no cache for {} tokens", run.modality)
                 };
                 let part = |x: &Tensor| x.narrow(0, run.row, run.rows);
                 cache.layer(i).write(&part(&k)?, &part(&v)?, run.offset as usize)?;
             }
-            // Nothing looks at the rows after the last layer.
+            // Nothing reads the rows after the last layer.
             let Some(next) = self.layers.get(i + 1) else { break };
             let attended = layer.self_attn.diagonal(&v, self.products)?;
             normed = layer.residual_then(&x, &attended, next, self.products)?;
@@ -162,10 +163,10 @@ impl Gemma {
         Ok(())
     }
 
-    /// Reads a prompt, or the next part of one, and gives the logits `[vocabulary]` in f32 after its last token.
+    /// Reads a prompt, or the next part of one, and returns the logits `[vocabulary]` in f32 after its last token.
     ///
     /// # Errors
-    /// candle's; a text cache without room, an incomplete video.
+    /// Errors of candle; a text cache without capacity, an incomplete video.
     pub fn prefill(
         &self,
         ids: &[u32],
@@ -174,7 +175,11 @@ impl Gemma {
         observe: &mut dyn Observe,
     ) -> Result<Tensor> {
         if let Some((modality, gap)) = video.first_gap() {
-            candle_core::bail!("{modality} tokens {} to {} are missing from the cache", gap.start, gap.end);
+            candle_core::bail!(
+                "prefill refused: {modality} tokens {} to {} are missing from the cache",
+                gap.start,
+                gap.end
+            );
         }
         let x = self.forward(&Tensor::new(ids, &self.device)?, text, video, observe)?; // [n, D]
         observe.see(Boundary::TextHidden(self.layers.len()), &x)?;
@@ -186,10 +191,10 @@ impl Gemma {
         self.last_logits(&x)
     }
 
-    /// Feeds one generated token and gives the logits `[vocabulary]` in f32 after it.
+    /// Reads one generated token and returns the logits `[vocabulary]` in f32 after it.
     ///
     /// # Errors
-    /// candle's; a text cache without room.
+    /// Errors of candle; a text cache without capacity.
     pub fn decode(&self, id: u32, text: &mut TextCache, video: &VideoCache) -> Result<Tensor> {
         self.decode_from(&Tensor::new(&[id], &self.device)?, text, video)
     }
@@ -211,9 +216,9 @@ impl Gemma {
         observe: &mut dyn Observe,
     ) -> Result<Tensor> {
         let n = ids.dims1()?;
-        let room = text.capacity() - text.len();
-        if n == 0 || n > room {
-            candle_core::bail!("{n} text tokens for a cache with room for {room}");
+        let free = text.capacity() - text.len();
+        if n == 0 || n > free {
+            candle_core::bail!("forward pass refused: {n} text tokens for a cache with a free capacity of {free}");
         }
         let x = self.embed_tokens.gather(ids, self.dtype, self.embedding_scale)?; // [n, D]
         let mut normed = self.layers[0].input_layernorm.forward(&x, MediaProducts::Dense)?;

@@ -13,7 +13,7 @@ use crate::gemma::fold::fold_heads;
 use crate::gemma::quantized::WeightMatrix;
 use crate::gemma::weights::{LayerMatrices, Loader};
 
-/// `G(x, w) = rms(x) * (1 + w)`, all in f32, one rounding at the end (MODEL.md 7).
+/// RMS norm of Gemma: `G(x, w) = rms(x) * (1 + w)`, all in f32, one rounding at the end (MODEL.md 7).
 pub(super) struct RmsNorm {
     gain: Tensor, // 1 + w, f32
     eps: f32,
@@ -51,7 +51,7 @@ pub(super) struct Attention {
     kv_heads: usize,
     head_dim: usize,
     scoring: Scoring,
-    /// Keys that a text query sees; none on full layers.
+    /// Most keys that a text query sees; none on layers with full attention.
     window: Option<usize>,
 }
 
@@ -81,8 +81,8 @@ impl Attention {
         Ok((part(q..q + kv)?, part(q + kv..q + 2 * kv)?))
     }
 
-    /// Text to text, to image and to audio: three softmaxes. Their sum is taken before the one `o_proj`, which is
-    /// linear; the reference sums after it. `x` `[n, D]` is normed and stands at the end of `text`.
+    /// Attention of text to text, to image and to audio: three softmaxes. Their sum is taken before the one `o_proj`,
+    /// which is linear; the reference sums after it. `x` `[n, D]` is normed and follows the tokens of `text`.
     pub(super) fn forward(&self, x: &Tensor, layer: usize, text: &TextCache, video: &VideoCache) -> Result<Tensor> {
         let (n, at, cache) = (x.dim(0)?, text.len(), text.layer(layer));
         let qkv = self.qkv_proj.forward(x)?; // [n, (heads + 2 kv_heads) * head_dim]
@@ -90,12 +90,12 @@ impl Attention {
         let queries = Queries { rotated: &rotated, plain: &qkv.narrow(1, 0, self.heads * self.head_dim)? };
         let causal = Visible::Causal { first: at, window: self.window };
         let mut segments = vec![segment(cache, at + n, causal)];
-        segments.extend(video.halves().map(|h| segment(h.layer(layer), h.tokens() as usize, Visible::All)));
+        segments.extend(video.present().map(|h| segment(h.layer(layer), h.tokens() as usize, Visible::All)));
         self.o_proj.forward(&attend_segments(queries, &segments, self.scoring)?) // [n, D]
     }
 
-    /// What image or audio tokens with values `[n, kv_heads * head_dim]` make of themselves, `[n, D]`: attention to itself
-    /// alone is a token's own value.
+    /// Attention of image or audio tokens with values `[n, kv_heads * head_dim]`, each to itself alone, `[n, D]`: a
+    /// token's own value, projected.
     pub(super) fn diagonal(&self, v: &Tensor, products: MediaProducts) -> Result<Tensor> {
         let weight = self.o_proj.expanded(v.dtype())?; // [D, heads * head_dim]
         let outputs = 0..weight.dim(0)?;
@@ -126,7 +126,7 @@ impl Mlp {
     }
 }
 
-/// One of the model's layers.
+/// Decoder layer of the model.
 pub(super) struct DecoderLayer {
     pub(super) self_attn: Attention,
     mlp: Mlp,
@@ -155,13 +155,13 @@ impl DecoderLayer {
         })
     }
 
-    /// Adds what attention came to and the feed-forward part to the stream `x`, in place.
+    /// Adds attention's output and then the feed-forward part to the stream `x`, in place.
     pub(super) fn residual(&self, x: &Tensor, attended: &Tensor, products: MediaProducts) -> Result<()> {
         let h = self.feed_forward(x, attended, products)?;
         self.post_feedforward_layernorm.add(x, &h)
     }
 
-    /// [`residual`](Self::residual), and the input of the layer `next`: the same for all three streams, but for how they
+    /// [`residual`](Self::residual), and the input of the layer `next`. Text, image and audio differ only in how they
     /// are multiplied.
     pub(super) fn residual_then(
         &self,
@@ -174,7 +174,7 @@ impl DecoderLayer {
         self.post_feedforward_layernorm.add_then(x, &h, &next.input_layernorm, products)
     }
 
-    /// Adds what attention came to to the stream, in place; what the feed-forward part makes of the sum.
+    /// Output of the feed-forward part, once attention's output is added to the stream `x`, in place.
     fn feed_forward(&self, x: &Tensor, attended: &Tensor, products: MediaProducts) -> Result<Tensor> {
         let pre = &self.pre_feedforward_layernorm;
         let normed = self.post_attention_layernorm.add_then(x, attended, pre, products)?;

@@ -1,32 +1,33 @@
-//! Watching the model at the boundaries that the oracle records, to compare the two.
+//! Values of the model at the boundaries that the oracle records, shown to an observer that compares the two.
 
 use candle_core::{Result, Tensor};
 use protocol::message::Modality;
 
-/// A place in the model whose value the oracle knows (oracle/README.md).
+/// Boundary in the model whose value the oracle records (tests/oracle/README.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Boundary {
-    /// `text_hidden.{layer}` `[L, D]`: the prompt entering a layer; the number of layers stands for after the last.
+    /// `text_hidden.{layer}` `[L, D]`: the prompt at the input of a layer; the number of layers means after the last.
     TextHidden(usize),
-    /// `image_hidden.{layer}` or `audio_hidden.{layer}` `[n, D]`, from token `offset` on, as each chunk comes by.
+    /// `image_hidden.{layer}` or `audio_hidden.{layer}` `[n, D]`, from token `offset` on, for each run of each pass.
     MediaHidden(Modality, usize, u64),
     /// `text_final_norm` `[L, D]`.
     TextFinalNorm,
     /// `prefill_logits_all` `[L, vocabulary]`.
     PrefillLogitsAll,
-    /// Row k of `step_logits` `[vocabulary]`: what token k of the answer is chosen from; row 0 is `prefill_logits`.
+    /// Row k of `step_logits` `[vocabulary]`: the logits that token k of the answer is chosen from; row 0 is
+    /// `prefill_logits`.
     StepLogits(usize),
 }
 
-/// Someone who watches. `()` does not, and costs nothing.
+/// Observer of the model. `()` observes nothing, and costs nothing.
 pub trait Observe {
-    /// Shows a value.
+    /// Takes the value at a boundary.
     ///
     /// # Errors
-    /// The watcher's; it ends the job.
+    /// Errors of the observer; they end the job.
     fn see(&mut self, at: Boundary, value: &Tensor) -> Result<()>;
 
-    /// Whether to compute the boundaries that only a watcher needs: norm and logits of every prompt position.
+    /// Whether to compute the boundaries that only an observer needs: norm and logits of every prompt position.
     fn wants_all_rows(&self) -> bool {
         true
     }

@@ -1,4 +1,4 @@
-//! Rotary positions of a text's queries and keys, and their way into the cache (MODEL.md 7).
+//! Rotary positions of a text's queries and keys, and the write of keys and values into the cache (MODEL.md 7).
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -14,10 +14,10 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// The table of the first `positions` positions, rounded to `dtype`.
+    /// Table of the first `positions` positions, rounded to `dtype`.
     ///
     /// # Errors
-    /// candle's, when there is no memory.
+    /// Errors of candle, when there is no memory.
     pub fn new(theta: f64, head_dim: usize, positions: usize, dtype: DType, device: &Device) -> Result<Self> {
         let exponent = |j: usize| (2 * j) as f32 / head_dim as f32;
         let inv_freq: Vec<f32> = (0..head_dim / 2).map(|j| 1.0 / theta.powf(f64::from(exponent(j))) as f32).collect();
@@ -33,27 +33,27 @@ impl RopeTable {
         })
     }
 
-    /// The same table for more positions.
+    /// Table of the same model for more positions.
     ///
     /// # Errors
-    /// candle's, when there is no memory.
+    /// Errors of candle, when there is no memory.
     pub fn longer(&self, positions: usize) -> Result<Self> {
         let head_dim = 2 * self.cos.dim(1)?;
         RopeTable::new(self.theta, head_dim, positions, self.cos.dtype(), self.cos.device())
     }
 
-    /// Positions that it has.
+    /// Number of positions.
     pub fn positions(&self) -> usize {
         self.cos.dims()[0]
     }
 
-    /// Takes rows `[n, (heads + 2 * kv_heads) * head_dim]` of a fused projection, queries then keys then values, that
-    /// stand at positions `first` and on. Keys, rotated, and values go into the cache at those places; the rotated
-    /// queries `[n, heads * head_dim]` are returned (the plain ones are the first columns of `qkv`). The rotation is
-    /// half-split, in f32, rounded once.
+    /// Rotated queries `[n, heads * head_dim]` of a fused projection `qkv` `[n, (heads + 2 * kv_heads) * head_dim]`,
+    /// queries then keys then values, at positions `first` and on (the plain queries are the first columns of `qkv`).
+    /// Keys, rotated, and values are written into the cache at those positions. The rotation is half-split, in f32,
+    /// rounded once.
     ///
     /// # Errors
-    /// candle's; positions or shapes that do not fit; a cache that is not dense in the rows' type.
+    /// Errors of candle; positions or shapes that do not fit; a cache that is not dense in the rows' type.
     pub fn rotate_and_write(
         &self,
         qkv: &Tensor,
@@ -112,7 +112,9 @@ mod cuda {
         keys: &KvTensor,
         values: &KvTensor,
     ) -> Result<Tensor> {
-        let Device::Cuda(device) = qkv.device() else { candle_core::bail!("rows are not on a card") };
+        let Device::Cuda(device) = qkv.device() else {
+            candle_core::bail!("rotation refused: rows are not in GPU memory")
+        };
         let (n, _) = qkv.dims2()?;
         let (kv_heads, head_dim) = (keys.kv_heads(), keys.head_dim());
         let (from, stride) = rows(qkv)?;
@@ -136,8 +138,8 @@ mod cuda {
         let threads = n * (heads + 2 * kv_heads) * head_dim / 8;
         let name = format!("rotate_{}", suffix(qkv.dtype())?);
         let grid = grid((threads.div_ceil(256), 1, 1), 256, 0);
-        // SAFETY: the arguments are the kernel's as kv_write.cu declares them; the caller has checked that the rows fit. It waits
-        // before anything else.
+        // SAFETY: the arguments are the kernel's as kv_write.cu declares them; the caller has checked that the rows
+        // fit. The kernel waits before anything else.
         unsafe { KV_WRITE.launch_ahead(device, &name, grid, &arguments) }?;
         Ok(Tensor::from_storage(Storage::Cuda(out), shape, BackpropOp::none(), false))
     }

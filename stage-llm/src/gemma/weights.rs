@@ -1,5 +1,5 @@
-//! Where the model's matrices come from: the checkpoint as it is, or in blocks, from a file of `vidi quantize` or
-//! quantized while they load.
+//! Sources of the model's matrices: the checkpoint as it is, or blocks, from a file of `vidi quantize` or quantized
+//! while they load.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,21 +18,22 @@ use crate::gemma::quantized::{BlockFormat, Blocks, Strips, WeightMatrix};
 /// Version of the file's layout.
 pub const VERSION: u32 = 1;
 
-/// A matrix that the model multiplies with: tensors of the checkpoint on top of each other, which share their input.
+/// Description of a matrix that the model multiplies with: tensors of the checkpoint on top of each other, which share
+/// their input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matrix {
-    /// Its name in files, e.g. `model.layers.0.self_attn.qkv_proj`.
+    /// Name in files, e.g. `model.layers.0.self_attn.qkv_proj`.
     pub name: String,
-    /// The checkpoint's tensors and their rows.
+    /// Tensors of the checkpoint, and the rows of each.
     pub parts: Vec<(String, usize)>,
-    /// Columns.
+    /// Number of columns.
     pub columns: usize,
-    /// How it is kept; none for as it is.
+    /// Format in which the matrix is kept; none for the checkpoint's.
     pub format: Option<BlockFormat>,
 }
 
 impl Matrix {
-    /// Rows of all parts.
+    /// Number of rows of all parts.
     pub fn rows(&self) -> usize {
         self.parts.iter().map(|part| part.1).sum()
     }
@@ -48,8 +49,8 @@ impl Matrix {
     }
 }
 
-/// How each kind of matrix is kept. With 4 bits, what every token passes through or is chosen by keeps 6: the projections
-/// to queries, keys and values, whose errors are read again by every later token, and the embedding, which is the head.
+/// Formats of the kinds of matrices. With 4 bits, two kinds keep 6: the projections to queries, keys and values, whose
+/// errors are read again by every later token, and the embedding, which is the head and chooses every token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Formats {
     qkv: Option<BlockFormat>,
@@ -72,21 +73,21 @@ impl Formats {
     }
 }
 
-/// The matrices of one decoder layer.
+/// Matrices of one decoder layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerMatrices {
-    /// Queries, keys, values.
+    /// Projections to queries, keys and values.
     pub qkv_proj: Matrix,
-    /// Attention's output.
+    /// Output projection of attention.
     pub o_proj: Matrix,
-    /// Gates, ups.
+    /// Gates and ups of the feed-forward part.
     pub gate_up_proj: Matrix,
-    /// The feed-forward part's output.
+    /// Output projection of the feed-forward part.
     pub down_proj: Matrix,
 }
 
 impl LayerMatrices {
-    /// Those of layer `i`.
+    /// Matrices of layer `i`.
     pub fn new(c: &ModelConfig, i: usize, weights: WeightFormat) -> Self {
         let formats = Formats::of(weights);
         let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
@@ -108,7 +109,7 @@ impl LayerMatrices {
     }
 }
 
-/// The embedding, and the output head where it is another matrix.
+/// Embedding, and the output head where it is another matrix.
 pub fn embedding(c: &ModelConfig, weights: WeightFormat) -> [Matrix; 2] {
     let format = Formats::of(weights).embedding;
     ["model.embed_tokens", "lm_head"].map(|name| Matrix {
@@ -119,7 +120,7 @@ pub fn embedding(c: &ModelConfig, weights: WeightFormat) -> [Matrix; 2] {
     })
 }
 
-/// Every matrix of a model, in the order in which it is used; the head only if `untied`.
+/// All matrices of a model, in the order in which they are used; the head only if `untied`.
 pub fn matrices(c: &ModelConfig, weights: WeightFormat, untied: bool) -> Vec<Matrix> {
     let [embedding, head] = embedding(c, weights);
     let layers = (0..c.num_hidden_layers).flat_map(|i| {
@@ -129,25 +130,25 @@ pub fn matrices(c: &ModelConfig, weights: WeightFormat, untied: bool) -> Vec<Mat
     std::iter::once(embedding).chain(layers).chain(untied.then_some(head)).collect()
 }
 
-/// What a file of `vidi quantize` says of itself, in its header's metadata under `vidi`.
+/// Description of a file of `vidi quantize`, in its header's metadata under `vidi`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileInfo {
-    /// [`VERSION`].
+    /// Version of the layout: [`VERSION`].
     pub version: u32,
-    /// `q8` or `q4`.
+    /// Format of the weights: `q8` or `q4`.
     pub weights: WeightFormat,
     /// Format, rows and columns of each matrix.
     pub matrices: BTreeMap<String, (String, usize, usize)>,
 }
 
-/// A file of `vidi quantize`, mapped.
+/// File of `vidi quantize`, mapped into memory.
 pub struct QuantizedFile {
     path: PathBuf,
     map: MmapedSafetensors,
 }
 
 impl QuantizedFile {
-    /// Opens a file whose matrices are kept as `weights` says.
+    /// Opens a file whose matrices have the format `weights`.
     ///
     /// # Errors
     /// The file that is missing, cut short, of another version or of another format.
@@ -202,17 +203,17 @@ fn read_info(path: &Path) -> Result<FileInfo, String> {
     serde_json::from_str(text).map_err(|e| format!("its description: {e}"))
 }
 
-/// Loads matrices in the formats that a configuration asks for.
+/// Loader of matrices in the formats that a configuration asks for.
 pub struct Loader<'a> {
     weights: &'a Weights,
     file: Option<QuantizedFile>,
 }
 
 impl<'a> Loader<'a> {
-    /// From a checkpoint's weights, and the configured file for those in blocks.
+    /// Loader from a checkpoint's weights, and from the configured file for those in blocks.
     ///
     /// # Errors
-    /// [`QuantizedFile::open`]'s; a survey opens nothing.
+    /// Errors of [`QuantizedFile::open`]; a survey opens nothing.
     pub fn new(weights: &'a Weights, llm: &LlmConfig) -> Result<Self, CheckpointError> {
         let in_blocks = matches!(llm.weights, WeightFormat::Q8 | WeightFormat::Q4);
         let file = match &llm.quantized {
@@ -222,7 +223,7 @@ impl<'a> Loader<'a> {
         Ok(Loader { weights, file })
     }
 
-    /// The matrix, on the device.
+    /// Matrix on the device.
     ///
     /// # Errors
     /// The tensor or file that is missing or misshapen; no memory.
@@ -246,8 +247,8 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Some rows of a matrix in blocks, made from the checkpoint's tensors on the CPU. Rows are independent: any cut gives the
-/// same bytes.
+/// Blocks of some rows of a matrix, made from the checkpoint's tensors on the CPU. Rows are independent: any cut gives
+/// the same bytes.
 ///
 /// # Errors
 /// The tensor that is missing or misshapen.

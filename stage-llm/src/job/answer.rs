@@ -1,9 +1,9 @@
-//! A job from start to end: check, plan, have the video's keys and values, answer.
+//! Stage that answers a job from start to end: check, plan, obtain the video's keys and values, answer.
 
-use compute::failure::Failure;
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use compute::failure::Failure;
 use config::{ComputeConfig, KvPrecision, LlmConfig, WeightFormat};
 use model::checkpoint::Weights;
 use model::config_json::ModelConfig;
@@ -27,20 +27,20 @@ use crate::text::prompt::{Prompter, strip};
 use crate::text::sample::Sampler;
 use crate::text::task::{Task, Tasks};
 
-/// How a worker is run.
+/// Settings of a worker.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// The `[llm]` section.
+    /// Section `[llm]` of the configuration.
     pub llm: LlmConfig,
-    /// The `[compute]` section.
+    /// Section `[compute]` of the configuration.
     pub compute: ComputeConfig,
-    /// What the stage may hold, weights included; none without a cap.
+    /// Most bytes that the stage may hold, weights included; none without a cap.
     pub budget_bytes: Option<u64>,
-    /// The checkpoint's name, for results.
+    /// Name of the checkpoint, for results.
     pub name: String,
 }
 
-/// The stage: owns the model and answers one job at a time.
+/// Stage that owns the model and answers one job at a time.
 pub struct LlmStage {
     model: Gemma,
     prompter: Prompter,
@@ -51,7 +51,7 @@ pub struct LlmStage {
 }
 
 impl LlmStage {
-    /// Loads the model, once it is clear that it fits.
+    /// Stage with its model loaded, once it is clear that it fits.
     ///
     /// # Errors
     /// `does_not_fit` with the figures, before a byte is read; `model` for a checkpoint that cannot be used.
@@ -66,41 +66,41 @@ impl LlmStage {
             text_token_bytes = footprint.text_token_bytes,
             media_token_bytes = footprint.media_token_bytes,
             budget_bytes = settings.budget_bytes,
-            "the language model takes {footprint}"
+            "loading the language model: {footprint}"
         );
         footprint.fixed.check(StageName::Llm, settings.budget_bytes, HINT)?;
         let model = Gemma::new(config, weights, &settings.llm, settings.compute.media_products)?;
         Ok(LlmStage { model, prompter, tasks: Tasks::builtin(), footprint, settings, kept: Kept::default() })
     }
 
-    /// The model.
+    /// Language model of the stage.
     pub fn model(&self) -> &Gemma {
         &self.model
     }
 
-    /// The tokenizer and the template.
+    /// Tokenizer and chat template of the stage.
     pub fn prompter(&self) -> &Prompter {
         &self.prompter
     }
 
-    /// What the stage holds.
+    /// Memory that the stage takes.
     pub fn footprint(&self) -> &LlmFootprint {
         &self.footprint
     }
 
-    /// Answers a job: from the keys and values of its video if that is the last one answered about, else from its tokens,
-    /// which the other stages are asked for. Memory figures of the result are the caller's to add.
+    /// Answers a job: from the kept keys and values if its video is the last one that was answered about, else from its
+    /// tokens, which the other stages are asked for. The caller adds the memory figures of the result.
     ///
     /// # Errors
-    /// [`Stop::Failed`] with the job's error; the port's.
+    /// [`Stop::Failed`] with the job's error; errors of the port.
     pub fn answer(&mut self, request: &JobRequest, port: &mut dyn JobPort) -> Result<JobResult, Stop> {
         self.answer_observed(request, port, &mut ())
     }
 
-    /// [`answer`](Self::answer), watched.
+    /// [`answer`](Self::answer) with an observer of the model.
     ///
     /// # Errors
-    /// As `answer`, and the watcher's.
+    /// As `answer`, and errors of the observer.
     pub fn answer_observed(
         &mut self,
         request: &JobRequest,
@@ -109,7 +109,7 @@ impl LlmStage {
     ) -> Result<JobResult, Stop> {
         let mut job = Job::new(request, port, observe);
         let outcome = self.answer_job(&mut job);
-        job.return_card();
+        job.return_gpu();
         outcome
     }
 
@@ -118,8 +118,8 @@ impl LlmStage {
         let prompt = self.prompter.encode(&task.question(&job.request.query).map_err(here)?).map_err(here)?;
         let question = Question { task, prompt };
 
-        // Probed even if it is known: the file may have changed.
-        let plan = job.plan()?;
+        // The video is probed even if it is kept: the file may have changed.
+        let plan = job.media_plan()?;
         let key = VideoKey::new(&plan, job.request);
         let fit = Fit {
             footprint: self.footprint,
@@ -128,13 +128,14 @@ impl LlmStage {
             host_bytes: host_bytes().map(|free| free + self.kept.bytes()),
             text_tokens: question.text_tokens(job.request) as u64,
         };
-        // Known, but too large beside this question's text: then it goes, and the job is planned as any other.
+        // A kept video that is too large beside this question's text is released, and the job is planned as any other.
         let known = self.kept.find(key.as_ref()).filter(|video| fit.check(&video.plan, true).is_ok());
         let (mode, plan, cached) = match known {
             Some(video) => (Mode::Streaming, video.plan.clone(), true),
             None => (fit.mode(&plan).map_err(here)?, plan, false),
         };
-        // From here on the video is this job's, or it is gone before anything else is allocated, here or in the encoders.
+        // From here on the kept video is this job's, or it is released before anything else is allocated, here or in
+        // the encoders.
         let known = if cached { self.kept.take() } else { None };
         self.kept.release();
         job.port.event(Event::Planned { plan: plan.clone(), mode, cached })?;
@@ -148,14 +149,14 @@ impl LlmStage {
             }
         };
         let outcome = self.reply(&question, &video, cached, job);
-        // After a job in phases the encoders come back: what does not fit beside them is not theirs to make room for.
+        // After a job in phases the encoders come back: a video that does not fit beside them is not kept.
         if self.settings.llm.keep_video && kept::is_sound(&outcome) && fit.leaves(video.cache.bytes()) {
             self.kept.put(video);
         }
         outcome
     }
 
-    /// Reads the prompt, and answers it.
+    /// Reads the prompt and answers it.
     fn reply(
         &self,
         question: &Question<'_>,
@@ -163,14 +164,14 @@ impl LlmStage {
         cached: bool,
         job: &mut Job<'_>,
     ) -> Result<JobResult, Stop> {
-        let room = question.text_tokens(job.request);
+        let capacity = question.text_tokens(job.request);
         let read = || {
-            let mut text = self.model.text_cache(room)?;
+            let mut text = self.model.text_cache(capacity)?;
             let logits = self.model.prefill(&question.prompt, &mut text, &video.cache, job.observe)?;
             Ok((text, logits))
         };
         let (mut text, logits) = compacted(read).map_err(|e| here(Failure(e).into()))?;
-        let media: u64 = video.cache.halves().map(MediaCache::tokens).sum();
+        let media: u64 = video.cache.present().map(MediaCache::tokens).sum();
         let total = media + question.prompt.len() as u64;
         job.progress.tell(job.port, total, total)?;
 
@@ -192,7 +193,7 @@ impl LlmStage {
         })
     }
 
-    /// Generates the answer and sends its text on as it grows.
+    /// Generates the answer and sends its text as it grows.
     fn write(
         &self,
         logits: Tensor,
@@ -234,14 +235,14 @@ impl LlmStage {
     }
 }
 
-/// A job's question as the model reads it.
+/// Question of a job, as the model reads it.
 struct Question<'a> {
     task: &'a Task,
     prompt: Vec<u32>,
 }
 
 impl Question<'_> {
-    /// Prompt and answer, at most.
+    /// Most tokens of prompt and answer.
     fn text_tokens(&self, request: &JobRequest) -> usize {
         self.prompt.len() + new_tokens(request)
     }
@@ -252,7 +253,7 @@ struct Answer {
     finish: Finish,
 }
 
-/// Tokens of an answer at most.
+/// Most tokens of an answer.
 fn new_tokens(request: &JobRequest) -> usize {
     request.max_new_tokens.max(1) as usize
 }

@@ -1,4 +1,4 @@
-//! What a job takes, and how its client hears of its progress.
+//! Timings of a job, and its progress events.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -7,20 +7,20 @@ use protocol::error::StageName;
 use protocol::event::{Event, StageTiming, Timings};
 use protocol::stage::{JobPort, Stop};
 
-/// Time between two progress events at least: four a second (PROTOCOL.md).
+/// Least time between two progress events: four a second (PROTOCOL.md).
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
-/// Tells the client how far a job is, not too often.
+/// Progress of a job as its client hears of it, not too often.
 #[derive(Debug, Default)]
 pub struct Progress {
     last: Option<Instant>,
 }
 
 impl Progress {
-    /// Sends a progress event, if it is the last or the one before is a while ago.
+    /// Sends a progress event if it is the last one, or if the one before was sent long enough ago.
     ///
     /// # Errors
-    /// The port's.
+    /// Errors of the port.
     pub fn tell(&mut self, port: &mut dyn JobPort, done: u64, total: u64) -> Result<(), Stop> {
         let due = self.last.is_none_or(|t| t.elapsed() >= PROGRESS_EVERY);
         if !due && done < total {
@@ -31,7 +31,7 @@ impl Progress {
     }
 }
 
-/// What a job took.
+/// Clock of a job: times of waiting, of work and of tokens.
 #[derive(Debug)]
 pub struct Clock {
     start: Instant,
@@ -41,12 +41,12 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Starts with the job.
+    /// Clock that starts now.
     pub fn start() -> Self {
         Clock { start: Instant::now(), start_ms: unix_ms(), waited: Duration::ZERO, first_token: None }
     }
 
-    /// Counts what `f` takes as waiting for others.
+    /// Counts the time of `f` as waiting for others.
     pub fn waiting<T>(&mut self, f: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let outcome = f();
@@ -54,12 +54,12 @@ impl Clock {
         outcome
     }
 
-    /// Notes that a token is there.
+    /// Notes that a token was generated.
     pub fn token(&mut self) {
         self.first_token.get_or_insert_with(Instant::now);
     }
 
-    /// The figures so far, with `tokens` generated.
+    /// Timings so far, with `tokens` generated.
     pub fn timings(&self, tokens: usize) -> Timings {
         let elapsed = self.start.elapsed();
         let first = self.first_token.unwrap_or(self.start);

@@ -1,16 +1,16 @@
-//! A second try where memory is there, but in pieces.
+//! Second try of an allocation where enough memory is free, but in pieces.
 //!
-//! What a stream frees, a pool serves again at once, where it lies. Only once the stream has come to its end can the pool
-//! give whole chunks back and map them elsewhere, side by side; then a large piece fits that did not.
+//! Memory that a stream frees is reused by the pool at once, at its address. Only once the stream has finished can the
+//! pool return whole chunks and map them elsewhere, side by side; then a large allocation fits that did not fit before.
 
 use candle_core::Result;
 use compute::failure::is_out_of_memory;
 
-/// Does `work`, and once more on a compacted pool if there was no memory for it. Whatever the first try has done, the
-/// second one does again.
+/// Result of `work`, which is done once more on a compacted pool if there was no memory for it. The second try repeats
+/// whatever the first one has done.
 ///
 /// # Errors
-/// The second try's, or the first one's where memory was not what was missing.
+/// Errors of the second try, or of the first one where it was not out of memory.
 pub fn compacted<T>(work: impl FnMut() -> Result<T>) -> Result<T> {
     twice(work, compute::trim)
 }
@@ -18,7 +18,7 @@ pub fn compacted<T>(work: impl FnMut() -> Result<T>) -> Result<T> {
 fn twice<T>(mut work: impl FnMut() -> Result<T>, compact: impl FnOnce()) -> Result<T> {
     match work() {
         Err(error) if is_out_of_memory(&error) => {
-            tracing::debug!(%error, "tried again on a compacted pool");
+            tracing::debug!(%error, "out of memory, trying again on a compacted pool");
             compact();
             work()
         }

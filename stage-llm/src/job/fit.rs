@@ -1,4 +1,4 @@
-//! Whether a job fits: everything that it will hold, in bytes, before any of it is allocated.
+//! Whether a job fits: all bytes that it will hold, before any of them is allocated.
 
 use protocol::bytes::Bytes;
 use protocol::error::{ErrorKind, JobError};
@@ -8,27 +8,27 @@ use protocol::plan::{AudioPlan, MediaPlan, SAMPLE_RATE};
 use crate::gemma::cache::CacheSize;
 use crate::gemma::footprint::LlmFootprint;
 
-/// One job's claim on a worker's memory.
+/// Memory that a worker may give to one job, and how much text the job has.
 #[derive(Clone, Copy, Debug)]
 pub struct Fit {
-    /// The worker.
+    /// Footprint of the worker.
     pub footprint: LlmFootprint,
-    /// What it may hold; none without a cap.
+    /// Most bytes that the worker may hold; none without a cap.
     pub budget_bytes: Option<u64>,
-    /// What it may hold alone on the card, the encoders gone; none where they never go.
+    /// Most bytes that the worker may hold alone on the GPU, once the encoders have left; none where they never leave.
     pub gpu_bytes: Option<u64>,
-    /// What the host has left for it, the cap where there is no budget: read before the job allocates, with what it may
-    /// let go counted in. None where the system does not say.
+    /// Bytes that the host has left, the cap where there is no budget: read before the job allocates, with the memory
+    /// counted in that the worker may release. None where the system does not say.
     pub host_bytes: Option<u64>,
-    /// Prompt and answer.
+    /// Tokens of prompt and answer.
     pub text_tokens: u64,
 }
 
 impl Fit {
-    /// How a plan fits: beside the encoders, or in phases.
+    /// Mode in which a plan fits: beside the encoders, or in phases.
     ///
     /// # Errors
-    /// `does_not_fit` with the figures of the roomier way.
+    /// `does_not_fit` with the figures of the mode with more memory.
     pub fn mode(&self, plan: &MediaPlan) -> Result<Mode, JobError> {
         let beside = self.check(plan, false);
         match (&beside, self.gpu_bytes) {
@@ -37,12 +37,13 @@ impl Fit {
         }
     }
 
-    /// The same claim with the card to itself.
+    /// The same with the GPU to itself.
     pub fn alone(self) -> Self {
         Fit { budget_bytes: self.gpu_bytes.or(self.budget_bytes), ..self }
     }
 
-    /// What a plan's caches take. Before the sound is decoded its length is the container's word, so a second is added.
+    /// Size of a plan's caches. Before the sound is decoded its length is the container's word, so a second is added
+    /// unless the plan is `exact`.
     pub fn caches(&self, plan: &MediaPlan, exact: bool) -> CacheSize {
         let margin = if exact { 0 } else { SAMPLE_RATE };
         let audio = plan.audio.as_ref().and_then(|a| AudioPlan::new(a.samples.saturating_add(margin)));
@@ -56,7 +57,7 @@ impl Fit {
         }
     }
 
-    /// What is left for keys and values; none without any cap.
+    /// Bytes left for keys and values; none without any cap.
     fn left_bytes(&self) -> Option<u64> {
         let fixed = &self.footprint.fixed;
         match self.budget_bytes {
@@ -71,7 +72,7 @@ impl Fit {
         self.left_bytes().is_none_or(|left| bytes <= left)
     }
 
-    /// Refuses a plan that the budget has no room for.
+    /// Refuses a plan that does not fit into the budget.
     ///
     /// # Errors
     /// `does_not_fit` with the figures.
@@ -149,9 +150,8 @@ mod tests {
     #[test]
     fn a_budget_that_holds_a_plan_exactly_holds_it_and_a_byte_less_does_not() {
         let plan = plan(300, 4_800_000);
-        let claim = fit(None);
-        let resident = claim.footprint.fixed.bytes();
-        let needed = claim.caches(&plan, true).bytes();
+        let resident = fit(None).footprint.fixed.bytes();
+        let needed = fit(None).caches(&plan, true).bytes();
         let chunks = |tokens: u64| (tokens * 344_064).div_ceil(32 << 20) * (32 << 20);
         assert_eq!(needed, chunks(58_800) + chunks(3_000) + chunks(1_064));
         assert!(fit(Some(resident + needed)).check(&plan, true).is_ok());
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn on_a_card_each_cache_takes_whole_chunks_of_the_pool_and_on_the_cpu_what_it_holds() {
+    fn on_a_gpu_each_cache_takes_whole_chunks_of_the_pool_and_on_the_cpu_what_it_holds() {
         let plan = plan(2, 0);
         let on_gpu = fit(None);
         let on_cpu = Fit { footprint: LlmFootprint { chunk_bytes: 1, ..on_gpu.footprint }, ..on_gpu };

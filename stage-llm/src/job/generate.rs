@@ -1,4 +1,4 @@
-//! One token after another, until the model or the limit ends it.
+//! Generation of an answer, one token after another, until the model or the limit ends it.
 
 use candle_core::Tensor;
 use compute::failure::Failure;
@@ -12,36 +12,37 @@ use crate::gemma::choose::first_largest;
 use crate::gemma::observe::{Boundary, Observe};
 use crate::text::sample::{Sampler, checked};
 
-/// When an answer ends.
+/// End of an answer: its end tokens and its limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Ending<'a> {
-    /// Tokens after which nothing follows; they are part of the answer's ids.
+    /// Tokens that end the answer; they are part of its ids.
     pub end_tokens: &'a [u32],
-    /// Tokens at most.
+    /// Most tokens of the answer.
     pub max_new_tokens: usize,
 }
 
-/// Whether the next step begins before a token has come to the host. A device then computes without a pause; what it
-/// computes after the last token is thrown away. It takes a greedy choice, which the device makes itself.
+/// Whether the next step begins before a token has come to the host. A device then computes without a pause; the step
+/// after the last token is computed in vain. It requires a greedy choice, which the device makes itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// The token first.
+    /// Next step after the token has come.
     InStep,
-    /// One step ahead.
+    /// Next step before the token has come.
     Ahead,
 }
 
 impl Pace {
-    /// The faster one: a CPU has no other side to wait for.
+    /// Faster pace for a model and a sampler: a CPU does not wait for another device.
     pub fn of(model: &Gemma, sampler: &Sampler) -> Self {
         if sampler.is_greedy() && model.device().is_cuda() { Pace::Ahead } else { Pace::InStep }
     }
 }
 
-/// Answers a prompt, whose first logits are `logits`; `each` sees every token as soon as it is chosen.
+/// Generates the answer to a prompt whose first logits are `logits`; `each` is called with every token as soon as it is
+/// chosen.
 ///
 /// # Errors
-/// `each`'s, or what went wrong in the model.
+/// Errors of `each` and of the model.
 #[expect(clippy::too_many_arguments, reason = "one answer's state, in use by one call")]
 pub fn generate(
     model: &Gemma,
@@ -77,7 +78,7 @@ pub fn generate(
     Ok(Finish::Length)
 }
 
-/// The largest logit's token, and the logits after it, begun before the token has come to the host.
+/// Token of the largest logit, and the logits after it, whose computation begins before the token has come to the host.
 fn ahead(
     model: &Gemma,
     logits: &Tensor,

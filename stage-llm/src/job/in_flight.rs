@@ -1,4 +1,4 @@
-//! One job while it is answered: what was asked, and where its world is.
+//! Job in flight: its request, its port, and its clock.
 
 use protocol::error::{JobError, StageName};
 use protocol::message::JobRequest;
@@ -8,57 +8,57 @@ use protocol::stage::{JobPort, Stop};
 use crate::gemma::observe::Observe;
 use crate::job::clock::{Clock, Progress};
 
-/// A job in hand.
+/// Job in flight.
 pub struct Job<'a> {
-    /// What was asked.
+    /// Request of the client.
     pub request: &'a JobRequest,
-    /// The stages that prepare its tokens, and its client.
+    /// Port to the stages that prepare the job's tokens, and to its client.
     pub port: &'a mut dyn JobPort,
-    /// Who watches the model.
+    /// Observer of the model.
     pub observe: &'a mut dyn Observe,
-    /// What it takes.
+    /// Clock of the job.
     pub clock: Clock,
-    /// What its client has heard of that.
+    /// Progress that the client has heard of.
     pub progress: Progress,
-    has_card: bool,
+    has_gpu: bool,
 }
 
 impl<'a> Job<'a> {
-    /// Starts the clock.
+    /// Job whose clock starts now.
     pub fn new(request: &'a JobRequest, port: &'a mut dyn JobPort, observe: &'a mut dyn Observe) -> Self {
-        Job { request, port, observe, clock: Clock::start(), progress: Progress::default(), has_card: false }
+        Job { request, port, observe, clock: Clock::start(), progress: Progress::default(), has_gpu: false }
     }
 
-    /// What its video comes to, as the file is at this moment.
+    /// Plan of the job's video, as the file is at this moment.
     ///
     /// # Errors
-    /// The prober's refusal; a span or rate that picks nothing.
-    pub fn plan(&mut self) -> Result<MediaPlan, Stop> {
+    /// Refusals of the prober; a span or a rate that selects nothing.
+    pub fn media_plan(&mut self) -> Result<MediaPlan, Stop> {
         let info = self.clock.waiting(|| self.port.probe(&self.request.video))?;
         MediaPlan::new(&info, self.request.span, self.request.fps).map_err(here)
     }
 
-    /// Makes the encoders leave the card.
+    /// Makes the encoders leave the GPU.
     ///
     /// # Errors
-    /// The port's.
-    pub fn take_card(&mut self) -> Result<(), Stop> {
-        // Some may have left before one refuses: they are to come back all the same.
-        self.has_card = true;
+    /// Errors of the port.
+    pub fn take_gpu(&mut self) -> Result<(), Stop> {
+        // Some may have left before one refuses: they come back all the same.
+        self.has_gpu = true;
         self.port.take_card()
     }
 
-    /// Lets the encoders come back, if they were told to leave. By now the job holds no memory; they can only have what the
-    /// pool gives back.
-    pub fn return_card(&mut self) {
-        if std::mem::take(&mut self.has_card) {
+    /// Lets the encoders come back, if they were told to leave. By now the job holds no memory; the pool returns it, so
+    /// that the encoders can have it.
+    pub fn return_gpu(&mut self) {
+        if std::mem::take(&mut self.has_gpu) {
             compute::trim();
             self.port.return_card();
         }
     }
 }
 
-/// An error of this stage's own.
+/// Stop with an error of this stage.
 pub fn here(error: JobError) -> Stop {
     Stop::Failed(error.at(StageName::Llm))
 }

@@ -1,4 +1,4 @@
-//! Taking a job's tokens as they come: in any order, cut anywhere, perhaps more than once.
+//! Intake of a job's tokens as they come: in any order, cut anywhere, perhaps more than once.
 
 use compute::failure::Failure;
 use compute::transfer::{candle_dtype, upload};
@@ -12,11 +12,11 @@ use crate::gemma::chunk::Chunk;
 use crate::job::compact::compacted;
 use crate::job::fit::Fit;
 
-/// What has come of a job's video, and what is still to come.
+/// Tokens of a job's video that have come, and those that are still to come.
 #[derive(Debug)]
 pub struct Intake {
     plan: MediaPlan,
-    /// Whether the audio half of `plan` is the decoder's word; until then it is the container's.
+    /// Whether the audio part of `plan` is the decoder's word; until then it is the container's.
     audio_settled: bool,
     video: VideoCache,
     fit: Fit,
@@ -24,7 +24,7 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// Makes room for a plan's picture; the sound's length is settled later, by its first batch.
+    /// Intake of a plan, with its image cache allocated; the length of the sound is settled later, by its first batch.
     ///
     /// # Errors
     /// `does_not_fit`; `out_of_memory`.
@@ -36,34 +36,34 @@ impl Intake {
         Ok(Intake { plan, audio_settled, video, fit, chunk_rows: chunk_rows.max(1) })
     }
 
-    /// The totals as far as they are settled.
+    /// Plan of the video, as far as it is settled.
     pub fn plan(&self) -> &MediaPlan {
         &self.plan
     }
 
-    /// The keys and values that are there.
+    /// Keys and values that have been claimed so far.
     pub fn video(&self) -> &VideoCache {
         &self.video
     }
 
-    /// The plan, as far as it is settled, and the keys and values that are there.
+    /// Plan, as far as it is settled, and the keys and values.
     pub fn into_parts(self) -> (MediaPlan, VideoCache) {
         (self.plan, self.video)
     }
 
-    /// Image and audio tokens taken, of so many.
+    /// Number of image and audio tokens taken, and of all.
     pub fn tokens(&self) -> (u64, u64) {
         let image = self.plan.image.as_ref().map_or(0, |i| i.tokens);
         let audio = self.plan.audio.as_ref().map_or(0, |a| a.tokens);
-        (self.video.halves().map(MediaCache::held).sum(), image + audio)
+        (self.video.present().map(MediaCache::held).sum(), image + audio)
     }
 
-    /// Whether nothing is missing any more.
+    /// Whether no token is missing.
     pub fn is_complete(&self) -> bool {
         self.audio_settled && self.video.first_gap().is_none()
     }
 
-    /// Takes a batch and gives the chunks of it that are new, each at most `chunk_rows` long.
+    /// Takes a batch and returns the chunks of it that are new, each at most `chunk_rows` long.
     ///
     /// # Errors
     /// `model` for tokens of another width or dtype than the model's; `does_not_fit` when the sound is longer than its
@@ -84,7 +84,7 @@ impl Intake {
             Modality::Image => batch.plan.image.as_ref().map(|i| i.tokens),
             Modality::Audio => batch.plan.audio.as_ref().map(|a| a.tokens),
         };
-        let cache = self.video.half_mut(modality).filter(|c| Some(c.tokens()) == total);
+        let cache = self.video.of_mut(modality).filter(|c| Some(c.tokens()) == total);
         let (Some(cache), Some(total)) = (cache, total) else { return Err(contradiction(batch, &self.plan)) };
         let end = batch.offset.checked_add(rows).filter(|&end| end <= total);
         let Some(end) = end else { return Err(contradiction(batch, &self.plan)) };
@@ -99,8 +99,8 @@ impl Intake {
         Ok(chunks)
     }
 
-    /// Frames that stand in for ones that did not decode: every batch names those among its own. One that comes twice names
-    /// none twice.
+    /// Notes the frames that replace frames that did not decode: every batch names those among its own. A batch that
+    /// comes twice names none twice.
     fn note_replaced(&mut self, batch: &TokenBatch<'_>) {
         let (Some(all), Some(own)) = (&mut self.plan.image, &batch.plan.image) else { return };
         all.replaced.extend(&own.replaced);
@@ -108,9 +108,9 @@ impl Intake {
         all.replaced.dedup();
     }
 
-    /// A half of which the plan knew turned out to be absent: all black, or silent.
+    /// Notes that a modality of the plan turned out to be absent: all black, or silent.
     fn absent(&mut self, modality: Modality) -> Result<(), JobError> {
-        if self.video.half(modality).is_some_and(|c| c.held() > 0) {
+        if self.video.of(modality).is_some_and(|c| c.held() > 0) {
             let detail = format!("batch refused: it says that there are no {modality} tokens, yet some have come");
             return Err(JobError::new(ErrorKind::Internal, detail));
         }
@@ -128,7 +128,7 @@ impl Intake {
         Ok(())
     }
 
-    /// The first audio batch brings the exact length.
+    /// Settles the length of the sound, which the first audio batch brings.
     fn settle_audio(&mut self, model: &Gemma, batch: &TokenBatch<'_>) -> Result<(), JobError> {
         let Some(audio) = &batch.plan.audio else { return Err(contradiction(batch, &self.plan)) };
         let exact = MediaPlan { audio: Some(audio.clone()), ..self.plan.clone() };
@@ -150,7 +150,7 @@ fn check_tokens(model: &Gemma, batch: &TokenBatch<'_>) -> Result<(), JobError> {
         return Ok(());
     }
     let message = format!(
-        "{} tokens are {dtype} {shape:?}, the language model takes {} of width {}",
+        "batch refused: {} tokens are {dtype} {shape:?}, the language model takes {} of width {}",
         batch.modality,
         model.dtype().as_str(),
         model.hidden_size()

@@ -1,5 +1,5 @@
-//! The last video that was answered about, kept for the next question: keys and values of a video do not depend on the
-//! question (DESIGN.md, second consequence), so the second one costs only its text.
+//! Last video that was answered about, kept for the next question: keys and values of a video do not depend on the
+//! question (ARCHITECTURE.md), so the second question costs only its text.
 
 use protocol::error::ErrorKind;
 use protocol::event::JobResult;
@@ -9,70 +9,72 @@ use protocol::stage::Stop;
 
 use crate::gemma::cache::VideoCache;
 
-/// What a video's keys and values depend on, besides the model and its formats, of which a process has one.
+/// Identity of a video's keys and values: all that they depend on, besides the model and its formats, of which a
+/// process has one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VideoKey {
-    /// As probed, so that it is known before anything is decoded: content, frame step, frames, grid, sound's length.
+    /// Plan as probed, so that it is known before anything is decoded: content, frame step, frames, grid, length of the
+    /// sound.
     plan: MediaPlan,
     span: Option<[f64; 2]>,
     fps: f64,
 }
 
 impl VideoKey {
-    /// Of a video as it was just probed and planned; none where the probe gives the content no identity, since then
-    /// nobody could tell whether it is the same one again.
+    /// Key of a video as it was just probed and planned; none where the probe gives the content no identity, since then
+    /// it could not be recognized.
     pub fn new(plan: &MediaPlan, request: &JobRequest) -> Option<Self> {
         let known = !plan.content_id.is_empty();
         known.then(|| VideoKey { plan: plan.clone(), span: request.span, fps: request.fps })
     }
 }
 
-/// A video with all its keys and values.
+/// Video with all its keys and values.
 #[derive(Debug)]
 pub struct Video {
-    /// None for one that cannot be known again.
+    /// Key of the video; none for one that cannot be recognized.
     pub key: Option<VideoKey>,
-    /// The totals, all settled.
+    /// Plan of the video, all of it settled.
     pub plan: MediaPlan,
     /// Keys and values of every token.
     pub cache: VideoCache,
 }
 
-/// Room for one video between two questions.
+/// Video that is kept between two questions, if any.
 #[derive(Debug, Default)]
 pub struct Kept(Option<Video>);
 
 impl Kept {
-    /// The video that is kept, if it is this one.
+    /// Kept video, if it has this key.
     pub fn find(&self, key: Option<&VideoKey>) -> Option<&Video> {
         self.0.as_ref().filter(|video| key.is_some() && video.key.as_ref() == key)
     }
 
-    /// Bytes that are free again once the video is let go.
+    /// Bytes that are free again once the video is released.
     pub fn bytes(&self) -> u64 {
         self.0.as_ref().map_or(0, |video| video.cache.bytes())
     }
 
-    /// Hands the video over.
+    /// Hands the kept video over.
     pub fn take(&mut self) -> Option<Video> {
         self.0.take()
     }
 
-    /// Lets the video go, and gives its memory back: what is allocated next need not fit between its pieces.
+    /// Releases the kept video and returns its memory, so that the next allocation need not fit between its pieces.
     pub fn release(&mut self) {
         if self.0.take().is_some() {
             compute::trim();
         }
     }
 
-    /// Keeps a video instead of the one before.
+    /// Keeps a video, and releases the one before.
     pub fn put(&mut self, video: Video) {
         self.0 = Some(video);
     }
 }
 
-/// Whether what came of a job leaves its video's keys and values above suspicion. A job that was cancelled, or lost its
-/// broker, says nothing against them. One that failed in the model does: no second answer is built on what may be
+/// Whether a video's keys and values may be kept after a job that ended so. A job that was cancelled, or lost its
+/// broker, says nothing against them. One that failed in the model does: no second answer is built on data that may be
 /// damaged, and no memory is held where there was too little.
 pub fn is_sound(outcome: &Result<JobResult, Stop>) -> bool {
     match outcome {

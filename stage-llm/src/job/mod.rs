@@ -1,4 +1,4 @@
-//! One job, from its request to its answer.
+//! Answering of one job, from its request to its result.
 //!
 //! In reading order: [`fit`] (whether a job fits into memory), [`compact`] (a second try on a compacted memory pool),
 //! [`clock`] (progress and timings), [`in_flight`] (a job in flight), [`intake`] (its tokens, taken as they come),

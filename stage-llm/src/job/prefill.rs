@@ -1,8 +1,8 @@
-//! A video's tokens through the layers, in passes of many rows, as they come.
+//! Prefill: a video's tokens through the layers as they come, in passes of many rows.
 
-use compute::failure::Failure;
 use std::collections::VecDeque;
 
+use compute::failure::Failure;
 use compute::transfer::Marker;
 use config::LlmConfig;
 use protocol::coverage::VideoCoverage;
@@ -21,39 +21,41 @@ use crate::job::fit::Fit;
 use crate::job::in_flight::{Job, here};
 use crate::job::intake::Intake;
 
-/// A pass through the layers takes at least this share of the tokens that are still to come, ...
+/// Divisor of the tokens that are still to come: a pass through the layers waits for this share of them.
 const LEFT_SHARE: usize = 4;
-/// ... or as many rows, of which a pass takes little longer than of one: reading the weights is most of it.
-const FEWEST_ROWS: usize = 512;
-/// Passes that a device may be given before it has begun with them: one is enough for it never to wait for the host, and
-/// few enough that a cancelled job's work is soon over.
+/// Least number of rows that a pass waits for: it takes little longer than a pass of one row, since reading the weights
+/// is most of it.
+const LEAST_ROWS: usize = 512;
+/// Most passes in the device's queue that it has not begun: one is enough for it never to wait for the host, and few
+/// enough that a cancelled job's work is soon over.
 const AHEAD: usize = 1;
 
-/// What filling a video's cache takes.
+/// Prefill of a video's cache for one job.
 pub struct Prefill<'a> {
-    /// Whose layers.
+    /// Model with the layers.
     pub model: &'a Gemma,
-    /// How many rows a pass may have.
+    /// Section `[llm]` of the configuration, with the most rows of a pass.
     pub llm: &'a LlmConfig,
-    /// What the job may hold.
+    /// Memory that the job may hold.
     pub fit: Fit,
-    /// Tokens that the prompt adds to the job's progress.
+    /// Number of tokens that the prompt adds to the job's progress.
     pub prompt_tokens: u64,
 }
 
 impl Prefill<'_> {
-    /// Asks for a plan's tokens and takes them until none is missing: the plan, settled, and its keys and values.
+    /// Asks for a plan's tokens, takes them until none is missing, and returns the settled plan with its keys and
+    /// values.
     ///
     /// # Errors
     /// `does_not_fit` when the sound is longer than its container said; `unsupported_media` when nothing is left of
-    /// picture and sound; the model's; the port's.
+    /// picture and sound; errors of the model and of the port.
     pub fn run(&self, plan: MediaPlan, mode: Mode, job: &mut Job<'_>) -> Result<(MediaPlan, VideoCache), Stop> {
         job.port.request_decode(whole(job.request, plan.clone()))?;
         let fit = match mode {
             Mode::Streaming => self.fit,
             Mode::Phases => {
                 park(&plan, job)?;
-                job.take_card()?;
+                job.take_gpu()?;
                 job.port.rewind_tokens();
                 self.fit.alone()
             }
@@ -80,13 +82,13 @@ impl Prefill<'_> {
         let mut passes: VecDeque<Marker> = VecDeque::new();
         while !intake.is_complete() {
             self.gather(intake, &mut waiting, job)?;
-            // All that has come goes through the layers together, up to what their memory is planned for.
+            // All tokens that have come go through the layers together, up to the rows that memory is planned for.
             while !waiting.is_empty() {
                 if job.port.cancelled() {
                     return Err(Stop::Cancelled);
                 }
                 while passes.len() > AHEAD {
-                    let earliest = passes.pop_front().expect("there are some. This is a bug.");
+                    let earliest = passes.pop_front().expect("there are more than AHEAD. This is a bug.");
                     earliest.wait().map_err(|e| here(Failure(e).into()))?;
                 }
                 let chunks = self.together(&mut waiting);
@@ -103,21 +105,21 @@ impl Prefill<'_> {
 
     /// Waits until enough has come for a pass through the layers, or nothing more comes for a while.
     ///
-    /// Many rows use a card well, and few start early: a pass takes a share of what is still to come, so that the passes
-    /// of a long video are full ones and the last ones are short.
+    /// Many rows use a GPU well, and few start early: a pass takes a share of the tokens that are still to come, so
+    /// that the passes of a long video are full and the last ones are short.
     fn gather(&self, intake: &mut Intake, waiting: &mut Vec<Chunk>, job: &mut Job<'_>) -> Result<(), Stop> {
         let chunk_rows = self.llm.chunk_rows;
         while !intake.is_complete() {
             let before = rows(waiting);
             let (held, total) = intake.tokens();
-            let share = (total.saturating_sub(held) as usize / LEFT_SHARE).max(FEWEST_ROWS);
+            let share = (total.saturating_sub(held) as usize / LEFT_SHARE).max(LEAST_ROWS);
             let mut came = false;
             let mut take = |batch: TokenBatch<'_>| {
                 came = true;
                 waiting.extend(intake.take(self.model, &batch).map_err(here)?);
                 Ok(())
             };
-            // What lies there is taken up to a full pass, whatever is enough.
+            // Tokens that have come already are taken up to a full pass, even if fewer are enough.
             if before > 0 && before < chunk_rows && job.port.more_tokens(&mut take)? {
                 continue;
             }
@@ -132,21 +134,22 @@ impl Prefill<'_> {
         Ok(())
     }
 
-    /// The first chunks that fit a pass.
+    /// First chunks that fit into a pass.
     fn together(&self, waiting: &mut Vec<Chunk>) -> Vec<Chunk> {
         let fits = |count: &usize| rows(&waiting[..*count]) <= self.llm.chunk_rows;
-        // One chunk always does: the intake cuts batches that are longer.
+        // One chunk always fits: the intake cuts longer batches.
         let count = (1..=waiting.len()).take_while(fits).last().unwrap_or(1);
         waiting.drain(..count).collect()
     }
 }
 
-/// Rows of all chunks.
+/// Number of rows of all chunks.
 fn rows(chunks: &[Chunk]) -> usize {
     chunks.iter().map(|chunk| chunk.tokens.dims()[0]).sum()
 }
 
-/// Waits until all of a plan's tokens lie on the bus.
+/// Waits until all of a plan's tokens are on the bus, without taking them: they stay there until the encoders have left
+/// the GPU.
 fn park(plan: &MediaPlan, job: &mut Job<'_>) -> Result<(), Stop> {
     let mut parked = VideoCoverage::planned(plan);
     while !parked.is_complete() {
@@ -162,7 +165,7 @@ fn park(plan: &MediaPlan, job: &mut Job<'_>) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Asks for all of a plan at once.
+/// Request for all of a plan at once.
 fn whole(request: &JobRequest, plan: MediaPlan) -> DecodeRequest {
     DecodeRequest {
         v: VERSION,

@@ -3,24 +3,24 @@
 use protocol::error::{ErrorKind, JobError};
 use tokenizers::Tokenizer;
 
-/// Turns tokens into pieces of text whose concatenation is the decoded whole, special tokens skipped.
+/// Decoder of tokens to pieces of text whose concatenation is the decoded whole, special tokens skipped.
 ///
-/// What a byte token (`<0xE6>`) stands for is settled only when the run of byte tokens around it ends: a run is one piece
-/// of UTF-8, or as a whole replaced. Text is therefore held back while the last token is one of those.
+/// The text of a byte token (`<0xE6>`) is known only when the run of byte tokens around it ends: a run is one piece of
+/// UTF-8, or is replaced as a whole. Text is therefore held back while the last token is a byte token.
 pub struct Detokenizer<'a> {
     tokenizer: &'a Tokenizer,
-    /// The last token whose text is out: decoders may treat the start of a text specially.
+    /// Last token whose text is out: decoders may treat the start of a text specially.
     context: Vec<u32>,
     pending: Vec<u32>,
 }
 
 impl<'a> Detokenizer<'a> {
-    /// Starts a text.
+    /// Detokenizer at the start of a text.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
         Detokenizer { tokenizer, context: Vec::new(), pending: Vec::new() }
     }
 
-    /// Takes the next token and gives the text that is settled by it, perhaps none.
+    /// Takes the next token and returns the text that it completes, perhaps none.
     ///
     /// # Errors
     /// `internal`, when the tokenizer cannot decode.
@@ -33,7 +33,7 @@ impl<'a> Detokenizer<'a> {
         if is_byte(&token) { Ok(String::new()) } else { self.flush() }
     }
 
-    /// Gives what is still held back, at the end of the text.
+    /// Returns the text that is still held back, at the end of the text.
     ///
     /// # Errors
     /// As [`push`](Self::push).
@@ -47,12 +47,12 @@ impl<'a> Detokenizer<'a> {
     }
 }
 
-/// The text of tokens, special ones skipped.
+/// Text of tokens, special ones skipped.
 ///
 /// # Errors
 /// `internal`, when the tokenizer cannot decode.
 pub fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String, JobError> {
-    tokenizer.decode(ids, true).map_err(|e| JobError::new(ErrorKind::Internal, format!("detokenizing: {e}")))
+    tokenizer.decode(ids, true).map_err(|e| JobError::new(ErrorKind::Internal, format!("detokenizing failed: {e}")))
 }
 
 /// Whether a token is one byte: `<0x00>` to `<0xFF>`.

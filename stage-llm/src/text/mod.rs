@@ -1,6 +1,6 @@
-//! Questions to tokens, logits to tokens, and tokens to text.
+//! Text side of the language model: questions to tokens, logits to tokens, and tokens to text.
 //!
-//! In reading order: [`task`] (what can be asked), [`prompt`] (text to tokens), [`sample`] (logits to a token),
+//! In reading order: [`task`] (kinds of questions), [`prompt`] (text to tokens), [`sample`] (logits to a token),
 //! [`detokenize`] (tokens to text).
 
 pub mod detokenize;

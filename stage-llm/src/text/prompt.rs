@@ -1,4 +1,4 @@
-//! Text to tokens: the chat template around a question (MODEL.md 2.4).
+//! Tokens of a prompt: the chat template around a question (MODEL.md 2.4).
 
 use std::path::Path;
 
@@ -6,24 +6,24 @@ use model::checkpoint::{CheckpointError, CheckpointErrorKind};
 use protocol::error::{ErrorKind, JobError};
 use tokenizers::Tokenizer;
 
-/// What stands before the video in the user's turn.
+/// Text before the video in the user's turn.
 const HEAD: &str = "<start_of_turn>user\n";
-/// What follows the user's turn.
+/// Text after the user's turn.
 const TAIL: &str = "<end_of_turn>\n<start_of_turn>model\n";
-/// The token that the tokenizer puts before every piece; only the first piece keeps it.
+/// Token that the tokenizer puts before every piece; only the first piece keeps it.
 const BOS: &str = "<bos>";
-/// Characters that a token stands for at most, on the average of a whole prompt: Gemma's average is about 4. Whatever
-/// is longer than this many times the limit is refused before it is tokenized.
+/// Most characters of a token, on the average of a whole prompt: Gemma's average is about 4. A question with more
+/// characters than this many times the limit is refused before it is tokenized.
 const CHARS_PER_TOKEN: usize = 8;
 
-/// The checkpoint's tokenizer and the template around it.
+/// Tokenizer of the checkpoint, and the chat template.
 pub struct Prompter {
     tokenizer: Tokenizer,
     max_tokens: usize,
 }
 
 impl Prompter {
-    /// Reads `tokenizer.json`.
+    /// Prompter with the tokenizer of the file `tokenizer.json`.
     ///
     /// # Errors
     /// [`CheckpointErrorKind::Missing`] with the path; those of [`parse`](Self::parse).
@@ -33,11 +33,11 @@ impl Prompter {
         Prompter::parse(&json, path, vocabulary, max_tokens)
     }
 
-    /// From the text of a `tokenizer.json`; errors call it `path`.
+    /// Prompter from the text of a `tokenizer.json`; errors call it `path`.
     ///
     /// # Errors
-    /// [`CheckpointErrorKind::Malformed`] with the path; a tokenizer with ids beyond `vocabulary`, the rows of the model's
-    /// embedding.
+    /// [`CheckpointErrorKind::Malformed`] with the path; a tokenizer with ids beyond `vocabulary`, the rows of the
+    /// model's embedding.
     pub fn parse(json: &str, path: &Path, vocabulary: usize, max_tokens: usize) -> Result<Self, CheckpointError> {
         let malformed =
             |what: String| CheckpointError::new(CheckpointErrorKind::Malformed, format!("{}: {what}", path.display()));
@@ -49,13 +49,13 @@ impl Prompter {
         Ok(Prompter { tokenizer, max_tokens })
     }
 
-    /// The tokenizer.
+    /// Tokenizer of the checkpoint.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
-    /// Tokens that the model reads for a question. The place of the video between the two pieces leaves no token: image and
-    /// audio reach the model through attention alone.
+    /// Tokens that the model reads for a question. The video between the two pieces leaves no token: image and audio
+    /// reach the model through attention alone.
     ///
     /// # Errors
     /// `bad_request` for a question that is too long.
@@ -79,21 +79,21 @@ impl Prompter {
 
     fn tokenize(&self, piece: &str) -> Result<Vec<u32>, JobError> {
         let encoding = self.tokenizer.encode_fast(piece, true);
-        let encoding = encoding
-            .map_err(|e| JobError::new(ErrorKind::BadRequest, format!("the query cannot be tokenized: {e}")))?;
+        let encoding =
+            encoding.map_err(|e| JobError::new(ErrorKind::BadRequest, format!("tokenizing the query failed: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
 }
 
 fn too_long(unit: &str, length: usize, limit: usize) -> JobError {
-    JobError::new(ErrorKind::BadRequest, format!("the prompt has {length} {unit}, at most {limit} are taken"))
+    JobError::new(ErrorKind::BadRequest, format!("prompt refused: it has {length} {unit}, at most {limit} are taken"))
         .hint("ask a shorter question")
         .detail(unit, length)
         .detail("limit", limit)
 }
 
-/// The chat template's text before and after the place of the video. Only the template's own `<image>` splits: one in the
-/// question is text. Every literal `<bos>` goes, and the turn is trimmed, as the reference does.
+/// Text of the chat template before and after the video. Only the template's own `<image>` splits: one in the question
+/// is text. Every literal `<bos>` is removed, and the turn is trimmed, as the reference does.
 pub fn pieces(question: &str) -> [String; 2] {
     let turn = format!("\n{question}");
     let turn = turn.trim_end_matches(is_space);
@@ -105,7 +105,7 @@ pub fn strip(text: &str) -> &str {
     text.trim_matches(is_space)
 }
 
-/// White space as Python sees it: the four separator control characters too.
+/// Whether a character is white space to Python: the four separator control characters are, too.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }

@@ -1,10 +1,10 @@
-//! Logits to a token.
+//! Choice of a token from logits.
 
 use protocol::error::{ErrorKind, JobError};
 
 use crate::gemma::choose::{NO_TOKEN, first_largest_of};
 
-/// Chooses tokens: greedily, or at random from a nucleus. The same seed chooses the same tokens.
+/// Sampler of tokens: greedy, or random from a nucleus. The same seed chooses the same tokens.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     temperature: f64,
@@ -13,20 +13,20 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Temperature 0 is greedy, the reference.
+    /// Sampler with a temperature, of which 0 is greedy as the reference is, and a nucleus of `top_p`.
     pub fn new(temperature: f64, top_p: f64, seed: u64) -> Self {
         Sampler { temperature, top_p, state: seed }
     }
 
-    /// Whether it takes the largest logit, the first one of equals.
+    /// Whether the sampler takes the largest logit, the first one of equals.
     pub fn is_greedy(&self) -> bool {
         self.temperature <= 0.0
     }
 
-    /// The next token.
+    /// Next token, chosen from logits.
     ///
     /// # Errors
-    /// `model` for logits that are not numbers: weights or tokens were not.
+    /// `model` for logits that are NaN, as weights or tokens that are NaN make them.
     pub fn next(&mut self, logits: &[f32]) -> Result<u32, JobError> {
         let best = checked(first_largest_of(logits))?;
         if self.is_greedy() {
@@ -58,7 +58,7 @@ impl Sampler {
         Ok(weighted.last().map_or(best, |w| w.0))
     }
 
-    /// The next number in 0..1 of SplitMix64 (Steele, Lea and Flood 2014).
+    /// Next number in 0..1 of SplitMix64 (Steele, Lea and Flood 2014).
     fn uniform(&mut self) -> f64 {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.state;
@@ -68,15 +68,15 @@ impl Sampler {
     }
 }
 
-/// A token that was chosen, if one could be.
+/// Chosen token, if one could be chosen.
 ///
 /// # Errors
-/// `model` for logits that are not numbers.
+/// `model` for logits that are NaN.
 pub fn checked(id: u32) -> Result<u32, JobError> {
     if id != NO_TOKEN {
         return Ok(id);
     }
-    Err(JobError::new(ErrorKind::Model, "a logit is not a number")
+    Err(JobError::new(ErrorKind::Model, "choice of a token failed: a logit is not a number")
         .hint("the checkpoint's weights overflow in this dtype, or are damaged"))
 }
 

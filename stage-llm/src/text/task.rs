@@ -1,90 +1,96 @@
-//! What can be asked of a video: a registry of tasks, kept as data in `tasks.toml`.
+//! Registry of tasks, which are the kinds of questions about a video, kept as data in `tasks.toml`.
 
 use protocol::error::{ErrorKind, JobError};
 use protocol::event::TimeRange;
 use serde::Deserialize;
 
-/// The tasks that a worker knows.
+/// Tasks that a worker knows.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tasks {
     task: Vec<Task>,
 }
 
-/// One kind of question.
+/// Kind of question.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Task {
-    /// What a job calls it.
+    /// Name in a job's request.
     pub name: String,
-    /// The question as the model reads it, with `{query}` for the client's words.
+    /// Question as the model reads it, with `{query}` for the client's words.
     pub prompt: String,
     /// Whether the client's words are needed.
     pub query: QueryRule,
-    /// Takes one `.` off the end of the query first (MODEL.md 2.4).
+    /// Whether one `.` is taken off the end of the query first (MODEL.md 2.4).
     #[serde(default)]
     pub strip_final_period: bool,
-    /// What the answer holds.
+    /// Kind of the answer.
     pub answer: AnswerKind,
 }
 
-/// Whether a task takes a query.
+/// Rule for a task's query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QueryRule {
-    /// It must not be empty.
+    /// Query that must not be empty.
     Required,
-    /// It is not looked at.
+    /// Query that is not read.
     None,
 }
 
-/// How an answer is read.
+/// Kind of an answer, by which it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AnswerKind {
-    /// `0.12-0.34, ...`: fractions of the duration.
+    /// Time ranges as fractions of the duration: `0.12-0.34, ...`.
     TimeRanges,
-    /// Nothing but text.
+    /// Plain text.
     Text,
 }
 
 impl Tasks {
-    /// The tasks that come with the program.
+    /// Tasks that come with the program.
     pub fn builtin() -> Self {
         toml::from_str(include_str!("tasks.toml")).expect("tasks.toml is well formed, a test says so. This is a bug.")
     }
 
-    /// The task of a name.
+    /// Task of a name.
     ///
     /// # Errors
-    /// `bad_request` that names the tasks there are.
+    /// `bad_request` that names the known tasks.
     pub fn get(&self, name: &str) -> Result<&Task, JobError> {
         self.task.iter().find(|t| t.name == name).ok_or_else(|| {
             let known: Vec<&str> = self.task.iter().map(|t| t.name.as_str()).collect();
             let shown: String = name.chars().take(80).collect();
-            JobError::new(ErrorKind::BadRequest, format!("no task {shown:?}; there are {}", known.join(", ")))
-                .hint("set task to one of them")
-                .detail("tasks", known)
+            JobError::new(
+                ErrorKind::BadRequest,
+                format!("request refused: no task {shown:?}; known are {}", known.join(", ")),
+            )
+            .hint("set task to one of them")
+            .detail("tasks", known)
         })
     }
 }
 
 impl Task {
-    /// The question for a query, as the model reads it.
+    /// Question for a query, as the model reads it.
     ///
     /// # Errors
     /// `bad_request` for an empty query where one is needed.
     pub fn question(&self, query: &str) -> Result<String, JobError> {
         let query = if self.strip_final_period { query.strip_suffix('.').unwrap_or(query) } else { query };
         if self.query == QueryRule::Required && query.trim().is_empty() {
-            return Err(JobError::new(ErrorKind::BadRequest, format!("task {:?} needs a query", self.name))
-                .hint("say in `query` what to look for"));
+            return Err(JobError::new(
+                ErrorKind::BadRequest,
+                format!("request refused: task {:?} needs a query", self.name),
+            )
+            .hint("say in `query` what to look for"));
         }
         Ok(self.prompt.replacen("{query}", query, 1))
     }
 
-    /// Time ranges in an answer, in seconds from the start of the video; `start_s` is where the part of it that was
-    /// looked at begins.
+    /// Time ranges in an answer, in seconds from the start of the video; `start_s` is the start of the span that was
+    /// asked about.
     pub fn ranges(&self, answer: &str, duration_s: f64, start_s: f64) -> Vec<TimeRange> {
         match self.answer {
             AnswerKind::Text => Vec::new(),
@@ -100,7 +106,7 @@ impl Task {
     }
 }
 
-/// All non-overlapping matches of `(\d\.\d+)-(\d\.\d+)`, left to right (MODEL.md 8).
+/// Ranges in a text: all non-overlapping matches of `(\d\.\d+)-(\d\.\d+)`, left to right (MODEL.md 8).
 pub fn fractions(text: &str) -> Vec<(f64, f64)> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -130,7 +136,7 @@ fn fraction(bytes: &[u8]) -> Option<usize> {
     (whole.is_ascii_digit() && n > 0).then_some(2 + n)
 }
 
-/// Seconds as `HH:MM:SS`, cut off, not rounded (MODEL.md 8).
+/// Seconds as `HH:MM:SS`, truncated, not rounded (MODEL.md 8).
 pub fn format_hms(seconds: f64) -> String {
     let whole = seconds as u64;
     format!("{:02}:{:02}:{:02}", (seconds / 3600.0) as u64, whole % 3600 / 60, whole % 60)

@@ -1,4 +1,4 @@
-//! One softmax over keys in blocks, on the CPU.
+//! Attention with one softmax over keys in blocks, on the CPU.
 //!
 //! Scores are never held for all keys at once: keys come in blocks, and a running maximum and sum carry the softmax
 //! from block to block. An hour of video is 126,000 keys; its scores for one prompt would be hundreds of megabytes.
@@ -11,15 +11,15 @@ use rayon::prelude::*;
 use super::{Scoring, Visible};
 use crate::gemma::elementary::{exp_negative, tanh};
 
-/// Score elements of one block, all heads together: 16 MiB in f32.
+/// Scores of one block, all heads together: 16 MiB in f32.
 pub const BLOCK_SCORES: usize = 1 << 22;
-/// Keys of one block at most: few enough that sums over them stay precise, and cheap to widen to f32.
+/// Most keys of one block: few enough that sums over them stay precise, and cheap to widen to f32.
 pub const BLOCK_KEYS: usize = 2_048;
-/// Queries of one block at most.
+/// Most queries of one block.
 const BLOCK_QUERIES: usize = 256;
-/// Scores below which one thread is faster than two.
+/// Number of scores below which one thread is faster than two.
 const SCORES_PER_THREAD: usize = 1 << 16;
-/// Running maxima and sums of a row, side by side so that they vectorise.
+/// Number of running maxima and sums of a row, side by side so that the loops vectorise.
 const LANES: usize = 16;
 
 /// `softmax(cap(q kᵀ · scale)) v` for q `[heads, queries, width]` and k, v `[kv heads, keys, width]`, which may be
@@ -28,20 +28,20 @@ const LANES: usize = 16;
 /// Returns `[heads, queries, width]` in f32.
 ///
 /// # Errors
-/// candle's.
+/// Errors of candle.
 pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scoring: Scoring, visible: Visible) -> Result<Tensor> {
     attend_to(q, &Dense(k, v), scoring, visible)
 }
 
-/// Where keys and values come from, a block at a time.
+/// Source of keys and values, a block at a time.
 pub(super) trait KeySource {
-    /// Key and value heads, and how many keys there are.
+    /// Number of key and value heads, and of keys.
     fn dims(&self) -> Result<(usize, usize)>;
     /// Keys and values of a range, both `[kv heads, keys, width]` in f32.
     fn block(&self, keys: Range<usize>) -> Result<(Tensor, Tensor)>;
 }
 
-/// Keys and values `[kv heads, keys, width]` as they are.
+/// Keys and values `[kv heads, keys, width]` as plain tensors.
 struct Dense<'a>(&'a Tensor, &'a Tensor);
 
 impl KeySource for Dense<'_> {
@@ -55,7 +55,7 @@ impl KeySource for Dense<'_> {
     }
 }
 
-/// [`attend`] to keys and values of any source.
+/// [`attend`] with keys and values of any source.
 pub(super) fn attend_to(q: &Tensor, source: &dyn KeySource, scoring: Scoring, visible: Visible) -> Result<Tensor> {
     let (heads, queries, _) = q.dims3()?;
     let block = BLOCK_QUERIES.min(queries);
@@ -92,7 +92,7 @@ fn attend_block(
     let (heads, _, width) = q.dims3()?;
     let (kv_heads, keys) = source.dims()?;
     let (rep, n) = (heads / kv_heads, queries.len());
-    // The query heads that share a kv head are rows of one product.
+    // The query heads that share a kv head are rows of one matmul.
     let q = q.narrow(1, queries.start, n)?.contiguous()?.reshape((kv_heads, rep * n, width))?;
     let q = (q.to_dtype(DType::F32)? * scoring.scale)?; // [kv, rep*n, width]
     let seen = visible.to(queries.start, keys).start..visible.to(queries.end - 1, keys).end;
@@ -123,7 +123,7 @@ fn attend_block(
     whole.mixed.broadcast_div(&whole.sum)?.reshape((heads, n, width))
 }
 
-/// Attention over some of the keys: weights are relative to the largest score among them.
+/// Attention over some of the keys; its weights are relative to the largest score among them.
 struct Partial {
     max: Tensor,   // [kv, rows, 1]
     sum: Tensor,   // [kv, rows, 1]
@@ -131,7 +131,7 @@ struct Partial {
 }
 
 impl Partial {
-    /// Attention over both sets of keys.
+    /// Attention over the keys of both.
     fn merge(self, other: Partial) -> Result<Partial> {
         let max = self.max.maximum(&other.max)?;
         let (a, b) = ((self.max - &max)?.exp()?, (other.max - &max)?.exp()?);
@@ -144,18 +144,18 @@ impl Partial {
 }
 
 /// Scores `[kv, rep * queries, keys]` to soft-capped, exponentiated weights, with each row's largest score and sum of
-/// weights in two columns more. A pass over memory where single operations would take eight.
+/// weights in two more columns: one pass over memory where single operations would take eight.
 struct CapSoftmax {
     cap: Option<f32>,
     visible: Visible,
     queries: Range<usize>,
-    /// Where the block's first key stands among all `keys`.
+    /// Number of the block's first key among all `keys`.
     first_key: usize,
     keys: usize,
 }
 
 impl CapSoftmax {
-    /// One row: `scores` and `weights` are as long as the block.
+    /// Weights of one row, and its largest score and sum; `scores` and `weights` are as long as the block.
     fn row(&self, query: usize, scores: &[f32], weights: &mut [f32]) -> (f32, f32) {
         let seen = self.visible.to(query, self.keys);
         let inside = |key: usize| key.saturating_sub(self.first_key).min(scores.len());
@@ -216,7 +216,7 @@ mod tests {
         (draws.normal(shape).unwrap() * 2.0).unwrap()
     }
 
-    /// The plain formula in f64, with the mask spelt out key by key.
+    /// Attention by the plain formula in f64, with the mask spelt out key by key.
     fn plain(q: &Tensor, k: &Tensor, v: &Tensor, scoring: Scoring, sees: impl Fn(usize, usize) -> bool) -> Tensor {
         let (heads, n, _) = q.dims3().unwrap();
         let (kv, keys, _) = k.dims3().unwrap();

@@ -1,4 +1,4 @@
-//! Launching the attention kernels: which one, and how the keys are split among blocks.
+//! Launches of the attention kernels: which kernel, and how the keys are split among its blocks.
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda::WrapErr;
@@ -16,15 +16,15 @@ static FEW: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/att
 static MANY: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/attend_many.fatbin")));
 static REST: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/attend_rest.fatbin")));
 
-/// Width of a head that the fast kernels are made for.
+/// Width of a head in the fast kernels.
 const WIDTH: usize = 256;
-/// Rows (tokens x query heads of a kv head) that the kernel for decoding takes.
+/// Most rows (tokens x query heads of a kv head) that the kernel for decoding takes.
 const DECODE_ROWS: usize = 8;
-/// Rows of a block of the kernel for prompts.
+/// Rows of a block in the kernel for prompts.
 const BLOCK_ROWS: usize = 64;
-/// Tokens of a launch at most: what the splits leave between them stays within [`SCRATCH_BYTES`].
+/// Most tokens of a launch: with them the splits' intermediate results stay within [`SCRATCH_BYTES`].
 const BLOCK_TOKENS: usize = 256;
-/// Shared memory of both kernels: the most that a block has on sm_89 is 101,376.
+/// Shared memory of a block of both kernels; a block has 101,376 bytes at most on sm_89.
 const FEW_SHARED: usize = 98_304;
 const MANY_SHARED: usize = 99_328;
 
@@ -69,7 +69,7 @@ struct RawAttention {
 }
 
 impl RawSegment {
-    /// A segment as tokens `skip..skip + n` of the queries see it.
+    /// Segment as tokens `skip..skip + n` of the queries see it.
     fn new(segment: &Segment<'_>, skip: usize, n: usize) -> Result<Self> {
         let planes = |kv: &KvTensor| -> Result<(u64, u64)> {
             let values = address(kv.data())?;
@@ -90,7 +90,7 @@ impl RawSegment {
             let first = first + skip;
             raw.causal = 1;
             raw.first = first as i32;
-            // A window that holds everything is none.
+            // A window that holds all keys is no window.
             raw.window = window.filter(|&w| w < first + n).unwrap_or(0) as i32;
             raw.start = window.map_or(0, |w| (first + 1).saturating_sub(w)) as i32;
             raw.end = segment.len.min(first + n) as i32;
@@ -103,7 +103,7 @@ impl RawSegment {
     }
 }
 
-/// [`super::segments::attend_segments`], checked there.
+/// [`super::segments::attend_segments`] on a GPU; shapes are checked there.
 pub fn attend(queries: Queries<'_>, segments: &[Segment<'_>], scoring: Scoring) -> Result<Tensor> {
     let (n, width) = queries.plain.dims2()?;
     let dtype = queries.plain.dtype();
@@ -114,9 +114,13 @@ pub fn attend(queries: Queries<'_>, segments: &[Segment<'_>], scoring: Scoring) 
         s.keys.format() == s.values.format() && s.keys.capacity() == s.values.capacity() && takes(s.keys)
     };
     if queries.rotated.dtype() != dtype || !segments.iter().all(alike) {
-        candle_core::bail!("keys and values are kept alike, dense ones in the queries' type, {dtype:?}");
+        candle_core::bail!(
+            "attention refused: keys and values must have one format, dense ones the queries' type {dtype:?}"
+        );
     }
-    let Device::Cuda(device) = queries.plain.device() else { candle_core::bail!("queries are not on a card") };
+    let Device::Cuda(device) = queries.plain.device() else {
+        candle_core::bail!("attention kernel refused: queries are not in GPU memory")
+    };
     let (rotated, rotated_stride) = rows(queries.rotated)?;
     let (plain, plain_stride) = rows(queries.plain)?;
     let shape = Shape::from((n, width));
@@ -151,18 +155,18 @@ pub fn attend(queries: Queries<'_>, segments: &[Segment<'_>], scoring: Scoring) 
             let blocks = tokens * width / head_dim;
             launch(device, &REST, &format!("attend_plain_{}", suffix(dtype)?), grid((blocks, 1, 1), 32, 0), &raw)?;
         } else {
-            candle_core::bail!("heads of {head_dim} are too wide");
+            candle_core::bail!("attention kernel refused: heads of {head_dim} are wider than 512");
         }
     }
     Ok(Tensor::from_storage(Storage::Cuda(out), shape, BackpropOp::none(), false))
 }
 
-/// One launch over all segments and splits, and one that brings them together.
+/// Attention in one launch over all segments and splits, and one that combines them.
 fn in_splits(device: &CudaDevice, mut raw: RawAttention, dtype: DType) -> Result<()> {
     let (tokens, heads, kv_heads) = (raw.tokens as usize, raw.heads as usize, raw.kv_heads as usize);
     let rows = tokens * heads / kv_heads;
     let few = rows <= DECODE_ROWS;
-    // Two blocks of 96 KB fit a processor of an H200, one fits one of a 4090: full waves on both.
+    // Two blocks of 96 KB fit a multiprocessor of an H200, one fits that of a 4090: full waves on both.
     let context = device.cuda_stream().context().clone();
     let processors = context.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).w()? as usize;
     let row_blocks = if few { 1 } else { rows.div_ceil(BLOCK_ROWS) };
@@ -201,7 +205,7 @@ fn in_splits(device: &CudaDevice, mut raw: RawAttention, dtype: DType) -> Result
 }
 
 /// Keys of a split, `least` or more, a multiple of `unit`: the fewest with which all segments together have at most
-/// `most` splits. One more would start a wave of blocks that leaves most of the card idle.
+/// `most` splits. One more would start a wave of blocks that leaves most of the GPU idle.
 fn split(keys: &[usize], most: usize, least: usize, unit: usize) -> usize {
     let most = most.max(keys.len());
     let mut split_keys = keys.iter().sum::<usize>().div_ceil(most).next_multiple_of(unit).max(least);
@@ -215,15 +219,16 @@ fn address_of(storage: &candle_core::CudaStorage, shape: &Shape) -> Result<u64> 
     debug_assert_eq!(storage.dtype().size_in_bytes() * shape.elem_count() % 2, 0);
     match pointer(storage, &candle_core::Layout::contiguous(shape.clone()))? {
         compute::kernels::cuda::Arg::Pointer(address) => Ok(address),
-        _ => candle_core::bail!("a pointer is a pointer"),
+        _ => candle_core::bail!("a storage's pointer is no pointer argument. This is a bug."),
     }
 }
 
 fn launch(device: &CudaDevice, kernels: &Kernels, name: &str, config: LaunchConfig, raw: &RawAttention) -> Result<()> {
     let function = kernels.function(device, name, config.shared_mem_bytes)?;
     let mut parameters = [std::ptr::from_ref(raw).cast_mut().cast()];
-    // SAFETY: the kernels take this one structure; its pointers are of tensors that live until the stream is past them. Before
-    // they wait they read image and audio tokens, which are all there before a text token's rows are computed.
+    // SAFETY: the kernels take this one structure; its pointers are of tensors that live until the stream has passed
+    // them. Before they wait they read image and audio tokens, which are all written before a text token's rows are
+    // computed.
     unsafe { launch_ahead(device, &function, config, &mut parameters) }
 }
 

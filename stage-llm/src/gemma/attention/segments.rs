@@ -1,6 +1,7 @@
-//! The three attentions of a text token in one operation: to the text before it, to all image and to all audio tokens.
+//! Attention of a text token to the text before it, to all image tokens and to all audio tokens, in one operation.
 //!
-//! Each is a softmax of its own; their outcomes are summed before the one output projection, and rounded once.
+//! Each of the three is a softmax of its own; their results are summed before the one output projection, and rounded
+//! once.
 
 use std::ops::Range;
 
@@ -14,7 +15,7 @@ use crate::gemma::kv::KvTensor;
 /// segments; every query must see a key of each.
 ///
 /// # Errors
-/// candle's; shapes and types that do not match.
+/// Errors of candle; shapes and types that do not match.
 pub fn attend_segments(queries: Queries<'_>, segments: &[Segment<'_>], scoring: Scoring) -> Result<Tensor> {
     let Some(first) = segments.first() else { candle_core::bail!("attention without keys") };
     let (head_dim, kv_heads) = (first.keys.head_dim(), first.keys.kv_heads());
@@ -26,7 +27,10 @@ pub fn attend_segments(queries: Queries<'_>, segments: &[Segment<'_>], scoring: 
         || queries.rotated.dims2()? != (n, width)
         || segments.iter().any(|s| !same(s.keys) || !same(s.values) || s.len == 0 || s.len > s.keys.capacity())
     {
-        candle_core::bail!("queries {n} x {width} do not fit {} segments of {kv_heads} x {head_dim}", segments.len());
+        candle_core::bail!(
+            "attention refused: queries {n} x {width} do not match {} segments of {kv_heads} heads x {head_dim}",
+            segments.len()
+        );
     }
     #[cfg(feature = "cuda")]
     if queries.plain.device().is_cuda() {
@@ -46,7 +50,7 @@ pub fn attend_segments(queries: Queries<'_>, segments: &[Segment<'_>], scoring: 
             Some(before) => (before + part)?,
         });
     }
-    let mixed = mixed.expect("there is a segment");
+    let mixed = mixed.expect("one segment at least was checked above. This is a bug.");
     mixed.transpose(0, 1)?.reshape((n, width))?.to_dtype(queries.plain.dtype())
 }
 
@@ -80,7 +84,7 @@ mod tests {
 
     const SCORING: Scoring = Scoring { scale: 0.25, cap: Some(10.0) };
 
-    /// Heads of 16, four of them, two for keys.
+    /// Keys or values of two heads of 16, for four heads of queries.
     fn filled(format: KvFormat, rows: &Tensor) -> KvTensor {
         let n = rows.dim(0).unwrap();
         let kv = KvTensor::new(format, 2, n + 5, 16, &Device::Cpu).unwrap();
@@ -120,7 +124,7 @@ mod tests {
             }
             let expected = expected.transpose(0, 1).unwrap().reshape((n, 64)).unwrap();
             assert!(worst(&got, &expected) < 1e-6, "{format:?}: {}", worst(&got, &expected));
-            // What is not text alone: queries of the other kind are not looked at.
+            // Without a text segment the rotated queries are not read.
             let nothing = Tensor::zeros((n, 64), DType::F32, &Device::Cpu).unwrap();
             let media = attend_segments(Queries { rotated: &nothing, plain: &plain }, &segments[1..], SCORING).unwrap();
             let again = attend_segments(Queries { rotated: &rotated, plain: &plain }, &segments[1..], SCORING).unwrap();

@@ -1,4 +1,4 @@
-//! How fast the kernels are at the sizes of the 9B model, beside the card's copy rate.
+//! Speed of the kernels at the sizes of the 9B model, beside the GPU's copy rate.
 
 use std::fmt;
 
@@ -12,21 +12,21 @@ use crate::gemma::attention::{Queries, Scoring, Segment, Visible};
 use crate::gemma::kv::{KvFormat, KvTensor};
 use crate::gemma::quantized::{BlockFormat, Blocks, WeightMatrix};
 
-/// What one operation took.
+/// Time of one operation.
 #[derive(Debug, Clone)]
 pub struct Timing {
-    /// What was run.
+    /// Name of the operation.
     pub name: String,
-    /// Time on the card.
+    /// Time on the GPU.
     pub us: f64,
-    /// Bytes that it has to move.
+    /// Bytes that the operation has to move.
     pub bytes: u64,
-    /// The card's copy rate, read and write together, measured in the same run.
+    /// Copy rate of the GPU, read and write together, measured in the same run.
     pub copy_gb_per_s: f64,
 }
 
 impl Timing {
-    /// Bytes over time.
+    /// Rate: bytes over time.
     pub fn gb_per_s(&self) -> f64 {
         self.bytes as f64 / self.us / 1e3
     }
@@ -42,13 +42,13 @@ impl fmt::Display for Timing {
 const HEADS: usize = 16;
 const KV_HEADS: usize = 8;
 const WIDTH: usize = 256;
-/// What is read in turn is more than a cache holds: as much as that of a large card several times over.
+/// Bytes of the operands that are read in turn, so that no cache holds them: several times the cache of a large GPU.
 const COLD_BYTES: usize = 400 << 20;
 
-/// Runs all of it: decoding and a prompt over short and long videos, products of one row, cache writes.
+/// Times of decoding and of a prompt over short and long videos, of matmuls of one row, and of cache writes.
 ///
 /// # Errors
-/// candle's; a device that is no card.
+/// Errors of candle; a device that is no GPU.
 pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Timing>> {
     let mut bench = Bench { device, dtype, draws: Draws::default(), copy_gb_per_s: f64::NAN, timings: Vec::new() };
     bench.copy()?;
@@ -63,7 +63,7 @@ pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Timing>> {
     }
     for (outputs, inputs) in [(28_672, 3_584), (3_584, 14_336), (8_192, 3_584), (256_000, 3_584)] {
         for format in [None, Some(BlockFormat::Q8_0), Some(BlockFormat::Q4K), Some(BlockFormat::Q6K)] {
-            bench.product(outputs, inputs, format)?;
+            bench.matmul(outputs, inputs, format)?;
         }
     }
     Ok(bench.timings)
@@ -78,15 +78,15 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Time on the card of one of `operation`'s runs. They queue up behind products that keep the card busy until the
-    /// host has asked for all of them: what is measured is the card, not the host.
+    /// Time on the GPU of one run of `operation`, in microseconds. The runs queue up behind matmuls that keep the GPU
+    /// busy until the host has launched all of them: what is measured is the GPU, not the host.
     fn time(&self, runs: usize, mut operation: impl FnMut(usize) -> Result<()>) -> Result<f64> {
-        let Device::Cuda(card) = self.device else { candle_core::bail!("there is no card to measure") };
+        let Device::Cuda(gpu) = self.device else { candle_core::bail!("benchmark refused: the device is no GPU") };
         let busy = Tensor::zeros((8_192, 8_192), DType::BF16, self.device)?;
         (0..3).try_for_each(&mut operation)?;
         busy.matmul(&busy)?;
         self.device.synchronize()?;
-        let stream = card.cuda_stream();
+        let stream = gpu.cuda_stream();
         for _ in 0..24 {
             busy.matmul(&busy)?;
         }
@@ -113,7 +113,7 @@ impl Bench<'_> {
         self.draws.normal((n, width))?.to_dtype(self.dtype)?.to_device(self.device)
     }
 
-    /// A cache of random rows: one block of them, over and over.
+    /// Cache of random rows: one block of them, over and over.
     fn cache(&self, format: KvFormat, tokens: usize, rows: &Tensor) -> Result<KvTensor> {
         let kv = KvTensor::new(format, KV_HEADS, tokens, WIDTH, self.device)?;
         for at in (0..tokens).step_by(rows.dim(0)?) {
@@ -122,7 +122,7 @@ impl Bench<'_> {
         Ok(kv)
     }
 
-    /// One layer's attention of `n` queries to 40 text tokens and a video, nineteen parts image to one part audio.
+    /// Attention of one layer, of `n` queries to 40 text tokens and a video, nineteen parts image to one part audio.
     fn attention(&mut self, n: usize, tokens: usize, format: KvFormat) -> Result<()> {
         let rows = self.rows(1_000, KV_HEADS * WIDTH)?;
         let text = (
@@ -164,8 +164,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn product(&mut self, outputs: usize, inputs: usize, format: Option<BlockFormat>) -> Result<()> {
-        // One stretch of random rows, over and over: what is in them does not matter to the clock.
+    fn matmul(&mut self, outputs: usize, inputs: usize, format: Option<BlockFormat>) -> Result<()> {
+        // One stretch of random rows, over and over: the time does not depend on the values.
         let stretch = 256;
         let values: Vec<f32> = self.draws.normal(stretch * inputs)?.to_vec1()?;
         let (name, bytes) = match format {
@@ -191,7 +191,7 @@ impl Bench<'_> {
         }
         let x = self.rows(1, inputs)?;
         let us = self.time(100, |i| copies[i % copies.len()].forward(&x).map(drop))?;
-        self.note(format!("product of 1 row with {outputs} x {inputs}, {name}"), us, bytes);
+        self.note(format!("matmul of 1 row with {outputs} x {inputs}, {name}"), us, bytes);
         Ok(())
     }
 }

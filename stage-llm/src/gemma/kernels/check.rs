@@ -1,7 +1,7 @@
-//! Every kernel family beside its twin on the CPU: the self-test at start, and the parity test on a card.
+//! Check of every kernel family against its twin on the CPU: the self-test at start, and the parity test on a GPU.
 //!
-//! A kernel that was built for another card may return garbage without any error (AUDIT.md 9), and wrong tokens look
-//! like tokens. Inputs are small and awkward: lengths that fill no tile, windows whose edge lies within one.
+//! A kernel that was built for another GPU may return garbage without any error, and wrong tokens look like tokens.
+//! Inputs are small and awkward: lengths that fill no tile, windows whose edge lies within one.
 
 use candle_core::{DType, Device, Result, Tensor};
 use compute::kernels::check::Check;
@@ -15,7 +15,7 @@ use crate::gemma::kv::{KvFormat, KvTensor};
 use crate::gemma::quantized::{BlockFormat, Blocks, WeightMatrix};
 use crate::gemma::rope::RopeTable;
 
-/// Compares every family of kernels on `device` in `dtype` with its twin on the CPU.
+/// Result of every family of kernels on `device` in `dtype`, compared with its twin on the CPU.
 pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
     let mut checks = Checks { device, dtype, draws: Draws::default(), outcomes: Vec::new() };
     let outcome = checks
@@ -48,12 +48,12 @@ struct Checks<'a> {
 }
 
 impl Checks<'_> {
-    /// Rows on the CPU, rounded to the type.
+    /// Random rows on the CPU, rounded to the type.
     fn rows(&self, n: usize, width: usize) -> Result<Tensor> {
         self.draws.normal((n, width))?.to_dtype(self.dtype)
     }
 
-    /// A bound for 16-bit outcomes, given that for bf16: f16 has three bits more.
+    /// Bound for results of 16 bits, given that for bf16: f16 has three bits more.
     fn bound(&self, bf16: f32) -> f32 {
         match self.dtype {
             DType::BF16 => bf16,
@@ -69,12 +69,12 @@ impl Checks<'_> {
         let error = (rms(&(&got - &exact)?)? / rms(&exact)?.max(f32::MIN_POSITIVE)).sqrt();
         let (error, tolerance) = (f64::from(error), f64::from(bound));
         let name = format!("{name}, {}", self.dtype.as_str());
-        // What is not a number is not within any bound.
+        // NaN is not within any bound.
         self.outcomes.push(Check { name, error, tolerance, ok: error <= tolerance, failure: None });
         Ok(())
     }
 
-    /// The same rows in a cache on the CPU and in one on the device, of `spare` tokens more.
+    /// Caches with the same rows on the CPU and on the device, with a capacity of `spare` more tokens.
     fn caches(&self, format: KvFormat, heads: usize, rows: &Tensor, spare: usize) -> Result<(KvTensor, KvTensor)> {
         let (n, width) = rows.dims2()?;
         let new = |device: &Device| KvTensor::new(format, heads, n + spare, width / heads, device);
@@ -87,7 +87,7 @@ impl Checks<'_> {
     fn cache(&mut self) -> Result<()> {
         for (heads, width) in [(2, 256), (3, 40)] {
             for (format, name) in FORMATS.into_iter().chain([(KvFormat::Dense(self.dtype), "dense")]) {
-                // Columns of a wider matrix, at an odd place.
+                // Columns of a wider matrix, at an odd offset.
                 let wide = self.rows(77, 2 * heads * width)?;
                 let columns = |t: &Tensor| t.narrow(1, heads * width, heads * width);
                 let new = |device: &Device| KvTensor::new(format, heads, 90, width, device);
@@ -190,7 +190,7 @@ impl Checks<'_> {
     }
 
     fn choosing(&mut self) -> Result<()> {
-        // The largest twice, at ends of different threads' shares; and a vocabulary that fills no block.
+        // The largest logit twice, at the ends of different threads' shares; and a vocabulary that fills no block.
         for (n, largest) in [(256_000, [77_777, 255_999]), (1_001, [0, 1_000])] {
             let z = (self.rows(1, n)? * 20.0)?;
             let (here, there) = (soft_cap(&z, Some(30.0))?, soft_cap(&z.to_device(self.device)?, Some(30.0))?);
@@ -245,10 +245,10 @@ impl Checks<'_> {
                 let x = self.rows(m, cols)?;
                 let y = there.forward(&x.to_device(self.device)?)?;
                 let expected = x.to_dtype(DType::F32)?.matmul(&exact.t()?)?;
-                self.compare(format!("product of {m} rows, {name}"), &y, &expected, bound)?;
+                self.compare(format!("matmul of {m} rows, {name}"), &y, &expected, bound)?;
             }
             if self.dtype == DType::BF16 {
-                // Blocks are expanded to f32 before they are quantized again: what the CPU's codes are, but for a few
+                // Blocks are expanded to f32 before they are quantized again: the codes are the CPU's, but for a few
                 // that lie on an edge.
                 let got = there.e4m3(3..rows - 8)?.expanded()?;
                 self.compare(format!("E4M3 of {name}"), &got, &here.e4m3(3..rows - 8)?.expanded()?, 2e-3)?;

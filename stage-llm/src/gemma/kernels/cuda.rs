@@ -1,4 +1,4 @@
-//! What several launches need.
+//! Launch of the kernel that writes keys and values, and operands that several launches share.
 
 use candle_core::{CudaStorage, Layout, Result, Storage, Tensor};
 pub(crate) use compute::kernels::cuda::address;
@@ -8,16 +8,16 @@ use crate::gemma::kv::{KvFormat, KvTensor};
 
 pub(crate) static KV_WRITE: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/kv_write.fatbin")));
 
-/// Where a matrix begins whose rows may be columns of a wider one, and how many elements lie between its rows.
+/// Address of a matrix whose rows may be columns of a wider one, and the number of elements from row to row.
 pub(crate) fn rows(tensor: &Tensor) -> Result<(u64, usize)> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cuda(storage) => rows_of(storage, layout),
-        _ => candle_core::bail!("a kernel's operand is on the CPU"),
+        _ => candle_core::bail!("kernel launch refused: an operand is on the CPU"),
     }
 }
 
-/// [`KvTensor::write`] on a card.
+/// [`KvTensor::write`] on a GPU.
 pub(crate) fn kv_write(
     to: &KvTensor,
     data: &CudaStorage,

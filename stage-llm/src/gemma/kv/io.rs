@@ -13,16 +13,18 @@ impl KvTensor {
     /// Writes rows `[n, kv_heads * head_dim]` from token `at` on; they may be columns of a wider matrix.
     ///
     /// # Errors
-    /// candle's; rows that do not fit or, kept dense, are of another type.
+    /// Errors of candle; rows that do not fit or, kept dense, are of another type.
     pub fn write(&self, rows: &Tensor, at: usize) -> Result<()> {
         let (n, width) = rows.dims2()?;
         if width != self.kv_heads * self.head_dim || at + n > self.capacity {
-            let (heads, room) = (self.kv_heads, self.capacity);
-            candle_core::bail!("{n} rows of {width} at {at} do not fit {heads} heads x {room} x {}", self.head_dim);
+            let KvTensor { kv_heads, capacity, head_dim, .. } = self;
+            candle_core::bail!(
+                "KV write refused: {n} rows of {width} at {at} do not fit {kv_heads} heads x {capacity} x {head_dim}"
+            );
         }
         match self.format {
             KvFormat::Dense(dtype) if dtype != rows.dtype() => {
-                candle_core::bail!("{:?} rows for keys and values kept as {dtype:?}", rows.dtype())
+                candle_core::bail!("KV write refused: {:?} rows for keys and values kept as {dtype:?}", rows.dtype())
             }
             KvFormat::Dense(_) if rows.device().is_cpu() => {
                 let by_head = rows.reshape((n, self.kv_heads, self.head_dim))?.transpose(0, 1)?.contiguous()?;
@@ -32,17 +34,18 @@ impl KvTensor {
         }
     }
 
-    /// Tokens of a range: `[kv_heads, tokens, head_dim]`, dense ones as they are (a view), others in f32.
+    /// Keys or values of a range of tokens, `[kv_heads, tokens, head_dim]`: dense ones as they are (a view), others in
+    /// f32.
     ///
     /// # Errors
-    /// candle's; a range beyond the capacity.
+    /// Errors of candle; a range beyond the capacity.
     pub fn dequantize(&self, tokens: Range<usize>) -> Result<Tensor> {
         if tokens.end > self.capacity {
-            candle_core::bail!("tokens {tokens:?} of {}", self.capacity);
+            candle_core::bail!("KV read refused: tokens {tokens:?} of a capacity of {}", self.capacity);
         }
         match self.format {
             KvFormat::Dense(_) => self.data.narrow(1, tokens.start, tokens.len()),
-            // On a card only tests ask for it: attention reads the buffer itself.
+            // On a GPU only tests ask for it: attention reads the buffer itself.
             _ => {
                 let data = self.data.to_device(&Device::Cpu)?;
                 data.apply_op1_no_bwd(&Read { from: self, tokens })?.to_device(self.data.device())
@@ -63,7 +66,9 @@ impl InplaceOp2 for Write<'_> {
 
     fn cpu_fwd(&self, data: &mut CpuStorage, at: &Layout, rows: &CpuStorage, layout: &Layout) -> Result<()> {
         let KvTensor { format, kv_heads, capacity, head_dim, .. } = *self.to;
-        let CpuStorage::U8(data) = data else { candle_core::bail!("quantized keys and values are bytes") };
+        let CpuStorage::U8(data) = data else {
+            candle_core::bail!("quantized keys and values are not bytes. This is a bug.")
+        };
         let data = &mut data[at.start_offset()..][..at.shape().elem_count()];
         let (n, _) = layout.shape().dims2()?;
         let rows = widened(rows, layout)?;
@@ -103,7 +108,7 @@ fn widened(storage: &CpuStorage, layout: &Layout) -> Result<Vec<f32>> {
     let (n, width) = layout.shape().dims2()?;
     let (stride, start) = (layout.stride(), layout.start_offset());
     if stride[1] != 1 {
-        candle_core::bail!("the columns of {layout:?} are not neighbours");
+        candle_core::bail!("KV write refused: the columns of {layout:?} are not contiguous");
     }
     let at = |i: usize| start + i * stride[0]..start + i * stride[0] + width;
     Ok(match storage {
@@ -111,7 +116,7 @@ fn widened(storage: &CpuStorage, layout: &Layout) -> Result<Vec<f32>> {
         CpuStorage::F16(s) => (0..n).flat_map(|i| s[at(i)].iter().map(|v| v.to_f32())).collect(),
         CpuStorage::BF16(s) => (0..n).flat_map(|i| s[at(i)].iter().map(|v| v.to_f32())).collect(),
         other => {
-            candle_core::bail!("keys and values of {:?}", candle_core::backend::BackendStorage::dtype(other))
+            candle_core::bail!("KV write refused: rows of {:?}", candle_core::backend::BackendStorage::dtype(other))
         }
     })
 }
@@ -128,7 +133,9 @@ impl CustomOp1 for Read<'_> {
 
     fn cpu_fwd(&self, data: &CpuStorage, at: &Layout) -> Result<(CpuStorage, Shape)> {
         let KvTensor { format, kv_heads, capacity, head_dim, .. } = *self.from;
-        let CpuStorage::U8(data) = data else { candle_core::bail!("quantized keys and values are bytes") };
+        let CpuStorage::U8(data) = data else {
+            candle_core::bail!("quantized keys and values are not bytes. This is a bug.")
+        };
         let data = &data[at.start_offset()..][..at.shape().elem_count()];
         let (row_bytes, row_scales) = (format.row_bytes(head_dim), format.row_scales(head_dim));
         let (values, scales) = data.split_at(self.from.scales_at());

@@ -1,20 +1,20 @@
-//! One head's key or value of one token in 8 or 4 bits.
+//! Key or value of one head and one token in 8 or 4 bits.
 //!
-//! Group sizes and symmetry come from measured error of attention's outcome (`kv::tests` prints it): at 8 bits a group
-//! of 64 with one scale is within a tenth of groups of 32; at 4 bits a group of 32 with its own zero beats a symmetric
-//! one by a third where a few channels stand out, as they do in keys.
+//! Group sizes and symmetry come from the measured error of attention's output (`kv::tests` prints it): at 8 bits a
+//! group of 64 with one scale is within a tenth of groups of 32; at 4 bits a group of 32 with its own zero beats a
+//! symmetric one by a third where a few channels stand out, as they do in keys.
 
 use half::f16;
 
-/// Values that share a scale at 8 bits: 8.25 bits a value in total.
+/// Number of values that share a scale at 8 bits: 8.25 bits a value in total.
 pub const GROUP_8: usize = 64;
-/// Values that share a scale and a zero at 4 bits: 4.5 bits a value in total.
+/// Number of values that share a scale and a zero at 4 bits: 4.5 bits a value in total.
 pub const GROUP_4: usize = 32;
 
 /// Largest finite f16 whose four lowest bits are free.
 const LARGEST_SCALE: u16 = 0x7BF0;
 
-/// Signed bytes and one f16 scale a group: `value = byte * scale`.
+/// Quantization to signed bytes and one f16 scale a group: `value = byte * scale`.
 pub fn encode_8(values: &[f32], bytes: &mut [u8], scales: &mut [u16]) {
     let groups = values.chunks(GROUP_8).zip(bytes.chunks_mut(GROUP_8)).zip(scales);
     for ((values, bytes), scale) in groups {
@@ -29,7 +29,7 @@ pub fn encode_8(values: &[f32], bytes: &mut [u8], scales: &mut [u16]) {
     }
 }
 
-/// The inverse of [`encode_8`].
+/// Inverse of [`encode_8`].
 pub fn decode_8(bytes: &[u8], scales: &[u16], values: &mut [f32]) {
     let groups = values.chunks_mut(GROUP_8).zip(bytes.chunks(GROUP_8)).zip(scales);
     for ((values, bytes), &scale) in groups {
@@ -38,9 +38,9 @@ pub fn decode_8(bytes: &[u8], scales: &[u16], values: &mut [f32]) {
     }
 }
 
-/// Nibbles, eight to a little-endian word, and 16 bits a group: an f16 scale whose four lowest mantissa bits hold the
-/// zero instead. `value = (nibble - zero) * scale`. In a word, value 2i stands at bit 4i and value 2i + 1 at bit
-/// 16 + 4i: one shift and one mask give a pair of neighbours, each in a 16-bit lane of its own.
+/// Quantization to nibbles, eight to a little-endian word, and 16 bits a group: an f16 scale whose four lowest mantissa
+/// bits hold the zero instead. `value = (nibble - zero) * scale`. In a word, value 2i is at bit 4i and value 2i + 1 at
+/// bit 16 + 4i: one shift and one mask give a pair of neighbours, each in a 16-bit lane of its own.
 pub fn encode_4(values: &[f32], bytes: &mut [u8], scales: &mut [u16]) {
     let groups = values.chunks(GROUP_4).zip(bytes.chunks_mut(GROUP_4 / 2)).zip(scales);
     for ((values, bytes), scale) in groups {
@@ -62,13 +62,13 @@ pub fn encode_4(values: &[f32], bytes: &mut [u8], scales: &mut [u16]) {
     }
 }
 
-/// The inverse of [`encode_4`].
+/// Inverse of [`encode_4`].
 pub fn decode_4(bytes: &[u8], scales: &[u16], values: &mut [f32]) {
     let groups = values.chunks_mut(GROUP_4).zip(bytes.chunks(GROUP_4 / 2)).zip(scales);
     for ((values, bytes), &scale) in groups {
         let (s, zero) = (f16::from_bits(scale & 0xFFF0).to_f32(), f32::from(scale & 15));
         for (values, word) in values.chunks_mut(8).zip(bytes.chunks_exact(4)) {
-            let packed = u32::from_le_bytes(word.try_into().expect("a word of four bytes"));
+            let packed = u32::from_le_bytes(word.try_into().expect("chunks of four bytes. This is a bug."));
             for (i, v) in values.iter_mut().enumerate() {
                 *v = ((packed >> nibble(i) & 15) as f32 - zero) * s;
             }
@@ -76,7 +76,7 @@ pub fn decode_4(bytes: &[u8], scales: &[u16], values: &mut [f32]) {
     }
 }
 
-/// Bit at which a value of a word begins.
+/// Bit at which value `i` of a word begins.
 fn nibble(i: usize) -> usize {
     4 * (i / 2) + 16 * (i % 2)
 }

@@ -1,4 +1,4 @@
-//! What quantization costs, and that nothing is written where it should not be.
+//! Error of quantization, and tests that nothing is written where it should not be.
 
 use candle_core::{D, DType, Device, Tensor};
 use compute::random::Draws;
@@ -31,7 +31,7 @@ fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
     e.broadcast_div(&e.sum_keepdim(D::Minus1).unwrap()).unwrap().matmul(v).unwrap()
 }
 
-/// Root mean square of the difference over that of the exact.
+/// Root mean square of the difference over that of the exact values.
 fn error(got: &Tensor, exact: &Tensor) -> f32 {
     let rms = |t: Tensor| t.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
     rms((got - exact).unwrap()) / rms(exact.clone())
@@ -47,7 +47,7 @@ fn through(format: KvFormat, rows: &Tensor) -> Tensor {
 #[test]
 fn the_error_of_the_outcome_is_a_hundredth_at_8_bits_and_an_eighth_at_4() {
     let draws = Draws::default();
-    // Bounds on the values' own error and on the outcome's, for 8 and 4 bits.
+    // Bounds on the error of keys and values and on that of attention's output, for 8 and 4 bits.
     for (kind, bounds) in [
         ("gaussian", [(0.007, 0.010), (0.085, 0.125)]),
         ("heavy tails", [(0.020, 0.045), (0.125, 0.30)]),

@@ -1,4 +1,4 @@
-//! A matrix in blocks, and how it comes together strip by strip.
+//! Matrix in blocks, made strip by strip.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -12,47 +12,47 @@ use super::format::{BlockFormat, UNIT_ROWS};
 #[cfg(feature = "cuda")]
 use super::units;
 
-/// Rows of f32 that are put in blocks at a time.
+/// Bytes of f32 rows that are put in blocks at a time.
 const STRIP_BYTES: usize = 64 << 20;
 
-/// A matrix `[rows, cols]` in blocks.
+/// Matrix `[rows, cols]` in blocks.
 #[derive(Debug, Clone)]
 pub struct Blocks {
     format: BlockFormat,
     rows: usize,
     cols: usize,
-    /// Bytes. On the CPU GGUF's; on a card the same bits as its kernels read them, 16 rows of 256 columns together
-    /// (quantized/units.rs).
+    /// Bytes of the blocks: GGUF's layout on the CPU; on a GPU the same bits as its kernels read them, 16 rows of 256
+    /// columns together (quantized/units.rs).
     data: Tensor,
 }
 
 impl Blocks {
-    /// A matrix of GGUF blocks, row after row, on a device.
+    /// Matrix of GGUF blocks, row after row, on a device.
     ///
     /// # Errors
-    /// candle's, when there is no memory; bytes that are not `rows` rows of `cols`.
+    /// Errors of candle, when there is no memory; bytes that are not `rows` rows of `cols`.
     pub fn new(format: BlockFormat, rows: usize, cols: usize, bytes: &[u8], device: &Device) -> Result<Self> {
         let mut strips = Strips::new(format, rows, cols, device);
         strips.push(bytes)?;
         strips.finish()
     }
 
-    /// How they are kept.
+    /// Format of the blocks.
     pub fn format(&self) -> BlockFormat {
         self.format
     }
 
-    /// Rows, which are outputs, and columns, which are inputs.
+    /// Number of rows, which are outputs, and of columns, which are inputs.
     pub fn dims(&self) -> (usize, usize) {
         (self.rows, self.cols)
     }
 
-    /// Bytes that they take.
+    /// Bytes of all blocks.
     pub fn bytes(&self) -> usize {
         self.data.elem_count()
     }
 
-    /// The same in memory of its own.
+    /// Copy of the matrix in memory of its own.
     #[cfg(feature = "cuda")]
     pub(crate) fn copied(&self) -> Result<Self> {
         Ok(Blocks { data: self.data.copy()?, ..self.clone() })
@@ -61,10 +61,10 @@ impl Blocks {
     /// Rows of a range, `[rows, cols]` in `dtype`, rounded once.
     ///
     /// # Errors
-    /// candle's; rows that there are not.
+    /// Errors of candle; rows beyond the matrix.
     pub fn dequantize(&self, rows: Range<usize>, dtype: DType) -> Result<Tensor> {
         if rows.start > rows.end || rows.end > self.rows {
-            candle_core::bail!("rows {rows:?} of {}", self.rows);
+            candle_core::bail!("blocks refused: rows {rows:?} of a matrix of {}", self.rows);
         }
         #[cfg(feature = "cuda")]
         if self.data.device().is_cuda() {
@@ -78,7 +78,7 @@ impl Blocks {
     /// Rows of a range, each quantized to E4M3.
     ///
     /// # Errors
-    /// candle's, when there is no memory; columns that are no multiple of 16; rows that there are not.
+    /// Errors of candle, when there is no memory; columns that are no multiple of 16; rows beyond the matrix.
     pub fn e4m3(&self, rows: Range<usize>) -> Result<E4m3Rows> {
         #[cfg(feature = "cuda")]
         if self.data.device().is_cuda() {
@@ -87,7 +87,7 @@ impl Blocks {
         E4m3Rows::quantize(&self.dequantize(rows, DType::F32)?)
     }
 
-    /// The matrix as kernels take it.
+    /// Matrix as kernels take it.
     #[cfg(feature = "cuda")]
     pub(super) fn raw(&self) -> RawBlocks<'_> {
         RawBlocks { format: self.format, rows: self.rows, cols: self.cols, data: &self.data }
@@ -95,17 +95,19 @@ impl Blocks {
 
     fn on_cpu<R>(&self, read: impl FnOnce(&[u8], usize) -> Result<R>) -> Result<R> {
         let (storage, _) = self.data.storage_and_layout();
-        let candle_core::Storage::Cpu(storage) = &*storage else { candle_core::bail!("blocks on a card") };
+        let candle_core::Storage::Cpu(storage) = &*storage else {
+            candle_core::bail!("blocks are in GPU memory where the CPU reads them. This is a bug.")
+        };
         read(storage.as_slice::<u8>()?, self.format.row_bytes(self.cols)?)
     }
 
-    /// Rows by number, `[ids, cols]` in `dtype`; on the CPU alone.
+    /// Rows of the numbers `ids`, `[ids, cols]` in `dtype`; on the CPU alone.
     pub(super) fn gather(&self, ids: &[u32], dtype: DType) -> Result<Tensor> {
         self.on_cpu(|bytes, row_bytes| {
             let mut rows = Vec::with_capacity(ids.len() * row_bytes);
             for &id in ids {
                 let Some(row) = bytes.get(id as usize * row_bytes..(id as usize + 1) * row_bytes) else {
-                    candle_core::bail!("row {id} of {}", self.rows)
+                    candle_core::bail!("blocks refused: row {id} of a matrix of {}", self.rows)
                 };
                 rows.extend_from_slice(row);
             }
@@ -114,33 +116,33 @@ impl Blocks {
     }
 }
 
-/// A matrix of which strips of rows come one after the other: of what its blocks are made from, no more than a strip need
-/// ever be there.
+/// Matrix in the making, whose strips of rows come one after the other, so that no more than one strip of the source is
+/// in memory.
 pub struct Strips {
     format: BlockFormat,
     rows: usize,
     cols: usize,
     device: Device,
-    /// Rows that have come.
+    /// Number of rows that have come.
     come: usize,
-    /// On their way to the device, in its order.
+    /// Bytes for the device, in its layout.
     data: Vec<u8>,
 }
 
 impl Strips {
-    /// Of a matrix `[rows, cols]`.
+    /// Empty matrix `[rows, cols]`.
     pub fn new(format: BlockFormat, rows: usize, cols: usize, device: &Device) -> Self {
         Strips { format, rows, cols, device: device.clone(), come: 0, data: Vec::new() }
     }
 
-    /// How a matrix of `rows` rows of `cols` values is best cut: strips of 64 MiB in f32, which fill whole units of any
+    /// Cut of a matrix of `rows` rows of `cols` values into strips of 64 MiB in f32, which fill whole units on any
     /// device.
     pub fn cut(rows: usize, cols: usize) -> impl Iterator<Item = Range<usize>> {
         let step = (STRIP_BYTES / (4 * cols.max(1))).max(UNIT_ROWS) / UNIT_ROWS * UNIT_ROWS;
         (0..rows).step_by(step).map(move |start| start..rows.min(start + step))
     }
 
-    /// The blocks of the next rows, of as many as [`cut`](Self::cut) says or of all.
+    /// Adds the blocks of the next rows: of as many as [`cut`](Self::cut) says, or of all.
     ///
     /// # Errors
     /// Bytes that are not rows of the matrix.
@@ -150,19 +152,24 @@ impl Strips {
             || come > rest
             || come < rest && (come == 0 || !come.is_multiple_of(UNIT_ROWS))
         {
-            candle_core::bail!("{} bytes are not {rest} rows of {} ({:?})", bytes.len(), self.cols, self.format);
+            candle_core::bail!(
+                "blocks refused: {} bytes are not {rest} rows of {} ({:?})",
+                bytes.len(),
+                self.cols,
+                self.format
+            );
         }
         let arranged = match self.device {
             Device::Cpu => Cow::Borrowed(bytes),
             #[cfg(feature = "cuda")]
             Device::Cuda(_) => Cow::Owned(units::in_units(self.format, bytes, self.cols)?),
-            _ => candle_core::bail!("blocks live on the CPU or on a CUDA card"),
+            _ => candle_core::bail!("blocks refused: their device must be the CPU or a CUDA GPU"),
         };
         if come == self.rows {
             self.data = arranged.into_owned();
         } else {
             if self.data.is_empty() {
-                // All of it at once: what grows is there twice for a while.
+                // All of it at once: a vector that grows exists twice for a while.
                 self.data.reserve_exact(arranged.len() / come * self.rows.next_multiple_of(UNIT_ROWS));
             }
             self.data.extend_from_slice(&arranged);
@@ -171,14 +178,14 @@ impl Strips {
         Ok(())
     }
 
-    /// The matrix, once all rows have come.
+    /// Matrix, once all rows have come.
     ///
     /// # Errors
-    /// Rows that are missing; candle's, when there is no memory.
+    /// Rows that are missing; errors of candle, when there is no memory.
     pub fn finish(self) -> Result<Blocks> {
         let Strips { format, rows, cols, device, come, data } = self;
         if come != rows {
-            candle_core::bail!("{come} of {rows} rows of {cols} ({format:?})");
+            candle_core::bail!("blocks refused: only {come} of {rows} rows of {cols} have come ({format:?})");
         }
         Ok(Blocks { format, rows, cols, data: Tensor::from_slice(&data, data.len(), &device)? })
     }

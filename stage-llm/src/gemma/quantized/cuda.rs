@@ -1,4 +1,4 @@
-//! Launching the kernels for weights.
+//! Launches of the kernels for weights.
 
 use std::ops::Range;
 
@@ -14,18 +14,18 @@ use crate::gemma::kernels::{address, rows};
 static GEMV: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/gemv.fatbin")));
 static BLOCKS: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/blocks.fatbin")));
 
-/// Rows of activations that [`gemv`] multiplies; more go through expanded weights.
+/// Most rows of activations that [`gemv`] multiplies; more go through expanded weights.
 pub const GEMV_ROWS: usize = 8;
-/// Warps of a block of [`gemv`].
+/// Number of warps in a block of [`gemv`].
 const WARPS: usize = 8;
 
-/// A matrix `[rows, cols]` in blocks, as it lies in GPU memory.
+/// Matrix `[rows, cols]` in blocks, in GPU memory.
 #[derive(Clone, Copy)]
 pub struct RawBlocks<'a> {
     pub format: BlockFormat,
     pub rows: usize,
     pub cols: usize,
-    /// Bytes, in units.
+    /// Bytes of the blocks, in units.
     pub data: &'a Tensor,
 }
 
@@ -36,10 +36,10 @@ pub enum Source<'a> {
     Blocks(RawBlocks<'a>),
 }
 
-fn card(device: &Device) -> Result<&CudaDevice> {
+fn gpu(device: &Device) -> Result<&CudaDevice> {
     match device {
         Device::Cuda(device) => Ok(device),
-        _ => candle_core::bail!("an operand is not on a card"),
+        _ => candle_core::bail!("kernel launch refused: an operand is not in GPU memory"),
     }
 }
 
@@ -52,7 +52,7 @@ fn called(format: BlockFormat) -> &'static str {
     }
 }
 
-/// Whether [`gemv`] multiplies these.
+/// Whether [`gemv`] multiplies these operands.
 pub fn takes(weights: Source<'_>, x: &Tensor) -> bool {
     let aligned = |cols: usize| cols.is_multiple_of(8) && rows(x).is_ok();
     matches!(x.dtype(), DType::BF16 | DType::F16)
@@ -64,8 +64,8 @@ pub fn takes(weights: Source<'_>, x: &Tensor) -> bool {
         }
 }
 
-/// Shared memory of a block of [`gemv`] for one row or for several: its queues, so many stretches of so many bytes a warp, and
-/// two turns of sums. The most that a block has on sm_89 is 101,376.
+/// Shared memory of a block of [`gemv`] for one row or for several: its queues, so many stretches of so many bytes a
+/// warp, and two turns of sums. A block has 101,376 bytes at most on sm_89.
 fn gemv_shared(weights: Source<'_>, rows: usize) -> usize {
     let (stretches, bytes) = match weights {
         Source::Dense(_) => (5, 2_048),
@@ -76,9 +76,9 @@ fn gemv_shared(weights: Source<'_>, rows: usize) -> usize {
     WARPS * (stretches * bytes + 2 * rows * UNIT_ROWS * size_of::<f32>())
 }
 
-/// Up to 8 rows times a matrix.
+/// Product of up to 8 rows and a matrix.
 pub fn gemv(weights: Source<'_>, x: &Tensor) -> Result<Tensor> {
-    let device = card(x.device())?;
+    let device = gpu(x.device())?;
     let (m, k) = x.dims2()?;
     let (name, data, n) = match weights {
         Source::Dense(w) => ("dense", address(w)?, w.dims2()?.0),
@@ -98,7 +98,7 @@ pub fn gemv(weights: Source<'_>, x: &Tensor) -> Result<Tensor> {
     ];
     let rows = if m == 1 { 1 } else { GEMV_ROWS };
     let shared = gemv_shared(weights, rows);
-    // As few blocks as take no longer: none is to have a tile less than the others.
+    // The fewest blocks that take no longer, so that none has a tile less than the others.
     let tiles = n.div_ceil(UNIT_ROWS);
     let blocks = tiles.div_ceil(tiles.div_ceil(resident_blocks(device, shared)?));
     let config = grid((blocks, 1, 1), 32 * WARPS, shared);
@@ -109,15 +109,15 @@ pub fn gemv(weights: Source<'_>, x: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_storage(Storage::Cuda(out), shape, BackpropOp::none(), false))
 }
 
-/// Rows of a range, or, with `ids`, the rows that these name, times `scale`: `[rows, cols]` in `dtype`.
+/// Rows of a range or, with `ids`, of these numbers, times `scale`: `[rows, cols]` in `dtype`.
 pub fn take(source: Source<'_>, ids: Option<&Tensor>, range: Range<usize>, scale: f32, dtype: DType) -> Result<Tensor> {
     let (name, data, total, cols) = match source {
         Source::Dense(w) => ("dense", w, w.dims2()?.0, w.dims2()?.1),
         Source::Blocks(b) => (called(b.format), b.data, b.rows, b.cols),
     };
-    let device = card(data.device())?;
+    let device = gpu(data.device())?;
     if !cols.is_multiple_of(8) || ids.is_some_and(|i| i.dtype() != DType::U32) {
-        candle_core::bail!("rows of {cols} by {ids:?}");
+        candle_core::bail!("kernel launch refused: rows of {cols} by {ids:?}");
     }
     let n = range.len();
     let shape = Shape::from((n, cols));
@@ -143,9 +143,9 @@ pub fn take(source: Source<'_>, ids: Option<&Tensor>, range: Range<usize>, scale
 
 /// Rows of a range, each expanded and quantized to E4M3, without 16 bits in between.
 pub fn e4m3(blocks: RawBlocks<'_>, range: Range<usize>) -> Result<E4m3Rows> {
-    let (device, n, cols) = (card(blocks.data.device())?, range.len(), blocks.cols);
+    let (device, n, cols) = (gpu(blocks.data.device())?, range.len(), blocks.cols);
     if range.end > blocks.rows {
-        candle_core::bail!("rows {range:?} of {}", blocks.rows);
+        candle_core::bail!("kernel launch refused: rows {range:?} of a matrix of {}", blocks.rows);
     }
     let shape = Shape::from(E4m3Rows::bytes(n, cols));
     let out = room(device, &shape, DType::U8)?;

@@ -1,4 +1,4 @@
-//! GGUF's blocks: how values become bytes, and bytes values.
+//! Formats of GGUF's blocks: values to bytes, and back.
 
 use std::borrow::Cow;
 
@@ -6,12 +6,12 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-/// Rows that lie together in GPU memory (quantized/units.rs).
+/// Number of rows of a unit, which lie together in GPU memory (quantized/units.rs).
 pub const UNIT_ROWS: usize = 16;
-/// Values that a thread quantizes or expands at a time.
+/// Number of values that a thread quantizes or expands at a time.
 const PIECE: usize = 1 << 18;
 
-/// How weights are put in blocks.
+/// Format of weights in blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockFormat {
     /// 32 signed bytes and an f16 scale: 8.5 bits a value.
@@ -31,7 +31,7 @@ impl BlockFormat {
         }
     }
 
-    /// Values of a block; rows are whole blocks.
+    /// Number of values of a block; rows are whole blocks.
     pub fn block_values(self) -> usize {
         self.ggml().block_size()
     }
@@ -42,12 +42,12 @@ impl BlockFormat {
     /// A row that is not whole blocks.
     pub fn row_bytes(self, cols: usize) -> Result<usize> {
         if cols == 0 || !cols.is_multiple_of(self.block_values()) {
-            candle_core::bail!("rows of {cols} are not whole blocks of {} ({self:?})", self.block_values());
+            candle_core::bail!("rows of {cols} values are not whole blocks of {} ({self:?})", self.block_values());
         }
         Ok(cols / self.block_values() * self.ggml().type_size())
     }
 
-    /// Rows of `cols` values in blocks. Rows are independent, so that any cut and any number of threads give the same
+    /// Blocks of rows of `cols` values. Rows are independent, so that any cut and any number of threads give the same
     /// bytes.
     ///
     /// # Errors
@@ -55,7 +55,7 @@ impl BlockFormat {
     pub fn quantize(self, values: &[f32], cols: usize) -> Result<Vec<u8>> {
         let row_bytes = self.row_bytes(cols)?;
         if !values.len().is_multiple_of(cols) {
-            candle_core::bail!("{} values are not rows of {cols}", values.len());
+            candle_core::bail!("quantization refused: {} values are not rows of {cols}", values.len());
         }
         let rows = (PIECE / cols).max(1);
         let mut bytes = vec![0; values.len() / cols * row_bytes];
@@ -69,7 +69,7 @@ impl BlockFormat {
         Ok(bytes)
     }
 
-    /// The inverse of [`quantize`](Self::quantize): `[rows, cols]` in f32.
+    /// Inverse of [`quantize`](Self::quantize): `[rows, cols]` in f32.
     pub(super) fn dequantize(self, bytes: &[u8], cols: usize) -> Result<Tensor> {
         let row_bytes = self.row_bytes(cols)?;
         let rows = (PIECE / cols).max(1);
@@ -80,7 +80,9 @@ impl BlockFormat {
                 let storage = QStorage::from_data(Cow::Owned(bytes.to_vec()), &Device::Cpu, self.ggml())?;
                 let piece = QTensor::new(storage, (values.len() / cols, cols))?.dequantize(&Device::Cpu)?;
                 let (storage, _) = piece.storage_and_layout();
-                let candle_core::Storage::Cpu(storage) = &*storage else { candle_core::bail!("expanded on the CPU") };
+                let candle_core::Storage::Cpu(storage) = &*storage else {
+                    candle_core::bail!("blocks were not expanded on the CPU. This is a bug.")
+                };
                 values.copy_from_slice(storage.as_slice::<f32>()?);
                 Ok::<_, candle_core::Error>(())
             },

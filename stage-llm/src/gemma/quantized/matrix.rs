@@ -1,4 +1,4 @@
-//! Weights of linear layers and embeddings, 16 bit or in blocks.
+//! Weights of linear layers and embeddings, dense or in blocks.
 
 use std::ops::Range;
 
@@ -9,20 +9,20 @@ use super::blocks::Blocks;
 #[cfg(feature = "cuda")]
 use super::cuda::{self, GEMV_ROWS, Source};
 
-/// Expanded weights that a product holds at a time, at most: half of the 9B model's largest decoder matrix, 103 MB.
+/// Most bytes of expanded weights that a matmul holds at a time: half of the 9B model's largest decoder matrix, 103 MB.
 pub const EXPANDED_BYTES: usize = 100 << 20;
 
-/// `y = x Wᵀ`, with W `[outputs, inputs]`.
+/// Weights W `[outputs, inputs]` of a linear layer `y = x Wᵀ`, or of an embedding.
 #[derive(Debug, Clone)]
 pub enum WeightMatrix {
-    /// As in the checkpoint.
+    /// Weights as in the checkpoint.
     Dense(Tensor),
-    /// In blocks.
+    /// Weights in blocks.
     Blocks(Blocks),
 }
 
 impl WeightMatrix {
-    /// Outputs and inputs.
+    /// Number of outputs and of inputs.
     ///
     /// # Errors
     /// Weights that are not a matrix.
@@ -33,14 +33,14 @@ impl WeightMatrix {
         }
     }
 
-    /// Products of rows `[m, inputs]`: `[m, outputs]` in their type, accumulated in f32.
+    /// Matmul of rows `[m, inputs]`: `[m, outputs]` in their type, accumulated in f32.
     ///
     /// # Errors
-    /// candle's; shapes and types that do not match.
+    /// Errors of candle; shapes and types that do not match.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let ((m, k), (outputs, inputs)) = (x.dims2()?, self.dims()?);
         if k != inputs {
-            candle_core::bail!("rows of {k} for a layer that takes {inputs}");
+            candle_core::bail!("matmul refused: rows of {k} for a layer with {inputs} inputs");
         }
         #[cfg(feature = "cuda")]
         if m > 0 && m <= GEMV_ROWS && cuda::takes(self.source(), x) {
@@ -72,7 +72,7 @@ impl WeightMatrix {
         x.matmul(&weight.t()?)
     }
 
-    /// [`forward`](Self::forward) of rows that are made ready, of some of the outputs only, `[m, outputs]` in `dtype`.
+    /// [`forward`](Self::forward) of rows in either precision, of some of the outputs only, `[m, outputs]` in `dtype`.
     ///
     /// # Errors
     /// As `forward`.
@@ -80,8 +80,8 @@ impl WeightMatrix {
         match x {
             Rows::Dense(x) if outputs.len() == self.dims()?.0 => self.forward(x),
             Rows::Dense(x) => self.forward_rows(x, outputs),
-            // The weights are quantized for this product only: what that costs is a fraction of a pass of many rows, and it
-            // needs no memory that stays.
+            // The weights are quantized for this matmul only: that costs a fraction of a pass of many rows, and no
+            // memory that stays.
             Rows::E4m3(x) => x.product(&self.e4m3(outputs)?, None, dtype),
         }
     }
@@ -89,7 +89,7 @@ impl WeightMatrix {
     /// Rows of a range, each quantized to E4M3.
     ///
     /// # Errors
-    /// candle's, when there is no memory; inputs that are no multiple of 16; rows that there are not.
+    /// Errors of candle, when there is no memory; inputs that are no multiple of 16; rows beyond the matrix.
     pub fn e4m3(&self, outputs: Range<usize>) -> Result<E4m3Rows> {
         match self {
             WeightMatrix::Dense(w) => E4m3Rows::quantize(&w.narrow(0, outputs.start, outputs.len())?),
@@ -100,7 +100,7 @@ impl WeightMatrix {
     /// All weights `[outputs, inputs]` in `dtype`.
     ///
     /// # Errors
-    /// candle's, when there is no memory.
+    /// Errors of candle, when there is no memory.
     pub fn expanded(&self, dtype: DType) -> Result<Tensor> {
         match self {
             WeightMatrix::Dense(w) => w.to_dtype(dtype),
@@ -108,11 +108,11 @@ impl WeightMatrix {
         }
     }
 
-    /// Rows by number, times a factor: an embedding, `[ids, inputs]` in `dtype`. A row is rounded to `dtype` before it
-    /// is scaled, as a dense one is; the factor is rounded to it, too (MODEL.md 7).
+    /// Embedding of the numbers `ids`: their rows times a factor, `[ids, inputs]` in `dtype`. A row is rounded to
+    /// `dtype` before it is scaled, as a dense one is; the factor is rounded to it, too (MODEL.md 7).
     ///
     /// # Errors
-    /// candle's; on the CPU, a number that is not a row's.
+    /// Errors of candle; on the CPU, a number beyond the rows.
     pub fn gather(&self, ids: &Tensor, dtype: DType, scale: f64) -> Result<Tensor> {
         #[cfg(feature = "cuda")]
         if ids.device().is_cuda() {
@@ -120,7 +120,7 @@ impl WeightMatrix {
                 Tensor::new(scale, &candle_core::Device::Cpu)?.to_dtype(dtype)?.to_dtype(DType::F32)?.to_scalar()?;
             let source = match self {
                 WeightMatrix::Dense(w) if w.dtype() != dtype => {
-                    candle_core::bail!("{:?} rows as {dtype:?}", w.dtype())
+                    candle_core::bail!("embedding refused: {:?} rows as {dtype:?}", w.dtype())
                 }
                 _ => self.source(),
             };
@@ -133,7 +133,7 @@ impl WeightMatrix {
         rows * scale
     }
 
-    /// The weights as kernels take them.
+    /// Weights as kernels take them.
     #[cfg(feature = "cuda")]
     fn source(&self) -> Source<'_> {
         match self {
@@ -174,7 +174,7 @@ mod tests {
             let y = linear.forward(&x).unwrap();
             assert!(error(&y, &x.matmul(&expanded.t().unwrap()).unwrap()) < 1e-6);
             let of_product = error(&y, &exact);
-            println!("{format:?}: error of the product {of_product:.4}");
+            println!("{format:?}: error of the matmul {of_product:.4}");
             assert!(of_product < bound, "{format:?}: {of_product}");
             let ids = Tensor::new(&[69u32, 0, 5], &Device::Cpu).unwrap();
             let rows = linear.gather(&ids, DType::F32, 2.0).unwrap();

@@ -1,22 +1,22 @@
-//! How blocks lie on a card: cut into units of 16 rows by 256 columns, in which what a thread multiplies lies together
-//! (kernels/blocks.cuh). The bits are GGUF's; they are put in order here, on the way to the card, so that nothing but the
-//! outcome is ever allocated there.
+//! Layout of blocks in GPU memory: units of 16 rows by 256 columns, in which the operands of a thread lie together
+//! (kernels/blocks.cuh). The bits are GGUF's; they are rearranged here, on the way to the GPU, so that nothing but the
+//! result is allocated there.
 
 use candle_core::Result;
 use rayon::prelude::*;
 
 use super::format::{BlockFormat, UNIT_ROWS as ROWS};
 
-/// Columns of a unit.
+/// Number of columns of a unit.
 const COLUMNS: usize = 256;
 
 impl BlockFormat {
-    /// Bytes of a unit: its blocks', in another order.
+    /// Bytes of a unit: those of its blocks, in another order.
     fn unit_bytes(self) -> usize {
         ROWS * COLUMNS / self.block_values() * self.ggml().type_size()
     }
 
-    /// Where byte `i` of a block belongs in its unit: a block of row `row` that begins at column `column` there.
+    /// Offset in its unit of byte `i` of a block in row `row` that begins at column `column` there.
     fn place(self, row: usize, column: usize, i: usize) -> usize {
         // 16 bytes of each of a piece's 32 lanes: part t of row g is lane 4 g + t's.
         let piece = |p: usize, t: usize| p * 512 + (row % 8 * 4 + t) * 16;
@@ -54,7 +54,7 @@ impl BlockFormat {
     }
 }
 
-/// Rows of `columns` values in GGUF's blocks, in units; zeros where the matrix ends within one.
+/// Units made from rows of `columns` values in GGUF's blocks, with zeros where the matrix ends within a unit.
 ///
 /// # Errors
 /// Rows that are not whole blocks.
@@ -62,7 +62,7 @@ pub fn in_units(format: BlockFormat, blocks: &[u8], columns: usize) -> Result<Ve
     let (row_bytes, block_bytes, unit_bytes) =
         (format.row_bytes(columns)?, format.ggml().type_size(), format.unit_bytes());
     let blocks_across = COLUMNS / format.block_values();
-    // Two bytes at a time: no pair is torn apart.
+    // Two bytes at a time: pairs stay together.
     let places: Vec<usize> = (0..ROWS)
         .flat_map(|row| (0..blocks_across).map(move |block| (row, block * format.block_values())))
         .flat_map(|(row, column)| (0..block_bytes).step_by(2).map(move |i| format.place(row, column, i)))
