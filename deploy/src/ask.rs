@@ -79,7 +79,11 @@ fn print_result(request: &JobRequest, result: &JobResult, style: Style) {
         return;
     }
     for range in &result.ranges {
-        println!("{}-{}", stage_llm::task::format_hms(range.start_s), stage_llm::task::format_hms(range.end_s));
+        println!(
+            "{}-{}",
+            stage_llm::text::task::format_hms(range.start_s),
+            stage_llm::text::task::format_hms(range.end_s)
+        );
     }
 }
 

@@ -11,8 +11,8 @@ use protocol::bytes::Bytes;
 use protocol::error::StageName;
 use protocol::event::Mode;
 use protocol::plan::{AudioPlan, ImagePlan, SAMPLE_RATE};
-use stage_llm::admission;
-use stage_llm::cache::CachePlan;
+use stage_llm::gemma::cache::CacheSize;
+use stage_llm::gemma::footprint::LlmFootprint;
 
 /// Prompt and answer of a usual question: 64 and 1,024 tokens.
 const TEXT_TOKENS: u64 = 64 + 1024;
@@ -26,7 +26,7 @@ pub struct Plan {
     /// Vision, audio and fuse, with what each of their processes takes and how many there are.
     pub encoders: Vec<(StageName, Footprint, u64)>,
     /// A process of the language model.
-    pub llm: admission::Footprint,
+    pub llm: LlmFootprint,
     /// How many of those there are.
     pub llm_processes: u64,
     /// What all may take together; none without a cap.
@@ -64,7 +64,7 @@ impl Plan {
             encoder(StageName::Audio, stage_audio::open::footprint(config, model)?),
             encoder(StageName::Fuse, stage_fuse::open::footprint(config, model)?),
         ];
-        let llm = admission::Footprint::new(model, &config.llm, &config.compute)?;
+        let llm = LlmFootprint::new(model, &config.llm, &config.compute)?;
         Ok(Plan { encoders, llm, llm_processes: count(StageName::Llm), card_bytes: config.compute.card_bytes })
     }
 
@@ -82,7 +82,7 @@ impl Plan {
     pub fn video(&self, seconds: u64) -> VideoPlan {
         let image = ImagePlan::new(1, seconds).tokens;
         let audio = AudioPlan::new(seconds * SAMPLE_RATE).map_or(0, |a| a.tokens);
-        let caches = CachePlan {
+        let caches = CacheSize {
             text_token_bytes: self.llm.text_token_bytes,
             media_token_bytes: self.llm.media_token_bytes,
             text_tokens: TEXT_TOKENS,

@@ -16,9 +16,9 @@ use compute::random::Normal;
 use config::WeightFormat;
 use model::checkpoint::{Checkpoint, Weights};
 use serde_json::json;
+use stage_llm::gemma::quantized::{BlockFormat, Blocks, Strips, WeightMatrix};
 use stage_llm::gemma::untied;
-use stage_llm::quantized::{BlockFormat, Blocks, Linear, Strips};
-use stage_llm::weights::{FileInfo, Matrix, VERSION, matrices, quantized};
+use stage_llm::gemma::weights::{FileInfo, Matrix, VERSION, matrices, quantized};
 
 /// Rows of activations that a matrix's error is measured with.
 const PROBES: usize = 16;
@@ -100,8 +100,8 @@ fn product_error(source: &Weights, matrix: &Matrix, format: BlockFormat) -> anyh
     let normal = Normal::new(1, &matrix.name, 0.0, 1.0);
     let probes = (0..(PROBES * matrix.columns) as u64).map(|i| normal.at(i)).collect();
     let x = Tensor::from_vec(probes, (PROBES, matrix.columns), &Device::Cpu)?;
-    let exact = Linear::Dense(dense).forward(&x)?;
-    let off = (Linear::Blocks(blocks).forward(&x)? - &exact)?;
+    let exact = WeightMatrix::Dense(dense).forward(&x)?;
+    let off = (WeightMatrix::Blocks(blocks).forward(&x)? - &exact)?;
     let square = |t: &Tensor| -> anyhow::Result<f64> { Ok(f64::from(t.sqr()?.sum_all()?.to_scalar::<f32>()?)) };
     Ok((square(&off)? / square(&exact)?).sqrt())
 }
@@ -112,7 +112,7 @@ mod tests {
     use config::{LlmConfig, MediaProducts};
     use model::checkpoint::{CheckpointError, CheckpointErrorKind};
     use stage_llm::Gemma;
-    use stage_llm::cache::VideoCache;
+    use stage_llm::gemma::cache::VideoCache;
 
     fn model(dir: &Path) {
         let dims = model::demo_model::Dims::of(config::Size::Realdims);

@@ -1,4 +1,4 @@
-// Weights in blocks, as they lie on the card (quantized/units.rs puts them so): cut into units of 16 rows by 256 columns,
+// Weights in blocks, as they lie in GPU memory (quantized/units.rs arranges them): cut into units of 16 rows by 256 columns,
 // each of them one stretch of memory, with zeros where a matrix ends within one. In a unit, what a thread of a warp
 // multiplies lies together: `piece` p is 16 bytes for each of 32 lanes, and lane 4g + t has part t of rows g (first half of
 // the pieces) and g + 8 (second half).

@@ -289,7 +289,7 @@ template <class T, int M> struct Stretch<T, W_Q6_K, M> : Grouped<T, W_Q6_K, M> {
     }
 };
 
-// Grid: at most as many blocks as the card holds at once; each has every so many tiles. Shared memory: the queues of all
+// Grid: at most as many blocks as the GPU holds at once; each has every so many tiles. Shared memory: the queues of all
 // warps and two turns of outcomes (`gemv_shared` in quantized/cuda.rs).
 template <class T, int FORMAT, int M>
 __device__ inline void gemv(const void* x, int stride, const void* w, void* y, int m, int n, int k) {
@@ -342,7 +342,7 @@ __device__ inline void gemv(const void* x, int stride, const void* w, void* y, i
     }
 }
 
-// Blocks that a processor of a large card is to hold: as many as the queues leave room for.
+// Blocks that a multiprocessor of a large GPU is to hold: as many as the queues leave room for.
 template <int FORMAT, int M> constexpr int BLOCKS = M > 1 ? 1 : FORMAT == W_DENSE ? 2 : FORMAT == W_Q4_K ? 4 : 3;
 
 #define GEMV_OF(NAME, T, FORMAT, M)                                                                           \

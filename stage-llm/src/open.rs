@@ -1,10 +1,10 @@
-//! The stage as a process serves it: the language model loaded onto the configured device.
+//! Stage as a process serves it: the language model, loaded onto the configured device.
 
-use compute::failure::Failure;
 use std::sync::Arc;
 
 use candle_core::Tensor;
 use compute::Compute;
+use compute::failure::Failure;
 use config::Config;
 use model::checkpoint::{Checkpoint, CheckpointError, Weights};
 use model::config_json::ModelConfig;
@@ -14,15 +14,15 @@ use protocol::event::JobResult;
 use protocol::message::{JobRequest, Modality};
 use protocol::stage::{JobPort, Owner, Stop};
 
-use crate::admission::{Footprint, HINT};
-use crate::answer::{LlmStage, Settings};
-use crate::cache::{MediaCache, VideoCache};
-use crate::choose::first_largest;
 use crate::gemma::Gemma;
-use crate::intake::Chunk;
-use crate::prompt::Prompter;
+use crate::gemma::cache::{MediaCache, VideoCache};
+use crate::gemma::choose::first_largest;
+use crate::gemma::chunk::Chunk;
+use crate::gemma::footprint::{HINT, LlmFootprint};
+use crate::job::answer::{LlmStage, Settings};
+use crate::text::prompt::Prompter;
 
-/// Tokens of the cache that a model is warmed up with.
+/// Number of tokens of the cache that a model is warmed up with.
 const WARM_TOKENS: u64 = 256;
 
 /// Opens the stage that the configuration describes.
@@ -31,12 +31,13 @@ const WARM_TOKENS: u64 = 256;
 /// `does_not_fit` with the figures; `model`, naming the file or tensor that is missing, misshapen or cut short.
 pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     let checkpoint = Arc::new(Checkpoint::configured(&config.model)?);
-    let footprint = Footprint::new(checkpoint.config(), &config.llm, &config.compute)?;
+    let footprint = LlmFootprint::new(checkpoint.config(), &config.llm, &config.compute)?;
     let budget = config.budget(StageName::Llm);
     footprint.fixed.check(StageName::Llm, budget, HINT)?;
-    // In phases it has the card to itself: the cap is the card's, its budget beside the encoders is admission's to keep.
+    // In phases the stage has the GPU to itself, so the cap is the GPU's; `Fit` keeps it within its budget beside the
+    // encoders.
     let compute = Compute::open(&config.compute, config.compute.card_bytes.or(budget))?;
-    compute.refuse_if_wrong(crate::kernels::check::check)?;
+    compute.refuse_if_wrong(crate::gemma::kernels::check::check)?;
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let settings = Settings {
         llm: config.llm.clone(),
@@ -52,7 +53,7 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     Ok(stage)
 }
 
-/// The tokenizer beside the weights: the checkpoint's file, or the demo model's without one.
+/// Prompter with the tokenizer of the weights: the checkpoint's file, or the demo model's where there is none.
 fn prompter(config: &Config, model: &ModelConfig) -> Result<Prompter, CheckpointError> {
     let (file, limit) = (config.model.dir.join("tokenizer.json"), config.llm.max_prompt_tokens);
     match config.model.weights {
@@ -61,11 +62,11 @@ fn prompter(config: &Config, model: &ModelConfig) -> Result<Prompter, Checkpoint
     }
 }
 
-/// A full pass of image tokens that are all zero, and a few steps of text: what a card computes with is loaded then, and
-/// its memory has grown to what a pass takes, before anyone asks.
+/// Warms the model up with a full pass of image tokens that are all zero, and a few steps of text: a GPU then has
+/// loaded its kernels, and its memory has grown to that of a pass, before the first question.
 fn warm_up(model: &Gemma, chunk_rows: usize) -> candle_core::Result<()> {
     let tokens = Tensor::zeros((chunk_rows.max(1), model.hidden_size()), model.dtype(), model.device())?;
-    // Every row is written to the same few places of a cache.
+    // All rows are written to the same few tokens of a cache.
     let mut image = MediaCache::new(model.geometry(), WARM_TOKENS, model.device())?;
     image.claim(0..WARM_TOKENS);
     let video = VideoCache { image: Some(image), audio: None };

@@ -1,4 +1,4 @@
-//! Whole jobs, with a port that plays the rest of the pipeline.
+//! Tests of whole jobs, with a port that plays the rest of the pipeline.
 
 mod fixture;
 
@@ -9,7 +9,7 @@ use protocol::event::{Event, Finish, JobResult, Mode};
 use protocol::message::{JobRequest, Modality};
 use protocol::stage::Stop;
 use serde_json::json;
-use stage_llm::answer::{LlmStage, Settings};
+use stage_llm::job::answer::{LlmStage, Settings};
 
 use Modality::{Audio, Image};
 
@@ -150,11 +150,11 @@ fn a_job_that_fits_only_without_the_encoders_is_answered_in_phases_and_alike() {
     let mut streamed = port();
     let want = model.stage(Settings::default()).unwrap().answer(&request("a cat", 6), &mut streamed).unwrap();
     assert_eq!((got.token_ids, got.plan), (want.token_ids, want.plan));
-    assert_eq!((in_phases.card, streamed.card), (vec!["take", "return"], vec![]));
+    assert_eq!((in_phases.gpu, streamed.gpu), (vec!["take", "return"], vec![]));
     let mode =
         |port: &[Event]| port.iter().find_map(|e| if let Event::Planned { mode, .. } = e { Some(*mode) } else { None });
     assert_eq!((mode(&in_phases.events), mode(&streamed.events)), (Some(Mode::Phases), Some(Mode::Streaming)));
-    // A card that does not hold it either refuses it with the card's figures.
+    // Where the whole GPU does not hold it either, the job is refused with the GPU's figures.
     settings.compute.card_bytes = Some(with(600));
     let error = failure(model.stage(settings).unwrap().answer(&request("a cat", 6), &mut port()));
     assert_eq!((error.kind, &error.details["budget_bytes"]), (ErrorKind::DoesNotFit, &with(600).into()));
@@ -198,7 +198,7 @@ fn the_sound_counts_as_its_first_batch_says_not_as_the_container_said() {
 }
 
 #[test]
-fn an_absent_half_takes_no_part_and_two_absent_halves_are_an_error() {
+fn an_absent_modality_takes_no_part_and_two_absent_modalities_are_an_error() {
     let mut silent = FakePort::new(info(FRAMES, 0), [cut(Image, 0, IMAGE)]);
     let mut absent = FakePort::new(info(FRAMES, AUDIO as u64), [Batch::Absent(Audio), cut(Image, 0, IMAGE)]);
     let a = answer(&request("a cat", 6), &mut silent).unwrap();

@@ -1,4 +1,4 @@
-//! The model: what chunking, order and repetition must not change, and which tensors it asks for.
+//! Tests of the model: what chunking, order and repetition must not change, and which tensors it asks for.
 
 mod fixture;
 
@@ -12,11 +12,11 @@ use model::config_json::ModelConfig;
 use protocol::event::Finish;
 use protocol::message::Modality;
 use serde_json::json;
-use stage_llm::cache::{MediaCache, VideoCache};
 use stage_llm::gemma::Gemma;
-use stage_llm::generate::{Ending, Pace, generate};
-use stage_llm::observe::{Boundary, Observe};
-use stage_llm::sample::Sampler;
+use stage_llm::gemma::cache::{MediaCache, VideoCache};
+use stage_llm::gemma::observe::{Boundary, Observe};
+use stage_llm::job::generate::{Ending, Pace, generate};
+use stage_llm::text::sample::Sampler;
 
 const PROMPT: [u32; 20] =
     [2, 106, 400, 401, 402, 108, 108, 390, 391, 392, 393, 394, 395, 396, 397, 398, 399, 107, 108, 106];
@@ -29,13 +29,13 @@ fn tokens(n: usize, seed: u64) -> Tensor {
     (random(&[n, HIDDEN], seed) * 0.05).unwrap()
 }
 
-/// The cache of a video whose halves come in the given cuts `(offset, rows)`.
+/// Cache of a video whose tokens come in the given cuts `(offset, rows)`.
 fn absorb(model: &Gemma, image: &Tensor, audio: &Tensor, cuts: &[(Modality, usize, usize)]) -> VideoCache {
     let cache = |n: usize| MediaCache::new(model.geometry(), n as u64, model.device()).unwrap();
     let mut video = VideoCache { image: Some(cache(image.dims()[0])), audio: Some(cache(audio.dims()[0])) };
     for &(modality, offset, rows) in cuts {
         let whole = if modality == Modality::Image { image } else { audio };
-        for new in video.half_mut(modality).unwrap().claim(offset as u64..(offset + rows) as u64) {
+        for new in video.of_mut(modality).unwrap().claim(offset as u64..(offset + rows) as u64) {
             let chunk = whole.narrow(0, new.start as usize, (new.end - new.start) as usize).unwrap();
             model.absorb(modality, &chunk, new.start, &video, &mut ()).unwrap();
         }
@@ -160,7 +160,7 @@ fn a_watcher_sees_every_boundary_with_its_offset() {
     let mut video =
         VideoCache { image: Some(MediaCache::new(model.geometry(), 5, model.device()).unwrap()), audio: None };
     let mut seen = Seen::default();
-    for new in video.half_mut(Modality::Image).unwrap().claim(0..5) {
+    for new in video.of_mut(Modality::Image).unwrap().claim(0..5) {
         model.absorb(Modality::Image, &tokens(5, 1), new.start, &video, &mut seen).unwrap();
     }
     let mut text = model.text_cache(32).unwrap();

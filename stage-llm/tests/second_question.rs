@@ -1,4 +1,5 @@
-//! The second question about a video: answered from what the first one left, or as if there had been no first one.
+//! Tests of the second question about a video: answered from what the first one left, or as if there had been no first
+//! one.
 
 mod fixture;
 
@@ -9,7 +10,7 @@ use protocol::event::{Event, JobResult, Mode};
 use protocol::message::{JobRequest, Modality};
 use protocol::plan::{MediaInfo, MediaPlan};
 use protocol::stage::Stop;
-use stage_llm::answer::{LlmStage, Settings};
+use stage_llm::job::answer::{LlmStage, Settings};
 
 use Modality::{Audio, Image};
 
@@ -25,7 +26,7 @@ fn tokens(rows: usize, seed: u64) -> Tensor {
     (random(&[rows, HIDDEN], seed) * 0.05).unwrap()
 }
 
-/// The rest of the pipeline for a file whose content is told by `seed`.
+/// Rest of the pipeline for a file whose content is that of `seed`.
 fn port(file: MediaInfo, seed: u64) -> FakePort {
     let image = MediaPlan::new(&file, None, 1.0).map_or(IMAGE, |p| p.image.unwrap().tokens as usize);
     FakePort::new(file, [Batch::Rows(Audio, 0, tokens(AUDIO, seed + 1)), Batch::Rows(Image, 0, tokens(image, seed))])
@@ -39,7 +40,7 @@ fn fresh(request: &JobRequest) -> JobResult {
     stage().answer(request, &mut port(file(), 1)).unwrap()
 }
 
-/// A stage that has just answered about the file.
+/// Stage that has just answered about the file.
 fn after_the_first() -> LlmStage {
     let mut stage = stage();
     stage.answer(&request("a cat", 6), &mut port(file(), 1)).unwrap();
@@ -201,7 +202,7 @@ fn a_job_that_failed_in_the_model_leaves_no_video_behind() {
     }
 }
 
-/// Budgets that hold so many tokens beside the model.
+/// Budget that holds so many tokens beside the model.
 fn with(tokens: u64) -> u64 {
     let footprint = *stage().footprint();
     footprint.fixed.bytes() + tokens * footprint.text_token_bytes
@@ -247,7 +248,7 @@ fn after_a_job_in_phases_a_video_that_does_not_fit_beside_the_encoders_is_gone_b
         let mut port = port(file(), 1);
         let result = stage.answer(&request("a cat", 6), &mut port).unwrap();
         assert!(!result.cached && planned(&port).1 == Mode::Phases);
-        assert_eq!(port.card, ["take", "return"]);
+        assert_eq!(port.gpu, ["take", "return"]);
     }
 }
 
@@ -259,9 +260,9 @@ fn after_a_job_in_phases_a_video_that_fits_beside_the_encoders_serves_a_question
     let mut stage = Model::new().stage(settings).unwrap();
     let mut first = port(file(), 1);
     stage.answer(&request("a cat", 600), &mut first).unwrap();
-    assert_eq!((planned(&first).1, first.card.len()), (Mode::Phases, 2));
+    assert_eq!((planned(&first).1, first.gpu.len()), (Mode::Phases, 2));
     let mut again = FakePort::without_decoder(file());
     let result = stage.answer(&request("a cat", 6), &mut again).unwrap();
-    assert!(result.cached && planned(&again).1 == Mode::Streaming && again.card.is_empty());
+    assert!(result.cached && planned(&again).1 == Mode::Streaming && again.gpu.is_empty());
     assert_eq!(result.token_ids, fresh(&request("a cat", 6)).token_ids);
 }

@@ -1,12 +1,12 @@
-//! Questions to tokens and tokens to text, with a tokenizer like Gemma's.
+//! Tests of questions to tokens and of tokens to text, with a tokenizer like Gemma's.
 
 mod fixture;
 
 use fixture::prompter;
 use proptest::prelude::*;
 use protocol::error::ErrorKind;
-use stage_llm::detokenize::{Detokenizer, decode};
-use stage_llm::prompt::pieces;
+use stage_llm::text::detokenize::{Detokenizer, decode};
+use stage_llm::text::prompt::pieces;
 
 const NEWLINE: u32 = 108;
 
@@ -28,7 +28,7 @@ fn questions_are_tokenized_as_the_oracle_tokenizes_them() {
     let units = std::fs::read(format!("{golden}/units/units.json")).unwrap();
     let units: serde_json::Value = serde_json::from_slice(&units).unwrap();
     let path = format!("{golden}/checkpoints/tied/tokenizer.json");
-    let prompter = stage_llm::prompt::Prompter::open(path.as_ref(), 512, 1000).unwrap();
+    let prompter = stage_llm::text::prompt::Prompter::open(path.as_ref(), 512, 1000).unwrap();
     let vectors = units["tokenisation_with_ckpt_tiny"].as_array().unwrap();
     for vector in vectors {
         let query = vector["query"].as_str().unwrap();
@@ -89,7 +89,7 @@ fn a_tokenizer_that_is_missing_damaged_or_too_large_is_named() {
     use model::checkpoint::CheckpointErrorKind::{Malformed, Missing};
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokenizer.json");
-    let open = |vocabulary| stage_llm::prompt::Prompter::open(&path, vocabulary, 100).err().map(|e| e.kind());
+    let open = |vocabulary| stage_llm::text::prompt::Prompter::open(&path, vocabulary, 100).err().map(|e| e.kind());
     assert_eq!(open(512), Some(Missing));
     std::fs::write(&path, "{\"version\": \"1.0\", \"trunc").unwrap();
     assert_eq!(open(512), Some(Malformed));

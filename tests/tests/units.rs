@@ -11,7 +11,7 @@ use serde_json::Value;
 use stage_audio::LogMel;
 use stage_fuse::frequency::frequencies;
 use stage_fuse::position::sinusoid;
-use stage_llm::task::{Tasks, format_hms, fractions};
+use stage_llm::text::task::{Tasks, format_hms, fractions};
 use stage_vision::pixels::pixel_table;
 
 fn path(file: &str) -> PathBuf {

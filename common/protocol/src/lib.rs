@@ -2,10 +2,12 @@
 //!
 //! In reading order: [`error`] (why a job fails), [`job_id`], [`plan`] (what a video comes to), [`tensor`] (numbers as
 //! bytes), [`message`] and [`event`] (what travels), [`wire`] and [`wire_error`] (bytes to messages and back), [`rows`]
-//! (which rows are there), [`stage`] (what a stage is), [`memory`] (what a process holds), [`bytes`] (sizes for a person).
+//! (which rows are there), [`coverage`] (of how many), [`stage`] (what a stage is), [`memory`] (what a process holds),
+//! [`bytes`] (sizes for a person).
 
 pub mod bytes;
 pub mod control;
+pub mod coverage;
 pub mod error;
 pub mod event;
 pub mod job_id;

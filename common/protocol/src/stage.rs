@@ -61,8 +61,11 @@ pub trait Port {
 /// Takes one output.
 pub type Emit<'a> = dyn FnMut(Output<'_>) -> Result<(), Stop> + 'a;
 
+/// What hands an output on once it is there.
+type Work = dyn FnOnce(&mut Emit<'_>) -> Result<(), Stop> + Send;
+
 /// An output whose rows are on their way from a device.
-pub struct Later(Box<dyn FnOnce(&mut Emit<'_>) -> Result<(), Stop> + Send>);
+pub struct Later(Box<Work>);
 
 impl Later {
     /// What `work` hands on once it has waited for the device.

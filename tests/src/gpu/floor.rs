@@ -12,7 +12,7 @@ use config::{ComputeConfig, Config, MediaProducts, Precision};
 use model::config_json::ModelConfig;
 use protocol::plan::{AudioPlan, ImagePlan, SAMPLE_RATE, WINDOW_SAMPLES};
 use serde::{Deserialize, Serialize};
-use stage_llm::admission::Footprint;
+use stage_llm::gemma::footprint::LlmFootprint;
 
 /// A card's rates.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -95,7 +95,7 @@ impl Floor {
             (MediaProducts::Fp8, Some(e4m3)) => e4m3,
             _ => ceilings.dense_operations_per_s,
         };
-        let footprint = Footprint::new(model, &config.llm, &config.compute)?;
+        let footprint = LlmFootprint::new(model, &config.llm, &config.compute)?;
         let weights_s = footprint.fixed.weights_bytes as f64 / ceilings.copy_bytes_per_s;
         let cache_bytes = footprint.media_token_bytes * (image + audio);
         let first_token_s = work.products / media_rate + work.attention / ceilings.dense_operations_per_s + weights_s;

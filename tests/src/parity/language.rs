@@ -6,10 +6,10 @@ use protocol::event::Finish;
 use protocol::message::Modality;
 use protocol::stage::Stop;
 use stage_llm::Gemma;
-use stage_llm::cache::{MediaCache, TextCache, VideoCache};
-use stage_llm::generate::{Ending, Pace, generate};
-use stage_llm::observe::{Boundary, Observe};
-use stage_llm::sample::Sampler;
+use stage_llm::gemma::cache::{MediaCache, TextCache, VideoCache};
+use stage_llm::gemma::observe::{Boundary, Observe};
+use stage_llm::job::generate::{Ending, Pace, generate};
+use stage_llm::text::sample::Sampler;
 
 use super::ledger::Ledger;
 use super::towers::Fused;

@@ -27,10 +27,10 @@ use model::checkpoint::Checkpoint;
 use protocol::event::Finish;
 use protocol::message::{JobId, JobRequest};
 use protocol::plan::{AudioPlan, FRAME_BYTES, ImagePlan};
-use stage_llm::detokenize::decode;
-use stage_llm::generate::Ending;
-use stage_llm::prompt::strip;
-use stage_llm::task::{Tasks, format_hms};
+use stage_llm::job::generate::Ending;
+use stage_llm::text::detokenize::decode;
+use stage_llm::text::prompt::strip;
+use stage_llm::text::task::{Tasks, format_hms};
 use stage_vision::pixels::pixel_table;
 
 use crate::delivery::Delivery;
@@ -252,7 +252,7 @@ fn time_ranges(text: &str, duration_s: f64) -> anyhow::Result<TimeRanges> {
     let ranges = Tasks::builtin().get("retrieval")?.ranges(text, duration_s, 0.0);
     let written = |start, end| format!("{}-{}", format_hms(start), format_hms(end));
     Ok(TimeRanges {
-        fractions: stage_llm::task::fractions(text),
+        fractions: stage_llm::text::task::fractions(text),
         seconds: ranges.iter().map(|r| (r.start_s, r.end_s)).collect(),
         formatted: ranges.iter().map(|r| written(r.start_s, r.end_s)).collect::<Vec<_>>().join(", "),
     })

@@ -1,7 +1,7 @@
 //! What the oracle was asked, as a job would ask it.
 
-use stage_llm::prompt::pieces;
-use stage_llm::task::Tasks;
+use stage_llm::text::prompt::pieces;
+use stage_llm::text::task::Tasks;
 
 use super::golden::Facts;
 

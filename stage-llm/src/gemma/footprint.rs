@@ -1,0 +1,143 @@
+//! Memory that the language model takes: known from its geometry, before a byte of it is read.
+
+use std::fmt;
+
+use compute::kernels::E4m3Rows;
+use compute::kernels::linear::WORKSPACE_BYTES;
+use compute::transfer::candle_dtype;
+use config::{ComputeConfig, LlmConfig, MediaProducts, WeightFormat};
+use model::budget::Footprint;
+use model::checkpoint::{CheckpointError, Weights};
+use model::config_json::ModelConfig;
+
+use crate::gemma::attention::SCRATCH_BYTES;
+use crate::gemma::attention::blockwise::{BLOCK_KEYS, BLOCK_SCORES};
+use crate::gemma::cache::Geometry;
+use crate::gemma::language_model::Gemma;
+use crate::gemma::quantized::matrix::EXPANDED_BYTES;
+
+/// Bytes of a chunk in which a memory pool maps GPU memory (seen with CUDA 13.0): what an allocation leaves of its last
+/// chunk serves nothing that is larger.
+const POOL_CHUNK_BYTES: u64 = 32 << 20;
+
+/// Memory that a worker holds whatever the job, and that each token adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LlmFootprint {
+    /// Weights, activations and context, whatever the job.
+    pub fixed: Footprint,
+    /// Bytes of the keys and values of one text token.
+    pub text_token_bytes: u64,
+    /// Bytes of the keys and values of one image or audio token.
+    pub media_token_bytes: u64,
+    /// Unit in which memory for keys and values is allocated: chunks of the pool on a GPU, bytes on the CPU.
+    pub chunk_bytes: u64,
+}
+
+impl LlmFootprint {
+    /// Footprint of a model, without reading a byte of it.
+    ///
+    /// # Errors
+    /// None with a checked configuration.
+    pub fn new(model: &ModelConfig, llm: &LlmConfig, compute: &ComputeConfig) -> Result<Self, CheckpointError> {
+        let dtype = candle_dtype(compute.dtype.wire());
+        let needs = Weights::survey(dtype, |w| Gemma::new(model, w, llm, compute.media_products))?;
+        let rows = llm.chunk_rows.max(llm.max_prompt_tokens) as u64;
+        let in_blocks = matches!(llm.weights, WeightFormat::Q8 | WeightFormat::Q4);
+        let size = dtype.size_in_bytes() as u64;
+        let fp8 = (compute.media_products == MediaProducts::Fp8).then_some(llm.chunk_rows as u64);
+        let activations = activation_bytes(model, size, rows, compute.cuda_ordinal().is_some(), in_blocks, fp8);
+        let geometry = Geometry::new(model, dtype, llm.kv);
+        Ok(LlmFootprint {
+            fixed: Footprint::new(&needs, activations, compute),
+            text_token_bytes: geometry.text_token_bytes(),
+            media_token_bytes: geometry.media_token_bytes(),
+            chunk_bytes: if compute.cuda_ordinal().is_some() { POOL_CHUNK_BYTES } else { 1 },
+        })
+    }
+}
+
+impl fmt::Display for LlmFootprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (text, media) = (self.text_token_bytes, self.media_token_bytes);
+        write!(f, "{}, {text} bytes a text token and {media} an image or audio token", self.fixed)
+    }
+}
+
+/// Advice for a budget that does not hold the model.
+pub const HINT: &str = "raise budgets.llm, set llm.weights = \"q8\" or \"q4\", or lower llm.chunk_rows";
+
+/// Upper bound of the bytes that rows take on their way through a layer, not a measurement: in the feed-forward part,
+/// where gates and ups meet, or in a block of attention. `fp8` is the number of rows that are multiplied in 8 bits, if
+/// any.
+fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_blocks: bool, fp8: Option<u64>) -> u64 {
+    let wide = 4;
+    let (hidden, inner) = (c.hidden_size as u64, c.intermediate_size as u64);
+    let (q, kv) = ((c.num_attention_heads * c.head_dim) as u64, (c.num_key_value_heads * c.head_dim) as u64);
+    // The stream, its norm, the output of attention or of the feed-forward part, and the rows as they came, of the next
+    // two passes too: one is queued on the device while another is gathered.
+    let stream = 6 * hidden * size;
+    let feed_forward = 3 * inner * size; // gates, ups, and gates times ups
+    let heads = 2 * (q + 2 * kv) * size;
+    // The folded output projection and its source: blocks expanded, or f32 on the CPU, where it is summed in parts.
+    let folded = hidden
+        * match (on_gpu, in_blocks) {
+            (true, false) => kv * size,
+            (true, true) => (q + kv) * size,
+            (false, _) => q * wide + kv * (wide + size),
+        };
+    let attention = if on_gpu {
+        SCRATCH_BYTES as u64
+    } else {
+        let widened_keys = if size == wide { 0 } else { 2 * BLOCK_KEYS as u64 * kv * wide };
+        // In f32, before they are rounded: norms and matmuls on the CPU.
+        4 * BLOCK_SCORES as u64 * wide + widened_keys + rows * (2 * hidden + inner) * wide
+    };
+    let logits = 3 * c.vocab_size as u64 * wide;
+    // One matrix, or a stretch of it, is expanded at a time.
+    let expanded = match (in_blocks, on_gpu) {
+        (false, _) => 0,
+        (true, false) => (2 * inner * hidden * wide).min(EXPANDED_BYTES as u64),
+        (true, true) => (2 * inner * hidden * size).min(EXPANDED_BYTES as u64) + WORKSPACE_BYTES as u64,
+    };
+    // So are the weights of a matmul in 8 bits; its rows take less than those in T, which are counted. On the CPU both
+    // exist once more in f32.
+    let (quantized, besides) = match fp8 {
+        None => (0, 0),
+        Some(_) if on_gpu => (E4m3Rows::bytes(2 * c.intermediate_size, c.hidden_size) as u64, WORKSPACE_BYTES as u64),
+        Some(rows) => (inner * hidden * 2 * (1 + wide), rows * inner * (1 + wide)),
+    };
+    rows * (stream + feed_forward.max(heads)) + folded.max(expanded).max(quantized) + besides + attention + logits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use config::{KvPrecision, Precision};
+    use protocol::error::{ErrorKind, StageName};
+
+    fn footprint(kv: KvPrecision) -> LlmFootprint {
+        let llm = LlmConfig { kv, ..LlmConfig::default() };
+        let compute = ComputeConfig { device: "cuda".to_owned(), dtype: Precision::F16, ..ComputeConfig::default() };
+        LlmFootprint::new(&ModelConfig::default(), &llm, &compute).unwrap()
+    }
+
+    #[test]
+    fn the_9b_model_takes_what_the_specification_says() {
+        let footprint = footprint(KvPrecision::Dense);
+        // In 16 bit, but for the gains of the 4 x 42 + 1 norms, which are kept in f32.
+        assert_eq!(footprint.fixed.weights_bytes, 2 * 9_241_705_984 + 2 * 169 * 3584);
+        assert_eq!((footprint.text_token_bytes, footprint.media_token_bytes), (344_064, 344_064));
+        assert!(footprint.fixed.activation_bytes < 1 << 30, "{footprint}");
+        let check = |gib: u64| footprint.fixed.check(StageName::Llm, Some(gib << 30), HINT);
+        assert_eq!(check(17).unwrap_err().kind, ErrorKind::DoesNotFit);
+        assert!(check(20).is_ok());
+    }
+
+    #[test]
+    fn quantized_keys_and_values_take_a_half_and_a_quarter_and_the_texts_stay_as_they_are() {
+        let [q8, q4] = [KvPrecision::Q8, KvPrecision::Q4].map(footprint);
+        assert_eq!((q8.text_token_bytes, q4.text_token_bytes), (344_064, 344_064));
+        assert!(q8.media_token_bytes * 16 <= 344_064 * 17 / 2, "{q8}");
+        assert!(q4.media_token_bytes * 32 <= 344_064 * 9, "{q4}");
+    }
+}
