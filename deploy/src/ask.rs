@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
+use config::RandomWeights;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use protocol::error::{ErrorKind, JobError, StageName};
-use protocol::event::{Event, JobResult, Mode};
+use protocol::error::{JobError, StageName};
+use protocol::event::{CancelledBy, Event, JobResult, Mode};
 use protocol::message::JobRequest;
 use protocol::plan::MediaPlan;
 use runtime::bus::Bus;
@@ -43,25 +44,39 @@ pub async fn ask(bus: &Bus, request: &JobRequest, style: Style) -> Result<JobRes
             }
             Event::Failed { error } => {
                 view.clear();
-                return Err(failed(request, error, style));
+                return Err(failed(request, &error, style));
             }
-            Event::Cancelled { by, ms, .. } => {
+            Event::Cancelled { by, stages_stopped, ms } => {
                 view.clear();
-                let by = format!("{by:?}").to_lowercase();
-                let error = JobError::new(ErrorKind::Deadline, format!("cancelled by {by} within {ms} ms"));
-                return Err(failed(request, error, style));
+                return Err(cancelled(request, by, &stages_stopped, ms, style));
             }
             event => view.show(&event),
         }
     }
 }
 
-fn failed(request: &JobRequest, error: JobError, style: Style) -> Fatal {
+fn failed(request: &JobRequest, error: &JobError, style: Style) -> Fatal {
     if style.json {
         println!("{}", serde_json::json!({ "job": request.job, "error": error }));
     }
-    let code = serde_json::to_value(error.kind).unwrap_or_default();
-    Fatal(Exit::JobFailed, format!("{}: {error}", code.as_str().unwrap_or("failed")))
+    let kind = serde_json::to_value(error.kind).unwrap_or_default();
+    Fatal(Exit::of_failed_job(error.kind), format!("{}: {error}", kind.as_str().unwrap_or("failed")))
+}
+
+fn cancelled(request: &JobRequest, by: CancelledBy, stopped: &[StageName], ms: u64, style: Style) -> Fatal {
+    if style.json {
+        let how = serde_json::json!({ "by": by, "stages_stopped": stopped, "ms": ms });
+        println!("{}", serde_json::json!({ "job": request.job, "cancelled": how }));
+    }
+    let what = match (by, request.deadline_s) {
+        (CancelledBy::Client, _) => "cancelled: by a client".to_owned(),
+        (CancelledBy::Operator, _) => "cancelled: by an operator".to_owned(),
+        (CancelledBy::Deadline, Some(seconds)) => format!("deadline: {seconds} s from submission passed"),
+        (CancelledBy::Deadline, None) => "deadline: it passed".to_owned(),
+    };
+    let stages: Vec<String> = stopped.iter().map(|s| format!("stage-{s}")).collect();
+    let stages = if stages.is_empty() { "no stage was working on it".to_owned() } else { stages.join(", ") };
+    Fatal(Exit::of_cancelled_job(by), format!("{what}; stopped within {ms} ms: {stages}"))
 }
 
 fn print_result(request: &JobRequest, result: &JobResult, style: Style) {
@@ -69,6 +84,10 @@ fn print_result(request: &JobRequest, result: &JobResult, style: Style) {
         let mut object = serde_json::to_value(result).unwrap_or_default();
         object["job"] = serde_json::json!(request.job);
         println!("{object}");
+        return;
+    }
+    if let Some(noise) = noise(result) {
+        println!("{noise}");
         return;
     }
     if result.ranges.is_empty() {
@@ -85,6 +104,13 @@ fn print_result(request: &JobRequest, result: &JobResult, style: Style) {
             stage_llm::text::task::format_hms(range.end_s)
         );
     }
+}
+
+/// What is shown of the answer of random weights; none of a model that somebody trained.
+fn noise(result: &JobResult) -> Option<String> {
+    let weights: RandomWeights = result.model.name.parse().ok()?;
+    let (tokens, text) = (result.token_ids.len(), &result.text);
+    Some(format!("{tokens} tokens of {weights}, which is no answer: {text:?}"))
 }
 
 /// What a job's video comes to, and why no stage but the language model has anything to do where it is known already.

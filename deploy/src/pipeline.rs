@@ -208,7 +208,7 @@ fn share_card(config: &mut Config, replicas: &Replicas) -> Result<(), Fatal> {
                 "the stages do not fit the card:\n{plan}\nset llm.weights = \"q8\" or \"q4\", start fewer replicas, or \
                  raise compute.card_bytes"
             );
-            return Err(Fatal(Exit::Usage, text));
+            return Err(Fatal(Exit::DoesNotFit, text));
         };
         config.budgets.extend(budgets);
     } else {
@@ -220,7 +220,7 @@ fn share_card(config: &mut Config, replicas: &Replicas) -> Result<(), Fatal> {
                 Bytes(together),
                 Bytes(card)
             );
-            return Err(Fatal(Exit::Usage, text));
+            return Err(Fatal(Exit::DoesNotFit, text));
         }
     }
     if plan.llm_processes > 1 {
@@ -286,7 +286,7 @@ mod tests {
         config.compute.card_bytes = Some(needs(&config, &two) - 1);
         assert!(share_card(&mut config.clone(), &[]).is_ok());
         let Fatal(exit, said) = share_card(&mut config.clone(), &two).unwrap_err();
-        assert!(exit == Exit::Usage && said.contains("vision") && said.contains("fewer replicas"), "{said}");
+        assert!(exit == Exit::DoesNotFit && said.contains("vision") && said.contains("fewer replicas"), "{said}");
         config.compute.card_bytes = Some(needs(&config, &two));
         assert!(share_card(&mut config, &two).is_ok());
     }
@@ -298,7 +298,7 @@ mod tests {
             [(StageName::Vision, 30), (StageName::Audio, 10), (StageName::Fuse, 10), (StageName::Llm, 50)].into();
         assert!(share_card(&mut config.clone(), &[]).is_ok());
         let Fatal(exit, said) = share_card(&mut config, &[(StageName::Vision, 2)]).unwrap_err();
-        assert!(exit == Exit::Usage && said.contains("budgets of all processes"), "{said}");
+        assert!(exit == Exit::DoesNotFit && said.contains("budgets of all processes"), "{said}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use config::layers;
 use protocol::error::StageName;
 use runtime::process::{Exit, Fatal};
 use runtime::run::Shutdown;
@@ -92,7 +93,7 @@ struct Post {
 }
 
 impl Supervisor {
-    /// Starts `replicas` processes of each stage with a configuration file.
+    /// Starts `replicas` processes of each stage; `config` is the file of their merged configuration.
     pub fn start(config: &Path, replicas: &[(StageName, usize)], logs: &Logs) -> Self {
         let (stop, stopping) = watch::channel(false);
         let roster = Roster::new(replicas);
@@ -249,9 +250,14 @@ impl Post {
         // candle reads /proc/cpuinfo at every product of matrices unless this is set.
         let threads = std::env::var("RAYON_NUM_THREADS")
             .unwrap_or_else(|_| std::thread::available_parallelism().map_or(1, usize::from).to_string());
-        Command::new(program)
+        let mut command = Command::new(program);
+        // The configuration is merged; what it was merged of is none of a stage's business.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(layers::PREFIX)) {
+            command.env_remove(name);
+        }
+        command
             .env("RAYON_NUM_THREADS", threads)
-            .args(["stage", self.stage.as_str(), "--supervised", "--config"])
+            .args(["stage", self.stage.as_str(), "--supervised"])
             .arg(&self.config)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

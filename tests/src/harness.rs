@@ -87,6 +87,8 @@ pub struct Setup {
     pub model: Option<PathBuf>,
     /// `section.key=value` settings of the stages.
     pub set: Vec<String>,
+    /// Environment variables of `vidi up`.
+    pub env: Vec<(String, String)>,
     /// `--replicas`.
     pub replicas: String,
     /// `--one-process`.
@@ -127,6 +129,7 @@ impl Default for Setup {
             max_payload: 1 << 20,
             model: Some(checkpoint("tied")),
             set: Vec::new(),
+            env: Vec::new(),
             replicas: String::new(),
             one_process: false,
             keep_video: false,
@@ -290,6 +293,7 @@ fn spawn_up(dir: &Path, setup: &Setup, url: &str) -> anyhow::Result<Child> {
     let mut command = Command::new(vidi()?);
     command
         .env("VIDI_STATE", dir.join("state"))
+        .envs(setup.env.iter().cloned())
         .args(["--set", &format!("bus.url={url}")])
         .args(["--set", &format!("llm.keep_video={}", setup.keep_video)])
         .args(setup.set.iter().flat_map(|s| ["--set", s]))

@@ -1,10 +1,12 @@
-//! How a pipeline is run: one typed TOML file, `VIDI_<SECTION>_<KEY>` environment variables over it, flags over those.
+//! How a pipeline is run: one typed TOML file, `VIDI_<SECTION>_<KEY>` environment variables over it, flags over those
+//! ([`layers`]).
 
+pub mod layers;
 mod log;
 mod random;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -347,66 +349,6 @@ pub struct UpConfig {
 }
 
 impl Config {
-    /// Reads a file (if any), then the environment, then `overrides` (`section.key=value`), and checks the outcome.
-    ///
-    /// # Errors
-    /// What is unknown, misspelt or out of range, and where it was said.
-    pub fn load(
-        file: Option<&Path>,
-        env: impl IntoIterator<Item = (String, String)>,
-        overrides: &[String],
-    ) -> Result<Self, String> {
-        Config::layered(None, file, env, overrides)
-    }
-
-    /// [`load`](Self::load) over the text of a profile.
-    ///
-    /// # Errors
-    /// As `load`.
-    pub fn layered(
-        profile: Option<&str>,
-        file: Option<&Path>,
-        env: impl IntoIterator<Item = (String, String)>,
-        overrides: &[String],
-    ) -> Result<Self, String> {
-        let mut table = match profile {
-            None => toml::Table::new(),
-            Some(text) => text.parse().map_err(|e| format!("profile: {e}"))?,
-        };
-        if let Some(path) = file {
-            let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-            // Checked on its own first, so that a mistake is reported with its line.
-            toml::from_str::<Config>(&text).map_err(|e| format!("{}: {e}", path.display()))?;
-            let over: toml::Table = text.parse().map_err(|e| format!("{}: {e}", path.display()))?;
-            for (section, keys) in over {
-                match (table.get_mut(&section), keys) {
-                    (Some(toml::Value::Table(under)), toml::Value::Table(keys)) => under.extend(keys),
-                    (_, keys) => {
-                        table.insert(section, keys);
-                    }
-                }
-            }
-        }
-        let sections: Vec<String> =
-            toml::Table::try_from(Config::default()).map_err(|e| e.to_string())?.keys().cloned().collect();
-        for (name, value) in env {
-            let Some(rest) = name.strip_prefix("VIDI_") else { continue };
-            let rest = rest.to_ascii_lowercase();
-            let Some((section, key)) = rest.split_once('_') else { continue };
-            if sections.iter().any(|s| s == section) {
-                set(&mut table, section, key, &value);
-            }
-        }
-        for item in overrides {
-            let (path, value) = item.split_once('=').ok_or(format!("--set {item}: not section.key=value"))?;
-            let (section, key) = path.split_once('.').ok_or(format!("--set {item}: not section.key=value"))?;
-            set(&mut table, section, key, value);
-        }
-        let config: Config = table.try_into().map_err(|e| format!("configuration: {}", e))?;
-        config.check()?;
-        Ok(config)
-    }
-
     fn check(&self) -> Result<(), String> {
         let need = |ok: bool, what: &str| if ok { Ok(()) } else { Err(format!("configuration: {what}")) };
         let prefix = &self.bus.prefix;
@@ -452,23 +394,5 @@ impl Config {
             shown.bus.password = HIDDEN.to_owned();
         }
         shown
-    }
-
-    /// As TOML, every key spelt out.
-    pub fn to_toml(&self) -> String {
-        toml::to_string_pretty(self).expect("a configuration is plain data. This is a bug.")
-    }
-}
-
-/// Sets one key; the value is TOML where it parses as that, else a string.
-fn set(table: &mut toml::Table, section: &str, key: &str, value: &str) {
-    let parsed = format!("v = {value}")
-        .parse::<toml::Table>()
-        .ok()
-        .and_then(|mut t| t.remove("v"))
-        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
-    let section = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-    if let toml::Value::Table(t) = section {
-        t.insert(key.to_owned(), parsed);
     }
 }

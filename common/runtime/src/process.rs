@@ -12,21 +12,22 @@ use crate::bus::{Bus, BusError, BusErrorKind};
 use crate::run::service::Card;
 use crate::run::{self, Shutdown, owner};
 use crate::telemetry;
-use config::{Config, RandomWeights};
-use protocol::error::{JobError, StageName};
+use config::{Config, RandomWeights, layers};
+use protocol::error::{ErrorKind, JobError, StageName};
+use protocol::event::CancelledBy;
 use protocol::stage::{Owner, Stage};
 
 /// A stage that starts before its broker waits this long for it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Why a process ended; the numbers are what a supervisor sees.
+/// How a process ended, by its exit status. README.md has the same table, and a test holds the two together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// Something else; starting again may help.
+    /// Something that no other status names; starting again may help.
     Other = 1,
-    /// The command line or the configuration is wrong.
+    /// The command line, the environment or the configuration is wrong.
     Usage = 2,
-    /// The job failed.
+    /// The job failed; the first word of the message is its kind.
     JobFailed = 3,
     /// The broker refuses the credentials, or its certificate is not to be trusted.
     Credentials = 4,
@@ -34,9 +35,62 @@ pub enum Exit {
     Broker = 5,
     /// The checkpoint cannot be used.
     Model = 6,
+    /// The job was cancelled: by its client or an operator.
+    Cancelled = 7,
+    /// The job's deadline passed.
+    Deadline = 8,
+    /// The job, a video of `vidi plan`, or the stages of `vidi up` need more memory than there is.
+    DoesNotFit = 9,
 }
 
 impl Exit {
+    /// All but success.
+    pub const ALL: [Exit; 9] = [
+        Exit::Other,
+        Exit::Usage,
+        Exit::JobFailed,
+        Exit::Credentials,
+        Exit::Broker,
+        Exit::Model,
+        Exit::Cancelled,
+        Exit::Deadline,
+        Exit::DoesNotFit,
+    ];
+
+    /// What a user reads of it.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Exit::Other => "something else went wrong; trying again may help",
+            Exit::Usage => "wrong command line, environment or configuration",
+            Exit::JobFailed => "the job failed",
+            Exit::Credentials => "the broker refuses the credentials, or is not to be trusted",
+            Exit::Broker => "no broker answers, or it has no JetStream",
+            Exit::Model => "the checkpoint cannot be used",
+            Exit::Cancelled => "the job was cancelled, by its client or an operator",
+            Exit::Deadline => "the job's deadline passed",
+            Exit::DoesNotFit => {
+                "it does not fit the memory: the job, a video of `vidi plan`, or the stages of `vidi up`"
+            }
+        }
+    }
+
+    /// How a job ended that failed.
+    pub fn of_failed_job(kind: ErrorKind) -> Exit {
+        match kind {
+            ErrorKind::DoesNotFit => Exit::DoesNotFit,
+            ErrorKind::Deadline => Exit::Deadline,
+            _ => Exit::JobFailed,
+        }
+    }
+
+    /// How a job ended that was cancelled.
+    pub fn of_cancelled_job(by: CancelledBy) -> Exit {
+        match by {
+            CancelledBy::Deadline => Exit::Deadline,
+            CancelledBy::Client | CancelledBy::Operator => Exit::Cancelled,
+        }
+    }
+
     /// The reason behind an exit status after which starting the same process again cannot help.
     pub fn final_of(code: Option<i32>) -> Option<Exit> {
         [Exit::Usage, Exit::Credentials, Exit::Model].into_iter().find(|&e| code == Some(e as i32))
@@ -94,7 +148,9 @@ impl ConfigArgs {
     pub fn load_over(&self, profile: Option<&str>) -> Result<Config, Fatal> {
         let weights = self.weights.map(|weights| format!("model.weights={weights}"));
         let set: Vec<String> = self.set.iter().cloned().chain(weights).collect();
-        Config::layered(profile, self.config.as_deref(), std::env::vars(), &set).map_err(|e| Fatal(Exit::Usage, e))
+        layers::environment()
+            .and_then(|env| Config::layered(profile, self.config.as_deref(), env, &set))
+            .map_err(|e| Fatal(Exit::Usage, e))
     }
 }
 

@@ -44,8 +44,8 @@ pub struct Bench {
     /// With --pipeline: lets the language model keep the video, so that all jobs after the first cost their text only.
     #[arg(long, requires = "pipeline")]
     keep_video: bool,
-    /// Checkpoint directory.
-    #[arg(long, env = "VIDI_MODEL")]
+    /// Checkpoint directory; VIDI_MODEL and model.dir say the same.
+    #[arg(long)]
     pub model: Option<PathBuf>,
     /// Writes the figures as JSON.
     #[arg(long, value_name = "FILE")]

@@ -58,7 +58,7 @@ pub fn show_plan(
             }
         }
     }
-    if all_fit { Ok(()) } else { Err(Fatal(Exit::JobFailed, "not every video fits: see above".to_owned())) }
+    if all_fit { Ok(()) } else { Err(Fatal(Exit::DoesNotFit, "not every video fits: see above".to_owned())) }
 }
 
 /// `vidi quantize`: writes the file, and prints each matrix and the worst of each kind.

@@ -100,9 +100,10 @@ pub enum Command {
     Stage {
         /// decode, vision, audio, fuse or llm.
         name: StageName,
-        /// Drains when standard input ends.
-        #[arg(long)]
-        supervised: bool,
+        /// What `vidi up` starts: the whole configuration is this file, which is merged already, and the stage drains when
+        /// standard input ends.
+        #[arg(long, value_name = "FILE", hide = true)]
+        supervised: Option<PathBuf>,
     },
     /// Writes down what passes over the bus, without disturbing it.
     Record(recording::command::Record),
@@ -137,8 +138,8 @@ pub enum ConfigAction {
 /// Arguments of `vidi up`.
 #[derive(clap::Args)]
 pub struct Up {
-    /// Checkpoint directory.
-    #[arg(long, env = "VIDI_MODEL")]
+    /// Checkpoint directory; VIDI_MODEL and model.dir say the same.
+    #[arg(long)]
     pub model: Option<PathBuf>,
     /// Directory whose videos may be asked about; repeatable. The working directory if none is given or configured.
     #[arg(long = "media-root")]
@@ -161,8 +162,8 @@ pub struct Ask {
     /// `retrieval` (when does it happen) or `qa` (free text).
     #[arg(long, default_value = "retrieval")]
     pub task: String,
-    /// Checkpoint directory, for a pipeline started for this question.
-    #[arg(long, env = "VIDI_MODEL")]
+    /// Checkpoint directory, for a pipeline started for this question; VIDI_MODEL and model.dir say the same.
+    #[arg(long)]
     pub model: Option<PathBuf>,
     /// One JSON object on standard output.
     #[arg(long)]

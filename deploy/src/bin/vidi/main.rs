@@ -11,6 +11,7 @@ mod running;
 use std::process::ExitCode;
 
 use clap::Parser;
+use config::Config;
 use deploy::{profile, recording, stages, supervisor};
 use runtime::process::{Exit, Fatal, on_signal, runtime, warn_of_random_weights};
 use runtime::telemetry;
@@ -28,9 +29,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// The configuration of this process: merged here, unless whoever started it has done so.
+fn configuration(cli: &Cli) -> Result<Config, Fatal> {
+    let wrong = |e| Fatal(Exit::Usage, e);
+    if let Command::Stage { supervised: Some(merged), .. } = &cli.command {
+        return Config::merged(merged).map_err(wrong);
+    }
+    let profile = cli.profile.as_deref().map(profile::text).transpose().map_err(wrong)?;
+    cli.config.load_over(profile)
+}
+
 fn run(cli: Cli) -> Result<(), Fatal> {
-    let profile = cli.profile.as_deref().map(profile::text).transpose().map_err(|e| Fatal(Exit::Usage, e))?;
-    let mut config = cli.config.load_over(profile)?;
+    let mut config = configuration(&cli)?;
     let quiet = matches!(cli.command, Command::Ask(_));
     let mut log = config.log.clone();
     if quiet && log == config::LogConfig::default() {
@@ -59,7 +69,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Command::Unload { stage } => runtime.block_on(running::load(&config, "unload", stage)),
         Command::Stage { name, supervised } => runtime.block_on(async {
             let mut shutdown = on_signal();
-            if supervised {
+            if supervised.is_some() {
                 shutdown = stages::until_stdin_ends(shutdown);
             } else {
                 // Whoever supervises it has said so for all stages.

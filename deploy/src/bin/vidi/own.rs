@@ -1,6 +1,7 @@
 //! `vidi up` and `vidi ask`: a pipeline of this command's own, for as long as it lives or for one question.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use config::Config;
 use deploy::pipeline::Housing;
@@ -12,6 +13,9 @@ use runtime::process::{Exit, Fatal, on_signal, warn_of_random_weights};
 
 use crate::cli::{Ask, Up};
 use crate::running::{CLIENT, broker_trouble, connect};
+
+/// The last event of a job that was cancelled is heard within this time.
+const END_WAIT: Duration = Duration::from_secs(5);
 
 /// `vidi up`: broker and stages until Ctrl-C.
 ///
@@ -120,16 +124,17 @@ pub async fn ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
     outcome
 }
 
-/// Asks, and cancels at Ctrl-C.
+/// Asks, and cancels at Ctrl-C; the job's own last event says how it ended.
 async fn follow(bus: &Bus, request: &JobRequest, style: ask::Style) -> Result<(), Fatal> {
     let mut shutdown = on_signal();
+    let mut asking = std::pin::pin!(ask::ask(bus, request, style));
     tokio::select! {
-        outcome = ask::ask(bus, request, style) => outcome.map(drop),
-        _ = shutdown.wait_for(|&s| s) => {
-            client::cancel(bus, &request.job).await.map_err(broker_trouble)?;
-            Err(Fatal(Exit::JobFailed, "cancelled".to_owned()))
-        }
+        outcome = &mut asking => return outcome.map(drop),
+        _ = shutdown.wait_for(|&s| s) => {}
     }
+    client::cancel(bus, &request.job).await.map_err(broker_trouble)?;
+    let unheard = |_| Fatal(Exit::Cancelled, format!("cancelled: no event of its end within {END_WAIT:?}"));
+    tokio::time::timeout(END_WAIT, asking).await.map_err(unheard)?.map(drop)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Fatal> {

@@ -1,0 +1,237 @@
+//! The layers of a configuration: profile, file, environment, flags, each over the one before.
+//!
+//! They are merged once, by the process that a user started. What that process starts reads the outcome
+//! ([`Config::merged`]) and nothing else: a layer that was read a second time would win over those above it.
+
+use std::path::Path;
+
+use crate::Config;
+
+/// What every environment variable of this project begins with.
+pub const PREFIX: &str = "VIDI_";
+
+/// The checkpoint's directory: the short name of `VIDI_MODEL_DIR`.
+const MODEL: &str = "VIDI_MODEL";
+
+/// Environment variables that name no key of the configuration; `VIDI_<SECTION>_<KEY>` are all others.
+pub const VARIABLES: [&str; 6] = [
+    // Arguments of the command line: --config, --profile, --model.
+    "VIDI_CONFIG",
+    "VIDI_PROFILE",
+    MODEL,
+    // Where `vidi up` says what it runs.
+    "VIDI_STATE",
+    // The broker's executable, and in tests an old one beside it.
+    "VIDI_NATS_SERVER",
+    "VIDI_NATS_SERVER_OLD",
+];
+
+/// More letters than these apart, one name is no misspelling of another.
+const NEAR: usize = 3;
+
+impl Config {
+    /// Reads a file (if any), then the environment, then `overrides` (`section.key=value`), and checks the outcome.
+    ///
+    /// # Errors
+    /// What is unknown, misspelt or out of range, and where it was said.
+    pub fn load(
+        file: Option<&Path>,
+        env: impl IntoIterator<Item = (String, String)>,
+        overrides: &[String],
+    ) -> Result<Self, String> {
+        Config::layered(None, file, env, overrides)
+    }
+
+    /// [`load`](Self::load) over the text of a profile.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn layered(
+        profile: Option<&str>,
+        file: Option<&Path>,
+        env: impl IntoIterator<Item = (String, String)>,
+        overrides: &[String],
+    ) -> Result<Self, String> {
+        let mut table = match profile {
+            None => toml::Table::new(),
+            Some(text) => text.parse().map_err(|e| format!("profile: {e}"))?,
+        };
+        if let Some(path) = file {
+            put_file(&mut table, path)?;
+        }
+        put_environment(&mut table, env)?;
+        for item in overrides {
+            let (path, value) = item.split_once('=').ok_or(format!("--set {item}: not section.key=value"))?;
+            let (section, key) = path.split_once('.').ok_or(format!("--set {item}: not section.key=value"))?;
+            put(&mut table, section, key, parsed(value));
+        }
+        let config: Config = table.try_into().map_err(|e| format!("configuration: {e}"))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads what another process has merged and written ([`to_toml`](Self::to_toml)): this file alone, whatever the
+    /// environment says.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is no configuration.
+    pub fn merged(file: &Path) -> Result<Self, String> {
+        Config::load(Some(file), [], &[])
+    }
+
+    /// As TOML, every key spelt out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a configuration is plain data. This is a bug.")
+    }
+}
+
+/// Variables of this process that begin with [`PREFIX`].
+///
+/// # Errors
+/// One whose value is not UTF-8.
+pub fn environment() -> Result<Vec<(String, String)>, String> {
+    let ours = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    ours.filter(|(name, _)| name.starts_with(PREFIX))
+        .map(|(name, value)| match value.into_string() {
+            Ok(value) => Ok((name, value)),
+            Err(value) => Err(format!("environment: {name} is not UTF-8: {value:?}")),
+        })
+        .collect()
+}
+
+/// Lays a file over what is there, key by key.
+fn put_file(table: &mut toml::Table, path: &Path) -> Result<(), String> {
+    let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
+    // Checked on its own first, so that a mistake is reported with its line.
+    toml::from_str::<Config>(&text).map_err(|e| wrong(&e))?;
+    let over: toml::Table = text.parse().map_err(|e| wrong(&e))?;
+    for (section, keys) in over {
+        match (table.get_mut(&section), keys) {
+            (Some(toml::Value::Table(under)), toml::Value::Table(keys)) => under.extend(keys),
+            (_, keys) => {
+                table.insert(section, keys);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Lays `VIDI_<SECTION>_<KEY>` over what is there; a name that is neither that nor one of [`VARIABLES`] is refused.
+fn put_environment(table: &mut toml::Table, env: impl IntoIterator<Item = (String, String)>) -> Result<(), String> {
+    let sections = sections();
+    let mut ours: Vec<(String, String)> = env.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
+    // The long name of the checkpoint wins over the short one, wherever they stand.
+    ours.sort();
+    for (name, value) in ours {
+        if name == MODEL {
+            put(table, "model", "dir", toml::Value::String(value));
+            continue;
+        }
+        if VARIABLES.contains(&name.as_str()) {
+            continue;
+        }
+        let rest = name[PREFIX.len()..].to_ascii_lowercase();
+        match rest.split_once('_').filter(|(section, _)| sections.iter().any(|s| s == section)) {
+            Some((section, key)) => put(table, section, key, parsed(&value)),
+            None => return Err(unknown(&name, &sections)),
+        }
+    }
+    Ok(())
+}
+
+/// The sections of a configuration.
+fn sections() -> Vec<String> {
+    let all = toml::Table::try_from(Config::default()).expect("a configuration is plain data. This is a bug.");
+    all.keys().cloned().collect()
+}
+
+/// What is said of a variable that means nothing, with the name that may have been meant.
+fn unknown(name: &str, sections: &[String]) -> String {
+    let key = name[PREFIX.len()..].split_once('_').map_or("", |(_, key)| key);
+    let keys = sections.iter().map(|s| format!("{PREFIX}{}_{key}", s.to_ascii_uppercase()));
+    let all = keys.chain(VARIABLES.map(str::to_owned)).map(|known| (distance(name, &known), known));
+    let near = all.min().filter(|(letters, _)| *letters <= NEAR);
+    let hint = near.map_or(String::new(), |(_, known)| format!(" Did you mean {known}?"));
+    format!(
+        "environment: {name} names no section of the configuration.{hint} Sections are {}; other variables are {}",
+        sections.join(", "),
+        VARIABLES.join(", ")
+    )
+}
+
+/// Letters to insert, remove or replace to make one name of another (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, to) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// A value as TOML where it is that, else as a string.
+fn parsed(value: &str) -> toml::Value {
+    let table = format!("v = {value}").parse::<toml::Table>().ok();
+    table.and_then(|mut t| t.remove("v")).unwrap_or_else(|| toml::Value::String(value.to_owned()))
+}
+
+/// Sets one key.
+fn put(table: &mut toml::Table, section: &str, key: &str, value: toml::Value) {
+    let section = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    if let toml::Value::Table(t) = section {
+        t.insert(key.to_owned(), value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(name: &str) -> String {
+        Config::load(None, [(name.to_owned(), "x".to_owned())], &[]).unwrap_err()
+    }
+
+    #[test]
+    fn a_misspelt_section_is_refused_with_the_name_that_was_meant() {
+        assert!(told("VIDI_BUSS_URL").contains("Did you mean VIDI_BUS_URL?"), "{}", told("VIDI_BUSS_URL"));
+        assert!(told("VIDI_LM_KV").contains("Did you mean VIDI_LLM_KV?"), "{}", told("VIDI_LM_KV"));
+        assert!(told("VIDI_STAT").contains("Did you mean VIDI_STATE?"), "{}", told("VIDI_STAT"));
+        let far = told("VIDI_ELSEWHERE_URL");
+        assert!(!far.contains("Did you mean") && far.contains("bus, ") && far.contains("VIDI_CONFIG"), "{far}");
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused_and_what_is_not_ours_is_nobodys_business() {
+        assert!(told("VIDI_BUS_URLL").contains("urll"), "{}", told("VIDI_BUS_URLL"));
+        let others = ["PATH", "VIDIO_BUS_URL", "VIDI_STATE", "VIDI_NATS_SERVER"];
+        let env = others.map(|name| (name.to_owned(), "x".to_owned()));
+        assert_eq!(Config::load(None, env, &[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_checkpoint_has_a_short_name_below_the_long_one_and_below_a_flag() {
+        let short = ("VIDI_MODEL".to_owned(), "7".to_owned());
+        let long = ("VIDI_MODEL_DIR".to_owned(), "long".to_owned());
+        let dir = |env: &[(String, String)], set: &[&str]| {
+            let set: Vec<String> = set.iter().map(|&s| s.to_owned()).collect();
+            Config::load(None, env.to_vec(), &set).unwrap().model.dir
+        };
+        assert_eq!(dir(std::slice::from_ref(&short), &[]), Path::new("7"));
+        assert_eq!(dir(&[long.clone(), short.clone()], &[]), Path::new("long"));
+        assert_eq!(dir(&[short, long], &["model.dir=flag"]), Path::new("flag"));
+    }
+
+    #[test]
+    fn what_was_merged_is_read_as_it_was_written() {
+        let set = ["llm.kv=q4", "budgets.vision=7", "decode.media_roots=[\"/a\"]", "bus.password=x"].map(str::to_owned);
+        let config = Config::load(None, [], &set).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), config.to_toml()).unwrap();
+        assert_eq!(Config::merged(file.path()).unwrap(), config);
+    }
+}
