@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All that needs no GPU: format, clippy, unit, property, parity, end-to-end, replay and fault tests.
+# All that needs no GPU: format, dependencies between crates, clippy, unit, property, parity, end-to-end, replay and
+# fault tests.
 # Sets everything up first, on a machine that has never seen the project.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,6 +32,7 @@ kernels() {
 step cargo fmt --all --check
 step licences
 step kernels
+step tests/invariants.sh
 step cargo clippy --workspace --all-targets --locked -- -D warnings
 step cargo build --workspace --bins --locked
 step cargo test --workspace --locked

@@ -1,5 +1,4 @@
-//! `decode FILE [--dump DIR] [--json]`: runs the stage on a file and prints what came out, how fast, and at what peak
-//! of memory. `--dump` writes `frames.npy` and `pcm.npy`.
+//! `decode FILE [--dump DIR] [--json]`: runs the stage on a file and prints the output, the time and the peak memory. `--dump` writes `frames.npy` and `pcm.npy`.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -9,9 +8,9 @@ use protocol::message::{DecodeRequest, JobId, Output, Segment};
 use protocol::plan::MediaPlan;
 use protocol::stage::{Port, Stage, Stop};
 use stage_decode::npy::{Element, NpyWriter};
-use stage_decode::{DecodeConfig, DecodeStage};
+use stage_decode::{DecodeOptions, DecodeStage};
 
-/// Counts, and writes what is to be dumped.
+/// Port that counts, and writes the dump.
 #[derive(Default)]
 struct Counting {
     frames: u64,
@@ -47,7 +46,7 @@ impl Port for Counting {
     }
 }
 
-/// Peak resident memory in MiB, from /proc.
+/// Peak resident memory in MiB, from /proc/self/status.
 fn peak_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap_or_default();
@@ -58,7 +57,7 @@ fn run(file: &Path, dump: Option<&Path>, json: bool) -> Result<(), Stop> {
     let started = Instant::now();
     let failed = |e: std::io::Error| Stop::Unavailable(e.to_string());
     let file = file.canonicalize().map_err(failed)?;
-    let mut stage = DecodeStage::new(DecodeConfig::new([file.parent().unwrap_or(Path::new("/"))]))?;
+    let mut stage = DecodeStage::new(DecodeOptions::new([file.parent().unwrap_or(Path::new("/"))]))?;
     let video = file.to_string_lossy().into_owned();
     let probing = Instant::now();
     let info = stage.probe(&video)?;

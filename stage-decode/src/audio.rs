@@ -1,4 +1,4 @@
-//! A sound track to 16 kHz mono, as `ffmpeg -f s16le -ac 1 -ar 16000` gives it (MODEL.md 2.3).
+//! Decoding of an audio track to 16 kHz mono, as `ffmpeg -f s16le -ac 1 -ar 16000` gives it (MODEL.md 2.3).
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,17 +11,17 @@ use protocol::stage::Stop;
 use crate::downmix::Downmix;
 use crate::failure;
 use crate::pipeline::{self, Interruption, TrackPipeline};
-use crate::probe::{SoundTrack, Trim};
+use crate::probe::{AudioTrack, Trim};
 use crate::resample::Resampler;
 use crate::spool::Spool;
 
 /// Decodes the whole track into a spool.
 ///
 /// # Errors
-/// What GStreamer says before the first sample, `internal` when the temporary directory is full, and `Cancelled`.
+/// GStreamer's error before the first sample, `internal` if the temporary directory is full, and `Cancelled`.
 pub(crate) fn decode(
     path: &Path,
-    track: &SoundTrack,
+    track: &AudioTrack,
     stall: Duration,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Spool, Stop> {
@@ -29,50 +29,52 @@ pub(crate) fn decode(
     let convert = pipeline::element("audioconvert")?;
     let caps = gst_audio::AudioCapsBuilder::new_interleaved().format(gst_audio::AudioFormat::F32le).build();
     let pipeline = TrackPipeline::start(path, track.selection.clone(), &convert, &caps, stall)?;
-    let mut listener = Listener::new(track.trim).map_err(|e| no_room(&e))?;
+    let mut writer = SpoolWriter::new(track.trim).map_err(|e| spool_failed(&e))?;
     loop {
         let sample = match pipeline.pull(cancelled) {
             Ok(Some(sample)) => sample,
             Ok(None) => break,
-            Err(Interruption::Broken(error)) if listener.format.is_some() => {
-                tracing::warn!(file = %path.display(), %error, "sound ends early");
+            Err(Interruption::Broken(error)) if writer.format.is_some() => {
+                tracing::warn!(file = %path.display(), %error, "decoding of audio failed, the rest is missing");
                 break;
             }
             Err(other) => return Err(other.into()),
         };
-        listener.take(path, &sample)?;
+        writer.take(path, &sample)?;
     }
     drop(pipeline);
-    Ok(listener.finish()?)
+    Ok(writer.finish()?)
 }
 
-/// The temporary directory does not take the sound.
-pub(crate) fn no_room(error: &std::io::Error) -> JobError {
+/// `internal` for a temporary directory that does not take the audio.
+pub(crate) fn spool_failed(error: &std::io::Error) -> JobError {
     let place = std::env::temp_dir();
-    JobError::new(ErrorKind::Internal, format!("sound cannot be kept in {}: {error}", place.display()))
+    JobError::new(ErrorKind::Internal, format!("cannot write decoded audio to {}: {error}", place.display()))
         .hint("free space there (115 MB per hour of video), or set TMPDIR to another place")
 }
 
-/// From decoded samples to the spool.
-struct Listener {
+/// Conversion of decoded samples to 16 kHz mono in a spool.
+struct SpoolWriter {
     trim: Trim,
     format: Option<gst_audio::AudioInfo>,
     downmix: Option<Downmix>,
     resampler: Option<Resampler>,
-    /// Decoded samples per channel still to leave out, and still to keep.
+    /// Decoded samples per channel still to drop.
     skip: u64,
+    /// Decoded samples per channel still to keep after those.
     keep: u64,
-    /// Decoded samples that the end may yet leave out.
+    /// Decoded samples that may turn out to be the padding at the end.
     held: Vec<f32>,
+    /// Number of samples of that padding.
     hold: usize,
     mono: Vec<f32>,
     resampled: Vec<f32>,
     spool: Spool,
 }
 
-impl Listener {
+impl SpoolWriter {
     fn new(trim: Trim) -> std::io::Result<Self> {
-        Ok(Listener {
+        Ok(SpoolWriter {
             trim,
             format: None,
             downmix: None,
@@ -89,13 +91,13 @@ impl Listener {
 
     fn take(&mut self, path: &Path, sample: &gst::Sample) -> Result<(), JobError> {
         let odd = |what: &str| failure::unsupported(path, what);
-        let caps = sample.caps().ok_or_else(|| odd("decoded sound has no format"))?;
+        let caps = sample.caps().ok_or_else(|| odd("decoded audio has no format"))?;
         let info = gst_audio::AudioInfo::from_caps(caps).map_err(|e| odd(&format!("{caps}: {e}")))?;
         if self.format.as_ref() != Some(&info) {
             self.retune(info)?;
         }
         let map =
-            sample.buffer().and_then(|b| b.map_readable().ok()).ok_or_else(|| odd("decoded sound has no data"))?;
+            sample.buffer().and_then(|b| b.map_readable().ok()).ok_or_else(|| odd("decoded audio has no data"))?;
         let interleaved: Vec<f32> = map.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         self.mono.clear();
         if let Some(downmix) = &self.downmix {
@@ -108,10 +110,10 @@ impl Listener {
         self.held.extend_from_slice(&self.mono[skipped as usize..(skipped + kept) as usize]);
         let ready = self.held.len().saturating_sub(self.hold);
         let ready: Vec<f32> = self.held.drain(..ready).collect();
-        self.pass_on(&ready).map_err(|e| no_room(&e))
+        self.pass_on(&ready).map_err(|e| spool_failed(&e))
     }
 
-    /// Starts over with another sample rate or layout; the trim counts from the first one.
+    /// Restarts downmix and resampler for another sample rate or layout; the trim is in samples of the first one.
     fn retune(&mut self, info: gst_audio::AudioInfo) -> Result<(), JobError> {
         if self.format.is_none() {
             let ticks = u128::from(self.trim.timescale);
@@ -122,7 +124,7 @@ impl Listener {
             self.keep = self.trim.keep.map_or(u64::MAX, scaled);
             self.hold = scaled(self.trim.discard) as usize;
         }
-        self.flush().map_err(|e| no_room(&e))?;
+        self.flush().map_err(|e| spool_failed(&e))?;
         self.downmix = Some(Downmix::new(&info));
         self.resampler = Resampler::new(info.rate());
         self.format = Some(info);
@@ -149,7 +151,7 @@ impl Listener {
     }
 
     fn finish(mut self) -> Result<Spool, JobError> {
-        self.flush().map_err(|e| no_room(&e))?;
+        self.flush().map_err(|e| spool_failed(&e))?;
         Ok(self.spool)
     }
 }

@@ -1,4 +1,4 @@
-//! Decoded rows to messages: frames in batches, sound in windows, and what stands for an absent half.
+//! Messages of decoded rows: frames in batches, audio in windows, and an empty message for an absent modality.
 
 use protocol::message::{DecodeRequest, FrameBatch, JobId, Output, PcmWindow};
 use protocol::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, MediaPlan, frames_together};
@@ -8,22 +8,22 @@ use protocol::wire::VERSION;
 
 use crate::video::Frame;
 
-/// Gathers frames into batches.
+/// Batches of frames under construction.
 ///
-/// A picture that is zero in every byte counts as absent (MODEL.md, "Decisions"). So the zero frames that a whole video
-/// starts with are only counted until another one comes.
+/// A video that is zero in every byte counts as absent (MODEL.md, "Decisions"). So the zero frames at the start of a whole
+/// video are only counted until another frame comes.
 pub(crate) struct FrameBatches {
     job: JobId,
     plan: MediaPlan,
-    /// Row of the first frame in `rows`.
+    /// Number of the first frame in `rows`.
     offset: u64,
     rows: Vec<u8>,
     batch_frames: usize,
-    /// Zero frames that are held back, while nothing else has come.
+    /// Number of zero frames held back; none once another frame has come.
     zeros: Option<u64>,
     /// Number of the next frame.
     next: u64,
-    /// Numbers of the frames not yet sent that stand in for ones that did not decode.
+    /// Numbers of the frames not yet sent that replace pictures that did not decode.
     replaced: Vec<u64>,
 }
 
@@ -92,7 +92,7 @@ impl FrameBatches {
         }))
     }
 
-    /// Sends what remains, or that the picture is absent.
+    /// Sends the remaining frames, or the message that the video is absent.
     pub(crate) fn finish(&mut self, port: &mut dyn Port) -> Result<(), Stop> {
         if self.zeros.is_some() {
             self.plan.image = None;
@@ -102,7 +102,7 @@ impl FrameBatches {
     }
 }
 
-/// Puts windows of sound into messages, all with the exact plan.
+/// Messages of audio windows, all with the exact plan.
 pub(crate) struct Windows {
     job: JobId,
     plan: MediaPlan,
@@ -118,7 +118,7 @@ impl Windows {
         self.plan.audio = plan;
     }
 
-    /// Sends one window of little-endian samples; none where the sound is absent.
+    /// Sends one window of little-endian samples, or an empty one for absent audio.
     pub(crate) fn emit(&self, index: u64, pcm: &[u8], port: &mut dyn Port) -> Result<(), Stop> {
         port.emit(Output::Pcm(PcmWindow {
             v: VERSION,

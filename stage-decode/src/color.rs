@@ -1,8 +1,8 @@
 //! YUV to RGB as ffmpeg's swscale does it for `-pix_fmt rgb24` with its default flags.
 //!
-//! swscale has two ways, and both are followed. 8-bit planar 4:2:0 and 4:2:2 of even height go through its unscaled
+//! swscale has two paths, and both are followed. 8-bit planar 4:2:0 and 4:2:2 of even height go through its unscaled
 //! converter (`libswscale/x86/yuv_2_rgb.asm`): each chroma sample serves its whole block, products are 16-bit with
-//! the fraction cut off. All else goes through its scaler (`libswscale/utils.c`, `initFilter`): depth reduced to 8
+//! the fraction cut off. Every other format goes through its scaler (`libswscale/utils.c`, `initFilter`): depth reduced to 8
 //! bits, chroma interpolated vertically with a bicubic of a = -0.6, and horizontally only if the width is odd.
 
 use gst_video::prelude::*;
@@ -11,7 +11,7 @@ use gstreamer_video as gst_video;
 
 use crate::picture::Picture;
 
-/// The decoded formats that are converted here; others go through `videoconvert` first.
+/// Decoded formats that are converted here; `videoconvert` converts the others first.
 pub(crate) const FORMATS: [VideoFormat; 16] = [
     VideoFormat::I420,
     VideoFormat::Y42b,
@@ -31,7 +31,7 @@ pub(crate) const FORMATS: [VideoFormat; 16] = [
     VideoFormat::Rgb,
 ];
 
-/// A decoded picture's coefficients: swscale's `ff_yuv2rgb_coeffs` in 16.16 fixed point, for limited range.
+/// Coefficients of a matrix: swscale's `ff_yuv2rgb_coeffs` in 16.16 fixed point, for limited range.
 fn coefficients(matrix: VideoColorMatrix) -> [i32; 4] {
     // red from V, blue from U, green from U, green from V
     match matrix {
@@ -39,12 +39,12 @@ fn coefficients(matrix: VideoColorMatrix) -> [i32; 4] {
         VideoColorMatrix::Fcc => [104_448, 132_798, 24_759, 53_109],
         VideoColorMatrix::Smpte240m => [117_579, 136_230, 16_907, 35_559],
         VideoColorMatrix::Bt2020 => [110_013, 140_363, 12_277, 42_626],
-        // BT.601, and what nothing is said of, however large the picture.
+        // BT.601, also where the stream gives no matrix, however large the picture.
         _ => [104_597, 132_201, 25_675, 53_279],
     }
 }
 
-/// One way from YUV to RGB: matrix and range as the stream says.
+/// Conversion from YUV to RGB, by the matrix and range that the stream gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Conversion {
     pub(crate) matrix: VideoColorMatrix,
@@ -63,7 +63,7 @@ impl Conversion {
     }
 }
 
-/// Scratch rows, reused from picture to picture.
+/// Converter of decoded pictures to RGB; its scratch rows are reused from picture to picture.
 #[derive(Default)]
 pub(crate) struct Converter {
     rows: [Vec<u8>; 3],
@@ -108,15 +108,16 @@ impl Converter {
     }
 }
 
-/// One component of a frame, at its own resolution.
+/// Component of a picture, at its own resolution.
 struct Plane<'a> {
     data: &'a [u8],
     stride: usize,
     step: usize,
     width: usize,
     height: usize,
-    /// Bits to drop for 8 bits; 0 for a byte format.
+    /// Number of bits beyond 8; 0 for a byte format.
     excess_bits: u32,
+    /// Whether samples have two bytes.
     wide: bool,
 }
 
@@ -136,7 +137,7 @@ impl<'a> Plane<'a> {
         }
     }
 
-    /// A row in 8 bits: borrowed where the frame holds it so, else in `scratch`.
+    /// A row in 8 bits: borrowed from the picture where its format allows, else in `scratch`.
     fn row<'s>(&self, y: usize, scratch: &'s mut Vec<u8>) -> &'s [u8]
     where
         'a: 's,
@@ -156,7 +157,7 @@ impl<'a> Plane<'a> {
         scratch
     }
 
-    /// The chroma row of picture row `y` out of `height`: the block's own, or interpolated between four.
+    /// The chroma row for picture row `y` out of `height`: the block's own, or interpolated from four.
     fn chroma_row<'s>(&self, y: usize, height: usize, down: Option<&[Taps]>, scratch: &'s mut Vec<u8>) -> &'s [u8]
     where
         'a: 's,
@@ -176,7 +177,7 @@ impl<'a> Plane<'a> {
     }
 }
 
-/// Four neighbours and their weights.
+/// Four source samples and their weights.
 struct Taps {
     sources: [usize; 4],
     weights: [f32; 4],

@@ -1,4 +1,4 @@
-//! Any channel layout to mono, as `ffmpeg -ac 1` does it.
+//! Downmix of any channel layout to mono, as `ffmpeg -ac 1` does it.
 //!
 //! Source of the weights: `libswresample/rematrix.c`, `auto_matrix` with its default mix levels: fronts -3 dB, centre
 //! 0 dB, surrounds -6 dB, LFE left out, and everything scaled down if the weights sum up to more than 1.
@@ -15,7 +15,7 @@ pub(crate) struct Downmix {
     weights: Vec<f32>,
 }
 
-/// What ffmpeg takes channels for that nothing is said of (`av_channel_layout_default`).
+/// ffmpeg's layout for channels without positions (`av_channel_layout_default`).
 fn default_layout(channels: usize) -> &'static [Position] {
     use Position::{FrontCenter, FrontLeft, FrontRight, Lfe1, RearCenter, RearLeft, RearRight, SideLeft, SideRight};
     match channels {
@@ -31,6 +31,7 @@ fn default_layout(channels: usize) -> &'static [Position] {
     }
 }
 
+/// Weight of a position before scaling; 0 for one that is left out.
 fn weight(position: Position) -> f32 {
     match position {
         Position::Mono | Position::FrontCenter => 1.0,
@@ -45,7 +46,7 @@ fn weight(position: Position) -> f32 {
 }
 
 impl Downmix {
-    /// The mix for a decoder's output.
+    /// The downmix of a decoder's output.
     pub(crate) fn new(info: &AudioInfo) -> Self {
         let channels = info.channels() as usize;
         let told = info.positions().filter(|p| p.iter().all(|p| weight(*p) > 0.0 || *p > Position::Mono));

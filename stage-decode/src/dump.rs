@@ -1,4 +1,4 @@
-//! Writing down what the stages after this one were given: `frames.npy` and `pcm.npy` of the last job.
+//! Dump of the last job's frames and samples, as the next stages received them: `frames.npy` and `pcm.npy`.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +10,7 @@ use protocol::stage::{Port, Stop};
 
 use crate::npy::{Element, NpyWriter};
 
-/// A port that writes what passes through it. A half that is absent leaves no file.
+/// Port that writes what passes through it. An absent modality leaves no file.
 pub struct DumpPort<'a> {
     port: &'a mut dyn Port,
     dir: &'a Path,
@@ -19,7 +19,7 @@ pub struct DumpPort<'a> {
 }
 
 impl<'a> DumpPort<'a> {
-    /// Starts a dump in `dir`; an earlier one there is removed.
+    /// A new dump in `dir`; an earlier one there is removed.
     ///
     /// # Errors
     /// `internal` with the path, when the directory cannot be written.
@@ -76,6 +76,6 @@ impl Port for DumpPort<'_> {
 }
 
 fn unwritable(dir: &Path, e: &io::Error) -> JobError {
-    JobError::new(ErrorKind::Internal, format!("cannot write the dump in {}: {e}", dir.display()))
+    JobError::new(ErrorKind::Internal, format!("cannot write the dump to {}: {e}", dir.display()))
         .hint("choose a directory that stage-decode can write, or unset decode.dump")
 }

@@ -1,4 +1,4 @@
-//! What a person is told when a file cannot be used: the file, GStreamer's own words, and what to do.
+//! Errors about files that cannot be used: operation, file, GStreamer's own words, and what to do.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use gstreamer as gst;
 use gstreamer_pbutils as pbutils;
 use protocol::error::{ErrorKind, JobError};
 
-/// Caps whose decoder or parser is in a plugin set of its own, and the Debian package that has it.
+/// Debian packages of decoders and parsers, by the name of the caps that they take.
 const PACKAGES: [(&str, &str); 16] = [
     ("video/x-h264", "gstreamer1.0-libav"),
     ("video/x-h265", "gstreamer1.0-libav"),
@@ -26,19 +26,19 @@ const PACKAGES: [(&str, &str); 16] = [
     ("application/ogg", "gstreamer1.0-plugins-base"),
 ];
 
-/// `unsupported_media` for a file that GStreamer does not take, in its words.
+/// `unsupported_media` for a file that cannot be decoded, and why.
 pub(crate) fn unsupported(path: &Path, what: &str) -> JobError {
-    JobError::new(ErrorKind::UnsupportedMedia, format!("{}: {what}", path.display()))
+    JobError::new(ErrorKind::UnsupportedMedia, format!("cannot decode {}: {what}", path.display()))
         .hint("check that the file plays elsewhere and is complete; re-encode it to mp4 (H.264, AAC) if it does")
 }
 
-/// The operating system's refusal to read a file that was there a moment ago.
+/// `media_not_found` for a file that the operating system does not read.
 pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> JobError {
-    JobError::new(ErrorKind::MediaNotFound, format!("{} cannot be read: {error}", path.display()))
+    JobError::new(ErrorKind::MediaNotFound, format!("cannot read {}: {error}", path.display()))
         .hint("check the disk and that the file is not being replaced")
 }
 
-/// No element on this machine takes `caps`.
+/// `unsupported_media` for caps that no element on this machine takes.
 pub(crate) fn no_plugin(path: &Path, caps: &gst::CapsRef) -> JobError {
     let name = caps.structure(0).map_or("unknown", |s| s.name().as_str());
     let codec = pbutils::pb_utils_get_codec_description(caps);
@@ -49,23 +49,23 @@ pub(crate) fn no_plugin(path: &Path, caps: &gst::CapsRef) -> JobError {
     };
     JobError::new(
         ErrorKind::UnsupportedMedia,
-        format!("{}: GStreamer has no plugin for {codec} ({name})", path.display()),
+        format!("cannot decode {}: GStreamer has no plugin for {codec} ({name})", path.display()),
     )
     .hint(hint)
 }
 
-/// An element of GStreamer's own core or base set is missing: nothing can be decoded at all.
+/// `internal` for an element of GStreamer's core or base plugins that is missing.
 pub(crate) fn no_element(name: &str) -> JobError {
-    JobError::new(ErrorKind::Internal, format!("GStreamer has no element {name}"))
+    JobError::new(ErrorKind::Internal, format!("cannot decode anything: GStreamer has no element {name}"))
         .hint("install gstreamer1.0-plugins-base and gstreamer1.0-plugins-good where stage-decode runs")
 }
 
-/// Nothing came out of the decoder for `seconds`.
+/// `unsupported_media` for a decoder without output for so many seconds.
 pub(crate) fn stalled(path: &Path, seconds: f64) -> JobError {
     unsupported(path, &format!("the decoder made no progress for {seconds:.0} s"))
 }
 
-/// What a message on the pipeline's bus means; `None` if it is no failure.
+/// Error that a message on the pipeline's bus reports; `None` if it reports none.
 pub(crate) fn from_bus(path: &Path, message: &gst::Message) -> Option<JobError> {
     match message.view() {
         gst::MessageView::Error(error) => {

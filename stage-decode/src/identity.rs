@@ -1,4 +1,4 @@
-//! What tells one content from another without reading all of it.
+//! Identity of a file's content without reading all of it.
 
 use std::fs::File;
 use std::io;
@@ -6,10 +6,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use sha2::{Digest, Sha256};
 
-/// Bytes that are read at the start, in the middle and at the end.
+/// Size of each sample of the content: start, middle and end.
 const SAMPLE_BYTES: u64 = 64 * 1024;
 
-/// `sampled:` and the hex SHA-256 of size (u64), modification time (seconds and nanoseconds, i64 each, all
+/// Content identity: `sampled:` and the hex SHA-256 of size (u64), modification time (seconds and nanoseconds, i64 each, all
 /// little-endian), and the first, middle and last 64 KiB.
 ///
 /// # Errors

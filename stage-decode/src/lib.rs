@@ -1,12 +1,12 @@
-//! A video file to frames and PCM windows, with GStreamer; no bus in sight.
+//! Decoding of video files into frames and PCM windows with GStreamer. The library knows no message bus.
 //!
-//! In reading order: [`media_path`] (which files may be opened), [`probe`] (what a file is, without decoding),
-//! `pipeline` (one decoding GStreamer pipeline), then the picture's way: `timeline` (which picture a decoded one is),
-//! `picks` (which are looked at), `video` (both on a pipeline), `color` (YUV to RGB as swscale does it), [`picture`]
-//! (turning it upright), [`resize`] (Pillow's bicubic); the sound's way: `audio`, `downmix`, `resample` (as
-//! libswresample does it), `spool` (sound on disk until its length is known); `batch` (rows to messages), [`stage`]
-//! (both at once, into one port), [`npy`] and [`dump`] (what was delivered, for the reference), [`open`](mod@open) (the
-//! stage as a process serves it).
+//! In reading order: [`media_path`] (which files may be opened), [`probe`] (facts of a file, without decoding),
+//! `pipeline` (a GStreamer pipeline that decodes one track); for video `timeline` (the number of a decoded picture),
+//! `picks` (which numbers are used), `video` (both on a pipeline), `color` (YUV to RGB as swscale does it), [`picture`]
+//! (rotation), [`resize`] (Pillow's bicubic); for audio `audio`, `downmix`, `resample` (as libswresample does it),
+//! `spool` (samples on disk until their number is known); `batch` (rows to messages), [`stage`] (video and audio at
+//! once, into one port), [`npy`] and [`dump`] (the delivered rows, for the reference), [`open`](mod@open) (the stage as
+//! a process serves it); `failure` and `identity` serve several of them.
 
 pub mod dump;
 #[cfg(feature = "gstreamer")]
@@ -51,4 +51,4 @@ pub use open::open;
 #[cfg(feature = "gstreamer")]
 pub use probe::probe;
 #[cfg(feature = "gstreamer")]
-pub use stage::{DecodeConfig, DecodeStage};
+pub use stage::{DecodeOptions, DecodeStage};

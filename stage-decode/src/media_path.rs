@@ -1,4 +1,4 @@
-//! Which files may be opened: those under the configured media roots, after every link is followed.
+//! Access check of media paths: only files below the configured media roots may be opened, after every link is followed.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use protocol::error::{ErrorKind, JobError};
 
-/// The directories whose files may be opened.
+/// Directories below which files may be opened.
 #[derive(Clone, Debug)]
 pub struct MediaRoots {
     roots: Vec<PathBuf>,
@@ -16,40 +16,43 @@ impl MediaRoots {
     /// Roots as configured; each must be an existing directory.
     ///
     /// # Errors
-    /// `bad_request` that names the root which is not there, or says that none is given.
+    /// `bad_request` with the root that does not exist, or if there is none.
     pub fn new<P: AsRef<Path>>(roots: impl IntoIterator<Item = P>) -> Result<Self, JobError> {
         let mut canonical = Vec::new();
         for root in roots {
             let root = root.as_ref();
             let at = root.canonicalize().ok().filter(|r| r.is_dir()).ok_or_else(|| {
-                JobError::new(ErrorKind::BadRequest, format!("media root {} is not a directory", root.display()))
-                    .hint("create it, mount it, or take it out of media_roots")
+                JobError::new(
+                    ErrorKind::BadRequest,
+                    format!("cannot use media root {}: it is not a directory", root.display()),
+                )
+                .hint("create it, mount it, or remove it from decode.media_roots")
             })?;
             canonical.push(at);
         }
         if canonical.is_empty() {
             return Err(JobError::new(ErrorKind::BadRequest, "no media root is configured")
-                .hint("set media_roots to the directories that hold the videos"));
+                .hint("set decode.media_roots to the directories that hold the videos"));
         }
         Ok(MediaRoots { roots: canonical })
     }
 
-    /// The file that `video`, a path or `file:` URI, names, free of links.
+    /// Canonical path of the file that `video`, a path or `file:` URI, names.
     ///
     /// # Errors
-    /// `bad_request` for what is neither, `media_not_found`, `forbidden_path` for a file outside every root.
+    /// `bad_request` for text that is neither, `media_not_found`, `forbidden_path` for a file outside every root.
     pub fn resolve(&self, video: &str) -> Result<PathBuf, JobError> {
         let path = named_path(video)?;
         let forbidden = || {
             JobError::new(
                 ErrorKind::ForbiddenPath,
-                format!("{} is outside the media roots {}", path.display(), self.shown()),
+                format!("cannot open {}: it is outside the media roots {}", path.display(), self.shown()),
             )
-            .hint("move the file under a media root, or add its directory to media_roots of stage-decode")
+            .hint("move the file below a media root, or add its directory to decode.media_roots of stage-decode")
         };
         let file = match path.canonicalize() {
             Ok(file) => file,
-            // A path outside the roots gets the same answer whether or not something lies there.
+            // A path outside the roots gets the same answer whether or not a file exists there.
             Err(_) if !self.roots.iter().any(|r| path.starts_with(r)) && path.is_absolute() => {
                 return Err(if self.below_a_linked_root(&path) { not_found(&path) } else { forbidden() });
             }
@@ -61,18 +64,18 @@ impl MediaRoots {
         if !file.is_file() {
             return Err(JobError::new(
                 ErrorKind::UnsupportedMedia,
-                format!("{} is not a regular file", path.display()),
+                format!("cannot open {}: it is not a regular file", path.display()),
             )
-            .hint("name a video or sound file, not a directory or device"));
+            .hint("name a video or audio file, not a directory or device"));
         }
         std::fs::File::open(&file).map_err(|e| {
-            JobError::new(ErrorKind::ForbiddenPath, format!("{} cannot be opened: {e}", path.display()))
+            JobError::new(ErrorKind::ForbiddenPath, format!("cannot open {}: {e}", path.display()))
                 .hint("give the user that runs stage-decode permission to read it")
         })?;
         Ok(file)
     }
 
-    /// Whether the nearest existing ancestor of `path` lies under a root: the file is missing, not forbidden.
+    /// Whether the nearest existing ancestor of `path` lies below a root, so that the file is missing, not forbidden.
     fn below_a_linked_root(&self, path: &Path) -> bool {
         let ancestor = path.ancestors().skip(1).find_map(|a| a.canonicalize().ok());
         ancestor.is_some_and(|a| self.roots.iter().any(|r| a.starts_with(r)))
@@ -85,14 +88,17 @@ impl MediaRoots {
 }
 
 fn not_found(path: &Path) -> JobError {
-    JobError::new(ErrorKind::MediaNotFound, format!("{} does not exist, as stage-decode sees it", path.display()))
-        .hint("check the spelling, and that the directory is mounted where stage-decode runs")
+    JobError::new(
+        ErrorKind::MediaNotFound,
+        format!("cannot open {}: it does not exist where stage-decode runs", path.display()),
+    )
+    .hint("check the spelling, and that its directory is mounted there")
 }
 
-/// The path that a request names; relative paths, and URIs of other machines, name nothing here.
+/// The path that a request names; a relative path, or a URI of another host, names none.
 fn named_path(video: &str) -> Result<PathBuf, JobError> {
     let refuse = |why: &str| {
-        JobError::new(ErrorKind::BadRequest, format!("{video:?} {why}"))
+        JobError::new(ErrorKind::BadRequest, format!("cannot open {video:?}: it {why}"))
             .hint("give an absolute path, or file:///path with percent-encoding")
     };
     let scheme = video.get(..5).is_some_and(|s| s.eq_ignore_ascii_case("file:"));
@@ -108,17 +114,18 @@ fn named_path(video: &str) -> Result<PathBuf, JobError> {
             }
             None => rest,
         };
-        percent_decoded(local).ok_or_else(|| refuse("has a % that two hex digits do not follow"))?
+        percent_decoded(local).ok_or_else(|| refuse("has a % without two hex digits after it"))?
     } else {
         video.as_bytes().to_vec()
     };
     if bytes.contains(&0) {
-        return Err(refuse("holds a zero byte"));
+        return Err(refuse("has a zero byte"));
     }
     let path = PathBuf::from(OsString::from_vec(bytes));
     if path.is_absolute() { Ok(path) } else { Err(refuse("is not an absolute path or file: URI")) }
 }
 
+/// The bytes of a percent-encoded text; `None` if a % has no two hex digits after it.
 fn percent_decoded(text: &str) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();

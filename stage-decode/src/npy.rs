@@ -1,4 +1,4 @@
-//! Arrays in numpy's file format, version 1.0, written as their rows arrive.
+//! Writer of arrays in numpy's file format, version 1.0, row by row.
 //!
 //! Format: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
 
@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
-/// Bytes of magic, version, length and header together: room for any number of rows, and a multiple of 64.
+/// Size of magic, version, length and header together: enough for any number of rows, and a multiple of 64.
 const HEADER_BYTES: usize = 128;
 
 /// Element type of an array file.
@@ -18,7 +18,7 @@ pub enum Element {
     F32,
 }
 
-/// An array file that grows row by row; its header is settled by [`NpyWriter::finish`].
+/// Array file that grows row by row; [`NpyWriter::finish`] writes its header.
 pub struct NpyWriter {
     file: BufWriter<File>,
     element: Element,
@@ -27,7 +27,7 @@ pub struct NpyWriter {
 }
 
 impl NpyWriter {
-    /// Starts `path` as an array of rows of `row_shape`; an empty shape makes a flat array.
+    /// A new file `path` with rows of `row_shape`; an empty shape makes a flat array.
     ///
     /// # Errors
     /// The file system's.
@@ -70,13 +70,16 @@ impl NpyWriter {
         let mut shape = format!("({},", self.rows);
         self.row_shape.iter().for_each(|d| shape.push_str(&format!(" {d},")));
         let text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}), }}");
-        let room = HEADER_BYTES - 10;
-        if text.len() >= room {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{text} is too long a header")));
+        let capacity = HEADER_BYTES - 10;
+        if text.len() >= capacity {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the header {text} exceeds {capacity} bytes"),
+            ));
         }
         let mut header = b"\x93NUMPY\x01\x00".to_vec();
-        header.extend((room as u16).to_le_bytes());
-        header.extend(format!("{text:<width$}\n", width = room - 1).bytes());
+        header.extend((capacity as u16).to_le_bytes());
+        header.extend(format!("{text:<width$}\n", width = capacity - 1).bytes());
         self.file.seek(SeekFrom::Start(0))?;
         self.file.write_all(&header)?;
         self.file.flush()?;
@@ -107,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn sound_is_written_as_fractions_of_full_scale() {
+    fn audio_is_written_as_fractions_of_full_scale() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pcm.npy");
         let mut npy = NpyWriter::create(&path, Element::F32, &[]).unwrap();

@@ -1,4 +1,4 @@
-//! The stage as a process serves it: with its probe, and a dump if one is wanted.
+//! Stage as a process serves it: with its probe, and a dump if the configuration asks for one.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use protocol::message::DecodeRequest;
 use protocol::stage::{Port, Probe, Stage, Stop};
 
 use crate::dump::DumpPort;
-use crate::stage::{DecodeConfig, DecodeStage};
+use crate::stage::{DecodeOptions, DecodeStage};
 
-/// A decoder that makes no progress for so long is given up.
+/// Longest time that a decoder may make no progress.
 const STALL: Duration = Duration::from_secs(30);
 
-/// stage-decode, ready to serve.
+/// Stage with probe and dump, ready to serve.
 pub struct Served {
     stage: DecodeStage,
     /// Answers probes from other threads while `stage` decodes.
@@ -23,14 +23,14 @@ pub struct Served {
     dump: Option<PathBuf>,
 }
 
-/// Opens the stage that the configuration describes.
+/// The stage that the configuration describes.
 ///
 /// # Errors
 /// As [`DecodeStage::new`].
 pub fn open(config: &Config) -> Result<Served, JobError> {
     let decode = &config.decode;
     let new = || {
-        DecodeStage::new(DecodeConfig {
+        DecodeStage::new(DecodeOptions {
             media_roots: decode.media_roots.clone(),
             batch_frames: decode.batch_frames,
             stall_timeout: STALL,

@@ -1,10 +1,10 @@
-//! Which decoded pictures are looked at: the picked ones, and for a picked one that does not decode the last that did.
+//! Selection of decoded pictures: the picked ones, and for a picked one that does not decode the last that did.
 
 use std::ops::Range;
 
 use crate::timeline::{Numbering, Timeline};
 
-/// Which of the pictures that count are wanted: `count` of them, every `step`-th, from `first` on.
+/// Numbers of the picked pictures: `count` of them, every `step`-th, from `first` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Picks {
     pub(crate) first: u64,
@@ -18,38 +18,38 @@ impl Picks {
         self.first.saturating_add(index.saturating_mul(self.step))
     }
 
-    /// Whether a picked picture's number lies there.
+    /// Whether the range holds the number of a picked picture.
     fn any_in(self, numbers: Range<u64>) -> bool {
         let index = numbers.start.saturating_sub(self.first).div_ceil(self.step);
         index < self.count && numbers.contains(&self.number(index))
     }
 }
 
-/// What goes on when a picture comes.
+/// Pictures that pass when a new one comes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Passed<T> {
-    /// First the one that was held: a picked one after it does not decode.
+    /// The held picture and its number, if a picked one after it did not decode.
     pub(crate) held: Option<(u64, T)>,
-    /// Then the new one, if it is picked: its number.
+    /// The number of the new picture, if it is picked.
     pub(crate) new: Option<u64>,
 }
 
-/// Lets pictures pass, in order; holds the last one that did not.
+/// Filter that passes picked pictures in order, and holds the last one that was not picked.
 #[derive(Debug)]
-pub(crate) struct Sieve<T> {
+pub(crate) struct PickFilter<T> {
     numbering: Numbering,
     picks: Picks,
     held: Option<(u64, T)>,
-    /// Numbers below are decided.
+    /// First number that is not decided yet.
     decided: u64,
 }
 
-impl<T> Sieve<T> {
+impl<T> PickFilter<T> {
     pub(crate) fn new(timeline: Timeline, picks: Picks) -> Self {
-        Sieve { numbering: Numbering::new(timeline), picks, held: None, decided: 0 }
+        PickFilter { numbering: Numbering::new(timeline), picks, held: None, decided: 0 }
     }
 
-    /// Takes the next decoded picture and its timestamp; `keep` is called where it is to be held.
+    /// Takes the timestamp of the next decoded picture; `keep` gives the picture itself if it is to be held.
     pub(crate) fn take(&mut self, at: Option<u64>, keep: impl FnOnce() -> T) -> Passed<T> {
         let Some(number) = self.numbering.next(at) else { return Passed { held: None, new: None } };
         let missing = self.picks.any_in(self.decided..number);
@@ -62,7 +62,7 @@ impl<T> Sieve<T> {
         Passed { held, new: picked.then_some(number) }
     }
 
-    /// Gives the held picture up: none follows that could show whether it is needed.
+    /// Returns the held picture at the end of the stream: no later picture can show whether it is needed.
     pub(crate) fn release(&mut self) -> Option<(u64, T)> {
         self.held.take()
     }
@@ -77,17 +77,17 @@ mod tests {
     /// Numbers of what passes of the decoded pictures `numbers`.
     fn passed(numbers: impl Iterator<Item = u64>) -> Vec<u64> {
         let timeline = Timeline::new((0..20).map(|n| Some((n * 1_000_000, true))));
-        let mut sieve = Sieve::new(timeline, PICKS);
+        let mut filter = PickFilter::new(timeline, PICKS);
         let mut all = Vec::new();
         for n in numbers {
-            let Passed { held, new } = sieve.take(Some(n * 1_000_000), || n);
+            let Passed { held, new } = filter.take(Some(n * 1_000_000), || n);
             if let Some((number, picture)) = held {
                 assert_eq!(number, picture);
                 all.push(number);
             }
             all.extend(new);
         }
-        all.extend(sieve.release().map(|(number, _)| number));
+        all.extend(filter.release().map(|(number, _)| number));
         all
     }
 

@@ -1,6 +1,6 @@
-//! A picture in memory: rows of RGB, each pixel padded to four bytes so that a pixel is one vector lane group.
+//! Picture in memory: rows of RGB, each pixel padded to four bytes, so that vector instructions take whole pixels.
 
-/// An RGB picture; the fourth byte of a pixel has no meaning.
+/// RGB picture; the fourth byte of a pixel has no meaning.
 #[derive(Clone, Debug, Default)]
 pub struct Picture {
     width: usize,
@@ -8,10 +8,10 @@ pub struct Picture {
     pixels: Vec<[u8; 4]>,
 }
 
-/// How a decoded picture is turned to stand upright.
+/// Rotation that turns a decoded picture upright.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Turn {
-    /// It stands upright already.
+    /// None: it is upright already.
     #[default]
     None,
     /// By 90 degrees, clockwise.
@@ -23,8 +23,8 @@ pub enum Turn {
 }
 
 impl Turn {
-    /// The turn for a clockwise angle in degrees; anything but a multiple of 90 is no turn, as ffmpeg's autorotate
-    /// would otherwise have to invent pixels.
+    /// The rotation by a clockwise angle in degrees; none for an angle that is not a multiple of 90, which would need
+    /// interpolation.
     pub fn from_degrees(degrees: u32) -> Self {
         match degrees % 360 {
             90 => Turn::Right,
@@ -63,12 +63,12 @@ impl Picture {
         self.pixels.iter().flat_map(|p| [p[0], p[1], p[2]]).collect()
     }
 
-    /// Pixels in a row.
+    /// Number of pixels in a row.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Rows.
+    /// Number of rows.
     pub fn height(&self) -> usize {
         self.height
     }
@@ -78,7 +78,7 @@ impl Picture {
         self.pixels.chunks_exact(self.width.max(1))
     }
 
-    /// The rows to be written, after taking on another size; memory is reused from picture to picture.
+    /// Rows to be written, after a resize; memory is reused from picture to picture.
     pub(crate) fn rows_mut(&mut self, width: usize, height: usize) -> impl Iterator<Item = &mut [[u8; 4]]> {
         self.width = width;
         self.height = height;

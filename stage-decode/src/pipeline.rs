@@ -1,16 +1,22 @@
-//! One GStreamer pipeline that decodes one track of one file, and is torn down whenever it is dropped.
+//! GStreamer pipeline that decodes one track of one file; dropping it stops its threads.
 //!
-//! `filesrc ! parsebin ! <decoder> ! <converter> ! appsink`: parsebin finds demuxer and parser by content; the decoder
-//! is chosen here, so that it is the one that ffmpeg would use and never a GPU's.
+//! `filesrc ! parsebin ! <decoder> ! <converter> ! appsink`: parsebin finds demuxer and parser by content; `connect`
+//! chooses the decoder that ffmpeg would use, and never one that runs on a GPU. In reading order: `selection` (which
+//! track), `shared` (what the pipeline's threads report), `probes` (what watches and changes the flow between
+//! elements), `connect` (from the demuxed track to its decoder), and this file, the pipeline itself.
 
 mod connect;
 mod probes;
+mod selection;
+mod shared;
 
 pub(crate) use connect::{discard, track_name};
+pub(crate) use selection::{Kind, Overlay, Selection};
+pub(crate) use shared::lock;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use gst::prelude::*;
@@ -20,18 +26,19 @@ use protocol::error::{ErrorKind, JobError};
 use protocol::stage::Stop;
 
 use crate::failure;
+use shared::Shared;
 
-/// How long one wait for a sample lasts before errors and cancellation are looked for.
+/// Longest wait for a sample between two looks at errors and cancellation.
 const POLL: gst::ClockTime = gst::ClockTime::from_mseconds(50);
 
-/// Why no further sample comes.
+/// Reason why no further sample comes.
 #[derive(Debug)]
 pub(crate) enum Interruption {
-    /// Nobody waits any more.
+    /// The job was cancelled.
     Cancelled,
-    /// GStreamer gave up; what came before is good.
+    /// GStreamer failed; the samples before that are valid.
     Broken(JobError),
-    /// GStreamer stands still.
+    /// GStreamer made no progress for too long.
     Stalled(JobError),
 }
 
@@ -44,83 +51,24 @@ impl From<Interruption> for Stop {
     }
 }
 
-/// Which kind of track to decode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Picture,
-    Sound,
-}
-
-impl Kind {
-    /// Whether caps of this name are of this kind; motion JPEG goes by the name of its pictures.
-    pub(crate) fn takes(self, caps_name: &str) -> bool {
-        match self {
-            Kind::Picture => caps_name.starts_with("video/") || caps_name == "image/jpeg",
-            Kind::Sound => caps_name.starts_with("audio/"),
-        }
-    }
-
-    fn noun(self) -> &'static str {
-        match self {
-            Kind::Picture => "picture",
-            Kind::Sound => "sound",
-        }
-    }
-}
-
-/// What to decode.
-#[derive(Clone, Debug)]
-pub(crate) struct Selection {
-    pub(crate) kind: Kind,
-    /// The demuxer's name of the track, where it is known; else the first of its kind.
-    pub(crate) track: Option<String>,
-    /// Codec delay and padding that the demuxer marks are not for the decoder to take off: the trim does it.
-    pub(crate) unmarked: bool,
-    /// What the demuxer is shown in place of the file's own bytes.
-    pub(crate) overlays: Vec<Overlay>,
-}
-
-/// Bytes of the index that the demuxer shall see otherwise than they are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Overlay {
-    pub(crate) at: u64,
-    pub(crate) bytes: Vec<u8>,
-}
-
-/// Loads GStreamer once.
+/// Initialization of GStreamer, once per process.
 ///
 /// # Errors
-/// `internal`, when its registry cannot be set up.
+/// `internal`, if GStreamer does not start.
 pub(crate) fn init() -> Result<(), JobError> {
     static READY: OnceLock<Result<(), String>> = OnceLock::new();
     READY.get_or_init(|| gst::init().map_err(|e| e.to_string())).clone().map_err(|e| {
-        JobError::new(ErrorKind::Internal, format!("GStreamer does not start: {e}"))
-            .hint("install gstreamer1.0-plugins-base")
+        JobError::new(ErrorKind::Internal, format!("GStreamer initialization failed: {e}"))
+            .hint("install gstreamer1.0-plugins-base where stage-decode runs")
     })
 }
 
-/// An element of the base sets.
+/// A new element of GStreamer's core or base plugins, by its factory's name.
 pub(crate) fn element(name: &str) -> Result<gst::Element, JobError> {
     gst::ElementFactory::make(name).build().map_err(|_| failure::no_element(name))
 }
 
-/// What runs on GStreamer's threads reports here.
-#[derive(Default)]
-struct Shared {
-    failure: Mutex<Option<JobError>>,
-    /// Buffers that passed anywhere in the pipeline; it stands still when the pipeline does.
-    progress: AtomicU64,
-    /// Whether the wanted track was seen.
-    found: AtomicBool,
-    /// Caps of the parsed track, before its decoder.
-    parsed: Mutex<Option<gst::Caps>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The pipeline, running.
+/// Running pipeline of one track.
 pub(crate) struct TrackPipeline {
     path: PathBuf,
     pipeline: gst::Pipeline,
@@ -132,13 +80,13 @@ pub(crate) struct TrackPipeline {
 
 impl Drop for TrackPipeline {
     fn drop(&mut self) {
-        // Going down to Null joins the pipeline's threads and closes its file.
+        // The change to Null joins the pipeline's threads and closes its file.
         let _ = self.pipeline.set_state(gst::State::Null);
     }
 }
 
 impl TrackPipeline {
-    /// Starts decoding. `tail` goes between decoder and sink.
+    /// Starts decoding; `tail` is the converter between decoder and sink, `caps` what the sink takes.
     pub(crate) fn start(
         path: &Path,
         selection: Selection,
@@ -169,11 +117,11 @@ impl TrackPipeline {
         let track = TrackPipeline { path: path.to_owned(), pipeline, bus, sink, shared, stall };
         match track.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(track),
-            Err(_) => Err(track.failure().unwrap_or_else(|| failure::unsupported(path, "cannot be opened"))),
+            Err(_) => Err(track.failure().unwrap_or_else(|| failure::unsupported(path, "GStreamer cannot open it"))),
         }
     }
 
-    /// Caps of the track as the parser saw it.
+    /// Caps of the track in front of its decoder, once they are known.
     pub(crate) fn parsed_caps(&self) -> Option<gst::Caps> {
         lock(&self.shared.parsed).clone()
     }
@@ -181,7 +129,8 @@ impl TrackPipeline {
     /// The next sample; `None` at the end.
     ///
     /// # Errors
-    /// What GStreamer says, `Cancelled` when `cancelled` does, and a stall after a while without any progress.
+    /// `Broken` with GStreamer's error, `Cancelled` once `cancelled` says so, `Stalled` after the stall time without any
+    /// progress.
     pub(crate) fn pull(&self, cancelled: &dyn Fn() -> bool) -> Result<Option<gst::Sample>, Interruption> {
         let mut waited_from = Instant::now();
         let mut seen = self.shared.progress.load(Ordering::Relaxed);

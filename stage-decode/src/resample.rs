@@ -1,20 +1,20 @@
-//! Any sample rate to 16 kHz, as ffmpeg's libswresample does it with its default settings.
+//! Resampling of any rate to 16 kHz, as ffmpeg's libswresample does it with its default settings.
 //!
 //! Source of the formulas: `libswresample/resample.c`: a sinc of 32 taps (more when the rate falls) under a Kaiser
-//! window of beta 9, cut off at 0.97 of the lower Nyquist rate, one filter per exact phase of the ratio; the sound is
+//! window of beta 9, cut off at 0.97 of the lower Nyquist rate, one filter per exact phase of the ratio; the audio is
 //! mirrored at its start (`invert_initial_buffer`) and at its end (`resample_flush`).
 
 use protocol::plan::SAMPLE_RATE;
 
-/// Taps at equal rates.
+/// Number of taps at equal rates.
 const TAPS: f64 = 32.0;
-/// Pass band over the lower Nyquist rate.
+/// Cutoff frequency as a fraction of the lower Nyquist rate.
 const CUTOFF: f64 = 0.97;
 /// Shape of the Kaiser window.
 const BETA: f64 = 9.0;
-/// Filters are padded to a multiple of this, so that the sum runs in whole vectors.
+/// Vector width to a multiple of which filters are padded.
 const LANES: usize = 8;
-/// Consumed input is thrown away in pieces of this many samples.
+/// Number of consumed samples after which they are dropped from memory.
 const TRIM_AT: usize = 1 << 16;
 
 /// Streaming resampler for one channel.
@@ -24,7 +24,7 @@ pub(crate) struct Resampler {
     taps: usize,
     stride: usize,
     phases: usize,
-    /// Input phases between two outputs.
+    /// Number of input phases between two outputs.
     step: usize,
     /// Input not yet consumed, once `primed` with the mirrored start.
     input: Vec<f32>,
@@ -50,7 +50,7 @@ fn bessel(x: f64) -> f64 {
 }
 
 impl Resampler {
-    /// From `rate` Hz; `None` if no resampling is needed.
+    /// A resampler from `rate` Hz; `None` for 16 kHz.
     pub(crate) fn new(rate: u32) -> Option<Self> {
         let rate = u64::from(rate.max(1));
         if rate == SAMPLE_RATE {
@@ -82,7 +82,7 @@ impl Resampler {
         Some(Resampler { bank, taps, stride, phases, step, input: Vec::new(), primed: false, at: 0 })
     }
 
-    /// Takes input and appends what can be computed from it.
+    /// Takes input and appends the output that can be computed so far.
     pub(crate) fn push(&mut self, input: &[f32], out: &mut Vec<f32>) {
         self.input.extend_from_slice(input);
         if !self.primed {
@@ -94,7 +94,7 @@ impl Resampler {
         self.drain(out);
     }
 
-    /// Ends the sound and appends the rest.
+    /// Ends the input and appends the rest of the output.
     pub(crate) fn finish(mut self, out: &mut Vec<f32>) {
         if !self.primed {
             if self.input.is_empty() {
@@ -110,7 +110,7 @@ impl Resampler {
         self.drain(out);
     }
 
-    /// Puts the mirrored start before the sound, so that the first output is centred on its first sample.
+    /// Prepends the mirrored start, so that the first output is centred on the first sample.
     fn prime(&mut self) {
         let center = (self.taps - 1) / 2;
         let mirrored = |n: usize| self.input.get(n).copied().unwrap_or(0.0);

@@ -14,22 +14,22 @@ use crate::picture::Picture;
 
 /// Fractional bits of a weight: 32 bits less 8 of the pixel and 2 of headroom.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
-/// What makes cutting off the fraction a rounding.
+/// Summand that turns truncation of the fraction into rounding.
 const HALF: i32 = 1 << (PRECISION_BITS - 1);
-/// Weights of this many sizes are kept: width and height of a few videos at a time.
+/// Number of source sizes whose weights are kept: width and height of a few videos.
 const KEPT_SIZES: usize = 8;
 
-/// Rows of the horizontal pass that are computed together.
+/// Number of rows of the horizontal pass that are computed together.
 const ROWS: usize = 4;
 
 /// Weights of every output pixel along one axis.
 struct Weights {
-    /// First source pixel of each output pixel, and how many follow it.
+    /// First source pixel and number of source pixels of each output pixel.
     bounds: Vec<(usize, usize)>,
     /// `taps` fixed-point weights for each output pixel, zero past its count.
     values: Vec<i32>,
     taps: usize,
-    /// The same for whole vectors; none where the source is narrower than one window.
+    /// The same weights for whole vectors; none if the source is narrower than one window.
     pairs: Option<Pairs>,
 }
 
@@ -102,7 +102,7 @@ impl Weights {
     }
 }
 
-/// Scales pictures of any size to 384 x 384. One instance per thread; the weights of recent sizes are kept.
+/// Scaler of pictures of any size to 384 x 384; it keeps the weights of recent sizes. One instance per thread.
 #[derive(Default)]
 pub struct Resizer {
     kept: Vec<(usize, Rc<Weights>)>,
@@ -156,7 +156,7 @@ impl Resizer {
     }
 }
 
-/// The level that a sum of weighted levels stands for. Sums cannot overflow: weights add up to 1, their absolute values
+/// Level of a sum of weighted levels. Sums cannot overflow: weights add up to 1, their absolute values
 /// to less than 2, which the two bits of headroom hold. So the loops that add them do without the check.
 fn rounded(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8

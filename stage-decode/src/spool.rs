@@ -1,13 +1,13 @@
-//! Decoded sound on disk: its exact length is known only at its end, and an hour of it does not belong in memory.
+//! Decoded audio on disk, since its exact length is known only at its end, and an hour of it is 115 MB.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Samples that are gathered before they are written.
+/// Number of samples per write.
 const BUFFER_SAMPLES: usize = 1 << 15;
 
-/// 16-bit samples in a temporary file that has no name, and so is gone with the process.
+/// Temporary file of 16-bit samples; it has no name and so ends with the process.
 pub(crate) struct Spool {
     file: File,
     buffer: Vec<u8>,
@@ -15,7 +15,7 @@ pub(crate) struct Spool {
 }
 
 impl Spool {
-    /// An empty spool in the temporary directory (`TMPDIR`): 115 MB an hour.
+    /// An empty spool in the temporary directory (`TMPDIR`), which grows by 115 MB per hour of audio.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Spool { file: tempfile::tempfile()?, buffer: Vec::with_capacity(BUFFER_SAMPLES * 2), written: 0 })
     }
@@ -32,19 +32,19 @@ impl Spool {
         Ok(())
     }
 
-    /// Samples so far.
+    /// Number of samples so far.
     pub(crate) fn len(&self) -> u64 {
         self.written
     }
 
-    /// Samples `start..start + count` as little-endian bytes.
+    /// The samples `start..start + count` as little-endian bytes.
     pub(crate) fn read(&self, start: u64, count: u64) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; count as usize * 2];
         self.file.read_exact_at(&mut bytes, start * 2)?;
         Ok(bytes)
     }
 
-    /// Whether samples `start..end` are all zero; ends at the first that is not.
+    /// Whether the samples `start..end` are all zero.
     pub(crate) fn is_silent(&self, start: u64, end: u64) -> io::Result<bool> {
         let mut at = start;
         while at < end {

@@ -1,7 +1,7 @@
-//! The stage: a [`DecodeRequest`] in, frames and windows of sound out.
+//! Decode stage: from a [`DecodeRequest`] to frames and windows of audio.
 //!
-//! Two threads decode, one the picture and one the sound, each into the same bounded queue; the calling thread empties
-//! it into the port. Whoever stops first stops all three, and no thread outlives [`DecodeStage::process`].
+//! Two threads decode, one the video and one the audio, into one bounded queue; the calling thread empties it into the
+//! port. The first of the three to stop stops the others, and no thread outlives [`DecodeStage::process`].
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,29 +19,29 @@ use crate::batch::{FrameBatches, Windows};
 use crate::failure;
 use crate::media_path::MediaRoots;
 use crate::picks::Picks;
-use crate::probe::{self, PictureTrack, SoundTrack};
+use crate::probe::{self, AudioTrack, VideoTrack};
 use crate::video::{self, Frame};
 
-/// How often a waiting stage asks whether the job was cancelled.
+/// Interval at which a waiting stage checks whether the job was cancelled.
 const POLL: Duration = Duration::from_millis(50);
-/// Frames (0.4 MB) and windows (1 MB) that wait for the port at most.
+/// Capacity of the queue to the port; a frame has 0.4 MB, a window 1 MB.
 const QUEUED: usize = 8;
 
-/// What stage-decode is told at start.
+/// Options of a [`DecodeStage`].
 #[derive(Clone, Debug)]
-pub struct DecodeConfig {
-    /// Directories whose files may be opened.
+pub struct DecodeOptions {
+    /// Directories below which files may be opened.
     pub media_roots: Vec<PathBuf>,
-    /// Frames of one message at most; the bus splits further where its limit asks for it.
+    /// Largest number of frames per message; the bus splits further where its own limit is smaller.
     pub batch_frames: usize,
-    /// A decoder that makes no progress for so long is given up.
+    /// Longest time that a decoder may make no progress.
     pub stall_timeout: Duration,
 }
 
-impl DecodeConfig {
-    /// The defaults: 8 frames a message, 30 s of standstill.
+impl DecodeOptions {
+    /// Default options: 8 frames per message, 30 s without progress.
     pub fn new<P: Into<PathBuf>>(media_roots: impl IntoIterator<Item = P>) -> Self {
-        DecodeConfig {
+        DecodeOptions {
             media_roots: media_roots.into_iter().map(Into::into).collect(),
             batch_frames: 8,
             stall_timeout: Duration::from_secs(30),
@@ -49,7 +49,7 @@ impl DecodeConfig {
     }
 }
 
-/// Turns video files into frames and PCM windows.
+/// Stage that decodes video files into frames and PCM windows.
 pub struct DecodeStage {
     roots: MediaRoots,
     batch_frames: usize,
@@ -57,20 +57,20 @@ pub struct DecodeStage {
 }
 
 impl DecodeStage {
-    /// A stage that opens files under the configured roots only.
+    /// A stage that opens only files below the configured roots.
     ///
     /// # Errors
-    /// `bad_request` for a root that is no directory, `internal` if GStreamer does not start.
-    pub fn new(config: DecodeConfig) -> Result<Self, JobError> {
+    /// `bad_request` for a root that is not a directory, `internal` if GStreamer does not start.
+    pub fn new(config: DecodeOptions) -> Result<Self, JobError> {
         crate::pipeline::init()?;
         let roots = MediaRoots::new(&config.media_roots)?;
         Ok(DecodeStage { roots, batch_frames: config.batch_frames.max(1), stall: config.stall_timeout })
     }
 
-    /// What a file under the media roots is, without decoding it.
+    /// Facts of a file below the media roots, without decoding it.
     ///
     /// # Errors
-    /// `media_not_found`, `forbidden_path`, `unsupported_media`, `bad_request` for what names no file.
+    /// `media_not_found`, `forbidden_path`, `unsupported_media`, and `bad_request` for text that names no file.
     pub fn probe(&self, video: &str) -> Result<MediaInfo, JobError> {
         let examined = self.roots.resolve(video).and_then(|path| probe::examine(&path, self.stall));
         examined.map(|e| e.info).map_err(|e| e.at(StageName::Decode))
@@ -80,18 +80,18 @@ impl DecodeStage {
         let path = self.roots.resolve(&request.video)?;
         let examined = probe::examine(&path, self.stall)?;
         unchanged(&path, &request.plan.content_id, &examined.info)?;
-        let absent = |what: &str| failure::unsupported(&path, &format!("the plan has {what}, the file has none"));
-        let picture = match &request.plan.image {
+        let absent = |what: &str| failure::unsupported(&path, &format!("the plan has {what}, but the file has none"));
+        let video = match &request.plan.image {
             Some(image) if request.segment.frames > 0 => {
                 let (first, _) = frame_range(&examined.info, request.span);
                 let first = first + request.segment.first_frame * image.frame_step;
                 let picks = Picks { first, step: image.frame_step, count: request.segment.frames };
-                Some((examined.picture.as_ref().ok_or_else(|| absent("frames"))?, picks))
+                Some((examined.video.as_ref().ok_or_else(|| absent("frames"))?, picks))
             }
             _ => None,
         };
-        let sound = match &request.plan.audio {
-            Some(_) if request.segment.windows > 0 => Some(examined.sound.as_ref().ok_or_else(|| absent("sound"))?),
+        let audio = match &request.plan.audio {
+            Some(_) if request.segment.windows > 0 => Some(examined.audio.as_ref().ok_or_else(|| absent("audio"))?),
             _ => None,
         };
         let work = Work { path: &path, request, stall: self.stall, stopping: AtomicBool::new(false) };
@@ -99,21 +99,21 @@ impl DecodeStage {
         thread::scope(|scope| {
             let (events, queue) = sync_channel(QUEUED);
             let mut threads = Vec::new();
-            if let Some((track, picks)) = picture {
+            if let Some((track, picks)) = video {
                 let events = events.clone();
-                let decode = move || work.report(&events, work.picture(track, picks, &events));
-                threads.push(thread::Builder::new().name("decode-picture".to_owned()).spawn_scoped(scope, decode));
+                let decode = move || work.report(&events, work.video(track, picks, &events));
+                threads.push(thread::Builder::new().name("decode-video".to_owned()).spawn_scoped(scope, decode));
             }
-            if let Some(track) = sound {
+            if let Some(track) = audio {
                 let events = events.clone();
-                let decode = move || work.report(&events, work.sound(track, &events));
-                threads.push(thread::Builder::new().name("decode-sound".to_owned()).spawn_scoped(scope, decode));
+                let decode = move || work.report(&events, work.audio(track, &events));
+                threads.push(thread::Builder::new().name("decode-audio".to_owned()).spawn_scoped(scope, decode));
             }
             drop(events);
             let outcome = forward(request, self.batch_frames, queue, port);
             work.stopping.store(true, Ordering::Relaxed);
             for thread in threads {
-                let thread = thread.map_err(|e| internal(&format!("no thread to decode on: {e}")))?;
+                let thread = thread.map_err(|e| internal(&format!("cannot start a decoding thread: {e}")))?;
                 thread.join().map_err(|_| internal("a decoding thread panicked. This is a bug."))?;
             }
             outcome
@@ -137,21 +137,26 @@ fn internal(what: &str) -> Stop {
     JobError::new(ErrorKind::Internal, what).into()
 }
 
-/// A file that was replaced after it was planned has other frames than the plan.
+/// `media_not_found` for a file that was replaced after it was planned: it has other frames than the plan.
 fn unchanged(path: &Path, planned: &str, info: &MediaInfo) -> Result<(), JobError> {
     if planned.is_empty() || planned == info.content_id {
         return Ok(());
     }
-    let text = format!("{} changed after it was planned ({planned}, now {})", path.display(), info.content_id);
+    let text = format!(
+        "cannot decode {}: it changed after it was planned ({planned}, now {})",
+        path.display(),
+        info.content_id
+    );
     Err(JobError::new(ErrorKind::MediaNotFound, text).hint("submit the job again"))
 }
 
-/// What the decoding threads hand to the calling one.
+/// Message from a decoding thread to the calling one.
 enum Event {
     Frame(Frame),
+    /// The last frame has been sent.
     FramesDone,
-    /// The exact plan, once the sound is decoded; none: too little, or silence.
-    Sound(Option<AudioPlan>),
+    /// The exact plan, once the audio is decoded; none for silence or too few samples.
+    Audio(Option<AudioPlan>),
     Window {
         index: u64,
         pcm: Vec<u8>,
@@ -159,34 +164,34 @@ enum Event {
     Stopped(Stop),
 }
 
-/// What both decoding threads see.
+/// Job as both decoding threads see it.
 struct Work<'a> {
     path: &'a Path,
     request: &'a DecodeRequest,
     stall: Duration,
-    /// Set once the calling thread listens no more.
+    /// Set once the calling thread has stopped.
     stopping: AtomicBool,
 }
 
 impl Work<'_> {
     fn report(&self, events: &SyncSender<Event>, end: Result<(), Stop>) {
         if let Err(stop) = end {
-            // Nobody is left to tell if the calling thread stopped first.
+            // The send fails only if the calling thread has stopped already.
             let _ = events.send(Event::Stopped(stop));
         }
     }
 
-    fn picture(&self, track: &PictureTrack, picks: Picks, events: &SyncSender<Event>) -> Result<(), Stop> {
+    fn video(&self, track: &VideoTrack, picks: Picks, events: &SyncSender<Event>) -> Result<(), Stop> {
         let cancelled = || self.stopping.load(Ordering::Relaxed);
         let mut deliver = |frame| send(events, Event::Frame(frame));
         video::decode(self.path, track, picks, self.stall, &cancelled, &mut deliver)?;
         send(events, Event::FramesDone)
     }
 
-    fn sound(&self, track: &SoundTrack, events: &SyncSender<Event>) -> Result<(), Stop> {
+    fn audio(&self, track: &AudioTrack, events: &SyncSender<Event>) -> Result<(), Stop> {
         let cancelled = || self.stopping.load(Ordering::Relaxed);
         let spool = audio::decode(self.path, track, self.stall, &cancelled)?;
-        let unreadable = |e: std::io::Error| audio::no_room(&e);
+        let unreadable = |e: std::io::Error| audio::spool_failed(&e);
         let (start, end) = sample_range(spool.len(), self.request.span);
         let planned = self.request.plan.audio.as_ref().map_or(0, |a| a.windows);
         let segment = &self.request.segment;
@@ -196,8 +201,8 @@ impl Work<'_> {
             plan = None;
         }
         let exact = plan.as_ref().map_or(0, AudioPlan::encoded_windows);
-        send(events, Event::Sound(plan))?;
-        // The plan counted windows by the container's figure; the last segment takes whatever there really is.
+        send(events, Event::Audio(plan))?;
+        // The plan counted windows by the container's figure; the last segment takes as many as there are.
         let last = segment.first_window + segment.windows;
         let last = if last == planned { exact } else { last.min(exact) };
         for index in segment.first_window..last {
@@ -213,7 +218,7 @@ fn send(events: &SyncSender<Event>, event: Event) -> Result<(), Stop> {
     events.send(event).map_err(|_| Stop::Cancelled)
 }
 
-/// Empties the queue into the port until both threads are done.
+/// Forwards the queue to the port until both threads are done.
 fn forward(
     request: &DecodeRequest,
     batch_frames: usize,
@@ -229,7 +234,7 @@ fn forward(
         match queue.recv_timeout(POLL) {
             Ok(Event::Frame(frame)) => frames.push(&frame, port)?,
             Ok(Event::FramesDone) => frames.finish(port)?,
-            Ok(Event::Sound(plan)) => {
+            Ok(Event::Audio(plan)) => {
                 let absent = plan.is_none() && request.segment.first_window == 0;
                 windows.settle(plan);
                 if absent {

@@ -1,25 +1,25 @@
-//! Which picture a decoded one is: told by the time at which the container shows it, so that one that does not decode
-//! leaves its own number free and shifts no other.
+//! Numbers of decoded pictures, by the time at which the container shows them: a picture that does not decode leaves its
+//! own number free and shifts no other.
 
-/// Pictures beyond which times are not kept: 38 hours at 30 frames a second, 32 MiB.
+/// Limit on the pictures whose times are kept: 38 hours at 30 pictures per second, 32 MiB.
 pub(crate) const MAX_LISTED: usize = 1 << 22;
-/// Demuxers turn the container's ticks into nanoseconds; what they cut off doing so is less than this.
+/// Bound on the rounding of demuxers, which convert the container's ticks to nanoseconds.
 const ROUNDING_NS: u64 = 1_000;
 
-/// When a track's pictures are shown, in nanoseconds as the demuxer gives them, sorted.
+/// Times at which a track's pictures are shown, in nanoseconds as the demuxer gives them, sorted.
 ///
 /// Both lists are empty where the container does not give every picture a time (AVI): decoded pictures are then
 /// numbered as they come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Timeline {
-    /// Of those that count.
+    /// Times of the pictures that count.
     shown: Vec<u64>,
-    /// Of those that an edit list cuts off.
+    /// Times of the pictures that an edit list cuts off.
     hidden: Vec<u64>,
 }
 
 impl Timeline {
-    /// From times in any order, each with whether its picture counts; `None` is a picture without a time.
+    /// A timeline from times in any order, each with whether its picture counts; `None` is a picture without a time.
     pub(crate) fn new(pictures: impl Iterator<Item = Option<(u64, bool)>>) -> Self {
         let mut timeline = Timeline::default();
         for (count, picture) in pictures.enumerate() {
@@ -38,7 +38,7 @@ impl Timeline {
     }
 }
 
-/// Numbers the decoded pictures that count, from 0, in the order in which they are shown.
+/// Numbering of the decoded pictures that count, from 0, in the order in which they are shown.
 #[derive(Debug)]
 pub(crate) struct Numbering {
     timeline: Timeline,
@@ -50,8 +50,8 @@ impl Numbering {
         Numbering { timeline, next: 0 }
     }
 
-    /// The number of the next decoded picture, always above the last one's; `None` if it does not count, or comes after
-    /// its turn. One whose time the container does not know is taken to be the one that is due.
+    /// The number of the next decoded picture, always above the last one's; `None` if it does not count or comes too late.
+    /// A picture whose time the container does not know takes the next number.
     pub(crate) fn next(&mut self, at: Option<u64>) -> Option<u64> {
         let Timeline { shown, hidden } = &self.timeline;
         let number = match at {

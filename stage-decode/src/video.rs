@@ -1,8 +1,8 @@
-//! A picture track to sampled frames: every picture is decoded and numbered, only picked ones are looked at.
+//! Decoding of a video track to sampled frames: every picture is decoded and numbered, only picked ones are converted.
 
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use gst::prelude::*;
@@ -15,18 +15,18 @@ use protocol::stage::Stop;
 
 use crate::color::{self, Conversion, Converter};
 use crate::failure;
-use crate::picks::{Passed, Picks, Sieve};
+use crate::picks::{Passed, PickFilter, Picks};
 use crate::picture::Picture;
-use crate::pipeline::{self, Interruption, TrackPipeline};
-use crate::probe::PictureTrack;
+use crate::pipeline::{self, Interruption, TrackPipeline, lock};
+use crate::probe::VideoTrack;
 use crate::resize::Resizer;
 
-/// A sampled frame.
+/// Sampled frame.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
-    /// [`FRAME_BYTES`] of RGB.
+    /// RGB rows, [`FRAME_BYTES`] long.
     pub(crate) rgb: Vec<u8>,
-    /// The picked picture did not decode: this is the one before it.
+    /// Whether the picked picture did not decode, and this is the one before it.
     pub(crate) replaced: bool,
 }
 
@@ -34,10 +34,10 @@ pub(crate) struct Frame {
 /// replaced by the last picture before it that does, at the start by the first one that does.
 ///
 /// # Errors
-/// What GStreamer says before the first frame, what `deliver` says, and `Cancelled`.
+/// GStreamer's error before the first frame, that of `deliver`, and `Cancelled`.
 pub(crate) fn decode(
     path: &Path,
-    track: &PictureTrack,
+    track: &VideoTrack,
     picks: Picks,
     stall: Duration,
     cancelled: &dyn Fn() -> bool,
@@ -46,11 +46,11 @@ pub(crate) fn decode(
     pipeline::init()?;
     let convert = pipeline::element("videoconvert")?;
     let pad = convert.static_pad("sink").ok_or_else(|| failure::no_element("videoconvert"))?;
-    sift(&pad, Sieve::new(track.timeline.clone(), picks));
+    filter_buffers(&pad, PickFilter::new(track.timeline.clone(), picks));
     let caps = gst_video::VideoCapsBuilder::new().format_list(color::FORMATS).build();
     let pipeline = TrackPipeline::start(path, track.selection.clone(), &convert, &caps, stall)?;
 
-    let mut developer = Developer::default();
+    let mut builder = FrameBuilder::default();
     let mut before: Option<Decoded> = None;
     let mut delivered = 0;
     let mut missing = 0;
@@ -59,7 +59,7 @@ pub(crate) fn decode(
             Ok(Some(sample)) => sample,
             Ok(None) => break,
             Err(Interruption::Broken(error)) if before.is_some() => {
-                tracing::warn!(file = %path.display(), %error, "decoding ends early");
+                tracing::warn!(file = %path.display(), %error, "decoding of video failed, its last picture is repeated");
                 break;
             }
             Err(other) => return Err(other.into()),
@@ -69,8 +69,8 @@ pub(crate) fn decode(
         let mut decoded = Decoded { sample, frame: None };
         while delivered < picks.count && picks.number(delivered) <= number {
             let replaced = picks.number(delivered) < number;
-            let stands = before.as_mut().filter(|_| replaced).unwrap_or(&mut decoded);
-            let rgb = stands.frame(&mut developer, path, &pipeline, track)?;
+            let source = before.as_mut().filter(|_| replaced).unwrap_or(&mut decoded);
+            let rgb = source.frame(&mut builder, path, &pipeline, track)?;
             deliver(Frame { rgb, replaced })?;
             delivered += 1;
             missing += u64::from(replaced);
@@ -80,58 +80,55 @@ pub(crate) fn decode(
     if delivered < picks.count {
         let Some(last) = &mut before else {
             let first = picks.first;
-            return Err(failure::unsupported(path, &format!("no picture decodes from number {first} on")).into());
+            return Err(failure::unsupported(path, &format!("no picture from number {first} on decodes")).into());
         };
-        let rgb = last.frame(&mut developer, path, &pipeline, track)?;
+        let rgb = last.frame(&mut builder, path, &pipeline, track)?;
         missing += picks.count - delivered;
         for _ in delivered..picks.count {
             deliver(Frame { rgb: rgb.clone(), replaced: true })?;
         }
     }
     if missing > 0 {
-        tracing::warn!(file = %path.display(), missing, "pictures do not decode, the ones before stand in");
+        tracing::warn!(file = %path.display(), missing, "pictures do not decode, replaced by the ones before them");
     }
     Ok(())
 }
 
-/// Lets only those buffers pass a pad that the sieve lets pass, each with its picture's number as its offset.
-fn sift(pad: &gst::Pad, sieve: Sieve<gst::Buffer>) {
-    /// `passing`: the buffer that comes next has been decided on.
-    struct Sifting {
-        sieve: Sieve<gst::Buffer>,
+/// Drops the buffers of a pad that the filter does not pass, and sets the others' offset to their picture's number.
+fn filter_buffers(pad: &gst::Pad, filter: PickFilter<gst::Buffer>) {
+    struct Filtering {
+        filter: PickFilter<gst::Buffer>,
+        /// Whether the next buffer is one that the filter has passed already.
         passing: bool,
     }
-    fn lock(sifting: &Mutex<Sifting>) -> std::sync::MutexGuard<'_, Sifting> {
-        sifting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-    let sifting = Arc::new(Mutex::new(Sifting { sieve, passing: false }));
-    // Comes back through the probe below, on the same thread.
-    let pass_held = move |pad: &gst::Pad, sifting: &Mutex<Sifting>, held: Option<(u64, gst::Buffer)>| {
+    let filtering = Arc::new(Mutex::new(Filtering { filter, passing: false }));
+    // The buffer comes back through the probe below, on the same thread.
+    let pass_held = move |pad: &gst::Pad, filtering: &Mutex<Filtering>, held: Option<(u64, gst::Buffer)>| {
         let Some((number, mut buffer)) = held else { return };
         buffer.make_mut().set_offset(number);
-        lock(sifting).passing = true;
-        // Whoever pushes the next buffer hears of what is wrong downstream.
+        lock(filtering).passing = true;
+        // The next push returns the error, if something downstream failed.
         let _ = pad.chain(buffer);
     };
     pad.add_probe(gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
         match &mut info.data {
             Some(gst::PadProbeData::Buffer(buffer)) => {
-                if std::mem::take(&mut lock(&sifting).passing) {
+                if std::mem::take(&mut lock(&filtering).passing) {
                     return gst::PadProbeReturn::Ok;
                 }
                 let at = buffer.pts().map(gst::ClockTime::nseconds);
-                let Passed { held, new } = lock(&sifting).sieve.take(at, || buffer.clone());
-                pass_held(pad, &sifting, held);
-                // Consumed here. (Drop, which says the same, makes gstreamer-rs and GStreamer 1.22 release it twice.)
+                let Passed { held, new } = lock(&filtering).filter.take(at, || buffer.clone());
+                pass_held(pad, &filtering, held);
+                // Consumed here. (With Drop, gstreamer-rs and GStreamer 1.22 release the buffer twice.)
                 let Some(number) = new else { return gst::PadProbeReturn::Handled };
                 buffer.make_mut().set_offset(number);
             }
-            // After these the held picture could not pass any more, or not as what it is.
+            // After these events the held picture could not pass any more, or with the wrong format.
             Some(gst::PadProbeData::Event(event))
                 if matches!(event.type_(), gst::EventType::Eos | gst::EventType::Caps) =>
             {
-                let held = lock(&sifting).sieve.release();
-                pass_held(pad, &sifting, held);
+                let held = lock(&filtering).filter.release();
+                pass_held(pad, &filtering, held);
             }
             _ => {}
         }
@@ -139,7 +136,7 @@ fn sift(pad: &gst::Pad, sieve: Sieve<gst::Buffer>) {
     });
 }
 
-/// A decoded picture, and its frame once somebody wants it.
+/// Decoded picture, and its frame once it has been built.
 struct Decoded {
     sample: gst::Sample,
     frame: Option<Vec<u8>>,
@@ -148,35 +145,35 @@ struct Decoded {
 impl Decoded {
     fn frame(
         &mut self,
-        developer: &mut Developer,
+        builder: &mut FrameBuilder,
         path: &Path,
         pipeline: &TrackPipeline,
-        track: &PictureTrack,
+        track: &VideoTrack,
     ) -> Result<Vec<u8>, JobError> {
         if let Some(frame) = &self.frame {
             return Ok(frame.clone());
         }
-        let frame = developer.develop(path, &self.sample, pipeline.parsed_caps(), track)?;
+        let frame = builder.build(path, &self.sample, pipeline.parsed_caps(), track)?;
         Ok(self.frame.insert(frame).clone())
     }
 }
 
-/// From a decoded sample to a frame; scratch memory is reused.
+/// Conversion of decoded samples to frames; scratch memory is reused.
 #[derive(Default)]
-struct Developer {
+struct FrameBuilder {
     converter: Converter,
     resizer: Resizer,
     picture: Picture,
     turned: Picture,
 }
 
-impl Developer {
-    fn develop(
+impl FrameBuilder {
+    fn build(
         &mut self,
         path: &Path,
         sample: &gst::Sample,
         parsed: Option<gst::Caps>,
-        track: &PictureTrack,
+        track: &VideoTrack,
     ) -> Result<Vec<u8>, JobError> {
         let odd = |what: &str| failure::unsupported(path, what);
         let caps = sample.caps().ok_or_else(|| odd("a decoded picture has no format"))?;
@@ -184,8 +181,8 @@ impl Developer {
         let buffer = sample.buffer().ok_or_else(|| odd("a decoded picture has no data"))?;
         let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info)
             .map_err(|_| odd("a decoded picture cannot be mapped"))?;
-        // Decoders fill in a matrix by picture size where none is given; ffmpeg takes BT.601 then. The range is read
-        // from the text because `VideoInfo` drops it when the matrix is not told.
+        // Where the stream gives no matrix, decoders choose one by picture size, but ffmpeg takes BT.601. The range is
+        // read from the text because `VideoInfo` drops it when there is no matrix.
         let conversion = Conversion {
             matrix: parsed.as_deref().and_then(colorimetry).map_or(VideoColorMatrix::Unknown, |c| c.matrix()),
             full_range: colorimetry(caps).is_some_and(|c| c.range() == VideoColorRange::Range0_255),
@@ -198,7 +195,7 @@ impl Developer {
     }
 }
 
-/// What caps tell of matrix and range.
+/// Matrix and range that caps give.
 fn colorimetry(caps: &gst::CapsRef) -> Option<VideoColorimetry> {
     VideoColorimetry::from_str(caps.structure(0)?.get::<&str>("colorimetry").ok()?).ok()
 }

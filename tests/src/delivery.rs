@@ -1,60 +1,58 @@
-//! How batches travel from stage to stage in [`crate::pipeline`]: as they were cut, or as unkindly as a bus may.
+//! Delivery of batches from stage to stage in [`crate::pipeline`]: in order, or cut, reordered and repeated as a bus may.
 
 use std::ops::Range;
 
 use protocol::message::Output;
 use protocol::wire::WireError;
 
-/// Size of a message that the bus aims at by default.
+use crate::dice::Dice;
+
+/// Message size that the bus aims at by default.
 const MESSAGE_BYTES: usize = 4 << 20;
-/// More than a message takes besides its rows.
+/// Upper bound on the size of a message without its rows.
 const ENVELOPE: usize = 1024;
-/// Rows that the audio pool keeps together.
+/// Number of rows that the audio pool keeps together.
 const QUANTUM: usize = protocol::plan::AUDIO_POOL as usize;
-/// Frames that stage-decode sends together by default.
+/// Number of frames per message of stage-decode by default.
 const BATCH_FRAMES: u64 = 8;
 
-/// Cuts, orders and repeats batches.
+/// Order, cuts and repetitions of batches.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// State of SplitMix64 (Steele, Lea and Flood 2014); none delivers in order, once, and in whole messages.
-    state: Option<u64>,
+    /// None delivers in order, once, and in whole messages.
+    dice: Option<Dice>,
 }
 
 impl Delivery {
-    /// Everything once and in order.
+    /// Delivery of everything once and in order.
     pub fn in_order() -> Self {
-        Delivery { state: None }
+        Delivery { dice: None }
     }
 
-    /// Random cuts, any order, about every third batch twice and cut differently; the same for the same seed.
+    /// Delivery with random cuts, in any order, about every third batch twice and cut differently; the same for the same
+    /// seed.
     pub fn scrambled(seed: u64) -> Self {
-        Delivery { state: Some(seed) }
+        Delivery { dice: Some(Dice::new(seed)) }
     }
 
-    /// A number below `n`; 0 in order.
+    /// A random number below `n`; 0 for delivery in order.
     fn below(&mut self, n: usize) -> usize {
-        let Some(state) = &mut self.state else { return 0 };
-        *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = *state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
+        self.dice.as_mut().map_or(0, |dice| dice.below(n))
     }
 
-    /// One in `n`; never in order.
+    /// True once in `n` times; never for delivery in order.
     fn chance(&mut self, n: usize) -> bool {
-        self.state.is_some() && self.below(n) == 0
+        self.dice.is_some() && self.below(n) == 0
     }
 
-    /// Whether the next batch lets wait for itself.
+    /// Whether the next batch is late.
     pub fn is_late(&mut self) -> bool {
         self.chance(4)
     }
 
-    /// The order that things arrive in.
+    /// The things in the order of their arrival.
     pub fn order<T>(&mut self, mut things: Vec<T>) -> Vec<T> {
-        if self.state.is_some() {
+        if self.dice.is_some() {
             for last in (1..things.len()).rev() {
                 let other = self.below(last + 1);
                 things.swap(last, other);
@@ -63,7 +61,7 @@ impl Delivery {
         things
     }
 
-    /// `0..frames` cut into batches, in the order that they arrive in.
+    /// `0..frames` cut into batches, in the order of their arrival.
     pub fn frame_batches(&mut self, frames: u64) -> Vec<Range<u64>> {
         let mut batches = Vec::new();
         let mut at = 0;
@@ -76,7 +74,7 @@ impl Delivery {
         self.order(batches)
     }
 
-    /// An output as message bodies, perhaps more than once.
+    /// The message bodies of an output, possibly more than once.
     ///
     /// # Errors
     /// The encoder's.
@@ -91,7 +89,7 @@ impl Delivery {
         }
     }
 
-    /// A limit that an output can be cut to.
+    /// A random message size to which an output can be cut.
     fn limit(&mut self, output: &Output<'_>) -> usize {
         let tensor = match output {
             Output::Frames(m) => &m.tensor,
@@ -100,7 +98,7 @@ impl Delivery {
             Output::Features(m) => &m.tensor,
             Output::Tokens(m) => &m.tensor,
         };
-        if self.state.is_none() {
+        if self.dice.is_none() {
             return MESSAGE_BYTES;
         }
         let rows = tensor.rows().div_ceil(1 + self.below(8)).max(QUANTUM);

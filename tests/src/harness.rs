@@ -1,4 +1,4 @@
-//! A real broker, real stage processes and real videos for tests.
+//! Test pipeline of a real broker, real stage processes and real videos.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -14,38 +14,38 @@ use protocol::message::{JobId, JobRequest};
 use runtime::bus::Bus;
 use tempfile::TempDir;
 
-/// No job of a test takes longer.
+/// Longest time that a job of a test may take.
 const JOB_WAIT: Duration = Duration::from_secs(180);
-/// No pipeline takes longer to come up.
+/// Longest time that a pipeline may take to start.
 const READY_WAIT: Duration = Duration::from_secs(120);
 
-/// The repository.
+/// Root directory of the repository.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the sources are there")
 }
 
-/// The built `vidi` command, beside the test executables or in the directory above.
+/// Path of the built `vidi` command, beside the test executables or in the directory above.
 ///
 /// # Errors
-/// When it has not been built.
+/// If it has not been built.
 pub fn vidi() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join("vidi")).find(|vidi| vidi.is_file());
-    beside.with_context(|| format!("no vidi beside {}: cargo build --workspace --bins", own.display()))
+    beside.with_context(|| format!("cannot find vidi beside {}: run cargo build --workspace --bins", own.display()))
 }
 
-/// A golden checkpoint.
+/// Directory of a golden checkpoint.
 pub fn checkpoint(name: &str) -> PathBuf {
     root().join("tests/golden/checkpoints").join(name)
 }
 
-/// The brokers to test with: the current release, and the old one that Debian ships where it is installed.
+/// Brokers to test with: the current release, and the old one that Debian ships if it is installed.
 pub fn brokers() -> Vec<Option<PathBuf>> {
     let old = std::env::var_os("VIDI_NATS_SERVER_OLD").map(PathBuf::from).filter(|p| p.is_file());
     std::iter::once(None).chain(old.map(Some)).collect()
 }
 
-/// Makes a video with `ffmpeg`, with its arguments between inputs and output.
+/// Makes a file with ffmpeg; `args` are its inputs and options.
 ///
 /// # Errors
 /// ffmpeg's.
@@ -61,7 +61,7 @@ pub fn ffmpeg(args: &str, output: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A video of `seconds` with picture and sound.
+/// Makes a test video of `seconds`, with video and audio.
 ///
 /// # Errors
 /// ffmpeg's.
@@ -76,14 +76,14 @@ pub fn video(path: &Path, seconds: u32) -> anyhow::Result<()> {
     )
 }
 
-/// How a test's pipeline differs from the default one.
+/// Differences of a test's pipeline from the default one.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// The broker's executable; none for the default one.
+    /// Executable of the broker; none for the default one.
     pub broker: Option<PathBuf>,
-    /// Largest message of the broker.
+    /// `max_payload` of the broker.
     pub max_payload: usize,
-    /// Checkpoint directory; none where `set` names random weights.
+    /// Checkpoint directory; none if `set` asks for random weights.
     pub model: Option<PathBuf>,
     /// `section.key=value` settings of the stages.
     pub set: Vec<String>,
@@ -93,19 +93,19 @@ pub struct Setup {
     pub replicas: String,
     /// `--one-process`.
     pub one_process: bool,
-    /// `llm.keep_video`. Off: most tests are about what all stages do for every job.
+    /// `llm.keep_video`; off by default, since most tests are about all stages working on every job.
     pub keep_video: bool,
-    /// What the broker may promise its streams on disk; none for its own limit.
+    /// Bytes on disk that the broker may reserve for its streams; none for its own limit.
     pub max_file_store: Option<u64>,
-    /// The broker's configuration; none for a broker that lets everyone do everything.
+    /// Configuration file of the broker; none for a broker without users and permissions.
     pub broker_config: Option<PathBuf>,
 }
 
 impl Setup {
-    /// How a client reaches a broker at `url`: by the same settings as the stages.
+    /// Settings of a client for a broker at `url`: those of the stages.
     ///
     /// # Errors
-    /// A setting that is none.
+    /// A setting that is not valid.
     pub fn bus(&self, url: &str) -> anyhow::Result<BusConfig> {
         let config = Config::load(None, [], &self.set).map_err(anyhow::Error::msg)?;
         Ok(BusConfig { url: url.to_owned(), ..config.bus })
@@ -139,13 +139,13 @@ impl Default for Setup {
     }
 }
 
-/// A broker and a `vidi up` of their own, in a directory of their own.
+/// Broker and `vidi up` of one test, in a directory of their own.
 pub struct Rig {
-    /// Media root, state and logs; removed at the end.
+    /// Directory of media root, state and logs; removed at the end.
     pub dir: TempDir,
-    /// The broker.
+    /// Its broker.
     pub broker: Broker,
-    /// A client.
+    /// Connection of a client.
     pub bus: Bus,
     up: Child,
     setup: Setup,
@@ -155,12 +155,12 @@ impl Rig {
     /// Starts broker and stages and waits until all are ready.
     ///
     /// # Errors
-    /// What does not start, with the log.
+    /// The part that does not start, with the log.
     pub async fn start(setup: Setup) -> anyhow::Result<Self> {
         Rig::start_in(tempfile::tempdir()?, setup).await
     }
 
-    /// [`start`](Self::start) in a directory that is there.
+    /// [`start`](Self::start) in an existing directory.
     ///
     /// # Errors
     /// As `start`.
@@ -176,30 +176,30 @@ impl Rig {
         Ok(rig)
     }
 
-    /// Waits until every stage listens.
+    /// Waits until every stage is ready.
     ///
     /// # Errors
-    /// The stages that are missing after two minutes, and the log.
+    /// The stages that are ready after two minutes, if any is missing, and the log.
     pub async fn wait_ready(&self) -> anyhow::Result<()> {
         let until = Instant::now() + READY_WAIT;
         loop {
-            let there = client::ready(&self.bus).await?;
-            if there.len() == StageName::ALL.len() {
+            let ready = client::ready(&self.bus).await?;
+            if ready.len() == StageName::ALL.len() {
                 return Ok(());
             }
             if Instant::now() > until {
-                bail!("only {there:?} are ready; {}", self.log());
+                bail!("pipeline not ready after {READY_WAIT:?}: only {ready:?} are; {}", self.log());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// Where videos may lie.
+    /// The media root.
     pub fn media(&self) -> PathBuf {
         self.dir.path().join("media")
     }
 
-    /// What `vidi up` and its stages logged.
+    /// Log of `vidi up` and its stages.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("up.log")).unwrap_or_default()
     }
@@ -207,7 +207,7 @@ impl Rig {
     /// Runs a `vidi` command against this pipeline.
     ///
     /// # Errors
-    /// When it cannot be run.
+    /// If it cannot be started.
     pub fn run(&self, args: &[&str]) -> anyhow::Result<Output> {
         Ok(Command::new(vidi()?)
             .args(["--set", &format!("bus.url={}", self.broker.url())])
@@ -226,7 +226,7 @@ impl Rig {
         self.events(&request.job).await
     }
 
-    /// A job's events up to the terminal one, however late one asks.
+    /// All events of a job up to the terminal one, however late the call.
     ///
     /// # Errors
     /// When it does not end within three minutes.
@@ -243,12 +243,12 @@ impl Rig {
         };
         match tokio::time::timeout(JOB_WAIT, all).await {
             Ok(outcome) => outcome?,
-            Err(_) => bail!("{job} did not end within {JOB_WAIT:?}; heard {heard:?}; {}", self.log()),
+            Err(_) => bail!("{job} not ended after {JOB_WAIT:?}; events so far {heard:?}; {}", self.log()),
         }
         Ok(heard)
     }
 
-    /// Processes of a stage.
+    /// Process ids of a stage.
     pub fn pids(&self, stage: StageName) -> Vec<u32> {
         children(self.up.id())
             .into_iter()
@@ -257,15 +257,15 @@ impl Rig {
             .collect()
     }
 
-    /// Kills the broker without a word and starts it again on the same port and files.
+    /// Kills the broker with SIGKILL and starts it again on the same port and files.
     ///
     /// # Errors
-    /// When it does not come back.
+    /// If it does not start again.
     pub async fn restart_broker(&mut self) -> anyhow::Result<()> {
         self.restart_broker_with(self.setup.max_payload).await
     }
 
-    /// [`restart_broker`](Self::restart_broker) with another limit for messages.
+    /// [`restart_broker`](Self::restart_broker) with another `max_payload`.
     ///
     /// # Errors
     /// As `restart_broker`.
@@ -282,7 +282,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        // Asked to drain, so that no stage outlives the test; then it does not matter how it ended.
+        // SIGTERM drains it, so that no stage outlives the test; its exit status does not matter.
         let _ = signal(self.up.id(), "TERM");
         let _ = self.up.wait();
     }
@@ -315,14 +315,14 @@ fn spawn_up(dir: &Path, setup: &Setup, url: &str) -> anyhow::Result<Child> {
 /// Sends a signal by its name.
 ///
 /// # Errors
-/// When there is no such process.
+/// If there is no such process.
 pub fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
     let status = Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status()?;
     ensure!(status.success(), "kill -s {name} {pid}: {status}");
     Ok(())
 }
 
-/// Child processes of a process, with their arguments.
+/// Child processes of a process and their arguments.
 fn children(parent: u32) -> Vec<(u32, Vec<String>)> {
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
     processes
@@ -340,10 +340,10 @@ fn children(parent: u32) -> Vec<(u32, Vec<String>)> {
         .collect()
 }
 
-/// The one terminal event of a job, after checking that there is one only and that no event is missing.
+/// The terminal event of a job, after a check that it is the only one and that no event is missing.
 ///
 /// # Errors
-/// What is wrong with the sequence.
+/// The defect of the sequence.
 pub fn terminal(events: &[JobEvent]) -> anyhow::Result<&Event> {
     for (i, event) in events.iter().enumerate() {
         ensure!(event.seq == i as u64, "event {i} has seq {}", event.seq);

@@ -1,10 +1,12 @@
-//! What tests of more than one crate share.
+//! Test code that more than one test or binary uses.
 //!
-//! In reading order: [`harness`] (a real broker, real processes, real videos), [`shipped`] (that broker as an operator sets
-//! it up), [`pipeline`] (the stages in one process) and [`delivery`] (how unkindly messages travel between them), [`parity`]
-//! (the stages against the oracle), [`faults`] (what must not lose a job), [`gpu`] (the whole at full size on a GPU machine).
+//! In reading order: [`harness`] (a real broker, real processes, real videos), [`shipped`] (that broker with the shipped
+//! configuration), [`dice`] (random numbers by seed), [`delivery`] (order, cuts and repetitions of messages) and
+//! [`pipeline`] (the stages in one process), [`parity`] (the stages against the oracle), [`faults`] (the fault suite),
+//! [`gpu`] (measurements at full size on a GPU machine).
 
 pub mod delivery;
+pub mod dice;
 pub mod faults;
 pub mod gpu;
 pub mod harness;

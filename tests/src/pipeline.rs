@@ -1,5 +1,5 @@
-//! The whole pipeline in one process and on one thread: the stages' own code, with every message encoded, cut to size
-//! and decoded again as the bus would carry it. What comes out is the reference for a run over a real broker.
+//! Whole pipeline in one process and on one thread: the stages' own code, with every message encoded, cut to size and
+//! decoded again as on the bus. Its answer is the reference for a run over a real broker.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -19,22 +19,22 @@ use stage_vision::VisionStage;
 
 use crate::delivery::Delivery;
 
-/// What stage-decode delivers of a video: sampled frames and sound, the job's span already cut out.
+/// Output of stage-decode for a video: sampled frames and audio, the job's span already cut out.
 #[derive(Clone, Copy, Debug)]
 pub struct Video<'a> {
-    /// Frames of 384 x 384 RGB, one after another; none without a picture.
+    /// Frames of 384 x 384 RGB, one after another; none without a video track.
     pub frames: Option<&'a [u8]>,
-    /// Samples at 16 kHz mono; none without a sound track.
+    /// Samples at 16 kHz mono; none without an audio track.
     pub pcm: Option<&'a [i16]>,
-    /// Seconds that the answer's fractions are fractions of.
+    /// Duration in seconds, to which the answer's fractions refer.
     pub duration_s: f64,
 }
 
 impl<'a> Video<'a> {
-    /// A video that lasts one second a frame, or as long as its sound where there is no picture.
+    /// A video of one second per frame, or as long as its audio if it has no frames.
     pub fn new(frames: Option<&'a [u8]>, pcm: Option<&'a [i16]>) -> Self {
-        let sound = pcm.map_or(0.0, |p| p.len() as f64 / SAMPLE_RATE as f64);
-        Video { frames, pcm, duration_s: frames.map_or(sound, |f| (f.len() / FRAME_BYTES) as f64) }
+        let audio_s = pcm.map_or(0.0, |p| p.len() as f64 / SAMPLE_RATE as f64);
+        Video { frames, pcm, duration_s: frames.map_or(audio_s, |f| (f.len() / FRAME_BYTES) as f64) }
     }
 
     fn frame_count(&self) -> u64 {
@@ -42,27 +42,27 @@ impl<'a> Video<'a> {
     }
 }
 
-/// What a job came to, and what its client would have heard.
+/// Answer of a job, and the events that its client would have received.
 #[derive(Clone, Debug)]
 pub struct Answered {
-    /// The answer. Its plan has `frame_step` 1, as the frames come sampled.
+    /// The result. Its plan has `frame_step` 1, since the frames are sampled already.
     pub result: JobResult,
-    /// Every event before the terminal one.
+    /// All events before the terminal one.
     pub events: Vec<Event>,
 }
 
 impl Answered {
-    /// The answer's text as it was streamed.
+    /// The streamed text.
     pub fn streamed(&self) -> String {
         let delta = |e: &Event| if let Event::Text { delta } = e { delta.clone() } else { String::new() };
         self.events.iter().map(delta).collect()
     }
 }
 
-/// Answers one question of one video with a checkpoint, batches in order and cut as the default configuration does.
+/// Answer of one question about one video, with batches in order and cut as by the default configuration.
 ///
 /// # Errors
-/// [`Stop::Failed`] with the job's error, also where the checkpoint cannot be loaded.
+/// [`Stop::Failed`] with the job's error, also for a checkpoint that cannot be loaded.
 pub fn answer_in_process(
     checkpoint: &Path,
     frames: Option<&[u8]>,
@@ -75,7 +75,7 @@ pub fn answer_in_process(
     Ok(Pipeline::open(&config)?.answer(&video, request, Delivery::in_order())?.result)
 }
 
-/// The four stages behind stage-decode, loaded.
+/// The four stages after stage-decode, loaded.
 pub struct Pipeline {
     vision: VisionStage,
     audio: AudioStage,
@@ -84,10 +84,10 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Loads every stage as its own process would, but that no video is kept: every question goes through all of them.
+    /// Loads every stage as its own process would, but without `llm.keep_video`: every question goes through all stages.
     ///
     /// # Errors
-    /// The stage's that cannot be loaded.
+    /// That of the stage that cannot be loaded.
     pub fn open(config: &Config) -> Result<Self, JobError> {
         let mut config = config.clone();
         config.llm.keep_video = false;
@@ -99,12 +99,12 @@ impl Pipeline {
         })
     }
 
-    /// The stage that owns the jobs.
+    /// stage-llm, which owns the jobs.
     pub fn llm(&self) -> &LlmStage {
         &self.llm
     }
 
-    /// Answers a job. Its span only says where the video's part starts: it is cut out already.
+    /// Answers a job about a video whose span is cut out already; the job's span only gives its start.
     ///
     /// # Errors
     /// [`Stop::Failed`] with the job's error.
@@ -136,7 +136,7 @@ struct Encoders<'a> {
     fuse: &'a mut FuseStage,
 }
 
-/// The job's owner asks this for what the other stages make of its video.
+/// Port of the job's owner: it runs the other stages on the video.
 struct InProcess<'a> {
     stages: Encoders<'a>,
     video: &'a Video<'a>,
@@ -144,12 +144,12 @@ struct InProcess<'a> {
     delivery: Delivery,
     /// Encoded token batches that the owner has not taken yet.
     tokens: VecDeque<Vec<u8>>,
-    /// What was taken, for who goes back.
+    /// Token batches that the owner has taken, for a rewind.
     given: VecDeque<Vec<u8>>,
     events: Vec<Event>,
 }
 
-/// Keeps what a stage emits, encoded.
+/// Port that keeps a stage's output, encoded.
 struct Sent<'a> {
     delivery: &'a mut Delivery,
     bodies: Vec<Vec<u8>>,
@@ -171,7 +171,7 @@ fn internal(error: WireError) -> Stop {
 }
 
 impl InProcess<'_> {
-    /// Hands one output of stage-decode to the stage that takes it; features come back, encoded.
+    /// Runs the next stage on one output of stage-decode; returns the encoded features.
     fn encode(&mut self, output: &Output<'_>) -> Result<Vec<Vec<u8>>, Stop> {
         let bodies = self.delivery.send(output).map_err(internal)?;
         let mut sent = Sent { delivery: &mut self.delivery, bodies: Vec::new() };
@@ -201,8 +201,8 @@ impl InProcess<'_> {
         Ok(())
     }
 
-    /// The picture as stage-decode sends it: all of it, or that it is absent where every byte is zero.
-    fn picture(&mut self, request: &DecodeRequest) -> Result<Vec<Vec<u8>>, Stop> {
+    /// Features of the frames as stage-decode sends them: all, or an empty batch if every byte is zero.
+    fn image(&mut self, request: &DecodeRequest) -> Result<Vec<Vec<u8>>, Stop> {
         let (Some(rows), Some(image)) = (self.video.frames, &request.plan.image) else { return Ok(Vec::new()) };
         let mut plan = MediaPlan { audio: None, ..request.plan.clone() };
         let mut batches = self.delivery.frame_batches(image.frames);
@@ -225,8 +225,8 @@ impl InProcess<'_> {
         Ok(features)
     }
 
-    /// The sound as stage-decode sends it: windows that are worth encoding, or that it is absent where it is silent.
-    fn sound(&mut self, request: &DecodeRequest) -> Result<Vec<Vec<u8>>, Stop> {
+    /// Features of the audio as stage-decode sends it: the windows to encode, or an empty one for silence.
+    fn audio(&mut self, request: &DecodeRequest) -> Result<Vec<Vec<u8>>, Stop> {
         let (Some(pcm), Some(audio)) = (self.video.pcm, &request.plan.audio) else { return Ok(Vec::new()) };
         let mut plan = MediaPlan { image: None, ..request.plan.clone() };
         let mut windows = audio.encoded_windows();
@@ -272,8 +272,8 @@ impl JobPort for InProcess<'_> {
     fn request_decode(&mut self, request: DecodeRequest) -> Result<(), Stop> {
         let body = wire::encode(&request);
         let request: DecodeRequest = wire::decode(&body).map_err(internal)?;
-        let mut features = self.picture(&request)?;
-        features.extend(self.sound(&request)?);
+        let mut features = self.image(&request)?;
+        features.extend(self.audio(&request)?);
         let features = self.delivery.order(features);
         self.fuse(features)
     }
@@ -283,7 +283,7 @@ impl JobPort for InProcess<'_> {
             return Ok(());
         }
         let Some(body) = self.tokens.pop_front() else {
-            let error = JobError::new(ErrorKind::Internal, "every token batch was taken, and the owner wants more");
+            let error = JobError::new(ErrorKind::Internal, "no token batch is left, but the owner asks for more");
             return Err(Stop::Failed(error));
         };
         let outcome = take(wire::decode(&body).map_err(internal)?);
@@ -297,14 +297,14 @@ impl JobPort for InProcess<'_> {
     }
 
     fn take_card(&mut self) -> Result<(), Stop> {
-        // All stages are in this process, on a device that has room.
+        // All stages are in this process, on a device with enough memory.
         Ok(())
     }
 
     fn return_card(&mut self) {}
 
     fn more_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<bool, Stop> {
-        // Sometimes there is more, sometimes it is still on its way.
+        // A batch may be late here too.
         if self.delivery.is_late() {
             return Ok(false);
         }

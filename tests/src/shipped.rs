@@ -1,4 +1,4 @@
-//! The broker as an operator sets it up: deploy/nats.conf with passwords, and certificates if asked for, made for one test.
+//! Broker with the shipped configuration: deploy/nats.conf with passwords, and optionally certificates, made for one test.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,18 +10,19 @@ use tempfile::TempDir;
 
 use crate::harness::{Setup, root};
 
-/// Where deploy/nats.conf keeps things on a real host.
+/// Directory of the streams in deploy/nats.conf.
 const STORE: &str = "/var/lib/vidi/nats";
+/// Directory of the certificates in deploy/nats.conf.
 const TLS: &str = "/etc/vidi/tls";
 
-/// Files that the broker and its clients read.
+/// Configuration, passwords and certificates of a broker.
 pub struct Shipped {
     dir: TempDir,
     tls: bool,
 }
 
 impl Shipped {
-    /// The configuration as it is, with passwords of this test.
+    /// The shipped configuration, with passwords of this test.
     ///
     /// # Errors
     /// When a file cannot be made.
@@ -32,7 +33,7 @@ impl Shipped {
         Ok(shipped)
     }
 
-    /// The same with its TLS block switched on, and a certificate from an authority of this test.
+    /// The same with its TLS block enabled, and a certificate from an authority of this test.
     ///
     /// # Errors
     /// When a file cannot be made.
@@ -45,12 +46,12 @@ impl Shipped {
         Ok(shipped)
     }
 
-    /// A file of it.
+    /// Path of one of its files.
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// Makes an authority that nobody else knows: NAME.pem, NAME-key.pem.
+    /// Makes a certificate authority: NAME.pem, NAME-key.pem.
     ///
     /// # Errors
     /// openssl's.
@@ -80,23 +81,26 @@ impl Shipped {
         ]))
     }
 
-    /// `openssl req` and the like, with a new key in NAME-key.pem.
+    /// Runs openssl with a new key in NAME-key.pem.
     fn openssl(&self, args: &[&str], name: &str) -> anyhow::Result<()> {
         let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout"];
         let key_file = format!("{name}-key.pem");
         run(Command::new("openssl").current_dir(self.dir.path()).args(args).args(key).arg(key_file))
     }
 
-    /// Writes nats.conf; only where the broker keeps its streams is this test's in any case.
+    /// Writes nats.conf after a change; the directory of the streams is always replaced by one of this test.
     fn write(&self, change: impl Fn(String) -> String) -> anyhow::Result<()> {
         let shipped = std::fs::read_to_string(root().join("deploy/nats.conf"))?;
-        ensure!(shipped.contains(STORE) && shipped.contains(TLS), "deploy/nats.conf keeps its files elsewhere now");
+        ensure!(
+            shipped.contains(STORE) && shipped.contains(TLS),
+            "deploy/nats.conf has neither {STORE} nor {TLS}: update this test"
+        );
         let store = self.file("streams").to_string_lossy().into_owned();
         std::fs::write(self.file("nats.conf"), change(shipped.replace(STORE, &store)))?;
         Ok(())
     }
 
-    /// The settings by which every role finds its credentials, as nats.conf tells operators.
+    /// Settings by which every role finds its credentials, as nats.conf describes them.
     pub fn settings(&self) -> Vec<String> {
         let path = |name: &str| self.file(name).display().to_string();
         let mut set = vec!["bus.user={stage}".to_owned(), format!("bus.password_file={}", path("{stage}.password"))];
@@ -106,7 +110,7 @@ impl Shipped {
         set
     }
 
-    /// A pipeline on a broker with this configuration.
+    /// Setup of a pipeline on a broker with this configuration.
     pub fn setup(&self, broker: Option<&Path>) -> Setup {
         Setup {
             broker: broker.map(Path::to_owned),
@@ -119,7 +123,7 @@ impl Shipped {
     /// A broker with this configuration, without stages.
     ///
     /// # Errors
-    /// When it does not start.
+    /// If it does not start.
     pub async fn broker(&self, program: Option<&Path>) -> anyhow::Result<Broker> {
         let options = broker::Options {
             program: program.map(Path::to_owned),
@@ -129,24 +133,24 @@ impl Shipped {
         Broker::start(&self.file("broker"), &options).await
     }
 
-    /// How any role reaches that broker.
+    /// Settings by which any role reaches that broker.
     ///
     /// # Errors
-    /// A setting that is none.
+    /// A setting that is not valid.
     pub fn bus(&self, broker: &Broker) -> anyhow::Result<BusConfig> {
         self.setup(None).bus(broker.url())
     }
 
-    /// A user's password.
+    /// Password of a user.
     ///
     /// # Errors
-    /// When the user has none.
+    /// If the user has none.
     pub fn password(&self, user: &str) -> anyhow::Result<String> {
         Ok(std::fs::read_to_string(self.file(&format!("{user}.password")))?.trim().to_owned())
     }
 }
 
-/// The text with the lines of its TLS block no longer comments.
+/// The configuration with the lines of its TLS block no longer commented out.
 fn with_tls_block(text: &str) -> String {
     let mut within = false;
     let mut lines = Vec::new();

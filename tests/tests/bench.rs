@@ -1,4 +1,4 @@
-//! `vidi bench` measures what it says that it measures.
+//! Tests of `vidi bench`: the figures describe what was run.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -21,7 +21,7 @@ fn bench(dir: &Path, args: &[&str]) -> anyhow::Result<Output> {
         .output()?)
 }
 
-/// The rows of what a measurement wrote, after checking that it drew something too.
+/// Rows of a measurement, after a check of its plot.
 fn rows(dir: &Path, output: &Output) -> anyhow::Result<Vec<serde_json::Value>> {
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("figures.json"))?)?;
@@ -40,11 +40,11 @@ fn number(row: &serde_json::Value, key: &str) -> anyhow::Result<f64> {
     row[key].as_f64().filter(|v| v.is_finite() && *v >= 0.0).with_context(|| format!("no {key} in {row}"))
 }
 
-/// Shares of a time that was measured from outside: a little more than all of it is rounding.
+/// Checks the busy shares of processes; a share above 1 is rounding of the time measured from outside.
 fn busy(shares: &serde_json::Value, processes: usize) -> anyhow::Result<()> {
     let shares: Vec<f64> = serde_json::from_value(shares.clone())?;
     ensure!(shares.len() == processes && shares.iter().all(|s| (0.0..1.2).contains(s)), "{shares:?}");
-    ensure!(shares.iter().sum::<f64>() > 0.0, "nobody was busy");
+    ensure!(shares.iter().sum::<f64>() > 0.0, "no process was busy");
     Ok(())
 }
 
@@ -110,7 +110,7 @@ fn jobs_on_a_kept_video_are_told_from_whole_ones() -> anyhow::Result<()> {
     let clip = clip.to_str().context("a path that is no text")?;
     let args = ["--pipeline", clip, "--jobs", "2", "--concurrent", "1", "--max-new-tokens", "6", "--keep-video"];
     let rows = rows(dir.path(), &bench(dir.path(), &args)?)?;
-    // The video is known from the job that warms the pipeline up.
+    // The video is kept from the warm-up job.
     ensure!(rows.len() == 1 && rows[0]["cached"] == 2, "{rows:?}");
     Ok(())
 }

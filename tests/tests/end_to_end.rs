@@ -1,4 +1,4 @@
-//! A video file and a question go in on the bus, five processes work, an answer comes out.
+//! End-to-end tests: from a video file and a question on the bus, through five processes, to an answer.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use protocol::message::{JobId, JobRequest};
 use protocol::wire;
 use tests::harness::{Rig, Setup, brokers, checkpoint, ffmpeg, terminal, video};
 
-/// What takes a second or two has happened by then, whatever else the machine does.
+/// Longest time of what takes a second or two on an idle machine.
 const SOON: Duration = Duration::from_secs(60);
 
 fn request(job: &str, video: &Path, query: &str) -> JobRequest {
@@ -35,13 +35,13 @@ fn error_kind(events: &[protocol::event::JobEvent]) -> anyhow::Result<ErrorKind>
     }
 }
 
-/// What stage-decode delivered; none for a half that is absent.
+/// Frames and samples that stage-decode delivered; none for an absent modality.
 struct Dumped {
     frames: Option<Vec<u8>>,
     pcm: Option<Vec<i16>>,
 }
 
-/// frames.npy and pcm.npy as `decode.dump` writes them: bytes behind the header.
+/// Content of frames.npy and pcm.npy without their headers, as `decode.dump` writes them.
 fn dumped(dir: &Path) -> anyhow::Result<Dumped> {
     let body = |name: &str| -> anyhow::Result<Option<Vec<u8>>> {
         let Ok(file) = std::fs::read(dir.join(name)) else { return Ok(None) };
@@ -71,7 +71,7 @@ async fn five_processes_answer_as_the_stages_do_without_a_bus_whatever_the_broke
             };
             let rig = Rig::start(setup).await?;
             let file = rig.media().join("clip.mp4");
-            // Sound of more than one window.
+            // Audio of more than one window.
             video(&file, 33)?;
             let request = request("job", &file, "a man slicing onions");
             let events = rig.answer(&request).await?;
@@ -82,8 +82,8 @@ async fn five_processes_answer_as_the_stages_do_without_a_bus_whatever_the_broke
                     .map_err(|stop| anyhow::anyhow!("{stop:?}"))?;
             ensure!(result.token_ids == reference.token_ids, "{broker:?} {max_payload}: {result:?}");
             ensure!(result.text == reference.text && result.finish == reference.finish, "{result:?}");
-            let image = result.plan.image.as_ref().context("no picture")?;
-            let audio = result.plan.audio.as_ref().context("no sound")?;
+            let image = result.plan.image.as_ref().context("no image in the plan")?;
+            let audio = result.plan.audio.as_ref().context("no audio in the plan")?;
             ensure!(image.frames == 33 && image.tokens == 33 * 196, "{image:?}");
             ensure!(frames.context("no frames dumped")?.len() == 33 * 384 * 384 * 3);
             ensure!(audio.windows == 2 && audio.samples == pcm.context("no samples dumped")?.len() as u64);
@@ -179,7 +179,7 @@ async fn what_people_have_is_answered_silent_video_sound_alone_and_a_part_of_a_v
 
     let events = rig.answer(&request("silence", &media.join("digital_silence.mp4"), "a dog")).await?;
     let plan = &result(&events).with_context(|| rig.log())?.plan;
-    ensure!(plan.audio.is_none() && plan.image.is_some(), "digital silence counts as no sound: {plan:?}");
+    ensure!(plan.audio.is_none() && plan.image.is_some(), "digital silence counts as absent audio: {plan:?}");
 
     let mut part = request("part", &clip, "a dog");
     part.span = Some([2.0, 6.0]);
@@ -272,8 +272,8 @@ async fn clients_may_speak_json_submit_twice_and_come_late() -> anyhow::Result<(
     Ok(())
 }
 
-/// The whole demo question, start-up of broker and stages included. Counted in CPU time, which what else the machine does
-/// hardly changes; on a machine with nothing else to do the answer is there sooner.
+/// The whole demo question, start of broker and stages included. The bound is on CPU time, which other load on the machine
+/// hardly changes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_question_without_a_running_pipeline_starts_one_and_is_answered_with_five_seconds_of_work()
 -> anyhow::Result<()> {
@@ -300,7 +300,7 @@ async fn a_question_without_a_running_pipeline_starts_one_and_is_answered_with_f
     Ok(())
 }
 
-/// Seconds in the last line of the shell's `times`: the children's, in user and in system mode.
+/// CPU seconds of the children, in user and system mode, from the last line of the shell's `times`.
 fn children_cpu_s(said: &str) -> Option<f64> {
     let seconds = |time: &str| {
         let (minutes, seconds) = time.strip_suffix('s')?.split_once('m')?;

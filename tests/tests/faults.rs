@@ -1,11 +1,11 @@
-//! The fault suite at a size for CI; `cargo run -p tests --bin faults` runs it in full and writes tests/FAULTS.md.
+//! Fault suite at a size for CI; `cargo run -p tests --bin faults` runs it at full size and writes tests/FAULTS.md.
 
 use std::sync::LazyLock;
 
 use tests::faults::{Row, Scale, broker, ends, flow, killed, messages};
 use tokio::sync::Mutex;
 
-/// Bounds are times: the cases run one after another.
+/// Lock by which cases run one after another, since bounds are times.
 static ONE_AT_A_TIME: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
 
 async fn show(case: impl AsyncFnOnce(&Scale) -> Row) -> anyhow::Result<()> {
@@ -13,7 +13,7 @@ async fn show(case: impl AsyncFnOnce(&Scale) -> Row) -> anyhow::Result<()> {
     case(&Scale::short()).await.check().map(|row| println!("{row:?}"))
 }
 
-/// The same on the broker that Debian ships, where there is one.
+/// Runs a case on the broker that Debian ships, if it is installed.
 async fn show_on_the_old_broker(case: impl AsyncFnOnce(&Scale) -> Row) -> anyhow::Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
     let Some(old) = tests::harness::brokers().into_iter().flatten().next() else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! Stages that have nothing to do leave, and come back for the next job.
+//! Tests of unloading: idle stages end, and start again for the next job.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
 use tests::harness::{Rig, Setup, brokers, terminal, video};
 
-/// Processes are gone, or there again, within this time.
+/// Longest time until processes have ended or started.
 const SOON: Duration = Duration::from_secs(60);
 
 fn request(job: &str, rig: &Rig) -> anyhow::Result<JobRequest> {
@@ -55,7 +55,7 @@ async fn unloaded_stages_have_no_process_and_the_next_job_starts_them_again() ->
         ensure!(reply.processes == 5 && reply.error.is_none(), "{reply:?}");
         let nothing = client::load(&rig.bus, "unload", None).await?;
         ensure!(nothing.stages.is_empty() && nothing.processes == 0, "{nothing:?}");
-        // They stay away while nobody asks.
+        // They do not start again without a job.
         tokio::time::sleep(Duration::from_secs(2)).await;
         ensure!(running(&rig) == [StageName::Decode], "{:?} came back by themselves", running(&rig));
 
@@ -75,13 +75,13 @@ async fn unloaded_stages_have_no_process_and_the_next_job_starts_them_again() ->
         let wrong = rig.bus.client().request("vidi.v1.control.unload", "{\"stage\": \"no stage\"}".into()).await?;
         let wrong: serde_json::Value = serde_json::from_slice(&wrong.payload)?;
         ensure!(wrong["error"].is_string() && wrong["processes"] == 0, "{wrong}");
-        ensure!(running(&rig) == StageName::ALL, "{:?} run after a request that was none", running(&rig));
+        ensure!(running(&rig) == StageName::ALL, "{:?} run after an invalid request", running(&rig));
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_in_hand_is_answered_before_its_stages_leave() -> anyhow::Result<()> {
+async fn a_job_in_flight_is_answered_before_its_stages_leave() -> anyhow::Result<()> {
     let rig = Rig::start(Setup::default()).await?;
     let job = JobRequest { max_new_tokens: 64, ..request("in-hand", &rig)? };
     client::submit(&rig.bus, &job).await?;

@@ -1,4 +1,4 @@
-//! Weights that are in no file (`--weights random:SIZE`) are those that `vidi demo-model --size SIZE` writes.
+//! Tests of random weights: `--weights random:SIZE` makes the tensors that `vidi demo-model --size SIZE` writes.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Output, Stdio};

@@ -1,4 +1,4 @@
-//! What was recorded can be read, as far as it is whole, and today's stages make of it what they made of it then.
+//! Tests of recordings: a recording is read as far as it is complete, and the stages' output for its input is unchanged.
 
 #![cfg(feature = "gstreamer")]
 
@@ -53,7 +53,7 @@ fn events(records: &[Record]) -> Result<Vec<JobEvent>, WireError> {
     of(Kind::Events, records).map(|r| wire::decode_any(&r.body)).collect()
 }
 
-/// Holds what a stage emits against what it emitted then.
+/// Port that compares the output of a stage with the recorded one.
 struct Against(Comparison);
 
 impl Port for Against {
@@ -73,7 +73,7 @@ impl Port for Against {
     }
 }
 
-/// Gives a stage its recorded inputs, each decoded by `input`, and compares all that it makes of them.
+/// Runs a stage on its recorded inputs, each decoded by `input`, and compares all its output.
 fn same_as_recorded<S: Stage>(
     mut stage: S,
     path: &Path,
@@ -146,7 +146,7 @@ fn the_recorded_question_has_the_recorded_answer() -> anyhow::Result<()> {
 struct Small {
     records: Vec<Record>,
     bytes: Vec<u8>,
-    /// How long the file was after the header and after each block, and how many records it held by then.
+    /// Length of the file after the header and after each block, with the number of records up to there.
     whole: Vec<(usize, usize)>,
 }
 
@@ -250,7 +250,7 @@ fn a_job_played_under_another_id_has_that_id_everywhere_and_fits_a_smaller_broke
     Ok(())
 }
 
-/// A broker, and one stage on it.
+/// Broker with one stage.
 struct OneStage {
     broker: Broker,
     stage: Child,
@@ -272,7 +272,7 @@ impl OneStage {
         Ok(OneStage { broker, stage, dir })
     }
 
-    /// Runs `vidi replay` and gives its exit status and what it printed.
+    /// Exit status and output of `vidi replay`.
     async fn replay(&self, file: &Path, args: &[&str]) -> anyhow::Result<(Option<i32>, String)> {
         let output = tokio::process::Command::new(vidi()?)
             .args(["--set", &format!("bus.url={}", self.broker.url())])

@@ -1,4 +1,4 @@
-//! One pipeline in all its sizes: in one process, in five, with replicas that join and leave; and how each is seen.
+//! Tests of a pipeline at every size: in one process, in five, with replicas that join and leave; and of its services.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use protocol::message::{JobId, JobRequest};
 use runtime::run::service::Status;
 use tests::harness::{Rig, Setup, brokers, checkpoint, terminal, video, vidi};
 
-/// Something that is to happen has happened by then.
+/// Longest time of anything that a test waits for.
 const SOON: Duration = Duration::from_secs(60);
 
 async fn answered(rig: &Rig, job: &str) -> anyhow::Result<Vec<u32>> {
@@ -74,7 +74,7 @@ async fn a_replica_joins_a_running_pipeline_takes_its_share_and_leaves_when_told
 
     // Twelve frames are several messages; a replica that is free takes the next one.
     for round in 0.. {
-        ensure!(round < 10, "the replica took nothing");
+        ensure!(round < 10, "the replica took no message in 10 jobs");
         ensure!(answered(&rig, &format!("both-{round}")).await? == expected, "another answer with two");
         let seen = client::status(&rig.bus, StageName::Vision).await?;
         if seen.iter().any(|s| s.instance == other && s.processed > 0) {
@@ -85,7 +85,7 @@ async fn a_replica_joins_a_running_pipeline_takes_its_share_and_leaves_when_told
     let reply = rig.bus.client().request("vidi.v1.control.drain", drain.into()).await?;
     let reply: serde_json::Value = serde_json::from_slice(&reply.payload)?;
     ensure!(reply["instance"] == other && reply["stopped"] == true, "{reply}");
-    let status = tokio::time::timeout(SOON, joined.wait()).await.context("it does not leave")??;
+    let status = tokio::time::timeout(SOON, joined.wait()).await.context("it does not end")??;
     ensure!(status.success(), "{status}");
     let left = vision_until(&rig, |seen| seen.len() == 1).await?;
     ensure!(left[0].instance == own, "{left:?}");
@@ -93,7 +93,7 @@ async fn a_replica_joins_a_running_pipeline_takes_its_share_and_leaves_when_told
     Ok(())
 }
 
-/// What `nats micro info` and `nats micro stats` ask for, by any NATS client.
+/// The requests are those of `nats micro info` and `nats micro stats`.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_instance_is_a_service_that_says_what_it_is_and_how_it_fares() -> anyhow::Result<()> {
     for broker in brokers() {
@@ -114,7 +114,7 @@ async fn every_instance_is_a_service_that_says_what_it_is_and_how_it_fares() -> 
             // A job is counted once its worker has cleared up behind it, a moment after its result is there.
             let since = Instant::now();
             while processed(&ask(&rig, &format!("$SRV.STATS.vidi-{stage}"), processes).await?)? == 0 {
-                ensure!(since.elapsed() < SOON, "stage-{stage} worked nothing off");
+                ensure!(since.elapsed() < SOON, "stage-{stage} has processed no message");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -122,7 +122,7 @@ async fn every_instance_is_a_service_that_says_what_it_is_and_how_it_fares() -> 
     Ok(())
 }
 
-/// Messages that all instances have worked off, after checking that each tells what an operator looks for.
+/// Number of messages that all instances have processed, after a check that each reports the figures for operators.
 fn processed(stats: &[serde_json::Value]) -> anyhow::Result<u64> {
     let mut processed = 0;
     for stat in stats {
@@ -135,7 +135,7 @@ fn processed(stats: &[serde_json::Value]) -> anyhow::Result<u64> {
     Ok(processed)
 }
 
-/// Asks all instances and takes as many answers as there must be.
+/// The answers of so many instances to a request.
 async fn ask(rig: &Rig, subject: &str, answers: usize) -> anyhow::Result<Vec<serde_json::Value>> {
     let inbox = rig.bus.client().new_inbox();
     let mut replies = rig.bus.client().subscribe(inbox.clone()).await?;

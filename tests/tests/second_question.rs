@@ -1,4 +1,5 @@
-//! A second question about a video, over a real broker: it costs its text, and is answered as if it were the first.
+//! Tests of a second question about a kept video, over a real broker: only its text costs time, and the answer is the
+//! same.
 
 use std::path::Path;
 
@@ -20,7 +21,7 @@ fn result(events: &[JobEvent]) -> anyhow::Result<&JobResult> {
     }
 }
 
-/// Whether the video was known, each time that an owner planned the job.
+/// Whether the video was kept, for each `planned` event of a job.
 fn known(events: &[JobEvent]) -> Vec<bool> {
     let cached = |e: &JobEvent| if let Event::Planned { cached, .. } = e.event { Some(cached) } else { None };
     events.iter().filter_map(cached).collect()
@@ -31,7 +32,7 @@ fn took_ms(events: &[JobEvent]) -> u64 {
     events.last().map_or(0, |e| e.at_ms) - events.first().map_or(0, |e| e.at_ms)
 }
 
-/// Messages that the stages besides stage-llm have worked off.
+/// Number of messages that the stages other than stage-llm have processed.
 async fn worked_off(rig: &Rig) -> anyhow::Result<u64> {
     let mut processed = 0;
     for stage in StageName::ALL.into_iter().filter(|&s| s != StageName::Llm) {
@@ -40,7 +41,7 @@ async fn worked_off(rig: &Rig) -> anyhow::Result<u64> {
     Ok(processed)
 }
 
-/// The ids of an answer to a question that was never the second one.
+/// Token ids of the answer to a first question.
 async fn fresh(rig: &Rig, file: &Path, query: &str) -> anyhow::Result<Vec<u32>> {
     let other = Rig::start(Setup::default()).await?;
     let copy = other.media().join("copy.mp4");
@@ -64,12 +65,12 @@ async fn a_second_question_gives_no_other_stage_work_and_is_answered_in_a_fracti
     let answer = result(&second).with_context(|| rig.log())?;
     ensure!(answer.cached && known(&second) == [true], "{answer:?}");
     ensure!(answer.plan == result(&first)?.plan, "{answer:?}");
-    ensure!(worked_off(&rig).await? == before, "a stage worked on a video that is known");
+    ensure!(worked_off(&rig).await? == before, "a stage worked on a kept video");
     ensure!(answer.token_ids == fresh(&rig, &clip, "a dog").await?, "{answer:?}");
     let (whole, text) = (took_ms(&first), took_ms(&second));
     ensure!(2 * text < whole, "the second question took {text} ms, the first {whole} ms");
 
-    // What the process held is gone with it.
+    // A new process has kept nothing.
     client::load(&rig.bus, "unload", Some(StageName::Llm)).await?;
     let third = rig.answer(&request("third", &clip, "a dog")?).await?;
     ensure!(!result(&third)?.cached && result(&third)?.token_ids == answer.token_ids, "{third:?}");
@@ -95,7 +96,7 @@ async fn a_job_taken_over_by_a_worker_that_knows_its_video_is_planned_again_and_
     let first = rig.answer(&request("first", &clip, "a man slicing onions")?).await?;
     ensure!(!result(&first)?.cached);
 
-    // A worker that has never seen the video takes the job, and stands still as soon as it has planned it.
+    // A worker that has not kept the video takes the job, and is stopped once it has planned it.
     signal(knows, "STOP")?;
     signal(does_not, "CONT")?;
     let job = request("taken-over", &clip, "a dog")?;
@@ -109,7 +110,7 @@ async fn a_job_taken_over_by_a_worker_that_knows_its_video_is_planned_again_and_
     ensure!(known(&events) == [false, true] && answer.cached, "{events:?}");
     ensure!(answer.token_ids == fresh(&rig, &clip, "a dog").await?, "{answer:?}");
 
-    // The one that stood still finds the job answered, and works on.
+    // The stopped worker finds the job ended, and takes the next.
     signal(does_not, "CONT")?;
     for job in ["after-1", "after-2", "after-3"] {
         ensure!(result(&rig.answer(&request(job, &clip, "a dog")?).await?)?.token_ids == answer.token_ids);

@@ -1,4 +1,4 @@
-//! The broker configuration that is shipped: every role can do its work under it, and nothing else.
+//! Tests of the shipped broker configuration: every role can do its work, and nothing else.
 
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -16,14 +16,14 @@ use tests::harness::{Rig, brokers, terminal, video, vidi};
 use tests::shipped::Shipped;
 use tokio::sync::mpsc;
 
-/// A broker answers within this time, and says that something is not allowed.
+/// Longest time until the broker reports a violation.
 const SAYS: Duration = Duration::from_secs(30);
 
 fn request(job: &str, video: &std::path::Path) -> anyhow::Result<JobRequest> {
     Ok(JobRequest { max_new_tokens: 8, ..JobRequest::new(JobId::new(job)?, video.to_string_lossy(), "a dog") })
 }
 
-/// What the broker's log says was tried without permission.
+/// Violations of permissions in the broker's log.
 fn violations(rig: &Rig) -> Vec<String> {
     rig.broker.log().lines().filter(|l| l.contains("Violation")).map(str::to_owned).collect()
 }
@@ -77,9 +77,10 @@ async fn every_role_does_its_work_under_the_shipped_configuration_without_asking
     Ok(())
 }
 
-/// The shipped configuration has room for the streams once: twice is more than it has.
+/// The shipped configuration has capacity for the streams once, not twice.
 #[tokio::test(flavor = "multi_thread")]
-async fn several_may_make_the_streams_at_the_same_time_though_there_is_room_for_them_only_once() -> anyhow::Result<()> {
+async fn several_may_make_the_streams_at_the_same_time_though_there_is_capacity_for_them_only_once()
+-> anyhow::Result<()> {
     for program in brokers() {
         let shipped = Shipped::new()?;
         let broker = shipped.broker(program.as_deref()).await?;
@@ -110,7 +111,7 @@ fn stage(shipped: &Shipped, url: &str, set: &[String]) -> anyhow::Result<Output>
         .output()?)
 }
 
-/// Whether it ended with status 4 and a sentence with these words.
+/// Checks that it ended with status 4 and an error with these words.
 fn refused(output: &Output, words: &[&str]) -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(4), "{}: {said}", output.status);

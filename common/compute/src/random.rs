@@ -69,6 +69,27 @@ impl Draws {
     }
 }
 
+/// Stream of random 64-bit numbers (SplitMix64: Steele, Lea, Flood 2014), the same for the same seed.
+#[derive(Clone, Debug)]
+pub struct SplitMix64 {
+    state: u64,
+}
+
+impl SplitMix64 {
+    /// The stream of a seed.
+    pub fn new(seed: u64) -> Self {
+        SplitMix64 { state: seed }
+    }
+
+    /// The next number.
+    #[expect(clippy::should_implement_trait, reason = "an endless stream has no end for an Option to tell of")]
+    pub fn next(&mut self) -> u64 {
+        let number = mix(self.state);
+        self.state = self.state.wrapping_add(GOLDEN_GAMMA);
+        number
+    }
+}
+
 const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The finalizer of SplitMix64 (Steele, Lea, Flood 2014; constants by Stafford).
@@ -112,6 +133,14 @@ mod tests {
         ] {
             assert!(r.abs() < 0.015, "{what}: {r}");
         }
+    }
+
+    #[test]
+    fn a_seed_gives_the_published_numbers() {
+        // The first outputs of the reference implementation (prng.di.unimi.it/splitmix64.c) for this seed.
+        let mut numbers = SplitMix64::new(1_234_567);
+        let expected = [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423];
+        assert_eq!([numbers.next(), numbers.next(), numbers.next()], expected);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! From the track that parsebin finds to the decoder that takes it.
+//! Choice of a decoder for the track that parsebin finds, and its link.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,10 +8,12 @@ use gst::prelude::*;
 use gstreamer as gst;
 use protocol::error::JobError;
 
-use super::{Selection, Shared, lock, probes};
+use super::probes;
+use super::selection::Selection;
+use super::shared::{Shared, lock};
 use crate::failure;
 
-/// Decoders that give what ffmpeg gives, since they are ffmpeg's, best first.
+/// Preferred decoders by caps name, best first: ffmpeg's own, so that the output is ffmpeg's.
 const PREFERRED: [(&str, &[&str]); 9] = [
     ("video/x-h264", &["avdec_h264"]),
     ("video/x-h265", &["avdec_h265"]),
@@ -24,7 +26,7 @@ const PREFERRED: [(&str, &[&str]); 9] = [
     ("audio/x-eac3", &["avdec_eac3"]),
 ];
 
-/// Links the wanted track to its decoder once parsebin has found it.
+/// Links the selected track to its decoder once parsebin has found it.
 pub(super) fn connect(
     path: &Path,
     parse: &gst::Element,
@@ -39,7 +41,7 @@ pub(super) fn connect(
         let (pipeline, shared) = (pipeline.clone(), shared.clone());
         move |error: JobError| {
             lock(&shared.failure).get_or_insert(error);
-            // Wakes the one who waits for a sample.
+            // Wakes the thread that waits for a sample.
             if let Some(pipeline) = pipeline.upgrade() {
                 let _ = pipeline.post_message(gst::message::Application::new(gst::Structure::new_empty("failed")));
             }
@@ -50,7 +52,7 @@ pub(super) fn connect(
         let (shared, path, report) = (shared.clone(), path.clone(), report.clone());
         move || {
             if !shared.found.load(Ordering::Relaxed) {
-                report(failure::unsupported(&path, &format!("no {} track can be read", kind.noun())));
+                report(failure::unsupported(&path, &format!("no readable {} track", kind.noun())));
             }
         }
     };
@@ -58,7 +60,7 @@ pub(super) fn connect(
         let Some(whole) = pipeline.upgrade() else { return };
         let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
         let Some(name) = caps.structure(0).map(|s| s.name().to_string()) else { return };
-        // A pad that does not know its name yet is taken: demuxers, which alone have several, name theirs at once.
+        // A pad without a name yet is taken: only demuxers have several pads, and they name theirs at once.
         let other = matches!((&selection.track, track_name(pad)), (Some(wanted), Some(name)) if *wanted != name);
         if !selection.kind.takes(&name) || other || shared.found.swap(true, Ordering::Relaxed) {
             let missing = missing.clone();
@@ -76,7 +78,7 @@ pub(super) fn connect(
         probes::open_segments(pad);
         probes::count_progress(pad, &shared);
         let (path, shared, report) = (path.clone(), shared.clone(), report.clone());
-        // A probe that waits must not hold the pipeline that holds it.
+        // A strong reference from the probe to the pipeline that owns it would never be freed.
         let (pipeline, tail) = (pipeline.clone(), tail.clone());
         let attach_once = move |pad: &gst::Pad, caps: &gst::CapsRef| {
             let (Some(pipeline), Some(tail)) = (pipeline.upgrade(), tail.upgrade()) else { return };
@@ -87,7 +89,7 @@ pub(super) fn connect(
         };
         match pad.current_caps() {
             Some(caps) => attach_once(pad, &caps),
-            // Some parsers tell their format with the first frame only.
+            // Some parsers know their format only from the first frame on.
             None => {
                 pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
                     let Some(gst::PadProbeData::Event(event)) = &info.data else { return gst::PadProbeReturn::Ok };
@@ -100,12 +102,12 @@ pub(super) fn connect(
     });
 }
 
-/// What the demuxer calls the track behind a pad: the last part of its stream id.
+/// Name that the demuxer gives the track of a pad: the last part of its stream id.
 pub(crate) fn track_name(pad: &gst::Pad) -> Option<String> {
     Some(pad.stream_id()?.rsplit('/').next()?.to_owned())
 }
 
-/// Gives a track that nobody wants somewhere to go: some demuxers stop at a pad that leads nowhere.
+/// Links an unselected track to a fakesink: some demuxers stop at a pad that is not linked.
 pub(crate) fn discard(pipeline: &gst::Pipeline, pad: &gst::Pad) {
     let Ok(sink) = gst::ElementFactory::make("fakesink").property("async", false).build() else { return };
     if pipeline.add(&sink).is_ok()
@@ -116,7 +118,7 @@ pub(crate) fn discard(pipeline: &gst::Pipeline, pad: &gst::Pad) {
     }
 }
 
-/// Puts the decoder for `caps` between a parsed pad and the tail.
+/// Links a parsed pad to the tail through the decoder for its caps.
 fn attach(
     path: &Path,
     pipeline: &gst::Pipeline,
@@ -124,14 +126,14 @@ fn attach(
     caps: &gst::CapsRef,
     tail: &gst::Element,
 ) -> Result<(), JobError> {
-    let refused = || failure::unsupported(path, &format!("GStreamer does not connect a decoder to {caps}"));
+    let refused = || failure::unsupported(path, &format!("GStreamer cannot link a decoder to {caps}"));
     let is_raw = caps.structure(0).is_some_and(|s| s.name().ends_with("/x-raw"));
     let entry = if is_raw {
         tail.clone()
     } else {
         let decoder = decoder_for(caps).ok_or_else(|| failure::no_plugin(path, caps))?;
         if decoder.has_property("max-errors") {
-            // A frame that does not decode is replaced by the one before it, however many there are.
+            // A picture that does not decode is replaced by the one before it, however many there are.
             decoder.set_property("max-errors", -1i32);
         }
         pipeline.add(&decoder).map_err(|_| refused())?;
@@ -143,7 +145,7 @@ fn attach(
     pad.link(&target).map(|_| ()).map_err(|_| refused())
 }
 
-/// A decoder for parsed caps: a preferred one, else the highest ranked that is not hardware's.
+/// A decoder for parsed caps: a preferred one, else the software decoder of the highest rank.
 fn decoder_for(caps: &gst::CapsRef) -> Option<gst::Element> {
     let structure = caps.structure(0)?;
     let name = structure.name().as_str();

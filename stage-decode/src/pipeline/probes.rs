@@ -1,4 +1,4 @@
-//! What watches and alters the flow between the elements.
+//! Pad probes that watch and change the flow between elements.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,9 +8,10 @@ use gstreamer as gst;
 use gstreamer_audio as gst_audio;
 use gstreamer_video as gst_video;
 
-use super::{Overlay, Shared};
+use super::selection::Overlay;
+use super::shared::Shared;
 
-/// Lays the overlays over the file's bytes on their way to the demuxer.
+/// Replaces bytes of the file by the overlays' on their way to the demuxer.
 pub(super) fn overlay(source: &gst::Element, overlays: Vec<Overlay>) {
     let Some(pad) = source.static_pad("src") else { return };
     let mask = gst::PadProbeType::BUFFER | gst::PadProbeType::PULL | gst::PadProbeType::PUSH;
@@ -32,7 +33,7 @@ pub(super) fn overlay(source: &gst::Element, overlays: Vec<Overlay>) {
     });
 }
 
-/// Shows that something still moves.
+/// Counts the buffers that pass a pad as progress.
 pub(super) fn count_progress(pad: &gst::Pad, shared: &Arc<Shared>) {
     let shared = shared.clone();
     pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
@@ -41,7 +42,7 @@ pub(super) fn count_progress(pad: &gst::Pad, shared: &Arc<Shared>) {
     });
 }
 
-/// Tells the decoder that its own row strides are welcome: it then decodes straight into what arrives here.
+/// Announces that any row stride is accepted: the decoder then delivers its own buffers without a copy.
 pub(super) fn accept_strides(pad: &gst::Pad) {
     pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, info| {
         let Some(query) = info.query_mut() else { return gst::PadProbeReturn::Ok };
@@ -51,7 +52,7 @@ pub(super) fn accept_strides(pad: &gst::Pad) {
     });
 }
 
-/// Takes off the packets' marks of codec delay and padding.
+/// Removes the packets' marks of codec delay and padding.
 pub(super) fn remove_clipping_marks(pad: &gst::Pad) {
     pad.add_probe(gst::PadProbeType::BUFFER, |_, info| {
         if let Some(buffer) = info.buffer_mut()
@@ -67,7 +68,8 @@ pub(super) fn remove_clipping_marks(pad: &gst::Pad) {
     });
 }
 
-/// Lets every segment begin at zero and never end: what is shown is decided by counting, not by the decoder's clipping.
+/// Replaces every segment by one from zero without an end: which pictures are shown is decided by their numbers, not
+/// by the decoder's clipping.
 pub(super) fn open_segments(pad: &gst::Pad) {
     pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
         if let Some(gst::PadProbeData::Event(event)) = &mut info.data

@@ -1,13 +1,13 @@
-//! Reading a container's structures by position, so that media data is stepped over and memory stays flat.
+//! Reads by position: media data is skipped, and memory does not grow with the file.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Bytes that one read brings in; positions close together are served from it.
+/// Size of the chunk that one read fetches; neighbouring positions are served from it.
 const CHUNK_BYTES: usize = 4096;
 
-/// A file read by position.
+/// Reader of a file by position.
 pub(crate) struct Bytes<'f> {
     file: &'f File,
     size: u64,
@@ -20,12 +20,12 @@ impl<'f> Bytes<'f> {
         Ok(Bytes { file, size: file.metadata()?.len(), chunk: Vec::new(), chunk_at: 0 })
     }
 
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
-    /// Fills `out` from position `at`.
+    /// Fills `out` with the bytes from position `at` on.
     pub(crate) fn read(&mut self, at: u64, out: &mut [u8]) -> io::Result<()> {
         let end = at.checked_add(out.len() as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
         if end > self.size {
@@ -45,19 +45,19 @@ impl<'f> Bytes<'f> {
         Ok(())
     }
 
-    /// `N` bytes from position `at`.
+    /// The `N` bytes from position `at` on.
     pub(crate) fn array<const N: usize>(&mut self, at: u64) -> io::Result<[u8; N]> {
         let mut out = [0; N];
         self.read(at, &mut out)?;
         Ok(out)
     }
 
-    /// A big-endian number of four bytes.
+    /// The big-endian number of four bytes at position `at`.
     pub(crate) fn u32(&mut self, at: u64) -> io::Result<u32> {
         self.array(at).map(u32::from_be_bytes)
     }
 
-    /// A big-endian number of eight bytes.
+    /// The big-endian number of eight bytes at position `at`.
     pub(crate) fn u64(&mut self, at: u64) -> io::Result<u64> {
         self.array(at).map(u64::from_be_bytes)
     }

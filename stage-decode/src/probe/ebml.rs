@@ -1,4 +1,4 @@
-//! The binary form of Matroska: elements of an id, a size and a content.
+//! EBML, the binary form of Matroska: elements with an id, a size and a content.
 //!
 //! Format: RFC 8794.
 
@@ -7,23 +7,23 @@ use std::ops::Range;
 
 use super::bytes::Bytes;
 
-/// Elements that one may hold, clusters and segments apart.
+/// Limit on the children of one element other than a cluster or segment.
 const MAX_CHILDREN: usize = 1 << 16;
 
-/// One element: its id, with its length's marker, and where its content stands.
+/// An element: its id, length marker included, and the position of its content.
 pub(super) struct Element {
     pub(super) id: u32,
     pub(super) body: Range<u64>,
-    /// The size is not told: the element ends where a sibling or the file does.
+    /// Whether the size is unknown: the element ends at its next sibling or with the file.
     pub(super) open: bool,
 }
 
-/// A variable-length number: its value, and its bytes. `keep_marker` for ids.
+/// A variable-length number and its length in bytes; ids keep their length marker.
 pub(super) fn number(bytes: &mut Bytes<'_>, at: u64, keep_marker: bool) -> io::Result<(u64, u64)> {
     let first = bytes.array::<1>(at)?[0];
     let length = u64::from(first.leading_zeros()) + 1;
     if length > 8 {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a number of more than eight bytes"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a number has more than eight bytes"));
     }
     let mut raw = [0u8; 8];
     bytes.read(at, &mut raw[8 - length as usize..])?;
@@ -32,13 +32,14 @@ pub(super) fn number(bytes: &mut Bytes<'_>, at: u64, keep_marker: bool) -> io::R
     Ok((if keep_marker { value } else { value & (marker - 1) }, length))
 }
 
-/// The element at `at`, cut to `end`.
+/// The element at `at`, clipped to `end`.
 pub(super) fn element(bytes: &mut Bytes<'_>, at: u64, end: u64) -> io::Result<Element> {
     let (id, id_length) = number(bytes, at, true)?;
     let (size, length) = number(bytes, at + id_length, false)?;
     let start = at + id_length + length;
     let open = size == (1 << (7 * length)) - 1;
-    let id = u32::try_from(id).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "an unknown id"))?;
+    let id = u32::try_from(id)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "an element id has more than four bytes"))?;
     let stop = if open { end } else { start.saturating_add(size).min(end) };
     Ok(Element { id, body: start..stop.max(start), open })
 }
@@ -52,7 +53,7 @@ pub(super) fn children(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<V
         at = child.body.end;
         all.push(child);
         if all.len() > MAX_CHILDREN {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "too many elements in one"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "an element has more than 65,536 children"));
         }
     }
     Ok(all)
@@ -78,7 +79,7 @@ pub(super) fn float(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<f64>
     Ok(if body.end - body.start == 4 { f32::from_bits(raw as u32).into() } else { f64::from_bits(raw) })
 }
 
-/// A text, of which 256 bytes at most matter.
+/// A text, of which at most 256 bytes are read.
 pub(super) fn text(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<String> {
     let mut raw = vec![0; (body.end - body.start).min(256) as usize];
     bytes.read(body.start, &mut raw)?;

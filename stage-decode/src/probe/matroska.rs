@@ -1,4 +1,4 @@
-//! Matroska and WebM: tracks, and a count of the blocks of each, stepping over what is inside them.
+//! Matroska and WebM: the tracks, and a count of the blocks of each without reading their content.
 //!
 //! Format: RFC 9559.
 
@@ -10,46 +10,48 @@ use super::bytes::Bytes;
 use super::ebml::{children, element, float, number, signed, text, unsigned};
 use crate::timeline::Timeline;
 
-/// Elements that a file may have: an hour of video and sound has half a million.
+/// Limit on the elements of a file; an hour of video and audio has half a million.
 const MAX_ELEMENTS: u64 = 1 << 27;
 
-/// Kinds of tracks.
-pub(crate) const PICTURE: u64 = 1;
-pub(crate) const SOUND: u64 = 2;
+/// Type of a video track (RFC 9559, TrackType).
+pub(crate) const VIDEO: u64 = 1;
+/// Type of an audio track.
+pub(crate) const AUDIO: u64 = 2;
 
-/// What a file says of itself, and what its clusters hold.
+/// Index of a file, and what its clusters were found to hold.
 #[derive(Debug, Default)]
 pub(crate) struct Segment {
-    /// Nanoseconds of a timestamp step.
+    /// Nanoseconds per timestamp step.
     scale_ns: u64,
-    /// Duration in steps, if told.
+    /// Duration in steps; 0 if the file does not say.
     duration: f64,
     pub(crate) tracks: Vec<Track>,
     webm: bool,
 }
 
-/// One track and what was counted of it.
+/// A track, and what was counted of it.
 #[derive(Debug, Default)]
 pub(crate) struct Track {
     pub(crate) number: u64,
     pub(crate) uid: u64,
-    /// [`PICTURE`] or [`SOUND`].
+    /// [`VIDEO`] or [`AUDIO`].
     pub(crate) kind: u64,
     pub(crate) codec: String,
     pub(crate) default: bool,
     pub(crate) width: u32,
     pub(crate) height: u32,
     pub(crate) channels: u32,
-    /// Nanoseconds of a frame; 0: not told.
+    /// Nanoseconds per frame; 0 if the file does not say.
     frame_ns: u64,
-    /// Nanoseconds of sound to leave out at the start, and at the end.
+    /// Nanoseconds of audio to drop at the start.
     pub(crate) delay_ns: u64,
+    /// Nanoseconds of audio to drop at the end.
     pub(crate) discard_ns: u64,
-    /// Blocks that show a picture, or hold sound.
+    /// Number of blocks that show a picture or hold audio.
     pub(crate) blocks: u64,
-    /// First and last timestamp, in steps.
+    /// First and last timestamp of all blocks, in steps.
     span: Option<(i64, i64)>,
-    /// Timestamps of the blocks that show a picture, in steps, in the order of the file.
+    /// Timestamps of the blocks that show a picture, in steps, in file order.
     times: Vec<i64>,
 }
 
@@ -83,7 +85,7 @@ mod id {
 }
 
 impl Segment {
-    /// Walks the file; `None` if it is not Matroska. A file that is cut short counts as far as it goes.
+    /// Reads the file; `None` if it is not Matroska. A truncated file counts up to where it ends.
     pub(crate) fn read(bytes: &mut Bytes<'_>) -> io::Result<Option<Segment>> {
         if bytes.size() < 4 || bytes.u32(0)? != id::EBML {
             return Ok(None);
@@ -101,7 +103,7 @@ impl Segment {
             elements += 1;
             let Ok(found) = element(bytes, at, bytes.size()) else { break };
             at = match found.id {
-                // Their children are walked in this same loop, so that open ones need no end.
+                // Their children are read by this same loop, so that those of unknown size need no end.
                 id::SEGMENT | id::CLUSTER => found.body.start,
                 _ if found.open => break,
                 _ => found.body.end,
@@ -173,7 +175,7 @@ impl Segment {
         Ok(())
     }
 
-    /// Counts a block: track number, 16-bit time, flags, then the frame.
+    /// Counts a block, which is a track number, a 16-bit time, flags and the frame.
     fn block(
         &mut self,
         bytes: &mut Bytes<'_>,
@@ -189,27 +191,27 @@ impl Segment {
         let (start, end) = track.span.unwrap_or((time, time));
         track.span = Some((start.min(time), end.max(time)));
         track.discard_ns = discard_ns.max(0) as u64;
-        // VP8 stores pictures that are only referred to as blocks of their own (RFC 6386, 9.1: show_frame).
+        // VP8 has blocks of pictures that are never shown, only referred to (RFC 6386, 9.1: show_frame).
         if track.codec != "V_VP8" || (first >> 4) & 1 == 1 {
             track.blocks += 1;
-            if track.kind == PICTURE {
+            if track.kind == VIDEO {
                 track.times.push(time);
             }
         }
     }
 
-    /// When a track's pictures are shown.
+    /// Times at which a track's pictures are shown.
     pub(crate) fn timeline(&self, track: &Track) -> Timeline {
         let at = |steps: i64| Some((u64::try_from(steps).ok()?.checked_mul(self.scale_ns)?, true));
         Timeline::new(track.times.iter().map(|&steps| at(steps)))
     }
 
-    /// Container name as clients know it.
+    /// Name of the container.
     pub(crate) fn container(&self) -> &'static str {
         if self.webm { "webm" } else { "matroska" }
     }
 
-    /// The duration told, else the end of the last block, in seconds.
+    /// Duration in seconds: the file's own figure, else the end of the last block.
     pub(crate) fn duration_s(&self) -> f64 {
         if self.duration > 0.0 {
             return (self.duration * self.scale_ns as f64 / 1e3).trunc() / 1e6;
@@ -224,7 +226,7 @@ impl Segment {
         (end as f64 * self.scale_ns as f64 + last) / 1e9
     }
 
-    /// Pictures a second: as told (ffmpeg's `avg_frame_rate`), else as counted.
+    /// Pictures per second (ffmpeg's `avg_frame_rate`): the file's own figure, else as counted.
     pub(crate) fn average_rate(&self, track: &Track) -> f64 {
         if track.frame_ns > 0 {
             return 1e9 / track.frame_ns as f64;
@@ -237,8 +239,8 @@ impl Segment {
         }
     }
 
-    /// Seconds of sound in the blocks, for a first estimate.
-    pub(crate) fn sound_s(&self, track: &Track) -> f64 {
+    /// Estimated seconds of audio in the blocks.
+    pub(crate) fn audio_s(&self, track: &Track) -> f64 {
         let start = track.span.map_or(0, |s| s.0) as f64 * self.scale_ns as f64 / 1e9;
         (self.track_end_s(track) - start - (track.discard_ns + track.delay_ns) as f64 / 1e9).max(0.0)
     }

@@ -1,14 +1,14 @@
-//! The Xing/LAME header of an MP3 file: how much of the decoded sound is the encoder's delay and padding.
+//! Xing/LAME header of an MP3 file, which gives the encoder's delay and padding.
 //!
 //! Source of the figures: ffmpeg `libavformat/mp3dec.c`, `mp3_parse_info_tag`.
 
-use super::Trim;
 use super::bytes::Bytes;
+use super::examined::Trim;
 
-/// Samples that a decoder lags behind: half a filter bank and its one sample.
+/// Delay of a decoder in samples: half a filter bank and one sample.
 const DECODER_DELAY: u64 = 528 + 1;
 
-/// What to leave out; nothing if the file has no such header.
+/// Samples to drop; none if the file has no such header.
 pub(super) fn trim(bytes: &mut Bytes<'_>) -> Trim {
     read(bytes).unwrap_or_default()
 }

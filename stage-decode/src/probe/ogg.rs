@@ -1,16 +1,16 @@
-//! The last page of an Ogg stream: it tells how much of the last Vorbis packet is sound.
+//! Last page of an Ogg Vorbis stream, which says how much of the last packet is audio.
 //!
 //! Format: RFC 3533, and the Vorbis I specification, A.2 (granule positions count samples).
 
-use super::Trim;
 use super::bytes::Bytes;
+use super::examined::Trim;
 
-/// Pages are 64 KiB at most, so the last one of a stream that is not alone lies in this many bytes.
+/// Size of the end of the file that is searched: pages have at most 64 KiB, so it holds the last page of each stream.
 const TAIL_BYTES: u64 = 256 * 1024;
-/// Fixed part of a page header.
+/// Size of the fixed part of a page header.
 const HEADER_BYTES: u64 = 27;
 
-/// What to keep of a Vorbis stream; all of it if the file does not tell.
+/// Samples to keep of a Vorbis stream; all if the file does not say.
 pub(super) fn trim(bytes: &mut Bytes<'_>) -> Trim {
     Trim { keep: last_position(bytes), ..Trim::default() }
 }
@@ -25,7 +25,7 @@ fn last_position(bytes: &mut Bytes<'_>) -> Option<u64> {
     positions.find(|&position| position != u64::MAX)
 }
 
-/// The serial number of the stream whose first packet is a Vorbis header.
+/// Serial number of the stream whose first packet is a Vorbis header.
 fn vorbis_serial(bytes: &mut Bytes<'_>) -> Option<[u8; 4]> {
     let mut at = 0;
     loop {

@@ -1,8 +1,8 @@
-//! Any other container: GStreamer demuxes and parses the whole file, and its packets are counted.
+//! Scan of any other container: GStreamer demuxes and parses the whole file, and the packets of each track are counted.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use gst::prelude::*;
@@ -11,22 +11,23 @@ use gstreamer_audio as gst_audio;
 use protocol::error::JobError;
 
 use super::bytes::Bytes;
-use super::{Examined, PictureTrack, SoundTrack, Trim, blank, codec_name, mp3, ogg, samples, upright};
+use super::examined::{AudioTrack, Examined, Trim, VideoTrack, blank, codec_name, samples, upright};
+use super::{mp3, ogg};
 use crate::failure;
 use crate::picture::Turn;
-use crate::pipeline::{self, Kind, Selection};
+use crate::pipeline::{self, Kind, Selection, lock};
 use crate::timeline::Timeline;
 
-/// What was counted on one parsed pad.
+/// Counts of one parsed pad.
 #[derive(Default)]
 struct Counted {
     name: Option<String>,
     caps: Option<gst::Caps>,
     buffers: u64,
     bytes: u64,
-    /// Timestamps of pictures, in the order of the file.
+    /// Timestamps of pictures, in file order.
     times: Vec<Option<gst::ClockTime>>,
-    /// First timestamp and end of the last, ns.
+    /// First timestamp and end of the last packet, in nanoseconds.
     span: Option<(u64, u64)>,
     turn: Turn,
 }
@@ -61,11 +62,7 @@ impl Counted {
 
 type Tracks = Arc<Mutex<Vec<Arc<Mutex<Counted>>>>>;
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Takes the pipeline down however the scan ends.
+/// A pipeline that is stopped when it is dropped.
 struct Running(gst::Pipeline);
 
 impl Drop for Running {
@@ -74,7 +71,7 @@ impl Drop for Running {
     }
 }
 
-/// Counts the packets of every track.
+/// Facts and tracks of a file, from a count of the packets of every track.
 pub(super) fn scan(path: &Path, bytes: &mut Bytes<'_>, stall: Duration) -> Result<Examined, JobError> {
     pipeline::init()?;
     let pipeline = Running(gst::Pipeline::new());
@@ -103,7 +100,7 @@ pub(super) fn scan(path: &Path, bytes: &mut Bytes<'_>, stall: Duration) -> Resul
     Ok(sum_up(bytes, &tracks, duration, container))
 }
 
-/// Plays to the end; the container's name is what the demuxer tags the file with.
+/// Runs the pipeline to its end; returns the container's name, which the demuxer gives in a tag.
 fn run(
     path: &Path,
     pipeline: &gst::Pipeline,
@@ -130,7 +127,7 @@ fn run(
             continue;
         }
         if started.is_err() {
-            return Err(failure::unsupported(path, "cannot be opened"));
+            return Err(failure::unsupported(path, "GStreamer cannot open it"));
         }
         let now = progress.load(Ordering::Relaxed);
         if now != seen {
@@ -141,6 +138,7 @@ fn run(
     }
 }
 
+/// Counts the packets that pass a pad.
 fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, progress: Arc<AtomicU64>) {
     let mask = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
     pad.add_probe(mask, move |_, info| {
@@ -148,13 +146,13 @@ fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, progress: Arc<AtomicU64>)
         match &info.data {
             Some(gst::PadProbeData::Buffer(buffer)) => {
                 progress.fetch_add(1, Ordering::Relaxed);
-                // Theora's three headers come as packets of their own.
+                // Theora's three headers are packets too.
                 if counted.caps_name() == Some("video/x-theora") && buffer.flags().contains(gst::BufferFlags::HEADER) {
                     return gst::PadProbeReturn::Ok;
                 }
                 counted.buffers += 1;
                 counted.bytes += buffer.size() as u64;
-                if counted.caps_name().is_some_and(|name| Kind::Picture.takes(name)) {
+                if counted.caps_name().is_some_and(|name| Kind::Video.takes(name)) {
                     counted.times.push(buffer.pts());
                 }
                 if let Some(start) = buffer.pts().map(|t| t.nseconds()) {
@@ -179,6 +177,7 @@ fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, progress: Arc<AtomicU64>)
     });
 }
 
+/// Facts and selected tracks from the counts.
 fn sum_up(
     bytes: &mut Bytes<'_>,
     tracks: &[Arc<Mutex<Counted>>],
@@ -190,18 +189,18 @@ fn sum_up(
     if duration_s == 0.0 {
         info.duration_s = tracks.iter().map(|t| t.length_s()).fold(0.0, f64::max);
     }
-    // The largest picture and the sound of most channels, as ffmpeg chooses; of equals the first.
+    // As ffmpeg selects: the largest picture, the audio with the most channels, of equals the first.
     let of_kind = |kind: Kind| tracks.iter().rev().filter(move |t| t.caps_name().is_some_and(|name| kind.takes(name)));
     let number = |t: &Counted, name: &str| t.field::<i32>(name).unwrap_or(0) as u32;
-    let picture = of_kind(Kind::Picture).max_by_key(|t| u64::from(number(t, "width")) * u64::from(number(t, "height")));
-    let sound = of_kind(Kind::Sound).max_by_key(|t| number(t, "channels"));
-    // One track of a kind needs no name to be told apart, and a file without a container may not have a steady one.
+    let video = of_kind(Kind::Video).max_by_key(|t| u64::from(number(t, "width")) * u64::from(number(t, "height")));
+    let audio = of_kind(Kind::Audio).max_by_key(|t| number(t, "channels"));
+    // The only track of a kind needs no name, and without a container its name may change from run to run.
     let selection = |kind, t: &Counted| {
         let track = if of_kind(kind).count() > 1 { t.name.clone() } else { None };
         Selection { kind, track, unmarked: false, overlays: Vec::new() }
     };
 
-    let picture = picture.map(|track| {
+    let video = video.map(|track| {
         (info.width, info.height) = upright(track.turn, number(track, "width"), number(track, "height"));
         info.frames = track.buffers;
         let told = track.field::<gst::Fraction>("framerate").filter(|f| f.numer() > 0);
@@ -212,9 +211,9 @@ fn sum_up(
         info.rotation = track.turn.degrees();
         info.codecs.push(track.codec());
         let timeline = Timeline::new(track.times.iter().map(|at| Some((at.as_ref()?.nseconds(), true))));
-        PictureTrack { selection: selection(Kind::Picture, track), timeline, turn: track.turn }
+        VideoTrack { selection: selection(Kind::Video, track), timeline, turn: track.turn }
     });
-    let sound = sound.map(|track| {
+    let audio = audio.map(|track| {
         let trim = match track.codec().as_str() {
             "mp3" => mp3::trim(bytes),
             "vorbis" => ogg::trim(bytes),
@@ -223,8 +222,8 @@ fn sum_up(
         info.has_audio = true;
         info.audio_samples = samples(track.length_s());
         info.codecs.push(track.codec());
-        SoundTrack { selection: selection(Kind::Sound, track), trim }
+        AudioTrack { selection: selection(Kind::Audio, track), trim }
     });
     info.container = container.unwrap_or_else(|| info.codecs.first().cloned().unwrap_or_default());
-    Examined { info, picture, sound }
+    Examined { info, video, audio }
 }

@@ -10,7 +10,7 @@ use protocol::message::{DecodeRequest, FrameBatch, JobId, Output, PcmWindow, Seg
 use protocol::plan::{FRAME_BYTES, MediaInfo, MediaPlan};
 use protocol::stage::{Port, Stage, Stop};
 use protocol::wire::Message;
-use stage_decode::{DecodeConfig, DecodeStage};
+use stage_decode::{DecodeOptions, DecodeStage};
 
 /// A moving test picture; `rate` may be a fraction.
 pub fn picture(size: &str, rate: &str, seconds: f64) -> Vec<String> {
@@ -106,7 +106,7 @@ impl Kept {
 
 /// A stage that may open files in `dir`.
 pub fn stage(dir: &Path) -> DecodeStage {
-    let mut config = DecodeConfig::new([dir]);
+    let mut config = DecodeOptions::new([dir]);
     config.stall_timeout = Duration::from_secs(20);
     DecodeStage::new(config).unwrap()
 }

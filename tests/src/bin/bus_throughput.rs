@@ -1,5 +1,5 @@
-//! Bytes a second through one stage that does nothing, beside plain publish and subscribe of the same bytes on the same
-//! broker, in one run: `bus_throughput [MESSAGES] [BYTES]`.
+//! Throughput of one stage that only forwards, beside plain publish and subscribe of the same bytes on the same broker, in
+//! one run: `bus_throughput [MESSAGES] [BYTES]`.
 
 use std::time::{Duration, Instant};
 
@@ -18,12 +18,12 @@ use runtime::bus::{Bus, headers};
 use runtime::run::service::Card;
 use runtime::subject::StreamName;
 
-/// A message that has not come after this time is lost.
+/// Time after which a message counts as lost.
 const LOST: Duration = Duration::from_secs(30);
-/// Values of one row.
+/// Number of values per row.
 const WIDTH: usize = 1024;
 
-/// Hands on what it gets.
+/// Stage that forwards its input.
 struct Idle;
 
 impl Stage for Idle {
@@ -55,7 +55,7 @@ async fn main() -> anyhow::Result<()> {
     let bodies = [made(messages, rows, "warm-up")?, made(messages, rows, "measured")?];
     let total = bodies[0].iter().map(Bytes::len).sum::<usize>() as f64;
     println!("{messages} messages of {:.2} MB, {:.0} MB in all", total / messages as f64 / 1e6, total / 1e6);
-    let pid = broker.pid().context("the broker is gone")?;
+    let pid = broker.pid().context("the broker has ended")?;
     let mut before = (cpu_seconds(pid)?, cpu_seconds(std::process::id())?);
     let mut report = |what: &str, seconds: f64| {
         let now = (cpu_seconds(pid)?, cpu_seconds(std::process::id())?);
@@ -68,20 +68,24 @@ async fn main() -> anyhow::Result<()> {
         before = now;
         anyhow::Ok(seconds)
     };
-    // Each twice; the first one warms up.
+    // The first round is the warm-up.
     for (round, bodies) in ["warm-up", "measured"].into_iter().zip(&bodies) {
         println!("{round}");
         let core = report("core publish, one core subscriber", core(&bus, &config, bodies).await?)?;
         let plain = report("stream publish, one stream reader", stream(&bus, &config, bodies, round).await?)?;
-        let through = report("through a stage that does nothing", stage(&bus, &config, bodies, round).await?)?;
-        println!("the stage passes {:.2} of what one stream does, {:.2} of core NATS", plain / through, core / through);
+        let through = report("through a stage that only forwards", stage(&bus, &config, bodies, round).await?)?;
+        println!(
+            "the stage has {:.2} of the throughput of one stream, {:.2} of core NATS",
+            plain / through,
+            core / through
+        );
     }
     Ok(())
 }
 
-/// CPU time that a process has taken since it started, in user and in system mode.
+/// CPU seconds of a process since its start, in user and system mode.
 fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
-    /// What Linux counts in, whatever its timer does.
+    /// Unit of /proc/PID/stat on Linux, whatever its timer frequency.
     const TICKS_PER_SECOND: f64 = 100.0;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name of the program comes second, in parentheses, and may hold spaces.
@@ -115,15 +119,15 @@ fn made(messages: usize, rows: usize, round: &str) -> anyhow::Result<Vec<Bytes>>
         .collect()
 }
 
-/// Publisher and subscriber with a connection each, as two processes would have.
+/// Seconds by core NATS; publisher and subscriber have a connection each, as two processes would have.
 async fn core(bus: &Bus, config: &BusConfig, bodies: &[Bytes]) -> anyhow::Result<f64> {
     let other = Bus::connect(config, "client", Duration::from_secs(5)).await?;
     let mut sub = other.client().subscribe("plain.core").await?;
-    // `flush` only empties the client's own buffer; once a message of its own is back the server has the subscription.
+    // `flush` only empties the client's buffer; once this message comes back, the server has the subscription.
     other.client().publish("plain.core", Bytes::new()).await?;
     tokio::time::timeout(LOST, sub.next()).await.context("no subscription")?;
     let started = Instant::now();
-    // Core NATS drops what a subscriber is too slow for, so the publisher must not run ahead.
+    // Core NATS drops messages for a slow subscriber, so the publisher must not run ahead.
     let ahead = std::sync::Arc::new(tokio::sync::Semaphore::new(8));
     let reader = tokio::spawn({
         let (n, ahead) = (bodies.len(), ahead.clone());
@@ -144,7 +148,7 @@ async fn core(bus: &Bus, config: &BusConfig, bodies: &[Bytes]) -> anyhow::Result
     Ok(started.elapsed().as_secs_f64())
 }
 
-/// Stored by the broker and read again: what a queue between two stages costs at least.
+/// Seconds by one stream, written and read again: the least that a queue between two stages costs.
 async fn stream(bus: &Bus, config: &BusConfig, bodies: &[Bytes], round: &str) -> anyhow::Result<f64> {
     let job = job(&format!("plain-{round}"))?;
     let other = Bus::connect(config, "client", Duration::from_secs(5)).await?;

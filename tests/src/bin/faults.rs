@@ -1,4 +1,4 @@
-//! The fault suite in full: `cargo run -p tests --bin faults`.
+//! Fault suite at full size: `cargo run -p tests --bin faults`.
 
 use std::path::PathBuf;
 
@@ -8,13 +8,13 @@ use tests::faults::{Row, Scale, broker, ends, flow, killed, messages, table};
 /// Runs every fault case on real processes and a real broker, and writes the table.
 #[derive(Parser)]
 struct Args {
-    /// Jobs of the cases that need many.
+    /// Number of jobs of the cases that need many.
     #[arg(long, default_value_t = 100)]
     jobs: usize,
-    /// Seed of everything random.
+    /// Seed of all random choices.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where the table goes; standard output if not given.
+    /// File for the table; standard output if not given.
     #[arg(long)]
     out: Option<PathBuf>,
     /// Only cases whose name contains this.
@@ -68,7 +68,7 @@ async fn main() -> anyhow::Result<()> {
                 "# Fault suite\n\nMade by `cargo run -p tests --bin faults -- --jobs {} --seed {} --out tests/FAULTS.md` after \
                  `cargo build --workspace --bins`, on {} CPU cores, in {seconds:.0} s; CI runs the same cases at a smaller size \
                  (`cargo test -p tests --test faults`). Every case has real processes (`vidi up`), a real broker, and the golden \
-                 checkpoint `tied`; answers are compared by token ids with those of the same questions asked in peace. Seconds are \
+                 checkpoint `tied`; answers are compared by token ids with those of the same questions asked undisturbed. Seconds are \
                  those of the whole case, or, where the expected outcome names a time, of that.\n\n",
                 args.jobs,
                 args.seed,

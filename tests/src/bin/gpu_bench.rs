@@ -1,5 +1,5 @@
-//! Full-size runs on a GPU machine: first token, milliseconds a token and memory of the card, for videos of several
-//! lengths through broker and five processes, beside what the card reaches on its own.
+//! Benchmark at full size on a GPU machine: time to the first token, milliseconds per token and GPU memory, for videos of
+//! several lengths through broker and five processes, beside the floors from the GPU's own rates.
 //!
 //!     gpu_bench --model DIR|--weights random [--seconds 10,60,300,3600] [--set section.key=value]... [--json FILE]
 //!     gpu_bench --model DIR [--json FILE] table [--q8 FILE] [--q4 FILE]
@@ -24,41 +24,41 @@ struct Args {
     /// Checkpoint directory.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Lengths of videos, seconds.
+    /// Durations of the videos in seconds.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 60, 300, 3600])]
     seconds: Vec<u64>,
-    /// Questions of each length; the last one counts.
+    /// Questions per duration; the last one counts.
     #[arg(long, default_value_t = 2)]
     rounds: usize,
     /// Tokens to generate.
     #[arg(long, default_value_t = 64)]
     new_tokens: u32,
-    /// Jobs of mixed length afterwards, after each of which every stage must hold what it held after the first.
+    /// Jobs of mixed duration afterwards; after each, every stage must hold no more memory than after the first ones.
     #[arg(long, default_value_t = 0)]
     soak: usize,
-    /// Vision, audio, fuse and llm as one process: one CUDA context for all.
+    /// Run vision, audio, fuse and llm in one process, with one CUDA context.
     #[arg(long)]
     one_process: bool,
-    /// Writes the figures.
+    /// File for the figures.
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
 enum Part {
-    /// The synthetic stage-decode of a bench, as a process of its own.
+    /// Runs the synthetic stage-decode of a benchmark.
     Decode,
     /// Checks and measures every kernel alone.
     Kernels(kernels::Arguments),
     /// Measures every stage alone, message by message; the model is the configuration's.
     Stages,
-    /// Holds the stages against the oracle's golden values, e.g. on the card in 16 bit.
+    /// Compares the stages with the oracle's golden values, e.g. on the GPU in 16 bit.
     Parity(parity::command::Arguments),
-    /// Every configuration of tests/BENCHMARKS.md, one after the other, beside what the card cannot be faster than.
+    /// Measures every configuration of tests/BENCHMARKS.md, beside its floor on this GPU.
     Table(table::Arguments),
-    /// A device's rates of copies and products, as JSON.
+    /// Prints a device's rates of copies and matmuls as JSON.
     Ceilings {
-        /// Which device.
+        /// Device, e.g. `cuda:0`.
         device: String,
     },
 }
@@ -88,7 +88,7 @@ fn main() -> ExitCode {
         }
         Some(Part::Table(_)) | None => {}
     }
-    let runtime = tokio::runtime::Runtime::new().expect("a machine with a GPU gives threads");
+    let runtime = tokio::runtime::Runtime::new().expect("the operating system starts threads");
     match runtime.block_on(bench(&args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -104,12 +104,12 @@ async fn bench(args: &Args) -> anyhow::Result<()> {
     let ceilings = Ceilings::of("cuda");
     match &ceilings {
         Ok(c) => println!(
-            "copies {:.0} GB/s, products {:.0} TFLOP/s, of E4M3 {}",
+            "copies {:.0} GB/s, matmuls {:.0} TFLOP/s, in E4M3 {}",
             c.copy_bytes_per_s / 1e9,
             c.dense_operations_per_s / 1e12,
             c.e4m3_operations_per_s.map_or("none".to_owned(), |e| format!("{:.0}", e / 1e12)),
         ),
-        Err(error) => eprintln!("no floors: {error:#}"),
+        Err(error) => eprintln!("measurement of the GPU failed, no floors: {error:#}"),
     }
     let (ceilings, model) = (ceilings.ok(), args.model.as_deref());
     let json = match &args.command {

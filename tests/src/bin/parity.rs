@@ -1,6 +1,6 @@
-//! Holds the stages against the oracle's golden values and prints a table of every boundary.
+//! Comparison of the stages with the oracle's golden values, as a table of every boundary.
 //!
-//! Exit status: 0 if all is within tolerance, 1 if something is not, 2 for input that cannot be used.
+//! Exit status: 0 if every boundary is within tolerance, 1 if not, 2 for unusable input.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! A broker that dies, stands still, takes less than before, or has no room on its disk.
+//! Faults of the broker: killed, stopped, restarted with a smaller message limit, out of disk space.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,12 +8,13 @@ use anyhow::{Context, ensure};
 use protocol::message::{JobId, JobRequest};
 
 use super::load::{self, Load, setup};
-use super::{Case, Dice, Row, Scale, Seen};
+use super::{Case, Row, Scale, Seen};
+use crate::dice::Dice;
 use crate::harness::{Rig, Setup, signal};
 
-/// `kill -9` of the broker while jobs are worked on, and a new one on the same files.
+/// SIGKILL of the broker while jobs are in flight, and a new one on the same files.
 pub async fn restarted(scale: &Scale) -> Row {
-    let expected = "every job answered as in peace, nothing left in the streams";
+    let expected = "every job answered as in an undisturbed run, nothing left in the streams";
     let case = Case {
         name: "broker killed and restarted".to_owned(),
         expected,
@@ -36,7 +37,7 @@ pub async fn restarted(scale: &Scale) -> Row {
     .await
 }
 
-/// The broker comes back with a smaller `max_payload` while a job is worked on.
+/// Restart of the broker with a smaller `max_payload` while a job is in flight.
 pub async fn smaller_payload(scale: &Scale) -> Row {
     let expected = "the jobs in flight are answered, in smaller messages";
     let case =
@@ -47,7 +48,7 @@ pub async fn smaller_payload(scale: &Scale) -> Row {
         let ask = |name: &str| -> anyhow::Result<JobRequest> {
             Ok(JobRequest { max_new_tokens: 16, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
         };
-        let peace = load::result(&rig.answer(&ask("peace")?).await?)?.token_ids.clone();
+        let undisturbed = load::result(&rig.answer(&ask("undisturbed")?).await?)?.token_ids.clone();
         let requests = (0..3).map(|i| ask(&format!("payload-{i}"))).collect::<anyhow::Result<Vec<_>>>()?;
         for request in &requests {
             load::submit(&rig.bus, request).await?;
@@ -58,7 +59,7 @@ pub async fn smaller_payload(scale: &Scale) -> Row {
             rig.events(&request.job).await?;
             let events = load::log_of(&rig.bus, &request.job).await;
             let got = load::result(&events).with_context(|| load::tail(&rig))?;
-            ensure!(got.token_ids == peace, "{}: another answer", request.job);
+            ensure!(got.token_ids == undisturbed, "{}: another answer", request.job);
         }
         load::empty(&rig).await?;
         let injected = "restart with 1 MiB instead of 8 MiB over 3 jobs".to_owned();
@@ -67,9 +68,9 @@ pub async fn smaller_payload(scale: &Scale) -> Row {
     .await
 }
 
-/// The broker stands still for 15 s.
+/// SIGSTOP of the broker for 15 s.
 pub async fn paused(scale: &Scale) -> Row {
-    let expected = "every job answered as in peace; all stages there without a restart";
+    let expected = "every job answered as in an undisturbed run; all stages there without a restart";
     let case =
         Case { name: "broker stopped for 15 s".to_owned(), expected, bound_s: scale.bound(45.0 + scale.jobs as f64) };
     case.run(async {
@@ -90,13 +91,13 @@ pub async fn paused(scale: &Scale) -> Row {
     .await
 }
 
-/// A file system of its own, unmounted at the end.
+/// Small tmpfs, unmounted at the end.
 struct Disk {
     at: tempfile::TempDir,
 }
 
 impl Disk {
-    /// None where one may not mount.
+    /// A mounted tmpfs; none if mounting is not permitted.
     fn mount(mib: usize) -> anyhow::Result<Option<Self>> {
         let at = tempfile::tempdir()?;
         let status = Command::new("mount")
@@ -114,19 +115,19 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily: a process that still ends may hold a file. What cannot be unmounted ends with the machine.
+        // Lazily, since a process that is about to end may hold a file. A failure leaves the mount until the next boot.
         let _ = Command::new("umount").arg("-l").arg(self.at.path()).status();
     }
 }
 
-/// The broker's disk is full while jobs are worked on; then there is room again, and the broker is started again, since
-/// nats-server switches its streams off for good when a write fails.
+/// Full disk of the broker while jobs are in flight; once there is space again the broker is restarted, since nats-server
+/// disables its streams for good when a write fails.
 pub async fn disk_full(scale: &Scale) -> Row {
-    let expected = "no stage dies; once there is room every job is answered as in peace";
+    let expected = "no stage dies; once there is space every job is answered as in an undisturbed run";
     let case = Case { name: "disk of the broker full".to_owned(), expected, bound_s: scale.bound(100.0) };
     case.run(async {
         let Some(disk) = Disk::mount(96)? else {
-            let observed = "not run: no right to mount a tmpfs".to_owned();
+            let observed = "not run: mounting a tmpfs is not permitted".to_owned();
             return Ok(Seen { injected: "nothing".to_owned(), observed, seconds: Some(0.0) });
         };
         let promised = Some(64 << 30);
@@ -138,11 +139,11 @@ pub async fn disk_full(scale: &Scale) -> Row {
         let ask = |name: &str| -> anyhow::Result<JobRequest> {
             Ok(JobRequest { max_new_tokens: 8, ..JobRequest::new(JobId::new(name)?, long.to_string_lossy(), "a dog") })
         };
-        let peace = load::result(&rig.answer(&ask("peace")?).await?)?.token_ids.clone();
+        let undisturbed = load::result(&rig.answer(&ask("undisturbed")?).await?)?.token_ids.clone();
         let filler = disk.path().join("filler");
         let spare = std::fs::File::create(&filler)?;
         fill(&spare)?;
-        // Two that are submitted while there is no room, if the broker takes them, and one that is too large for it.
+        // A job that is submitted while there is no space, if the broker takes it.
         let request = ask("full")?;
         let submitted = tokio::time::timeout(Duration::from_secs(6), load::submit(&rig.bus, &request)).await;
         let taken = matches!(submitted, Ok(Ok(())));
@@ -156,12 +157,12 @@ pub async fn disk_full(scale: &Scale) -> Row {
         load::submit(&rig.bus, &request).await?;
         rig.events(&request.job).await?;
         let events = load::log_of(&rig.bus, &request.job).await;
-        ensure!(load::result(&events).with_context(|| load::tail(&rig))?.token_ids == peace, "another answer");
+        ensure!(load::result(&events).with_context(|| load::tail(&rig))?.token_ids == undisturbed, "another answer");
         let requests = load.submit(&rig.bus, "room", 5).await?;
         load.check(&rig, &requests).await?;
         ensure!(restarts == 0, "{restarts} stages died; {}", load::tail(&rig));
         let injected = format!("a 96 MiB disk filled to the last byte (job taken meanwhile: {taken}), then freed");
-        let observed = format!("all answered {:.1} s after there was room", freed.elapsed().as_secs_f64());
+        let observed = format!("all answered {:.1} s after there was space", freed.elapsed().as_secs_f64());
         Ok(Seen { injected, observed, seconds: None })
     })
     .await

@@ -1,4 +1,4 @@
-//! Jobs that end early: cancelled, out of time, without a client.
+//! Jobs that end early: cancelled, past their deadline, without a client.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,11 @@ use protocol::message::{JobId, JobRequest};
 use runtime::bus::Bus;
 
 use super::load::{self, Load, setup};
-use super::{Case, Dice, Row, Scale, Seen};
+use super::{Case, Row, Scale, Seen};
+use crate::dice::Dice;
 use crate::harness::{Rig, Setup, signal, terminal};
 
-/// The longest that one batch takes in these rigs: decoding, eight frames, 30 s of sound, or the rows of a prefill.
+/// Longest time of one batch in these rigs: decoding, eight frames, 30 s of audio, or the rows of a prefill.
 const BATCH_S: f64 = 0.5;
 
 fn endless(rig: &Rig, name: &str) -> anyhow::Result<JobRequest> {
@@ -32,9 +33,9 @@ fn cancelled_by(events: &[protocol::event::JobEvent]) -> anyhow::Result<Cancelle
     }
 }
 
-/// A job is cancelled at random instants from its submission on.
+/// Cancels at random instants from submission on.
 pub async fn cancel(scale: &Scale) -> Row {
-    let expected = "cancelled, every stage idle for the job and its messages gone within 1 s and the batch in hand";
+    let expected = "cancelled, every stage idle for the job and its messages gone within 1 s and the batch in flight";
     let case = Case { name: "cancel at random instants".to_owned(), expected, bound_s: scale.bound(1.0 + BATCH_S) };
     case.run(async {
         let rig = Rig::start(setup(scale)).await?;
@@ -52,7 +53,7 @@ pub async fn cancel(scale: &Scale) -> Row {
             let (replies, events) = tokio::join!(replies, rig.events(&request.job));
             ensure!(cancelled_by(&events?)? == CancelledBy::Client);
             stopped += replies?.iter().filter(|r| r.stopped).count();
-            // Until nothing is left of it anywhere.
+            // Until no stream holds anything of the job.
             loop {
                 let left = load::left_over(&rig.bus).await?;
                 if left.is_empty() {
@@ -78,9 +79,9 @@ pub async fn cancel(scale: &Scale) -> Row {
     .await
 }
 
-/// Jobs without a worker are cancelled: one that waits behind another, one whose owner is dead.
+/// Cancel of jobs without a worker: one that is queued, one whose owner is stopped.
 pub async fn cancel_without_a_worker(scale: &Scale) -> Row {
-    let expected = "cancelled within a second each; the job in work goes on";
+    let expected = "cancelled within a second each; the job in flight goes on";
     let case = Case {
         name: "cancel of a waiting job, and of one with a dead owner".to_owned(),
         expected,
@@ -96,8 +97,8 @@ pub async fn cancel_without_a_worker(scale: &Scale) -> Row {
         load::wait_for(&rig, &waiting.job, |e| matches!(e, Event::Queued { .. })).await?;
         let mut slowest = cancel_in(&rig, &waiting).await?;
         let going_on = load::log_of(&rig.bus, &working.job).await;
-        ensure!(!going_on.iter().any(|e| e.event.is_terminal()), "the job in work ended too");
-        // A worker that stands still holds its job; it answers nobody.
+        ensure!(!going_on.iter().any(|e| e.event.is_terminal()), "the job in flight ended too");
+        // A stopped worker keeps its job and answers nobody.
         let owner = *rig.pids(StageName::Llm).first().context("no stage-llm")?;
         signal(owner, "STOP")?;
         let took = cancel_in(&rig, &working).await;
@@ -108,7 +109,7 @@ pub async fn cancel_without_a_worker(scale: &Scale) -> Row {
         load::result(&rig.answer(&after).await?).with_context(|| load::tail(&rig))?;
         load::empty(&rig).await?;
         cancelled_by(&load::log_of(&rig.bus, &working.job).await)?;
-        let injected = "one job in line, one whose owner was stopped".to_owned();
+        let injected = "one job queued, one whose owner was stopped".to_owned();
         let observed = format!("both cancelled, slowest {:.2} s", slowest.as_secs_f64());
         Ok(Seen { injected, observed, seconds: Some(slowest.as_secs_f64()) })
     })
@@ -123,9 +124,9 @@ async fn cancel_in(rig: &Rig, request: &JobRequest) -> anyhow::Result<Duration> 
     Ok(asked.elapsed())
 }
 
-/// Deadlines of a job in work, of one that waits, and of one that waits with no worker left.
+/// Deadlines of jobs in flight and of queued ones.
 pub async fn deadline(scale: &Scale) -> Row {
-    let expected = "each cancelled by its deadline, at most a second and the batch in hand late";
+    let expected = "each cancelled by its deadline, at most a second and the batch in flight late";
     let case = Case { name: "deadlines".to_owned(), expected, bound_s: scale.bound(1.0 + BATCH_S) };
     case.run(async {
         let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
@@ -149,7 +150,7 @@ pub async fn deadline(scale: &Scale) -> Row {
         load::empty(&rig).await?;
         let after = JobRequest { max_new_tokens: 4, ..endless(&rig, "after")? };
         load::result(&rig.answer(&after).await?).with_context(|| load::tail(&rig))?;
-        let injected = "4 jobs of 1.5 to 3 s, two owners: two in work, two in line".to_owned();
+        let injected = "4 jobs of 1.5 to 3 s, two owners: two in flight, two queued".to_owned();
         let observed =
             format!("all by deadline, at most {latest:.2} s late, {:.1} s in all", submitted.elapsed().as_secs_f64());
         Ok(Seen { injected, observed, seconds: Some(latest) })
@@ -157,10 +158,9 @@ pub async fn deadline(scale: &Scale) -> Row {
     .await
 }
 
-/// Clients that submit and vanish.
+/// Clients that disconnect after submission.
 pub async fn client_gone(scale: &Scale) -> Row {
-    let expected =
-        "every job answered as in peace, its events there for whoever comes back, nothing left in the streams";
+    let expected = "every job answered as in an undisturbed run, its events available to a client that reconnects, nothing left in the streams";
     let case = Case { name: "client gone".to_owned(), expected, bound_s: scale.bound(40.0 + scale.jobs as f64) };
     case.run(async {
         let rig = Rig::start(setup(scale)).await?;

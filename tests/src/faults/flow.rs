@@ -1,4 +1,4 @@
-//! More work than room: full streams, slow consumers, many jobs.
+//! More work than capacity: full streams, slow consumers, many jobs.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use super::load::{self, Load, setup};
 use super::{Case, Row, Scale, Seen};
 use crate::harness::{Rig, Setup, signal, terminal};
 
-/// Stage-vision stands still until the stream of frames is full.
+/// SIGSTOP of stage-vision until the stream of frames is full.
 pub async fn full_stream(scale: &Scale) -> Row {
     let expected = "stage-decode waits within 64 MiB, the stream stays within 4 MiB, then the answer comes";
     let case = Case { name: "full stream".to_owned(), expected, bound_s: scale.bound(90.0) };
@@ -26,7 +26,7 @@ pub async fn full_stream(scale: &Scale) -> Row {
         let ask = |name: &str| -> anyhow::Result<JobRequest> {
             Ok(JobRequest { max_new_tokens: 8, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
         };
-        let peace = load::result(&rig.answer(&ask("peace")?).await?)?.token_ids.clone();
+        let undisturbed = load::result(&rig.answer(&ask("undisturbed")?).await?)?.token_ids.clone();
         let vision = *rig.pids(StageName::Vision).first().context("no stage-vision")?;
         let decode = *rig.pids(StageName::Decode).first().context("no stage-decode")?;
         let before = load::resident(decode);
@@ -46,7 +46,7 @@ pub async fn full_stream(scale: &Scale) -> Row {
         ensure!(most < before + (64 << 20), "stage-decode grew from {before} to {most} bytes");
         rig.events(&request.job).await?;
         let events = load::log_of(&rig.bus, &request.job).await;
-        ensure!(load::result(&events).with_context(|| load::tail(&rig))?.token_ids == peace, "another answer");
+        ensure!(load::result(&events).with_context(|| load::tail(&rig))?.token_ids == undisturbed, "another answer");
         load::empty(&rig).await?;
         let injected = "stage-vision stopped for 6 s, 60 s of video (26 MB of frames), streams of 4 MiB".to_owned();
         let mib = |b: u64| b as f64 / f64::from(1 << 20);
@@ -60,9 +60,10 @@ pub async fn full_stream(scale: &Scale) -> Row {
     .await
 }
 
-/// Many jobs, three owners, one of everything else, streams of 4 MiB, and room for the tokens of one job at a time.
+/// Many jobs, three owners, one of each other stage, streams of 4 MiB, and capacity for the tokens of one job at a time.
 pub async fn no_deadlock(scale: &Scale) -> Row {
-    let expected = "every job answered as in peace; the one that can never fit is refused with the figures";
+    let expected =
+        "every job answered as in an undisturbed run; the one that can never fit is refused with the figures";
     let case = Case {
         name: "many jobs, few workers, small streams".to_owned(),
         expected,
@@ -77,7 +78,7 @@ pub async fn no_deadlock(scale: &Scale) -> Row {
         let load = Load::new(&rig).await?;
         let n = scale.jobs.min(40);
         let mut requests = load.submit(&rig.bus, "many", n).await?;
-        // An owner that holds room dies.
+        // An owner that holds a reservation dies.
         tokio::time::sleep(Duration::from_millis(500)).await;
         if let Some(&pid) = rig.pids(StageName::Llm).first() {
             signal(pid, "KILL")?;
@@ -96,9 +97,9 @@ pub async fn no_deadlock(scale: &Scale) -> Row {
     .await
 }
 
-/// A subscriber to everything that never reads, and a client that reads its events late.
+/// Subscriber to every subject that never reads, and a client that reads its events late.
 pub async fn slow_consumer(scale: &Scale) -> Row {
-    let expected = "every job answered as in peace, all events there for the client that comes late";
+    let expected = "every job answered as in an undisturbed run, all events available to the late client";
     let case = Case { name: "slow consumer".to_owned(), expected, bound_s: scale.bound(60.0 + scale.jobs as f64) };
     case.run(async {
         let rig = Rig::start(setup(scale)).await?;
@@ -110,13 +111,13 @@ pub async fn slow_consumer(scale: &Scale) -> Row {
         let requests = load.submit(&rig.bus, "slow", jobs).await?;
         let mut late = rig.bus.follow(StreamName::Events, rig.bus.subjects().events(&requests[0].job));
         load.check(&rig, &requests).await?;
-        // `check` has found every event gapless for a client that comes afterwards; this one was there all along, and
-        // longer than a pull may last.
+        // `check` found the events complete for a client that comes afterwards; this one subscribed before, and has waited
+        // longer than a pull request lasts.
         tokio::time::sleep(Duration::from_secs(8)).await;
         let mut read = 0;
         let whole = load::log_of(&rig.bus, &requests[0].job).await.len();
         while read < whole {
-            tokio::time::timeout(Duration::from_secs(10), late.recv()).await?.context("reader gone")?;
+            tokio::time::timeout(Duration::from_secs(10), late.recv()).await?.context("the reader ended")?;
             read += 1;
         }
         drop(deaf);
@@ -130,7 +131,7 @@ pub async fn slow_consumer(scale: &Scale) -> Row {
     .await
 }
 
-/// A video many times longer than what the streams hold.
+/// Video many times larger than the streams.
 pub async fn long_video(scale: &Scale) -> Row {
     let expected = "no process but the owner of the keys and values, and not the broker, grows by more than 96 MiB";
     let seconds = (scale.jobs as u32 * 4).clamp(60, 300);
@@ -161,7 +162,7 @@ pub async fn long_video(scale: &Scale) -> Row {
                 load::result(&events).with_context(|| load::tail(&rig))?;
                 break;
             }
-            ensure!(Instant::now() < until, "not answered; {}", load::tail(&rig));
+            ensure!(Instant::now() < until, "no answer after {seconds} s; {}", load::tail(&rig));
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let requests = load.submit(&rig.bus, "after", 2).await?;

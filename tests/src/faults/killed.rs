@@ -1,4 +1,4 @@
-//! Workers that die.
+//! Killed and stopped workers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,12 +13,13 @@ use protocol::message::{JobId, JobRequest};
 use runtime::subject::StreamName;
 
 use super::load::{self, Load, setup};
-use super::{Case, Dice, Row, Scale, Seen};
+use super::{Case, Row, Scale, Seen};
+use crate::dice::Dice;
 use crate::harness::{Rig, Setup, signal, terminal};
 
-/// `kill -9` of any stage at random instants while many jobs are worked on.
+/// SIGKILL of random stages at random instants while many jobs are in flight.
 pub async fn any_stage(scale: &Scale) -> Row {
-    let expected = "every job answered as in peace, one terminal event each, nothing left in the streams";
+    let expected = "every job answered as in an undisturbed run, one terminal event each, nothing left in the streams";
     let case = Case {
         name: "kill -9 of each stage".to_owned(),
         expected,
@@ -60,12 +61,12 @@ pub async fn any_stage(scale: &Scale) -> Row {
     .await
 }
 
-/// One worker is killed each time that it takes the same message.
+/// SIGKILL of the worker each time that it takes the same message.
 async fn each_time(scale: &Scale, stage: StageName, kind: ErrorKind) -> anyhow::Result<Seen> {
     let mut setup = setup(scale);
-    // The supervisor starts what dies all the time again ever more slowly: few tries, so that the case is short.
+    // The supervisor restarts a stage that keeps dying with growing delays: few deliveries keep the case short.
     setup.set.push("bus.max_deliver=2".to_owned());
-    // Eight frames a message: work that lasts.
+    // Eight frames per message, so that a message takes time.
     setup.max_payload = 8 << 20;
     let rig = Rig::start(setup).await?;
     let load = Load::new(&rig).await?;
@@ -87,13 +88,13 @@ async fn each_time(scale: &Scale, stage: StageName, kind: ErrorKind) -> anyhow::
             break terminal(&events)?.clone();
         }
         ensure!(started.elapsed().as_secs() < 55, "not ended after {kills} kills; {}", load::tail(&rig));
-        // One delivery, one death: a worker that only starts has nothing in hand.
+        // One kill per delivery: a worker that is still starting has no message.
         let delivered = stream.consumer_info(&consumer).await.map_or(seen, |i| i.delivered.consumer_sequence);
         if delivered > seen
             && let Some(&pid) = rig.pids(stage).first()
         {
             seen = delivered;
-            // Time to begin: it is the work that kills, not the delivery.
+            // Time to begin, so that the kill hits the work and not the delivery.
             tokio::time::sleep(Duration::from_millis(15)).await;
             kills += usize::from(signal(pid, "KILL").is_ok());
         }
@@ -107,11 +108,11 @@ async fn each_time(scale: &Scale, stage: StageName, kind: ErrorKind) -> anyhow::
     rig.wait_ready().await?;
     let neighbours = load.submit(&rig.bus, "after", 3).await?;
     load.check(&rig, &neighbours).await?;
-    let injected = format!("stage-{stage} killed {kills} times, whenever it had a message in hand");
+    let injected = format!("stage-{stage} killed {kills} times, whenever it had a message in flight");
     Ok(Seen { injected, observed: format!("failed: {error}"), seconds: Some(seconds) })
 }
 
-/// A message that its workers die of.
+/// Message that kills its workers.
 pub async fn by_a_message(scale: &Scale) -> Row {
     let expected =
         "its job fails as poison_message naming the stage, the message is kept in VIDI_DEAD, later jobs are answered";
@@ -119,23 +120,23 @@ pub async fn by_a_message(scale: &Scale) -> Row {
     case.run(each_time(scale, StageName::Vision, ErrorKind::PoisonMessage)).await
 }
 
-/// A job that its owners die of.
+/// Job that kills its owners.
 pub async fn by_a_job(scale: &Scale) -> Row {
     let expected = "the job fails as worker_lost at llm, the request is kept in VIDI_DEAD, later jobs are answered";
     let case = Case { name: "a job that kills every owner".to_owned(), expected, bound_s: scale.bound(55.0) };
     case.run(each_time(scale, StageName::Llm, ErrorKind::WorkerLost)).await
 }
 
-/// An owner stands still until another has taken its job over, and then goes on.
+/// SIGSTOP of an owner until another has taken its job over, then SIGCONT.
 pub async fn two_owners(scale: &Scale) -> Row {
-    let expected = "one terminal event, the text told once, the answer as in peace";
+    let expected = "one terminal event, the text told once, the answer of an undisturbed run";
     let case = Case { name: "two owners for one job".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
         let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
         let clip = load::long_video(&rig, 3)?;
-        let mut request = JobRequest::new(JobId::new("peace")?, clip.to_string_lossy(), "a dog");
+        let mut request = JobRequest::new(JobId::new("undisturbed")?, clip.to_string_lossy(), "a dog");
         request.max_new_tokens = 600;
-        let peace = load::result(&rig.answer(&request).await?)?.clone();
+        let undisturbed = load::result(&rig.answer(&request).await?)?.clone();
         let mut takeovers = 0;
         let rounds = (scale.jobs / 16).clamp(1, 5);
         for round in 0..rounds {
@@ -144,7 +145,7 @@ pub async fn two_owners(scale: &Scale) -> Row {
             load::wait_for(&rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
             let owner = owner_of(&rig, &request.job).await?;
             signal(owner, "STOP")?;
-            // A second `planned` is the other owner's.
+            // The second `planned` event comes from the other owner.
             let until = Instant::now() + Duration::from_secs(20);
             loop {
                 let events = load::log_of(&rig.bus, &request.job).await;
@@ -155,17 +156,17 @@ pub async fn two_owners(scale: &Scale) -> Row {
                 }
                 if Instant::now() > until {
                     signal(owner, "CONT")?;
-                    bail!("nobody took the job over; {}", load::tail(&rig));
+                    bail!("no takeover within 20 s; {}", load::tail(&rig));
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             signal(owner, "CONT")?;
             rig.events(&request.job).await?;
-            // The first owner has time to do what it must not.
+            // Time for the first owner to interfere.
             tokio::time::sleep(Duration::from_millis(1500)).await;
             let events = load::log_of(&rig.bus, &request.job).await;
             let got = load::result(&events).with_context(|| load::tail(&rig))?;
-            ensure!(got.token_ids == peace.token_ids, "another answer");
+            ensure!(got.token_ids == undisturbed.token_ids, "another answer");
             let told: String = events
                 .iter()
                 .filter_map(|e| match &e.event {
@@ -183,15 +184,15 @@ pub async fn two_owners(scale: &Scale) -> Row {
     .await
 }
 
-/// The process that has a job in hand.
+/// Process id of the owner of a job.
 async fn owner_of(rig: &Rig, job: &JobId) -> anyhow::Result<u32> {
     let reply = rig.bus.client().request(rig.bus.subjects().owner(job), Default::default()).await?;
     let instance = String::from_utf8(reply.payload.to_vec())?;
-    let pid = instance.split('-').nth(1).context("an instance is stage-pid-digits")?;
+    let pid = instance.split('-').nth(1).context("an instance name is stage-pid-digits")?;
     Ok(pid.parse()?)
 }
 
-/// Five stages, three processes each, start at the same time, again and again.
+/// Start of five stages with three processes each at the same time, repeatedly.
 pub async fn start_together(scale: &Scale) -> Row {
     let expected = "all ready and a job answered each time";
     let case = Case {

@@ -1,4 +1,4 @@
-//! Mixed jobs with known answers, and what must hold of a pipeline once all jobs have ended.
+//! Mixed jobs with known answers, and the conditions on a pipeline once all jobs have ended.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -15,19 +15,19 @@ use runtime::subject::StreamName;
 use super::Scale;
 use crate::harness::{Rig, Setup, ffmpeg, terminal};
 
-/// What every rig of the suite is set to: quick redelivery, and patience that ends within a case.
+/// Settings of every rig of the suite: quick redelivery, and a patience that ends within a case.
 pub fn setup(scale: &Scale) -> Setup {
     let set = ["bus.ack_wait_s=1", "bus.worker_patience_s=20"].map(str::to_owned).to_vec();
     Setup { broker: scale.broker.clone(), set, ..Setup::default() }
 }
 
-/// A job's files and questions, and the answers that they have in peace.
+/// Mixed requests, and their answers in an undisturbed run.
 pub struct Load {
     kinds: Vec<JobRequest>,
     answers: Vec<Vec<u32>>,
 }
 
-/// ffmpeg's inputs and codecs of the mixed files.
+/// Names of the mixed files, with ffmpeg's inputs and codecs.
 const FILES: [(&str, &str); 5] = [
     (
         "a.mp4",
@@ -44,10 +44,10 @@ const FILES: [(&str, &str); 5] = [
 const QUESTIONS: [&str; 3] = ["a man slicing onions", "a dog", "the logo is shown twice"];
 
 impl Load {
-    /// Makes the files in a rig's media root and asks every question once, undisturbed.
+    /// Makes the files in a rig's media root and asks every question once without faults.
     ///
     /// # Errors
-    /// ffmpeg's; a job that fails.
+    /// ffmpeg's, or that of a job.
     pub async fn new(rig: &Rig) -> anyhow::Result<Self> {
         let mut kinds = Vec::new();
         for (i, (name, args)) in FILES.iter().enumerate() {
@@ -65,16 +65,16 @@ impl Load {
         Ok(Load { kinds, answers })
     }
 
-    /// A request of a kind, with a name of its own.
+    /// A request of a kind, with its own job id.
     pub fn request(&self, name: &str, kind: usize) -> JobRequest {
-        let job = JobId::new(format!("{name}-k{}", kind % self.kinds.len())).expect("a test's own id");
+        let job = JobId::new(format!("{name}-k{}", kind % self.kinds.len())).expect("the name makes a valid job id");
         JobRequest { job, ..self.kinds[kind % self.kinds.len()].clone() }
     }
 
     /// Submits `n` jobs of mixed kinds.
     ///
     /// # Errors
-    /// When the broker does not take them.
+    /// If the broker does not take them.
     pub async fn submit(&self, bus: &Bus, name: &str, n: usize) -> anyhow::Result<Vec<JobRequest>> {
         let requests: Vec<JobRequest> = (0..n).map(|i| self.request(&format!("{name}-{i}"), i)).collect();
         for request in &requests {
@@ -83,10 +83,10 @@ impl Load {
         Ok(requests)
     }
 
-    /// Waits for the end of every job and checks that each is answered as in peace, and that nothing stays behind.
+    /// Waits for the end of every job and checks that each has its undisturbed answer, and that nothing stays behind.
     ///
     /// # Errors
-    /// The first job that is not.
+    /// The first job without that answer, or the messages left behind.
     pub async fn check(&self, rig: &Rig, requests: &[JobRequest]) -> anyhow::Result<()> {
         for request in requests {
             rig.events(&request.job).await?;
@@ -97,10 +97,10 @@ impl Load {
         empty(rig).await
     }
 
-    /// Checks that a job that has ended was answered as in peace.
+    /// Checks that an ended job has its undisturbed answer.
     ///
     /// # Errors
-    /// What is different.
+    /// The difference.
     pub async fn check_answer(&self, rig: &Rig, request: &JobRequest) -> anyhow::Result<()> {
         let events = log_of(&rig.bus, &request.job).await;
         let got = result(&events)?;
@@ -112,10 +112,10 @@ impl Load {
     }
 }
 
-/// Submits, again and again while the broker is away.
+/// Submits, with retries while the broker is unreachable.
 ///
 /// # Errors
-/// When it stays away for a minute.
+/// If it stays unreachable for a minute.
 pub async fn submit(bus: &Bus, request: &JobRequest) -> anyhow::Result<()> {
     let until = Instant::now() + Duration::from_secs(60);
     loop {
@@ -134,10 +134,10 @@ fn text(event: &Event) -> Option<&str> {
     }
 }
 
-/// A job's result, after checking that it is the one end of a gapless log.
+/// Result of a job, after a check that it is the only end of a log without gaps.
 ///
 /// # Errors
-/// What is wrong.
+/// The defect of the log, or another end.
 pub fn result(events: &[JobEvent]) -> anyhow::Result<&JobResult> {
     match terminal(events)? {
         Event::Result(result) => Ok(result),
@@ -145,7 +145,7 @@ pub fn result(events: &[JobEvent]) -> anyhow::Result<&JobResult> {
     }
 }
 
-/// Every event on a job's subject, those behind the terminal one included; what is unreadable is left out.
+/// All readable events on a job's subject, also those after the terminal one.
 pub async fn log_of(bus: &Bus, job: &JobId) -> Vec<JobEvent> {
     let subject = bus.subjects().events(job);
     let mut events = Vec::new();
@@ -157,10 +157,10 @@ pub async fn log_of(bus: &Bus, job: &JobId) -> Vec<JobEvent> {
     events
 }
 
-/// Waits until no stream holds anything of any job but its events, and no room is reserved.
+/// Waits until no stream but the events holds anything of any job, and no capacity is reserved.
 ///
 /// # Errors
-/// What is still there after two minutes.
+/// The rest that is still there after two minutes.
 pub async fn empty(rig: &Rig) -> anyhow::Result<()> {
     let until = Instant::now() + Duration::from_secs(120);
     loop {
@@ -168,17 +168,17 @@ pub async fn empty(rig: &Rig) -> anyhow::Result<()> {
         if left.is_empty() {
             return Ok(());
         }
-        ensure!(Instant::now() < until, "left behind: {left:?}; {}", tail(rig));
+        ensure!(Instant::now() < until, "left behind after 2 minutes: {left:?}; {}", tail(rig));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// Subjects that hold messages, and jobs that hold room.
+/// Subjects that hold messages, and jobs that hold a reservation of capacity.
 ///
 /// # Errors
 /// When the broker cannot be asked.
 pub async fn left_over(bus: &Bus) -> anyhow::Result<Vec<String>> {
-    let mut left: Vec<String> = bus.room_holders().await.iter().map(|job| format!("room of {job}")).collect();
+    let mut left: Vec<String> = bus.room_holders().await.iter().map(|job| format!("reservation of {job}")).collect();
     for stream in StreamName::ALL {
         if !matches!(stream, StreamName::Events | StreamName::Dead | StreamName::Room) {
             left.extend(bus.subjects_in(stream).await?);
@@ -187,7 +187,7 @@ pub async fn left_over(bus: &Bus) -> anyhow::Result<Vec<String>> {
     Ok(left)
 }
 
-/// Messages kept for an operator, by subject.
+/// Subjects of the messages kept for an operator.
 ///
 /// # Errors
 /// When the broker cannot be asked.
@@ -195,21 +195,21 @@ pub async fn dead(bus: &Bus) -> anyhow::Result<Vec<String>> {
     Ok(bus.subjects_in(StreamName::Dead).await?)
 }
 
-/// The end of a rig's log.
+/// Last 40 lines of a rig's log.
 pub fn tail(rig: &Rig) -> String {
     let log = rig.log();
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(40)..].join("\n")
 }
 
-/// Waits until a job's log has an event that `wanted` knows.
+/// Waits until a job has an event that `wanted` accepts.
 ///
 /// # Errors
-/// When there is none within two minutes.
+/// If there is none within two minutes.
 pub async fn wait_for(rig: &Rig, job: &JobId, wanted: impl Fn(&Event) -> bool) -> anyhow::Result<()> {
     let until = Instant::now() + Duration::from_secs(120);
     while !log_of(&rig.bus, job).await.iter().any(|e| wanted(&e.event)) {
-        ensure!(Instant::now() < until, "{job} does not come that far; {}", tail(rig));
+        ensure!(Instant::now() < until, "{job} has no such event after 2 minutes; {}", tail(rig));
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
@@ -222,7 +222,7 @@ pub fn resident(pid: u32) -> u64 {
     line.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
-/// How many events of each kind the jobs had, for the table.
+/// Number of terminal events of each kind that the jobs had.
 pub async fn count_kinds(bus: &Bus, requests: &[JobRequest]) -> HashMap<&'static str, usize> {
     let mut counts = HashMap::new();
     for request in requests {
@@ -239,7 +239,7 @@ pub async fn count_kinds(bus: &Bus, requests: &[JobRequest]) -> HashMap<&'static
     counts
 }
 
-/// A long video, for jobs that something happens to while they run.
+/// Path of a new long video, for jobs that are to last.
 ///
 /// # Errors
 /// ffmpeg's.

@@ -1,4 +1,4 @@
-//! Messages that nobody sent in good faith: garbage, duplicates, out of order; and messages that are refused or lost.
+//! Faults of messages: malformed, duplicate, out of order, refused and lost ones.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,17 +15,18 @@ use runtime::bus::Bus;
 use runtime::subject::StreamName;
 
 use super::load::{self, Load, setup};
-use super::{Case, Dice, Row, Scale, Seen};
+use super::{Case, Row, Scale, Seen};
+use crate::dice::Dice;
 use crate::harness::{Rig, Setup, signal, terminal};
 
-/// Header of what this suite sends a second time.
+/// Header of messages that this suite has sent again.
 const AGAIN: &str = "Vidi-Again";
 
-/// Bytes that are no message of ours.
+/// Bodies that are not valid messages.
 fn garbage(dice: &mut Dice) -> Vec<Bytes> {
     let random: Vec<u8> = (0..4096).map(|_| dice.below(256) as u8).collect();
     let deep = vec![0x91; 100_000];
-    // Announce 4 GiB of map, array, string and bytes, and bring none of it.
+    // Headers of a map, array, string and byte string of 4 GiB, without content.
     let huge = [0xdf, 0xdd, 0xdb, 0xc6].map(|m| vec![m, 0xff, 0xff, 0xff, 0xff]);
     let json: Vec<&[u8]> = vec![b"{", b"{\"v\":1}", b"{\"v\":99,\"job\":\"x\"}", b"{\"job\":7}", b"null", b""];
     [random, deep, vec![0xc1; 10]]
@@ -36,9 +37,9 @@ fn garbage(dice: &mut Dice) -> Vec<Bytes> {
         .collect()
 }
 
-/// Garbage on every subject, under the name of a job that is worked on and of one that is not.
+/// Malformed messages on every subject, for a job in flight and for an unknown one.
 pub async fn poison(scale: &Scale) -> Row {
-    let expected = "no stage dies or grows by 64 MiB; what names no job in work changes nothing; other jobs answered";
+    let expected = "no stage dies or grows by 64 MiB; messages of no job in flight change nothing; other jobs answered";
     let case = Case { name: "garbage on every subject".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
         let rig = Rig::start(setup(scale)).await?;
@@ -48,7 +49,7 @@ pub async fn poison(scale: &Scale) -> Row {
         let requests = load.submit(&rig.bus, "poison", scale.jobs.min(20)).await?;
         let subjects = rig.bus.subjects();
         let stranger = JobId::new("stranger")?;
-        // Its control messages and events may be written by anybody who may publish there; its results stand.
+        // Anyone who may publish there can write to the control and event subjects of this job; its result must not change.
         let victim = &requests[0].job;
         let mut targets = vec![
             subjects.jobs(),
@@ -94,7 +95,7 @@ pub async fn poison(scale: &Scale) -> Row {
     .await
 }
 
-/// A message that cannot be read, in each stage's queue, under the name of a job in work.
+/// Malformed message for a job in flight, in the queue of each stage.
 pub async fn poison_of_a_job(scale: &Scale) -> Row {
     let expected = "that job fails as poison_message naming the stage, the message is kept in VIDI_DEAD, its neighbour is answered";
     let case = Case { name: "a poison message in each queue".to_owned(), expected, bound_s: scale.bound(60.0) };
@@ -124,10 +125,10 @@ pub async fn poison_of_a_job(scale: &Scale) -> Row {
     .await
 }
 
-/// A terminal event that the stream refuses, as of an owner that another has taken over from: a plain subscriber hears it,
-/// and it ends nothing.
+/// Terminal event that the stream refuses, as from an owner that has lost its job: a plain subscriber receives it, and the
+/// job goes on.
 pub async fn refused_end(scale: &Scale) -> Row {
-    let expected = "the job goes on to the answer as in peace, its one terminal event";
+    let expected = "the job goes on to the answer of an undisturbed run, its one terminal event";
     let case = Case { name: "a refused terminal event".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
         let rig = Rig::start(setup(scale)).await?;
@@ -138,8 +139,8 @@ pub async fn refused_end(scale: &Scale) -> Row {
                 ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog")
             })
         };
-        let peace = rig.answer(&ask("peace")?).await?;
-        let end = peace.last().context("no events")?.clone();
+        let undisturbed = rig.answer(&ask("undisturbed")?).await?;
+        let end = undisturbed.last().context("no events")?.clone();
         let request = ask("refused")?;
         client::submit(&rig.bus, &request).await?;
         load::wait_for(&rig, &request.job, |e| matches!(e, Event::Planned { .. })).await?;
@@ -151,18 +152,18 @@ pub async fn refused_end(scale: &Scale) -> Row {
         rig.bus.client().flush().await?;
         rig.events(&request.job).await?;
         let events = load::log_of(&rig.bus, &request.job).await;
-        let (got, wanted) = (load::result(&events).with_context(|| load::tail(&rig))?, load::result(&peace)?);
+        let (got, wanted) = (load::result(&events).with_context(|| load::tail(&rig))?, load::result(&undisturbed)?);
         ensure!(got.token_ids == wanted.token_ids, "another answer");
         load::empty(&rig).await?;
-        let injected = "a result that is to follow an event that there is not".to_owned();
+        let injected = "a result with a wrong expected sequence".to_owned();
         Ok(Seen { injected, observed: "right answer, one end".to_owned(), seconds: None })
     })
     .await
 }
 
-/// Every message between stages, and every job, twice.
+/// Duplicates of every message between stages, and of every job.
 pub async fn duplicates(scale: &Scale) -> Row {
-    let expected = "every job answered as in peace, one terminal event each, nothing left in the streams";
+    let expected = "every job answered as in an undisturbed run, one terminal event each, nothing left in the streams";
     let case = Case {
         name: "duplicates of every message".to_owned(),
         expected,
@@ -186,7 +187,7 @@ pub async fn duplicates(scale: &Scale) -> Row {
     .await
 }
 
-/// Sends again, without the id that the broker would know it by, what goes by.
+/// Sends every message again, without the message id by which the broker would recognize it.
 async fn echo(bus: Bus) -> anyhow::Result<()> {
     let subjects = bus.subjects();
     let mut heard = vec![subjects.jobs(), format!("{}.*.*", subjects.jobs())];
@@ -214,24 +215,24 @@ async fn echo(bus: Bus) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Messages of every queue taken out while their stage stands still, and put back in another order.
+/// Messages of every queue removed while their stage is stopped, and put back in another order.
 pub async fn out_of_order(scale: &Scale) -> Row {
-    let expected = "the answer as in peace";
+    let expected = "the answer of an undisturbed run";
     let case = Case { name: "out of order".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
         let mut setup = setup(scale);
-        // One row of features or tokens is small: many messages, so that there is something to put out of order.
+        // Small messages, so that there are many to reorder.
         setup.set.extend(["bus.message_bytes=65536".to_owned(), "decode.batch_frames=1".to_owned()]);
         setup.set[0] = "bus.ack_wait_s=20".to_owned();
         setup.max_payload = 2 << 20;
-        // Frames are larger than that and cannot be split: the size aimed at is the frames'.
+        // A frame is larger and cannot be split: the message size is that of a frame.
         setup.set[2] = "bus.message_bytes=1100000".to_owned();
         let rig = Rig::start(setup).await?;
         let clip = load::long_video(&rig, 40)?;
         let ask = |name: &str| -> anyhow::Result<JobRequest> {
             Ok(JobRequest { max_new_tokens: 24, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
         };
-        let peace = load::result(&rig.answer(&ask("peace")?).await?)?.token_ids.clone();
+        let undisturbed = load::result(&rig.answer(&ask("undisturbed")?).await?)?.token_ids.clone();
         let mut dice = Dice::new(scale.seed);
         let request = ask("shuffled")?;
         let stages = [StageName::Vision, StageName::Audio, StageName::Fuse];
@@ -248,8 +249,8 @@ pub async fn out_of_order(scale: &Scale) -> Row {
         }
         rig.events(&request.job).await?;
         let events = load::log_of(&rig.bus, &request.job).await;
-        ensure!(load::result(&events).with_context(|| load::tail(&rig))?.token_ids == peace, "another answer");
-        ensure!(moved["vision"] > 10 && moved["fuse"] > 3, "nothing to put out of order: {moved:?}");
+        ensure!(load::result(&events).with_context(|| load::tail(&rig))?.token_ids == undisturbed, "another answer");
+        ensure!(moved["vision"] > 10 && moved["fuse"] > 3, "too few messages to reorder: {moved:?}");
         load::empty(&rig).await?;
         let injected = format!("queues put in random order: {moved:?} messages").replace('"', "");
         Ok(Seen { injected, observed: "right answer".to_owned(), seconds: None })
@@ -257,23 +258,22 @@ pub async fn out_of_order(scale: &Scale) -> Row {
     .await
 }
 
-/// The last message of a job is gone from each queue in turn, as from a broker that was killed before it was on disk, and
-/// the broker still knows its id. Neighbours keep every stage busy meanwhile.
+/// Loss of a job's last message from each queue in turn, as from a broker that was killed before the write to disk but
+/// still knows the message id. Neighbours keep every stage busy meanwhile.
 pub async fn lost(scale: &Scale) -> Row {
-    let expected =
-        "what is missing is asked for again once patience has ended; the answer as in peace, and the neighbours'";
+    let expected = "what is missing is asked for again once patience has ended; the answer of an undisturbed run, and the neighbours'";
     let case = Case { name: "a message lost from each queue".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
         let mut setup = Setup { replicas: "llm=2".to_owned(), ..setup(scale) };
         setup.set[1] = "bus.worker_patience_s=4".to_owned();
         let rig = Rig::start(setup).await?;
         let load = Load::new(&rig).await?;
-        // Two windows of sound: a stage that stands still may have been sent the first one already.
+        // Two windows of audio: a stopped stage may have received the first one already.
         let clip = load::long_video(&rig, 40)?;
         let ask = |name: &str| -> anyhow::Result<JobRequest> {
             Ok(JobRequest { max_new_tokens: 24, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
         };
-        let peace = load::result(&rig.answer(&ask("peace")?).await?)?.token_ids.clone();
+        let undisturbed = load::result(&rig.answer(&ask("undisturbed")?).await?)?.token_ids.clone();
         let mut neighbours = 0;
         for stage in [StageName::Vision, StageName::Audio, StageName::Fuse] {
             let pid = *rig.pids(stage).first().context("no such stage")?;
@@ -296,7 +296,10 @@ pub async fn lost(scale: &Scale) -> Row {
                 broken = busy => return broken,
             }
             let events = load::log_of(&rig.bus, &request.job).await;
-            ensure!(load::result(&events).with_context(|| load::tail(&rig))?.token_ids == peace, "another answer");
+            ensure!(
+                load::result(&events).with_context(|| load::tail(&rig))?.token_ids == undisturbed,
+                "another answer"
+            );
         }
         let again = rig.log().matches("what is missing is asked for again").count();
         ensure!(again >= 3, "asked again {again} times, not 3; {}", load::tail(&rig));
@@ -307,7 +310,7 @@ pub async fn lost(scale: &Scale) -> Row {
     .await
 }
 
-/// Takes a job's last message out of a queue.
+/// Deletes a job's last message from a queue.
 async fn lose_last(bus: &Bus, stage: StageName, job: &JobId) -> anyhow::Result<()> {
     let (name, subject) = (StreamName::input_of(stage), bus.subjects().input(stage, job));
     let stream = bus.stream(name).await?;
@@ -318,7 +321,7 @@ async fn lose_last(bus: &Bus, stage: StageName, job: &JobId) -> anyhow::Result<(
     Ok(())
 }
 
-/// Waits until nothing more is added to a stream.
+/// Waits until a stream does not grow any more.
 async fn settle(rig: &Rig, stream: StreamName) -> anyhow::Result<()> {
     let stream = rig.bus.stream(stream).await?;
     let until = Instant::now() + Duration::from_secs(30);
@@ -331,12 +334,12 @@ async fn settle(rig: &Rig, stream: StreamName) -> anyhow::Result<()> {
         if now > 0 && last.1.elapsed() > Duration::from_millis(1200) {
             return Ok(());
         }
-        ensure!(Instant::now() < until, "never quiet");
+        ensure!(Instant::now() < until, "the stream still grows after 30 s");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// Takes a job's messages out of a queue and puts them back in random order.
+/// Removes a job's messages from a queue and puts them back in random order.
 async fn shuffle(bus: &Bus, stage: StageName, job: &JobId, dice: &mut Dice) -> anyhow::Result<usize> {
     let name = StreamName::input_of(stage);
     let subject = bus.subjects().input(stage, job);

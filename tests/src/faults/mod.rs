@@ -1,12 +1,13 @@
-//! What goes wrong in practice, done on purpose to real processes and a real broker, with what must come of it.
+//! Fault suite: faults injected into real processes and a real broker, with the outcome that is expected of each.
 //!
 //! In reading order: this file (a case, its row in the table), [`load`] (mixed jobs with known answers, and what must hold
-//! once they have ended), [`killed`] (workers that die), [`broker`] (a broker that dies, stands still, is full),
-//! [`messages`] (messages that nobody sent in good faith), [`ends`] (jobs that end early), [`flow`] (more work than room).
+//! once they have ended), [`killed`] (killed workers), [`broker`] (a broker that is killed, stopped or full), [`messages`]
+//! (malformed, duplicate, reordered and lost messages), [`ends`] (jobs that end early), [`flow`] (more work than
+//! capacity).
 
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub mod broker;
 pub mod ends;
@@ -15,87 +16,87 @@ pub mod killed;
 pub mod load;
 pub mod messages;
 
-/// How much longer everything may take on a machine that is busy. Three times a second and a half is still less than
-/// the product waits before it falls back on its safety nets, so a bound that only these would keep is still missed.
+/// Factor by which bounds are stretched on a busy machine. Three times a second and a half is still less than the
+/// product's own time-outs, so a case that only those would end still exceeds its bound.
 const BUSY: f64 = 3.0;
 
-/// How large the suite is run.
+/// Size of a run of the suite.
 #[derive(Clone, Debug)]
 pub struct Scale {
-    /// Jobs of the cases that need many.
+    /// Number of jobs of the cases that need many.
     pub jobs: usize,
-    /// Instants at which a job is cancelled.
+    /// Number of instants at which a job is cancelled.
     pub cancels: usize,
-    /// Times that all stages start together.
+    /// Number of times that all stages start together.
     pub starts: usize,
-    /// Seed of everything random.
+    /// Seed of all random choices.
     pub seed: u64,
-    /// The broker's executable; none for the default one.
+    /// Executable of the broker; none for the default one.
     pub broker: Option<PathBuf>,
-    /// Bounds are stretched by this: they are promises for a machine with nothing else to do.
+    /// Factor on all bounds, which hold for an idle machine.
     pub slack: f64,
 }
 
 impl Scale {
-    /// Seconds that a case may take which takes so many at most on a machine with nothing else to do.
+    /// Bound in seconds of a case whose bound on an idle machine is `seconds`.
     pub fn bound(&self, seconds: f64) -> f64 {
         seconds * self.slack
     }
 
-    /// What fits a run of CI, on a machine that may have more to do.
+    /// Size for CI, on a machine that may be busy.
     pub fn short() -> Self {
         Scale { jobs: 16, cancels: 8, starts: 2, seed: 1, broker: None, slack: BUSY }
     }
 
-    /// What the issue asks for.
+    /// Full size, for an idle machine.
     pub fn full() -> Self {
         Scale { jobs: 100, cancels: 50, starts: 20, seed: 1, broker: None, slack: 1.0 }
     }
 }
 
-/// One line of the table.
+/// Row of the table.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// What is tried.
+    /// Name of the case.
     pub case: String,
-    /// What was done.
+    /// Injected fault.
     pub injected: String,
-    /// What must come of it.
+    /// Expected outcome.
     pub expected: &'static str,
-    /// What came of it.
+    /// Observed outcome.
     pub observed: String,
-    /// Seconds that it took: the whole case, or what the bound is for.
+    /// Seconds taken: by the whole case, or by the part that the bound is for.
     pub seconds: f64,
-    /// Seconds that it may take.
+    /// Bound in seconds.
     pub bound_s: f64,
-    /// Whether all was as expected.
+    /// Whether outcome and time are as expected.
     pub passed: bool,
 }
 
-/// A case as it is run: what must come of it, and how long that may take.
+/// Case to run.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// What is tried.
+    /// Its name.
     pub name: String,
-    /// What must come of it.
+    /// Expected outcome.
     pub expected: &'static str,
-    /// Seconds that it may take.
+    /// Bound in seconds.
     pub bound_s: f64,
 }
 
-/// What a case saw.
+/// Observation of a case.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// What was done.
+    /// Injected fault.
     pub injected: String,
-    /// What came of it.
+    /// Observed outcome.
     pub observed: String,
-    /// Seconds that the bound is for; none for the whole case.
+    /// Seconds of the part that the bound is for; none for the whole case.
     pub seconds: Option<f64>,
 }
 
 impl Case {
-    /// Runs a case; an error is what was not as expected.
+    /// Runs a case; an error of `body` is an unexpected outcome.
     pub async fn run(self, body: impl Future<Output = anyhow::Result<Seen>>) -> Row {
         let started = Instant::now();
         let outcome = body.await;
@@ -123,10 +124,10 @@ impl Case {
 }
 
 impl Row {
-    /// The row, or what was wrong with it.
+    /// The row, if the case passed.
     ///
     /// # Errors
-    /// What was observed instead of what was expected.
+    /// Expected and observed outcome of a case that failed.
     pub fn check(self) -> anyhow::Result<Row> {
         anyhow::ensure!(
             self.passed,
@@ -148,39 +149,14 @@ pub fn table(rows: &[Row]) -> String {
     );
     for r in rows {
         let verdict = if r.passed { "pass" } else { "**fail**" };
-        // An error may quote a whole log.
+        // An error may contain a whole log.
         let observed: String = r.observed.replace('\n', " ").replace('|', "/").chars().take(400).collect();
         writeln!(
             text,
             "| {} | {} | {} | {observed} | {:.2} | {} | {verdict} |",
             r.case, r.injected, r.expected, r.seconds, r.bound_s
         )
-        .expect("a String takes all. This is a bug.");
+        .expect("writing to a String does not fail. This is a bug.");
     }
     text
-}
-
-/// Numbers that are the same for the same seed (SplitMix64).
-#[derive(Clone, Debug)]
-pub struct Dice(u64);
-
-impl Dice {
-    /// Dice for a seed.
-    pub fn new(seed: u64) -> Self {
-        Dice(seed)
-    }
-
-    /// A number below `n`.
-    pub fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
-    }
-
-    /// A time between two, in milliseconds.
-    pub fn pause(&mut self, from_ms: usize, to_ms: usize) -> Duration {
-        Duration::from_millis((from_ms + self.below(to_ms - from_ms)) as u64)
-    }
 }

@@ -1,4 +1,4 @@
-//! One configuration measured: questions about videos of several lengths, beside what the card cannot be faster than.
+//! Benchmark of one configuration: questions about videos of several durations, beside their floors on this GPU.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,54 +10,54 @@ use protocol::error::StageName;
 use runtime::process::ConfigArgs;
 use serde::Serialize;
 
-use super::card;
+use super::driver;
 use super::floor::{Ceilings, Floor};
 use super::run::{Measured, Pipeline};
 
-/// What is asked.
+/// Questions of a benchmark.
 #[derive(Clone, Debug)]
 pub struct Questions {
-    /// Lengths of videos, seconds.
+    /// Durations of the videos in seconds.
     pub seconds: Vec<u64>,
-    /// Questions of each length; the last one counts.
+    /// Questions per duration; the last one counts.
     pub rounds: usize,
     /// Tokens to generate.
     pub new_tokens: u32,
-    /// Jobs of mixed length afterwards.
+    /// Jobs of mixed duration afterwards.
     pub soak: usize,
 }
 
-/// What came of it.
+/// Figures of one configuration.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// The card, as its driver calls it.
-    pub card: String,
-    /// Its rates, measured before anything else.
+    /// Name, driver version and memory of the GPU.
+    pub gpu: String,
+    /// Rates of the GPU, measured first.
     pub ceilings: Option<Ceilings>,
     /// Configuration keys.
     pub settings: Vec<String>,
-    /// Bytes of the card in use before.
+    /// Bytes of GPU memory in use before the start.
     pub idle_bytes: u64,
-    /// And once the stages were ready.
+    /// Bytes of GPU memory in use once the stages were ready.
     pub ready_bytes: u64,
-    /// Question by question.
+    /// One row per question.
     pub rows: Vec<Row>,
 }
 
-/// A question and its floor.
+/// Measured question and its floor.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// What it came to, its peak without what was in use before.
+    /// The measurement; its peak is without the memory in use before the start.
     #[serde(flatten)]
     pub measured: Measured,
-    /// What it could not be faster than; none where nothing was measured of the card.
+    /// The floor; none if the GPU's rates were not measured.
     pub floor: Option<Floor>,
 }
 
-/// Starts a pipeline under a configuration, asks, and prints a table as it goes.
+/// Starts a pipeline with a configuration, asks the questions and prints a row after each.
 ///
 /// # Errors
-/// Without a model, a card's driver or a pipeline that starts; a soak that finds something.
+/// If there is no model, no driver or the pipeline does not start; memory that grows in the soak.
 pub async fn bench(
     config: &ConfigArgs,
     model: Option<&Path>,
@@ -66,27 +66,27 @@ pub async fn bench(
     ceilings: Option<Ceilings>,
 ) -> anyhow::Result<Report> {
     if model.is_none() && config.weights.is_none() {
-        anyhow::bail!("--model names a checkpoint directory, or --weights random does without one");
+        anyhow::bail!("no model: give --model DIR or --weights random");
     }
-    let card = card::query("name,driver_version,memory.total")?;
-    let idle_bytes = card::used_bytes()?;
-    println!("{card}; {}", config.set.join(" "));
+    let gpu = driver::query("name,driver_version,memory.total")?;
+    let idle_bytes = driver::used_bytes()?;
+    println!("{gpu}; {}", config.set.join(" "));
     let (effective, geometry) = described(config, model)?;
     let started = Instant::now();
-    // Each round is a first question, unless the command line says otherwise.
+    // Every question goes through all stages, unless the command line says otherwise.
     let mut set: Vec<String> = ["llm.keep_video=false".to_owned()].into_iter().chain(config.set.clone()).collect();
     set.extend(config.weights.map(|weights| format!("model.weights={weights}")));
     let pipeline = Pipeline::start(model, &set, one_process).await?;
-    let ready_bytes = card::used_bytes()?;
-    println!("ready in {:.1} s, {:.2} GB on the card", started.elapsed().as_secs_f64(), gb(ready_bytes - idle_bytes));
+    let ready_bytes = driver::used_bytes()?;
+    println!("ready in {:.1} s, {:.2} GB of GPU memory", started.elapsed().as_secs_f64(), gb(ready_bytes - idle_bytes));
     show_memory(&pipeline).await?;
-    println!("| video s | tokens | first token s | floor | ms a token | floor | whole s | peak GB | busy s |");
+    println!("| video s | tokens | first token s | floor | ms per token | floor | whole s | peak GB | busy s |");
     println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |");
     let mut rows = Vec::new();
     for (i, &seconds) in questions.seconds.iter().enumerate() {
         let floor = ceilings.map(|c| Floor::new(seconds, &geometry, &effective, &c)).transpose()?;
         for round in 0..questions.rounds.max(1) {
-            // A length may come twice; a job that has an end is not run again.
+            // A duration may come twice, but the id of an ended job is not run again.
             let job = format!("bench-{i}-{seconds}-{round}");
             let mut measured = pipeline.ask(&job, seconds, questions.new_tokens).await?;
             measured.peak_bytes = measured.peak_bytes.saturating_sub(idle_bytes);
@@ -99,10 +99,10 @@ pub async fn bench(
         soak(&pipeline, questions.soak).await?;
     }
     show_memory(&pipeline).await?;
-    Ok(Report { card, ceilings, settings: config.set.clone(), idle_bytes, ready_bytes, rows })
+    Ok(Report { gpu, ceilings, settings: config.set.clone(), idle_bytes, ready_bytes, rows })
 }
 
-/// The configuration and the geometry that a pipeline will have.
+/// Effective configuration and model geometry of the pipeline.
 fn described(config: &ConfigArgs, model: Option<&Path>) -> anyhow::Result<(config::Config, ModelConfig)> {
     let mut effective = config.load().map_err(|fatal| anyhow::anyhow!("{}", fatal.1))?;
     effective.model.dir = model.map_or_else(PathBuf::new, Path::to_owned);
@@ -139,22 +139,22 @@ async fn show_memory(pipeline: &Pipeline) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lengths of the soak's videos, seconds: short and long in turn.
+/// Durations of the soak's videos in seconds, short and long in turn.
 const MIXED: [u64; 7] = [10, 45, 3, 90, 20, 150, 7];
-/// Jobs after which nothing grows any more: each length once.
+/// Number of jobs after which memory must not grow: each duration once.
 const FIRST_JOBS: usize = MIXED.len();
 
-/// Asks one question after the other and looks at what the computing stages hold after each.
+/// Asks one question after the other and checks the memory of the computing stages after each.
 ///
 /// # Errors
-/// A job that fails, a stage that holds more after a job than after the first round of them.
+/// A job that fails, or a stage that holds more memory after a job than after the first round.
 async fn soak(pipeline: &Pipeline, jobs: usize) -> anyhow::Result<()> {
     let mut at_rest: BTreeMap<StageName, u64> = BTreeMap::new();
     let started = Instant::now();
     for i in 0..jobs {
         let m = pipeline.ask(&format!("soak-{i}"), MIXED[i % MIXED.len()], 8).await?;
         if let Some(error) = m.error {
-            anyhow::bail!("job {i}: {error}");
+            anyhow::bail!("job {i} of the soak failed: {error}");
         }
         for status in pipeline.memory().await?.into_iter().filter(|s| s.stage != StageName::Decode) {
             let known = at_rest.entry(status.stage).or_insert(status.used_bytes);
@@ -162,7 +162,7 @@ async fn soak(pipeline: &Pipeline, jobs: usize) -> anyhow::Result<()> {
                 *known = status.used_bytes.max(*known);
             } else if status.used_bytes > *known {
                 anyhow::bail!(
-                    "after job {i} stage-{} holds {} bytes, at first {known}",
+                    "memory grows: after job {i} stage-{} holds {} bytes, after the first round {known}",
                     status.stage,
                     status.used_bytes
                 );
@@ -181,7 +181,7 @@ async fn soak(pipeline: &Pipeline, jobs: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes in units of 10^9.
+/// Gigabytes (10^9 bytes).
 pub fn gb(bytes: u64) -> f64 {
     bytes as f64 / 1e9
 }

@@ -1,5 +1,5 @@
-//! What a card cannot be faster than: the operations of a video over the rate of its products, the bytes of a token over
-//! that of its copies, both measured on the card itself.
+//! Floors of a GPU: the operations of a video over the rate of its matmuls, and the bytes of a token over the rate of its
+//! copies, both measured on that GPU.
 
 use std::process::{Command, Stdio};
 
@@ -14,22 +14,22 @@ use protocol::plan::{AudioPlan, ImagePlan, SAMPLE_RATE, WINDOW_SAMPLES};
 use serde::{Deserialize, Serialize};
 use stage_llm::gemma::footprint::LlmFootprint;
 
-/// A card's rates.
+/// Measured rates of a GPU.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Ceilings {
-    /// Read and written together.
+    /// Bytes per second of a copy, read and written together.
     pub copy_bytes_per_s: f64,
-    /// Of a 16-bit product of 8192 x 14336 by 14336 x 4096, a multiplication and an addition being two.
+    /// Operations per second of a 16-bit matmul of 8192 x 14336 by 14336 x 4096; a multiplication and an addition are two.
     pub dense_operations_per_s: f64,
-    /// Of 8192 x 3584 by 3584 x 28672 in E4M3; none where the card does not multiply it.
+    /// Operations per second of a matmul of 8192 x 3584 by 3584 x 28672 in E4M3; none if the GPU does not support it.
     pub e4m3_operations_per_s: Option<f64>,
 }
 
 impl Ceilings {
-    /// Measured on a device, which this process then holds.
+    /// Rates measured on a device, whose memory this process then holds.
     ///
     /// # Errors
-    /// No such device; its own.
+    /// That of the device, or if there is none.
     pub fn measure(device: &str) -> anyhow::Result<Self> {
         let config = ComputeConfig { device: device.to_owned(), dtype: Precision::Bf16, ..ComputeConfig::default() };
         let device = Compute::open(&config, None)?.device;
@@ -54,10 +54,10 @@ impl Ceilings {
         })
     }
 
-    /// Measured by a process of its own, which has left the card when this returns.
+    /// Rates measured by another process, whose GPU memory is free when this returns.
     ///
     /// # Errors
-    /// What that process says.
+    /// The error of that process.
     pub fn of(device: &str) -> anyhow::Result<Self> {
         let output = Command::new(std::env::current_exe()?)
             .args(["ceilings", device])
@@ -70,20 +70,20 @@ impl Ceilings {
     }
 }
 
-/// The least that a question about a video takes on a card.
+/// Least time of a question about a video on a GPU.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Floor {
-    /// To the first token: every product at the library's best, and the language model's weights read once.
+    /// Seconds to the first token: every matmul at the measured rate, and the language model's weights read once.
     pub first_token_s: f64,
-    /// A token: weights, keys and values read once.
+    /// Milliseconds per token: weights, keys and values read once.
     pub ms_per_token: f64,
 }
 
 impl Floor {
-    /// Of so many seconds of video with sound, one frame a second, under a configuration.
+    /// The floor for so many seconds of video with audio, at one frame per second, with a configuration.
     ///
     /// # Errors
-    /// Weights that the configured format cannot hold.
+    /// Weights that do not exist in the configured format.
     pub fn new(seconds: u64, model: &ModelConfig, config: &Config, ceilings: &Ceilings) -> anyhow::Result<Self> {
         let image = ImagePlan::new(1, seconds).tokens;
         let audio = AudioPlan::new(seconds * SAMPLE_RATE).map_or(0, |a| a.tokens);
@@ -98,65 +98,67 @@ impl Floor {
         let footprint = LlmFootprint::new(model, &config.llm, &config.compute)?;
         let weights_s = footprint.fixed.weights_bytes as f64 / ceilings.copy_bytes_per_s;
         let cache_bytes = footprint.media_token_bytes * (image + audio);
-        let first_token_s = work.products / media_rate + work.attention / ceilings.dense_operations_per_s + weights_s;
+        let first_token_s = work.matmuls / media_rate + work.attention / ceilings.dense_operations_per_s + weights_s;
         Ok(Floor { first_token_s, ms_per_token: 1e3 * (weights_s + cache_bytes as f64 / ceilings.copy_bytes_per_s) })
     }
 }
 
-/// Operations: of products with weights, and of attention, which has none.
+/// Numbers of operations: in matmuls with weights, and in attention.
 #[derive(Clone, Copy)]
 struct Work {
-    products: f64,
+    matmuls: f64,
     attention: f64,
 }
 
 impl std::ops::Mul<f64> for Work {
     type Output = Work;
     fn mul(self, n: f64) -> Work {
-        Work { products: self.products * n, attention: self.attention * n }
+        Work { matmuls: self.matmuls * n, attention: self.attention * n }
     }
 }
 
 impl std::ops::Add for Work {
     type Output = Work;
     fn add(self, other: Work) -> Work {
-        Work { products: self.products + other.products, attention: self.attention + other.attention }
+        Work { matmuls: self.matmuls + other.matmuls, attention: self.attention + other.attention }
     }
 }
 
-/// `layers` of an encoder over `rows` of `width`: four projections, a feed-forward part of `inner`, attention.
+/// Work of `layers` of an encoder over `rows` of `width`: four projections, a feed-forward part of `inner`, attention.
 fn of_encoder(layers: usize, rows: usize, width: usize, inner: usize) -> Work {
     let (layers, rows, width, inner) = (layers as f64, rows as f64, width as f64, inner as f64);
     Work {
-        products: layers * 2.0 * rows * (4.0 * width * width + 2.0 * width * inner),
+        matmuls: layers * 2.0 * rows * (4.0 * width * width + 2.0 * width * inner),
         attention: layers * 4.0 * rows * rows * width,
     }
 }
 
+/// Work of the vision tower on a frame.
 fn of_frame(model: &ModelConfig) -> Work {
     let c = &model.vision;
     of_encoder(model.vision_layers(), c.side() * c.side(), c.hidden_size, c.intermediate_size)
 }
 
+/// Work of the audio tower on a window.
 fn of_window(model: &ModelConfig) -> Work {
     let c = &model.audio;
     of_encoder(c.encoder_layers, c.max_source_positions, c.d_model, c.encoder_ffn_dim)
 }
 
-/// An image or audio token on its way through the decoder: keys and values, the folded output projection, the feed-forward
-/// part; of the last layer keys and values alone.
+/// Work of the decoder on an image or audio token: keys and values, the folded output projection and the feed-forward
+/// part; in the last layer keys and values only.
 fn of_media_token(model: &ModelConfig) -> Work {
     let (d, inner) = (model.hidden_size as f64, model.intermediate_size as f64);
     let kv = (model.num_key_value_heads * model.head_dim) as f64;
     let layers = model.num_hidden_layers as f64;
-    Work { products: 2.0 * d * (layers * 2.0 * kv + (layers - 1.0) * (kv + 3.0 * inner)), attention: 0.0 }
+    Work { matmuls: 2.0 * d * (layers * 2.0 * kv + (layers - 1.0) * (kv + 3.0 * inner)), attention: 0.0 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Against the floors that were worked out by hand for an H200, from its measured rates.
+    /// The expected floors were worked out by hand for an H200, from its measured rates.
     #[test]
     fn floors_are_those_worked_out_by_hand() {
         let h200 = Ceilings {

@@ -1,4 +1,4 @@
-//! Every kernel of ours held against its CPU twin on this machine's card, and measured at the model's own shapes.
+//! Check of every kernel against its CPU twin on this machine's GPU, and measurements at the model's shapes.
 
 use std::process::ExitCode;
 
@@ -8,18 +8,18 @@ use compute::kernels::bench::{self, Figure};
 use compute::kernels::check::{self, Check};
 use config::{ComputeConfig, Precision};
 
-/// What to run.
+/// Arguments of the check.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Checks only.
+    /// Check only.
     #[arg(long)]
     no_bench: bool,
-    /// Which card.
+    /// GPU to use.
     #[arg(long, default_value = "cuda")]
     device: String,
 }
 
-/// Prints both tables. Exit status: 0 if all kernels are right, 1 if one is not, 2 without a card.
+/// Prints both tables. Exit status: 0 if all kernels are right, 1 if one is not, 2 without a GPU.
 pub fn run(args: &Arguments) -> ExitCode {
     let config = ComputeConfig { device: args.device.clone(), dtype: Precision::Bf16, ..ComputeConfig::default() };
     let device = match Compute::open(&config, None) {

@@ -1,12 +1,11 @@
-//! The pipeline measured on a GPU machine, where there is no GStreamer: frames and sound are made, all else is real.
+//! Measurements of the pipeline on a GPU machine without GStreamer: frames and audio are synthetic, all else is real.
 //!
-//! In reading order: [`synthetic`] (a stage-decode that makes its frames), [`card`] (what the card has given
-//! away), [`kernels`] (ours, one by one), [`stages`] (each without a bus),
-//! [`run`] (one pipeline, one question), [`floor`] (what a card cannot be faster than), [`bench`] (one configuration, some
-//! videos, a soak), [`table`] (all configurations).
+//! In reading order: [`synthetic`] (a stage-decode that makes its frames), [`driver`] (GPU memory in use), [`kernels`]
+//! (each kernel alone), [`stages`] (each stage without a bus), [`run`] (one pipeline, one question), [`floor`] (least
+//! times of a GPU), [`bench`] (one configuration, several videos, a soak), [`table`] (all configurations).
 
 pub mod bench;
-pub mod card;
+pub mod driver;
 pub mod floor;
 pub mod kernels;
 pub mod run;

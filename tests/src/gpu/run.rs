@@ -1,4 +1,4 @@
-//! One pipeline of real processes on a broker of its own, asked about synthetic videos.
+//! Pipeline of real processes on its own broker, asked about synthetic videos.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -14,15 +14,15 @@ use protocol::message::{JobId, JobRequest};
 use runtime::bus::Bus;
 use serde::Serialize;
 
-use super::card::Watch;
+use super::driver::Watch;
 use crate::harness;
 
-/// Twenty gigabytes of weights are read within this time.
+/// Longest time to start, with twenty gigabytes of weights to read.
 const READY_WAIT: Duration = Duration::from_secs(300);
-/// An hour of video is answered within this time.
+/// Longest time of a job, about an hour of video.
 const JOB_WAIT: Duration = Duration::from_secs(300);
 
-/// A pipeline, its decoder a synthetic one.
+/// Pipeline with a synthetic decoder.
 pub struct Pipeline {
     bus: Bus,
     up: Child,
@@ -32,35 +32,35 @@ pub struct Pipeline {
     _broker: Broker,
 }
 
-/// What one question came to.
+/// Measurement of one question.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measured {
-    /// Seconds of video.
+    /// Duration of the video in seconds.
     pub seconds: u64,
-    /// Image and audio tokens.
+    /// Number of image and audio tokens.
     pub tokens: u64,
-    /// From the job's being taken to the first token.
+    /// Seconds from the job's admission to the first token.
     pub first_token_s: f64,
-    /// From the request to the result.
+    /// Seconds from the request to the result.
     pub total_s: f64,
-    /// Milliseconds a generated token.
+    /// Milliseconds per generated token.
     pub ms_per_token: f64,
-    /// The most that the card had given away meanwhile, to whomever, contexts included.
+    /// Peak of GPU memory in use by all processes meanwhile, contexts included.
     pub peak_bytes: u64,
-    /// Answer's ids, to compare runs.
+    /// Token ids of the answer, to compare runs.
     pub token_ids: Vec<u32>,
-    /// Busy seconds per stage.
+    /// Busy seconds of each stage.
     pub busy_s: Vec<(String, f64)>,
-    /// Why it failed, if it did.
+    /// Error of a job that failed.
     pub error: Option<String>,
 }
 
 impl Pipeline {
-    /// Starts broker and stages with these settings, all but the decoder in one process if asked to, and waits until all are
-    /// ready.
+    /// Starts broker and stages with these settings and waits until all are ready; with `one_process` all stages but the
+    /// decoder share one process.
     ///
     /// # Errors
-    /// What does not start, with the end of the log.
+    /// The part that does not start, with the end of the log.
     pub async fn start(model: Option<&Path>, set: &[String], one_process: bool) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let broker = Broker::start(&dir.path().join("broker"), &Options::default()).await?;
@@ -94,28 +94,28 @@ impl Pipeline {
     async fn ready(&mut self) -> anyhow::Result<()> {
         let until = Instant::now() + READY_WAIT;
         loop {
-            let there = client::ready(&self.bus).await.unwrap_or_default();
-            if there.len() == StageName::ALL.len() {
+            let ready = client::ready(&self.bus).await.unwrap_or_default();
+            if ready.len() == StageName::ALL.len() {
                 return Ok(());
             }
             if Instant::now() > until || self.up.try_wait()?.is_some() {
-                bail!("only {there:?} are ready; {}", self.log());
+                bail!("pipeline not ready: only {ready:?} are; {}", self.log());
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
-    /// The end of what the processes logged.
+    /// Last 20 lines of the log.
     pub fn log(&self) -> String {
         let log = std::fs::read_to_string(self.dir.path().join("up.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
-    /// Peak and cap of each stage, as its processes tell.
+    /// Status of each process, with its memory.
     ///
     /// # Errors
-    /// When the broker cannot be asked.
+    /// If the broker does not answer.
     pub async fn memory(&self) -> anyhow::Result<Vec<runtime::run::service::Status>> {
         let mut all = Vec::new();
         for stage in StageName::ALL {
@@ -127,7 +127,7 @@ impl Pipeline {
     /// Asks about a video of so many seconds.
     ///
     /// # Errors
-    /// When the broker is gone or no answer comes; a job that fails is measured as that.
+    /// If the broker or the answer does not come; a job that fails is a measurement with an error.
     pub async fn ask(&self, job: &str, seconds: u64, new_tokens: u32) -> anyhow::Result<Measured> {
         self.watch.take_peak();
         let query = "a man in a red coat who opens the door and waves";
@@ -182,7 +182,7 @@ fn measured(blank: Measured, result: &JobResult) -> Measured {
 impl Drop for Pipeline {
     fn drop(&mut self) {
         for child in [&mut self.up, &mut self.decode] {
-            // Asked to drain; then it does not matter how it ended.
+            // SIGTERM drains it; its exit status does not matter.
             let _ = harness::signal(child.id(), "TERM");
             let _ = child.wait();
         }

@@ -1,4 +1,4 @@
-//! Each stage alone, without a bus: what a message costs.
+//! Time of each stage per message, without a bus.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -13,16 +13,16 @@ use stage_llm::gemma::cache::{MediaCache, VideoCache};
 
 use super::synthetic::SyntheticDecode;
 
-/// Times that each is run; the first ones warm up.
+/// Number of runs of each message; the first ones are the warm-up.
 const RUNS: usize = 6;
-/// Seconds of the video whose messages are used.
+/// Duration in seconds of the video whose messages are used.
 const SECONDS: u64 = 300;
-/// Messages of each kind: the last one is as large as they come.
+/// Number of messages of each kind; the last one has full size.
 const MESSAGES: usize = 7;
-/// Tokens that are generated.
+/// Number of tokens to generate.
 const STEPS: u32 = 32;
 
-/// Keeps the bodies of what a stage hands on.
+/// Port that keeps the bodies of a stage's output.
 #[derive(Default)]
 struct Kept {
     bodies: Vec<(&'static str, Vec<u8>)>,
@@ -46,7 +46,7 @@ impl Port for Kept {
     }
 }
 
-/// Prints milliseconds per message, and of the language model per pass and token.
+/// Prints milliseconds per message, and for the language model per pass and token.
 pub fn run(config: &ConfigArgs) -> ExitCode {
     let outcome = config.load().map_err(|fatal| fatal.1).and_then(|config| measure(&config));
     match outcome {
@@ -62,7 +62,7 @@ fn told(stop: Stop) -> String {
     format!("{stop:?}")
 }
 
-/// Runs a stage on one message [`RUNS`] times and gives what the last run handed on.
+/// Output of the last of [`RUNS`] runs of a stage on one message.
 fn time<S: Stage>(stage: &mut S, name: &str, body: &[u8]) -> Result<Vec<(&'static str, Vec<u8>)>, String>
 where
     for<'a> S::Input<'a>: serde::Deserialize<'a>,
@@ -160,6 +160,6 @@ fn language(config: &Config, plan: &MediaPlan, body: &[u8]) -> candle_core::Resu
         logits.to_vec1::<f32>()?;
     }
     let (all, launch) = (started.elapsed().as_secs_f64() * 1e3 / f64::from(STEPS), launch * 1e3 / f64::from(STEPS));
-    println!("llm, a token over {count} image tokens: {all:.2} ms ({launch:.2} to launch)");
+    println!("llm, one token over {count} image tokens: {all:.2} ms ({launch:.2} to launch)");
     Ok(())
 }

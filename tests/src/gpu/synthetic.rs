@@ -1,5 +1,6 @@
-//! A stage-decode for machines without GStreamer: `synthetic:SECONDS` is a video of one frame a second with sound.
+//! Synthetic stage-decode for machines without GStreamer: `synthetic:SECONDS` is a video of one frame per second with audio.
 
+use compute::random::SplitMix64;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::{DecodeRequest, FrameBatch, Output, PcmWindow};
 use protocol::plan::{
@@ -9,42 +10,41 @@ use protocol::stage::{Port, Probe, Stage, Stop};
 use protocol::tensor::{Dtype, Tensor};
 use protocol::wire::VERSION;
 
-/// Different frames that a video is made of; they repeat.
+/// Number of different frames of a video; they repeat.
 const DIFFERENT: usize = 16;
 
-/// Makes frames and sound from noise, the same for the same video.
+/// Stage that makes frames and audio from noise, the same for the same video.
 pub struct SyntheticDecode {
     frames: Vec<u8>,
-    sound: Vec<i16>,
-    /// Frames that leave together.
+    audio: Vec<i16>,
+    /// Number of frames per message.
     batch_frames: usize,
 }
 
 impl SyntheticDecode {
-    /// Makes what videos will be cut from, to leave `batch_frames` at a time.
+    /// A stage that sends `batch_frames` frames per message.
     pub fn new(batch_frames: usize) -> Self {
-        let mut state = 0x9e37_79b9_7f4a_7c15u64;
-        let mut next = move || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            state >> 33
-        };
-        // Blocks of one colour, as pictures have areas; noise in every pixel would be one flat grey to the tower.
+        let mut noise = SplitMix64::new(0);
+        // Blocks of one colour, since pictures have areas; noise in every pixel would be uniform grey to the tower.
         let mut frames = vec![0u8; DIFFERENT * FRAME_BYTES];
         for frame in frames.chunks_exact_mut(FRAME_BYTES) {
-            let colours: Vec<u8> = (0..24 * 24 * 3).map(|_| next() as u8).collect();
+            let colours: Vec<u8> = (0..24 * 24 * 3).map(|_| noise.next() as u8).collect();
             for (i, pixel) in frame.chunks_exact_mut(3).enumerate() {
                 let block = (i / FRAME_SIDE / 16) * 24 + i % FRAME_SIDE / 16;
                 pixel.copy_from_slice(&colours[block * 3..block * 3 + 3]);
             }
         }
-        let sound = (0..WINDOW_SAMPLES).map(|_| (next() as i16) / 8).collect();
-        SyntheticDecode { frames, sound, batch_frames: batch_frames.max(1) }
+        let audio = (0..WINDOW_SAMPLES).map(|_| (noise.next() as i16) / 8).collect();
+        SyntheticDecode { frames, audio, batch_frames: batch_frames.max(1) }
     }
 }
 
 fn seconds(video: &str) -> Result<u64, JobError> {
     video.strip_prefix("synthetic:").and_then(|s| s.parse().ok()).filter(|&s| s >= 2).ok_or_else(|| {
-        JobError::new(ErrorKind::MediaNotFound, format!("{video}: not synthetic:SECONDS, with at least 2 seconds"))
+        JobError::new(
+            ErrorKind::MediaNotFound,
+            format!("cannot open {video}: it is not synthetic:SECONDS with at least 2 seconds"),
+        )
     })
 }
 
@@ -78,7 +78,7 @@ impl Stage for SyntheticDecode {
         };
         for index in 0..plan.audio.as_ref().map_or(0, AudioPlan::encoded_windows) {
             let samples = plan.audio.as_ref().map_or(0, |a| a.samples) - index * WINDOW_SAMPLES;
-            let tensor = Tensor::from_i16(&self.sound[..samples.min(WINDOW_SAMPLES) as usize]);
+            let tensor = Tensor::from_i16(&self.audio[..samples.min(WINDOW_SAMPLES) as usize]);
             let (v, job, plan) = (VERSION, input.job.clone(), plan.clone());
             port.emit(Output::Pcm(PcmWindow { v, job, plan, index, tensor }))?;
         }
@@ -126,7 +126,7 @@ mod tests {
                     self.frames += batch.tensor.rows() as u64;
                 }
                 Output::Pcm(window) => self.samples += window.tensor.rows(),
-                _ => panic!("a decoder gives frames and sound"),
+                _ => panic!("a decoder emits frames and audio only"),
             }
             Ok(())
         }

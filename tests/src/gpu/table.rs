@@ -1,4 +1,4 @@
-//! The whole table: every configuration that is measured on a card, one after the other, with nothing to set by hand.
+//! Benchmark of every configuration of tests/BENCHMARKS.md, one after the other, as one table.
 
 use std::path::{Path, PathBuf};
 
@@ -7,16 +7,17 @@ use runtime::process::ConfigArgs;
 use super::bench::{Questions, Report, bench, gb};
 use super::floor::Ceilings;
 
-/// What all of them have.
+/// Settings of all configurations.
 const ALL: [&str; 4] =
     ["compute.device=cuda", "compute.dtype=bf16", "bus.message_bytes=7800000", "llm.end_tokens=[255999]"];
-/// A card with room: large passes, large messages.
+/// Settings for a GPU with memory to spare: large passes, large messages.
 const ROOMY: [&str; 3] = ["vision.batch=16", "decode.batch_frames=16", "llm.chunk_rows=8192"];
+/// Setting of matmuls in E4M3.
 const FP8: &str = "compute.media_products=fp8";
-/// A card that is capped: everything small.
+/// Settings for a GPU with a memory cap: small passes.
 const CAPPED: [&str; 2] = ["vision.batch=8", "decode.batch_frames=8"];
 
-/// Where weights in blocks lie; without a file a stage quantizes them while it loads.
+/// Files of quantized weights; without one a stage quantizes them while it loads.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// File of `vidi quantize --to q8`.
@@ -27,7 +28,7 @@ pub struct Arguments {
     q4: Option<PathBuf>,
 }
 
-/// Measures every configuration, with what the command line sets besides, and prints them side by side.
+/// Measures every configuration, with the settings of the command line added, and prints them side by side.
 ///
 /// # Errors
 /// As [`bench`].
@@ -67,10 +68,10 @@ fn columns(arguments: &Arguments) -> Vec<(&'static str, Vec<String>)> {
     ]
 }
 
-/// First token, milliseconds a token and peak of each, the last question of a length, the floor in brackets.
+/// Table of first token, milliseconds per token and peak of the last question of each duration, floors in brackets.
 fn side_by_side(reports: &[(String, Report)], questions: &Questions) -> String {
     let mut lines = vec![
-        "| video s | | first token s (floor) | ms a token (floor) | peak GB |".to_owned(),
+        "| video s | | first token s (floor) | ms per token (floor) | peak GB |".to_owned(),
         "| ---: | --- | --- | --- | ---: |".to_owned(),
     ];
     for &seconds in &questions.seconds {
@@ -105,7 +106,7 @@ mod tests {
     use crate::gpu::run::Measured;
 
     #[test]
-    fn every_column_is_a_configuration_that_stands() {
+    fn every_column_is_a_valid_configuration() {
         let arguments = Arguments { q8: Some("/tmp/q8".into()), q4: None };
         for (name, set) in columns(&arguments) {
             let config = ConfigArgs { config: None, set, weights: None }.load();
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_question_of_a_length_counts_and_a_refusal_is_told() {
+    fn the_last_question_of_a_duration_counts_and_a_refusal_is_shown() {
         let measured = |first_token_s, error: Option<&str>| Measured {
             seconds: 300,
             tokens: 61_800,
@@ -130,7 +131,7 @@ mod tests {
         };
         let floor = Some(Floor { first_token_s: 0.9, ms_per_token: 9.31 });
         let report = |rows: Vec<Measured>| Report {
-            card: "a card".to_owned(),
+            gpu: "a GPU".to_owned(),
             ceilings: None,
             settings: Vec::new(),
             idle_bytes: 0,

@@ -1,11 +1,11 @@
-//! The comparison as a command: a table, and an exit status.
+//! Comparison as a command, with a table and an exit status.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::{Options, compare};
 
-/// Compares the stages with a golden directory, boundary by boundary (tests/oracle/README.md says what it holds).
+/// Compares the stages with a golden directory, boundary by boundary (tests/oracle/README.md describes its content).
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Checkpoint directory.
@@ -14,16 +14,16 @@ pub struct Arguments {
     /// Golden directory: golden.json, golden.safetensors, and the oracle's input.
     #[arg(long, value_name = "DIR")]
     golden: PathBuf,
-    /// Frames, u8 [F, H, W, 3] of any size; frames.npy in the golden directory unless said.
+    /// Frames, u8 [F, H, W, 3] of any size; by default frames.npy in the golden directory.
     #[arg(long, value_name = "FILE")]
     frames: Option<PathBuf>,
-    /// Sound at 16 kHz mono, f32 or i16; pcm.npy in the golden directory unless said.
+    /// Audio at 16 kHz mono, f32 or i16; by default pcm.npy in the golden directory.
     #[arg(long, value_name = "FILE")]
     pcm: Option<PathBuf>,
     /// Seed of the random cuts, orders and repetitions of messages that must not change the answer.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     chunking: u64,
-    /// Seeds to try, from SEED on.
+    /// Number of seeds to try, from SEED on.
     #[arg(long, value_name = "N", default_value_t = 3)]
     chunkings: u64,
     /// Device, precision and formats to compare, e.g. `--set compute.device=cuda --set compute.dtype=bf16`.
@@ -31,7 +31,7 @@ pub struct Arguments {
     config: runtime::process::ConfigArgs,
 }
 
-/// Prints the table. Exit status: 0 if all is within tolerance, 1 if something is not, 2 for input that cannot be used.
+/// Prints the table. Exit status: 0 if every boundary is within tolerance, 1 if not, 2 for unusable input.
 pub fn run(a: Arguments) -> ExitCode {
     let config = match a.config.load() {
         Ok(config) => config,

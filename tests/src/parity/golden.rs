@@ -1,4 +1,4 @@
-//! A golden directory: what the oracle computed for one checkpoint and one input (tests/oracle/README.md and
+//! Golden directory: the output of the oracle for one checkpoint and one input (tests/oracle/README.md and
 //! tests/golden/README.md).
 
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use config::Precision;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-/// `golden.json` as far as a comparison needs it.
+/// Fields of `golden.json` that a comparison needs.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Facts {
     /// Type that the oracle computed in.

@@ -1,4 +1,4 @@
-//! Frames and sound as the stages take them, from the arrays that the oracle was given.
+//! Frames and audio as the stages take them, from the arrays that the oracle was given.
 
 use std::path::Path;
 
@@ -9,12 +9,12 @@ use stage_decode::resize::Resizer;
 
 use super::npy::{self, Values};
 
-/// In which order Pillow scales the axes of a picture.
+/// Order in which Pillow scales the axes of a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passes {
-    /// Width, then height, as MODEL.md 2.2 has it, the stages do it, and Pillow did before release 13.
+    /// Width, then height, as in MODEL.md 2.2, in the stages, and in Pillow before release 13.
     WidthFirst,
-    /// As Pillow 13: height first where it shrinks by over twice as many pixels as the width (`ImagingResampleInner`).
+    /// As Pillow 13: height first if it shrinks by over twice as many pixels as the width (`ImagingResampleInner`).
     Pillow13,
 }
 
@@ -26,15 +26,15 @@ impl Passes {
     }
 }
 
-/// Frames `[F, H, W, 3]` u8 of any size as rows of 384 x 384 RGB.
+/// Rows of 384 x 384 RGB from a file of frames `[F, H, W, 3]` u8 of any size.
 ///
 /// # Errors
-/// A file that is not that, with its path.
+/// If the file is something else, with its path.
 pub fn frames(path: &Path, passes: Passes) -> anyhow::Result<Vec<u8>> {
     let array = npy::read(path)?;
-    let Values::U8(values) = array.values else { bail!("{}: frames are u8", path.display()) };
+    let Values::U8(values) = array.values else { bail!("{}: frames must be u8", path.display()) };
     let [_, height, width, 3] = array.shape[..] else {
-        bail!("{}: frames are [F, H, W, 3], these are {:?}", path.display(), array.shape)
+        bail!("{}: frames must be [F, H, W, 3], but are {:?}", path.display(), array.shape)
     };
     ensure!(height > 0 && width > 0, "{}: the frames are empty: {:?}", path.display(), array.shape);
     let mut resizer = Resizer::default();
@@ -52,25 +52,25 @@ pub fn frames(path: &Path, passes: Passes) -> anyhow::Result<Vec<u8>> {
     Ok(rows)
 }
 
-/// RGB rows with their axes swapped.
+/// RGB rows of the picture with its axes swapped.
 fn swapped(rgb: &[u8], width: usize) -> Vec<u8> {
     let height = rgb.len() / 3 / width;
     let pixel = |x: usize, y: usize| &rgb[(y * width + x) * 3..][..3];
     (0..width).flat_map(|x| (0..height).flat_map(move |y| pixel(x, y))).copied().collect()
 }
 
-/// Sound as 16-bit samples: they may be stored as such, or as fractions of full scale.
+/// Samples of 16 bit from a file that holds them as such or as fractions of full scale.
 ///
 /// # Errors
-/// A file that is not that, or whose fractions are not 16-bit samples, with its path.
+/// If the file is something else, or its fractions are not 16-bit samples, with its path.
 pub fn pcm(path: &Path) -> anyhow::Result<Vec<i16>> {
     let array = npy::read(path)?;
-    ensure!(array.shape.len() == 1, "{}: sound is [samples], this is {:?}", path.display(), array.shape);
+    ensure!(array.shape.len() == 1, "{}: audio must be [samples], but is {:?}", path.display(), array.shape);
     let samples: Option<Vec<i16>> = match array.values {
         Values::I16(samples) => return Ok(samples),
         Values::F32(values) => values.iter().map(|&x| sample(f64::from(x))).collect(),
         Values::F64(values) => values.iter().map(|&x| sample(x)).collect(),
-        Values::U8(_) => bail!("{}: sound is i16 or float, this is u8", path.display()),
+        Values::U8(_) => bail!("{}: audio must be i16 or float, but is u8", path.display()),
     };
     samples.with_context(|| format!("{}: not every sample is a multiple of 1/32768 in [-1, 1)", path.display()))
 }

@@ -1,4 +1,4 @@
-//! Tokens to an answer through the language model, every boundary shown to the ledger.
+//! Language model from tokens to an answer, with every boundary compared in the ledger.
 
 use anyhow::anyhow;
 use candle_core::Tensor;
@@ -14,24 +14,24 @@ use stage_llm::text::sample::Sampler;
 use super::ledger::Ledger;
 use super::towers::Fused;
 
-/// Image or audio tokens that go through the layers together.
+/// Number of image or audio tokens per pass through the layers.
 const CHUNK_ROWS: usize = 4096;
 
-/// What the model generated.
+/// Generated answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     /// Token ids, the end token included.
     pub ids: Vec<u32>,
-    /// Whether the end token came.
+    /// Reason of its end.
     pub finish: Finish,
-    /// The largest error of each step's logits, where the golden directory has them all.
+    /// Largest error of each step's logits, if the golden directory has all logits.
     pub errors: Vec<f32>,
 }
 
-/// Reads a video's tokens and a prompt and answers greedily.
+/// Greedy answer to a prompt about a video.
 ///
 /// # Errors
-/// What went wrong in the model.
+/// The model's.
 pub fn answer(
     model: &Gemma,
     fused: &Fused,
@@ -55,11 +55,10 @@ pub fn answer(
     Ok(Answer { ids, finish, errors: Vec::new() })
 }
 
-/// Reads a video's tokens and a prompt, and then the answer `along`, whatever the model itself would say; what it would
-/// say is the answer returned.
+/// Greedy choices of the model at every step of the given answer `along`, which is fed in their place.
 ///
 /// # Errors
-/// What went wrong in the model.
+/// The model's.
 pub fn follow(
     model: &Gemma,
     fused: &Fused,
@@ -91,7 +90,7 @@ pub fn follow(
     Ok(Answer { ids, finish: if ended { Finish::Stop } else { Finish::Length }, errors })
 }
 
-/// The video's keys and values, and room for `text_tokens` of text.
+/// Cache of the video's keys and values, and an empty one for `text_tokens` of text.
 fn read(
     model: &Gemma,
     fused: &Fused,
@@ -117,7 +116,7 @@ fn read(
     Ok((video, model.text_cache(text_tokens)?))
 }
 
-/// A sentence for why a stage stopped.
+/// Reason why a stage stopped, as text.
 pub fn told(stop: &Stop) -> String {
     match stop {
         Stop::Failed(error) => error.to_string(),

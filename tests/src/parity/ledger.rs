@@ -1,4 +1,4 @@
-//! Comparing tensors with the golden ones piece by piece, as the stages compute them.
+//! Comparison of tensors with the golden ones, piece by piece as the stages compute them.
 
 use candle_core::{DType, Tensor};
 use protocol::rows::RowSet;
@@ -58,7 +58,7 @@ fn is_boundary(name: &str) -> bool {
 /// One tensor's comparison under way.
 struct Check<'g> {
     name: String,
-    /// None where the golden directory does not have it.
+    /// None if the golden directory does not have it.
     stored: Option<&'g Stored>,
     shape: Vec<usize>,
     seen: RowSet,
@@ -71,7 +71,7 @@ struct Check<'g> {
 }
 
 impl Check<'_> {
-    /// Takes the values from `first` on, row-major; those that came before are left out.
+    /// Takes the values from `first` on, row-major, except those that came before.
     fn take(&mut self, first: u64, values: &[f32]) {
         let Some(stored) = self.stored else { return };
         let stride = stored.stride as u64;
@@ -79,11 +79,11 @@ impl Check<'_> {
             let own = &values[(new.start - first) as usize..(new.end - first) as usize];
             self.own += own.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
             for at in new.start.div_ceil(stride)..new.end.div_ceil(stride) {
-                // A shape that differs is told at the end.
+                // A shape that differs is reported at the end.
                 let Some(&want) = stored.values.get(at as usize) else { break };
                 let want = f64::from(want);
                 let off = f64::from(values[(at * stride - first) as usize]) - want;
-                // Not f64::max: what is not a number must stay so.
+                // Not f64::max, which drops NaN.
                 if off.is_nan() || off.abs() > self.max_abs {
                     self.max_abs = off.abs();
                 }

@@ -1,9 +1,9 @@
-//! Comparing the stages with the oracle: boundary by boundary, and the whole pipeline's answer.
+//! Comparison of the stages with the oracle: boundary by boundary, and the whole pipeline's answer.
 //!
-//! In reading order: [`golden`] (what the oracle computed), [`npy`] and [`inputs`] (what it was given), [`question`]
-//! (what it was asked), [`limits`] (what a boundary may be
-//! off by), [`ledger`] (comparing tensors piece by piece), [`roundings`] (what another host's
-//! oracle rounds otherwise), [`towers`] and [`language`] (the stages' parts, watched), [`report`] (the table), [`command`] (all of it as a command). `pipeline` runs beside them with messages between the stages.
+//! In reading order: [`golden`] (the oracle's output), [`npy`] and [`inputs`] (its input), [`question`] (its question),
+//! [`limits`] (tolerance of a boundary), [`ledger`] (comparison of tensors piece by piece), [`roundings`] (other roundings
+//! of the oracle's host), [`towers`] and [`language`] (the stages' parts, observed), [`report`] (the table), [`command`]
+//! (all of it as a command). [`crate::pipeline`] runs beside them, with messages between the stages.
 
 pub mod command;
 pub mod golden;
@@ -43,33 +43,32 @@ use limits::Limits;
 use question::Asked;
 use report::{Report, Row};
 
-/// What to compare.
+/// Inputs of a comparison.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Checkpoint directory.
     pub checkpoint: PathBuf,
     /// Golden directory.
     pub golden: PathBuf,
-    /// The frames that the oracle was given; `frames.npy` in the golden directory unless said.
+    /// Frames that the oracle was given; none for `frames.npy` in the golden directory.
     pub frames: Option<PathBuf>,
-    /// The sound that the oracle was given; `pcm.npy` in the golden directory unless said.
+    /// Audio that the oracle was given; none for `pcm.npy` in the golden directory.
     pub pcm: Option<PathBuf>,
     /// Seed of the first scrambled run of the pipeline.
     pub seed: u64,
-    /// Scrambled runs of the pipeline.
+    /// Number of scrambled runs of the pipeline.
     pub scrambled: u64,
     /// Device, precision and formats to compare; f32 on the CPU by default.
     pub config: Config,
 }
 
-/// The frames or samples of one half and its totals.
-type Half<T, P> = Option<(Vec<T>, P)>;
+/// Frames or samples of one modality and its totals.
+type Input<T, P> = Option<(Vec<T>, P)>;
 
 /// Compares every boundary and fact of a golden directory.
 ///
 /// # Errors
-/// Input that cannot be used: files that are missing, malformed or contradict each other. What merely differs is in the
-/// report.
+/// Unusable input: files that are missing, malformed or contradict each other. Differences are in the report.
 pub fn compare(options: &Options) -> anyhow::Result<Report> {
     let golden = Golden::read(&options.golden)?;
     let facts = &golden.facts;
@@ -82,20 +81,20 @@ pub fn compare(options: &Options) -> anyhow::Result<Report> {
     if let Some(id) = facts.text_token_ids.iter().find(|id| **id as usize >= vocabulary) {
         bail!("text_token_ids has {id}, the checkpoint's embedding {vocabulary} rows: made with another checkpoint?");
     }
-    let (frames, pcm) = (picture(options, &golden)?, sound(options, &golden)?);
+    let (frames, pcm) = (frames(options, &golden)?, pcm(options, &golden)?);
 
     let limits = Limits::of(&config);
     let compute = Compute::open(&config.compute, None).map_err(|e| anyhow::anyhow!("{e}"))?;
     let mut ledger = Ledger::new(&golden, limits);
-    let halves = (frames.as_ref().map(|(v, p)| (&v[..], p)), pcm.as_ref().map(|(v, p)| (&v[..], p)));
-    let fused = towers::fuse(&checkpoint, &compute, halves.0, halves.1, &mut ledger)?;
+    let modalities = (frames.as_ref().map(|(v, p)| (&v[..], p)), pcm.as_ref().map(|(v, p)| (&v[..], p)));
+    let fused = towers::fuse(&checkpoint, &compute, modalities.0, modalities.1, &mut ledger)?;
     let mut pipeline = Pipeline::open(&config).map_err(|e| anyhow::anyhow!("{e}"))?;
     let ending = Ending { end_tokens: &[facts.eos_token_id], max_new_tokens: facts.max_new_tokens.max(1) as usize };
     let model = pipeline.llm().model();
-    // With the golden ids: a prompt that is tokenized differently is told apart from a model that differs.
+    // With the golden ids, so that a difference of the tokenizer is not mistaken for one of the model.
     let answer = match limits {
         Limits::Exact => language::answer(model, &fused, &facts.text_token_ids, ending, &mut ledger)?,
-        // Once a token differs, so does everything after it: each step is held against the oracle's on its own.
+        // After one different token all later ones differ: each step is compared with the oracle's on its own.
         Limits::Noisy { .. } => {
             let along = &facts.generated_token_ids;
             language::follow(model, &fused, &facts.text_token_ids, along, ending, &mut ledger)?
@@ -107,7 +106,7 @@ pub fn compare(options: &Options) -> anyhow::Result<Report> {
         let why = "made with --sliding official, which differs once prompt and answer outgrow the window";
         rows.push(Row::not_compared("sliding_mode", why));
     }
-    rows.extend(totals(facts, halves.0.map(|h| h.1), halves.1.map(|h| h.1)));
+    rows.extend(totals(facts, modalities.0.map(|m| m.1), modalities.1.map(|m| m.1)));
     let asked = Asked::new(facts);
     rows.extend(prompt_rows(facts, &asked, &pipeline));
     if limits == Limits::Exact {
@@ -125,11 +124,11 @@ fn input(dir: &Path, given: Option<&PathBuf>, name: &str, wanted: bool) -> anyho
         ensure!(given.is_none(), "--{name} is given, but the golden directory was made without");
         return Ok(None);
     }
-    ensure!(path.is_file(), "{} is not there: say with --{name} what the oracle was given", path.display());
+    ensure!(path.is_file(), "{} does not exist: give the oracle's input with --{name}", path.display());
     Ok(Some(path))
 }
 
-fn picture(options: &Options, golden: &Golden) -> anyhow::Result<Half<u8, ImagePlan>> {
+fn frames(options: &Options, golden: &Golden) -> anyhow::Result<Input<u8, ImagePlan>> {
     let facts = &golden.facts;
     let wanted = facts.frames.is_some() || golden.tensor("image_tokens").is_some();
     let given = wanted && golden.tensor("pixel_values").is_none() && golden.tensor("vision_features").is_some();
@@ -143,7 +142,7 @@ fn picture(options: &Options, golden: &Golden) -> anyhow::Result<Half<u8, ImageP
     Ok(Some((rows, ImagePlan::new(1, count))))
 }
 
-/// Frames at 384 x 384. Which axis is scaled first is the business of the oracle's Pillow, and shows in its pixels.
+/// Frames at 384 x 384. Which axis was scaled first depends on the oracle's Pillow, and shows in its pixels.
 fn scaled_alike(path: &Path, golden: &Golden) -> anyhow::Result<Vec<u8>> {
     let rows = inputs::frames(path, Passes::WidthFirst)?;
     let Some(want) = golden.tensor("pixel_values") else { return Ok(rows) };
@@ -160,20 +159,21 @@ fn scaled_alike(path: &Path, golden: &Golden) -> anyhow::Result<Vec<u8>> {
     if differs(&rows) {
         let as_13 = inputs::frames(path, Passes::Pillow13)?;
         if !differs(&as_13) {
-            eprintln!("{}: scaled height first, as the Pillow of the golden directory did", path.display());
+            eprintln!("{}: scaled height first, as by the Pillow of the golden directory", path.display());
             return Ok(as_13);
         }
     }
     Ok(rows)
 }
 
-fn sound(options: &Options, golden: &Golden) -> anyhow::Result<Half<i16, AudioPlan>> {
+fn pcm(options: &Options, golden: &Golden) -> anyhow::Result<Input<i16, AudioPlan>> {
     let facts = &golden.facts;
     let wanted = facts.audio_windows.is_some() || golden.tensor("mel").is_some();
     let Some(path) = input(&options.golden, options.pcm.as_ref(), "pcm", wanted)? else { return Ok(None) };
     let samples = inputs::pcm(&path)?;
     let plan = AudioPlan::new(samples.len() as u64);
-    let plan = plan.with_context(|| format!("{}: {} samples give no tokens", path.display(), samples.len()))?;
+    let plan =
+        plan.with_context(|| format!("{}: {} samples are too few for a token", path.display(), samples.len()))?;
     Ok(Some((samples, plan)))
 }
 
@@ -209,8 +209,8 @@ fn prompt_rows(facts: &Facts, asked: &Result<Asked, String>, pipeline: &Pipeline
     prompt.into_iter().chain([ids]).collect()
 }
 
-/// Tokens chosen along the oracle's answer: another one than the oracle's only where its two best were closer than the
-/// error of that step's logits allows.
+/// Row about the tokens chosen along the oracle's answer: another token than the oracle's is allowed only where their
+/// logits were closer than the error of that step's logits.
 fn chosen(golden: &Golden, answer: &Answer) -> Row {
     let want = &golden.facts.generated_token_ids;
     let Some(steps) = golden.tensor("step_logits").filter(|s| s.stride == 1) else {
@@ -247,7 +247,7 @@ fn answer_rows(facts: &Facts, answer: &Answer, pipeline: &Pipeline) -> anyhow::R
     Ok(rows)
 }
 
-/// The time ranges of an answer, whatever the task: the oracle looks for them in every answer.
+/// Time ranges of an answer, whatever the task: the oracle looks for them in every answer.
 fn time_ranges(text: &str, duration_s: f64) -> anyhow::Result<TimeRanges> {
     let ranges = Tasks::builtin().get("retrieval")?.ranges(text, duration_s, 0.0);
     let written = |start, end| format!("{}-{}", format_hms(start), format_hms(end));
@@ -258,7 +258,7 @@ fn time_ranges(text: &str, duration_s: f64) -> anyhow::Result<TimeRanges> {
     })
 }
 
-/// The whole pipeline with messages: once in order, then scrambled.
+/// Rows about the whole pipeline with messages, once in order, then scrambled.
 fn piped(
     options: &Options,
     facts: &Facts,
@@ -271,9 +271,9 @@ fn piped(
     let silence = pcm.is_some_and(|(samples, _)| samples.iter().all(|&s| s == 0));
     let asked = match asked {
         Ok(asked) if frames.is_none() && pcm.is_none() => {
-            Err(format!("a job of task {} needs a picture or a sound", asked.task))
+            Err(format!("a job of task {} needs video or audio", asked.task))
         }
-        Ok(_) if zero_frames || silence => Err("a black picture or silence counts as absent here".to_owned()),
+        Ok(_) if zero_frames || silence => Err("black frames or silence count as absent here".to_owned()),
         Ok(asked) => Ok(asked),
         Err(why) => Err(why.clone()),
     };

@@ -1,4 +1,4 @@
-//! Arrays in numpy's file format, read.
+//! Reader of arrays in numpy's file format.
 //!
 //! Format: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
 
@@ -6,16 +6,16 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 
-/// An array of any of the types that frames and sound come in.
+/// Array of one of the types of frames and audio.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array {
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// The elements, row-major.
+    /// Elements, row-major.
     pub values: Values,
 }
 
-/// The elements of an array.
+/// Elements of an array.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Values {
     /// `|u1`
@@ -28,21 +28,21 @@ pub enum Values {
     F64(Vec<f64>),
 }
 
-/// Reads a file.
+/// Array of a file.
 ///
 /// # Errors
-/// What is wrong with it, with its path.
+/// The defect of the file, with its path.
 pub fn read(path: &Path) -> anyhow::Result<Array> {
     let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
     parse(&bytes).with_context(|| path.display().to_string())
 }
 
-/// Reads the bytes of a file.
+/// Array of a file's bytes.
 ///
 /// # Errors
-/// What is not numpy's format, or not one of the types above.
+/// If they are not numpy's format, or not of one of the types above.
 pub fn parse(bytes: &[u8]) -> anyhow::Result<Array> {
-    let (header, data) = split(bytes).context("not a .npy file, or cut short in its header")?;
+    let (header, data) = split(bytes).context("not a .npy file, or truncated in its header")?;
     let header = std::str::from_utf8(header).context("the header is not text")?;
     ensure!(value_of(header, "fortran_order")?.starts_with("False"), "the array is in column-major order");
     let shape = shape(value_of(header, "shape")?)?;
@@ -83,7 +83,7 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(len)
 }
 
-/// What follows a key of the header's dictionary.
+/// Text behind a key of the header's dictionary.
 fn value_of<'a>(header: &'a str, key: &str) -> anyhow::Result<&'a str> {
     let at = header.find(&format!("'{key}'")).with_context(|| format!("the header names no {key}"))?;
     let rest = &header[at + key.len() + 2..];

@@ -1,19 +1,19 @@
-//! What the oracle was asked, as a job would ask it.
+//! Question of the oracle, as a job would ask it.
 
 use stage_llm::text::prompt::pieces;
 use stage_llm::text::task::Tasks;
 
 use super::golden::Facts;
 
-/// Where the template puts the video.
+/// Placeholder of the video in the template.
 const PLACEHOLDER: &str = "<image>";
 
-/// A question as a job has it.
+/// Question of a job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Asked {
     /// The task's name.
     pub task: &'static str,
-    /// The client's words.
+    /// The query of the client.
     pub query: String,
     /// The whole question as the model reads it.
     pub question: String,
@@ -23,7 +23,7 @@ impl Asked {
     /// The question of a golden directory.
     ///
     /// # Errors
-    /// Why no job asks like this.
+    /// Reason why no job can ask this.
     pub fn new(facts: &Facts) -> Result<Self, String> {
         let (task, query) = match (&facts.query, &facts.prompt) {
             (Some(query), _) => ("retrieval", query.clone()),

@@ -1,8 +1,8 @@
-//! What a comparison came to: one row per boundary and per fact, and the table of them.
+//! Result of a comparison: one row per boundary and per fact, as a table.
 
 use std::fmt;
 
-/// What a value may be off by.
+/// Largest allowed difference.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Tolerance {
     /// `||a - b|| / ||b||`
@@ -20,23 +20,23 @@ impl fmt::Display for Tolerance {
     }
 }
 
-/// How far a tensor is from the golden one.
+/// Difference of a tensor from the golden one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Distance {
-    /// Values compared.
+    /// Number of values compared.
     pub compared: usize,
-    /// Values of the whole tensor.
+    /// Number of values of the whole tensor.
     pub of: usize,
     /// `max |a - b|`
     pub max_abs: f64,
     /// `||a - b|| / ||b||`
     pub relative_rms: f64,
-    /// What is allowed.
+    /// Allowed difference.
     pub tolerance: Tolerance,
 }
 
 impl Distance {
-    /// Whether it is allowed; what is not a number never is.
+    /// Whether the difference is allowed; NaN never is.
     pub fn is_within(&self) -> bool {
         match self.tolerance {
             Tolerance::RelativeRms(limit) => self.relative_rms <= limit,
@@ -45,44 +45,44 @@ impl Distance {
     }
 }
 
-/// Whether a row is as it must be.
+/// Outcome of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
-    /// It is.
+    /// As expected.
     Ok,
-    /// It is not, and how.
+    /// Not as expected, and how.
     Failed(String),
-    /// The golden directory has it, and it was not compared: why.
+    /// In the golden directory, but not compared, and why.
     NotCompared(String),
-    /// This run has it and the golden directory does not.
+    /// Not in the golden directory.
     Absent,
 }
 
-/// One boundary or fact.
+/// Row of one boundary or fact.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// The oracle's name of it.
+    /// Name that the oracle gives it.
     pub name: String,
-    /// For tensors that were compared.
+    /// Difference of a tensor that was compared.
     pub distance: Option<Distance>,
     /// The outcome.
     pub verdict: Verdict,
 }
 
 impl Row {
-    /// A fact that is either identical or not.
+    /// Row of a fact, which is either identical or not.
     pub fn fact<T: PartialEq + fmt::Debug>(name: &str, got: &T, want: &T) -> Self {
         let differ = || Verdict::Failed(format!("{}, golden {}", shown(got), shown(want)));
         let verdict = if got == want { Verdict::Ok } else { differ() };
         Row { name: name.to_owned(), distance: None, verdict }
     }
 
-    /// A fact of the golden directory that was not compared.
+    /// Row of a fact that was not compared.
     pub fn not_compared(name: &str, why: impl Into<String>) -> Self {
         Row { name: name.to_owned(), distance: None, verdict: Verdict::NotCompared(why.into()) }
     }
 
-    /// Something that went wrong.
+    /// Row of a failure.
     pub fn failed(name: &str, how: impl Into<String>) -> Self {
         Row { name: name.to_owned(), distance: None, verdict: Verdict::Failed(how.into()) }
     }
@@ -93,7 +93,7 @@ fn shown(value: &impl fmt::Debug) -> String {
     if text.chars().count() <= 200 { text } else { format!("{}...", text.chars().take(200).collect::<String>()) }
 }
 
-/// All rows, in the order in which data flows.
+/// Report of all rows, in the order of the data flow.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     /// Boundaries and facts.
@@ -101,13 +101,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// Names of what is not as it must be.
+    /// Names of the rows that failed.
     pub fn failures(&self) -> Vec<&str> {
         let failed = self.rows.iter().filter(|r| matches!(r.verdict, Verdict::Failed(_)));
         failed.map(|r| r.name.as_str()).collect()
     }
 
-    /// The row of a name.
+    /// Row of a name.
     pub fn row(&self, name: &str) -> Option<&Row> {
         self.rows.iter().find(|r| r.name == name)
     }

@@ -1,10 +1,10 @@
-//! Frequencies of the position sinusoid that the oracle's host rounded otherwise than ours.
+//! Frequencies of the position sinusoid that the oracle's host rounded differently from ours.
 //!
-//! They come out of `torch.exp`, which is the vector library's under it: it misses the nearest f32 about once in a
-//! hundred, on Intel's processors at other places than on AMD's, with the same torch. MODEL.md 6 reckons with 25 of 1,792.
-//! Each turns its angles by up to 6e-4 rad and would hide, at some 2e-5 of an embedding, whatever else is wrong there. So
-//! they are found from the golden embeddings themselves, one by one, told, and used: every boundary then has to keep its
-//! limit as it stands. What is not such a rounding cannot be mended by one.
+//! They are results of `torch.exp`, which calls a vector library: about one in a hundred is not the nearest f32, on Intel's
+//! processors others than on AMD's, with the same torch. MODEL.md 6 expects 25 of 1,792. Each changes its angles by up to
+//! 6e-4 rad and would hide, at some 2e-5 of an embedding, any other defect there. So they are found from the golden
+//! embeddings themselves, one by one, reported, and used: every boundary then has to keep its limit unchanged. A defect
+//! of another kind cannot be hidden by such a rounding.
 
 use candle_core::{Device, Result, Tensor};
 use stage_fuse::frequency::frequencies;
@@ -12,20 +12,20 @@ use stage_fuse::{Fuser, PositionEmbedding};
 
 use super::golden::{Golden, Stored};
 
-/// An `exp` may miss the nearest value where the exact one lies this near to the middle between two, in units of the last
-/// place: 0.044 was seen.
+/// Largest distance of an exact value from the middle between two f32, in units of the last place, at which `exp` may
+/// round to the other one: 0.044 was seen.
 const NEAR_THE_MIDDLE: f64 = 0.06;
-/// Places that are looked at, the last ones: angles are largest there.
+/// Number of positions that are compared, the last ones, where angles are largest.
 const PLACES: usize = 12;
-/// A rounding counts as the oracle's if with it the squares of all differences fall by this share at least.
+/// Least share by which the sum of squared differences falls with a rounding of the oracle's.
 const GAIN: f64 = 1e-3;
-/// Embeddings that are off by less than this, relative rms, show no rounding any more, and would count the last bits of
-/// sines as such: a third of what the boundary may be off by.
+/// Relative rms difference below which no rounding shows any more, only the last bits of sines: a third of the tolerance
+/// of the boundary.
 const NOISE: f64 = 1e-6;
-/// Share of the frequencies that may be rounded otherwise; more is no matter of rounding.
+/// Largest share of the frequencies that may be rounded differently.
 const MOST: f64 = 0.05;
 
-/// Golden embeddings of some places of a whole.
+/// Golden embeddings of the last positions.
 struct Places {
     first: usize,
     length: usize,
@@ -33,7 +33,7 @@ struct Places {
 }
 
 impl Places {
-    /// The last ones of a golden tensor that is there as a whole.
+    /// The last positions of a golden tensor; none if it is thinned.
     fn of(stored: Option<&Stored>) -> Result<Option<Self>> {
         let Some(stored) = stored.filter(|s| s.stride == 1) else { return Ok(None) };
         let [length, width] = stored.shape[..] else { return Ok(None) };
@@ -43,19 +43,19 @@ impl Places {
         Ok(Some(Places { first, length, want }))
     }
 
-    /// The sum of squares.
+    /// Sum of squares.
     fn size(&self) -> Result<f64> {
         Ok(f64::from(self.want.sqr()?.sum_all()?.to_scalar::<f32>()?))
     }
 
-    /// The sum of squared differences.
+    /// Sum of squared differences.
     fn off(&self, embedding: &PositionEmbedding) -> Result<f64> {
         let got = embedding.rows(self.first as u64, self.length - self.first, self.length as u64)?;
         Ok(f64::from((got.to_device(&Device::Cpu)? - &self.want)?.sqr()?.sum_all()?.to_scalar::<f32>()?))
     }
 }
 
-/// The other neighbour of each frequency whose exact value lies near the middle between two.
+/// Other f32 neighbour of each frequency whose exact value lies near the middle between two.
 fn others(ours: &[f32]) -> Vec<(usize, f32)> {
     let width = 2 * ours.len();
     let step = -(10_000f64.ln() / width as f64) as f32;
@@ -72,25 +72,25 @@ fn others(ours: &[f32]) -> Vec<(usize, f32)> {
     ours.iter().enumerate().filter_map(other).collect()
 }
 
-/// Makes the adapters round their frequencies as the oracle's host did, and says which those are.
+/// Gives the adapters the oracle's roundings, and reports which those are.
 ///
 /// # Errors
 /// candle's.
 pub fn follow(fuser: &mut Fuser, golden: &Golden) -> Result<()> {
-    let halves = ["pos_t_image", "pos_t_audio"].map(|name| Places::of(golden.tensor(name)));
+    let stored = ["pos_t_image", "pos_t_audio"].map(|name| Places::of(golden.tensor(name)));
     let mut places = Vec::new();
-    for half in halves {
-        places.extend(half?.filter(|p| p.want.dims()[1] == fuser.width()));
+    for places_of in stored {
+        places.extend(places_of?.filter(|p| p.want.dims()[1] == fuser.width()));
     }
     let followed = find(fuser, &places)?;
     if !followed.is_empty() {
         let (count, all) = (followed.len(), fuser.width() / 2);
-        eprintln!("{count} of {all} frequencies are rounded as the golden directory's host did: {followed:?}");
+        eprintln!("{count} of {all} frequencies are rounded as by the golden directory's host: {followed:?}");
     }
     Ok(())
 }
 
-/// Which frequencies must be rounded otherwise to come to these embeddings; the adapters have them from now on.
+/// Indices of the frequencies that were rounded differently for these embeddings; the adapters then have them.
 fn find(fuser: &mut Fuser, places: &[Places]) -> Result<Vec<usize>> {
     let ours = frequencies(fuser.width());
     let (mut taken, mut followed) = (ours.clone(), Vec::new());
@@ -133,7 +133,7 @@ mod tests {
         Fuser::new(checkpoint.config(), &Weights::new(checkpoint.clone(), DType::F32, Device::Cpu)).unwrap()
     }
 
-    /// The last places of 300 as these frequencies have them.
+    /// The last of 300 positions with these frequencies.
     fn places(frequencies: &[f32]) -> Vec<Places> {
         let mut other = fuser();
         other.set_frequencies(frequencies);

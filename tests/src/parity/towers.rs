@@ -1,4 +1,4 @@
-//! Frames and sound to tokens through the stages' own parts, every boundary shown to the ledger.
+//! Towers and adapters from frames and audio to tokens, with every boundary compared in the ledger.
 
 use std::sync::Arc;
 
@@ -16,22 +16,22 @@ use stage_vision::pixels::pixel_values;
 use super::ledger::Ledger;
 use super::roundings;
 
-/// Frames that go through the vision tower together.
+/// Number of frames per pass through the vision tower.
 const BATCH: usize = 4;
 
-/// Tokens in the language model's space, `[n, D]`.
+/// Image and audio tokens in the language model's space, `[n, D]`.
 #[derive(Debug, Default)]
 pub struct Fused {
-    /// Of the picture.
+    /// Image tokens.
     pub image: Option<Tensor>,
-    /// Of the sound.
+    /// Audio tokens.
     pub audio: Option<Tensor>,
 }
 
-/// Everything that comes before the language model.
+/// Tokens of a video through all stages before the language model.
 ///
 /// # Errors
-/// A checkpoint that cannot be loaded, or what went wrong in the maths.
+/// A checkpoint that cannot be loaded; candle's.
 pub fn fuse(
     checkpoint: &Arc<Checkpoint>,
     compute: &Compute,

@@ -1,16 +1,23 @@
-//! One track of an mp4: its tables, and what they say is shown.
+//! Track of an mp4: its tables, and which of its samples are shown.
 
 use std::io;
 use std::ops::Range;
 
-use super::{Bytes, LengthField, MAX_DEPTH, MAX_SAMPLES, bad, boxes, clock, table};
+use super::boxes::{LengthField, bad, boxes, clock, table};
+use crate::probe::bytes::Bytes;
 use crate::timeline::{MAX_LISTED, Timeline};
 
-/// A track's index, summed up where sums suffice.
+/// Limit on the nesting of boxes in a track.
+const MAX_DEPTH: u32 = 8;
+/// Limit on the samples of a track: ten days of audio in frames of 1024 samples at 48 kHz.
+pub(super) const MAX_SAMPLES: u64 = 1 << 25;
+
+/// A track's index; tables are kept only as far as they are needed.
 #[derive(Debug, Default)]
 pub(crate) struct Track {
-    /// Where the name of its `trak` box stands in the file, and of its `edts`.
+    /// Position of the name of its `trak` box.
     pub(super) box_at: u64,
+    /// Position of the name of its `edts` box.
     pub(super) edits_at: Option<u64>,
     pub(super) length_field: Option<LengthField>,
     pub(crate) id: u32,
@@ -18,32 +25,38 @@ pub(crate) struct Track {
     pub(crate) handler: [u8; 4],
     pub(crate) codec: [u8; 4],
     pub(crate) timescale: u32,
-    /// Stored size of the picture.
+    /// Stored width of the picture.
     pub(crate) width: u32,
+    /// Stored height of the picture.
     pub(crate) height: u32,
-    /// Clockwise turn in degrees.
+    /// Clockwise rotation in degrees.
     pub(crate) rotation: u32,
     pub(crate) channels: u32,
-    /// Samples and their durations in ticks, run by run.
+    /// Runs of samples: their number and the duration of each, in ticks.
     durations: Vec<(u32, u32)>,
-    /// Composition offsets in ticks, run by run.
+    /// Runs of samples: their number and the composition offset of each, in ticks.
     offsets: Vec<(u32, i32)>,
-    /// By how many ticks GStreamer delays all pictures, where a `cslg` box says so.
+    /// Ticks by which GStreamer delays all pictures, from a `cslg` box.
     delay: Option<i64>,
-    /// Where the sizes, the chunks' sample counts and the chunks' positions stand.
+    /// Content of the table of sample sizes.
     sizes: Range<u64>,
+    /// Content of the table of the chunks' sample counts.
     chunk_runs: Range<u64>,
+    /// Content of the table of the chunks' positions.
     chunks: Range<u64>,
+    /// Bytes of a chunk's position.
     chunk_width: u64,
-    /// Length in the movie's ticks, and first tick of the media; -1: nothing is shown.
+    /// Edits: duration in the movie's ticks, and first tick of the media; -1 for an edit that shows nothing.
     edits: Vec<(u64, i64)>,
-    /// `trex` defaults and what the fragments hold.
+    /// Default duration of a fragment's samples, from `trex`.
     pub(super) default_duration: u32,
+    /// Number of samples in fragments.
     pub(super) fragment_samples: u64,
+    /// Duration of those samples in ticks.
     pub(super) fragment_ticks: u64,
-    /// When each of the fragments' pictures is shown, in ticks, in the order of the file; the first [`MAX_LISTED`].
+    /// Times at which the fragments' pictures are shown, in ticks, in file order; the first [`MAX_LISTED`].
     pub(super) fragment_times: Vec<i64>,
-    /// When the next fragment is decoded, in ticks, unless it tells so itself.
+    /// Decoding time of the next fragment in ticks, unless it has its own.
     pub(super) fragment_at: i64,
 }
 
@@ -53,7 +66,7 @@ fn pair(row: [u8; 8]) -> (u32, u32) {
 }
 
 impl Track {
-    /// A track whose box has its name at that position, and nothing read of it yet.
+    /// A track whose box name is at that position, without its tables yet.
     pub(super) fn named_at(box_at: u64) -> Self {
         Track { box_at, ..Track::default() }
     }
@@ -145,7 +158,7 @@ impl Track {
         Ok(())
     }
 
-    /// Forgets the samples that lie behind the end of a file that was cut short; ffmpeg decodes up to there.
+    /// Drops the samples behind the end of a truncated file, as ffmpeg does.
     pub(super) fn keep_present(&mut self, bytes: &mut Bytes<'_>) -> io::Result<()> {
         if self.sizes.is_empty() || self.chunk_runs.is_empty() || self.chunks.is_empty() {
             return Ok(());
@@ -184,19 +197,19 @@ impl Track {
         Ok(())
     }
 
-    /// Adds a run of a fragment's samples; `duration` is their default one, if the fragment has its own.
+    /// Adds a run of a fragment's samples; `duration` is the fragment's own default.
     pub(super) fn run(&mut self, bytes: &mut Bytes<'_>, body: &Range<u64>, duration: Option<u32>) -> io::Result<()> {
         let flags = bytes.u32(body.start)? & 0xff_ffff;
         let count = u64::from(bytes.u32(body.start + 4)?);
         let first = body.start + 8 + 4 * u64::from(flags & 1) + 4 * u64::from(flags >> 2 & 1);
-        // Of duration, size, flags and composition offset each sample has those that are told.
+        // Each sample has those of duration, size, flags and composition offset whose flag is set.
         let width = 4 * u64::from((flags >> 8 & 0xf).count_ones());
         if first + count * width > body.end {
-            return Err(bad("a fragment's table is cut short"));
+            return Err(bad("a fragment's table is truncated"));
         }
         self.fragment_samples = self.fragment_samples.saturating_add(count);
         if self.fragment_samples > MAX_SAMPLES {
-            return Err(bad("a track has more samples than any real one"));
+            return Err(bad("a track has more than 33,554,432 samples"));
         }
         let usual = duration.unwrap_or(self.default_duration);
         for row in (0..count).map(|i| first + i * width) {
@@ -211,13 +224,13 @@ impl Track {
         Ok(())
     }
 
-    /// Length of the media in seconds, edits apart.
+    /// Duration of the media in seconds, without its edits.
     pub(super) fn length_s(&self) -> f64 {
         let (_, ticks) = self.totals();
         ticks as f64 / f64::from(self.timescale.max(1))
     }
 
-    /// Samples and ticks, of index and fragments together.
+    /// Samples and ticks of index and fragments together.
     pub(super) fn totals(&self) -> (u64, u64) {
         let indexed = self.durations.iter().fold((0, 0), |(n, ticks), &(count, duration)| {
             (n + u64::from(count), ticks + u64::from(count) * u64::from(duration))
@@ -225,7 +238,7 @@ impl Track {
         (indexed.0 + self.fragment_samples, indexed.1 + self.fragment_ticks)
     }
 
-    /// Samples a second over the whole index, as ffmpeg's `avg_frame_rate`.
+    /// Samples per second over the whole index, as ffmpeg's `avg_frame_rate`.
     pub(crate) fn average_rate(&self) -> f64 {
         match self.totals() {
             (samples, ticks) if ticks > 0 => samples as f64 * f64::from(self.timescale) / ticks as f64,
@@ -246,7 +259,7 @@ impl Track {
                 start..start.saturating_add(ticks)
             })
             .collect();
-        // Fragments lie outside the index that ffmpeg applies edits to.
+        // ffmpeg applies edits to the index only, and fragments lie outside.
         let all = i64::MIN..i64::MAX;
         if shown.is_empty() || self.fragment_samples > 0 { vec![all] } else { shown }
     }
@@ -263,8 +276,8 @@ impl Track {
         })
     }
 
-    /// How many pictures are shown, and when, as GStreamer tells it: it delays all by what the index says, else so that
-    /// the least composition offset is not negative.
+    /// Number of the pictures that are shown, and the times at which GStreamer shows them: it delays all by what the
+    /// index says, else so that the least composition offset is not negative.
     pub(crate) fn pictures(&self, movie_timescale: u32) -> (u64, Timeline) {
         let least = || self.offsets.iter().map(|&(_, offset)| i64::from(offset)).min().unwrap_or(0).min(0);
         let delay = self.delay.unwrap_or_else(|| -least());
@@ -282,21 +295,21 @@ impl Track {
         (frames, Timeline::new(times.map(|ticks| Some((nanoseconds(ticks?)?, shown(ticks?))))))
     }
 
-    /// Ticks of sound to leave out at the start, and ticks to keep after that; `None` keeps all.
-    pub(crate) fn shown_sound(&self, movie_timescale: u32) -> (u64, Option<u64>) {
+    /// Ticks of audio to drop at the start, and ticks to keep after those; `None` keeps all.
+    pub(crate) fn shown_audio(&self, movie_timescale: u32) -> (u64, Option<u64>) {
         let shown = self.shown(movie_timescale);
         let (Some(first), Some(last)) = (shown.first(), shown.last()) else { return (0, None) };
         if first.start == i64::MIN {
             return (0, None);
         }
-        // Whole packets only are left out at the end.
+        // At the end only whole packets are dropped.
         let end = self.spans().find(|span| span.start >= last.end).map(|span| span.start);
         (first.start as u64, end.map(|end| (end - first.start).max(0) as u64))
     }
 
-    /// Ticks of sound that remain, for a first estimate.
-    pub(crate) fn sound_s(&self, movie_timescale: u32) -> f64 {
-        let (skip, keep) = self.shown_sound(movie_timescale);
+    /// Estimated seconds of audio that are kept.
+    pub(crate) fn audio_s(&self, movie_timescale: u32) -> f64 {
+        let (skip, keep) = self.shown_audio(movie_timescale);
         let (_, all) = self.totals();
         keep.unwrap_or(all.saturating_sub(skip)) as f64 / f64::from(self.timescale.max(1))
     }

@@ -1,4 +1,4 @@
-//! What a card has given away, to whomever, as its driver says.
+//! GPU memory in use by all processes, as the driver reports it.
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-/// The driver is asked this often.
+/// Interval at which the driver is asked.
 const EVERY: Duration = Duration::from_millis(50);
 
-/// One line of `nvidia-smi --query-gpu=...`.
+/// Output line of `nvidia-smi --query-gpu=...` for GPU 0.
 ///
 /// # Errors
-/// When there is no driver.
+/// If there is no driver.
 pub fn query(what: &str) -> anyhow::Result<String> {
     let output = Command::new("nvidia-smi")
         .args([&format!("--query-gpu={what}"), "--format=csv,noheader,nounits", "--id=0"])
@@ -24,22 +24,22 @@ pub fn query(what: &str) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Bytes of the card in use now.
+/// Bytes of GPU memory in use now.
 ///
 /// # Errors
-/// When the driver does not say.
+/// If the driver does not report it.
 pub fn used_bytes() -> anyhow::Result<u64> {
     Ok(query("memory.used")?.parse::<u64>().context("memory.used")? << 20)
 }
 
-/// Watches the card's memory until dropped.
+/// Watch on GPU memory that ends when dropped.
 pub struct Watch {
     peak: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
 
 impl Watch {
-    /// Starts to watch.
+    /// A running watch.
     pub fn start() -> Self {
         let (peak, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (high, stopping) = (peak.clone(), stop.clone());
@@ -52,7 +52,7 @@ impl Watch {
         Watch { peak, stop }
     }
 
-    /// The most that was in use since the last call.
+    /// Peak of the memory in use since the last call.
     pub fn take_peak(&self) -> u64 {
         self.peak.swap(0, Ordering::Relaxed)
     }

@@ -1,0 +1,45 @@
+//! Selection of the track to decode, and the bytes that the demuxer is shown in place of the file's own.
+
+/// Kind of a track.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Video,
+    Audio,
+}
+
+impl Kind {
+    /// Whether a track with caps of this name is of this kind. Motion JPEG has the caps name of a still picture.
+    pub(crate) fn takes(self, caps_name: &str) -> bool {
+        match self {
+            Kind::Video => caps_name.starts_with("video/") || caps_name == "image/jpeg",
+            Kind::Audio => caps_name.starts_with("audio/"),
+        }
+    }
+
+    /// The word for it in messages.
+    pub(crate) fn noun(self) -> &'static str {
+        match self {
+            Kind::Video => "video",
+            Kind::Audio => "audio",
+        }
+    }
+}
+
+/// Track to decode, and how the demuxer is to see the file.
+#[derive(Clone, Debug)]
+pub(crate) struct Selection {
+    pub(crate) kind: Kind,
+    /// Name that the demuxer gives the track; none for the first track of the kind.
+    pub(crate) track: Option<String>,
+    /// Whether the marks of codec delay and padding are removed before the decoder: [`crate::probe::Trim`] cuts both.
+    pub(crate) unmarked: bool,
+    /// Bytes of the file that the demuxer reads otherwise than they are.
+    pub(crate) overlays: Vec<Overlay>,
+}
+
+/// Bytes that replace the file's own from position `at` on, for the demuxer only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Overlay {
+    pub(crate) at: u64,
+    pub(crate) bytes: Vec<u8>,
+}
