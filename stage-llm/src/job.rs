@@ -45,7 +45,7 @@ impl<'a> Job<'a> {
     pub fn take_card(&mut self) -> Result<(), Stop> {
         // Some may have left before one refuses: they are to come back all the same.
         self.has_card = true;
-        self.port.take_card()
+        self.port.take_gpu()
     }
 
     /// Lets the encoders come back, if they were told to leave. By now the job holds no memory; they can only have what the
@@ -53,7 +53,7 @@ impl<'a> Job<'a> {
     pub fn return_card(&mut self) {
         if std::mem::take(&mut self.has_card) {
             compute::trim();
-            self.port.return_card();
+            self.port.return_gpu();
         }
     }
 }

@@ -157,10 +157,10 @@ pub trait JobPort {
     ///
     /// # Errors
     /// `does_not_fit` where nobody can make them leave.
-    fn take_card(&mut self) -> Result<(), Stop>;
+    fn take_gpu(&mut self) -> Result<(), Stop>;
 
     /// Lets the encoders come back.
-    fn return_card(&mut self);
+    fn return_gpu(&mut self);
 
     /// Tells the client. Terminal events are the caller's business, not the stage's.
     ///

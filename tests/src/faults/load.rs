@@ -157,7 +157,7 @@ pub async fn log_of(bus: &Bus, job: &JobId) -> Vec<JobEvent> {
     events
 }
 
-/// Waits until no stream holds anything of any job but its events, and no room is reserved.
+/// Waits until no stream holds anything of any job but its events, and no capacity is reserved.
 ///
 /// # Errors
 /// What is still there after two minutes.
@@ -173,14 +173,14 @@ pub async fn empty(rig: &Rig) -> anyhow::Result<()> {
     }
 }
 
-/// Subjects that hold messages, and jobs that hold room.
+/// Subjects that hold messages, and jobs that hold capacity.
 ///
 /// # Errors
 /// When the broker cannot be asked.
 pub async fn left_over(bus: &Bus) -> anyhow::Result<Vec<String>> {
-    let mut left: Vec<String> = bus.room_holders().await.iter().map(|job| format!("room of {job}")).collect();
+    let mut left: Vec<String> = bus.capacity_holders().await.iter().map(|job| format!("capacity of {job}")).collect();
     for stream in StreamName::ALL {
-        if !matches!(stream, StreamName::Events | StreamName::Dead | StreamName::Room) {
+        if !matches!(stream, StreamName::Events | StreamName::Dead | StreamName::Capacity) {
             left.extend(bus.subjects_in(stream).await?);
         }
     }

@@ -12,6 +12,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use deploy::{profile, recording, stages, supervisor};
+use protocol::control::Verb;
+use runtime::bus::Role;
 use runtime::process::{Exit, Fatal, on_signal, runtime, warn_of_random_weights};
 use runtime::telemetry;
 
@@ -55,8 +57,8 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             warn_of_random_weights(&config);
             runtime.block_on(bench.run(&config))
         }
-        Command::Load { stage } => runtime.block_on(running::load(&config, "load", stage)),
-        Command::Unload { stage } => runtime.block_on(running::load(&config, "unload", stage)),
+        Command::Load { stage } => runtime.block_on(running::load(&config, Verb::Load, stage)),
+        Command::Unload { stage } => runtime.block_on(running::load(&config, Verb::Unload, stage)),
         Command::Stage { name, supervised } => runtime.block_on(async {
             let mut shutdown = on_signal();
             if supervised {
@@ -68,10 +70,10 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             stages::serve(name, &config, shutdown).await
         }),
         Command::Record(args) => runtime.block_on(async {
-            recording::command::record(&running::connect(&config, running::OPERATOR).await?, args).await
+            recording::command::record(&running::connect(&config, Role::Operator).await?, args).await
         }),
         Command::Replay(args) => runtime.block_on(async {
-            recording::command::replay(&running::connect(&config, running::OPERATOR).await?, args).await
+            recording::command::replay(&running::connect(&config, Role::Operator).await?, args).await
         }),
         Command::Recording(action) => recording::command::recording(action),
         Command::Config { action: ConfigAction::Print } => {
