@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use async_nats::service::PingResponse;
 use futures::StreamExt;
-use protocol::control::{ControlReply, ControlRequest, LoadReply};
+use protocol::control::{ControlReply, ControlRequest, LoadReply, Verb};
 use protocol::error::StageName;
 use protocol::event::{CancelledBy, JobEvent};
 use protocol::message::{JobId, JobRequest};
@@ -77,7 +77,7 @@ impl Events {
 /// When the broker cannot be asked, or does not let us end the job.
 pub async fn cancel(bus: &Bus, job: &JobId) -> anyhow::Result<Vec<ControlReply>> {
     let request = ControlRequest { v: wire::VERSION, job: Some(job.clone()), ..Default::default() };
-    let replies = control::gather(bus, "cancel", &request).await?;
+    let replies = control::gather(bus, Verb::Cancel, &request).await?;
     if replies.is_empty() {
         let end = ending::ensure_ended(bus.clone(), StageName::Llm, job.clone(), CancelledBy::Client);
         let text = "no stage is there to end the job, and the broker does not let this user: start a stage-llm";
@@ -86,12 +86,12 @@ pub async fn cancel(bus: &Bus, job: &JobId) -> anyhow::Result<Vec<ControlReply>>
     Ok(replies)
 }
 
-/// Asks a supervisor to `load` or `unload` a stage, or all that compute, and says what it did. It answers once jobs in
-/// hand are answered.
+/// Asks a supervisor to load or unload a stage, or all that compute, and says what it did. It answers once jobs in
+/// flight are answered.
 ///
 /// # Errors
 /// When no supervisor is there.
-pub async fn load(bus: &Bus, verb: &str, stage: Option<StageName>) -> anyhow::Result<LoadReply> {
+pub async fn load(bus: &Bus, verb: Verb, stage: Option<StageName>) -> anyhow::Result<LoadReply> {
     let request = ControlRequest { v: wire::VERSION, stage, ..Default::default() };
     let request = async_nats::Request::new().payload(wire::encode(&request).into()).timeout(Some(LOAD_WAIT));
     let reply = bus.client().send_request(bus.subjects().control(verb), request).await;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::Message;
 use futures::StreamExt;
-use protocol::control::{ControlRequest, LoadReply};
+use protocol::control::{ControlRequest, LoadReply, Verb};
 use protocol::error::StageName;
 use protocol::wire::{self, Encoding};
 use runtime::bus::{Bus, BusError, BusErrorKind};
@@ -17,7 +17,7 @@ use runtime::subject::StreamName;
 
 use crate::supervisor::Roster;
 
-/// The stages that compute, in the order in which they leave: the owner of jobs first, so that a job in hand still finds
+/// The stages that compute, in the order in which they leave: the owner of jobs first, so that a job in flight still finds
 /// the others.
 pub const COMPUTING: [StageName; 4] = [StageName::Llm, StageName::Vision, StageName::Audio, StageName::Fuse];
 /// Jobs are looked for this often, beside being heard of as they come.
@@ -36,8 +36,8 @@ impl Idle {
             let refused = |e| BusError::new(BusErrorKind::JetStream, format!("{subject}: {e}"));
             bus.client().subscribe(subject.clone()).await.map_err(refused)
         };
-        let mut load = subscribe(bus.subjects().control("load")).await?;
-        let mut unload = subscribe(bus.subjects().control("unload")).await?;
+        let mut load = subscribe(bus.subjects().control(Verb::Load)).await?;
+        let mut unload = subscribe(bus.subjects().control(Verb::Unload)).await?;
         let mut jobs = subscribe(bus.subjects().jobs()).await?;
         let mut warden = Warden {
             bus: bus.clone(),
@@ -67,12 +67,6 @@ impl Drop for Idle {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Verb {
-    Load,
-    Unload,
-}
-
 /// What the task that listens knows.
 struct Warden {
     bus: Bus,
@@ -100,12 +94,10 @@ impl Warden {
                 reply.error = Some(format!("no stage-{stage} is kept here"));
             }
             Ok(ControlRequest { stage, job, .. }) => {
-                self.held = matches!(verb, Verb::Unload) && job.is_some();
+                self.held = verb == Verb::Unload && job.is_some();
                 let stages = stage.map_or(COMPUTING.to_vec(), |s| vec![s]);
-                (reply.stages, reply.processes) = match verb {
-                    Verb::Load => self.load(&stages),
-                    Verb::Unload => self.unload(&stages).await,
-                };
+                (reply.stages, reply.processes) =
+                    if verb == Verb::Unload { self.unload(&stages).await } else { self.load(&stages) };
             }
             Err(error) => reply.error = Some(error),
         }

@@ -8,7 +8,7 @@ use config::Config;
 use model::config_json::ModelConfig;
 use protocol::bytes::Bytes;
 use protocol::error::StageName;
-use runtime::bus::{Bus, BusError, BusErrorKind};
+use runtime::bus::{Bus, BusError, BusErrorKind, Role};
 use runtime::process::{Exit, Fatal};
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +46,7 @@ pub fn state_dir() -> PathBuf {
 ///
 /// # Errors
 /// When its broker refuses this role.
-pub async fn running(config: &Config, role: &str) -> Result<Option<Bus>, Fatal> {
+pub async fn running(config: &Config, role: Role) -> Result<Option<Bus>, Fatal> {
     let Some(note) = note().filter(|n| Path::new("/proc").join(n.pid.to_string()).exists()) else { return Ok(None) };
     let mut bus = config.bus.clone();
     (bus.url, bus.prefix) = (note.url, note.prefix);
@@ -117,7 +117,7 @@ impl Pipeline {
         };
         let file = write_config(&config, dir).map_err(other)?;
         let connect = async || {
-            let bus = Bus::connect(&config.bus, "operator", Duration::from_secs(10)).await?;
+            let bus = Bus::connect(&config.bus, Role::Operator, Duration::from_secs(10)).await?;
             bus.ensure_streams().await?;
             Ok::<_, BusError>(bus)
         };

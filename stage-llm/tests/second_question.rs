@@ -133,10 +133,10 @@ fn a_file_that_is_gone_or_a_question_that_is_none_costs_nothing_that_was_kept() 
             self.0.more_tokens(take)
         }
         fn rewind_tokens(&mut self) {}
-        fn take_card(&mut self) -> Result<(), Stop> {
+        fn take_gpu(&mut self) -> Result<(), Stop> {
             Ok(())
         }
-        fn return_card(&mut self) {}
+        fn return_gpu(&mut self) {}
         fn event(&mut self, event: Event) -> Result<(), Stop> {
             self.0.event(event)
         }

@@ -11,7 +11,7 @@ use deploy::client::{self, Events};
 use protocol::error::StageName;
 use protocol::event::{Event, JobEvent};
 use protocol::message::{JobId, JobRequest};
-use runtime::bus::Bus;
+use runtime::bus::{Bus, Role};
 use tempfile::TempDir;
 
 /// Longest time that a job of a test may take.
@@ -170,7 +170,7 @@ impl Rig {
         std::fs::create_dir(dir.path().join("media"))?;
         let up = spawn_up(dir.path(), &setup, broker.url())?;
         let config = setup.bus(broker.url())?;
-        let bus = Bus::connect(&config, "client", READY_WAIT).await?;
+        let bus = Bus::connect(&config, Role::Client, READY_WAIT).await?;
         let rig = Rig { dir, broker, bus, up, setup };
         rig.wait_ready().await?;
         Ok(rig)

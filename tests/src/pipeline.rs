@@ -296,12 +296,12 @@ impl JobPort for InProcess<'_> {
         self.tokens = std::mem::take(&mut self.given);
     }
 
-    fn take_card(&mut self) -> Result<(), Stop> {
+    fn take_gpu(&mut self) -> Result<(), Stop> {
         // All stages are in this process, on a device with enough memory.
         Ok(())
     }
 
-    fn return_card(&mut self) {}
+    fn return_gpu(&mut self) {}
 
     fn more_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<bool, Stop> {
         // A batch may be late here too.

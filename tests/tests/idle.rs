@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use deploy::client;
 use deploy::idle::COMPUTING;
+use protocol::control::Verb;
 use protocol::error::StageName;
 use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
@@ -48,12 +49,12 @@ async fn unloaded_stages_have_no_process_and_the_next_job_starts_them_again() ->
         let rig = Rig::start(Setup { broker, replicas: "vision=2".to_owned(), ..Setup::default() }).await?;
         let before = answered(&rig, "before").await?;
 
-        let reply = client::load(&rig.bus, "unload", None).await?;
+        let reply = client::load(&rig.bus, Verb::Unload, None).await?;
         // What the reply says has happened by then.
         ensure!(running(&rig) == [StageName::Decode], "{:?} run after {reply:?}", running(&rig));
         ensure!(reply.stages.len() == 4 && COMPUTING.iter().all(|s| reply.stages.contains(s)), "{reply:?}");
         ensure!(reply.processes == 5 && reply.error.is_none(), "{reply:?}");
-        let nothing = client::load(&rig.bus, "unload", None).await?;
+        let nothing = client::load(&rig.bus, Verb::Unload, None).await?;
         ensure!(nothing.stages.is_empty() && nothing.processes == 0, "{nothing:?}");
         // They do not start again without a job.
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -87,7 +88,7 @@ async fn a_job_in_flight_is_answered_before_its_stages_leave() -> anyhow::Result
     client::submit(&rig.bus, &job).await?;
     let mut events = client::Events::new(&rig.bus, &job.job);
     while !matches!(events.next().await?.event, Event::Planned { .. }) {}
-    client::load(&rig.bus, "unload", None).await?;
+    client::load(&rig.bus, Verb::Unload, None).await?;
     let events = rig.events(&job.job).await?;
     ensure!(matches!(terminal(&events)?, Event::Result(_)), "{events:?}");
     let planned = events.iter().filter(|e| matches!(e.event, Event::Planned { .. })).count();

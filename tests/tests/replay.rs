@@ -19,7 +19,7 @@ use protocol::event::{Event, JobEvent};
 use protocol::message::{DecodeRequest, JobId, JobRequest, Output};
 use protocol::stage::{Port, Stage, Stop};
 use protocol::wire::{self, WireError};
-use runtime::bus::Bus;
+use runtime::bus::{Bus, Role};
 use runtime::subject::{StreamName, Subjects};
 use tests::harness::{Rig, Setup, checkpoint, root, terminal, video, vidi};
 use tests::pipeline::answer_in_process;
@@ -345,7 +345,7 @@ async fn a_running_stage_passes_the_check_against_its_recording_and_fails_it_aga
 
     // Nobody takes features here: they are gone because every check took them away.
     let config = BusConfig { url: one.broker.url().to_owned(), ..BusConfig::default() };
-    let bus = Bus::connect(&config, "client", Duration::from_secs(30)).await?;
+    let bus = Bus::connect(&config, Role::Client, Duration::from_secs(30)).await?;
     for stream in StreamName::ALL {
         let left = bus.stream(stream).await?.get_info().await?.state.messages;
         ensure!(left == 0, "{left} messages are left in {stream:?}");

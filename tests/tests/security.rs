@@ -10,7 +10,7 @@ use futures::StreamExt;
 use protocol::error::{ErrorKind, StageName};
 use protocol::event::{CancelledBy, Event};
 use protocol::message::{JobId, JobRequest};
-use runtime::bus::{Bus, headers};
+use runtime::bus::{Bus, Role, headers};
 use runtime::subject::StreamName;
 use tests::harness::{Rig, brokers, terminal, video, vidi};
 use tests::shipped::Shipped;
@@ -55,7 +55,7 @@ async fn every_role_does_its_work_under_the_shipped_configuration_without_asking
         ensure!(matches!(terminal(&events)?, Event::Cancelled { by: CancelledBy::Client, .. }), "{events:?}");
 
         // A message that no stage can use: buried, and its job failed by the stage that met it.
-        let operator = Bus::connect(rig.bus.config(), "operator", SAYS).await?;
+        let operator = Bus::connect(rig.bus.config(), Role::Operator, SAYS).await?;
         for stage in [StageName::Decode, StageName::Vision, StageName::Audio, StageName::Fuse] {
             let endless = JobRequest { max_new_tokens: 4096, ..request(&format!("poisoned-{stage}"), &clip)? };
             client::submit(&rig.bus, &endless).await?;
@@ -87,7 +87,7 @@ async fn several_may_make_the_streams_at_the_same_time_though_there_is_capacity_
         let config = shipped.bus(&broker)?;
         let mut makers = Vec::new();
         for _ in 0..4 {
-            makers.push(Bus::connect(&config, "operator", SAYS).await?);
+            makers.push(Bus::connect(&config, Role::Operator, SAYS).await?);
         }
         let js = jetstream::new(makers[0].client().clone());
         for round in 0..20 {
@@ -159,7 +159,7 @@ async fn the_vision_user_can_neither_submit_jobs_nor_read_tokens() -> anyhow::Re
     for program in brokers() {
         let shipped = Shipped::new()?;
         let broker = shipped.broker(program.as_deref()).await?;
-        let operator = Bus::connect(&shipped.bus(&broker)?, "operator", SAYS).await?;
+        let operator = Bus::connect(&shipped.bus(&broker)?, Role::Operator, SAYS).await?;
         operator.ensure_streams().await?;
         let secret = JobId::new("secret")?;
         let js = jetstream::new(operator.client().clone());

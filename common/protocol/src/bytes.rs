@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A number of bytes as a person reads it.
+/// Number of bytes as a person reads it.
 #[derive(Clone, Copy, Debug)]
 pub struct Bytes(pub u64);
 

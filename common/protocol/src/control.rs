@@ -1,5 +1,8 @@
 //! Control requests and their replies: cancel and drain, which stages answer; load and unload, which a supervisor answers.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::StageName;
@@ -7,22 +10,65 @@ use crate::job_id::JobId;
 use crate::wire::{Message, VERSION, version};
 use crate::wire_error::WireError;
 
+/// Verb of a control message, the last part of its subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Drop a job's work: every stage.
+    Cancel,
+    /// Take no further message, and leave: the instance or stage that the request names.
+    Drain,
+    /// Start the processes of a stage: a supervisor.
+    Load,
+    /// End the processes of a stage: a supervisor.
+    Unload,
+}
+
+impl Verb {
+    /// Every verb.
+    pub const ALL: [Verb; 4] = [Verb::Cancel, Verb::Drain, Verb::Load, Verb::Unload];
+
+    /// Verb as it is written in a subject.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verb::Cancel => "cancel",
+            Verb::Drain => "drain",
+            Verb::Load => "load",
+            Verb::Unload => "unload",
+        }
+    }
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Verb {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let known = Verb::ALL.into_iter().find(|v| v.as_str() == s);
+        known.ok_or_else(|| format!("no verb {s:?}; there are cancel, drain, load, unload"))
+    }
+}
+
 /// Body of a control message.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ControlRequest {
     /// Protocol version.
     #[serde(default = "version")]
     pub v: u32,
-    /// `cancel`: which job.
+    /// Job to drop, for `cancel`.
     #[serde(default)]
     pub job: Option<JobId>,
-    /// Only instances of this stage.
+    /// Stage whose instances alone are meant.
     #[serde(default)]
     pub stage: Option<StageName>,
-    /// `drain`: only this instance.
+    /// Instance that alone is meant, for `drain`.
     #[serde(default)]
     pub instance: Option<String>,
-    /// `cancel`: the job has its terminal event; all that is left is to drop its work.
+    /// Whether the job has its terminal event, for `cancel`: all that is left is to drop its work.
     #[serde(default)]
     pub ended: bool,
 }
@@ -33,19 +79,19 @@ impl Message for ControlRequest {
     }
 }
 
-/// What one instance did.
+/// Reply of one instance to a control message.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ControlReply {
     /// Protocol version.
     #[serde(default = "version")]
     pub v: u32,
-    /// Who.
+    /// Stage that replies.
     pub stage: StageName,
-    /// Which of its replicas.
+    /// Name among the stage's replicas.
     pub instance: String,
-    /// `cancel`: whether it was working on that job. `drain`: whether it drains.
+    /// Whether it was working on that job, for `cancel`; whether it drains, for `drain`.
     pub stopped: bool,
-    /// What was wrong with the request, if something was.
+    /// Fault of the request, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -56,27 +102,27 @@ impl Message for ControlReply {
     }
 }
 
-/// What a supervisor did at `load` or `unload`. Stages are silent at these: who has no process cannot answer.
+/// Reply of a supervisor to `load` or `unload`. Stages are silent at these: who has no process cannot answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadReply {
     /// Protocol version.
     #[serde(default = "version")]
     pub v: u32,
-    /// Which supervisor.
+    /// Name of the supervisor.
     pub instance: String,
     /// Stages whose processes were started or ended.
     pub stages: Vec<StageName>,
-    /// How many processes that were.
+    /// Number of those processes.
     pub processes: u64,
     /// Milliseconds that it took.
     pub ms: u64,
-    /// What was wrong with the request, if something was.
+    /// Fault of the request, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
 impl LoadReply {
-    /// Of a supervisor that has done nothing yet.
+    /// Reply of a supervisor that has done nothing yet.
     pub fn new(instance: &str) -> Self {
         LoadReply { v: VERSION, instance: instance.to_owned(), stages: Vec::new(), processes: 0, ms: 0, error: None }
     }

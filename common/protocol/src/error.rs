@@ -1,11 +1,11 @@
-//! Why a job failed, as it travels in a `failed` event (PROTOCOL.md).
+//! Reason for which a job failed, as it travels in a `failed` event (PROTOCOL.md).
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The closed list of reasons that a client can match on.
+/// Closed list of reasons that a client can match on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
@@ -35,7 +35,7 @@ pub enum ErrorKind {
     Internal,
 }
 
-/// One stage of the pipeline.
+/// Name of a stage of the pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StageName {
@@ -52,11 +52,11 @@ pub enum StageName {
 }
 
 impl StageName {
-    /// In the order in which data flows.
+    /// Every stage, in the order in which data flows.
     pub const ALL: [StageName; 5] =
         [StageName::Decode, StageName::Vision, StageName::Audio, StageName::Fuse, StageName::Llm];
 
-    /// The name as it is written in subjects, configuration and events.
+    /// Name as it is written in subjects, configuration and events.
     pub fn as_str(self) -> &'static str {
         match self {
             StageName::Decode => "decode",
@@ -85,17 +85,17 @@ impl std::str::FromStr for StageName {
     }
 }
 
-/// The end of a job that did not work out.
+/// Error that ends a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobError {
-    /// What a program matches on.
+    /// Kind that a program matches on.
     pub kind: ErrorKind,
-    /// Where it happened, if in a stage.
+    /// Stage where it happened, if in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<StageName>,
-    /// What happened, with the figures, for a person.
+    /// Sentence for a person: what happened, with the figures.
     pub message: String,
-    /// What to do about it.
+    /// Advice on what to do about it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub hint: String,
     /// Figures for a program.
@@ -104,7 +104,7 @@ pub struct JobError {
 }
 
 impl JobError {
-    /// An error without hint or figures yet.
+    /// Error without hint or figures yet.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         JobError { kind, stage: None, message: message.into(), hint: String::new(), details: BTreeMap::new() }
     }

@@ -1,4 +1,4 @@
-//! What a client hears of its job: a gapless sequence of events that ends in exactly one terminal one.
+//! Events that a client hears of its job: a gapless sequence of events that ends in exactly one terminal one.
 
 use std::collections::BTreeMap;
 
@@ -10,19 +10,19 @@ use crate::plan::MediaPlan;
 use crate::wire::{Message, version};
 use crate::wire_error::WireError;
 
-/// One event on `events.<job>`.
+/// Event on `events.<job>`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobEvent {
     /// Protocol version.
     #[serde(default = "version")]
     pub v: u32,
-    /// Whose.
+    /// Job that the event is about.
     pub job: JobId,
-    /// From 0, no gaps.
+    /// Place among the job's events, from 0 without gaps.
     pub seq: u64,
-    /// Unix time, milliseconds.
+    /// Time of the event, Unix milliseconds.
     pub at_ms: u64,
-    /// What happened.
+    /// Event itself.
     #[serde(flatten)]
     pub event: Event,
 }
@@ -33,17 +33,17 @@ impl Message for JobEvent {
     }
 }
 
-/// How the job's stages share the card.
+/// Way in which the job's stages share the GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// All stages work at the same time.
     Streaming,
-    /// Encoders finish and leave the card before the language model takes it.
+    /// Encoders finish and leave the GPU before the language model takes it.
     Phases,
 }
 
-/// Who ended a job before it was done.
+/// Party that ended a job before it was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CancelledBy {
@@ -55,7 +55,7 @@ pub enum CancelledBy {
     Operator,
 }
 
-/// Why generation ended.
+/// Reason for which generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Finish {
@@ -65,19 +65,19 @@ pub enum Finish {
     Length,
 }
 
-/// A time range of an answer.
+/// Time range of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimeRange {
     /// Start, seconds from the start of the video.
     pub start_s: f64,
     /// End, seconds from the start of the video.
     pub end_s: f64,
-    /// What it is, if the task says.
+    /// Title of the range, if the task gives it one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
 }
 
-/// What one stage's work on a job took.
+/// Time that one stage's work on a job took.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageTiming {
     /// Seconds computing, summed over replicas.
@@ -93,7 +93,7 @@ pub struct StageTiming {
 /// Timings of a whole job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timings {
-    /// Per stage.
+    /// Timing of each stage.
     pub stages: BTreeMap<StageName, StageTiming>,
     /// Seconds from the owner's taking the job to the first generated token.
     pub first_token_s: f64,
@@ -104,16 +104,16 @@ pub struct Timings {
 /// Memory of one stage, bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageMemory {
-    /// The most that any of its processes held while it worked on the job.
+    /// Bytes that any of its processes held at most while it worked on the job.
     pub peak_bytes: u64,
-    /// What it may hold at most; 0 without a budget.
+    /// Bytes that it may hold; 0 without a budget.
     pub budget_bytes: u64,
 }
 
-/// Which model answered.
+/// Model that answered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelName {
-    /// The checkpoint directory's name, or `random:SIZE`.
+    /// Name of the checkpoint directory, or `random:SIZE`.
     pub name: String,
     /// Compute type.
     pub dtype: String,
@@ -123,30 +123,30 @@ pub struct ModelName {
     pub kv: String,
 }
 
-/// What a job came to.
+/// Result of an answered job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobResult {
-    /// The answer, without special tokens, stripped.
+    /// Answer, without special tokens, stripped.
     pub text: String,
     /// Generated token ids, the end token included.
     pub token_ids: Vec<u32>,
-    /// Why generation ended.
+    /// Reason for which generation ended.
     pub finish: Finish,
     /// Time ranges, for tasks that answer with them.
     pub ranges: Vec<TimeRange>,
-    /// The totals.
+    /// Totals of the video.
     pub plan: MediaPlan,
     /// Whether the video's keys and values were there already.
     pub cached: bool,
-    /// What took how long.
+    /// Timings of the job.
     pub timings: Timings,
-    /// What held how much.
+    /// Memory of each stage.
     pub memory: BTreeMap<StageName, StageMemory>,
-    /// Which model answered.
+    /// Model that answered.
     pub model: ModelName,
 }
 
-/// What happened to a job.
+/// Event in the life of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Event {
@@ -157,9 +157,9 @@ pub enum Event {
         /// Jobs before it.
         rank: u64,
     },
-    /// The totals are settled and fit.
+    /// Its totals are settled and fit.
     Planned {
-        /// The totals.
+        /// Totals of the video.
         plan: MediaPlan,
         /// Streaming or phases.
         mode: Mode,
@@ -168,28 +168,28 @@ pub enum Event {
     },
     /// A stage came on.
     Progress {
-        /// Which.
+        /// Stage that came on.
         stage: StageName,
         /// Frames, windows or tokens done.
         done: u64,
-        /// Of so many.
+        /// Frames, windows or tokens in total.
         total: u64,
     },
     /// The answer grows.
     Text {
-        /// By this.
+        /// Text that is new.
         delta: String,
     },
     /// Terminal: the answer.
     Result(Box<JobResult>),
     /// Terminal: it did not work out.
     Failed {
-        /// Why.
+        /// Reason for that.
         error: JobError,
     },
     /// Terminal: nobody wants it any more.
     Cancelled {
-        /// Who said so.
+        /// Party that ended it.
         by: CancelledBy,
         /// Stages that dropped work for it.
         stages_stopped: Vec<StageName>,

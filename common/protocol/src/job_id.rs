@@ -1,10 +1,10 @@
-//! A job's name.
+//! Name of a job.
 
 use serde::{Deserialize, Serialize};
 
 use crate::wire_error::{WireError, WireErrorKind};
 
-/// A job's name, chosen by the client: `[A-Za-z0-9_-]{1,64}`.
+/// Name of a job, chosen by the client: `[A-Za-z0-9_-]{1,64}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct JobId(String);
@@ -26,7 +26,7 @@ impl JobId {
         Err(WireError::new(WireErrorKind::Value, detail))
     }
 
-    /// The name.
+    /// Name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,8 +1,9 @@
 //! What travels between stages and to clients, and the contract of a stage. It knows no tensor library and no bus.
 //!
-//! In reading order: [`error`] (why a job fails), [`job_id`], [`plan`] (what a video comes to), [`tensor`] (numbers as
-//! bytes), [`message`] and [`event`] (what travels), [`wire`] and [`wire_error`] (bytes to messages and back), [`rows`]
-//! (which rows are there), [`coverage`] (of how many), [`stage`] (what a stage is), [`memory`] (what a process holds),
+//! In reading order: [`error`] (why a job fails), [`job_id`], [`plan`] (totals of a video), [`tensor`] (numbers as
+//! bytes), [`message`], [`event`], [`control`] and [`report`] (what travels), [`wire`] and [`wire_error`] (bytes to
+//! messages and back), [`rows`] (which rows are there), [`coverage`] (of how many), [`stage`] (what a stage is), [`memory`]
+//! (what a process holds),
 //! [`bytes`] (sizes for a person).
 
 pub mod bytes;

@@ -1,34 +1,34 @@
-//! What this process holds of the memory that its budget is about: the device's, once one is open, else the host's.
+//! Memory that this process holds, of the kind that its budget is about: the device's, once one is open, else the host's.
 
 use std::sync::OnceLock;
 
-/// Bytes held.
+/// Bytes that a process holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Now.
+    /// Bytes held now.
     pub used_bytes: u64,
-    /// At most since the process started.
+    /// Bytes held at most since the process started.
     pub peak_bytes: u64,
-    /// Taken from the system, used or not.
+    /// Bytes taken from the system, used or not.
     pub reserved_bytes: u64,
 }
 
-/// What an allocation on a device can come up against.
+/// Limits that an allocation on a device can come up against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// What this process may hold; none without a budget.
+    /// Bytes that this process may hold; none without a budget.
     pub budget_bytes: Option<u64>,
-    /// What nobody holds of the device's memory.
+    /// Bytes of the device's memory that nobody holds.
     pub free_bytes: u64,
-    /// The device's memory.
+    /// Bytes of the device's memory.
     pub total_bytes: u64,
 }
 
-/// A device that tells what a process holds of it, and what is in its way.
+/// Gauge of a device that tells what a process holds of it, and what is in its way.
 pub trait Gauge: Send + Sync {
     /// Bytes that this process holds of the device's memory.
     fn usage(&self) -> Usage;
-    /// What is in the way of the next allocation; none if the device does not say.
+    /// Limits of the next allocation; none if the device does not say.
     fn limits(&self) -> Option<Limits>;
 }
 
@@ -40,12 +40,12 @@ pub fn watch(gauge: impl Gauge + 'static) {
     let _ = DEVICE.set(Box::new(gauge));
 }
 
-/// What this process holds: of its device's memory if it has opened one, else of the host's.
+/// Bytes that this process holds: of its device's memory if it has opened one, else of the host's.
 pub fn usage() -> Usage {
     DEVICE.get().map_or_else(resident, |gauge| gauge.usage())
 }
 
-/// What its device's memory leaves it; none without a device.
+/// Limits that its device's memory sets it; none without a device.
 pub fn limits() -> Option<Limits> {
     DEVICE.get()?.limits()
 }

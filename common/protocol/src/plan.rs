@@ -1,4 +1,4 @@
-//! What a video comes to: frames, grid, windows and tokens, settled before anything is computed.
+//! Totals of a video: frames, grid, windows and tokens, settled before anything is computed.
 //!
 //! Position embeddings and the adaptive grid depend on totals, so every message carries its [`MediaPlan`], and a
 //! worker needs nothing else to place its rows.
@@ -41,7 +41,7 @@ pub fn frames_together(offset: u64, most: usize) -> usize {
     offset.max(FIRST_FRAMES).min(most.max(1) as u64) as usize
 }
 
-/// What the container says of a file (reply to a probe); counts are exact.
+/// Facts about a file, as its container has them (reply to a probe); counts are exact.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MediaInfo {
     /// Protocol version.
@@ -71,16 +71,16 @@ pub struct MediaInfo {
     pub content_id: String,
 }
 
-/// The picture half of a plan.
+/// Image part of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImagePlan {
-    /// Every `frame_step`-th decoded frame is taken.
+    /// Decoded frames from one sampled frame to the next.
     pub frame_step: u64,
     /// Sampled frames F.
     pub frames: u64,
-    /// Tokens per frame as rows and columns.
+    /// Rows and columns of the tokens of one frame.
     pub grid: [u32; 2],
-    /// F x h x w.
+    /// Image tokens: F x h x w.
     pub tokens: u64,
     /// Sampled frames whose picture does not decode, so that the one before it stands in: in a message those among its
     /// own rows, in a result all. Rising.
@@ -88,7 +88,7 @@ pub struct ImagePlan {
     pub replaced: Vec<u64>,
 }
 
-/// The sound half of a plan.
+/// Audio part of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AudioPlan {
     /// PCM samples at 16 kHz.
@@ -110,10 +110,10 @@ pub struct MediaPlan {
     pub content_id: String,
     /// Seconds that the answer's fractions are fractions of.
     pub duration_s: f64,
-    /// None without a picture.
+    /// Image part; none without a picture.
     #[serde(default)]
     pub image: Option<ImagePlan>,
-    /// None without sound, or with less than 0.2 s of it.
+    /// Audio part; none without sound, or with less than 0.2 s of it.
     #[serde(default)]
     pub audio: Option<AudioPlan>,
 }
@@ -136,7 +136,7 @@ pub fn frame_step(avg_fps: f64, fps: f64) -> u64 {
 }
 
 impl ImagePlan {
-    /// The plan for `frames` sampled frames.
+    /// Plan for `frames` sampled frames.
     pub fn new(frame_step: u64, frames: u64) -> Self {
         let side = grid_side(frames);
         let tokens = frames * u64::from(side * side);
@@ -159,7 +159,7 @@ impl ImagePlan {
 }
 
 impl AudioPlan {
-    /// The plan for a sound of `samples`; none if that is too short to give tokens.
+    /// Plan for a sound of `samples`; none if that is too short to give tokens.
     pub fn new(samples: u64) -> Option<Self> {
         if samples < MIN_AUDIO_SAMPLES {
             return None;
@@ -194,8 +194,8 @@ impl AudioPlan {
     }
 }
 
-fn inconsistent(half: &str, plan: &impl std::fmt::Debug) -> WireError {
-    WireError::new(WireErrorKind::Value, format!("plan.{half} contradicts itself: {plan:?}"))
+fn inconsistent(modality: &str, plan: &impl std::fmt::Debug) -> WireError {
+    WireError::new(WireErrorKind::Value, format!("plan.{modality} contradicts itself: {plan:?}"))
 }
 
 impl MediaPlan {

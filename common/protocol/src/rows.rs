@@ -1,17 +1,17 @@
-//! Which rows of a whole are there: batches come in any order, cut anywhere, and more than once.
+//! Rows of a whole that are there: batches come in any order, cut anywhere, and more than once.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A set of rows, kept as disjoint ranges.
+/// Set of rows, kept as disjoint ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RowSet {
-    /// Start to end; neither touching nor overlapping.
+    /// Ranges, start to end; neither touching nor overlapping.
     ranges: BTreeMap<u64, u64>,
 }
 
 impl RowSet {
-    /// An empty set.
+    /// Empty set.
     pub fn new() -> Self {
         RowSet::default()
     }
@@ -52,7 +52,7 @@ impl RowSet {
         self.ranges.is_empty()
     }
 
-    /// The first range of `0..total` that is missing; none when all are there.
+    /// First range of `0..total` that is missing; none when all are there.
     pub fn first_gap(&self, total: u64) -> Option<Range<u64>> {
         let mut at = 0;
         for (&s, &e) in &self.ranges {
@@ -65,7 +65,7 @@ impl RowSet {
         (at < total).then_some(at..next)
     }
 
-    /// From the first row of `0..total` that is missing to the last one; none when all are there.
+    /// Rows from the first to the last one of `0..total` that is missing; none when all are there.
     pub fn missing(&self, total: u64) -> Option<Range<u64>> {
         let first = self.first_gap(total)?.start;
         let last = self.ranges.range(..total).next_back().filter(|&(_, &e)| e >= total);

@@ -1,4 +1,4 @@
-//! What a stage is: a plain struct, one message in, any number of messages out, no bus in sight.
+//! Contract of a stage: a plain struct, one message in, any number of messages out, no bus in sight.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::message::{DecodeRequest, JobId, JobRequest, Output, TokenBatch};
 use crate::plan::MediaInfo;
 use crate::wire::Message;
 
-/// Why a stage stopped working on a message.
+/// Reason for which a stage stopped working on a message.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Stop {
     /// The job cannot succeed, however often this is tried.
@@ -22,7 +22,7 @@ pub enum Stop {
 }
 
 impl Stop {
-    /// The error of a process that cannot begin to serve.
+    /// Error of a process that cannot begin to serve.
     pub fn at_start(self) -> JobError {
         match self {
             Stop::Failed(error) => error,
@@ -37,7 +37,7 @@ impl<E: Into<JobError>> From<E> for Stop {
     }
 }
 
-/// Where a stage's outputs go while it works on one message.
+/// Way out for a stage's outputs while it works on one message.
 pub trait Port {
     /// Hands on one output; waits while whoever takes it is behind.
     ///
@@ -58,17 +58,17 @@ pub trait Port {
     fn cancelled(&self) -> bool;
 }
 
-/// Takes one output.
+/// Taker of one output.
 pub type Emit<'a> = dyn FnMut(Output<'_>) -> Result<(), Stop> + 'a;
 
-/// What hands an output on once it is there.
+/// Work that hands an output on once it is there.
 type Work = dyn FnOnce(&mut Emit<'_>) -> Result<(), Stop> + Send;
 
-/// An output whose rows are on their way from a device.
+/// Output whose rows are on their way from a device.
 pub struct Later(Box<Work>);
 
 impl Later {
-    /// What `work` hands on once it has waited for the device.
+    /// Output that `work` hands on once it has waited for the device.
     pub fn new(work: impl FnOnce(&mut Emit<'_>) -> Result<(), Stop> + Send + 'static) -> Self {
         Later(Box::new(work))
     }
@@ -82,12 +82,12 @@ impl Later {
     }
 }
 
-/// A port to nowhere: what a stage is warmed up with, before it is asked for anything. A card then has loaded what it
-/// computes with, and its memory what a message takes: the first question is answered as fast as the next.
+/// Port to nowhere, to warm a stage up with before it is asked for anything. A GPU then has loaded what it computes with,
+/// and its memory what a message takes: the first question is answered as fast as the next.
 pub struct Nowhere;
 
 impl Nowhere {
-    /// Whose messages those are.
+    /// Job that those messages belong to.
     pub fn job() -> JobId {
         JobId::new("warm-up").expect("a constant. This is a bug.")
     }
@@ -103,12 +103,12 @@ impl Port for Nowhere {
     }
 }
 
-/// One stage: a library that knows no bus. Outputs are a function of the input alone, so a message may be
+/// Stage of the pipeline: a library that knows no bus. Outputs are a function of the input alone, so a message may be
 /// processed twice, anywhere, with the same result.
 pub trait Stage {
-    /// Its name in subjects, configuration and events.
+    /// Name in subjects, configuration and events.
     const NAME: StageName;
-    /// What it takes.
+    /// Message that it takes.
     type Input<'a>: Message + Deserialize<'a>;
 
     /// Turns one message into outputs.
@@ -117,16 +117,16 @@ pub trait Stage {
     /// See [`Stop`].
     fn process(&mut self, input: Self::Input<'_>, port: &mut dyn Port) -> Result<(), Stop>;
 
-    /// What answers probes besides the queue; stage-decode alone has one.
+    /// Answer to probes, which come beside the queue; stage-decode alone has one.
     fn probe(&self) -> Option<Probe> {
         None
     }
 }
 
-/// Tells what a media file is, without decoding it; any thread may ask.
+/// Function that tells what a media file is, without decoding it; any thread may ask.
 pub type Probe = Arc<dyn Fn(&str) -> Result<MediaInfo, JobError> + Send + Sync>;
 
-/// What the owner of a job needs from the world outside: the stages that prepare its tokens, and its client.
+/// World outside of the owner of a job: the stages that prepare its tokens, and its client.
 pub trait JobPort {
     /// Asks any stage-decode worker what a file is.
     ///
@@ -156,14 +156,14 @@ pub trait JobPort {
     /// Goes back to the job's first tokens: the bus still has them all.
     fn rewind_tokens(&mut self);
 
-    /// Makes the encoders leave the card, once their work for this job is done, and keeps them away.
+    /// Makes the encoders leave the GPU, once their work for this job is done, and keeps them away.
     ///
     /// # Errors
     /// `does_not_fit` where nobody can make them leave.
-    fn take_card(&mut self) -> Result<(), Stop>;
+    fn take_gpu(&mut self) -> Result<(), Stop>;
 
     /// Lets the encoders come back.
-    fn return_card(&mut self);
+    fn return_gpu(&mut self);
 
     /// Tells the client. Terminal events are the caller's business, not the stage's.
     ///
@@ -175,7 +175,7 @@ pub trait JobPort {
     fn cancelled(&self) -> bool;
 }
 
-/// The stage that owns jobs: a request in, an answer out, with the rest of the pipeline at its disposal.
+/// Stage that owns jobs: a request in, an answer out, with the rest of the pipeline at its disposal.
 pub trait Owner {
     /// Answers one question. Whatever it held for the job is released when it returns, but for what it keeps within its
     /// budget to answer the next one sooner.
@@ -184,7 +184,7 @@ pub trait Owner {
     /// See [`Stop`].
     fn answer(&mut self, request: &JobRequest, port: &mut dyn JobPort) -> Result<JobResult, Stop>;
 
-    /// Bytes that one image or audio token takes on the bus; with 0, no room is reserved for a job's tokens.
+    /// Bytes that one image or audio token takes on the bus; with 0, no capacity is reserved for a job's tokens.
     fn token_bytes(&self) -> u64 {
         0
     }

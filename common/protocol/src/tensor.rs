@@ -1,4 +1,4 @@
-//! The tensor as it travels: `{dtype, shape, data}`, little-endian, row-major, borrowed from the payload.
+//! Tensor as it travels: `{dtype, shape, data}`, little-endian, row-major, borrowed from the payload.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -52,7 +52,7 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// A tensor in a message. Decoding borrows `data` from the payload; a producer owns it.
+/// Tensor in a message. Decoding borrows `data` from the payload; a producer owns it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tensor<'a> {
     dtype: Dtype,
@@ -62,7 +62,7 @@ pub struct Tensor<'a> {
 }
 
 impl<'a> Tensor<'a> {
-    /// A tensor over little-endian, row-major `data`.
+    /// Tensor over little-endian, row-major `data`.
     ///
     /// # Errors
     /// [`WireErrorKind::Shape`] when `data` is not exactly as long as shape and dtype say.
@@ -72,7 +72,7 @@ impl<'a> Tensor<'a> {
         Ok(tensor)
     }
 
-    /// A tensor of 16-bit samples, `[samples.len()]`.
+    /// Tensor of 16-bit samples, `[samples.len()]`.
     pub fn from_i16(samples: &[i16]) -> Tensor<'static> {
         Tensor {
             dtype: Dtype::I16,
@@ -101,12 +101,12 @@ impl<'a> Tensor<'a> {
         self.shape.iter().skip(1).product::<u64>() as usize * self.dtype.size()
     }
 
-    /// The raw little-endian bytes.
+    /// Raw little-endian bytes.
     pub fn data(&self) -> &[u8] {
         &self.data
     }
 
-    /// The samples of an i16 tensor.
+    /// Samples of an i16 tensor.
     pub fn to_i16(&self) -> Vec<i16> {
         self.data.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect()
     }

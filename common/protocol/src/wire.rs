@@ -15,7 +15,7 @@ pub const MAX_DEPTH: usize = 16;
 /// Values (of any type) that a message may hold at most: metadata and one tensor need a few hundred.
 pub const MAX_VALUES: usize = 1 << 20;
 
-/// A message that checks itself once its fields are read.
+/// Message that checks itself once its fields are read.
 pub trait Message {
     /// Refuses values that no honest sender produces.
     ///
@@ -23,13 +23,13 @@ pub trait Message {
     /// The first field that is off, by name.
     fn check(&self) -> Result<(), WireError>;
 
-    /// Whose it is; it must be the job in the subject it came on.
+    /// Job that the message belongs to; it must be the job in the subject it came on.
     fn job(&self) -> Option<&JobId> {
         None
     }
 }
 
-/// How a client writes, and so is answered.
+/// Encoding that a client writes in, and so is answered in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Encoding {
     /// MessagePack with named fields.
@@ -40,7 +40,7 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// The encoding of a body: JSON if it starts with `{`.
+    /// Encoding of a body: JSON if it starts with `{`.
     pub fn of(body: &[u8]) -> Self {
         if body.first() == Some(&b'{') { Encoding::Json } else { Encoding::MessagePack }
     }
@@ -110,7 +110,7 @@ struct Versioned {
     v: u32,
 }
 
-/// The default of every `v` field.
+/// Default of every `v` field.
 pub fn version() -> u32 {
     VERSION
 }

@@ -1,10 +1,10 @@
-//! A message that cannot be understood, and why.
+//! Error of a message that cannot be understood.
 
 use std::fmt;
 
 use crate::error::{ErrorKind, JobError};
 
-/// What is wrong with a message.
+/// Kind of what is wrong with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WireErrorKind {
     /// Not MessagePack (or JSON), cut short, or with trailing bytes.
@@ -23,7 +23,7 @@ pub enum WireErrorKind {
     Oversize,
 }
 
-/// A message that cannot be understood, and why.
+/// Error of a message that cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WireError {
     kind: WireErrorKind,
@@ -31,12 +31,12 @@ pub struct WireError {
 }
 
 impl WireError {
-    /// An error with a sentence for a person.
+    /// Error with a sentence for a person.
     pub fn new(kind: WireErrorKind, detail: impl Into<String>) -> Self {
         WireError { kind, detail: detail.into() }
     }
 
-    /// What callers match on.
+    /// Kind that callers match on.
     pub fn kind(&self) -> WireErrorKind {
         self.kind
     }
@@ -51,7 +51,7 @@ impl fmt::Display for WireError {
 impl std::error::Error for WireError {}
 
 impl From<WireError> for JobError {
-    /// Of a message that was made here: whoever receives one that cannot be read says so in other words.
+    /// Error of a message that was made here: whoever receives one that cannot be read says so in other words.
     fn from(error: WireError) -> Self {
         JobError::new(ErrorKind::Internal, error.to_string())
     }

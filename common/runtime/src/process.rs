@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::Parser;
 use tokio::sync::watch;
 
-use crate::bus::{Bus, BusError, BusErrorKind};
-use crate::run::service::Card;
+use crate::bus::{Bus, BusError, BusErrorKind, Role};
+use crate::run::service::InstanceInfo;
 use crate::run::{self, Shutdown, owner};
 use crate::telemetry;
 use config::{Config, RandomWeights, layers};
@@ -246,9 +246,9 @@ pub async fn serve<S>(
 where
     S: Stage + Send + 'static,
 {
-    let bus = Bus::connect(&config.bus, S::NAME.as_str(), PATIENCE).await?;
+    let bus = Bus::connect(&config.bus, Role::Stage(S::NAME), PATIENCE).await?;
     let stage = opened(S::NAME, tokio::task::block_in_place(|| open(config)))?;
-    Ok(run::run(bus, stage, card(config, S::NAME), shutdown).await?)
+    Ok(run::run(bus, stage, instance_info(config, S::NAME), shutdown).await?)
 }
 
 /// Serves stage-llm in this process until `shutdown`.
@@ -263,9 +263,9 @@ pub async fn serve_owner<O>(
 where
     O: Owner + Send + 'static,
 {
-    let bus = Bus::connect(&config.bus, StageName::Llm.as_str(), PATIENCE).await?;
+    let bus = Bus::connect(&config.bus, Role::Stage(StageName::Llm), PATIENCE).await?;
     let stage = opened(StageName::Llm, tokio::task::block_in_place(|| open(config)))?;
-    Ok(owner::run(bus, stage, card(config, StageName::Llm), shutdown).await?)
+    Ok(owner::run(bus, stage, instance_info(config, StageName::Llm), shutdown).await?)
 }
 
 /// Says to the log, where it is so, that answers mean nothing.
@@ -279,10 +279,10 @@ fn opened<S>(stage: StageName, outcome: Result<S, JobError>) -> Result<S, Fatal>
     outcome.map_err(|e| Fatal(Exit::Model, format!("stage-{stage} cannot start: {e}")))
 }
 
-fn card(config: &Config, stage: StageName) -> Card {
+fn instance_info(config: &Config, stage: StageName) -> InstanceInfo {
     let dtype = match stage {
         StageName::Decode => String::new(),
         _ => config.compute.dtype.wire().to_string(),
     };
-    Card { model: config.model.name(), dtype, budget_bytes: config.budget(stage) }
+    InstanceInfo { model: config.model.name(), dtype, budget_bytes: config.budget(stage) }
 }

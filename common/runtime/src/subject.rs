@@ -1,9 +1,10 @@
 //! Names on the bus: subjects, streams and consumers (PROTOCOL.md, "Subjects" and "Streams").
 
+use protocol::control::Verb;
 use protocol::error::StageName;
 use protocol::message::{JobId, Output};
 
-/// Priorities of PROTOCOL.md, the first one first.
+/// Priorities of jobs (PROTOCOL.md), the most urgent first.
 pub const PRIORITIES: [u8; 10] = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0];
 
 /// Builds subjects under one prefix, `vidi.v1` unless configured.
@@ -18,87 +19,92 @@ impl Subjects {
         Subjects { prefix: prefix.into() }
     }
 
-    /// The prefix.
+    /// Prefix of all subjects.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Where clients publish a `JobRequest`.
+    /// Subject that clients publish a `JobRequest` on.
     pub fn jobs(&self) -> String {
         format!("{}.jobs", self.prefix)
     }
 
-    /// Where an admitted job waits for a worker.
+    /// Subject on which an admitted job waits for a worker.
     pub fn waiting(&self, priority: u8, job: &JobId) -> String {
         format!("{}.jobs.{priority}.{job}", self.prefix)
     }
 
-    /// Where all jobs of a priority wait.
+    /// Subjects on which all jobs of a priority wait.
     pub fn all_waiting(&self, priority: u8) -> String {
         format!("{}.jobs.{priority}.*", self.prefix)
     }
 
-    /// Where a job waits, whatever its priority.
+    /// Subjects on which a job waits, whatever its priority.
     pub fn waiting_anywhere(&self, job: &JobId) -> String {
         format!("{}.jobs.*.{job}", self.prefix)
     }
 
-    /// Answered by the worker that has a job in hand; without one, the broker says that nobody answers.
+    /// Subject that the worker that owns a job answers on; without one, the broker says that nobody answers.
     pub fn owner(&self, job: &JobId) -> String {
         format!("{}.owner.{job}", self.prefix)
     }
 
-    /// Who holds how much of the token stream.
-    pub fn room(&self) -> String {
+    /// Subject of the ledger of who holds how much of the token stream.
+    pub fn capacity(&self) -> String {
         format!("{}.room", self.prefix)
     }
 
-    /// The probe service.
+    /// Subject of the probe service.
     pub fn probe(&self) -> String {
         format!("{}.probe", self.prefix)
     }
 
-    /// A job's events.
+    /// Subject of a job's events.
     pub fn events(&self, job: &JobId) -> String {
         format!("{}.events.{job}", self.prefix)
     }
 
-    /// A job's tokens, on their way to its owner.
+    /// Subject of a job's tokens, on their way to its owner.
     pub fn tokens(&self, job: &JobId) -> String {
         format!("{}.tokens.{job}", self.prefix)
     }
 
-    /// What stages did for a job, told to its owner; core NATS, may be lost.
+    /// Subject of stages' reports on a job to its owner; core NATS, may be lost.
     pub fn reports(&self, job: &JobId) -> String {
         format!("{}.report.{job}", self.prefix)
     }
 
-    /// What stages did for any job.
+    /// Subjects of stages' reports on any job.
     pub fn all_reports(&self) -> String {
         format!("{}.report.*", self.prefix)
     }
 
-    /// A control verb.
-    pub fn control(&self, verb: &str) -> String {
+    /// Subject of a control verb.
+    pub fn control(&self, verb: Verb) -> String {
         format!("{}.control.{verb}", self.prefix)
     }
 
-    /// Messages that no stage could use, kept for an operator.
+    /// Subjects of all control verbs, and of what is none.
+    pub fn all_control(&self) -> String {
+        format!("{}.control.*", self.prefix)
+    }
+
+    /// Subject of messages that no stage could use, kept for an operator.
     pub fn dead(&self, stage: StageName, job: &str) -> String {
         format!("{}.dead.{stage}.{job}", self.prefix)
     }
 
-    /// What a stage takes from its work queue, for one job.
+    /// Subject of a stage's input of one job.
     pub fn input(&self, stage: StageName, job: &JobId) -> String {
-        format!("{}.{}.{job}", self.prefix, queue(stage))
+        format!("{}.{}.{job}", self.prefix, input_name(stage))
     }
 
-    /// What a stage takes from its work queue, for every job.
+    /// Subjects of a stage's input of every job.
     pub fn all_input(&self, stage: StageName) -> String {
-        format!("{}.{}.*", self.prefix, queue(stage))
+        format!("{}.{}.*", self.prefix, input_name(stage))
     }
 
-    /// Where an output goes.
+    /// Subject that an output goes to.
     pub fn output(&self, output: &Output<'_>) -> String {
         let stage = match output {
             Output::Frames(_) => StageName::Vision,
@@ -109,15 +115,15 @@ impl Subjects {
         self.input(stage, output.job())
     }
 
-    /// The job that a subject under this prefix belongs to: its last part.
+    /// Job that a subject under this prefix belongs to: its last part.
     pub fn job_of(&self, subject: &str) -> Option<JobId> {
         let rest = subject.strip_prefix(self.prefix.as_str())?;
         JobId::new(rest.rsplit_once('.')?.1).ok()
     }
 }
 
-/// What a stage's input is called.
-fn queue(stage: StageName) -> &'static str {
+/// Name of a stage's input.
+fn input_name(stage: StageName) -> &'static str {
     match stage {
         StageName::Decode => "decode",
         StageName::Vision => "frames",
@@ -127,7 +133,7 @@ fn queue(stage: StageName) -> &'static str {
     }
 }
 
-/// The streams.
+/// Stream of the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StreamName {
     /// Jobs that wait.
@@ -142,16 +148,16 @@ pub enum StreamName {
     Features,
     /// Tokens, kept until their job ends.
     Tokens,
-    /// What clients hear.
+    /// Events, which clients hear.
     Events,
     /// Messages that no stage could use.
     Dead,
-    /// Who holds how much of the token stream.
-    Room,
+    /// Ledger of who holds how much of the token stream.
+    Capacity,
 }
 
 impl StreamName {
-    /// All of them.
+    /// Every stream.
     pub const ALL: [StreamName; 9] = [
         StreamName::Jobs,
         StreamName::Decode,
@@ -161,10 +167,10 @@ impl StreamName {
         StreamName::Tokens,
         StreamName::Events,
         StreamName::Dead,
-        StreamName::Room,
+        StreamName::Capacity,
     ];
 
-    /// The name on the server. A prefix other than the default has streams of its own.
+    /// Name on the server. A prefix other than the default has streams of its own.
     pub fn on(self, subjects: &Subjects) -> String {
         let name = match self {
             StreamName::Jobs => "JOBS",
@@ -175,7 +181,7 @@ impl StreamName {
             StreamName::Tokens => "TOKENS",
             StreamName::Events => "EVENTS",
             StreamName::Dead => "DEAD",
-            StreamName::Room => "ROOM",
+            StreamName::Capacity => "ROOM",
         };
         match subjects.prefix() {
             "vidi.v1" => format!("VIDI_{name}"),
@@ -183,7 +189,7 @@ impl StreamName {
         }
     }
 
-    /// Subjects that it stores.
+    /// Subjects that the stream stores.
     pub fn subjects(self, s: &Subjects) -> Vec<String> {
         let p = s.prefix();
         match self {
@@ -195,11 +201,11 @@ impl StreamName {
             StreamName::Tokens => vec![s.all_input(StageName::Llm)],
             StreamName::Events => vec![format!("{p}.events.*")],
             StreamName::Dead => vec![format!("{p}.dead.>")],
-            StreamName::Room => vec![s.room()],
+            StreamName::Capacity => vec![s.capacity()],
         }
     }
 
-    /// The stream that a stage works off; stage-llm works off the jobs.
+    /// Stream that a stage works off; stage-llm works off the jobs.
     pub fn input_of(stage: StageName) -> StreamName {
         match stage {
             StageName::Decode => StreamName::Decode,

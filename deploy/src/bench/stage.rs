@@ -188,8 +188,8 @@ async fn empty(bus: &Bus, queue: StageName, jobs: &[JobId]) {
 
 async fn publish(bus: Bus, stage: StageName, pieces: Vec<Piece>, stored: Arc<Mutex<Vec<u64>>>) -> anyhow::Result<()> {
     for p in pieces {
-        let never = || false;
-        bus.store(bus.subjects().input(stage, &p.job), &p.id, &headers(&p.job), p.body, &never)
+        let wanted = std::future::pending();
+        bus.store(bus.subjects().input(stage, &p.job), &p.id, &headers(&p.job), p.body, wanted)
             .await
             .map_err(|stop| anyhow::anyhow!("{} not stored: {stop:?}", p.id))?;
         stored.lock().map_err(|_| anyhow::anyhow!("reader panicked"))?.push(now_ms());

@@ -11,7 +11,7 @@ use protocol::error::StageName;
 use protocol::event::{Event, JobEvent};
 use protocol::message::JobId;
 use protocol::wire;
-use runtime::bus::Bus;
+use runtime::bus::{Bus, Role};
 use runtime::run::Shutdown;
 use tokio::time::Instant;
 
@@ -128,7 +128,7 @@ async fn listen_and_play(
 ) -> anyhow::Result<()> {
     let Checked { comparison, played, trouble } = checked;
     // A connection of its own, so that a stage's outputs never stand in line behind what is sent.
-    let ear = Bus::connect(bus.config(), "operator", PATIENCE).await?;
+    let ear = Bus::connect(bus.config(), Role::Operator, PATIENCE).await?;
     let subjects = ear.subjects();
     let kinds: BTreeSet<Kind> =
         what.only.iter().flat_map(|k| k.outputs()).map(|(k, _)| *k).chain([Kind::Events]).collect();

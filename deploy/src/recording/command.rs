@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use config::{BusConfig, Config};
 use protocol::message::JobId;
-use runtime::bus::Bus;
+use runtime::bus::{Bus, Role};
 use runtime::process::{Exit, Fatal, on_signal};
 
 use super::check::{Checked, check};
@@ -146,7 +146,7 @@ pub async fn replay(bus: &Bus, args: Replay) -> Result<(), Fatal> {
             let valid = Config::load(None, [], &[format!("bus.prefix={prefix:?}")]);
             valid.map_err(|e| Fatal(Exit::Usage, format!("--to: {e}")))?;
             let config = BusConfig { prefix: prefix.clone(), ..bus.config().clone() };
-            Some(Bus::connect(&config, "operator", Duration::from_secs(2)).await?)
+            Some(Bus::connect(&config, Role::Operator, Duration::from_secs(2)).await?)
         }
     };
     let bus = retargeted.as_ref().unwrap_or(bus);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use protocol::message::JobId;
 use protocol::stage::Stop;
 use runtime::bus::{Bus, headers};
-use runtime::run::Shutdown;
+use runtime::run::shutdown::{Shutdown, begun};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -113,6 +113,6 @@ async fn settle(sending: &mut JoinSet<Result<(), Stop>>, left: usize, played: &m
     }
 }
 
-async fn store(bus: Bus, p: Publication, shutdown: Shutdown) -> Result<(), Stop> {
-    bus.store(p.subject, &p.message_id, &headers(&p.job), p.body, &|| *shutdown.borrow()).await
+async fn store(bus: Bus, p: Publication, mut shutdown: Shutdown) -> Result<(), Stop> {
+    bus.store(p.subject, &p.message_id, &headers(&p.job), p.body, begun(&mut shutdown)).await
 }

@@ -19,7 +19,7 @@ use futures::StreamExt;
 use protocol::event::JobEvent;
 use protocol::wire;
 use runtime::bus::events::{EventLog, now_ms};
-use runtime::bus::{Bus, BusError};
+use runtime::bus::{Bus, BusError, Role};
 
 use super::format::{End, Entry, Filter, Header, Record};
 use super::kind::Kind;
@@ -46,7 +46,7 @@ pub async fn record(
     listening: impl FnOnce(),
 ) -> anyhow::Result<End> {
     // A connection of its own: it carries nothing else, so what it receives and what is seen here can be compared.
-    let tap = Bus::connect(bus.config(), "operator", PATIENCE).await?;
+    let tap = Bus::connect(bus.config(), Role::Operator, PATIENCE).await?;
     let file = File::options().write(true).create_new(true).open(path);
     let file = file.with_context(|| format!("{}", path.display()))?;
     let writer = Writer::new(file, &header(&tap, filter))?;

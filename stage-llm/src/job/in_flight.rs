@@ -45,7 +45,7 @@ impl<'a> Job<'a> {
     pub fn take_gpu(&mut self) -> Result<(), Stop> {
         // Some may have left before one refuses: they come back all the same.
         self.has_gpu = true;
-        self.port.take_card()
+        self.port.take_gpu()
     }
 
     /// Lets the encoders come back, if they were told to leave. By now the job holds no memory; the pool returns it, so
@@ -53,7 +53,7 @@ impl<'a> Job<'a> {
     pub fn return_gpu(&mut self) {
         if std::mem::take(&mut self.has_gpu) {
             compute::trim();
-            self.port.return_card();
+            self.port.return_gpu();
         }
     }
 }

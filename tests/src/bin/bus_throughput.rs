@@ -14,8 +14,8 @@ use protocol::plan::{ImagePlan, MediaPlan};
 use protocol::stage::{Port, Stage, Stop};
 use protocol::tensor::{Dtype, Tensor};
 use protocol::wire;
-use runtime::bus::{Bus, headers};
-use runtime::run::service::Card;
+use runtime::bus::{Bus, Role, headers};
+use runtime::run::service::InstanceInfo;
 use runtime::subject::StreamName;
 
 /// Time after which a message counts as lost.
@@ -49,7 +49,7 @@ async fn main() -> anyhow::Result<()> {
         message_bytes: 8 << 20,
         ..BusConfig::default()
     };
-    let bus = Bus::connect(&config, "client", Duration::from_secs(5)).await?;
+    let bus = Bus::connect(&config, Role::Client, Duration::from_secs(5)).await?;
     bus.ensure_streams().await?;
     let rows = bytes / (4 * WIDTH);
     let bodies = [made(messages, rows, "warm-up")?, made(messages, rows, "measured")?];
@@ -121,7 +121,7 @@ fn made(messages: usize, rows: usize, round: &str) -> anyhow::Result<Vec<Bytes>>
 
 /// Seconds by core NATS; publisher and subscriber have a connection each, as two processes would have.
 async fn core(bus: &Bus, config: &BusConfig, bodies: &[Bytes]) -> anyhow::Result<f64> {
-    let other = Bus::connect(config, "client", Duration::from_secs(5)).await?;
+    let other = Bus::connect(config, Role::Client, Duration::from_secs(5)).await?;
     let mut sub = other.client().subscribe("plain.core").await?;
     // `flush` only empties the client's buffer; once this message comes back, the server has the subscription.
     other.client().publish("plain.core", Bytes::new()).await?;
@@ -151,7 +151,7 @@ async fn core(bus: &Bus, config: &BusConfig, bodies: &[Bytes]) -> anyhow::Result
 /// Seconds by one stream, written and read again: the least that a queue between two stages costs.
 async fn stream(bus: &Bus, config: &BusConfig, bodies: &[Bytes], round: &str) -> anyhow::Result<f64> {
     let job = job(&format!("plain-{round}"))?;
-    let other = Bus::connect(config, "client", Duration::from_secs(5)).await?;
+    let other = Bus::connect(config, Role::Client, Duration::from_secs(5)).await?;
     let subject = bus.subjects().tokens(&job);
     let mut read = other.follow(StreamName::Tokens, subject.clone());
     let started = Instant::now();
@@ -174,10 +174,7 @@ async fn stream(bus: &Bus, config: &BusConfig, bodies: &[Bytes], round: &str) ->
 async fn publish(bus: &Bus, subject: &str, job: &JobId, bodies: &[Bytes]) -> anyhow::Result<()> {
     let sent = futures::stream::iter(bodies.iter().cloned().enumerate()).map(|(i, body)| {
         let (bus, subject, job) = (bus.clone(), subject.to_owned(), job.clone());
-        async move {
-            let never = || false;
-            bus.store(subject, &format!("{job}/x/{i}"), &headers(&job), body, &never).await
-        }
+        async move { bus.store(subject, &format!("{job}/x/{i}"), &headers(&job), body, std::future::pending()).await }
     });
     let outcomes: Vec<_> = sent.buffered(4).collect().await;
     ensure!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
@@ -185,13 +182,13 @@ async fn publish(bus: &Bus, subject: &str, job: &JobId, bodies: &[Bytes]) -> any
 }
 
 async fn stage(bus: &Bus, config: &BusConfig, bodies: &[Bytes], round: &str) -> anyhow::Result<f64> {
-    let on = Bus::connect(config, "fuse", Duration::from_secs(5)).await?;
+    let on = Bus::connect(config, Role::Stage(StageName::Fuse), Duration::from_secs(5)).await?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
-    let running = tokio::spawn(runtime::run::run(on, Idle, Card::default(), stopping));
+    let running = tokio::spawn(runtime::run::run(on, Idle, InstanceInfo::default(), stopping));
     tokio::time::sleep(Duration::from_millis(300)).await;
     let job = job(&format!("idle-{round}"))?;
     let subject = bus.subjects().input(StageName::Fuse, &job);
-    let reader = Bus::connect(config, "client", Duration::from_secs(5)).await?;
+    let reader = Bus::connect(config, Role::Client, Duration::from_secs(5)).await?;
     let mut read = reader.follow(StreamName::Tokens, bus.subjects().tokens(&job));
     let started = Instant::now();
     let n = bodies.len();
@@ -204,10 +201,7 @@ async fn stage(bus: &Bus, config: &BusConfig, bodies: &[Bytes], round: &str) -> 
     let sent = futures::stream::iter(bodies.iter().cloned().enumerate()).map(|(i, body)| {
         let (bus, subject, job) = (bus.clone(), subject.clone(), job.clone());
         let id = format!("{job}/{round}/{i}");
-        async move {
-            let never = || false;
-            bus.store(subject, &id, &headers(&job), body, &never).await
-        }
+        async move { bus.store(subject, &id, &headers(&job), body, std::future::pending()).await }
     });
     let outcomes: Vec<_> = sent.buffered(4).collect().await;
     ensure!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");

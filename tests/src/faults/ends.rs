@@ -7,7 +7,7 @@ use deploy::client;
 use protocol::error::StageName;
 use protocol::event::{CancelledBy, Event};
 use protocol::message::{JobId, JobRequest};
-use runtime::bus::Bus;
+use runtime::bus::{Bus, Role};
 
 use super::load::{self, Load, setup};
 use super::{Case, Row, Scale, Seen};
@@ -168,7 +168,7 @@ pub async fn client_gone(scale: &Scale) -> Row {
         let jobs = scale.jobs.min(30);
         let mut requests = Vec::new();
         for i in 0..jobs {
-            let bus = Bus::connect(rig.bus.config(), "client", Duration::from_secs(5)).await?;
+            let bus = Bus::connect(rig.bus.config(), Role::Client, Duration::from_secs(5)).await?;
             let request = load.request(&format!("gone-{i}"), i);
             let mut events = client::Events::new(&bus, &request.job);
             client::submit(&bus, &request).await?;

@@ -178,9 +178,10 @@ pub async fn empty(rig: &Rig) -> anyhow::Result<()> {
 /// # Errors
 /// When the broker cannot be asked.
 pub async fn left_over(bus: &Bus) -> anyhow::Result<Vec<String>> {
-    let mut left: Vec<String> = bus.room_holders().await.iter().map(|job| format!("reservation of {job}")).collect();
+    let mut left: Vec<String> =
+        bus.capacity_holders().await.iter().map(|job| format!("reservation of {job}")).collect();
     for stream in StreamName::ALL {
-        if !matches!(stream, StreamName::Events | StreamName::Dead | StreamName::Room) {
+        if !matches!(stream, StreamName::Events | StreamName::Dead | StreamName::Capacity) {
             left.extend(bus.subjects_in(stream).await?);
         }
     }

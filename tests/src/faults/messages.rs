@@ -7,6 +7,7 @@ use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use deploy::client;
 use futures::StreamExt;
+use protocol::control::Verb;
 use protocol::error::{ErrorKind, StageName};
 use protocol::event::{Event, JobEvent};
 use protocol::message::{JobId, JobRequest};
@@ -55,7 +56,7 @@ pub async fn poison(scale: &Scale) -> Row {
             subjects.jobs(),
             subjects.waiting(5, &stranger),
             subjects.probe(),
-            subjects.room(),
+            subjects.capacity(),
             subjects.reports(victim),
             subjects.owner(victim),
             subjects.tokens(victim),
@@ -63,7 +64,8 @@ pub async fn poison(scale: &Scale) -> Row {
             subjects.events(&stranger),
         ];
         targets.extend(StageName::ALL.map(|s| subjects.input(s, &stranger)));
-        targets.extend(["cancel", "drain", "load", "nonsense"].map(|v| subjects.control(v)));
+        targets.extend([Verb::Cancel, Verb::Drain, Verb::Load].map(|v| subjects.control(v)));
+        targets.push(subjects.all_control().replace('*', "nonsense"));
         let mut dice = Dice::new(scale.seed);
         let bodies = garbage(&mut dice);
         let mut sent = 0;

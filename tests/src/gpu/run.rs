@@ -11,7 +11,7 @@ use deploy::client::{self, Events};
 use protocol::error::StageName;
 use protocol::event::{Event, JobResult};
 use protocol::message::{JobId, JobRequest};
-use runtime::bus::Bus;
+use runtime::bus::{Bus, Role};
 use serde::Serialize;
 
 use super::driver::Watch;
@@ -85,7 +85,7 @@ impl Pipeline {
             .stderr(log)
             .spawn()?;
         let config = BusConfig { url: broker.url().to_owned(), ..BusConfig::default() };
-        let bus = Bus::connect(&config, "client", Duration::from_secs(5)).await?;
+        let bus = Bus::connect(&config, Role::Client, Duration::from_secs(5)).await?;
         let mut pipeline = Pipeline { bus, up, decode, watch: Watch::start(), dir, _broker: broker };
         pipeline.ready().await?;
         Ok(pipeline)

@@ -2,22 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::allowed;
+use super::check::allowed;
 use crate::job_id::JobId;
 use crate::plan::{FRAME_SIDE, MediaPlan, WINDOW_SAMPLES};
 use crate::tensor::{Dtype, Tensor};
 use crate::wire::{Message, version};
 use crate::wire_error::{WireError, WireErrorKind};
 
-/// Sampled frames, scaled: `[n, 384, 384, 3]` u8. No rows: the picture turned out to be absent.
+/// Batch of sampled frames, scaled: `[n, 384, 384, 3]` u8. No rows: the picture turned out to be absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FrameBatch<'a> {
     /// Protocol version.
     #[serde(default = "version")]
     pub v: u32,
-    /// Whose.
+    /// Job that this batch belongs to.
     pub job: JobId,
-    /// The totals; only the image half counts.
+    /// Totals of the job; only the image part counts.
     pub plan: MediaPlan,
     /// First frame of the batch.
     pub offset: u64,
@@ -26,24 +26,24 @@ pub struct FrameBatch<'a> {
     pub tensor: Tensor<'a>,
 }
 
-/// One window of sound: `[samples <= 480000]` i16. No samples: the sound turned out to be absent.
+/// Window of sound: `[samples <= 480000]` i16. No samples: the sound turned out to be absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PcmWindow<'a> {
     /// Protocol version.
     #[serde(default = "version")]
     pub v: u32,
-    /// Whose.
+    /// Job that this window belongs to.
     pub job: JobId,
-    /// The totals; only the audio half counts, exact.
+    /// Totals of the job; only the audio part counts, exact.
     pub plan: MediaPlan,
-    /// Which window.
+    /// Index of the window.
     pub index: u64,
     /// `[samples]` i16 at 16 kHz mono.
     #[serde(borrow)]
     pub tensor: Tensor<'a>,
 }
 
-/// Which half of a plan a batch belongs to.
+/// Modality of the video that a batch belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Modality {
@@ -62,18 +62,18 @@ impl std::fmt::Display for Modality {
     }
 }
 
-/// Encoder output. Image: pooled token cells `[n, 4 x vision width]`, frame-major, then row, then column.
+/// Batch of encoder output. Image: pooled token cells `[n, 4 x vision width]`, frame-major, then row, then column.
 /// Audio: encoder states `[n, audio width]`, `offset` and `n` multiples of 5 except at the end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FeatureBatch<'a> {
     /// Protocol version.
     #[serde(default = "version")]
     pub v: u32,
-    /// Whose.
+    /// Job that this batch belongs to.
     pub job: JobId,
-    /// The totals; only the half of `modality` counts.
+    /// Totals of the job; only the part of `modality` counts.
     pub plan: MediaPlan,
-    /// Picture or sound.
+    /// Modality of the rows.
     pub modality: Modality,
     /// First row.
     pub offset: u64,
@@ -82,17 +82,17 @@ pub struct FeatureBatch<'a> {
     pub tensor: Tensor<'a>,
 }
 
-/// Tokens in the language model's space, `[n, hidden]`. No rows: that half is absent.
+/// Tokens in the language model's space, `[n, hidden]`. No rows: that modality is absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenBatch<'a> {
     /// Protocol version.
     #[serde(default = "version")]
     pub v: u32,
-    /// Whose.
+    /// Job that this batch belongs to.
     pub job: JobId,
-    /// The totals; only the half of `modality` counts.
+    /// Totals of the job; only the part of `modality` counts.
     pub plan: MediaPlan,
-    /// Picture or sound.
+    /// Modality of the rows.
     pub modality: Modality,
     /// First token.
     pub offset: u64,
@@ -101,7 +101,7 @@ pub struct TokenBatch<'a> {
     pub tensor: Tensor<'a>,
 }
 
-/// Checks that rows `offset..offset + rows` lie inside a half of `total` rows; an absent half takes no rows.
+/// Checks that rows `offset..offset + rows` lie inside a modality of `total` rows; an absent one takes no rows.
 fn check_rows(what: &str, total: Option<u64>, offset: u64, rows: usize) -> Result<(), WireError> {
     let ok = match total {
         None => offset == 0 && rows == 0,

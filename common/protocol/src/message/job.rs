@@ -1,29 +1,29 @@
-//! What a client asks for.
+//! Question of a client about a video.
 
 use serde::{Deserialize, Serialize};
 
-use super::{allowed, check_span};
+use super::check::{allowed, check_span};
 use crate::job_id::JobId;
 use crate::wire::{Message, VERSION, version};
 use crate::wire_error::WireError;
 
-/// A question about a video, published to `jobs`.
+/// Question about a video, published to `jobs`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobRequest {
     /// Protocol version.
     #[serde(default = "version")]
     pub v: u32,
-    /// Its name; the same name twice is the same job.
+    /// Name of the job; the same name twice is the same job.
     pub job: JobId,
     /// Path or `file:` URI under a media root, as stage-decode sees it.
     pub video: String,
-    /// A task of stage-llm's registry.
+    /// Task of stage-llm's registry.
     #[serde(default = "retrieval")]
     pub task: String,
-    /// The question.
+    /// Question, in words.
     #[serde(default)]
     pub query: String,
-    /// Only this part of the video: start and end in seconds.
+    /// Part of the video that alone counts: start and end in seconds.
     #[serde(default)]
     pub span: Option<[f64; 2]>,
     /// Sampling rate, frames a second; the reference's is 1.
@@ -32,7 +32,7 @@ pub struct JobRequest {
     /// Length of the answer at most.
     #[serde(default = "max_new_tokens")]
     pub max_new_tokens: u32,
-    /// 0 is greedy, the reference.
+    /// Temperature of sampling; 0 is greedy, the reference.
     #[serde(default)]
     pub temperature: f64,
     /// Nucleus of the distribution to sample from.
@@ -44,7 +44,7 @@ pub struct JobRequest {
     /// Seconds from submission after which the job is cancelled.
     #[serde(default)]
     pub deadline_s: Option<f64>,
-    /// 0 to 9, higher first.
+    /// Priority, 0 to 9, higher first.
     #[serde(default = "priority")]
     pub priority: u8,
 }
@@ -63,7 +63,7 @@ fn priority() -> u8 {
 }
 
 impl JobRequest {
-    /// A request with the protocol's defaults.
+    /// Request with the protocol's defaults.
     pub fn new(job: JobId, video: impl Into<String>, query: impl Into<String>) -> Self {
         JobRequest {
             v: VERSION,

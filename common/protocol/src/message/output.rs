@@ -1,12 +1,12 @@
-//! What a stage hands on, cut to the size that the broker takes.
+//! Output of a stage, cut to the size that the broker takes.
 
-use super::{FeatureBatch, FrameBatch, Modality, PcmWindow, TokenBatch};
+use super::batch::{FeatureBatch, FrameBatch, Modality, PcmWindow, TokenBatch};
 use crate::job_id::JobId;
 use crate::plan::MediaPlan;
 use crate::tensor::Tensor;
 use crate::wire_error::{WireError, WireErrorKind};
 
-/// What a stage hands on.
+/// Output of a stage.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output<'a> {
     /// stage-decode to stage-vision.
@@ -20,7 +20,7 @@ pub enum Output<'a> {
 }
 
 impl Output<'_> {
-    /// Whose it is.
+    /// Job that the output belongs to.
     pub fn job(&self) -> &JobId {
         match self {
             Output::Frames(m) => &m.job,
@@ -32,7 +32,7 @@ impl Output<'_> {
 
     /// `Nats-Msg-Id`: `<job>/<kind>/<offset>`, the same whenever the same rows are sent again. The kind names the number
     /// of rows: a batch cut longer than one sent before (the limit grew, say) is no duplicate of it. What is made again
-    /// because it was lost has [other ids](runtime::bus::Attempt).
+    /// because it was lost has other ids, which the runtime gives it.
     pub fn message_id(&self) -> String {
         let rows = self.tensor().rows();
         match self {

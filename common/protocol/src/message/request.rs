@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{allowed, check_span};
+use super::check::{allowed, check_span};
 use crate::error::JobError;
 use crate::job_id::JobId;
 use crate::plan::MediaPlan;
 use crate::wire::{Message, version};
 use crate::wire_error::WireError;
 
-/// Asks stage-decode what a file is; answered with [`crate::plan::MediaInfo`] or a [`JobError`].
+/// Request to tell what a file is, made to stage-decode; answered with [`crate::plan::MediaInfo`] or a [`JobError`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProbeRequest {
     /// Protocol version.
@@ -25,15 +25,15 @@ impl Message for ProbeRequest {
     }
 }
 
-/// The reply to a probe.
+/// Reply to a probe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ProbeReply {
-    /// What the file is.
+    /// The file can be used, and is this.
     Info(crate::plan::MediaInfo),
-    /// Why it cannot be used.
+    /// The file cannot be used.
     Refused {
-        /// The reason.
+        /// Reason for that.
         error: JobError,
     },
 }
@@ -57,22 +57,22 @@ pub struct Segment {
     pub windows: u64,
 }
 
-/// Asks stage-decode for a part of a video.
+/// Request for a part of a video, made to stage-decode.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DecodeRequest {
     /// Protocol version.
     #[serde(default = "version")]
     pub v: u32,
-    /// Whose.
+    /// Job that asks for it.
     pub job: JobId,
     /// Path or `file:` URI.
     pub video: String,
-    /// Only this part: start and end in seconds.
+    /// Part of the video that alone counts: start and end in seconds.
     #[serde(default)]
     pub span: Option<[f64; 2]>,
-    /// The totals; the audio half is the container's figure until the sound is decoded.
+    /// Totals of the job; the audio part is the container's figure until the sound is decoded.
     pub plan: MediaPlan,
-    /// The part to deliver.
+    /// Part of the plan to deliver.
     pub segment: Segment,
 }
 

@@ -10,58 +10,21 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, jetstream};
 
-use super::Bus;
+use super::error::{BusError, BusErrorKind};
+use super::handle::Bus;
+use super::role::Role;
 use crate::subject::Subjects;
 use config::BusConfig;
 
 /// Pause before a broker that is still starting is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// What went wrong between this process and the broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BusErrorKind {
-    /// Nobody answers at the address.
-    Unreachable,
-    /// The broker refuses these credentials, or ours say that it is not the broker.
-    Credentials,
-    /// The broker has no JetStream, or refuses a stream or consumer.
-    JetStream,
-}
-
-/// A broker that cannot be used, and why.
-#[derive(Clone, Debug)]
-pub struct BusError {
-    kind: BusErrorKind,
-    detail: String,
-}
-
-impl BusError {
-    /// An error with a sentence for a person.
-    pub fn new(kind: BusErrorKind, detail: impl Into<String>) -> Self {
-        BusError { kind, detail: detail.into() }
-    }
-
-    /// What callers match on.
-    pub fn kind(&self) -> BusErrorKind {
-        self.kind
-    }
-}
-
-impl fmt::Display for BusError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.detail)
-    }
-}
-
-impl Error for BusError {}
-
 impl Bus {
-    /// Connects as a role (a stage's name, `client` or `operator`), waiting up to `patience` for a broker that is still
-    /// starting.
+    /// Connects as a role, waiting up to `patience` for a broker that is still starting.
     ///
     /// # Errors
     /// [`BusErrorKind::Credentials`] at once, [`BusErrorKind::Unreachable`] when patience ends.
-    pub async fn connect(config: &BusConfig, role: &str, patience: Duration) -> Result<Self, BusError> {
+    pub async fn connect(config: &BusConfig, role: Role, patience: Duration) -> Result<Self, BusError> {
         let instance = format!("{role}-{}-{:04x}", std::process::id(), rand_u16());
         let reconnects = Arc::new(AtomicU64::new(0));
         let client = connected(config, role, &instance, reconnects.clone(), patience).await?;
@@ -83,7 +46,7 @@ impl Bus {
     ///
     /// # Errors
     /// As [`connect`](Bus::connect).
-    pub async fn with_outlet(self, role: &str, patience: Duration) -> Result<Self, BusError> {
+    pub async fn with_outlet(self, role: Role, patience: Duration) -> Result<Self, BusError> {
         let name = format!("{}-out", self.instance);
         // Both are lost with the broker; that is counted once.
         let outlet = connected(&self.config, role, &name, Arc::default(), patience).await?;
@@ -93,12 +56,12 @@ impl Bus {
 
 async fn connected(
     config: &BusConfig,
-    role: &str,
+    role: Role,
     name: &str,
     reconnects: Arc<AtomicU64>,
     patience: Duration,
 ) -> Result<Client, BusError> {
-    let own = config.of_role(role);
+    let own = config.of_role(role.as_str());
     let give_up = tokio::time::Instant::now() + patience;
     loop {
         let options = options(&own, role, name, reconnects.clone()).await?;
@@ -126,7 +89,7 @@ fn rand_u16() -> u16 {
 }
 
 /// What to tell a person if trying again cannot help: the broker does not know us, or we do not know the broker.
-fn refusal(config: &BusConfig, role: &str, error: &ConnectError) -> Option<String> {
+fn refusal(config: &BusConfig, role: Role, error: &ConnectError) -> Option<String> {
     let url = &config.url;
     match error.kind() {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => Some(format!(
@@ -190,7 +153,7 @@ fn root(error: &ConnectError) -> String {
 
 async fn options(
     config: &BusConfig,
-    role: &str,
+    role: Role,
     instance: &str,
     reconnects: Arc<AtomicU64>,
 ) -> Result<ConnectOptions, BusError> {
@@ -206,11 +169,11 @@ async fn options(
             match &event {
                 async_nats::Event::Connected if !first.swap(false, Ordering::Relaxed) => {
                     reconnects.fetch_add(1, Ordering::Relaxed);
-                    tracing::info!("connected to the broker again");
+                    tracing::info!("broker connection made again");
                 }
                 async_nats::Event::Connected | async_nats::Event::Closed => {}
-                async_nats::Event::Disconnected => tracing::warn!("broker is away"),
-                other => tracing::warn!(event = %other, "broker connection"),
+                async_nats::Event::Disconnected => tracing::warn!("broker connection lost"),
+                other => tracing::warn!(event = %other, "broker connection changed"),
             }
             async {}
         });

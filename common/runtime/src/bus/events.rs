@@ -2,8 +2,8 @@
 //!
 //! Every append says which event it follows (`Nats-Expected-Last-Subject-Sequence`), and the broker refuses it if
 //! another writer was faster. So two owners of one job, or an owner and a stage that reports a failure, can never
-//! both end it. An owner also writes down its claim, which grows with every delivery of the job: once a newer owner has
-//! written, an older one (it was paused, say) is refused.
+//! both end it. An owner also writes down its fencing token, which grows with every delivery of the job: once a newer owner
+//! has written, an older one (it was paused, say) is refused.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,7 +12,8 @@ use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 
-use super::{Bus, headers};
+use super::handle::Bus;
+use super::headers::headers;
 use crate::subject::StreamName;
 use protocol::event::{Event, JobEvent};
 use protocol::message::JobId;
@@ -23,8 +24,8 @@ pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
-/// Header with the claim of the owner that wrote an event.
-const CLAIM: &str = "Vidi-Claim";
+/// Header with the fencing token of the owner that wrote an event.
+const FENCING_TOKEN: &str = "Vidi-Claim";
 /// Logs opened by this process; tells their message ids apart.
 static OPENED: AtomicU64 = AtomicU64::new(0);
 /// Events that a job has before it has an owner: `accepted` and `queued`.
@@ -32,41 +33,45 @@ const ADMITTED_EVENTS: u64 = 2;
 /// Pause before a broker that did not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// The job has ended; this is the event that ended it.
+/// Number of one owner of a job; an owner that the job was delivered to later has a larger one. 0: nobody owns it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FencingToken(pub u64);
+
+/// Event that ended a job.
 #[derive(Clone, Debug)]
 pub struct Ended(pub Box<JobEvent>);
 
-/// Why an event was not appended.
+/// Reason for which an event was not appended.
 #[derive(Clone, Debug)]
 pub enum Refused {
     /// The job has a terminal event: nothing may follow it.
     Ended(Ended),
-    /// The job was delivered to another worker since, and that one has written, with this claim.
-    Superseded(u64),
+    /// The job was delivered to another worker since, and that one has written, with this token.
+    Superseded(FencingToken),
 }
 
-/// The end of a job's log, as last seen.
+/// End of a job's log, as last seen.
 #[derive(Clone, Debug, Default)]
 struct Tail {
     /// Sequence on the stream of the last event; 0 if there is none.
     stream_sequence: u64,
     event: Option<JobEvent>,
-    /// Of the owner that wrote it; 0 if none did.
-    claim: u64,
+    /// Token of the owner that wrote it; 0 if none did.
+    token: FencingToken,
     encoding: Encoding,
 }
 
-/// Appends to one job's log.
+/// Log of one job's events, and where its end is.
 pub struct EventLog {
     bus: Bus,
     job: JobId,
     tail: Tail,
-    /// Which of this process's logs this is: two of them at the same place must not pass for one.
+    /// Number among this process's logs: two of them at the same place must not pass for one.
     log: u64,
     /// Appends begun: one that was broken off must not pass for the next at its place.
     appends: u64,
-    /// Of the owner that writes; 0 for whoever is none.
-    claim: u64,
+    /// Token of the owner that writes; 0 for whoever is none.
+    token: FencingToken,
     /// Place in the log of the first event written here.
     first: Option<u64>,
 }
@@ -76,15 +81,23 @@ impl EventLog {
     pub async fn open(bus: &Bus, job: &JobId) -> Self {
         let tail = read_tail(bus, job).await;
         let log = OPENED.fetch_add(1, Ordering::Relaxed);
-        EventLog { bus: bus.clone(), job: job.clone(), tail, log, appends: 0, claim: 0, first: None }
+        EventLog {
+            bus: bus.clone(),
+            job: job.clone(),
+            tail,
+            log,
+            appends: 0,
+            token: FencingToken::default(),
+            first: None,
+        }
     }
 
-    /// The last event; none if nothing was heard of the job within the age of events.
+    /// Last event; none if nothing was heard of the job within the age of events.
     pub fn last(&self) -> Option<&JobEvent> {
         self.tail.event.as_ref()
     }
 
-    /// The terminal event, if there is one.
+    /// Terminal event, if there is one.
     pub fn ended(&self) -> Option<Ended> {
         let event = self.tail.event.as_ref().filter(|e| e.event.is_terminal())?;
         Some(Ended(Box::new(event.clone())))
@@ -95,14 +108,14 @@ impl EventLog {
         self.tail.encoding = encoding;
     }
 
-    /// Writes as the owner with this claim from now on.
-    pub fn claim(&mut self, claim: u64) {
-        self.claim = claim;
+    /// Writes as the owner with this token from now on.
+    pub fn fence(&mut self, token: FencingToken) {
+        self.token = token;
     }
 
-    /// The claim of a newer owner, if one has written.
-    pub fn superseded(&self) -> Option<u64> {
-        (self.claim > 0 && self.tail.claim > self.claim).then_some(self.tail.claim)
+    /// Token of a newer owner, if one has written.
+    pub fn superseded(&self) -> Option<FencingToken> {
+        (self.token > FencingToken::default() && self.tail.token > self.token).then_some(self.tail.token)
     }
 
     /// Appends an event; waits for a broker that is away.
@@ -115,16 +128,16 @@ impl EventLog {
             if let Some(ended) = self.ended() {
                 return Err(Refused::Ended(ended));
             }
-            if let Some(claim) = self.superseded() {
-                return Err(Refused::Superseded(claim));
+            if let Some(newer) = self.superseded() {
+                return Err(Refused::Superseded(newer));
             }
             let seq = self.tail.event.as_ref().map_or(0, |e| e.seq + 1);
             let entry =
                 JobEvent { v: wire::VERSION, job: self.job.clone(), seq, at_ms: now_ms(), event: event.clone() };
             let mut headers = headers(&self.job);
-            // A claim stands until a newer one.
-            let claim = self.claim.max(self.tail.claim);
-            headers.insert(CLAIM, claim.to_string().as_str());
+            // A token stands until a newer one.
+            let token = self.token.max(self.tail.token);
+            headers.insert(FENCING_TOKEN, token.0.to_string().as_str());
             let publish = PublishMessage::build()
                 .headers(headers)
                 // Names the writer too: the same place in the log written by another must be refused, not deduplicated.
@@ -140,13 +153,13 @@ impl EventLog {
                 Ok(ack) => {
                     self.first.get_or_insert(seq);
                     self.tail.stream_sequence = ack.sequence;
-                    self.tail.claim = claim;
+                    self.tail.token = token;
                     self.tail.event = Some(entry);
                     return Ok(());
                 }
                 Err(e) => {
                     if e.kind() != PublishErrorKind::WrongLastSequence {
-                        tracing::warn!(job = %self.job, error = %e, "event not stored yet");
+                        tracing::warn!(job = %self.job, error = %e, "publish of an event failed, retrying");
                         tokio::time::sleep(AGAIN).await;
                     }
                     let encoding = self.tail.encoding;
@@ -195,8 +208,8 @@ async fn read_tail(bus: &Bus, job: &JobId) -> Tail {
         let last = match bus.stream(StreamName::Events).await {
             Ok(stream) => stream.get_last_raw_message_by_subject(&subject).await,
             Err(error) => {
-                tracing::warn!(%job, %error, "cannot read events");
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                tracing::warn!(%job, %error, "reading events failed, retrying");
+                tokio::time::sleep(AGAIN).await;
                 continue;
             }
         };
@@ -206,7 +219,7 @@ async fn read_tail(bus: &Bus, job: &JobId) -> Tail {
                     return tail(&message, event, message.sequence);
                 }
                 // A stranger wrote there: the log goes on behind it, from the last event that can be read.
-                tracing::warn!(%job, "unreadable event");
+                tracing::warn!(%job, "event unreadable, skipped");
                 bus.note_unreadable();
                 let events = read_all(bus, job).await;
                 return match events.into_iter().next_back() {
@@ -218,14 +231,14 @@ async fn read_tail(bus: &Bus, job: &JobId) -> Tail {
                 return Tail::default();
             }
             Err(error) => {
-                tracing::warn!(%job, %error, "cannot read events");
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                tracing::warn!(%job, %error, "reading events failed, retrying");
+                tokio::time::sleep(AGAIN).await;
             }
         }
     }
 }
 
 fn tail(message: &StreamMessage, event: JobEvent, stream_sequence: u64) -> Tail {
-    let claim = message.headers.get(CLAIM).and_then(|c| c.as_str().parse().ok()).unwrap_or(0);
-    Tail { stream_sequence, event: Some(event), claim, encoding: Encoding::of(&message.payload) }
+    let token = message.headers.get(FENCING_TOKEN).and_then(|t| t.as_str().parse().ok()).unwrap_or(0);
+    Tail { stream_sequence, event: Some(event), token: FencingToken(token), encoding: Encoding::of(&message.payload) }
 }

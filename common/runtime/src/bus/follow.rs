@@ -8,7 +8,7 @@ use async_nats::jetstream::consumer::PullConsumer;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 
-use super::Bus;
+use super::handle::Bus;
 use crate::subject::StreamName;
 
 /// Bytes asked for at a time: well below the server's `max_pending` of 64 MB.
@@ -21,7 +21,7 @@ const PULL_WAIT: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(100);
 
 impl Bus {
-    /// Every message on `subject`, from the first one that the stream still has, then new ones as they come. A broker
+    /// Messages on `subject`, from the first one that the stream still has on, then new ones as they come. A broker
     /// that goes away and comes back is waited for. Reading ends when the receiver is dropped.
     pub fn follow(&self, stream: StreamName, subject: String) -> mpsc::Receiver<Message> {
         let (sender, receiver) = mpsc::channel(READY);
@@ -32,7 +32,7 @@ impl Bus {
             while !sender.is_closed() {
                 match bus.reader(stream, place.1.clone(), next).await {
                     Ok(reader) => read(&bus, &place, &reader, &sender, &mut next).await,
-                    Err(error) => tracing::warn!(subject = place.1, %error, "cannot be read yet"),
+                    Err(error) => tracing::warn!(subject = place.1, %error, "opening a reader failed, retrying"),
                 }
                 tokio::time::sleep(AGAIN).await;
             }
@@ -67,7 +67,7 @@ async fn read(
                             waiting.push_back(message);
                         }
                         Ok(Some(Err(error))) => {
-                            tracing::debug!(%error, "pull not answered");
+                            tracing::debug!(%error, "pull not answered, reader lost");
                             end = Some(Pull::Lost);
                         }
                         Ok(None) => end = Some(Pull::Over),
@@ -89,7 +89,7 @@ async fn read(
         }
         // nats-server 2.9.10 has readers that stand still though there is more: a new one goes on where this one ended.
         if came == 0 && bus.first_from(place.0, &place.1, *next).await.is_some() {
-            tracing::debug!(subject = place.1, "reader stands still; made again");
+            tracing::debug!(subject = place.1, "reader stalled, opening another");
             return;
         }
     }

@@ -9,7 +9,8 @@ use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType, Stream};
 use futures::TryStreamExt;
 
-use super::{Bus, BusError, BusErrorKind};
+use super::error::{BusError, BusErrorKind};
+use super::handle::Bus;
 use crate::subject::StreamName;
 use protocol::error::StageName;
 use protocol::message::JobId;
@@ -20,14 +21,14 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 const JOB_DUPLICATE_WINDOW: Duration = Duration::from_secs(3600);
 /// Nothing stays longer, whoever forgot it.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
-/// Jobs that may wait, bytes.
+/// Bytes of jobs that may wait.
 const JOB_BYTES: i64 = 64 << 20;
-/// Events of all jobs, bytes; the oldest go first.
+/// Bytes of events of all jobs; the oldest go first.
 const EVENT_BYTES: i64 = 256 << 20;
-/// Unusable messages kept for an operator, bytes; the oldest go first.
+/// Bytes of unusable messages kept for an operator; the oldest go first.
 const DEAD_BYTES: i64 = 256 << 20;
-/// The ledger of the token stream, bytes; one message, replaced by every newer one.
-const ROOM_BYTES: i64 = 16 << 20;
+/// Bytes of the ledger of the token stream's capacity: one message, replaced by every newer one.
+const CAPACITY_BYTES: i64 = 16 << 20;
 /// A stream that another may be making at the same time is asked for so many times before that is no excuse any more.
 const RACE_TRIES: usize = 25;
 /// Every subject of a stream.
@@ -35,7 +36,7 @@ pub const ANY: &str = ">";
 /// Pause before a broker that did not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// What a server may say to the second of two that make a stream at the same time: no room, or (2.9.10) that the
+/// What a server may say to the second of two that make a stream at the same time: no storage left, or (2.9.10) that the
 /// stream's own subjects overlap.
 fn may_be_a_race(error: &CreateStreamError) -> bool {
     let CreateStreamErrorKind::JetStream(ref e) = error.kind() else { return false };
@@ -54,14 +55,14 @@ impl Bus {
             self.ensure_stream(config).await.map_err(|e| {
                 BusError::new(
                     BusErrorKind::JetStream,
-                    format!("stream {stream}: {e}; the broker needs JetStream (nats-server -js) with room for it"),
+                    format!("stream {stream}: {e}; the broker needs JetStream (nats-server -js) with storage for it"),
                 )
             })?;
         }
         Ok(())
     }
 
-    /// While two make a stream at the same time (stage-llm and `vidi up`, say), the server counts its room twice, and may
+    /// While two make a stream at the same time (stage-llm and `vidi up`, say), the server counts its storage twice, and may
     /// tell the second that there is not enough; a moment later the stream is there.
     async fn ensure_stream(&self, config: Config) -> Result<(), CreateStreamError> {
         for _ in 0..RACE_TRIES {
@@ -93,7 +94,7 @@ impl Bus {
             }
             if !told {
                 told = true;
-                tracing::info!(stream = on, "waiting for the stream; stage-llm makes it");
+                tracing::info!(stream = on, "stream missing, waiting for stage-llm to make it");
             }
             tokio::time::sleep(AGAIN).await;
         }
@@ -112,7 +113,7 @@ impl Bus {
                 (RetentionPolicy::Limits, DiscardPolicy::Old, EVENT_BYTES, Duration::from_secs(c.event_age_s))
             }
             StreamName::Dead => (RetentionPolicy::Limits, DiscardPolicy::Old, DEAD_BYTES, 7 * MAX_AGE),
-            StreamName::Room => (RetentionPolicy::Limits, DiscardPolicy::Old, ROOM_BYTES, Duration::ZERO),
+            StreamName::Capacity => (RetentionPolicy::Limits, DiscardPolicy::Old, CAPACITY_BYTES, Duration::ZERO),
         };
         let window = if name == StreamName::Jobs { JOB_DUPLICATE_WINDOW } else { DUPLICATE_WINDOW };
         let duplicate_window = if max_age.is_zero() { window } else { window.min(max_age) };
@@ -124,14 +125,14 @@ impl Bus {
             max_bytes,
             max_age,
             duplicate_window,
-            max_messages_per_subject: if name == StreamName::Room { 1 } else { -1 },
+            max_messages_per_subject: if name == StreamName::Capacity { 1 } else { -1 },
             storage: StorageType::File,
             num_replicas: 1,
             ..Default::default()
         }
     }
 
-    /// A stream, without asking the server about it.
+    /// Stream by its name, without asking the server about it.
     ///
     /// # Errors
     /// [`BusErrorKind::JetStream`].
@@ -143,12 +144,11 @@ impl Bus {
             .map_err(|e| BusError::new(BusErrorKind::JetStream, format!("stream {on}: {e}")))
     }
 
-    /// The consumer that all workers of a queue share. `name` tells queues of one stream apart, and `filter` what is
-    /// theirs; none where the stream is one queue. A filter is not given without need: nats-server 2.9.10 loses count of a
+    /// Consumer that all workers of a queue share. `name` tells queues of one stream apart, and `filter` what is theirs;
+    /// none where the stream is one queue. A filter is not given without need: nats-server 2.9.10 loses count of a
     /// subject's messages when one is removed twice (acknowledged by two workers, say), and then finds none of them by a
-    /// filter with a wildcard. The server delivers
-    /// without end; whoever receives a message more than `max_deliver` times fails its job, see
-    /// [`Delivery::exhausted`](crate::run::inbox::Delivery::exhausted). So nothing stays behind in the queue unseen.
+    /// filter with a wildcard. The server delivers without end; whoever receives a message more than `max_deliver` times
+    /// fails its job (`Delivery::exhausted` of the run loop). So nothing stays behind in the queue unseen.
     ///
     /// # Errors
     /// [`BusErrorKind::JetStream`].
@@ -170,7 +170,7 @@ impl Bus {
         self.consumer(stream, config).await
     }
 
-    /// A consumer of this process alone that reads a subject from sequence `start`, without acknowledging.
+    /// Consumer of this process alone that reads a subject from sequence `start`, without acknowledging.
     ///
     /// # Errors
     /// [`BusErrorKind::JetStream`].
@@ -232,14 +232,14 @@ impl Bus {
         match self.stream(stream).await {
             Ok(s) => {
                 if let Err(error) = s.purge().filter(subject.clone()).await {
-                    tracing::warn!(subject, %error, "could not purge");
+                    tracing::warn!(subject, %error, "purge failed");
                 }
             }
-            Err(error) => tracing::warn!(subject, %error, "could not purge"),
+            Err(error) => tracing::warn!(subject, %error, "purge failed"),
         }
     }
 
-    /// The first message on a subject, or of the whole [stream](ANY), at or behind a sequence; waits for a broker that is
+    /// First message on a subject, or of the whole [stream](ANY), at or behind a sequence; waits for a broker that is
     /// away. No other wildcards: see [`work_queue`](Self::work_queue).
     pub async fn first_from(&self, stream: StreamName, subject: &str, sequence: u64) -> Option<StreamMessage> {
         loop {
@@ -251,7 +251,7 @@ impl Bus {
                 },
                 Err(e) => e.to_string(),
             };
-            tracing::warn!(subject, error, "cannot be read yet");
+            tracing::warn!(subject, error, "reading a stream failed, retrying");
             tokio::time::sleep(AGAIN).await;
         }
     }

@@ -1,4 +1,4 @@
-//! How jobs wait: taken from `jobs`, checked, and put in line by priority; workers take from the front.
+//! How jobs wait: taken from `jobs`, checked, and queued by priority; workers take from the front.
 //!
 //! Every stage-llm worker admits, whatever its engine is doing, so that a client hears `accepted` and `queued` at once
 //! even when all workers are busy. Each priority is a subject of its own on VIDI_JOBS with its own consumer: higher
@@ -6,12 +6,14 @@
 
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::PullConsumer;
 use bytes::Bytes;
 use futures::StreamExt;
 
-use super::Shutdown;
+use super::dead::bury;
 use super::inbox::{Delivery, Inbox};
+use super::shutdown::{self, Shutdown};
 use crate::bus::events::EventLog;
 use crate::bus::{Bus, BusError, BusErrorKind, headers};
 use crate::subject::{PRIORITIES, StreamName};
@@ -26,37 +28,39 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_WAIT: Duration = Duration::from_secs(2);
 /// A request is a question, not a tensor.
 const MAX_REQUEST_BYTES: usize = 256 << 10;
-/// The queue of jobs that are not yet in line.
+/// Queue of requests that are not admitted yet.
 pub const ADMISSION: &str = "admission";
 /// Header with the time of submission, Unix milliseconds.
-pub const SUBMITTED: &str = "Vidi-Submitted";
+const SUBMITTED: &str = "Vidi-Submitted";
 
 /// Admits jobs until `shutdown`.
 ///
 /// # Errors
 /// When the queue cannot be set up.
-pub async fn start(bus: &Bus, line: Line, shutdown: Shutdown) -> Result<(), BusError> {
+pub async fn start(bus: &Bus, waiting: JobQueue, shutdown: Shutdown) -> Result<(), BusError> {
     let queue = bus.work_queue(StreamName::Jobs, ADMISSION, Some(bus.subjects().jobs())).await?;
     let mut inbox = Inbox::start(bus, queue, shutdown);
     let bus = bus.clone();
     tokio::spawn(async move {
         while let Some(delivery) = inbox.next().await {
             // In a task of its own, so that a panic costs one request and not all that follow.
-            let (bus, line) = (bus.clone(), line.clone());
+            let (bus, waiting) = (bus.clone(), waiting.clone());
             let admitted = tokio::spawn(async move {
-                admit(&bus, &line, &delivery).await;
+                admit(&bus, &waiting, &delivery).await;
                 delivery
             });
             match admitted.await {
                 Ok(delivery) => delivery.done().await,
-                Err(panicked) => tracing::error!(%panicked, "admission broke off. This is a bug."),
+                Err(panicked) => {
+                    tracing::error!(%panicked, "admission panicked, the request comes again. This is a bug.")
+                }
             }
         }
     });
     Ok(())
 }
 
-async fn admit(bus: &Bus, line: &Line, delivery: &Delivery) {
+async fn admit(bus: &Bus, waiting: &JobQueue, delivery: &Delivery) {
     let body = &delivery.message.payload;
     let encoding = Encoding::of(body);
     if body.len() > MAX_REQUEST_BYTES {
@@ -70,7 +74,7 @@ async fn admit(bus: &Bus, line: &Line, delivery: &Delivery) {
     let request = match wire::decode_any::<JobRequest>(body) {
         Ok(request) => request,
         Err(error) => {
-            tracing::warn!(%error, "job request refused");
+            tracing::warn!(%error, "job refused: its request is unreadable");
             return refuse(bus, delivery, encoding, JobError::new(ErrorKind::BadRequest, error.to_string())).await;
         }
     };
@@ -84,12 +88,12 @@ async fn admit(bus: &Bus, line: &Line, delivery: &Delivery) {
     if log.last().is_none() && log.append(Event::Accepted {}).await.is_err() {
         return;
     }
-    let rank = line.ahead_of(request.priority).await;
+    let rank = waiting.ahead_of(request.priority).await;
     let accepted = |log: &EventLog| log.last().is_some_and(|e| matches!(e.event, Event::Accepted {}));
     if accepted(&log) && log.append(Event::Queued { rank }).await.is_err() {
         return;
     }
-    // Submitted again while a worker has it in hand.
+    // Submitted again while a worker owns it.
     if !log.last().is_some_and(|e| matches!(e.event, Event::Queued { .. })) {
         return;
     }
@@ -99,13 +103,13 @@ async fn admit(bus: &Bus, line: &Line, delivery: &Delivery) {
     let subject = bus.subjects().waiting(request.priority, &request.job);
     store_waiting(bus, subject, with, body.clone()).await;
     tracing::info!(job = %request.job, rank, priority = request.priority, "job queued");
-    // Ended meanwhile (cancelled, say), its clearing up came before what was just put in line.
+    // Ended meanwhile (cancelled, say), its clearing up came before what was just queued.
     if EventLog::open(bus, &request.job).await.ended().is_some() {
         bus.purge_subject(StreamName::Jobs, bus.subjects().waiting_anywhere(&request.job)).await;
     }
 }
 
-async fn store_waiting(bus: &Bus, subject: String, with: async_nats::HeaderMap, body: Bytes) {
+async fn store_waiting(bus: &Bus, subject: String, with: HeaderMap, body: Bytes) {
     loop {
         let outcome = match bus.jetstream().publish_with_headers(subject.clone(), with.clone(), body.clone()).await {
             Ok(ack) => ack.await,
@@ -114,7 +118,7 @@ async fn store_waiting(bus: &Bus, subject: String, with: async_nats::HeaderMap, 
         match outcome {
             Ok(_) => return,
             Err(error) => {
-                tracing::warn!(%error, "job not put in line yet");
+                tracing::warn!(%error, "publish of a waiting job failed, retrying");
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         }
@@ -134,7 +138,7 @@ async fn refuse(bus: &Bus, delivery: &Delivery, encoding: Encoding, error: JobEr
     };
     bus.note_unreadable();
     let Some(Named { job }) = named else {
-        return super::bury(bus, StageName::Llm, None, delivery, &error).await;
+        return bury(bus, StageName::Llm, None, delivery, &error).await;
     };
     let mut log = EventLog::open(bus, &job).await;
     if log.last().is_none() {
@@ -146,20 +150,25 @@ async fn refuse(bus: &Bus, delivery: &Delivery, encoding: Encoding, error: JobEr
     }
 }
 
-/// The queue of a priority.
+/// Time of submission that a waiting job's message carries, Unix milliseconds.
+pub fn submitted_ms(headers: Option<&HeaderMap>) -> Option<u64> {
+    headers?.get(SUBMITTED)?.as_str().parse().ok()
+}
+
+/// Name of the queue of a priority.
 pub fn queue_of(priority: u8) -> String {
     format!("priority-{priority}")
 }
 
-/// The waiting jobs, as one worker sees them.
+/// Waiting jobs, as one worker sees them.
 #[derive(Clone)]
-pub struct Line {
+pub struct JobQueue {
     bus: Bus,
     queues: Vec<(u8, PullConsumer)>,
 }
 
-impl Line {
-    /// Opens the line.
+impl JobQueue {
+    /// Opens the queues of all priorities.
     ///
     /// # Errors
     /// When a queue cannot be set up.
@@ -170,10 +179,10 @@ impl Line {
             let queue = bus.work_queue(StreamName::Jobs, &queue_of(priority), Some(filter)).await?;
             queues.push((priority, queue));
         }
-        Ok(Line { bus: bus.clone(), queues })
+        Ok(JobQueue { bus: bus.clone(), queues })
     }
 
-    /// The queues of all priorities.
+    /// Queues of all priorities.
     pub fn queues(&self) -> Vec<PullConsumer> {
         self.queues.iter().map(|(_, queue)| queue.clone()).collect()
     }
@@ -216,7 +225,7 @@ impl Line {
             tokio::select! {
                 _ = hints.next() => {}
                 _ = tokio::time::sleep(LOOK_EVERY) => {}
-                _ = shutdown.wait_for(|&s| s) => return Ok(None),
+                () = shutdown::begun(shutdown) => return Ok(None),
             }
         }
     }

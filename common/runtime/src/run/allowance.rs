@@ -1,14 +1,10 @@
-//! Bytes that may be held at a time, so that much small work and little large work are in hand alike, in bounded memory.
+//! Bytes that may be held at a time, so that much small work and little large work are in flight alike, in bounded memory.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Whoever waits for a share looks this often whether it is still wanted.
-const LOOK: Duration = Duration::from_millis(20);
-
-/// A number of bytes, shared by all clones.
+/// Number of bytes, shared by all clones.
 #[derive(Clone, Debug)]
 pub struct Allowance {
     free: Arc<Semaphore>,
@@ -22,31 +18,25 @@ pub struct Share {
 }
 
 impl Allowance {
-    /// An allowance of so many bytes.
+    /// Allowance of so many bytes.
     pub fn new(bytes: usize) -> Self {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         Allowance { free: Arc::new(Semaphore::new(bytes as usize)), bytes }
     }
 
-    /// Takes `bytes` of it, once they are free; who asks for more than all of it gets all. None when `stop` says that
-    /// nobody wants them any more.
-    pub async fn take(&self, bytes: usize, stop: impl Fn() -> bool) -> Option<Share> {
+    /// Takes `bytes` of it, once they are free and all who asked before have theirs; who asks for more than all of it
+    /// gets all. Dropped before that, nothing is taken.
+    pub async fn take(&self, bytes: usize) -> Share {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.bytes);
-        let mut taken = std::pin::pin!(self.free.clone().acquire_many_owned(bytes));
-        loop {
-            if stop() {
-                return None;
-            }
-            if let Ok(permit) = tokio::time::timeout(LOOK, &mut taken).await {
-                return Some(Share { _permit: permit.expect("the semaphore is never closed. This is a bug.") });
-            }
-        }
+        let permit = self.free.clone().acquire_many_owned(bytes).await;
+        Share { _permit: permit.expect("the semaphore is never closed. This is a bug.") }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     /// Nothing comes of waiting this long: nobody gives anything back.
     const A_WHILE: Duration = Duration::from_millis(100);
@@ -56,27 +46,28 @@ mod tests {
         let allowance = Allowance::new(10);
         let mut shares = Vec::new();
         for bytes in [4, 3, 3] {
-            shares.push(allowance.take(bytes, || false).await);
+            shares.push(allowance.take(bytes).await);
         }
-        let more = tokio::time::timeout(A_WHILE, allowance.take(1, || false)).await;
+        let more = tokio::time::timeout(A_WHILE, allowance.take(1)).await;
         assert!(more.is_err(), "eleven bytes of ten");
         shares.pop();
-        assert!(allowance.take(3, || false).await.is_some());
+        allowance.take(3).await;
     }
 
     #[tokio::test]
     async fn what_is_larger_than_the_allowance_passes_alone() {
         let allowance = Allowance::new(10);
-        let whole = allowance.take(11, || false).await;
-        assert!(whole.is_some());
-        assert!(tokio::time::timeout(A_WHILE, allowance.take(1, || false)).await.is_err());
+        let _whole = allowance.take(11).await;
+        assert!(tokio::time::timeout(A_WHILE, allowance.take(1)).await.is_err());
     }
 
     #[tokio::test]
-    async fn who_is_told_to_stop_waits_no_longer() {
-        let allowance = Allowance::new(1);
-        let _held = allowance.take(1, || false).await;
-        let since = std::time::Instant::now();
-        assert!(allowance.take(1, || since.elapsed() > A_WHILE).await.is_none());
+    async fn who_waits_no_longer_has_taken_nothing_and_holds_up_nobody() {
+        let allowance = Allowance::new(3);
+        let held = allowance.take(2).await;
+        assert!(tokio::time::timeout(A_WHILE, allowance.take(2)).await.is_err());
+        allowance.take(1).await;
+        drop(held);
+        allowance.take(3).await;
     }
 }

@@ -52,8 +52,8 @@ impl<S: Send + 'static> Engine<S> {
             let _ = reply.send(outcome);
         });
         if self.tasks.send(task).await.is_err() {
-            return Err(Stop::Unavailable("the stage's thread is gone. This is a bug.".to_owned()));
+            return Err(Stop::Unavailable("the stage's thread has ended. This is a bug.".to_owned()));
         }
-        answer.await.unwrap_or_else(|_| Err(Stop::Unavailable("the stage's thread is gone".to_owned())))
+        answer.await.unwrap_or_else(|_| Err(Stop::Unavailable("the stage's thread has ended".to_owned())))
     }
 }

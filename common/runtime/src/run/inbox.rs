@@ -14,26 +14,28 @@ use futures::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::Shutdown;
+use super::shutdown::{self, Shutdown};
 use crate::bus::Bus;
 
 /// How long one pull request waits at the server.
 const PULL_WAIT: Duration = Duration::from_secs(5);
 /// Pause after a pull that the broker did not answer.
 const PULL_RETRY: Duration = Duration::from_millis(250);
+/// Pause before a message that met trouble outside is tried again; it doubles with every try.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
-/// A message in hand. Until it is settled a timer tells the broker that it is being worked on; dropped unsettled, it
+/// Message in flight. Until it is settled a timer tells the broker that it is being worked on; dropped unsettled, it
 /// is delivered again after `ack_wait`.
 pub struct Delivery {
     /// The message.
     pub message: async_nats::Message,
-    /// Its place in the stream.
+    /// Sequence in the stream.
     pub sequence: u64,
-    /// When the broker stored it, Unix milliseconds.
+    /// Time when the broker stored it, Unix milliseconds.
     pub stored_ms: u64,
     /// Deliveries before this one: a worker died or gave it back.
     pub redeliveries: u64,
-    /// The last one that may fail without failing its job.
+    /// Whether this is the last delivery that may fail without failing its job.
     pub last_try: bool,
     client: Client,
     ack_to: Subject,
@@ -44,7 +46,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Takes a message in hand.
+    /// Begins with a message; none for one that is no delivery.
     pub fn new(bus: &Bus, message: Message) -> Option<Self> {
         let info = message.info().ok()?;
         let sequence = info.stream_sequence;
@@ -59,7 +61,7 @@ impl Delivery {
             loop {
                 tokio::time::sleep(every).await;
                 if let Err(error) = ticking.ack_with(AckKind::Progress).await {
-                    tracing::debug!(%error, "sign of progress not sent");
+                    tracing::debug!(%error, "sign of progress failed");
                 }
             }
         });
@@ -83,8 +85,8 @@ impl Delivery {
     }
 
     /// Gives the message back after trouble outside; the pause doubles with every try.
-    pub async fn retry_later(self, first_pause: Duration) {
-        let pause = first_pause * (1 << self.redeliveries.min(5));
+    pub async fn retry_later(self) {
+        let pause = RETRY_PAUSE * (1 << self.redeliveries.min(5));
         self.give_back(pause).await;
     }
 
@@ -94,14 +96,14 @@ impl Delivery {
         // A request as any other, where `double_ack` subscribes to an answer of its own for every message.
         let ack = Request::new().payload("+ACK".into());
         if let Err(error) = self.client.send_request(self.ack_to.clone(), ack).await {
-            tracing::debug!(%error, "acknowledgement not confirmed");
+            tracing::debug!(%error, "acknowledgement failed, the message may come again");
         }
     }
 
     /// Gives the message back, to be tried again after `pause`.
     pub async fn give_back(self, pause: Duration) {
         if let Err(error) = self.acker.ack_with(AckKind::Nak(Some(pause))).await {
-            tracing::debug!(%error, "message not given back; it comes again after ack_wait");
+            tracing::debug!(%error, "giving a message back failed, it comes again after ack_wait");
         }
     }
 }
@@ -113,7 +115,7 @@ impl Drop for Delivery {
     }
 }
 
-/// The messages of one queue, one prefetched.
+/// Messages of one queue, one prefetched.
 pub struct Inbox {
     deliveries: mpsc::Receiver<Delivery>,
 }
@@ -127,7 +129,7 @@ impl Inbox {
             loop {
                 tokio::select! {
                     biased;
-                    _ = shutdown.wait_for(|&s| s) => return,
+                    () = shutdown::begun(&mut shutdown) => return,
                     pulled = pull(&bus, &queue, &sender) => if pulled.is_err() { return },
                 }
             }
@@ -135,20 +137,20 @@ impl Inbox {
         Inbox { deliveries }
     }
 
-    /// The next message; none once drained. What was prefetched when shutdown came goes back to the queue.
+    /// Next message; none once drained. What was prefetched when shutdown came goes back to the queue.
     pub async fn next(&mut self) -> Option<Delivery> {
         self.deliveries.recv().await
     }
 }
 
-/// Waits for room, then for one message. An error means that nobody takes messages any more.
+/// Waits for capacity, then for one message. An error means that nobody takes messages any more.
 async fn pull(bus: &Bus, queue: &PullConsumer, sender: &mpsc::Sender<Delivery>) -> Result<(), ()> {
     let slot = sender.reserve().await.map_err(|_| ())?;
     let batch = queue.batch().max_messages(1).expires(PULL_WAIT).messages().await;
     let mut batch = match batch {
         Ok(batch) => batch,
         Err(error) => {
-            tracing::debug!(%error, "pull not sent");
+            tracing::debug!(%error, "pull failed, retrying");
             tokio::time::sleep(PULL_RETRY).await;
             return Ok(());
         }
@@ -167,7 +169,7 @@ async fn pull(bus: &Bus, queue: &PullConsumer, sender: &mpsc::Sender<Delivery>) 
             }
         }
         Ok(Some(Err(error))) => {
-            tracing::debug!(%error, "pull not answered");
+            tracing::debug!(%error, "pull not answered, retrying");
             tokio::time::sleep(PULL_RETRY).await;
         }
         Ok(None) | Err(_) => {}

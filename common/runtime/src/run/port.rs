@@ -7,23 +7,24 @@ use std::time::{Duration, Instant};
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::allowance::Allowance;
-use super::control::CancelFlag;
+use super::job_end::EndSignal;
 use super::report::Reporter;
 use crate::bus::{Attempt, Bus};
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::{JobId, Output};
 use protocol::stage::{Later, Port, Stop};
 
-/// When a stage last came to the end of a message. Messages may overlap on a device; the time that they take is told
-/// once.
+/// Time when a stage last came to the end of a message. Messages may overlap on a device; the time that they take is
+/// told once.
 #[derive(Clone)]
 struct Lap(Arc<Mutex<Instant>>);
 
 impl Lap {
-    /// What a message that was begun at `started` and is computed now has taken of the stage's time.
+    /// Time of the stage that a message has taken which was begun at `started` and is computed now.
     fn end(&self, started: Instant) -> Duration {
         let mut last = self.0.lock().expect("no holder panics. This is a bug.");
         let begun = started.max(*last);
@@ -32,7 +33,7 @@ impl Lap {
     }
 }
 
-/// What the messages of a stage have in common on their way out.
+/// Way out that the messages of a stage share.
 #[derive(Clone)]
 pub struct Outlet {
     /// Bytes on their way to the broker.
@@ -42,28 +43,29 @@ pub struct Outlet {
 }
 
 impl Outlet {
-    /// For a stage with so many bytes at most on their way, and a budget, if it has one.
+    /// Outlet of a stage with so many bytes at most on their way, and a budget, if it has one.
     pub fn new(sending: Allowance, budget_bytes: Option<u64>) -> Self {
         Outlet { sending, lap: Lap(Arc::new(Mutex::new(Instant::now()))), budget_bytes }
     }
 }
 
-/// A [`Port`] onto the bus, for the engine's thread.
+/// [`Port`] onto the bus, for the engine's thread.
 pub struct BusPort {
     bus: Bus,
     outlet: Outlet,
     runtime: Handle,
-    /// The input's: its outputs belong to the same.
+    /// Attempt of the input: its outputs belong to the same.
     attempt: Attempt,
-    /// Of every output.
+    /// Headers of every output.
     headers: Arc<HeaderMap>,
-    flag: CancelFlag,
-    /// Set once this message's outputs are wanted no more, though its job's others are.
-    giving_up: CancelFlag,
+    /// Of its job.
+    end: EndSignal,
+    /// Turns true once this message's outputs are wanted no more, though its job's others are.
+    giving_up: watch::Sender<bool>,
     in_flight: VecDeque<JoinHandle<Result<(), Stop>>>,
     /// Outputs that are still on their way from a device.
     later: Vec<Later>,
-    /// What computing took; none before it is over.
+    /// Time that computing took; none before it is over.
     computed: Option<Duration>,
     reporter: Reporter,
     started: Instant,
@@ -71,8 +73,8 @@ pub struct BusPort {
 }
 
 impl BusPort {
-    /// A port for one input message.
-    pub fn new(bus: Bus, outlet: Outlet, stage: StageName, job: JobId, attempt: Attempt, flag: CancelFlag) -> Self {
+    /// Port for one input message.
+    pub fn new(bus: Bus, outlet: Outlet, stage: StageName, job: JobId, attempt: Attempt, end: EndSignal) -> Self {
         let headers = Arc::new(attempt.headers(&job));
         let reporter = Reporter::new(bus.clone(), stage, job, outlet.budget_bytes);
         BusPort {
@@ -81,8 +83,8 @@ impl BusPort {
             runtime: Handle::current(),
             attempt,
             headers,
-            flag,
-            giving_up: CancelFlag::default(),
+            end,
+            giving_up: watch::Sender::new(false),
             in_flight: VecDeque::new(),
             later: Vec::new(),
             computed: None,
@@ -100,7 +102,7 @@ impl BusPort {
     /// Waits, on the engine's thread, for what is on its way of a message that has failed. Waited for, not broken off:
     /// it could arrive after its job's messages were purged.
     pub fn give_up(&mut self) {
-        self.giving_up.set();
+        self.giving_up.send_replace(true);
         while !self.in_flight.is_empty() {
             // The outcome of the whole is settled; that of its parts matters no more.
             let _ = self.settle_first();
@@ -133,7 +135,8 @@ impl BusPort {
     pub async fn stored(mut self) -> Result<Duration, Stop> {
         if !self.later.is_empty() {
             let fetching = tokio::task::spawn_blocking(move || self.fetch().map(|()| self));
-            self = fetching.await.unwrap_or_else(|e| Err(Stop::Unavailable(format!("fetching broke off: {e}"))))?;
+            self =
+                fetching.await.unwrap_or_else(|e| Err(Stop::Unavailable(format!("fetching outputs panicked: {e}"))))?;
         }
         let computed = self.computed.unwrap_or_default();
         let mut outcome = Ok(());
@@ -152,7 +155,7 @@ impl BusPort {
 }
 
 fn sent(outcome: Result<Result<(), Stop>, JoinError>) -> Result<(), Stop> {
-    outcome.unwrap_or_else(|e| Err(Stop::Unavailable(format!("sending broke off: {e}"))))
+    outcome.unwrap_or_else(|e| Err(Stop::Unavailable(format!("sending an output panicked: {e}"))))
 }
 
 impl Port for BusPort {
@@ -167,14 +170,27 @@ impl Port for BusPort {
                 self.settle_first()?;
             }
             let since = Instant::now();
-            let share = self.runtime.block_on(self.outlet.sending.take(body.len(), || self.flag.is_set()));
+            let share = self.runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = self.end.wait() => None,
+                    share = self.outlet.sending.take(body.len()) => Some(share),
+                }
+            });
             self.waited += since.elapsed();
             let Some(share) = share else { return Err(Stop::Cancelled) };
-            let (bus, subject, flag) = (self.bus.clone(), subject.clone(), self.flag.clone());
+            let (bus, subject, end) = (self.bus.clone(), subject.clone(), self.end.clone());
             let (id, headers, giving_up) = (self.attempt.id(id), self.headers.clone(), self.giving_up.clone());
             self.in_flight.push_back(self.runtime.spawn(async move {
-                let stop = || flag.is_set() || giving_up.is_set();
-                let stored = bus.store(subject, &id, &headers, Bytes::from(body), &stop).await;
+                let mut given_up = giving_up.subscribe();
+                let unwanted = async {
+                    tokio::select! {
+                        () = end.wait() => {}
+                        // The sender is held above: the channel stays open.
+                        _ = given_up.wait_for(|&g| g) => {}
+                    }
+                };
+                let stored = bus.store(subject, &id, &headers, Bytes::from(body), unwanted).await;
                 drop(share);
                 stored
             }));
@@ -190,6 +206,6 @@ impl Port for BusPort {
     }
 
     fn cancelled(&self) -> bool {
-        self.flag.is_set()
+        self.end.is_set()
     }
 }

@@ -1,4 +1,4 @@
-//! What stages tell a job's owner as they go: rows done, time and memory. Core NATS: a lost report costs a progress
+//! Reports of stages to a job's owner as they go: rows done, time and memory. Core NATS: a lost report costs a progress
 //! bar a step, never a result.
 
 use std::time::{Duration, Instant};
@@ -11,13 +11,14 @@ use protocol::error::StageName;
 use protocol::memory;
 use protocol::message::{JobId, Modality, Output};
 use protocol::report::{Done, Report};
+use protocol::wire;
 
 /// Reports of one message are at least this far apart.
 const EVERY: Duration = Duration::from_millis(200);
-/// Signs of life while one message computes.
+/// Time between heartbeats while one message computes.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
-/// Collects what one message's work came to.
+/// Reports on the work of one message.
 pub struct Reporter {
     bus: Bus,
     stage: StageName,
@@ -31,7 +32,7 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// A reporter for one message.
+    /// Reporter for one message.
     pub fn new(bus: Bus, stage: StageName, job: JobId, budget_bytes: Option<u64>) -> Self {
         Reporter {
             bus,
@@ -74,17 +75,17 @@ impl Reporter {
         report.busy_us = busy.saturating_sub(self.told.0).as_micros() as u64;
         report.wait_us = waited.saturating_sub(self.told.1).as_micros() as u64;
         self.told = (busy, waited);
-        self.bus.tell(self.bus.subjects().reports(&self.job), protocol::wire::encode(&report)).await;
+        self.bus.tell(self.bus.subjects().reports(&self.job), wire::encode(&report)).await;
     }
 
-    /// Signs of life until aborted.
+    /// Sends heartbeats until aborted.
     pub fn heartbeat(&self) -> JoinHandle<()> {
         let (bus, stage, job, budget) = (self.bus.clone(), self.stage, self.job.clone(), self.budget_bytes);
         self.runtime.spawn(async move {
             loop {
                 tokio::time::sleep(HEARTBEAT).await;
                 let report = blank(&bus, stage, budget);
-                bus.tell(bus.subjects().reports(&job), protocol::wire::encode(&report)).await;
+                bus.tell(bus.subjects().reports(&job), wire::encode(&report)).await;
             }
         })
     }
@@ -92,7 +93,7 @@ impl Reporter {
 
 fn blank(bus: &Bus, stage: StageName, budget_bytes: u64) -> Report {
     Report {
-        v: protocol::wire::VERSION,
+        v: wire::VERSION,
         stage,
         instance: bus.instance().to_owned(),
         done: Vec::new(),

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use crate::bus::{Bus, BusError, BusErrorKind};
-use protocol::error::StageName;
+use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::memory;
 use protocol::message::{ProbeReply, ProbeRequest};
 use protocol::stage::Probe;
@@ -20,7 +20,7 @@ use protocol::wire::{self, Encoding};
 /// The queue's depth is asked for this often.
 const DEPTH_EVERY: Duration = Duration::from_secs(1);
 
-/// What an instance counts from its start.
+/// Counters of an instance from its start.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Messages worked off.
@@ -33,9 +33,9 @@ pub struct Counters {
     pub redelivered: AtomicU64,
     /// Messages dropped because nobody waited for their job.
     pub dropped: AtomicU64,
-    /// Messages in hand.
+    /// Messages in flight.
     pub in_flight: AtomicU64,
-    /// Microseconds with a message in hand.
+    /// Microseconds with a message in flight.
     pub busy_us: AtomicU64,
     /// Bytes of messages worked off.
     pub bytes_in: AtomicU64,
@@ -50,38 +50,38 @@ impl Counters {
     }
 }
 
-/// What an instance says of itself in its service statistics.
+/// Status of an instance, as its service statistics have it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// Which stage.
+    /// Stage of the instance.
     pub stage: StageName,
-    /// Which of its replicas.
+    /// Name among the stage's replicas.
     pub instance: String,
     /// Resident bytes now.
     pub used_bytes: u64,
     /// Resident bytes at most.
     pub peak_bytes: u64,
-    /// Taken from the system, used or not.
+    /// Bytes taken from the system, used or not.
     pub reserved_bytes: u64,
-    /// What it may hold; 0 without a budget.
+    /// Bytes that it may hold; 0 without a budget.
     pub budget_bytes: u64,
-    /// See [`Counters`].
+    /// [`Counters::processed`] as of now.
     pub processed: u64,
-    /// See [`Counters`].
+    /// [`Counters::failed`] as of now.
     pub failed: u64,
     /// Messages of any kind that could not be read.
     pub unreadable: u64,
-    /// See [`Counters`].
+    /// [`Counters::redelivered`] as of now.
     pub redelivered: u64,
-    /// See [`Counters`].
+    /// [`Counters::dropped`] as of now.
     pub dropped: u64,
-    /// See [`Counters`].
+    /// [`Counters::in_flight`] as of now.
     pub in_flight: u64,
-    /// See [`Counters`].
+    /// [`Counters::busy_us`] as of now.
     pub busy_us: u64,
-    /// See [`Counters`].
+    /// [`Counters::bytes_in`] as of now.
     pub bytes_in: u64,
-    /// See [`Counters`].
+    /// [`Counters::queue_depth`] as of now.
     pub queue_depth: u64,
     /// Times that the broker was lost and found again.
     pub reconnects: u64,
@@ -112,18 +112,18 @@ impl Status {
     }
 }
 
-/// What an operator reads of an instance; fixed when it starts.
+/// Metadata of an instance that an operator reads; fixed when it starts.
 #[derive(Clone, Debug, Default)]
-pub struct Card {
-    /// The checkpoint's name.
+pub struct InstanceInfo {
+    /// Name of the checkpoint.
     pub model: String,
     /// Compute type.
     pub dtype: String,
-    /// What the instance may hold, bytes.
+    /// Bytes that the instance may hold.
     pub budget_bytes: Option<u64>,
 }
 
-/// The name of a stage's service.
+/// Name of a stage's service.
 pub fn name_of(stage: StageName) -> String {
     format!("vidi-{stage}")
 }
@@ -136,7 +136,7 @@ pub fn name_of(stage: StageName) -> String {
 pub async fn register(
     bus: &Bus,
     stage: StageName,
-    card: &Card,
+    info: &InstanceInfo,
     counters: &Arc<Counters>,
     queues: Vec<PullConsumer>,
     probe: Option<Probe>,
@@ -147,12 +147,12 @@ pub async fn register(
         ("instance".to_owned(), bus.instance().to_owned()),
         ("prefix".to_owned(), bus.subjects().prefix().to_owned()),
         ("wire".to_owned(), wire::VERSION.to_string()),
-        ("model".to_owned(), card.model.clone()),
-        ("dtype".to_owned(), card.dtype.clone()),
-        ("budget_bytes".to_owned(), card.budget_bytes.unwrap_or(0).to_string()),
+        ("model".to_owned(), info.model.clone()),
+        ("dtype".to_owned(), info.dtype.clone()),
+        ("budget_bytes".to_owned(), info.budget_bytes.unwrap_or(0).to_string()),
         ("max_payload".to_owned(), bus.client().max_payload().to_string()),
     ]);
-    let budget = card.budget_bytes.unwrap_or(0);
+    let budget = info.budget_bytes.unwrap_or(0);
     let (on, count) = (bus.clone(), counters.clone());
     let service = bus
         .client()
@@ -175,7 +175,7 @@ pub async fn register(
             let status = Status::now(&on, stage, &count, budget);
             let body = wire::encode_as(Encoding::Json, &status);
             if let Err(error) = request.respond(Ok(body.into())).await {
-                tracing::debug!(%error, "status not answered");
+                tracing::debug!(%error, "status reply failed");
             }
         }
     });
@@ -208,9 +208,7 @@ async fn answer_probes(bus: Bus, mut endpoint: async_nats::service::endpoint::En
                 bus.note_unreadable();
             }
             let reply = tokio::task::spawn_blocking(move || {
-                let asked = asked.map_err(|e| {
-                    protocol::error::JobError::new(protocol::error::ErrorKind::BadRequest, format!("probe: {e}"))
-                })?;
+                let asked = asked.map_err(|e| JobError::new(ErrorKind::BadRequest, format!("probe: {e}")))?;
                 probe(&asked.video)
             })
             .await;
@@ -218,10 +216,10 @@ async fn answer_probes(bus: Bus, mut endpoint: async_nats::service::endpoint::En
                 Ok(Ok(info)) => ProbeReply::Info(info),
                 Ok(Err(error)) => ProbeReply::Refused { error },
                 // Unanswered, it is asked again of another worker.
-                Err(panicked) => return tracing::error!(%panicked, "probe broke off. This is a bug."),
+                Err(panicked) => return tracing::error!(%panicked, "probe panicked. This is a bug."),
             };
             if let Err(error) = request.respond(Ok(wire::encode_as(encoding, &reply).into())).await {
-                tracing::debug!(%error, "probe not answered");
+                tracing::debug!(%error, "probe reply failed");
             }
         });
     }

@@ -13,6 +13,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use config::Config;
 use deploy::{profile, recording, stages, supervisor};
+use protocol::control::Verb;
+use runtime::bus::Role;
 use runtime::process::{Exit, Fatal, on_signal, runtime, warn_of_random_weights};
 use runtime::telemetry;
 
@@ -65,8 +67,8 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             warn_of_random_weights(&config);
             runtime.block_on(bench.run(&config))
         }
-        Command::Load { stage } => runtime.block_on(running::load(&config, "load", stage)),
-        Command::Unload { stage } => runtime.block_on(running::load(&config, "unload", stage)),
+        Command::Load { stage } => runtime.block_on(running::load(&config, Verb::Load, stage)),
+        Command::Unload { stage } => runtime.block_on(running::load(&config, Verb::Unload, stage)),
         Command::Stage { name, supervised } => runtime.block_on(async {
             let mut shutdown = on_signal();
             if supervised.is_some() {
@@ -78,10 +80,10 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             stages::serve(name, &config, shutdown).await
         }),
         Command::Record(args) => runtime.block_on(async {
-            recording::command::record(&running::connect(&config, running::OPERATOR).await?, args).await
+            recording::command::record(&running::connect(&config, Role::Operator).await?, args).await
         }),
         Command::Replay(args) => runtime.block_on(async {
-            recording::command::replay(&running::connect(&config, running::OPERATOR).await?, args).await
+            recording::command::replay(&running::connect(&config, Role::Operator).await?, args).await
         }),
         Command::Recording(action) => recording::command::recording(action),
         Command::Config { action: ConfigAction::Print } => {

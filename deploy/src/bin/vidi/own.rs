@@ -8,11 +8,11 @@ use deploy::pipeline::Housing;
 use deploy::{ask, broker, client, pipeline, supervisor};
 use protocol::error::StageName;
 use protocol::message::{JobId, JobRequest};
-use runtime::bus::Bus;
+use runtime::bus::{Bus, Role};
 use runtime::process::{Exit, Fatal, on_signal, warn_of_random_weights};
 
 use crate::cli::{Ask, Up};
-use crate::running::{CLIENT, broker_trouble, connect};
+use crate::running::{broker_trouble, connect};
 
 /// The last event of a job that was cancelled is heard within this time.
 const END_WAIT: Duration = Duration::from_secs(5);
@@ -86,9 +86,9 @@ pub async fn ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
     protocol::wire::Message::check(&request).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
     let style = ask::Style { json: ask.json, quiet: ask.quiet };
     let shared = if config.bus.url.is_empty() {
-        pipeline::running(config, CLIENT).await?
+        pipeline::running(config, Role::Client).await?
     } else {
-        Some(connect(config, CLIENT).await?)
+        Some(connect(config, Role::Client).await?)
     };
     if let Some(bus) = shared {
         if ask.dump.is_some() {

@@ -4,15 +4,11 @@ use std::time::Duration;
 
 use config::Config;
 use deploy::{client, pipeline};
+use protocol::control::Verb;
 use protocol::error::StageName;
 use protocol::message::JobId;
-use runtime::bus::Bus;
+use runtime::bus::{Bus, Role};
 use runtime::process::{Exit, Fatal};
-
-/// The role of whoever asks.
-pub const CLIENT: &str = "client";
-/// The role of whoever runs the pipeline.
-pub const OPERATOR: &str = "operator";
 
 /// The broker did not do what it was asked to.
 pub fn broker_trouble(e: anyhow::Error) -> Fatal {
@@ -23,7 +19,7 @@ pub fn broker_trouble(e: anyhow::Error) -> Fatal {
 ///
 /// # Errors
 /// When there is none, or the broker does not let `role` in.
-pub async fn connect(config: &Config, role: &str) -> Result<Bus, Fatal> {
+pub async fn connect(config: &Config, role: Role) -> Result<Bus, Fatal> {
     if !config.bus.url.is_empty() {
         return Ok(Bus::connect(&config.bus, role, Duration::from_secs(2)).await?);
     }
@@ -38,9 +34,9 @@ pub async fn connect(config: &Config, role: &str) -> Result<Bus, Fatal> {
 /// For what is no job's id, and when nobody answers.
 pub async fn cancel(config: &Config, job: String) -> Result<(), Fatal> {
     let job = JobId::new(job).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
-    let replies = client::cancel(&connect(config, CLIENT).await?, &job).await.map_err(broker_trouble)?;
+    let replies = client::cancel(&connect(config, Role::Client).await?, &job).await.map_err(broker_trouble)?;
     for reply in &replies {
-        let what = if reply.stopped { "stopped" } else { "had nothing of it in hand" };
+        let what = if reply.stopped { "stopped" } else { "had nothing of it in flight" };
         println!("{}: {what}", reply.instance);
     }
     if replies.is_empty() {
@@ -53,15 +49,15 @@ pub async fn cancel(config: &Config, job: String) -> Result<(), Fatal> {
 ///
 /// # Errors
 /// When no supervisor is there, or it cannot do it.
-pub async fn load(config: &Config, verb: &str, stage: Option<StageName>) -> Result<(), Fatal> {
-    let reply = client::load(&connect(config, OPERATOR).await?, verb, stage).await.map_err(broker_trouble)?;
+pub async fn load(config: &Config, verb: Verb, stage: Option<StageName>) -> Result<(), Fatal> {
+    let reply = client::load(&connect(config, Role::Operator).await?, verb, stage).await.map_err(broker_trouble)?;
     if let Some(error) = reply.error {
         return Err(Fatal(Exit::Usage, error));
     }
     let stages: Vec<&str> = reply.stages.iter().map(|s| s.as_str()).collect();
     match (verb, stages.is_empty()) {
-        ("load", true) => println!("nothing was unloaded"),
-        ("load", false) => println!("starting {} ({} processes)", stages.join(", "), reply.processes),
+        (Verb::Load, true) => println!("nothing was unloaded"),
+        (Verb::Load, false) => println!("starting {} ({} processes)", stages.join(", "), reply.processes),
         (_, true) => println!("nothing was loaded"),
         (_, false) => println!("ended {} ({} processes) in {} ms", stages.join(", "), reply.processes, reply.ms),
     }
@@ -73,7 +69,7 @@ pub async fn load(config: &Config, verb: &str, stage: Option<StageName>) -> Resu
 /// # Errors
 /// When no broker is there.
 pub async fn status(config: &Config, json: bool) -> Result<(), Fatal> {
-    let bus = connect(config, CLIENT).await?;
+    let bus = connect(config, Role::Client).await?;
     if !json {
         println!(
             "{:<24} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>6}",

@@ -1,4 +1,4 @@
-//! The world of one job, for the engine's thread: stage-llm asks here for probes, tokens and the card, and speaks here to
+//! The world of one job, for the engine's thread: stage-llm asks here for probes, tokens and the GPU, and speaks here to
 //! its client.
 
 use std::sync::Arc;
@@ -6,108 +6,94 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Message;
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
-use super::came::Came;
-use super::world::World;
-use crate::bus::events::EventLog;
-use crate::bus::room::Room;
+use super::capacity::{self, Waited};
+use super::missing::Came;
+use super::probe;
+use super::state::JobState;
+use super::text::HeldText;
+use crate::bus::events::{EventLog, FencingToken};
 use crate::bus::{Attempt, Bus};
-use crate::run::control::{self, CancelFlag};
-use crate::run::ending;
+use crate::run::control;
+use crate::run::job_end::JobEnd;
 use crate::subject::StreamName;
+use protocol::control::Verb;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::event::Event;
-use protocol::message::{DecodeRequest, JobId, ProbeReply, ProbeRequest, TokenBatch};
+use protocol::message::{DecodeRequest, JobId, TokenBatch};
 use protocol::plan::{AudioPlan, MediaInfo, MediaPlan, SAMPLE_RATE};
 use protocol::stage::{JobPort, Stop};
 use protocol::wire::{self, Message as _};
 
-/// The stages that leave the card to the language model where they do not fit it together.
+/// Stages that leave the GPU to the language model where they do not fit it together.
 const ENCODERS: [StageName; 3] = [StageName::Vision, StageName::Audio, StageName::Fuse];
-/// A text delta waits this long for more, so that the bus does not slow generation.
-const TEXT_EVERY: Duration = Duration::from_millis(40);
-/// One probe takes at most this long.
-const PROBE_WAIT: Duration = Duration::from_secs(30);
-/// An unanswered probe is asked for once more after this time, and again after twice as long: whoever had it may have been
-/// killed, or the broker with it. The earlier ones may be answered all the same.
-const PROBE_AGAIN: Duration = Duration::from_secs(4);
+/// Time after which waiting for tokens returns without some.
+const TOKENS_WAIT: Duration = Duration::from_millis(100);
 /// Whether anything of a job that hears nothing is still on its way is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Room for tokens is asked for this often.
-const ROOM_EVERY: Duration = Duration::from_millis(250);
-/// Whether those who hold the room are still there is asked this often.
-const HOLDERS_EVERY: Duration = Duration::from_secs(2);
 
-/// A job's stages and its client, over the bus.
+/// Stages and client of one job, over the bus.
 pub struct OwnerPort {
     bus: Bus,
-    /// Where the bus lives; the engine's thread waits for it.
+    /// Runtime of the bus; the engine's thread waits for it.
     runtime: Handle,
     job: JobId,
-    world: Arc<World>,
-    log: Arc<tokio::sync::Mutex<EventLog>>,
-    /// This owner's own number: what it asks for again has ids that no other owner's has.
-    claim: u64,
-    /// Of one token on the bus.
+    state: Arc<JobState>,
+    log: Arc<Mutex<EventLog>>,
+    /// Token of this owner: what it asks for again has ids that no other owner's has.
+    token: FencingToken,
+    /// Bytes of one token on the bus.
     token_bytes: u64,
     tokens: Option<mpsc::Receiver<Message>>,
-    /// Which tokens were shown, and the sequence of the last message.
+    /// Tokens that were shown.
     came: Came,
+    /// Sequence of the last message that was shown.
     shown: u64,
-    /// What was asked of stage-decode, and may be once more.
+    /// Request to stage-decode, which may be made once more.
     asked: Option<DecodeRequest>,
     looked: Instant,
-    /// Text not yet told.
-    delta: String,
-    /// Bytes of text that an earlier owner of this job told already; none until they are counted.
-    already_written: Option<usize>,
-    flushed: Instant,
-    /// Set if the job goes back to the line because others hold the room for its tokens.
-    no_room: CancelFlag,
+    text: HeldText,
+    gave_way: bool,
 }
 
 impl OwnerPort {
-    /// The port of a job that this worker owns. Must be called in the runtime that the bus lives in.
+    /// Port of a job that this worker owns. Must be called in the runtime that the bus lives in.
     pub fn new(
         bus: &Bus,
         job: &JobId,
-        world: Arc<World>,
-        log: Arc<tokio::sync::Mutex<EventLog>>,
-        claim: u64,
+        state: Arc<JobState>,
+        log: Arc<Mutex<EventLog>>,
+        token: FencingToken,
         token_bytes: u64,
     ) -> Self {
         OwnerPort {
             bus: bus.clone(),
             runtime: Handle::current(),
             job: job.clone(),
-            world,
+            state,
             log,
-            claim,
+            token,
             token_bytes,
             tokens: None,
             came: Came::default(),
             shown: 0,
             asked: None,
             looked: Instant::now(),
-            delta: String::new(),
-            already_written: None,
-            flushed: Instant::now(),
-            no_room: CancelFlag::default(),
+            text: HeldText::new(),
+            gave_way: false,
         }
     }
 
-    /// Set if the job goes back to the line because others hold the room for its tokens.
-    pub fn no_room(&self) -> CancelFlag {
-        self.no_room.clone()
+    /// Whether the job goes back to the queue because others hold the capacity for its tokens.
+    pub fn gave_way(&self) -> bool {
+        self.gave_way
     }
 
     fn append(&self, event: Event) -> Result<(), Stop> {
         self.runtime.block_on(async { self.log.lock().await.append(event).await }).map_err(|refused| {
-            self.world.stop(&refused);
+            self.state.end().set(JobEnd::of(&refused));
             Stop::Cancelled
         })
     }
@@ -117,21 +103,9 @@ impl OwnerPort {
     /// # Errors
     /// [`Stop::Cancelled`] when the job has ended, or has another owner.
     pub fn flush_text(&mut self) -> Result<(), Stop> {
-        self.flushed = Instant::now();
-        let delta = std::mem::take(&mut self.delta);
-        if delta.is_empty() {
-            return Ok(());
-        }
-        // Counted only now: this owner has written `planned`, so that an earlier one is refused and adds no more.
-        let told = match self.already_written {
-            Some(told) => told,
-            None => self.runtime.block_on(async { self.log.lock().await.text_written().await }),
-        };
-        let skip = told.min(delta.len());
-        self.already_written = Some(told - skip);
-        match delta.get(skip..) {
-            Some(new) if !new.is_empty() => self.append(Event::Text { delta: new.to_owned() }),
-            _ => Ok(()),
+        match self.runtime.block_on(self.text.take(&self.log)) {
+            Some(delta) => self.append(Event::Text { delta }),
+            None => Ok(()),
         }
     }
 
@@ -140,7 +114,7 @@ impl OwnerPort {
     fn check_patience(&mut self) -> Result<(), Stop> {
         let patience = Duration::from_secs_f64(self.bus.config().worker_patience_s);
         let (stage, silent, silent_everywhere) = {
-            let progress = self.world.progress();
+            let progress = self.state.progress();
             let stage = progress.behind();
             (stage, progress.silent(), progress.silent_for(stage))
         };
@@ -160,11 +134,12 @@ impl OwnerPort {
         let waited = patience.as_secs_f64();
         if let Some(mut request) = self.asked.take() {
             request.segment = self.came.missing(&request.plan);
-            tracing::warn!(%stage, waited, segment = ?request.segment, "nothing comes; what is missing is asked for again");
-            self.world.progress().alive();
-            return self.send_request(&request, Attempt(self.claim));
+            tracing::warn!(%stage, waited, segment = ?request.segment, "no heartbeat: what is missing is asked for again");
+            self.state.progress().note_heartbeat();
+            return self.send_request(&request, Attempt(self.token.0));
         }
-        let text = format!("no sign of life from stage-{stage} for {waited} s, twice: the missing was asked for again");
+        let text =
+            format!("no heartbeat from stage-{stage} for {waited} s, twice: what is missing was asked for again");
         Err(Stop::Failed(
             JobError::new(ErrorKind::WorkerLost, text)
                 .at(stage)
@@ -175,71 +150,26 @@ impl OwnerPort {
     fn send_request(&self, request: &DecodeRequest, attempt: Attempt) -> Result<(), Stop> {
         let subject = self.bus.subjects().input(StageName::Decode, &self.job);
         let id = attempt.id(format!("{}/decode/{}", self.job, request.segment.first_frame));
-        let flag = self.world.flag().clone();
-        let stop = || flag.is_set();
         let body = Bytes::from(wire::encode(request));
-        self.runtime.block_on(self.bus.store(subject, &id, &attempt.headers(&self.job), body, &stop))
+        let unwanted = self.state.end().wait();
+        self.runtime.block_on(self.bus.store(subject, &id, &attempt.headers(&self.job), body, unwanted))
     }
 
-    /// Asks any stage-decode worker for a probe, and again while none answers.
-    async fn ask_probe(&self, body: Bytes) -> Result<async_nats::Message, String> {
-        let mut asked = FuturesUnordered::new();
-        let mut pause = PROBE_AGAIN;
-        let answered = async {
-            loop {
-                let request = async_nats::Request::new().payload(body.clone()).timeout(Some(PROBE_WAIT));
-                asked.push(self.bus.client().send_request(self.bus.subjects().probe(), request));
-                let again = tokio::time::sleep(pause);
-                tokio::pin!(again);
-                pause *= 2;
-                loop {
-                    tokio::select! {
-                        Some(reply) = asked.next() => match reply {
-                            Err(error) if asked.is_empty() => return Err(error.to_string()),
-                            Err(error) => tracing::debug!(%error, "a probe not answered"),
-                            Ok(reply) => return Ok(reply),
-                        },
-                        () = &mut again => break,
-                    }
-                }
-            }
-        };
-        let late = |_| Err(format!("no answer for {PROBE_WAIT:?}"));
-        tokio::time::timeout(PROBE_WAIT, answered).await.unwrap_or_else(late)
-    }
-
-    /// Waits until the token stream has room for a plan's tokens. Where one that holds room has no owner, the job goes
-    /// back to the line: whoever takes that one over may be us.
-    fn reserve_room(&self, plan: &MediaPlan) -> Result<(), Stop> {
-        let audio = plan.audio.as_ref().and_then(|a| AudioPlan::new(a.samples.saturating_add(SAMPLE_RATE)));
-        let tokens = plan.image.as_ref().map_or(0, |i| i.tokens) + audio.map_or(0, |a| a.tokens);
+    /// Waits until the token stream has capacity for a plan's tokens. Where a job that holds some has no owner, this one
+    /// goes back to the queue: whoever takes that one over may be us.
+    fn reserve_capacity(&mut self, plan: &MediaPlan) -> Result<(), Stop> {
         if self.token_bytes == 0 {
             return Ok(());
         }
+        let audio = plan.audio.as_ref().and_then(|a| AudioPlan::new(a.samples.saturating_add(SAMPLE_RATE)));
+        let tokens = plan.image.as_ref().map_or(0, |i| i.tokens) + audio.map_or(0, |a| a.tokens);
         let bytes = self.bus.token_stream_bytes(tokens, self.token_bytes);
-        let mut looked = Instant::now();
-        loop {
-            if self.cancelled() {
-                return Err(Stop::Cancelled);
+        match self.runtime.block_on(capacity::wait(&self.bus, &self.job, self.state.end(), bytes))? {
+            Waited::Reserved => Ok(()),
+            Waited::HolderLost(holder) => {
+                self.gave_way = true;
+                Err(Stop::Unavailable(format!("job {holder} holds capacity for tokens and has lost its worker")))
             }
-            let holders = match self.runtime.block_on(self.bus.reserve_room(&self.job, bytes))? {
-                Room::Reserved => return Ok(()),
-                Room::HeldBy(holders) => holders,
-            };
-            if looked.elapsed() >= HOLDERS_EVERY {
-                looked = Instant::now();
-                if self.runtime.block_on(self.bus.release_ended(&holders)) {
-                    continue;
-                }
-                for holder in &holders {
-                    if !self.runtime.block_on(ending::owner_is_there(&self.bus, holder)) {
-                        self.no_room.set();
-                        let text = format!("job {holder} holds room for tokens and has lost its worker");
-                        return Err(Stop::Unavailable(text));
-                    }
-                }
-            }
-            std::thread::sleep(ROOM_EVERY);
         }
     }
 
@@ -254,13 +184,13 @@ impl OwnerPort {
         }
         match wire::decode::<TokenBatch<'_>>(&message.payload) {
             Ok(batch) if batch.job() == Some(&self.job) => {
-                self.world.progress().expect_half(batch.modality, &batch.plan);
+                self.state.progress().expect_modality(batch.modality, &batch.plan);
                 self.came.note(&batch);
                 take(batch)?;
                 return Ok(true);
             }
-            Ok(batch) => tracing::error!(foreign = ?batch.job(), "token batch of another job dropped"),
-            Err(error) => tracing::error!(%error, "unreadable token batch dropped"),
+            Ok(batch) => tracing::error!(foreign = ?batch.job(), "token batch dropped: it is of another job"),
+            Err(error) => tracing::error!(%error, "token batch dropped: it is unreadable"),
         }
         self.bus.note_unreadable();
         Ok(false)
@@ -269,38 +199,12 @@ impl OwnerPort {
 
 impl JobPort for OwnerPort {
     fn probe(&mut self, video: &str) -> Result<MediaInfo, Stop> {
-        let body = Bytes::from(wire::encode(&ProbeRequest { v: wire::VERSION, video: video.to_owned() }));
-        let give_up = Instant::now() + Duration::from_secs_f64(self.bus.config().worker_patience_s);
-        loop {
-            if self.cancelled() {
-                return Err(Stop::Cancelled);
-            }
-            match self.runtime.block_on(self.ask_probe(body.clone())) {
-                Ok(reply) => {
-                    return match wire::decode_any::<ProbeReply>(&reply.payload) {
-                        Ok(ProbeReply::Info(info)) => Ok(info),
-                        Ok(ProbeReply::Refused { error }) => Err(Stop::Failed(error.at(StageName::Decode))),
-                        Err(e) => Err(Stop::Failed(JobError::new(ErrorKind::Internal, format!("probe: {e}")))),
-                    };
-                }
-                Err(error) if Instant::now() >= give_up => {
-                    return Err(Stop::Failed(
-                        JobError::new(ErrorKind::WorkerLost, format!("no stage-decode answers a probe: {error}"))
-                            .at(StageName::Decode)
-                            .hint("look whether a stage-decode is running (`vidi status`), and at its log"),
-                    ));
-                }
-                Err(error) => {
-                    tracing::debug!(error, "probe not answered yet");
-                    std::thread::sleep(Duration::from_millis(100));
-                }
-            }
-        }
+        self.runtime.block_on(probe::probe(&self.bus, self.state.end(), video))
     }
 
     fn request_decode(&mut self, request: DecodeRequest) -> Result<(), Stop> {
-        self.reserve_room(&request.plan)?;
-        self.world.progress().expect(&request.plan);
+        self.reserve_capacity(&request.plan)?;
+        self.state.progress().expect(&request.plan);
         self.send_request(&request, Attempt::default())?;
         self.asked = Some(request);
         Ok(())
@@ -309,22 +213,25 @@ impl JobPort for OwnerPort {
     fn next_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<(), Stop> {
         let runtime = self.runtime.clone();
         loop {
-            if self.world.flag().is_set() {
-                return Err(Stop::Cancelled);
-            }
             let (bus, job) = (&self.bus, &self.job);
             let tokens = self.tokens.get_or_insert_with(|| {
                 let _in_runtime = runtime.enter();
                 bus.follow(StreamName::Tokens, bus.subjects().tokens(job))
             });
-            let wait = tokens.recv();
-            let wait = async { tokio::time::timeout(Duration::from_millis(100), wait).await };
-            let Ok(message) = runtime.block_on(wait) else {
-                self.check_patience()?;
-                return Ok(());
-            };
-            let Some(message) = message else {
-                return Err(Stop::Unavailable("the token reader is gone".to_owned()));
+            let end = self.state.end();
+            let came = runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = end.wait() => Err(Stop::Cancelled),
+                    message = tokens.recv() => match message {
+                        Some(message) => Ok(Some(message)),
+                        None => Err(Stop::Unavailable("the reader of tokens has ended".to_owned())),
+                    },
+                    () = tokio::time::sleep(TOKENS_WAIT) => Ok(None),
+                }
+            });
+            let Some(message) = came? else {
+                return self.check_patience();
             };
             if self.show_tokens(&message, take)? {
                 return Ok(());
@@ -338,13 +245,13 @@ impl JobPort for OwnerPort {
         self.shown = 0;
     }
 
-    fn take_card(&mut self) -> Result<(), Stop> {
+    fn take_gpu(&mut self) -> Result<(), Stop> {
         let (bus, job) = (self.bus.clone(), self.job.clone());
         self.runtime.block_on(async move {
             for stage in ENCODERS {
-                control::load_or_unload(&bus, "unload", stage, Some(&job)).await.map_err(|why| {
+                control::load_or_unload(&bus, Verb::Unload, stage, Some(&job)).await.map_err(|why| {
                     let text =
-                        format!("the job fits only without stage-{stage} on the card, and it does not leave: {why}");
+                        format!("the job fits only without stage-{stage} on the GPU, and it does not leave: {why}");
                     JobError::new(ErrorKind::DoesNotFit, text)
                         .hint("run the stages with `vidi up`, ask about a shorter span, or use smaller formats")
                 })?;
@@ -353,12 +260,12 @@ impl JobPort for OwnerPort {
         })
     }
 
-    fn return_card(&mut self) {
+    fn return_gpu(&mut self) {
         let (bus, job) = (self.bus.clone(), self.job.clone());
         self.runtime.block_on(async move {
             for stage in ENCODERS {
-                if let Err(why) = control::load_or_unload(&bus, "load", stage, Some(&job)).await {
-                    tracing::warn!(%stage, why, "not told to come back; the next job does it");
+                if let Err(why) = control::load_or_unload(&bus, Verb::Load, stage, Some(&job)).await {
+                    tracing::warn!(%stage, why, "loading a stage again failed, left to the next job");
                 }
             }
         });
@@ -376,15 +283,14 @@ impl JobPort for OwnerPort {
     fn event(&mut self, event: Event) -> Result<(), Stop> {
         match event {
             Event::Text { delta } => {
-                self.delta.push_str(&delta);
-                if self.flushed.elapsed() >= TEXT_EVERY {
+                if self.text.push(&delta) {
                     self.flush_text()?;
                 }
                 Ok(())
             }
             // Told by the listener, which spaces them out.
             Event::Progress { stage, done, total } => {
-                self.world.progress().set(stage, done, total);
+                self.state.progress().set(stage, done, total);
                 Ok(())
             }
             other => self.append(other),
@@ -392,6 +298,6 @@ impl JobPort for OwnerPort {
     }
 
     fn cancelled(&self) -> bool {
-        self.world.flag().is_set()
+        self.state.end().is_set()
     }
 }

@@ -18,7 +18,7 @@ pub struct Progress {
     image: Option<ImagePlan>,
     audio: Option<AudioPlan>,
     stages: BTreeMap<StageName, Stage>,
-    last_sign: Instant,
+    last_heartbeat: Instant,
     /// When each stage was last seen to work on another job.
     elsewhere: BTreeMap<StageName, Instant>,
 }
@@ -38,7 +38,7 @@ struct Stage {
 impl Default for Progress {
     fn default() -> Self {
         let stages = BTreeMap::new();
-        Progress { image: None, audio: None, stages, last_sign: Instant::now(), elsewhere: BTreeMap::new() }
+        Progress { image: None, audio: None, stages, last_heartbeat: Instant::now(), elsewhere: BTreeMap::new() }
     }
 }
 
@@ -47,21 +47,21 @@ impl Progress {
     pub fn expect(&mut self, plan: &MediaPlan) {
         self.image = plan.image.clone();
         self.audio = plan.audio.clone();
-        self.alive();
+        self.note_heartbeat();
     }
 
-    /// Learns one half's totals from a batch of it: exact now, or none if that half turned out to be absent.
-    pub fn expect_half(&mut self, modality: Modality, plan: &MediaPlan) {
+    /// Learns the totals of one modality from a batch of it: exact now, or none if it turned out to be absent.
+    pub fn expect_modality(&mut self, modality: Modality, plan: &MediaPlan) {
         match modality {
             Modality::Image => self.image = plan.image.clone(),
             Modality::Audio => self.audio = plan.audio.clone(),
         }
-        self.alive();
+        self.note_heartbeat();
     }
 
-    /// Notes a sign of life.
-    pub fn alive(&mut self) {
-        self.last_sign = Instant::now();
+    /// Notes a heartbeat.
+    pub fn note_heartbeat(&mut self) {
+        self.last_heartbeat = Instant::now();
     }
 
     /// Notes that a stage works, though on another job.
@@ -69,12 +69,12 @@ impl Progress {
         self.elsewhere.insert(stage, Instant::now());
     }
 
-    /// Time since the last sign of life of any stage for this job.
+    /// Time since the last heartbeat of any stage for this job.
     pub fn silent(&self) -> Duration {
-        self.last_sign.elapsed()
+        self.last_heartbeat.elapsed()
     }
 
-    /// Time since the last sign of life: of any stage for this job, or of `stage` for any.
+    /// Time since the last heartbeat: of any stage for this job, or of `stage` for any.
     pub fn silent_for(&self, stage: StageName) -> Duration {
         let elsewhere = self.elsewhere.get(&stage).map_or(Duration::MAX, Instant::elapsed);
         self.silent().min(elsewhere)
@@ -82,7 +82,7 @@ impl Progress {
 
     /// Notes a report.
     pub fn note(&mut self, report: &Report) {
-        self.alive();
+        self.note_heartbeat();
         let stage = self.stages.entry(report.stage).or_default();
         for done in &report.done {
             let rows = done.offset..done.offset.saturating_add(done.rows);
@@ -102,7 +102,7 @@ impl Progress {
         stage.memory.budget_bytes = report.budget_bytes;
     }
 
-    /// The owner's own progress.
+    /// Sets the owner's own progress.
     pub fn set(&mut self, stage: StageName, done: u64, total: u64) {
         self.stages.entry(stage).or_default().own = Some((done, total));
     }
@@ -123,7 +123,7 @@ impl Progress {
         events
     }
 
-    /// What is still to be told of an answered job: that every stage is done. An answer needs every token, so they are,
+    /// Progress events that an answered job still lacks, which say that every stage is done. An answer needs every token, so they are,
     /// even where the report that said so was lost.
     pub fn last_words(&mut self) -> Vec<Event> {
         let (image, audio) = (self.image.as_ref(), self.audio.as_ref());
@@ -139,7 +139,7 @@ impl Progress {
         events
     }
 
-    /// The first stage, in the order of data flow, that is not done.
+    /// First stage, in the order of data flow, that is not done.
     pub fn behind(&self) -> StageName {
         let blank = Stage::default();
         StageName::ALL

@@ -7,8 +7,8 @@ use futures::StreamExt;
 
 use super::progress::Progress;
 use crate::bus::Bus;
-use crate::bus::events::{EventLog, Refused};
-use crate::run::control::CancelFlag;
+use crate::bus::events::EventLog;
+use crate::run::job_end::{EndSignal, JobEnd};
 use protocol::error::StageName;
 use protocol::event::{CancelledBy, JobEvent, JobResult, StageMemory};
 use protocol::memory;
@@ -18,36 +18,24 @@ use protocol::wire;
 
 /// The stream has what a subscriber hears within this time, or never: what it refuses, a subscriber hears all the same.
 const STORED_WITHIN: Duration = Duration::from_secs(2);
+/// Progress is looked through this often for what is due.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Shared by the engine's port and the task that listens for the job.
-pub struct World {
-    flag: CancelFlag,
-    /// The claim of a newer owner of the job, once it has written; then the flag is set too.
-    superseded: Mutex<Option<u64>>,
-    /// Who ended it, if not its client.
-    by: Mutex<Option<CancelledBy>>,
+/// State of an owned job, shared by the engine's port and the task that listens for the job.
+pub struct JobState {
+    end: EndSignal,
     progress: Mutex<Progress>,
 }
 
-impl World {
-    /// Of a job of which nothing is heard yet; `flag` is set once nobody waits for it.
-    pub fn new(flag: CancelFlag) -> Arc<Self> {
-        Arc::new(World { flag, superseded: Mutex::default(), by: Mutex::default(), progress: Mutex::default() })
+impl JobState {
+    /// State of a job of which nothing is heard yet; `end` tells when work on it shall stop.
+    pub fn new(end: EndSignal) -> Arc<Self> {
+        Arc::new(JobState { end, progress: Mutex::default() })
     }
 
-    /// Set once nobody waits for the job any more.
-    pub fn flag(&self) -> &CancelFlag {
-        &self.flag
-    }
-
-    /// The claim of a newer owner, if one has written.
-    pub fn superseded(&self) -> Option<u64> {
-        *self.superseded.lock().expect("no holder panics. This is a bug.")
-    }
-
-    /// Who ended it.
-    pub fn ended_by(&self) -> CancelledBy {
-        self.by.lock().expect("no holder panics. This is a bug.").unwrap_or(CancelledBy::Client)
+    /// Signal that work on the job shall stop.
+    pub fn end(&self) -> &EndSignal {
+        &self.end
     }
 
     /// Listens to stages' reports, to events that others write, and to the clock; answers who asks for an owner.
@@ -64,48 +52,31 @@ impl World {
         let (bus, job, own) = (bus.clone(), job.clone(), bus.subjects().reports(job));
         tokio::spawn(async move {
             let (Ok(mut reports), Ok(mut events), Ok(mut asked)) = (reports, events, asked) else { return };
-            let mut tick = tokio::time::interval(Duration::from_millis(100));
+            let mut tick = tokio::time::interval(LOOK_EVERY);
             let deadline = deadline.map(tokio::time::sleep_until);
             tokio::pin!(deadline);
             // When a terminal event was heard. It may be an earlier owner's, refused: only the log knows.
             let mut heard_end: Option<Instant> = None;
             loop {
                 tokio::select! {
-                    Some(message) = reports.next() => match wire::decode::<Report>(&message.payload) {
-                        Ok(report) if message.subject.as_str() == own => self.progress().note(&report),
-                        Ok(report) => self.progress().note_busy_elsewhere(report.stage),
-                        Err(error) => {
-                            bus.note_unreadable();
-                            tracing::debug!(%error, "report not understood");
-                        }
-                    },
+                    Some(message) = reports.next() => self.note_report(&bus, &own, &message),
                     Some(message) = asked.next() => if let Some(to) = message.reply {
                         bus.tell(to.to_string(), bus.instance().as_bytes().to_vec()).await;
                     },
-                    Some(message) = events.next() => {
-                        let ended = wire::decode_any::<JobEvent>(&message.payload)
-                            .is_ok_and(|e| e.event.is_terminal());
-                        if ended {
-                            heard_end = Some(Instant::now());
-                        }
-                    }
+                    Some(message) = events.next() => if is_terminal(&message) {
+                        heard_end = Some(Instant::now());
+                    },
                     _ = tick.tick() => {
-                        let due = self.progress().due();
-                        for event in due {
-                            if let Err(refused) = log.lock().await.append(event).await {
-                                self.stop(&refused);
-                            }
-                        }
+                        self.tell_progress(&log).await;
                         if let Some(heard) = heard_end {
                             if EventLog::open(&bus, &job).await.ended().is_some() {
-                                self.flag.set();
+                                self.end.set(JobEnd::Ended);
                             }
                             heard_end = (heard.elapsed() < STORED_WITHIN).then_some(heard);
                         }
                     }
                     _ = async { deadline.as_mut().as_pin_mut().expect("guarded").await }, if deadline.is_some() => {
-                        *self.by.lock().expect("no holder panics. This is a bug.") = Some(CancelledBy::Deadline);
-                        self.flag.set();
+                        self.end.set(JobEnd::Cancelled(CancelledBy::Deadline));
                         deadline.set(None);
                     }
                 }
@@ -113,15 +84,29 @@ impl World {
         })
     }
 
-    /// Stops the work: an event was refused.
-    pub fn stop(&self, refused: &Refused) {
-        if let Refused::Superseded(by) = refused {
-            *self.superseded.lock().expect("no holder panics. This is a bug.") = Some(*by);
+    /// Notes a report: of this job, whose reports come on the subject `own`, or of another.
+    fn note_report(&self, bus: &Bus, own: &str, message: &async_nats::Message) {
+        match wire::decode::<Report>(&message.payload) {
+            Ok(report) if message.subject.as_str() == own => self.progress().note(&report),
+            Ok(report) => self.progress().note_busy_elsewhere(report.stage),
+            Err(error) => {
+                bus.note_unreadable();
+                tracing::debug!(%error, "report unreadable");
+            }
         }
-        self.flag.set();
     }
 
-    /// How far each stage is.
+    /// Tells the client what is due of progress.
+    async fn tell_progress(&self, log: &tokio::sync::Mutex<EventLog>) {
+        let due = self.progress().due();
+        for event in due {
+            if let Err(refused) = log.lock().await.append(event).await {
+                self.end.set(JobEnd::of(&refused));
+            }
+        }
+    }
+
+    /// Progress of each stage.
     pub fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().expect("no holder panics. This is a bug.")
     }
@@ -135,4 +120,8 @@ impl World {
         result.memory.insert(StageName::Llm, own);
         result
     }
+}
+
+fn is_terminal(message: &async_nats::Message) -> bool {
+    wire::decode_any::<JobEvent>(&message.payload).is_ok_and(|e| e.event.is_terminal())
 }

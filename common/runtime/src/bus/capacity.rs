@@ -1,9 +1,9 @@
-//! Whose tokens fit the token stream: room is reserved before a video is decoded, so that the tokens of two jobs can
-//! never fill the stream by half each and block each other for ever.
+//! Capacity of the token stream: it is reserved before a video is decoded, so that the tokens of two jobs can never fill
+//! the stream by half each and block each other for ever.
 //!
 //! The reservations of all jobs are one message, replaced by compare-and-set. A reservation belongs to its job, not to
-//! its owner: who takes a job over finds the tokens and the room there. It ends with the job. Where an owner could not
-//! give it back, whoever finds no room does.
+//! its owner: who takes a job over finds the tokens and the capacity there. It ends with the job. Where an owner could not
+//! give it back, whoever finds no capacity does.
 
 use std::time::Duration;
 
@@ -12,19 +12,19 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use serde::{Deserialize, Serialize};
 
-use super::Bus;
 use super::events::EventLog;
+use super::handle::Bus;
 use crate::subject::StreamName;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::JobId;
 use protocol::wire::{self, Message, WireError, version};
 
-/// Pause before the ledger is looked at again.
+/// Pause before the ledger is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
-/// What a message of tokens takes besides them: body's envelope, headers, the server's own book-keeping.
+/// Bytes that a message of tokens takes besides them: body's envelope, headers, the server's own book-keeping.
 const ENVELOPE_BYTES: u64 = 2048;
 
-/// What all jobs hold.
+/// Reservations of all jobs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Ledger {
     #[serde(default = "version")]
@@ -32,13 +32,13 @@ struct Ledger {
     jobs: Vec<Entry>,
 }
 
-/// What one job holds.
+/// Reservation of one job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Entry {
     job: JobId,
-    /// 0 while it waits.
+    /// Bytes that it holds; 0 while it waits.
     bytes: u64,
-    /// Times that it was given back to the line because there was no room: these are no failed tries.
+    /// Times that it went back to the queue for want of capacity: these are no failed tries.
     returned: u64,
 }
 
@@ -58,9 +58,9 @@ impl Ledger {
     }
 }
 
-/// What became of a wish for room.
+/// What became of a wish for capacity.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Room {
+pub enum Capacity {
     /// It is there.
     Reserved,
     /// These jobs hold too much of it.
@@ -68,7 +68,7 @@ pub enum Room {
 }
 
 impl Bus {
-    /// What the tokens of a job will take on the stream, at most.
+    /// Bytes that the tokens of a job will take on the stream, at most.
     pub fn token_stream_bytes(&self, tokens: u64, token_bytes: u64) -> u64 {
         let body = tokens.saturating_mul(token_bytes);
         // Producers cut where their inputs end, not only where a message is full.
@@ -76,11 +76,11 @@ impl Bus {
         body.saturating_add(body / 8).saturating_add(messages * ENVELOPE_BYTES)
     }
 
-    /// Reserves room for a job's tokens, or says who holds it. The same job twice is one reservation.
+    /// Reserves capacity for a job's tokens, or says who holds it. The same job twice is one reservation.
     ///
     /// # Errors
     /// `does_not_fit` if the stream is too small for this job alone.
-    pub async fn reserve_room(&self, job: &JobId, bytes: u64) -> Result<Room, JobError> {
+    pub async fn reserve_capacity(&self, job: &JobId, bytes: u64) -> Result<Capacity, JobError> {
         let capacity = self.config().token_bytes.max(0) as u64;
         if bytes > capacity {
             let message = format!("its tokens take {bytes} bytes on the bus; the token stream holds {capacity}");
@@ -94,15 +94,15 @@ impl Bus {
             let others = ledger.jobs.iter().filter(|e| e.job != *job);
             let held: u64 = others.clone().map(|e| e.bytes).sum();
             if held.saturating_add(bytes) > capacity {
-                return Room::HeldBy(others.filter(|e| e.bytes > 0).map(|e| e.job.clone()).collect());
+                return Capacity::HeldBy(others.filter(|e| e.bytes > 0).map(|e| e.job.clone()).collect());
             }
             ledger.entry(job).bytes = bytes;
-            Room::Reserved
+            Capacity::Reserved
         };
         Ok(self.change_ledger(reserve).await)
     }
 
-    /// Gives back the room of jobs that have ended; true if there were some.
+    /// Gives back the capacity of jobs that have ended; true if there were some.
     pub async fn release_ended(&self, jobs: &[JobId]) -> bool {
         let mut ended = Vec::new();
         for job in jobs {
@@ -118,12 +118,12 @@ impl Bus {
         true
     }
 
-    /// Gives back a job's room.
-    pub async fn release_room(&self, job: &JobId) {
+    /// Gives back the capacity of a job.
+    pub async fn release_capacity(&self, job: &JobId) {
         self.change_ledger(|ledger| ledger.jobs.retain(|e| e.job != *job)).await;
     }
 
-    /// Notes that a job goes back to the line for want of room, and returns how often it has.
+    /// Notes that a job goes back to the queue for want of capacity, and returns how often it has.
     pub async fn note_returned(&self, job: &JobId) -> u64 {
         let note = |ledger: &mut Ledger| {
             let entry = ledger.entry(job);
@@ -133,14 +133,14 @@ impl Bus {
         self.change_ledger(note).await
     }
 
-    /// How often a job went back to the line for want of room.
+    /// Times that a job went back to the queue for want of capacity.
     pub async fn returned(&self, job: &JobId) -> u64 {
         let (ledger, _) = self.read_ledger().await;
         ledger.jobs.iter().find(|e| e.job == *job).map_or(0, |e| e.returned)
     }
 
-    /// Jobs that hold room, or wait for it.
-    pub async fn room_holders(&self) -> Vec<JobId> {
+    /// Jobs that hold capacity, or wait for it.
+    pub async fn capacity_holders(&self) -> Vec<JobId> {
         let (ledger, _) = self.read_ledger().await;
         ledger.jobs.into_iter().map(|e| e.job).collect()
     }
@@ -157,7 +157,7 @@ impl Bus {
             ledger.v = wire::VERSION;
             let publish =
                 PublishMessage::build().expected_last_subject_sequence(sequence).payload(wire::encode(&ledger).into());
-            let stored = match self.js.send_publish(self.subjects().room(), publish).await {
+            let stored = match self.js.send_publish(self.subjects().capacity(), publish).await {
                 Ok(ack) => ack.await,
                 Err(e) => Err(e),
             };
@@ -166,23 +166,23 @@ impl Bus {
                 Err(e) if e.kind() == PublishErrorKind::WrongLastSequence => {}
                 Err(error) => {
                     // Perhaps stored, its acknowledgement lost: every change may be made twice.
-                    tracing::warn!(%error, "room not noted yet");
+                    tracing::warn!(%error, "publish of the capacity ledger failed, retrying");
                     tokio::time::sleep(AGAIN).await;
                 }
             }
         }
     }
 
-    /// The ledger and its sequence on the stream.
+    /// Ledger and its sequence on the stream.
     async fn read_ledger(&self) -> (Ledger, u64) {
-        let subject = self.subjects().room();
+        let subject = self.subjects().capacity();
         loop {
-            let error = match self.stream(StreamName::Room).await {
+            let error = match self.stream(StreamName::Capacity).await {
                 Ok(stream) => match stream.get_last_raw_message_by_subject(&subject).await {
                     Ok(message) => {
                         let ledger = wire::decode::<Ledger>(&message.payload).unwrap_or_else(|error| {
                             // Whoever wrote there cannot be undone; jobs in work reserve again when taken over.
-                            tracing::error!(%error, "ledger unreadable, begun anew");
+                            tracing::error!(%error, "capacity ledger unreadable, begun anew");
                             self.note_unreadable();
                             Ledger::default()
                         });
@@ -193,7 +193,7 @@ impl Bus {
                 },
                 Err(e) => e.to_string(),
             };
-            tracing::warn!(error, "ledger cannot be read yet");
+            tracing::warn!(error, "reading the capacity ledger failed, retrying");
             tokio::time::sleep(AGAIN).await;
         }
     }

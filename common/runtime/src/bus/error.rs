@@ -1,0 +1,42 @@
+//! A broker that cannot be used, and why.
+
+use std::error::Error;
+use std::fmt;
+
+/// What went wrong between this process and the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusErrorKind {
+    /// Nobody answers at the address.
+    Unreachable,
+    /// The broker refuses these credentials, or ours say that it is not the broker.
+    Credentials,
+    /// The broker has no JetStream, or refuses a stream or consumer.
+    JetStream,
+}
+
+/// A broker that cannot be used, and why.
+#[derive(Clone, Debug)]
+pub struct BusError {
+    kind: BusErrorKind,
+    detail: String,
+}
+
+impl BusError {
+    /// An error with a sentence for a person.
+    pub fn new(kind: BusErrorKind, detail: impl Into<String>) -> Self {
+        BusError { kind, detail: detail.into() }
+    }
+
+    /// Kind that callers match on.
+    pub fn kind(&self) -> BusErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for BusError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+impl Error for BusError {}

@@ -1,0 +1,60 @@
+//! Headers of messages about a job, and which attempt at its work a message belongs to.
+
+use async_nats::HeaderMap;
+
+use protocol::message::JobId;
+
+/// Header with the number of a later [`Attempt`].
+const ATTEMPT: &str = "Vidi-Attempt";
+
+/// Headers of every message about a job (PROTOCOL.md).
+pub fn headers(job: &JobId) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("Vidi-Job", job.as_str());
+    headers.insert("traceparent", trace_parent(job).as_str());
+    headers
+}
+
+/// Attempt at a job's work that a message belongs to: what is asked for again, and all that is made of it, has ids of its
+/// own. A broker may have lost the first attempt's messages and still know their ids, and would drop theirs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attempt(
+    /// Number that nothing else of the job has; 0 is the first attempt.
+    pub u64,
+);
+
+impl Attempt {
+    /// Attempt of a message that came with these headers.
+    pub fn of(headers: Option<&HeaderMap>) -> Self {
+        let number = headers.and_then(|h| h.get(ATTEMPT)).and_then(|n| n.as_str().parse().ok());
+        Attempt(number.unwrap_or(0))
+    }
+
+    /// Headers of every message of the attempt.
+    pub fn headers(self, job: &JobId) -> HeaderMap {
+        let mut headers = headers(job);
+        if self.0 > 0 {
+            headers.insert(ATTEMPT, self.0.to_string().as_str());
+        }
+        headers
+    }
+
+    /// Id, `<job>/<kind>/<offset>`, of a message of the attempt: the kind names a later one.
+    pub fn id(self, first: String) -> String {
+        match first.rsplit_once('/') {
+            Some((kind, offset)) if self.0 > 0 => format!("{kind}-again-{}/{offset}", self.0),
+            _ => first,
+        }
+    }
+}
+
+/// W3C trace context that is the same wherever a job is worked on: its trace id is derived from the job's.
+fn trace_parent(job: &JobId) -> String {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let half = |salt: u8| {
+        let mut hasher = DefaultHasher::new();
+        (salt, job.as_str()).hash(&mut hasher);
+        hasher.finish() | 1
+    };
+    format!("00-{:016x}{:016x}-{:016x}-01", half(0), half(1), half(2))
+}

@@ -1,0 +1,70 @@
+//! The deadlines of all jobs that wait or are in flight anywhere.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures::StreamExt;
+
+use super::admission;
+use super::ending::ensure_ended;
+use super::shutdown::{self, Shutdown};
+use crate::bus::Bus;
+use crate::bus::events::now_ms;
+use crate::bus::streams::ANY;
+use crate::subject::StreamName;
+use protocol::error::StageName;
+use protocol::event::CancelledBy;
+use protocol::message::{JobId, JobRequest};
+use protocol::wire;
+
+/// The queue is read again this often, for jobs whose announcement was missed.
+const REREAD_EVERY: Duration = Duration::from_secs(15);
+/// Pause before a broker that refused the subscription is asked again.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// Watches the deadlines of all jobs that wait or are in flight anywhere, until `shutdown`. Every stage-llm worker does.
+pub async fn watch(bus: Bus, mut shutdown: Shutdown) {
+    let mut due: BTreeSet<(u64, JobId)> = BTreeSet::new();
+    let mut reread = tokio::time::interval(REREAD_EVERY);
+    let mut announced = loop {
+        match bus.client().subscribe(format!("{}.*.*", bus.subjects().jobs())).await {
+            Ok(announced) => break announced,
+            Err(error) => tracing::warn!(%error, "subscription to waiting jobs failed, retrying"),
+        }
+        tokio::time::sleep(AGAIN).await;
+    };
+    loop {
+        let now = now_ms();
+        while due.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, job)) = due.pop_first() else { break };
+            tokio::spawn(ensure_ended(bus.clone(), StageName::Llm, job, CancelledBy::Deadline));
+        }
+        let next = due.first().map(|(at, _)| Duration::from_millis(at.saturating_sub(now)));
+        tokio::select! {
+            Some(message) = announced.next() => due.extend(deadline_of(&message.payload, message.headers.as_ref())),
+            _ = reread.tick() => due.extend(deadlines_of_waiting(&bus).await),
+            () = tokio::time::sleep(next.unwrap_or(REREAD_EVERY)), if next.is_some() => {}
+            () = shutdown::begun(&mut shutdown) => return,
+        }
+    }
+}
+
+/// Deadline of a request, Unix milliseconds, and its job; none without a deadline.
+fn deadline_of(body: &[u8], headers: Option<&async_nats::HeaderMap>) -> Option<(u64, JobId)> {
+    let request = wire::decode_any::<JobRequest>(body).ok()?;
+    let allowed_ms = (request.deadline_s? * 1000.0) as u64;
+    let submitted_ms = admission::submitted_ms(headers).unwrap_or_else(now_ms);
+    Some((submitted_ms.saturating_add(allowed_ms), request.job))
+}
+
+async fn deadlines_of_waiting(bus: &Bus) -> Vec<(u64, JobId)> {
+    let mut found = Vec::new();
+    let mut from = 1;
+    while let Some(message) = bus.first_from(StreamName::Jobs, ANY, from).await {
+        from = message.sequence + 1;
+        if message.subject.as_str() != bus.subjects().jobs() {
+            found.extend(deadline_of(&message.payload, Some(&message.headers)));
+        }
+    }
+    found
+}

@@ -1,0 +1,105 @@
+//! Second step of owning a job: the engine answers it, while the worker listens to the job's stages, to what others
+//! write, and to the clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::claim::Claimed;
+use super::port::OwnerPort;
+use super::state::JobState;
+use super::worker::Worker;
+use crate::bus::events::{EventLog, FencingToken, now_ms};
+use crate::run::admission;
+use crate::run::dead::bury;
+use crate::run::inbox::Delivery;
+use crate::run::job_end::JobEnd;
+use protocol::error::{ErrorKind, JobError, StageName};
+use protocol::event::{CancelledBy, JobResult};
+use protocol::message::{JobId, JobRequest};
+use protocol::stage::{Owner, Stop};
+
+/// Job that is answered, or will not be, by this worker and now. Nothing of it is in flight any more.
+pub struct Answered {
+    pub job: JobId,
+    pub delivery: Delivery,
+    pub log: Arc<Mutex<EventLog>>,
+    pub state: Arc<JobState>,
+    pub answer: Answer,
+}
+
+/// What answering a job came to.
+pub enum Answer {
+    /// The answer, without what the stages reported.
+    Result(JobResult),
+    /// The job cannot succeed.
+    Failed(JobError),
+    /// Nobody wants the answer any more.
+    Cancelled(CancelledBy),
+    /// A newer owner has written.
+    Superseded(FencingToken),
+    /// Others hold the token stream's capacity, and one of them has no owner.
+    NoCapacity(String),
+    /// Something outside is away.
+    Unavailable(String),
+}
+
+impl<O: Owner + Send + 'static> Worker<'_, O> {
+    /// Answers a job.
+    pub async fn answer(&self, claimed: Claimed) -> Answered {
+        let Claimed { request, delivery, in_flight, log, token } = claimed;
+        let job = request.job.clone();
+        let deadline = deadline(&request, &delivery);
+        let log = Arc::new(Mutex::new(log));
+        let state = JobState::new(in_flight.end().clone());
+        let watch = state.clone().watch(self.bus, &job, log.clone(), deadline).await;
+        let port = OwnerPort::new(self.bus, &job, state.clone(), log.clone(), token, self.token_bytes);
+        let (outcome, no_capacity) = match self.tries_left(&job, &delivery).await {
+            0 => (Err(Stop::Failed(self.worn_out(&job, &delivery).await)), false),
+            _ => self.compute(request, port).await,
+        };
+        watch.abort();
+        // It may be about to tell how far a stage is; that must not come after the job's last words.
+        let _ = watch.await;
+        drop(in_flight);
+        let answer = match (state.end().get(), outcome) {
+            (Some(JobEnd::Superseded(newer)), _) => Answer::Superseded(newer),
+            (_, Ok(result)) => Answer::Result(result),
+            (_, Err(Stop::Failed(error))) => Answer::Failed(error),
+            (_, Err(Stop::Unavailable(why))) if no_capacity => Answer::NoCapacity(why),
+            (_, Err(Stop::Unavailable(why))) => Answer::Unavailable(why),
+            (Some(JobEnd::Cancelled(by)), Err(Stop::Cancelled)) => Answer::Cancelled(by),
+            (_, Err(Stop::Cancelled)) => Answer::Cancelled(CancelledBy::Client),
+        };
+        Answered { job, delivery, log, state, answer }
+    }
+
+    /// Runs a job on the engine's thread; true beside what came of it if it gave way to those who hold the capacity.
+    async fn compute(&self, request: JobRequest, mut port: OwnerPort) -> (Result<JobResult, Stop>, bool) {
+        let run = self.engine.run(move |owner| {
+            let outcome = owner.answer(&request, &mut port);
+            let outcome = port.flush_text().and(outcome);
+            Ok((outcome, port.gave_way()))
+        });
+        run.await.unwrap_or_else(|stop| (Err(stop), false))
+    }
+
+    /// Error of a job whose tries are used up. Its request is kept for an operator.
+    async fn worn_out(&self, job: &JobId, delivery: &Delivery) -> JobError {
+        let tried = delivery.redeliveries;
+        let text = format!("{tried} workers took the job and neither finished nor gave it back: they died of it");
+        let error = JobError::new(ErrorKind::WorkerLost, text).hint("look at the log of stage-llm");
+        bury(self.bus, StageName::Llm, Some(job), delivery, &error).await;
+        error
+    }
+}
+
+/// Deadline of a job, as an instant of this process's clock.
+fn deadline(request: &JobRequest, delivery: &Delivery) -> Option<Instant> {
+    let submitted_ms = admission::submitted_ms(delivery.message.headers.as_ref()).unwrap_or(delivery.stored_ms);
+    let waited = Duration::from_millis(now_ms().saturating_sub(submitted_ms));
+    let allowed = Duration::try_from_secs_f64(request.deadline_s?).ok()?;
+    Instant::now().checked_add(allowed.saturating_sub(waited))
+}

@@ -1,0 +1,51 @@
+//! A worker that owns one job at a time, in three steps: read and claimed, answered, settled.
+
+use super::fencing;
+use crate::bus::Bus;
+use crate::bus::events::FencingToken;
+use crate::run::engine::Engine;
+use crate::run::inbox::Delivery;
+use crate::run::listener::Listener;
+use crate::run::service::InstanceInfo;
+use protocol::message::JobId;
+
+/// What owning a job takes. Its steps are in the files of their names.
+pub struct Worker<'a, O> {
+    pub bus: &'a Bus,
+    pub listener: &'a Listener,
+    pub engine: &'a Engine<O>,
+    pub info: &'a InstanceInfo,
+    /// Bytes of one token on the bus.
+    pub token_bytes: u64,
+}
+
+/// How the delivery of a job counts, once it is settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// Answered, cancelled, given back, or left to another worker.
+    Processed,
+    /// The job failed here.
+    Failed,
+}
+
+impl<O> Worker<'_, O> {
+    /// Tries that a job still has, this one included. That the token stream had no capacity for it counts as none.
+    pub async fn tries_left(&self, job: &JobId, delivery: &Delivery) -> u64 {
+        let most = self.bus.config().max_deliver.max(1) as u64;
+        let left = most.saturating_sub(delivery.redeliveries);
+        if left > 1 {
+            return left;
+        }
+        (most + self.bus.returned(job).await).saturating_sub(delivery.redeliveries)
+    }
+
+    /// Leaves a job to the worker that it was delivered to since; never a failure.
+    pub async fn leave(&self, delivery: Delivery, newer: FencingToken) -> Settled {
+        tracing::warn!("job superseded: delivered to another worker meanwhile, left to it");
+        // Its own delivery of the same message is that worker's to settle; of another message, this one is a duplicate.
+        if !fencing::is_of(newer, &delivery) {
+            delivery.done().await;
+        }
+        Settled::Processed
+    }
+}

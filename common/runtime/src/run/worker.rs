@@ -1,0 +1,262 @@
+//! The loop of a stage between its work queue and the next.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tracing::Instrument;
+
+use super::allowance::{Allowance, Share};
+use super::control::broadcast_end;
+use super::dead::bury;
+use super::engine::Engine;
+use super::inbox::{Delivery, Inbox};
+use super::listener::Listener;
+use super::port::{BusPort, Outlet};
+use super::registry::InFlight;
+use super::service::{self, Counters, InstanceInfo};
+use super::shutdown::{self, Shutdown};
+use crate::bus::events::EventLog;
+use crate::bus::{Attempt, Bus, BusError, Role};
+use crate::subject::StreamName;
+use protocol::error::{ErrorKind, JobError};
+use protocol::event::Event;
+use protocol::message::JobId;
+use protocol::stage::{Stage, Stop};
+use protocol::wire::{self, Message};
+
+/// Messages in flight at a time, the one that computes and those whose outputs are being stored: so many of the largest
+/// size, more of smaller ones, so that the next need not wait for the broker's word about the last.
+const IN_FLIGHT: usize = 2;
+/// Bytes that a message in flight counts as at least, however small it is.
+const LEAST_BYTES: usize = 1 << 20;
+/// Outputs on their way to the broker at a time, of all messages in flight: counted as `IN_FLIGHT` is, to bound memory.
+const SENDING: usize = 4;
+/// Broker trouble while a stage starts is waited out for so long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs a stage between its work queue and the next until `shutdown`.
+///
+/// # Errors
+/// [`BusError`] when the queue cannot be set up. Later trouble is waited out.
+pub async fn run<S>(bus: Bus, stage: S, info: InstanceInfo, shutdown: Shutdown) -> Result<(), BusError>
+where
+    S: Stage + Send + 'static,
+    for<'a> S::Input<'a>: Deserialize<'a>,
+{
+    let stream = StreamName::input_of(S::NAME);
+    let mut stopping = shutdown.clone();
+    tokio::select! {
+        there = bus.await_stream(stream) => there?,
+        () = shutdown::begun(&mut stopping) => return Ok(()),
+    }
+    let bus = bus.with_outlet(Role::Stage(S::NAME), PATIENCE).await?;
+    let queue = bus.work_queue(stream, S::NAME.as_str(), None).await?;
+    let listener = Listener::start(&bus, S::NAME, shutdown.clone()).await?;
+    let probe = stage.probe();
+    let engine = Engine::start(S::NAME.as_str(), stage);
+    let counters = Arc::new(Counters::default());
+    let service = service::register(&bus, S::NAME, &info, &counters, vec![queue.clone()], probe).await?;
+    let mut inbox = Inbox::start(&bus, queue, listener.shutdown());
+    let largest = bus.config().message_bytes;
+    let allowance = Allowance::new(IN_FLIGHT * largest.max(LEAST_BYTES));
+    let outlet = Outlet::new(Allowance::new(SENDING * largest), info.budget_bytes);
+    let worker = Worker { bus: bus.clone(), counters: counters.clone(), outlet };
+    let mut settling = JoinSet::new();
+    tracing::info!(stage = %S::NAME, instance = bus.instance(), "ready");
+    while let Some(delivery) = inbox.next().await {
+        if listener.is_draining() {
+            delivery.give_back(Duration::ZERO).await;
+            continue;
+        }
+        // One that was delivered before may kill this process: then nobody else's message is in flight.
+        while delivery.redeliveries > 0 && !settling.is_empty() {
+            settled(settling.join_next().await);
+        }
+        while let Some(outcome) = settling.try_join_next() {
+            settled(Some(outcome));
+        }
+        let share = allowance.take(delivery.message.payload.len().max(LEAST_BYTES)).await;
+        let job = bus.subjects().job_of(&delivery.message.subject);
+        let span = tracing::info_span!("message", stage = %S::NAME, job = job.as_ref().map(JobId::as_str));
+        let Some(job) = job else {
+            let error = JobError::new(ErrorKind::PoisonMessage, "the subject names no job");
+            bury(&bus, S::NAME, None, &delivery, &error).await;
+            Counters::add(&counters.unreadable, 1);
+            delivery.done().await;
+            continue;
+        };
+        let in_flight = listener.begin(&job, delivery.redeliveries > 0).await;
+        Counters::add(&counters.redelivered, u64::from(delivery.redeliveries > 0));
+        if in_flight.end().is_set() {
+            drop(in_flight);
+            Counters::add(&counters.dropped, 1);
+            delivery.done().await;
+            continue;
+        }
+        let taken = Taken { job, delivery, in_flight, share };
+        let computed = worker.compute(&engine, &taken).instrument(span.clone()).await;
+        settling.spawn(worker.clone().settle::<S>(taken, computed).instrument(span));
+    }
+    while !settling.is_empty() {
+        settled(settling.join_next().await);
+    }
+    // A service that was never asked anything has nobody to tell.
+    let _ = service.stop().await;
+    listener.drained().await;
+    tracing::info!(stage = %S::NAME, "drained");
+    Ok(())
+}
+
+/// Notes how settling a message went; if it broke off, the message comes again.
+fn settled(outcome: Option<Result<(), JoinError>>) {
+    if let Some(Err(panicked)) = outcome {
+        tracing::error!(%panicked, "settling a message panicked, it comes again. This is a bug.");
+    }
+}
+
+/// A message that is worked on.
+struct Taken {
+    job: JobId,
+    delivery: Delivery,
+    in_flight: InFlight,
+    /// Held until it is settled.
+    share: Share,
+}
+
+/// A message that the engine is done with: its outputs are on their way.
+struct Computed {
+    port: BusPort,
+    /// Heartbeats, until all outputs are stored.
+    heartbeat: JoinHandle<()>,
+}
+
+/// Work on messages, but for computing.
+#[derive(Clone)]
+struct Worker {
+    bus: Bus,
+    counters: Arc<Counters>,
+    outlet: Outlet,
+}
+
+impl Worker {
+    /// Computes a message on the engine's thread.
+    async fn compute<S>(&self, engine: &Engine<S>, taken: &Taken) -> Result<Computed, Stop>
+    where
+        S: Stage + Send + 'static,
+        for<'a> S::Input<'a>: Deserialize<'a>,
+    {
+        let Taken { job, delivery, in_flight, share: _share } = taken;
+        let counters = &self.counters;
+        if delivery.exhausted(self.bus.config().max_deliver) {
+            let tried = delivery.redeliveries;
+            let text =
+                format!("{tried} workers took the message and neither finished nor gave it back: they died of it");
+            return Err(Stop::Failed(JobError::new(ErrorKind::PoisonMessage, text)));
+        }
+        let started = Instant::now();
+        Counters::add(&counters.in_flight, 1);
+        let body = delivery.message.payload.clone();
+        let (bus, outlet, end) = (self.bus.clone(), self.outlet.clone(), in_flight.end().clone());
+        let attempt = Attempt::of(delivery.message.headers.as_ref());
+        let port = BusPort::new(bus, outlet, S::NAME, job.clone(), attempt, end);
+        let heartbeat = port.heartbeat();
+        let owner = job.clone();
+        let outcome = engine.run(move |stage| process(stage, port, &body, &owner)).await;
+        match outcome {
+            Ok(port) => Ok(Computed { port, heartbeat }),
+            Err(stop) => {
+                counters.in_flight.fetch_sub(1, Ordering::Relaxed);
+                Counters::add(&counters.busy_us, started.elapsed().as_micros() as u64);
+                heartbeat.abort();
+                Err(stop)
+            }
+        }
+    }
+
+    /// Settles a message: acknowledged once its outputs are stored, given back, or buried with its job failed.
+    async fn settle<S: Stage>(self, taken: Taken, computed: Result<Computed, Stop>) {
+        let Worker { bus, counters, .. } = self;
+        let Taken { job, delivery, in_flight, share: _share } = taken;
+        let outcome = match computed {
+            Ok(Computed { port, heartbeat }) => {
+                let stored = port.stored().await;
+                counters.in_flight.fetch_sub(1, Ordering::Relaxed);
+                heartbeat.abort();
+                stored.map(|computed| Counters::add(&counters.busy_us, computed.as_micros() as u64))
+            }
+            Err(stop) => Err(stop),
+        };
+        if in_flight.end().is_set() {
+            // The job ended while its outputs were on their way: whoever cleared up behind it may have come too early.
+            bus.purge_outputs(S::NAME, &job).await;
+        }
+        drop(in_flight);
+        let error = match outcome {
+            Ok(()) => {
+                Counters::add(&counters.processed, 1);
+                Counters::add(&counters.bytes_in, delivery.message.payload.len() as u64);
+                return delivery.done().await;
+            }
+            Err(Stop::Cancelled) => {
+                Counters::add(&counters.dropped, 1);
+                return delivery.done().await;
+            }
+            Err(Stop::Unavailable(why)) if !delivery.last_try => {
+                tracing::warn!(why, "message given back, to be tried again");
+                return delivery.retry_later().await;
+            }
+            Err(Stop::Unavailable(why)) => {
+                let tried = delivery.redeliveries + 1;
+                JobError::new(ErrorKind::PoisonMessage, format!("given up after {tried} tries: {why}"))
+            }
+            Err(Stop::Failed(error)) => error,
+        };
+        let error = error.at(S::NAME);
+        tracing::error!(%error, "job failed");
+        Counters::add(&counters.failed, 1);
+        if error.kind == ErrorKind::PoisonMessage {
+            Counters::add(&counters.unreadable, u64::from(delivery.redeliveries == 0));
+            bury(&bus, S::NAME, Some(&job), &delivery, &error).await;
+        }
+        fail(&bus, &job, error).await;
+        delivery.done().await;
+    }
+}
+
+/// Work of the engine on one message; the port that comes back still has outputs on their way.
+fn process<S>(stage: &mut S, mut port: BusPort, body: &[u8], owner: &JobId) -> Result<BusPort, Stop>
+where
+    S: Stage,
+    for<'a> S::Input<'a>: Deserialize<'a>,
+{
+    let poison = |text| Stop::Failed(JobError::new(ErrorKind::PoisonMessage, text));
+    let input: S::Input<'_> = wire::decode(body).map_err(|e| poison(format!("unreadable message: {e}")))?;
+    if input.job() != Some(owner) {
+        return Err(poison(format!("message of {:?} on the subject of {owner}", input.job())));
+    }
+    match stage.process(input, &mut port) {
+        Ok(()) => {
+            port.computed();
+            Ok(port)
+        }
+        Err(stop) => {
+            port.give_up();
+            Err(stop)
+        }
+    }
+}
+
+/// Ends a job with `failed`, unless it has ended, and tells every stage to drop it; its owner clears up behind it. A job
+/// that nobody has heard of gets no event: a stray message must not make one up.
+async fn fail(bus: &Bus, job: &JobId, error: JobError) {
+    let mut log = EventLog::open(bus, job).await;
+    if log.last().is_none() {
+        return;
+    }
+    if log.append(Event::Failed { error }).await.is_ok() {
+        broadcast_end(bus, job).await;
+    }
+}
