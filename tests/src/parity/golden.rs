@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use config::Precision;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -65,18 +64,23 @@ pub struct Facts {
     pub time_ranges: Option<TimeRanges>,
     #[serde(default)]
     tensors: BTreeMap<String, Thinning>,
-    /// Relative rms errors of the oracle itself in 16 bits, by boundary, where its f32 is what `golden.safetensors` holds.
+    /// Relative rms errors of the oracle itself, by arithmetic and boundary.
     #[serde(default)]
-    noise: Noise,
+    noise: BTreeMap<Arithmetic, BTreeMap<String, f64>>,
 }
 
-/// Errors of the oracle in 16 bits, by boundary.
-#[derive(Clone, Debug, Default, Deserialize)]
-struct Noise {
-    #[serde(default)]
-    f16: BTreeMap<String, f64>,
-    #[serde(default)]
-    bf16: BTreeMap<String, f64>,
+/// Arithmetic whose rounding errors a golden directory may tell.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "lowercase")]
+pub enum Arithmetic {
+    /// f32, held against f64.
+    F32,
+    /// f16, held against what `golden.safetensors` holds.
+    F16,
+    /// bf16, likewise.
+    Bf16,
+    /// bf16 with products of 8 bits (E4M3), likewise.
+    Fp8,
 }
 
 /// The time ranges of an answer as fractions, in seconds, and written out.
@@ -170,14 +174,9 @@ impl Golden {
         self.tensors.get(name)
     }
 
-    /// Relative rms error of the oracle itself at a boundary in 16 bits, where the directory says.
-    pub fn noise(&self, precision: Precision, boundary: &str) -> Option<f64> {
-        let noise = match precision {
-            Precision::F32 => return None,
-            Precision::F16 => &self.facts.noise.f16,
-            Precision::Bf16 => &self.facts.noise.bf16,
-        };
-        noise.get(boundary).copied()
+    /// Relative rms error of the oracle itself at a boundary, where the directory says.
+    pub fn noise(&self, of: Arithmetic, boundary: &str) -> Option<f64> {
+        self.facts.noise.get(&of)?.get(boundary).copied()
     }
 
     /// Names of all tensors.

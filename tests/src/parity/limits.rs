@@ -2,7 +2,7 @@
 
 use config::{Config, KvPrecision, MediaProducts, Precision, WeightFormat};
 
-use super::golden::Golden;
+use super::golden::{Arithmetic, Golden};
 use super::report::Tolerance;
 
 /// How exactly a run must follow the oracle's single precision.
@@ -10,7 +10,7 @@ use super::report::Tolerance;
 pub enum Limits {
     /// f32: rounding only, token ids identical.
     Exact,
-    /// 16 bit: three times the oracle's own noise, that of the golden directory or else what MODEL.md 9 measured. Quantized, the language model's boundaries have a wider
+    /// 16 bit: three times the oracle's own noise, as the golden directory tells it or else MODEL.md 9. Quantized, the language model's boundaries have a wider
     /// limit of their own.
     Noisy {
         /// Times the noise of f16.
@@ -23,8 +23,11 @@ pub enum Limits {
     },
 }
 
-/// Boundary prefixes with their noise in f16 and bf16 (MODEL.md 9), of random weights. Trained ones have more: of the few
-/// large activations that they have, 16 bits leave larger errors.
+/// What a boundary may be off by, in units of the oracle's own noise.
+const TIMES_NOISE: f64 = 3.0;
+
+/// Boundary prefixes with their noise in f16 and bf16 (MODEL.md 9), for random weights. Trained ones have a few activations
+/// a hundred times larger than the rest, and more noise: golden directories of such weights tell their own.
 const NOISE: [(&str, f64, f64); 12] = [
     ("pixel_values", 8e-4, 6e-3),
     ("vision_", 8e-4, 6e-3),
@@ -73,7 +76,13 @@ impl Limits {
 
     /// What a boundary of a golden directory may be off by if its largest error is `max_abs`.
     pub fn tolerance(self, golden: &Golden, name: &str, max_abs: f64) -> Tolerance {
-        let Limits::Noisy { noise, media, language } = self else { return exact(name, max_abs) };
+        let measured = |of| golden.noise(of, name).map(|noise| TIMES_NOISE * noise);
+        let Limits::Noisy { noise, media, language } = self else {
+            return match (exact(name, max_abs), measured(Arithmetic::F32)) {
+                (Tolerance::RelativeRms(limit), Some(own)) => Tolerance::RelativeRms(limit.max(own)),
+                (limit, _) => limit,
+            };
+        };
         if name == "mel" {
             return exact(name, max_abs);
         }
@@ -82,11 +91,11 @@ impl Limits {
             return Tolerance::RelativeRms(limit);
         }
         if let (Some(limit), false) = (media, NEVER_FP8.iter().any(|prefix| name.starts_with(prefix))) {
-            return Tolerance::RelativeRms(limit);
+            return Tolerance::RelativeRms(measured(Arithmetic::Fp8).unwrap_or(limit));
         }
         let (_, f16, bf16) = NOISE.iter().find(|(prefix, ..)| name.starts_with(prefix)).expect("the last one is any");
-        let measured = golden.noise(noise, name).unwrap_or(if noise == Precision::F16 { *f16 } else { *bf16 });
-        Tolerance::RelativeRms(3.0 * measured)
+        let (of, usual) = if noise == Precision::F16 { (Arithmetic::F16, f16) } else { (Arithmetic::Bf16, bf16) };
+        Tolerance::RelativeRms(measured(of).unwrap_or(TIMES_NOISE * usual))
     }
 }
 
