@@ -100,7 +100,7 @@ impl Bench {
         let mut config = config.clone();
         config.llm.keep_video = self.keep_video;
         config.decode.media_roots.extend(video.parent().map(Path::to_owned));
-        let replicas = crate::supervisor::replicas(&self.replicas).map_err(|e| usage(&e))?;
+        let replicas = crate::up::supervisor::replicas(&self.replicas).map_err(|e| usage(&e))?;
         let question = pipeline::Question { video, query: self.query.clone(), max_new_tokens: self.max_new_tokens };
         let rows = pipeline::run(&config, &question, &replicas, &self.concurrent, self.jobs).await?;
         show::pipeline_table(&rows);

@@ -18,10 +18,10 @@ use runtime::process::Fatal;
 use serde::Serialize;
 
 use super::{Busy, busy, quantile, shares, trouble};
-use crate::broker;
 use crate::client::{self, Events};
-use crate::pipeline::{Housing, Pipeline};
-use crate::supervisor::Logs;
+use crate::up::broker;
+use crate::up::pipeline::{Housing, Pipeline};
+use crate::up::supervisor::Logs;
 
 /// What is asked.
 #[derive(Clone, Debug)]

@@ -21,10 +21,10 @@ use serde::Serialize;
 
 use super::load::{Piece, Source};
 use super::{busy, quantile, shares, trouble};
-use crate::broker;
 use crate::client;
-use crate::pipeline::{Housing, Pipeline};
-use crate::supervisor::Logs;
+use crate::up::broker;
+use crate::up::pipeline::{Housing, Pipeline};
+use crate::up::supervisor::Logs;
 
 /// A message that no replica has worked off after this time is lost.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use config::Size;
 use config::{Config, ModelSource, WeightFormat};
-use deploy::{demo_model, inspect, plan, quantize};
+use deploy::model::{demo_model, inspect, plan, quantize};
 use model::config_json::ModelConfig;
 use runtime::process::{Exit, Fatal};
 

@@ -12,7 +12,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use config::Config;
-use deploy::{profile, recording, stages, supervisor};
+use deploy::recording;
+use deploy::up::{profile, stages, supervisor};
 use runtime::process::{Exit, Fatal, on_signal, runtime, warn_of_random_weights};
 use runtime::telemetry;
 

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::Config;
-use deploy::pipeline::Housing;
-use deploy::{ask, broker, client, pipeline, supervisor};
+use deploy::up::pipeline::Housing;
+use deploy::up::{broker, pipeline, supervisor};
+use deploy::{ask, client};
 use protocol::error::StageName;
 use protocol::message::{JobId, JobRequest};
 use runtime::bus::Bus;

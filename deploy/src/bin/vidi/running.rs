@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use config::Config;
-use deploy::{client, pipeline};
+use deploy::client;
+use deploy::up::pipeline;
 use protocol::error::StageName;
 use protocol::message::JobId;
 use runtime::bus::Bus;

@@ -5,7 +5,7 @@ use protocol::error::StageName;
 use runtime::process::Fatal;
 use tokio::sync::{mpsc, watch};
 
-use crate::stages;
+use crate::up::stages;
 
 /// The running stages.
 pub struct InProcess {

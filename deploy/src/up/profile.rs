@@ -2,10 +2,10 @@
 
 /// Name and text of each, as deploy/profiles/ has them.
 const PROFILES: [(&str, &str); 4] = [
-    ("4090-shared", include_str!("../profiles/4090-shared.toml")),
-    ("4090", include_str!("../profiles/4090.toml")),
-    ("h200", include_str!("../profiles/h200.toml")),
-    ("cpu-demo", include_str!("../profiles/cpu-demo.toml")),
+    ("4090-shared", include_str!("../../profiles/4090-shared.toml")),
+    ("4090", include_str!("../../profiles/4090.toml")),
+    ("h200", include_str!("../../profiles/h200.toml")),
+    ("cpu-demo", include_str!("../../profiles/cpu-demo.toml")),
 ];
 
 /// The text of a profile.

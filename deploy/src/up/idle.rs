@@ -15,7 +15,7 @@ use protocol::wire::{self, Encoding};
 use runtime::bus::{Bus, BusError, BusErrorKind};
 use runtime::subject::StreamName;
 
-use crate::supervisor::Roster;
+use crate::up::supervisor::Roster;
 
 /// The stages that compute, in the order in which they leave: the owner of jobs first, so that a job in hand still finds
 /// the others.

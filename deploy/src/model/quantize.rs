@@ -116,7 +116,7 @@ mod tests {
 
     fn model(dir: &Path) {
         let dims = model::demo_model::Dims::of(config::Size::Realdims);
-        crate::demo_model::write(dir, &dims, 3, &mut |_| ()).unwrap();
+        crate::model::demo_model::write(dir, &dims, 3, &mut |_| ()).unwrap();
     }
 
     fn logits(dir: &Path, weights: WeightFormat, quantized: Option<&Path>) -> Result<Vec<f32>, CheckpointError> {

@@ -12,12 +12,12 @@ use runtime::bus::{Bus, BusError, BusErrorKind};
 use runtime::process::{Exit, Fatal};
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{self, Broker};
 use crate::client;
-use crate::idle::Idle;
-use crate::in_process::InProcess;
-use crate::plan::{Plan, Replicas};
-use crate::supervisor::{Logs, Supervisor};
+use crate::model::plan::{Plan, Replicas};
+use crate::up::broker::{self, Broker};
+use crate::up::idle::Idle;
+use crate::up::in_process::InProcess;
+use crate::up::supervisor::{Logs, Supervisor};
 
 /// All stages are ready within this time, a large checkpoint on a slow disk included.
 const READY_WAIT: Duration = Duration::from_secs(600);
