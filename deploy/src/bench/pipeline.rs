@@ -20,7 +20,7 @@ use serde::Serialize;
 use super::{Busy, busy, quantile, shares, trouble};
 use crate::client::{self, Events};
 use crate::up::broker;
-use crate::up::pipeline::{Housing, Pipeline};
+use crate::up::pipeline::{Layout, Pipeline};
 use crate::up::supervisor::Logs;
 
 /// What is asked.
@@ -73,8 +73,8 @@ pub async fn run(
     jobs: usize,
 ) -> Result<Vec<Row>, Fatal> {
     let dir = tempfile::tempdir().map_err(|e| trouble(e.into()))?;
-    let housing = Housing::Processes(Logs::Directory(dir.path().to_owned()));
-    let mut pipeline = Pipeline::start(config, dir.path(), replicas, &housing, &broker::Options::default()).await?;
+    let layout = Layout::Processes(Logs::Directory(dir.path().to_owned()));
+    let mut pipeline = Pipeline::start(config, dir.path(), replicas, &layout, &broker::Options::default()).await?;
     let ready = pipeline.ready().await;
     let bus = pipeline.bus().clone();
     let all = async {

@@ -23,7 +23,7 @@ use super::load::{Piece, Source};
 use super::{busy, quantile, shares, trouble};
 use crate::client;
 use crate::up::broker;
-use crate::up::pipeline::{Housing, Pipeline};
+use crate::up::pipeline::{Layout, Pipeline};
 use crate::up::supervisor::Logs;
 
 /// A message that no replica has worked off after this time is lost.
@@ -70,9 +70,9 @@ pub async fn run(
     let mut rows = Vec::new();
     for &n in replicas {
         let dir = tempfile::tempdir().map_err(|e| trouble(e.into()))?;
-        let housing = Housing::Processes(Logs::Directory(dir.path().to_owned()));
+        let layout = Layout::Processes(Logs::Directory(dir.path().to_owned()));
         let options = broker::Options::default();
-        let mut pipeline = Pipeline::start(config, dir.path(), &[(stage, n)], &housing, &options).await?;
+        let mut pipeline = Pipeline::start(config, dir.path(), &[(stage, n)], &layout, &options).await?;
         let bus = pipeline.bus().clone();
         let measured = tokio::select! {
             row = measure(&bus, stage, source, n, messages) => row.map_err(trouble),

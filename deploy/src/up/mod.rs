@@ -2,11 +2,14 @@
 //!
 //! In reading order: [`profile`] (configurations by name), [`stages`] (any stage from one binary), [`broker`] (a
 //! nats-server of our own), [`supervisor`] (stages as child processes), [`idle`] (which of them are loaded),
-//! [`in_process`] (stages in this process), [`pipeline`] (broker and stages together, or those that run already).
+//! [`in_process`] (stages in this process), [`budgets`] (what each process may hold), [`pipeline`] (broker and stages
+//! together), [`note`] (how clients on this host find them).
 
 pub mod broker;
+pub mod budgets;
 pub mod idle;
 pub mod in_process;
+pub mod note;
 pub mod pipeline;
 pub mod profile;
 pub mod stages;

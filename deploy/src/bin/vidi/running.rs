@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use config::Config;
 use deploy::client;
-use deploy::up::pipeline;
+use deploy::up::note;
 use protocol::error::StageName;
 use protocol::message::JobId;
 use runtime::bus::Bus;
@@ -28,7 +28,7 @@ pub async fn connect(config: &Config, role: &str) -> Result<Bus, Fatal> {
     if !config.bus.url.is_empty() {
         return Ok(Bus::connect(&config.bus, role, Duration::from_secs(2)).await?);
     }
-    pipeline::running(config, role).await?.ok_or_else(|| {
+    note::running(config, role).await?.ok_or_else(|| {
         Fatal(Exit::Broker, "no pipeline runs here: start one with `vidi up`, or name its broker in bus.url".to_owned())
     })
 }
