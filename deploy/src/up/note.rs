@@ -62,18 +62,27 @@ pub async fn running(config: &Config, role: &str) -> Result<Option<Bus>, Fatal> 
     }
 }
 
-/// Writes the note of this process; returns its path.
+/// Refuses to run beside another `vidi up` in the same state directory. To be asked before anything is started there:
+/// the other one's stages read their configuration from it.
 ///
 /// # Errors
-/// When it cannot be written, or another `vidi up` runs.
-pub fn leave(bus: &Bus) -> anyhow::Result<PathBuf> {
-    let path = state_dir().join(NOTE);
+/// The other one's process.
+pub fn refuse_second() -> anyhow::Result<()> {
     if let Some(other) = Note::read()
         && other.pid != std::process::id()
         && other.is_current()
     {
         bail!("another `vidi up` runs (process {}): stop it, or set VIDI_STATE to another directory", other.pid);
     }
+    Ok(())
+}
+
+/// Writes the note of this process; returns its path.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn leave(bus: &Bus) -> anyhow::Result<PathBuf> {
+    let path = state_dir().join(NOTE);
     let note =
         Note { pid: std::process::id(), url: bus.config().url.clone(), prefix: bus.subjects().prefix().to_owned() };
     std::fs::create_dir_all(state_dir())?;

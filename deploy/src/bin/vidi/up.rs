@@ -14,6 +14,8 @@ use crate::cli::Up;
 /// # Errors
 /// When they do not start, or one is lost for good.
 pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
+    let wrong = |e: anyhow::Error| Fatal(Exit::Usage, format!("{e:#}"));
+    note::refuse_second().map_err(wrong)?;
     use_model(config, up.model)?;
     warn_of_random_weights(config);
     for root in up.media_roots {
@@ -26,7 +28,7 @@ pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
     let layout = if up.one_process { Layout::OneProcess } else { Layout::Processes(supervisor::Logs::Inherit) };
     let mut pipeline =
         Pipeline::start(config, &note::state_dir(), &replicas, &layout, &broker::Options::default()).await?;
-    let note = note::leave(pipeline.bus()).map_err(|e| Fatal(Exit::Usage, format!("{e:#}")))?;
+    let note = note::leave(pipeline.bus()).map_err(wrong)?;
     let mut shutdown = on_signal();
     let outcome = tokio::select! {
         ready = pipeline.ready() => ready.map(|()| {
