@@ -5,7 +5,7 @@ use model::config_json::ModelConfig;
 use protocol::bytes::Bytes;
 use runtime::process::{Exit, Fatal};
 
-use crate::model::plan::{Plan, Replicas};
+use crate::model::plan::{MemoryPlan, Replicas};
 
 /// Divides `compute.card_bytes` among all processes, where the configuration does not divide it itself.
 ///
@@ -16,7 +16,7 @@ pub fn divide(config: &mut Config, replicas: &Replicas) -> Result<(), Fatal> {
     let Some(gpu_bytes) = config.compute.card_bytes else { return Ok(()) };
     let wrong = |e: model::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
     let model = ModelConfig::configured(&config.model).map_err(wrong)?;
-    let plan = Plan::new(config, &model, replicas).map_err(wrong)?;
+    let plan = MemoryPlan::new(config, &model, replicas).map_err(wrong)?;
     if config.budgets.is_empty() {
         let Some(budgets) = plan.budgets() else {
             let text = format!(
@@ -65,7 +65,7 @@ mod tests {
     }
 
     fn needs(config: &Config, replicas: &Replicas) -> u64 {
-        Plan::new(config, &ModelConfig::default(), replicas).unwrap().bytes()
+        MemoryPlan::new(config, &ModelConfig::default(), replicas).unwrap().bytes()
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl Pipeline {
                 let bus = connect().await?;
                 let after = config.up.idle_unload_s;
                 let after = (after > 0.0).then(|| Duration::from_secs_f64(after));
-                let idle = Idle::start(&bus, supervisor.roster(), after).await?;
+                let idle = Idle::start(&bus, supervisor.desired(), after).await?;
                 (Stages::Processes(supervisor, idle), bus)
             }
             Layout::OneProcess => {

@@ -1,4 +1,4 @@
-//! What is asked of a pipeline that runs: cancel, status, load, unload.
+//! Requests to a pipeline that runs: cancel, status, load, unload.
 
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use protocol::message::JobId;
 use runtime::bus::Bus;
 use runtime::process::{Exit, Fatal};
 
-/// The role of whoever asks.
+/// Role of a process that submits, cancels or looks at jobs.
 pub const CLIENT: &str = "client";
-/// The role of whoever runs the pipeline.
+/// Role of a process that runs the pipeline, records or loads stages.
 pub const OPERATOR: &str = "operator";
 
-/// The broker did not do what it was asked to.
+/// Error of a request that the broker did not fulfil.
 pub fn broker_trouble(e: anyhow::Error) -> Fatal {
     Fatal(Exit::Broker, format!("{e:#}"))
 }
 
-/// The pipeline that runs: the configured broker's, or that of `vidi up`.
+/// Connection to the pipeline that runs: on the configured broker, or under `vidi up` on this host.
 ///
 /// # Errors
 /// When there is none, or the broker does not let `role` in.
@@ -33,7 +33,7 @@ pub async fn connect(config: &Config, role: &str) -> Result<Bus, Fatal> {
     })
 }
 
-/// `vidi cancel`: says who stopped.
+/// `vidi cancel`: prints which instances stopped work.
 ///
 /// # Errors
 /// For what is no job's id, and when nobody answers.
@@ -41,7 +41,7 @@ pub async fn cancel(config: &Config, job: String) -> Result<(), Fatal> {
     let job = JobId::new(job).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
     let replies = client::cancel(&connect(config, CLIENT).await?, &job).await.map_err(broker_trouble)?;
     for reply in &replies {
-        let what = if reply.stopped { "stopped" } else { "had nothing of it in hand" };
+        let what = if reply.stopped { "stopped" } else { "had none of it in flight" };
         println!("{}: {what}", reply.instance);
     }
     if replies.is_empty() {
