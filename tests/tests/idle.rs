@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use deploy::client;
-use deploy::idle::COMPUTING;
+use deploy::up::idle::COMPUTING;
 use protocol::control::Verb;
 use protocol::error::StageName;
 use protocol::event::Event;

@@ -124,6 +124,27 @@ async fn a_stage_computes_with_what_was_merged_by_the_process_that_started_it() 
     Ok(())
 }
 
+/// Stages that are started again read the merged configuration again: a second supervisor must not have changed it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_vidi_up_is_refused_before_it_touches_what_the_first_one_merged() -> anyhow::Result<()> {
+    let rig = Rig::start(Setup::default()).await?;
+    let state = rig.dir.path().join("state");
+    let merged = std::fs::read(state.join("stages.toml"))?;
+    let output = Command::new(vidi()?)
+        .env("VIDI_STATE", &state)
+        .args(["up", "--weights", "random:tiny", "--set", "llm.kv=q4", "--set"])
+        .arg(format!("bus.url={}", rig.broker.url()))
+        .stdin(Stdio::null())
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(2) && said.contains("another `vidi up` runs"), "{}: {said}", output.status);
+    ensure!(
+        std::fs::read(state.join("stages.toml"))? == merged,
+        "the first one's stages would read another configuration"
+    );
+    Ok(())
+}
+
 /// A variable that a script, a test or a document names must not be refused where it is set.
 #[test]
 fn every_variable_that_the_tree_names_is_known() -> anyhow::Result<()> {

@@ -9,8 +9,8 @@ use candle_core::{DType, Device, Tensor};
 use compute::random::Draws;
 use config::Config;
 use config::Size;
-use deploy::demo_model;
-use deploy::plan::Plan;
+use deploy::model::demo_model;
+use deploy::model::plan::MemoryPlan;
 use model::checkpoint::{Checkpoint, CheckpointErrorKind, TensorInfo, Weights};
 use model::config_json::ModelConfig;
 use model::demo_model::size::Dtype;
@@ -111,7 +111,7 @@ fn what_no_demo_model_has_is_missing_and_another_shape_is_refused() -> anyhow::R
 fn the_plan_is_the_written_models() -> anyhow::Result<()> {
     for (size, name) in [(Size::Tiny, "tiny"), (Size::Realdims, "realdims")] {
         let (_dir, file, random) = both(size, name, &["llm.weights=q8"])?;
-        let plan = |c: &Config| anyhow::Ok(Plan::new(c, &ModelConfig::configured(&c.model)?, &[])?.to_string());
+        let plan = |c: &Config| anyhow::Ok(MemoryPlan::new(c, &ModelConfig::configured(&c.model)?, &[])?.to_string());
         ensure!(plan(&file)? == plan(&random)?, "{name}");
     }
     let random = Config::load(None, [], &["model.weights=random".to_owned()]).map_err(anyhow::Error::msg)?;

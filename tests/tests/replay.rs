@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use config::{BusConfig, Config};
-use deploy::broker::{self, Broker};
 use deploy::recording::compare::Comparison;
 use deploy::recording::format::{End, Entry, Filter, RecordingErrorKind};
 use deploy::recording::kind::Part;
 use deploy::recording::publication::publications;
 use deploy::recording::{Header, Kind, Reader, Record, Writer};
+use deploy::up::broker::{self, Broker};
 use protocol::event::{Event, JobEvent};
 use protocol::message::{DecodeRequest, JobId, JobRequest, Output};
 use protocol::stage::{Port, Stage, Stop};

@@ -1,4 +1,4 @@
-//! The command line of `vidi bench`.
+//! Command line of `vidi bench`.
 
 use std::path::{Path, PathBuf};
 
@@ -7,10 +7,10 @@ use model::config_json::ModelConfig;
 use protocol::error::StageName;
 use runtime::process::{Exit, Fatal};
 
-use super::load::{Source, Taken};
-use super::{pipeline, show, stage, trouble};
+use super::load::{LoadSource, RecordedLoad};
+use super::{failed, pipeline, show, stage};
 
-/// What to measure.
+/// Arguments of `vidi bench`.
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["stage", "pipeline"]))]
 pub struct Bench {
@@ -23,10 +23,10 @@ pub struct Bench {
     /// With --stage, numbers of replicas to measure [default: 1,2,4]; with --pipeline, processes per stage, e.g. vision=2.
     #[arg(long, value_delimiter = ',')]
     replicas: Vec<String>,
-    /// With --stage: messages to work off for each.
+    /// With --stage: messages to process for each number of replicas.
     #[arg(long, default_value_t = 60)]
     messages: u64,
-    /// With --stage: takes its input from a recording (`vidi record`) instead of making it up.
+    /// With --stage: takes its input from a recording (`vidi record`) instead of synthetic input.
     #[arg(long, value_name = "RECORDING", requires = "stage")]
     from: Option<PathBuf>,
     /// With --pipeline: numbers of jobs at a time to measure.
@@ -83,9 +83,9 @@ impl Bench {
         let model = ModelConfig::configured(&config.model).map_err(|e| Fatal(Exit::Model, e.to_string()))?;
         let taken = match &self.from {
             None => None,
-            Some(path) => Some(Taken::open(path, stage).map_err(trouble)?),
+            Some(path) => Some(RecordedLoad::open(path, stage).map_err(failed)?),
         };
-        let source = taken.as_ref().map_or(Source::Made(&model), Source::Recorded);
+        let source = taken.as_ref().map_or(LoadSource::Synthetic(&model), LoadSource::Recorded);
         let rows = stage::run(config, stage, &source, &counts, self.messages).await?;
         show::stage_table(stage, &rows);
         self.write(&serde_json::json!({ "stage": stage, "from": self.from, "rows": rows }))?;
@@ -100,7 +100,7 @@ impl Bench {
         let mut config = config.clone();
         config.llm.keep_video = self.keep_video;
         config.decode.media_roots.extend(video.parent().map(Path::to_owned));
-        let replicas = crate::supervisor::replicas(&self.replicas).map_err(|e| usage(&e))?;
+        let replicas = crate::up::supervisor::replicas(&self.replicas).map_err(|e| usage(&e))?;
         let question = pipeline::Question { video, query: self.query.clone(), max_new_tokens: self.max_new_tokens };
         let rows = pipeline::run(&config, &question, &replicas, &self.concurrent, self.jobs).await?;
         show::pipeline_table(&rows);

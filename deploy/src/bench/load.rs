@@ -1,4 +1,4 @@
-//! Messages for one stage: made up as the stages before it send them, or recorded.
+//! Load for one stage: synthetic messages like those of the stages before it, or recorded ones.
 
 use std::path::Path;
 
@@ -20,27 +20,27 @@ use crate::recording::{Kind, Reader, Record};
 
 /// Frames of one message: two fit the default `max_payload` of 1 MB.
 const FRAMES_PER_MESSAGE: u64 = 2;
-/// More of a recording is not held in memory.
+/// Bytes of a recording that are held in memory at most.
 const MOST_BYTES: usize = 512 << 20;
 
-/// What a stage is given.
-pub enum Source<'a> {
+/// Origin of the messages that a stage is given.
+pub enum LoadSource<'a> {
     /// Messages of random content, as large as the model's: what a message costs does not depend on what it shows.
-    Made(&'a ModelConfig),
+    Synthetic(&'a ModelConfig),
     /// The messages of a recording, over and over.
-    Recorded(&'a Taken),
+    Recorded(&'a RecordedLoad),
 }
 
-/// One message, and which rows of the stage's output come of it.
+/// One message of the load, and the rows of the stage's output that it results in.
 #[derive(Clone, Debug)]
-pub struct Piece {
-    /// Whose; passes of a recording have a job each.
+pub struct LoadMessage {
+    /// Job of the message; each pass through a recording has one of its own.
     pub job: JobId,
     /// `Nats-Msg-Id`.
     pub id: String,
     /// The body.
     pub body: Bytes,
-    /// Half of the plan.
+    /// Modality of its rows.
     pub modality: Modality,
     /// First row of its output.
     pub start: u64,
@@ -50,9 +50,9 @@ pub struct Piece {
     pub items: u64,
 }
 
-impl Piece {
-    /// A batch as a piece; none if no rows come of it.
-    fn of(output: &Output<'_>, id: String, body: Bytes) -> Option<Piece> {
+impl LoadMessage {
+    /// A batch as a message of the load; none if it results in no rows.
+    fn of(output: &Output<'_>, id: String, body: Bytes) -> Option<LoadMessage> {
         let (modality, start, rows, items) = match output {
             Output::Frames(m) => {
                 let (n, each) = (m.tensor.rows() as u64, m.plan.image.as_ref()?.tokens_per_frame());
@@ -71,16 +71,16 @@ impl Piece {
             }
             Output::Tokens(_) => return None,
         };
-        (rows > 0).then(|| Piece { job: output.job().clone(), id, body, modality, start, rows, items })
+        (rows > 0).then(|| LoadMessage { job: output.job().clone(), id, body, modality, start, rows, items })
     }
 }
 
-/// What a recording holds for one stage.
-pub struct Taken {
+/// Messages of a recording that one stage takes.
+pub struct RecordedLoad {
     records: Vec<Record>,
 }
 
-impl Taken {
+impl RecordedLoad {
     /// Reads the messages that `stage` takes.
     ///
     /// # Errors
@@ -91,18 +91,22 @@ impl Taken {
         let mut records = Vec::new();
         for record in reader.by_ref().filter(|r| r.kind().and_then(Kind::taken_by) == Some(stage)) {
             bytes += record.body.len();
-            ensure!(bytes <= MOST_BYTES, "{}: more than {MOST_BYTES} bytes for stage-{stage}", path.display());
+            ensure!(
+                bytes <= MOST_BYTES,
+                "{}: its messages for stage-{stage} exceed {MOST_BYTES} bytes",
+                path.display()
+            );
             records.push(record);
         }
         if let Some(loss) = reader.loss() {
-            tracing::warn!(%loss, "recording is not whole");
+            tracing::warn!(%loss, "recording is incomplete, using what there is");
         }
-        ensure!(!records.is_empty(), "{}: no message for stage-{stage} in it", path.display());
-        Ok(Taken { records })
+        ensure!(!records.is_empty(), "{}: the recording holds no message for stage-{stage}", path.display());
+        Ok(RecordedLoad { records })
     }
 
     /// As many messages as asked for, each pass through the recording as a job of its own.
-    fn pieces(&self, bus: &Bus, messages: u64, name: &str) -> anyhow::Result<Vec<Piece>> {
+    fn pieces(&self, bus: &Bus, messages: u64, name: &str) -> anyhow::Result<Vec<LoadMessage>> {
         let mut pieces = Vec::new();
         for pass in 0.. {
             let before = pieces.len();
@@ -113,38 +117,44 @@ impl Taken {
                     if pieces.len() as u64 == messages {
                         return Ok(pieces);
                     }
-                    pieces.extend(Piece::of(&output(kind, &p.body)?, p.message_id, p.body.clone()));
+                    pieces.extend(LoadMessage::of(&output(kind, &p.body)?, p.message_id, p.body.clone()));
                 }
             }
-            ensure!(pieces.len() > before, "the recording's messages for this stage carry no rows");
+            ensure!(pieces.len() > before, "the recording's messages for this stage result in no rows");
         }
         Ok(pieces)
     }
 }
 
-impl Source<'_> {
-    /// That many messages for a stage.
+impl LoadSource<'_> {
+    /// Messages for a stage, as many as asked for.
     ///
     /// # Errors
     /// A stage that is not measured alone; a recording of another wire version.
-    pub fn pieces(&self, bus: &Bus, stage: StageName, messages: u64, name: &str) -> anyhow::Result<Vec<Piece>> {
+    pub fn pieces(&self, bus: &Bus, stage: StageName, messages: u64, name: &str) -> anyhow::Result<Vec<LoadMessage>> {
         match self {
-            Source::Recorded(taken) => taken.pieces(bus, messages, name),
-            Source::Made(model) => (0..messages)
+            LoadSource::Recorded(taken) => taken.pieces(bus, messages, name),
+            LoadSource::Synthetic(model) => (0..messages)
                 .map(|i| {
                     let job = JobId::new(format!("bench-{name}"))?;
-                    let output = made(stage, model, &job, i, messages)?;
+                    let output = synthetic(stage, model, &job, i, messages)?;
                     let mut bodies = output.encode(usize::MAX)?;
                     let (id, body) = bodies.pop().context("no message")?;
-                    Piece::of(&output, id, body.into()).context("a message without rows")
+                    LoadMessage::of(&output, id, body.into()).context("a message without rows")
                 })
                 .collect(),
         }
     }
 }
 
-/// Message `i` of `messages`, with random content.
-fn made(stage: StageName, model: &ModelConfig, job: &JobId, i: u64, messages: u64) -> anyhow::Result<Output<'static>> {
+/// Synthetic message `i` of `messages`.
+fn synthetic(
+    stage: StageName,
+    model: &ModelConfig,
+    job: &JobId,
+    i: u64,
+    messages: u64,
+) -> anyhow::Result<Output<'static>> {
     let image = ImagePlan::new(1, (messages * FRAMES_PER_MESSAGE).max(2));
     let per_frame = image.tokens_per_frame();
     let plan = |image, audio| MediaPlan { content_id: String::new(), duration_s: 1.0, image, audio };
@@ -181,7 +191,7 @@ fn made(stage: StageName, model: &ModelConfig, job: &JobId, i: u64, messages: u6
     })
 }
 
-/// Bytes that look random and are the same every time.
+/// Pseudo-random bytes, the same every time.
 fn noise(n: usize) -> Vec<u8> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }

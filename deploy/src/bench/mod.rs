@@ -1,4 +1,4 @@
-//! `vidi bench`: how much of it there is, and where it stops.
+//! `vidi bench`: throughput and latency of one stage alone, or of whole jobs.
 //!
 //! In reading order: this file (what both measurements share), [`load`] (messages for one stage, made or recorded),
 //! [`stage`] (one stage alone, with 1, 2, 4 replicas), [`pipeline`] (whole jobs, 1, 2, 4 at a time), [`show`] (tables and
@@ -18,14 +18,14 @@ pub mod pipeline;
 pub mod show;
 pub mod stage;
 
-/// Microseconds with a message in hand, of each instance of a stage.
+/// Microseconds that each instance of a stage had a message in flight.
 type Busy = BTreeMap<String, u64>;
 
 async fn busy(bus: &Bus, stage: StageName) -> anyhow::Result<Busy> {
     Ok(client::status(bus, stage).await?.into_iter().map(|s| (s.instance, s.busy_us)).collect())
 }
 
-/// Share of `seconds` that each instance was busy between two looks.
+/// Share of `seconds` that each instance was busy between two readings.
 fn shares(before: &Busy, after: &Busy, seconds: f64) -> Vec<f64> {
     let since = |instance: &String, us: u64| us.saturating_sub(before.get(instance).copied().unwrap_or(0));
     after.iter().map(|(instance, &us)| since(instance, us) as f64 / 1e6 / seconds).collect()
@@ -38,7 +38,7 @@ fn quantile(mut values: Vec<f64>, q: f64) -> f64 {
     values.get(rank.clamp(1, values.len().max(1)) - 1).copied().unwrap_or(0.0)
 }
 
-fn trouble(e: anyhow::Error) -> Fatal {
+fn failed(e: anyhow::Error) -> Fatal {
     Fatal(Exit::Other, format!("{e:#}"))
 }
 

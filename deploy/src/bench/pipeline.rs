@@ -1,6 +1,6 @@
 //! `vidi bench --pipeline`: whole jobs on a video, 1, 2, 4 of them at a time.
 //!
-//! Latency is from a job's submission to its result, time in line included.
+//! Latency is the time from a job's submission to its result, time in the queue included.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,13 +17,13 @@ use runtime::bus::events::now_ms;
 use runtime::process::Fatal;
 use serde::Serialize;
 
-use super::{Busy, busy, quantile, shares, trouble};
-use crate::broker;
+use super::{Busy, busy, failed, quantile, shares};
 use crate::client::{self, Events};
-use crate::pipeline::{Housing, Pipeline};
-use crate::supervisor::Logs;
+use crate::up::broker;
+use crate::up::pipeline::{Layout, Pipeline};
+use crate::up::supervisor::Logs;
 
-/// What is asked.
+/// Question of every job.
 #[derive(Clone, Debug)]
 pub struct Question {
     /// The video, which stage-decode opens.
@@ -34,7 +34,7 @@ pub struct Question {
     pub max_new_tokens: u32,
 }
 
-/// What one number of concurrent jobs came to.
+/// Figures of one number of concurrent jobs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// Jobs submitted and not yet answered, at any time.
@@ -57,7 +57,7 @@ pub struct Row {
     pub p50_ms: f64,
     /// 99th percentile of it.
     pub p99_ms: f64,
-    /// Share of the time that each process of each stage had work in hand.
+    /// Share of the time that each process of each stage had a message in flight.
     pub busy: BTreeMap<StageName, Vec<f64>>,
 }
 
@@ -72,18 +72,18 @@ pub async fn run(
     concurrent: &[usize],
     jobs: usize,
 ) -> Result<Vec<Row>, Fatal> {
-    let dir = tempfile::tempdir().map_err(|e| trouble(e.into()))?;
-    let housing = Housing::Processes(Logs::Directory(dir.path().to_owned()));
-    let mut pipeline = Pipeline::start(config, dir.path(), replicas, &housing, &broker::Options::default()).await?;
+    let dir = tempfile::tempdir().map_err(|e| failed(e.into()))?;
+    let layout = Layout::Processes(Logs::Directory(dir.path().to_owned()));
+    let mut pipeline = Pipeline::start(config, dir.path(), replicas, &layout, &broker::Options::default()).await?;
     let ready = pipeline.ready().await;
     let bus = pipeline.bus().clone();
     let all = async {
         ready?;
         let mut rows = Vec::new();
         // First pages, first allocations.
-        asked(&bus, question, "warm").await.map_err(trouble)?;
+        asked(&bus, question, "warm").await.map_err(failed)?;
         for &n in concurrent {
-            rows.push(measure(&bus, question, n, jobs).await.map_err(trouble)?);
+            rows.push(measure(&bus, question, n, jobs).await.map_err(failed)?);
         }
         Ok(rows)
     };
@@ -150,7 +150,7 @@ async fn asked(bus: &Bus, question: &Question, name: &str) -> anyhow::Result<Job
     client::submit(bus, &request).await?;
     let mut events = Events::new(bus, &request.job);
     loop {
-        match events.next().await.context("a job cannot be followed")?.event {
+        match events.next().await.context("following a job failed")?.event {
             Event::Result(result) => return Ok(*result),
             Event::Failed { error } => bail!("{}: {error}", request.job),
             Event::Cancelled { by, .. } => bail!("{} was cancelled by {by:?}", request.job),

@@ -1,4 +1,4 @@
-//! What was measured, for a person: tables and pictures.
+//! Tables and plots of what was measured.
 
 use std::path::Path;
 
@@ -6,10 +6,10 @@ use protocol::error::StageName;
 
 use super::{pipeline, stage};
 
-/// Width, height and margin of a picture.
-const PICTURE: (f64, f64, f64) = (480.0, 320.0, 48.0);
+/// Width, height and margin of a plot.
+const PLOT_SIZE: (f64, f64, f64) = (480.0, 320.0, 48.0);
 
-/// One stage, as a table.
+/// Prints the table of one stage.
 pub fn stage_table(stage: StageName, rows: &[stage::Row]) {
     println!("stage-{stage}");
     println!(
@@ -32,7 +32,7 @@ pub fn stage_table(stage: StageName, rows: &[stage::Row]) {
     }
 }
 
-/// Whole jobs, as a table.
+/// Prints the table of whole jobs.
 pub fn pipeline_table(rows: &[pipeline::Row]) {
     println!(
         "{:>10} {:>5} {:>7} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9}  busy share of each process",
@@ -60,28 +60,28 @@ fn joined(shares: &[f64]) -> String {
     shares.iter().map(|share| format!("{share:.2}")).collect::<Vec<_>>().join(" ")
 }
 
-/// A stage's throughput over replicas, beside what perfect scaling would give, as an SVG picture.
+/// Writes a plot (SVG) of a stage's throughput over replicas, beside perfect scaling.
 ///
 /// # Errors
 /// The file system's.
 pub fn stage_plot(stage: StageName, rows: &[stage::Row], path: &Path) -> std::io::Result<()> {
     let points: Vec<(f64, f64)> = rows.iter().map(|r| (r.replicas as f64, r.messages_per_s)).collect();
     let title = format!("stage-{stage}: messages a second over replicas (grey: perfect scaling)");
-    std::fs::write(path, picture(&title, &points))
+    std::fs::write(path, plot(&title, &points))
 }
 
-/// A pipeline's throughput over concurrent jobs, as [`stage_plot`].
+/// Writes a plot (SVG) of a pipeline's throughput over concurrent jobs, beside perfect scaling.
 ///
 /// # Errors
 /// The file system's.
 pub fn pipeline_plot(rows: &[pipeline::Row], path: &Path) -> std::io::Result<()> {
     let points: Vec<(f64, f64)> = rows.iter().map(|r| (r.concurrent as f64, r.jobs_per_s)).collect();
-    std::fs::write(path, picture("jobs a second over concurrent jobs (grey: perfect scaling)", &points))
+    std::fs::write(path, plot("jobs a second over concurrent jobs (grey: perfect scaling)", &points))
 }
 
-/// Points, joined, beside the line through the origin and the first of them.
-fn picture(title: &str, points: &[(f64, f64)]) -> String {
-    let (width, height, margin) = PICTURE;
+/// SVG of joined points, beside the line through the origin and the first of them.
+fn plot(title: &str, points: &[(f64, f64)]) -> String {
+    let (width, height, margin) = PLOT_SIZE;
     let base = points.first().copied().unwrap_or((1.0, 1.0));
     let ideal = |n: f64| base.1 * n / base.0;
     let most = points.iter().map(|p| p.0).fold(1.0, f64::max);

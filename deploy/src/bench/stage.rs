@@ -1,6 +1,6 @@
-//! `vidi bench --stage`: one stage alone, with 1, 2, 4 replicas, against a queue that never runs dry.
+//! `vidi bench --stage`: one stage alone, with 1, 2, 4 replicas, on a queue that never runs dry.
 //!
-//! Latency is from the broker's taking a message to the stage's having handed on all its rows.
+//! Latency is the time from the broker's accepting a message to the stage's report that all its rows are published.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -19,26 +19,26 @@ use runtime::bus::{Bus, headers};
 use runtime::process::Fatal;
 use serde::Serialize;
 
-use super::load::{Piece, Source};
-use super::{busy, quantile, shares, trouble};
-use crate::broker;
+use super::load::{LoadMessage, LoadSource};
+use super::{busy, failed, quantile, shares};
 use crate::client;
-use crate::pipeline::{Housing, Pipeline};
-use crate::supervisor::Logs;
+use crate::up::broker;
+use crate::up::pipeline::{Layout, Pipeline};
+use crate::up::supervisor::Logs;
 
-/// A message that no replica has worked off after this time is lost.
+/// Time without a report after which messages count as lost.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// The queue behind the stage is emptied this often: nobody else does.
+/// Interval at which the queue behind the stage is emptied, as no stage takes from it.
 const EMPTY_EVERY: Duration = Duration::from_millis(200);
-/// Messages that each replica works off before any counts: first pages, first allocations.
+/// Messages that each replica processes before any counts: first pages, first allocations.
 const WARM_UP: u64 = 4;
 
-/// What one number of replicas came to.
+/// Figures of one number of replicas.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// Processes of the stage.
     pub replicas: usize,
-    /// Messages worked off.
+    /// Messages processed.
     pub messages: u64,
     /// Seconds from the first message sent to the last row reported, warm-up excluded.
     pub seconds: f64,
@@ -48,7 +48,7 @@ pub struct Row {
     pub items_per_s: f64,
     /// Bytes of input a second.
     pub bytes_per_s: f64,
-    /// Share of the time that each replica had a message in hand.
+    /// Share of the time that each replica had a message in flight.
     pub busy: Vec<f64>,
     /// Median latency, milliseconds, time in the queue included.
     pub p50_ms: f64,
@@ -63,19 +63,19 @@ pub struct Row {
 pub async fn run(
     config: &Config,
     stage: StageName,
-    source: &Source<'_>,
+    source: &LoadSource<'_>,
     replicas: &[usize],
     messages: u64,
 ) -> Result<Vec<Row>, Fatal> {
     let mut rows = Vec::new();
     for &n in replicas {
-        let dir = tempfile::tempdir().map_err(|e| trouble(e.into()))?;
-        let housing = Housing::Processes(Logs::Directory(dir.path().to_owned()));
+        let dir = tempfile::tempdir().map_err(|e| failed(e.into()))?;
+        let layout = Layout::Processes(Logs::Directory(dir.path().to_owned()));
         let options = broker::Options::default();
-        let mut pipeline = Pipeline::start(config, dir.path(), &[(stage, n)], &housing, &options).await?;
+        let mut pipeline = Pipeline::start(config, dir.path(), &[(stage, n)], &layout, &options).await?;
         let bus = pipeline.bus().clone();
         let measured = tokio::select! {
-            row = measure(&bus, stage, source, n, messages) => row.map_err(trouble),
+            row = measure(&bus, stage, source, n, messages) => row.map_err(failed),
             fatal = pipeline.lost() => Err(fatal),
         };
         pipeline.stop().await;
@@ -84,7 +84,7 @@ pub async fn run(
     Ok(rows)
 }
 
-async fn measure(bus: &Bus, stage: StageName, source: &Source<'_>, n: usize, messages: u64) -> anyhow::Result<Row> {
+async fn measure(bus: &Bus, stage: StageName, source: &LoadSource<'_>, n: usize, messages: u64) -> anyhow::Result<Row> {
     ready(bus, stage, n).await?;
     push(bus, stage, source.pieces(bus, stage, WARM_UP * n as u64, "warm")?).await?;
     let pieces = source.pieces(bus, stage, messages, "load")?;
@@ -123,25 +123,25 @@ struct Run {
     latencies_ms: Vec<f64>,
 }
 
-/// One half of one job's output: which message each row comes of, and which rows are there.
+/// Output rows of one job and modality: which message results in each, and which have come.
 #[derive(Default)]
-struct Half {
-    /// First row of each message's output, and which message that is.
+struct OutputRows {
+    /// First row of each message's output, and the index of the message.
     starts: Vec<(u64, usize)>,
     done: RowSet,
 }
 
 /// Publishes messages and waits for the last row that comes of them.
-async fn push(bus: &Bus, stage: StageName, pieces: Vec<Piece>) -> anyhow::Result<Run> {
+async fn push(bus: &Bus, stage: StageName, pieces: Vec<LoadMessage>) -> anyhow::Result<Run> {
     let mut reports = bus.client().subscribe(bus.subjects().all_reports()).await?;
     bus.client().flush().await?;
-    let mut halves: HashMap<(JobId, Modality), Half> = HashMap::new();
+    let mut outputs: HashMap<(JobId, Modality), OutputRows> = HashMap::new();
     let mut missing = 0;
     for (i, p) in pieces.iter().enumerate() {
-        halves.entry((p.job.clone(), p.modality)).or_default().starts.push((p.start, i));
+        outputs.entry((p.job.clone(), p.modality)).or_default().starts.push((p.start, i));
         missing += p.rows;
     }
-    halves.values_mut().for_each(|half| half.starts.sort_unstable());
+    outputs.values_mut().for_each(|rows| rows.starts.sort_unstable());
     let behind = if stage == StageName::Fuse { StageName::Llm } else { StageName::Fuse };
     let mut jobs: Vec<JobId> = pieces.iter().map(|p| p.job.clone()).collect();
     jobs.dedup();
@@ -153,19 +153,20 @@ async fn push(bus: &Bus, stage: StageName, pieces: Vec<Piece>) -> anyhow::Result
     let mut latencies_ms = Vec::new();
     while missing > 0 {
         let message = tokio::time::timeout(PATIENCE, reports.next()).await;
-        let message =
-            message.with_context(|| format!("stuck: {missing} rows are missing"))?.context("no more reports")?;
+        let message = message
+            .with_context(|| format!("no report within {PATIENCE:?}, {missing} rows are missing"))?
+            .context("reading reports failed: the connection is closed")?;
         let report: Report = wire::decode(&message.payload)?;
         let Some(job) = bus.subjects().job_of(&message.subject) else { continue };
         for d in report.done.iter().filter(|_| report.stage == stage) {
-            let Some(half) = halves.get_mut(&(job.clone(), d.modality)) else { continue };
-            for new in half.done.insert(d.offset..d.offset + d.rows) {
+            let Some(rows) = outputs.get_mut(&(job.clone(), d.modality)) else { continue };
+            for new in rows.done.insert(d.offset..d.offset + d.rows) {
                 missing -= (new.end - new.start).min(missing);
-                let Some(at) = half.starts.partition_point(|&(start, _)| start <= new.start).checked_sub(1) else {
+                let Some(at) = rows.starts.partition_point(|&(start, _)| start <= new.start).checked_sub(1) else {
                     continue;
                 };
                 let taken =
-                    stored.lock().map_err(|_| anyhow::anyhow!("publisher panicked"))?.get(half.starts[at].1).copied();
+                    stored.lock().map_err(|_| anyhow::anyhow!("publisher panicked"))?.get(rows.starts[at].1).copied();
                 latencies_ms.push(report.at_ms.saturating_sub(taken.unwrap_or(report.at_ms)) as f64);
             }
         }
@@ -186,12 +187,17 @@ async fn empty(bus: &Bus, queue: StageName, jobs: &[JobId]) {
     }
 }
 
-async fn publish(bus: Bus, stage: StageName, pieces: Vec<Piece>, stored: Arc<Mutex<Vec<u64>>>) -> anyhow::Result<()> {
+async fn publish(
+    bus: Bus,
+    stage: StageName,
+    pieces: Vec<LoadMessage>,
+    stored: Arc<Mutex<Vec<u64>>>,
+) -> anyhow::Result<()> {
     for p in pieces {
         let wanted = std::future::pending();
         bus.store(bus.subjects().input(stage, &p.job), &p.id, &headers(&p.job), p.body, wanted)
             .await
-            .map_err(|stop| anyhow::anyhow!("{} not stored: {stop:?}", p.id))?;
+            .map_err(|stop| anyhow::anyhow!("publish of {} failed: {stop:?}", p.id))?;
         stored.lock().map_err(|_| anyhow::anyhow!("reader panicked"))?.push(now_ms());
     }
     Ok(())

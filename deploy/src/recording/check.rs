@@ -1,4 +1,4 @@
-//! `vidi replay --check`: gives a running stage its recorded inputs and holds its outputs against the recorded ones.
+//! `vidi replay --check`: gives a running stage its recorded inputs and compares its outputs with the recorded ones.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,26 +22,26 @@ use super::publication::output;
 use super::reader::Reader;
 use crate::client;
 
-/// A stage that does not show up within this time is not there.
+/// Time that a stage has to answer.
 const STAGE_WAIT: Duration = Duration::from_secs(5);
-/// A broker that does not answer within this time is not there.
+/// Time that the broker has to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What a check came to.
+/// Outcome of a check.
 #[derive(Debug)]
 pub struct Checked {
-    /// What came, against what was recorded.
+    /// Comparison of what came with what was recorded.
     pub comparison: Comparison,
-    /// What the stages were given.
+    /// Messages that the stages were given.
     pub played: Played,
-    /// What went wrong besides.
-    pub trouble: Vec<String>,
+    /// Errors besides.
+    pub errors: Vec<String>,
 }
 
 impl Checked {
     /// Whether everything that was recorded came and agrees.
     pub fn holds(&self, tolerance: f64) -> bool {
-        self.trouble.is_empty() && self.played.refused.is_empty() && self.comparison.holds(tolerance)
+        self.errors.is_empty() && self.played.refused.is_empty() && self.comparison.holds(tolerance)
     }
 }
 
@@ -66,8 +66,8 @@ pub async fn check(
     let mut reader = Reader::open(path)?;
     let comparison = Comparison::read(&mut reader, &recorded, &parts, asks)?;
     ensure!(!comparison.is_empty(), "the recording holds no outputs of {recorded} to compare with");
-    let mut trouble = Vec::new();
-    trouble.extend(reader.loss().map(|loss| format!("{}: {loss}", path.display())));
+    let mut errors = Vec::new();
+    errors.extend(reader.loss().map(|loss| format!("{}: {loss}", path.display())));
     needs(bus, &what.only).await?;
 
     let job = match &what.rename {
@@ -75,7 +75,7 @@ pub async fn check(
         None => JobId::new(format!("check-{}-{}", std::process::id(), runtime::bus::events::now_ms()))?,
     };
     let what = Selection { pick: Some(recorded), rename: Some(job.clone()), ..what.clone() };
-    let mut checked = Checked { comparison, played: Played::default(), trouble };
+    let mut checked = Checked { comparison, played: Played::default(), errors };
     let outcome = listen_and_play(bus, path, &what, &job, &mut checked, patience, shutdown).await;
     clear(bus, &job).await;
     outcome?;
@@ -98,7 +98,7 @@ fn the_job(path: &Path, what: &Selection) -> anyhow::Result<JobId> {
     }
 }
 
-/// Makes sure that whoever takes these messages is there.
+/// Waits until the stages that take these messages are ready.
 async fn needs(bus: &Bus, only: &[Kind]) -> anyhow::Result<()> {
     let needed: BTreeSet<StageName> = match only.contains(&Kind::Jobs) {
         true => StageName::ALL.into(),
@@ -112,7 +112,7 @@ async fn needs(bus: &Bus, only: &[Kind]) -> anyhow::Result<()> {
             return Ok(());
         }
         if Instant::now() > until {
-            bail!("no stage to check runs under {}: {} missing", bus.subjects().prefix(), missing.join(", "));
+            bail!("stages to check are not running under {}: {} missing", bus.subjects().prefix(), missing.join(", "));
         }
     }
 }
@@ -126,21 +126,21 @@ async fn listen_and_play(
     patience: Duration,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
-    let Checked { comparison, played, trouble } = checked;
-    // A connection of its own, so that a stage's outputs never stand in line behind what is sent.
-    let ear = Bus::connect(bus.config(), Role::Operator, PATIENCE).await?;
-    let subjects = ear.subjects();
+    let Checked { comparison, played, errors } = checked;
+    // A connection of its own, so that a stage's outputs never queue behind what is sent.
+    let receiving = Bus::connect(bus.config(), Role::Operator, PATIENCE).await?;
+    let subjects = receiving.subjects();
     let kinds: BTreeSet<Kind> =
         what.only.iter().flat_map(|k| k.outputs()).map(|(k, _)| *k).chain([Kind::Events]).collect();
     let mut filters: Vec<String> = kinds.iter().filter_map(|k| k.subject(subjects, job)).collect();
     filters.push(format!("{}.dead.*.{job}", subjects.prefix()));
     let mut subscriptions = Vec::new();
     for filter in filters {
-        subscriptions.push(ear.client().subscribe(filter).await?);
+        subscriptions.push(receiving.client().subscribe(filter).await?);
     }
     let mut heard = futures::stream::select_all(subscriptions);
     // Answered in order: the subscriptions are there once this is.
-    client::ready(&ear).await?;
+    client::ready(&receiving).await?;
 
     let mut reader = Reader::open(path)?;
     let mut playing = pin!(play(bus, &mut reader, what, shutdown));
@@ -160,12 +160,12 @@ async fn listen_and_play(
                 let message = message.context("the broker closed the connection")?;
                 quiet = quiet.map(|_| Instant::now() + patience);
                 if let Some(what) = take(comparison, &message, subjects.prefix()) {
-                    trouble.push(what);
+                    errors.push(what);
                     return Ok(());
                 }
             }
             () = tokio::time::sleep_until(until), if quiet.is_some() => {
-                trouble.push(format!("nothing more came for {patience:?}"));
+                errors.push(format!("no further output within {patience:?}"));
                 return Ok(());
             }
             _ = stop.wait_for(|&s| s) => bail!("stopped"),
@@ -173,11 +173,11 @@ async fn listen_and_play(
     }
 }
 
-/// Compares a message; what it says if it ends the check.
+/// Compares a message; returns the error of one that ends the check.
 fn take(comparison: &mut Comparison, message: &async_nats::Message, prefix: &str) -> Option<String> {
     let subject = message.subject.strip_prefix(prefix)?.strip_prefix('.')?;
     match Kind::of(subject)? {
-        Kind::Dead => Some(format!("{subject}: a stage could not use what it was given")),
+        Kind::Dead => Some(format!("{subject}: a stage rejected a message as unusable")),
         Kind::Events => match wire::decode_any::<JobEvent>(&message.payload).ok()?.event {
             Event::Result(result) => {
                 comparison.take_answer(result.token_ids);
@@ -196,10 +196,10 @@ fn take(comparison: &mut Comparison, message: &async_nats::Message, prefix: &str
     }
 }
 
-/// Has every stage drop the job, then drops what waits for stages that do not run.
+/// Cancels the job in every stage, then purges what is queued for stages that do not run.
 async fn clear(bus: &Bus, job: &JobId) {
     if let Err(error) = client::cancel(bus, job).await {
-        tracing::warn!(%error, "stages could not be told to drop {job}");
+        tracing::warn!(%error, "cancel of {job} failed, its work may remain in stages");
     }
     for stage in StageName::ALL {
         bus.purge(stage, job).await;

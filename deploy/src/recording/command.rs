@@ -1,4 +1,4 @@
-//! The command lines of `vidi record`, `vidi replay` and `vidi recording`.
+//! Command lines of `vidi record`, `vidi replay` and `vidi recording`.
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -19,9 +19,9 @@ use super::show::{Summary, describe, line};
 use super::tap;
 use crate::client;
 
-/// `vidi record`
+/// Arguments of `vidi record`.
 #[derive(clap::Args)]
-pub struct Record {
+pub struct RecordArgs {
     /// File to write; it must not exist.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -36,13 +36,13 @@ pub struct Record {
     for_s: Option<f64>,
 }
 
-/// `vidi replay`
+/// Arguments of `vidi replay`.
 #[derive(clap::Args)]
 #[command(
     after_help = "Without --check, what the stages make of a replay stays on the bus as if it were a job's own; \
                         `vidi cancel JOB` drops it."
 )]
-pub struct Replay {
+pub struct ReplayArgs {
     /// A recording.
     file: PathBuf,
     /// Only these subjects, e.g. `frames` into a running stage-vision; everything that streams store if none are given
@@ -77,7 +77,7 @@ pub struct Replay {
     json: bool,
 }
 
-/// `vidi recording`
+/// Subcommands of `vidi recording`.
 #[derive(clap::Subcommand)]
 pub enum Recording {
     /// Shows what is in a recording.
@@ -109,7 +109,7 @@ fn other(e: impl Into<anyhow::Error>) -> Fatal {
 ///
 /// # Errors
 /// When it cannot; when the recording is incomplete.
-pub async fn record(bus: &Bus, args: Record) -> Result<(), Fatal> {
+pub async fn record(bus: &Bus, args: RecordArgs) -> Result<(), Fatal> {
     let mut shutdown = on_signal();
     let limit = args.for_s.map(|s| seconds(s, "--for")).transpose()?;
     let stop = async {
@@ -139,7 +139,7 @@ pub async fn record(bus: &Bus, args: Record) -> Result<(), Fatal> {
 ///
 /// # Errors
 /// When it cannot be read or played as a whole; when what was compared differs.
-pub async fn replay(bus: &Bus, args: Replay) -> Result<(), Fatal> {
+pub async fn replay(bus: &Bus, args: ReplayArgs) -> Result<(), Fatal> {
     let retargeted = match &args.to {
         None => None,
         Some(prefix) => {
@@ -178,7 +178,8 @@ pub async fn replay(bus: &Bus, args: Replay) -> Result<(), Fatal> {
     let played = play(bus, &mut reader, &what, &shutdown).await;
     print_played(&played);
     let loss = reader.loss().map(|loss| format!("{}: {loss}; the rest was not played", args.file.display()));
-    let refused = (!played.refused.is_empty()).then(|| format!("{} messages were not played", played.refused.len()));
+    let refused =
+        (!played.refused.is_empty()).then(|| format!("{} messages could not be played", played.refused.len()));
     let stopped = played.stopped.then(|| "stopped".to_owned());
     match loss.or(refused).or(stopped) {
         None => Ok(()),
@@ -223,13 +224,13 @@ fn report(checked: &Checked, tolerance: f64, json: bool) -> Result<(), Fatal> {
             println!("answer: {heard:?} instead of {recorded:?}");
         }
     }
-    for text in checked.trouble.iter().chain(&checked.played.refused) {
+    for text in checked.errors.iter().chain(&checked.played.refused) {
         eprintln!("{text}");
     }
     if checked.holds(tolerance) {
         return Ok(());
     }
-    Err(Fatal(Exit::Other, "what the stage makes of it is not what was recorded".to_owned()))
+    Err(Fatal(Exit::Other, "the stage's outputs differ from the recorded ones".to_owned()))
 }
 
 fn sentence(a: &Agreement, tolerance: f64) -> String {
@@ -255,7 +256,7 @@ fn sentence(a: &Agreement, tolerance: f64) -> String {
     text
 }
 
-/// `vidi recording ...`
+/// Runs a subcommand of `vidi recording`.
 ///
 /// # Errors
 /// A file that cannot be read, or not to its end (what there is of it is shown).

@@ -1,4 +1,4 @@
-//! Rows against recorded rows, however either was cut into messages.
+//! Comparison of rows with recorded rows, however either was cut into messages.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -15,7 +15,7 @@ use super::kind::{Kind, Part};
 use super::publication::output;
 use super::reader::Reader;
 
-/// What a recording holds of one job's parts, and how far what came since agrees with it.
+/// Recorded rows of one job's parts, and how far the rows that came since agree with them.
 #[derive(Debug, Default)]
 pub struct Comparison {
     parts: BTreeMap<Part, Rows>,
@@ -23,12 +23,12 @@ pub struct Comparison {
     answer: Option<(Vec<u32>, Option<Vec<u32>>)>,
 }
 
-/// How one part compares.
+/// Comparison of one part.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Agreement {
-    /// Which message carries it.
+    /// Kind of the messages that carry it.
     pub kind: Kind,
-    /// For which half of the plan.
+    /// Modality.
     pub modality: Modality,
     /// Rows in the recording.
     pub recorded: u64,

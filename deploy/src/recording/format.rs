@@ -1,6 +1,6 @@
-//! The file, version 1.
+//! File format of a recording, version 1.
 //!
-//! Two lines of text, so that `head -2 FILE` says what it is, then blocks:
+//! Two lines of text, so that `head -2 FILE` identifies it, then blocks:
 //!
 //! ```text
 //! vidi recording 1 <CRC-32 of the next line without its end, 8 hex digits>\n
@@ -29,12 +29,12 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const MAGIC: &str = "vidi recording ";
 /// Bytes before a block's content.
 pub const BLOCK_HEADER_BYTES: usize = 12;
-/// A block unpacks to this many bytes at most: the largest message that a server can take, and room for its headers.
+/// Largest size of an unpacked block: the largest message that a server can take, and its headers.
 pub const MAX_BLOCK_BYTES: usize = 80 << 20;
-/// A header line is no longer than this.
+/// Largest length of a header line.
 pub const MAX_HEADER_BYTES: u64 = 64 << 10;
 
-/// What a recording says of itself.
+/// Header of a recording.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Header {
     /// Version of the messages ([`wire::VERSION`]).
@@ -43,34 +43,34 @@ pub struct Header {
     pub prefix: String,
     /// Unix time of the start, milliseconds; records count from here.
     pub started_ms: u64,
-    /// Version of the `vidi` that recorded.
+    /// Version of the `vidi` that wrote it.
     pub vidi: String,
     /// Name and version of the broker.
     pub server: String,
-    /// The largest message that the broker took, bytes.
+    /// Largest message that the broker accepted, bytes.
     pub max_payload: usize,
-    /// What was recorded, if not everything.
+    /// Messages that were recorded, if not all.
     pub filter: Filter,
 }
 
-/// Which messages are wanted.
+/// Filter of the messages to record.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Filter {
-    /// Only this job's.
+    /// Only messages of this job.
     pub job: Option<JobId>,
-    /// Only these; all if empty.
+    /// Only messages of these kinds; of all if empty.
     pub kinds: Vec<Kind>,
 }
 
 impl Filter {
-    /// Whether it wants a message.
+    /// Whether a message passes.
     pub fn takes(&self, record: &Record) -> bool {
         (self.kinds.is_empty() || record.kind().is_some_and(|k| self.kinds.contains(&k)))
             && (self.job.is_none() || record.job() == self.job)
     }
 }
 
-/// One message.
+/// One recorded message.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Microseconds since the start.
@@ -85,7 +85,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// What it is.
+    /// Kind of the message; none for an unknown subject.
     pub fn kind(&self) -> Option<Kind> {
         Kind::of(&self.subject)
     }
@@ -95,7 +95,7 @@ impl Record {
         self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// Whose it is: told by the subject where that ends in a job, else by the header, else by the body.
+    /// Job of the message: of the subject where that ends in a job, else of the header, else of the body.
     pub fn job(&self) -> Option<JobId> {
         match self.kind()? {
             Kind::Probe => None,
@@ -116,47 +116,47 @@ pub struct End {
     pub at_us: u64,
     /// Messages in the file.
     pub messages: u64,
-    /// Messages left out because the same `Nats-Msg-Id` was recorded shortly before: a sender that tries again.
+    /// Messages left out because the same `Nats-Msg-Id` was recorded shortly before: publishes that were retried.
     pub repeats: u64,
-    /// Messages that came but could not be kept: this process or its disk was too slow.
+    /// Messages received but not written: this process or its disk was too slow.
     pub lost: u64,
-    /// Times that the broker was away; nobody knows what passed meanwhile.
+    /// Times that the connection was lost; what passed meanwhile is not known.
     pub disconnects: u64,
 }
 
 impl End {
-    /// Whether everything that passed is in the file.
+    /// Whether every message that passed is in the file.
     pub fn is_complete(&self) -> bool {
         self.lost == 0 && self.disconnects == 0
     }
 }
 
-/// What a block is made of.
+/// Entry of a block.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Entry {
     /// A message.
     Message(Record),
-    /// Nothing follows.
+    /// The closing entry.
     End(End),
 }
 
-/// What is wrong with a file.
+/// Kind of error in a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordingErrorKind {
-    /// It cannot be opened, read or written.
+    /// The file cannot be opened, read or written.
     Io,
-    /// It is something else.
+    /// The file is no recording.
     NotARecording,
-    /// It has a version that this program does not know.
+    /// The format's version is unknown to this program.
     Version,
-    /// It ends before its end.
+    /// The file ends before its closing entry.
     Cut,
-    /// Some of its bytes are not those that were written.
+    /// Some bytes are not those that were written.
     Damaged,
 }
 
-/// A file that cannot be read, or not to its end, and why.
+/// Reason why a recording cannot be read, or not to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordingError {
     kind: RecordingErrorKind,
@@ -169,7 +169,7 @@ impl RecordingError {
         RecordingError { kind, detail: detail.into() }
     }
 
-    /// What callers match on.
+    /// Kind of the error.
     pub fn kind(&self) -> RecordingErrorKind {
         self.kind
     }

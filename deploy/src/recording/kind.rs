@@ -1,11 +1,11 @@
-//! Which subjects there are, and which of them a stage takes and gives.
+//! Kinds of messages by their subject, and which of them a stage takes and publishes.
 
 use protocol::error::StageName;
 use protocol::message::{JobId, Modality};
 use runtime::subject::Subjects;
 use serde::{Deserialize, Serialize};
 
-/// What a message is, told by its subject.
+/// Kind of a message, as its subject says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -23,27 +23,27 @@ pub enum Kind {
     Features,
     /// Tokens.
     Tokens,
-    /// What clients hear.
+    /// Events of jobs.
     Events,
-    /// What stages did; core NATS.
+    /// Reports of stages to the owners of jobs; core NATS.
     Report,
     /// Cancel, drain; core NATS.
     Control,
-    /// What is this file? Core NATS; the replies go to inboxes and are not seen.
+    /// Requests for what a file is; core NATS, and the replies go to inboxes, which no recording sees.
     Probe,
     /// Messages that no stage could use.
     Dead,
 }
 
-/// One tensor of a job that travels in pieces: which message carries it, and for which half of the plan.
+/// Rows of a job that travel in several messages: the kind of these messages, and the modality.
 pub type Part = (Kind, Modality);
 
 impl Kind {
-    /// What can be played: what streams store for stages and clients.
+    /// Kinds that can be played: those that streams store for stages and clients.
     pub const PLAYABLE: [Kind; 7] =
         [Kind::Jobs, Kind::Decode, Kind::Frames, Kind::Audio, Kind::Features, Kind::Tokens, Kind::Events];
 
-    /// The kind of a subject without its prefix; none for a stranger's.
+    /// The kind of a subject without its prefix; none for an unknown subject.
     pub fn of(subject: &str) -> Option<Kind> {
         let (first, more) = subject.split_once('.').map_or((subject, false), |(first, _)| (first, true));
         Some(match first {
@@ -63,7 +63,7 @@ impl Kind {
         })
     }
 
-    /// As it is written on the command line.
+    /// Name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Jobs => "jobs",
@@ -81,7 +81,7 @@ impl Kind {
         }
     }
 
-    /// Who takes it off the bus; none for what no stage takes.
+    /// Stage that takes it off the bus; none if no stage does.
     pub fn taken_by(self) -> Option<StageName> {
         match self {
             Kind::Decode => Some(StageName::Decode),
@@ -93,7 +93,7 @@ impl Kind {
         }
     }
 
-    /// Where it is published for `job`; none for what cannot be played.
+    /// Subject that it is published on for `job`; none for what cannot be played.
     pub fn subject(self, subjects: &Subjects, job: &JobId) -> Option<String> {
         match self {
             Kind::Jobs => Some(subjects.jobs()),
@@ -102,7 +102,7 @@ impl Kind {
         }
     }
 
-    /// What the stage that takes it makes of it; for a request, what all stages make of it.
+    /// Outputs of the stage that takes it; for a request, of all stages.
     pub fn outputs(self) -> &'static [Part] {
         use Modality::{Audio, Image};
         match self {

@@ -1,9 +1,9 @@
-//! Recordings: what passed over the bus, to a file, and from the file onto a bus again.
+//! Recordings: the messages of the bus written to a file, and published again from it.
 //!
-//! In reading order: [`kind`] (which subjects there are), [`format`](mod@format) (the file), [`writer`] and [`reader`],
-//! [`tap`] (`vidi record`), [`show`] (`vidi recording show`), [`publication`] (a recorded message as it is sent again,
-//! perhaps for another job), [`play`] (`vidi replay`), [`compare`] and [`check`] (`vidi replay --check`), [`command`]
-//! (their command lines).
+//! In reading order: [`kind`] (the kinds of messages), [`format`](mod@format) (the file), [`writer`] and [`reader`],
+//! [`tap`] (`vidi record`), [`show`] (`vidi recording show`), [`publication`] (a recorded message as it is published
+//! again, perhaps for another job), [`play`] (`vidi replay`), [`compare`] and [`check`] (`vidi replay --check`),
+//! [`command`] (their command lines).
 
 pub mod check;
 pub mod command;

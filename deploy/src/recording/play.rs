@@ -1,4 +1,4 @@
-//! `vidi replay`: publishes what was recorded, as stages and clients publish it.
+//! `vidi replay`: publishes recorded messages, as stages and clients publish theirs.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -15,32 +15,32 @@ use super::kind::Kind;
 use super::publication::{Publication, publications};
 use super::reader::Reader;
 
-/// Messages on their way to the broker at a time, as many as a stage has.
+/// Messages in flight to the broker at a time, as many as a stage has.
 const IN_FLIGHT: usize = 4;
 
-/// How fast.
+/// Speed of a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Speed {
-    /// With the pauses that there were.
+    /// With the recorded pauses.
     Real,
     /// As fast as the broker takes it.
     Max,
 }
 
-/// What to play.
+/// Selection of the messages to play.
 #[derive(Clone, Debug)]
 pub struct Selection {
-    /// Kinds.
+    /// Kinds of messages.
     pub only: Vec<Kind>,
     /// This job of the recording; all if none.
     pub pick: Option<JobId>,
-    /// Under this id; under its own if none.
+    /// Id to play it under; its own if none.
     pub rename: Option<JobId>,
-    /// How fast.
+    /// Speed.
     pub speed: Speed,
 }
 
-/// What was played.
+/// Messages that were played.
 #[derive(Clone, Debug, Default)]
 pub struct Played {
     /// Messages and bytes of bodies, per kind.
@@ -101,7 +101,7 @@ async fn wait_until(due: Instant, shutdown: &Shutdown) {
     }
 }
 
-/// Waits until at most `left` messages are on their way.
+/// Waits until at most `left` messages are in flight.
 async fn settle(sending: &mut JoinSet<Result<(), Stop>>, left: usize, played: &mut Played) {
     while sending.len() > left {
         match sending.join_next().await {

@@ -12,11 +12,11 @@ use super::kind::Kind;
 /// One message to store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Publication {
-    /// Where.
+    /// Subject to publish on.
     pub subject: String,
     /// `Nats-Msg-Id`.
     pub message_id: String,
-    /// Whose; the other headers follow from it.
+    /// Job of the message; the other headers follow from it.
     pub job: JobId,
     /// The body.
     pub body: Bytes,
@@ -34,7 +34,7 @@ pub fn publications(
     max_bytes: usize,
 ) -> Result<Vec<Publication>, WireError> {
     let unusable = |what: String| WireError::new(WireErrorKind::Value, what);
-    let kind = record.kind().ok_or_else(|| unusable(format!("{}: no subject of ours", record.subject)))?;
+    let kind = record.kind().ok_or_else(|| unusable(format!("{}: unknown subject", record.subject)))?;
     let recorded = record.job().ok_or_else(|| unusable(format!("{}: names no job", record.subject)))?;
     let job = rename.cloned().unwrap_or_else(|| recorded.clone());
     let subject = kind.subject(subjects, &job).ok_or_else(|| unusable(format!("{kind} is not stored by a stream")))?;

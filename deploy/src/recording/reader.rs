@@ -1,4 +1,4 @@
-//! A file to records, as far as it is whole.
+//! Reader of recordings, up to where a file is cut or damaged.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
@@ -15,7 +15,7 @@ pub struct Reader<R> {
     header: Header,
     /// Bytes read.
     at: u64,
-    /// The block in hand, unpacked, and how far it has been read.
+    /// The current block, unpacked, and how far it has been read.
     block: Vec<u8>,
     next: usize,
     end: Option<End>,
@@ -66,7 +66,7 @@ impl<R: BufRead> Reader<R> {
         Ok(Reader { input, header, at, block: Vec::new(), next: 0, end: None, loss: None })
     }
 
-    /// What the recording says of itself.
+    /// Header of the recording.
     pub fn header(&self) -> &Header {
         &self.header
     }

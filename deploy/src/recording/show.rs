@@ -1,4 +1,4 @@
-//! `vidi recording show`: what is in a file.
+//! `vidi recording show`: summary of a recording.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
@@ -14,25 +14,25 @@ use super::kind::Kind;
 use super::publication::output;
 use super::reader::Reader;
 
-/// What is in a recording.
+/// Summary of a recording.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// What it says of itself.
+    /// Header.
     pub header: Header,
-    /// Its closing entry, if it is whole.
+    /// Closing entry; none if it is cut or damaged.
     pub end: Option<End>,
-    /// Why it has none.
+    /// Reason why there is no closing entry.
     pub loss: Option<String>,
-    /// Per kind, or first part of a stranger's subject.
+    /// Messages per kind, or per first part of an unknown subject.
     pub kinds: BTreeMap<String, Span>,
-    /// Per job.
+    /// Summary per job.
     pub jobs: BTreeMap<JobId, JobSummary>,
 }
 
-/// Messages that belong together.
+/// Number, bytes and times of some messages.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Span {
-    /// How many.
+    /// Number of messages.
     pub messages: u64,
     /// Bytes of their bodies.
     pub bytes: u64,
@@ -42,16 +42,16 @@ pub struct Span {
     pub last_us: u64,
 }
 
-/// One job of a recording.
+/// Summary of one job of a recording.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct JobSummary {
-    /// All its messages.
+    /// All messages of the job.
     pub span: Span,
-    /// What was asked.
+    /// The request.
     pub request: Option<JobRequest>,
-    /// What the video came to.
+    /// Plan of its video.
     pub plan: Option<MediaPlan>,
-    /// Its events: kind and how many in a row, in the order in which they came.
+    /// Kinds of its events in their order, each with how many came in a row.
     pub events: Vec<(String, u64)>,
 }
 
@@ -90,7 +90,7 @@ impl Summary {
         Ok(Summary { header: reader.header().clone(), end: reader.end().cloned(), loss, kinds, jobs })
     }
 
-    /// For a person.
+    /// Prints it for a person.
     ///
     /// # Errors
     /// The output's.
@@ -181,7 +181,7 @@ impl JobSummary {
     }
 }
 
-/// What became of a recording, in a sentence.
+/// Completeness of a recording, in a sentence.
 pub fn describe(end: &End) -> String {
     let mut text = format!("{} messages in {:.1} s", end.messages, seconds(end.at_us));
     if end.repeats > 0 {
@@ -193,7 +193,7 @@ pub fn describe(end: &End) -> String {
     text + &format!(", INCOMPLETE: {} messages lost, connection lost {} times", end.lost, end.disconnects)
 }
 
-/// A message in one line.
+/// One line about a message.
 pub fn line(record: &Record) -> String {
     let rows = record.kind().and_then(|k| output(k, &record.body).ok()).map(|output| {
         let (offset, tensor) = match &output {

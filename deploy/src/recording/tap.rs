@@ -1,8 +1,8 @@
-//! `vidi record`: listens to everything below the prefix and writes it down.
+//! `vidi record`: subscribes to all subjects below the prefix and writes what it receives to a file.
 //!
 //! What JetStream stores is published like anything else, so a plain core NATS subscription hears it. Nothing is
-//! pulled, acknowledged or kept at the broker for a tap, and a tap that is too slow loses messages instead of holding
-//! anybody up. It hears what is published, not what is stored: see [`Repeats`].
+//! pulled, acknowledged or kept at the broker for a tap, and a tap that is too slow loses messages instead of slowing
+//! anyone down. It hears what is published, not what is stored: see [`Repeats`].
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
@@ -25,13 +25,13 @@ use super::format::{End, Entry, Filter, Header, Record};
 use super::kind::Kind;
 use super::writer::Writer;
 
-/// A crash costs at most this much of a recording.
+/// Interval of flushes: a crash costs at most this much of a recording.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
-/// Bytes that may wait for the disk; what comes on top is lost, and counted.
+/// Bytes that may wait for the disk; messages beyond are lost, and counted.
 const QUEUE_BYTES: usize = 256 << 20;
-/// Message ids remembered.
+/// Message ids remembered, to recognize repeats.
 const REMEMBERED: usize = 4096;
-/// A broker that does not answer within this time is not there.
+/// Time that the broker has to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Records until `stop` resolves, or until the filter's job has ended. `listening` is called once nothing is missed.
@@ -58,7 +58,7 @@ pub async fn record(
         && EventLog::open(bus, job).await.ended().is_some()
     {
         std::fs::remove_file(path)?;
-        bail!("job {job} has ended already: there is nothing left to record");
+        bail!("job {job} has ended already: nothing is left to record");
     }
     listening();
     let queue = Queue::start(writer);
@@ -122,7 +122,7 @@ fn header(tap: &Bus, filter: &Filter) -> Header {
     }
 }
 
-/// Returns when the server has taken every subscription made so far, with the number of messages that this took.
+/// Waits until the server has every subscription made so far; returns the number of messages that this took.
 async fn round_trip(tap: &Bus) -> anyhow::Result<u64> {
     let gone = |e: String| BusError::new(runtime::bus::BusErrorKind::Unreachable, e);
     let inbox = tap.client().new_inbox();
@@ -130,7 +130,7 @@ async fn round_trip(tap: &Bus) -> anyhow::Result<u64> {
     tap.client().publish(inbox, bytes::Bytes::new()).await?;
     match tokio::time::timeout(PATIENCE, echo.next()).await {
         Ok(Some(_)) => Ok(1),
-        _ => Err(gone(format!("the broker does not answer within {PATIENCE:?}")).into()),
+        _ => Err(gone(format!("no answer from the broker within {PATIENCE:?}")).into()),
     }
 }
 
@@ -158,7 +158,7 @@ fn ends(record: &Record, filter: &Filter) -> bool {
         && wire::decode_any::<JobEvent>(&record.body).is_ok_and(|e| e.event.is_terminal())
 }
 
-/// Finds out messages that come again: while a stream is full, its producers publish the same message over and over.
+/// Recognizes repeats: while a stream is full, its producers publish the same message again and again.
 #[derive(Default)]
 struct Repeats {
     ids: HashSet<String>,
@@ -166,7 +166,7 @@ struct Repeats {
 }
 
 impl Repeats {
-    /// Whether a message with this id came before; remembers it.
+    /// Whether a message with this id was seen before; remembers it.
     fn is_one(&mut self, record: &Record) -> bool {
         let Some(id) = record.header("Nats-Msg-Id") else { return false };
         if !self.ids.insert(id.to_owned()) {
@@ -182,7 +182,7 @@ impl Repeats {
     }
 }
 
-/// Records on their way to the disk, written by a thread of its own.
+/// Queue of records to the thread that writes them to the disk.
 struct Queue {
     sender: mpsc::Sender<Record>,
     waiting: Arc<AtomicUsize>,
@@ -198,7 +198,7 @@ impl Queue {
         Queue { sender, waiting, thread }
     }
 
-    /// Hands a record on, without ever waiting; false if there is no room.
+    /// Queues a record, without ever waiting; false if the queue is full.
     fn push(&self, record: Record) -> bool {
         let bytes = record.body.len();
         if self.waiting.load(Ordering::Relaxed) + bytes > QUEUE_BYTES {
@@ -208,7 +208,7 @@ impl Queue {
         self.sender.send(record).is_ok()
     }
 
-    /// Whether the disk does not take any more.
+    /// Whether writing to the disk has failed.
     fn is_broken(&self) -> bool {
         self.thread.is_finished()
     }

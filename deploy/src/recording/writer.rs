@@ -1,10 +1,10 @@
-//! Entries to a file, block by block.
+//! Writer of recordings, block by block.
 
 use std::io::{self, Write};
 
 use super::format::{BLOCK_HEADER_BYTES, Entry, FORMAT_VERSION, Header, MAGIC, MAX_BLOCK_BYTES, block_crc};
 
-/// A block is packed once it is this large: enough to find repetitions in, little enough to lose.
+/// Size at which a block is packed: enough to find repetitions in, little enough to lose.
 const BLOCK_BYTES: usize = 1 << 20;
 
 /// Appends entries. What was pushed since the last [`Writer::flush`] is lost when the process is.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use config::BusConfig;
-use deploy::broker::{Broker, Options};
+use deploy::up::broker::{Broker, Options};
 use futures::StreamExt;
 use protocol::error::StageName;
 use protocol::message::{FeatureBatch, JobId, Modality, Output, TokenBatch};

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use deploy::up::supervisor::RESTARTING;
 use protocol::message::{JobId, JobRequest};
 
 use super::load::{self, Load, setup};
@@ -83,7 +84,7 @@ pub async fn paused(scale: &Scale) -> Row {
         tokio::time::sleep(Duration::from_secs(15)).await;
         signal(pid, "CONT")?;
         load.check(&rig, &requests).await?;
-        let restarts = rig.log().matches("stage ended; starting it again").count();
+        let restarts = rig.log().matches(RESTARTING).count();
         ensure!(restarts == 0, "{restarts} stages had to be started again");
         let injected = format!("SIGSTOP for 15 s over {} jobs", scale.jobs);
         Ok(Seen { injected, observed: format!("{} right answers", scale.jobs), seconds: None })
@@ -148,7 +149,7 @@ pub async fn disk_full(scale: &Scale) -> Row {
         let submitted = tokio::time::timeout(Duration::from_secs(6), load::submit(&rig.bus, &request)).await;
         let taken = matches!(submitted, Ok(Ok(())));
         tokio::time::sleep(Duration::from_secs(4)).await;
-        let restarts = rig.log().matches("stage ended; starting it again").count();
+        let restarts = rig.log().matches(RESTARTING).count();
         drop(spare);
         std::fs::remove_file(&filler)?;
         let freed = Instant::now();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use deploy::client;
+use deploy::up::supervisor::RESTARTING;
 use protocol::error::{ErrorKind, StageName};
 use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
@@ -213,7 +214,7 @@ pub async fn start_together(scale: &Scale) -> Row {
             };
             load::result(&rig.answer(&request).await?).with_context(|| load::tail(&rig))?;
             slowest = slowest.max(started.elapsed());
-            let ended = rig.log().matches("stage ended; starting it again").count();
+            let ended = rig.log().matches(RESTARTING).count();
             ensure!(ended == 0, "{ended} stages ended; {}", load::tail(&rig));
         }
         let injected = format!("15 processes started at once, {} times", scale.starts);

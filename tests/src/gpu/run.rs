@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use config::BusConfig;
-use deploy::broker::{Broker, Options};
 use deploy::client::{self, Events};
+use deploy::up::broker::{Broker, Options};
 use protocol::error::StageName;
 use protocol::event::{Event, JobResult};
 use protocol::message::{JobId, JobRequest};

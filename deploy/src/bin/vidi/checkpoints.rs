@@ -1,11 +1,11 @@
-//! What is said and made of a model's files: inspect, plan, quantize, demo-model.
+//! Commands on a checkpoint's files: inspect, plan, quantize, demo-model.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use config::Size;
 use config::{Config, ModelSource, WeightFormat};
-use deploy::{demo_model, inspect, plan, quantize};
+use deploy::model::{demo_model, inspect, plan, quantize};
 use model::config_json::ModelConfig;
 use runtime::process::{Exit, Fatal};
 
@@ -45,7 +45,7 @@ pub fn show_plan(
         true => ModelConfig::default(),
         false => ModelConfig::configured(&source).map_err(wrong)?,
     };
-    let plan = plan::Plan::new(config, &model, replicas).map_err(wrong)?;
+    let plan = plan::MemoryPlan::new(config, &model, replicas).map_err(wrong)?;
     println!("{plan}");
     let mut all_fit = true;
     for &seconds in video_seconds {
@@ -72,7 +72,7 @@ pub fn write_quantized(model: &Path, to: Bits, out: &Path) -> Result<(), Fatal> 
     };
     let bar = indicatif::ProgressBar::new(0);
     let mut worst: BTreeMap<&'static str, (f64, String)> = BTreeMap::new();
-    println!("relative error of products:");
+    println!("relative error of matmuls:");
     let done = quantize::quantize(model, weights, out, &mut |matrix, count| {
         bar.set_length(count as u64);
         bar.inc(1);

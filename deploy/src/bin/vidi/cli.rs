@@ -1,4 +1,4 @@
-//! The command line: what may be asked of `vidi`, and what each argument means.
+//! Command line of `vidi`.
 
 use std::path::PathBuf;
 
@@ -14,14 +14,14 @@ use runtime::process::ConfigArgs;
 pub struct Cli {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// What kind of machine this is, under all other configuration: 4090-shared, 4090, h200 or cpu-demo.
+    /// Profile of the machine, below all other configuration: 4090-shared, 4090, h200 or cpu-demo.
     #[arg(long, env = "VIDI_PROFILE", global = true)]
     pub profile: Option<String>,
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What is to be done.
+/// Subcommands of `vidi`.
 #[derive(Subcommand)]
 pub enum Command {
     /// Runs broker (unless bus.url names one) and stages until Ctrl-C.
@@ -45,7 +45,7 @@ pub enum Command {
         /// decode, vision, audio, fuse or llm.
         stage: Option<StageName>,
     },
-    /// Starts what `unload` ended.
+    /// Starts the processes that `unload` ended.
     Load {
         /// decode, vision, audio, fuse or llm.
         stage: Option<StageName>,
@@ -105,11 +105,11 @@ pub enum Command {
         #[arg(long, value_name = "FILE", hide = true)]
         supervised: Option<PathBuf>,
     },
-    /// Writes down what passes over the bus, without disturbing it.
-    Record(recording::command::Record),
-    /// Publishes what was recorded, and compares what stages make of it.
-    Replay(recording::command::Replay),
-    /// Looks into recordings.
+    /// Records the messages of the bus to a file, without slowing it down.
+    Record(recording::command::RecordArgs),
+    /// Publishes recorded messages, and compares the stages' outputs with the recorded ones.
+    Replay(recording::command::ReplayArgs),
+    /// Shows recordings.
     #[command(subcommand)]
     Recording(recording::command::Recording),
     /// Prints the effective configuration.
@@ -128,10 +128,10 @@ pub enum Bits {
     Q4,
 }
 
-/// What is to be done with the configuration.
+/// Subcommands of `vidi config`.
 #[derive(Subcommand)]
 pub enum ConfigAction {
-    /// As TOML, every key spelt out.
+    /// Prints it as TOML with every key.
     Print,
 }
 

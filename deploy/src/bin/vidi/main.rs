@@ -1,18 +1,20 @@
 //! The `vidi` command.
 //!
-//! In reading order: [`cli`] (the command line), this file (which part does what), [`own`] (`up` and `ask`, which may start
-//! a pipeline), [`running`] (what is asked of one that runs), [`checkpoints`] (what is said and made of a model's files).
+//! In reading order: [`cli`] (the command line), this file (which part does what), [`up`] (broker and stages), [`ask`]
+//! (one question), [`running`] (requests to a pipeline that runs), [`checkpoints`] (a model's files).
 
+mod ask;
 mod checkpoints;
 mod cli;
-mod own;
 mod running;
+mod up;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use config::Config;
-use deploy::{profile, recording, stages, supervisor};
+use deploy::recording;
+use deploy::up::{profile, stages, supervisor};
 use protocol::control::Verb;
 use runtime::bus::Role;
 use runtime::process::{Exit, Fatal, on_signal, runtime, warn_of_random_weights};
@@ -51,8 +53,8 @@ fn run(cli: Cli) -> Result<(), Fatal> {
     telemetry::init(&log).map_err(|e| Fatal(Exit::Usage, e))?;
     let runtime = runtime()?;
     match cli.command {
-        Command::Up(up) => runtime.block_on(own::up(&mut config, up)),
-        Command::Ask(ask) => runtime.block_on(own::ask(&mut config, ask)),
+        Command::Up(args) => runtime.block_on(up::up(&mut config, args)),
+        Command::Ask(args) => runtime.block_on(ask::ask(&mut config, args)),
         Command::Cancel { job } => runtime.block_on(running::cancel(&config, job)),
         Command::Status { json } => runtime.block_on(running::status(&config, json)),
         Command::Inspect { model, all, json } => checkpoints::show_tensors(&model, all, json),
@@ -63,7 +65,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         }
         Command::Quantize { model, to, out } => checkpoints::write_quantized(&model, to, &out),
         Command::Bench(bench) => {
-            own::use_model(&mut config, bench.model.clone())?;
+            up::use_model(&mut config, bench.model.clone())?;
             warn_of_random_weights(&config);
             runtime.block_on(bench.run(&config))
         }

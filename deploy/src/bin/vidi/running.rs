@@ -1,21 +1,22 @@
-//! What is asked of a pipeline that runs: cancel, status, load, unload.
+//! Requests to a pipeline that runs: cancel, status, load, unload.
 
 use std::time::Duration;
 
 use config::Config;
-use deploy::{client, pipeline};
+use deploy::client;
+use deploy::up::note;
 use protocol::control::Verb;
 use protocol::error::StageName;
 use protocol::message::JobId;
 use runtime::bus::{Bus, Role};
 use runtime::process::{Exit, Fatal};
 
-/// The broker did not do what it was asked to.
+/// Error of a request that the broker did not fulfil.
 pub fn broker_trouble(e: anyhow::Error) -> Fatal {
     Fatal(Exit::Broker, format!("{e:#}"))
 }
 
-/// The pipeline that runs: the configured broker's, or that of `vidi up`.
+/// Connection to the pipeline that runs: on the configured broker, or under `vidi up` on this host.
 ///
 /// # Errors
 /// When there is none, or the broker does not let `role` in.
@@ -23,12 +24,12 @@ pub async fn connect(config: &Config, role: Role) -> Result<Bus, Fatal> {
     if !config.bus.url.is_empty() {
         return Ok(Bus::connect(&config.bus, role, Duration::from_secs(2)).await?);
     }
-    pipeline::running(config, role).await?.ok_or_else(|| {
+    note::running(config, role).await?.ok_or_else(|| {
         Fatal(Exit::Broker, "no pipeline runs here: start one with `vidi up`, or name its broker in bus.url".to_owned())
     })
 }
 
-/// `vidi cancel`: says who stopped.
+/// `vidi cancel`: prints which instances stopped work.
 ///
 /// # Errors
 /// For what is no job's id, and when nobody answers.
@@ -36,7 +37,7 @@ pub async fn cancel(config: &Config, job: String) -> Result<(), Fatal> {
     let job = JobId::new(job).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
     let replies = client::cancel(&connect(config, Role::Client).await?, &job).await.map_err(broker_trouble)?;
     for reply in &replies {
-        let what = if reply.stopped { "stopped" } else { "had nothing of it in flight" };
+        let what = if reply.stopped { "stopped" } else { "had none of it in flight" };
         println!("{}: {what}", reply.instance);
     }
     if replies.is_empty() {

@@ -188,7 +188,7 @@ fn progress_rises_to_the_number_of_bytes_in_the_summary() {
     let mut seen = Vec::new();
     let summary = write(dir.path(), &Dims::of(Size::Tiny), 1, &mut |p| seen.push(p)).unwrap();
     assert!(seen.is_sorted_by_key(|p| p.written_bytes));
-    let last = Progress { written_bytes: summary.weight_bytes, total_bytes: summary.weight_bytes };
+    let last = Written { written_bytes: summary.weight_bytes, total_bytes: summary.weight_bytes };
     assert_eq!(seen.last(), Some(&last));
 }
 

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::Error;
 
-/// The file that says which shard holds which tensor.
+/// Name of the file that says which shard holds which tensor.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Values made and written at a time: 16 MB of float32. Two such pieces exist at once.
@@ -28,9 +28,9 @@ pub struct Shard {
     pub tensors: Vec<Tensor>,
 }
 
-/// How far writing has come.
+/// Bytes of a demo model on disk, and of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct Written {
     /// Bytes of tensor data on disk.
     pub written_bytes: u64,
     /// Bytes of tensor data in all.
@@ -85,7 +85,7 @@ impl Shard {
 }
 
 /// Writes the shards into `dir`; while one piece goes to disk, the next one is made on all threads of the rayon pool.
-pub fn write(dir: &Path, shards: &[Shard], seed: u64, progress: &mut dyn FnMut(Progress)) -> Result<(), Error> {
+pub fn write(dir: &Path, shards: &[Shard], seed: u64, progress: &mut dyn FnMut(Written)) -> Result<(), Error> {
     let total_bytes = shards.iter().flat_map(|s| &s.tensors).map(Tensor::bytes).sum();
     let mut written_bytes = 0;
     for shard in shards {
@@ -99,11 +99,11 @@ pub fn write(dir: &Path, shards: &[Shard], seed: u64, progress: &mut dyn FnMut(P
             let (saved, ()) = rayon::join(|| file.write_all(&ready), make);
             saved.map_err(Error::io("write", &path))?;
             std::mem::swap(&mut ready, &mut next);
-            progress(Progress { written_bytes, total_bytes });
+            progress(Written { written_bytes, total_bytes });
             written_bytes += ready.len() as u64;
         }
         file.write_all(&ready).map_err(Error::io("write", &path))?;
-        progress(Progress { written_bytes, total_bytes });
+        progress(Written { written_bytes, total_bytes });
     }
     Ok(())
 }

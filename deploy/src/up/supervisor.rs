@@ -1,4 +1,4 @@
-//! Stages as child processes: started, started again when they die, drained at the end.
+//! Stages as child processes: started, restarted when they die, drained at the end.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,105 +15,113 @@ use runtime::run::Shutdown;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 
-/// Pause before a stage that died is started again; doubles up to [`LONGEST_PAUSE`] while it keeps dying.
+/// Pause before a stage that died is restarted; doubles up to [`LONGEST_PAUSE`] while it keeps dying.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A stage that ran this long has recovered.
+/// A stage that ran this long has recovered: its next pause is the first one again.
 const STABLE: Duration = Duration::from_secs(10);
-/// A stage has this long to finish what it has in hand.
+/// Time that a stage has to finish what is in flight when the supervisor stops.
 const DRAIN_WAIT: Duration = Duration::from_secs(20);
-
-/// A stage that is unloaded has this long: the job in hand is answered first.
+/// Time that a stage has to drain when it is unloaded: the job in flight is answered first.
 const UNLOAD_WAIT: Duration = Duration::from_secs(600);
 
-/// Where the stages' logs go.
+/// Log line of a process that exited by itself and is restarted.
+pub const RESTARTING: &str = "stage exited, restarting";
+
+/// Destination of the stages' logs.
 #[derive(Clone, Debug)]
 pub enum Logs {
-    /// To our own standard error.
+    /// Standard error of the supervisor.
     Inherit,
-    /// To `<stage>.log` in a directory.
+    /// `<stage>.log` in a directory.
     Directory(PathBuf),
 }
 
-/// The running stages.
+/// Stages that run as child processes.
 pub struct Supervisor {
     tasks: Vec<tokio::task::JoinHandle<()>>,
     stop: watch::Sender<bool>,
     fatal: mpsc::UnboundedReceiver<Fatal>,
-    roster: Roster,
+    desired: Desired,
 }
 
-/// Which stages shall have processes. The supervisor's tasks look at it; whoever loads and unloads stages changes it.
+/// Desired state of every stage: loaded, with its processes, or unloaded, with none. The supervisor's tasks follow it;
+/// whoever loads and unloads stages changes it.
 #[derive(Clone)]
-pub struct Roster(Arc<BTreeMap<StageName, Entry>>);
+pub struct Desired(Arc<BTreeMap<StageName, DesiredStage>>);
 
-struct Entry {
-    /// Processes that the stage has when it is loaded.
+/// Desired and actual state of one stage.
+struct DesiredStage {
+    /// Processes of the stage while it is loaded.
     replicas: u64,
     loaded: watch::Sender<bool>,
-    /// Processes that there are, those that drain included.
+    /// Processes that run now, those that drain included.
     running: watch::Sender<u64>,
 }
 
-impl Roster {
+impl Desired {
     fn new(replicas: &[(StageName, usize)]) -> Self {
-        let entry =
-            |n: usize| Entry { replicas: n as u64, loaded: watch::Sender::new(true), running: watch::Sender::new(0) };
-        Roster(Arc::new(replicas.iter().map(|&(stage, n)| (stage, entry(n))).collect()))
+        let desired = |n: usize| DesiredStage {
+            replicas: n as u64,
+            loaded: watch::Sender::new(true),
+            running: watch::Sender::new(0),
+        };
+        Desired(Arc::new(replicas.iter().map(|&(stage, n)| (stage, desired(n))).collect()))
     }
 
-    /// Whether processes of this stage are kept here.
+    /// Whether this supervisor runs processes of a stage.
     pub fn has(&self, stage: StageName) -> bool {
         self.0.get(&stage).is_some_and(|e| e.replicas > 0)
     }
 
-    /// Lets a stage have processes; returns how many are started.
+    /// Loads a stage; returns how many processes are started.
     pub fn load(&self, stage: StageName) -> u64 {
-        let Some(entry) = self.0.get(&stage) else { return 0 };
-        if entry.loaded.send_replace(true) { 0 } else { entry.replicas }
+        let Some(state) = self.0.get(&stage) else { return 0 };
+        if state.loaded.send_replace(true) { 0 } else { state.replicas }
     }
 
-    /// Drains the processes of a stage and waits for their end; returns how many there were.
+    /// Unloads a stage: drains its processes and waits for their end; returns how many there were.
     pub async fn unload(&self, stage: StageName) -> u64 {
-        let Some(entry) = self.0.get(&stage) else { return 0 };
-        let processes = *entry.running.borrow();
-        entry.loaded.send_replace(false);
-        // The sender is in the roster, which we hold.
-        let _ = entry.running.subscribe().wait_for(|&n| n == 0).await;
+        let Some(state) = self.0.get(&stage) else { return 0 };
+        let processes = *state.running.borrow();
+        state.loaded.send_replace(false);
+        // The sender is part of `self`.
+        let _ = state.running.subscribe().wait_for(|&n| n == 0).await;
         processes
     }
 }
 
-/// One process to keep alive.
-struct Post {
+/// One process of a stage, which is restarted when it dies.
+struct Replica {
     stage: StageName,
     config: PathBuf,
     logs: Logs,
-    roster: Roster,
+    desired: Desired,
 }
 
 impl Supervisor {
     /// Starts `replicas` processes of each stage; `config` is the file of their merged configuration.
     pub fn start(config: &Path, replicas: &[(StageName, usize)], logs: &Logs) -> Self {
         let (stop, stopping) = watch::channel(false);
-        let roster = Roster::new(replicas);
+        let desired = Desired::new(replicas);
         let (report, fatal) = mpsc::unbounded_channel();
         let mut tasks = Vec::new();
         for &(stage, count) in replicas {
             for _ in 0..count {
-                let post = Post { stage, config: config.to_owned(), logs: logs.clone(), roster: roster.clone() };
-                tasks.push(tokio::spawn(keep_alive(post, stopping.clone(), report.clone())));
+                let replica =
+                    Replica { stage, config: config.to_owned(), logs: logs.clone(), desired: desired.clone() };
+                tasks.push(tokio::spawn(keep_alive(replica, stopping.clone(), report.clone())));
             }
         }
-        Supervisor { tasks, stop, fatal, roster }
+        Supervisor { tasks, stop, fatal, desired }
     }
 
-    /// Which stages have processes, to be changed.
-    pub fn roster(&self) -> Roster {
-        self.roster.clone()
+    /// The desired state of the stages, to be changed.
+    pub fn desired(&self) -> Desired {
+        self.desired.clone()
     }
 
-    /// Waits until a stage says that it can never start.
+    /// Waits until a stage ends with a status after which starting it again cannot help.
     pub async fn fatal(&mut self) -> Fatal {
         match self.fatal.recv().await {
             Some(fatal) => fatal,
@@ -131,74 +139,74 @@ impl Supervisor {
     }
 }
 
-/// How a process came to its end.
+/// Reason why a process ended, or is to end.
 enum Ended {
-    /// By itself.
-    Alone(std::io::Result<std::process::ExitStatus>),
+    /// It exited by itself.
+    Exited(std::io::Result<std::process::ExitStatus>),
     /// Its stage was unloaded.
     Unloaded,
     /// The supervisor stops.
     Stopped,
 }
 
-async fn keep_alive(post: Post, mut stopping: Shutdown, report: mpsc::UnboundedSender<Fatal>) {
-    let roster = post.roster.clone();
-    let entry = &roster.0[&post.stage];
-    let mut loaded = entry.loaded.subscribe();
+async fn keep_alive(replica: Replica, mut stopping: Shutdown, report: mpsc::UnboundedSender<Fatal>) {
+    let desired = replica.desired.clone();
+    let state = &desired.0[&replica.stage];
+    let mut loaded = state.loaded.subscribe();
     let mut pause = FIRST_PAUSE;
     loop {
-        // The sender is in the roster, which we hold.
+        // The sender is in `desired`.
         tokio::select! {
             _ = stopping.wait_for(|&s| s) => return,
             _ = loaded.wait_for(|&l| l) => {}
         }
         let started = Instant::now();
-        let mut child = match post.spawn() {
+        let mut child = match replica.spawn() {
             Ok(child) => child,
             Err(e) => {
                 // The receiver ends with the supervisor.
-                let _ = report.send(Fatal(Exit::Other, format!("stage-{}: {e:#}", post.stage)));
+                let _ = report.send(Fatal(Exit::Other, format!("stage-{}: {e:#}", replica.stage)));
                 return;
             }
         };
-        entry.running.send_modify(|n| *n += 1);
-        // Waiting for a child closes its standard input, which here would ask it to drain: held until we mean it.
-        let lifeline = child.stdin.take();
+        state.running.send_modify(|n| *n += 1);
+        // Waiting for a child closes its standard input, which asks it to drain: kept open until that is meant.
+        let stdin = child.stdin.take();
         let ended = tokio::select! {
-            status = child.wait() => Ended::Alone(status),
+            status = child.wait() => Ended::Exited(status),
             _ = stopping.wait_for(|&s| s) => Ended::Stopped,
             _ = loaded.wait_for(|&l| !l) => Ended::Unloaded,
         };
-        drop(lifeline);
+        drop(stdin);
         match &ended {
-            Ended::Alone(_) => {}
-            Ended::Stopped => drain(&post, child, tokio::time::sleep(DRAIN_WAIT)).await,
+            Ended::Exited(_) => {}
+            Ended::Stopped => drain(&replica, child, tokio::time::sleep(DRAIN_WAIT)).await,
             Ended::Unloaded => {
                 let patience = async {
                     if tokio::time::timeout(UNLOAD_WAIT, stopping.wait_for(|&s| s)).await.is_ok() {
                         tokio::time::sleep(DRAIN_WAIT).await;
                     }
                 };
-                drain(&post, child, patience).await;
+                drain(&replica, child, patience).await;
             }
         }
-        entry.running.send_modify(|n| *n -= 1);
+        state.running.send_modify(|n| *n -= 1);
         let status = match ended {
             Ended::Stopped => return,
             Ended::Unloaded => continue,
-            Ended::Alone(status) => status,
+            Ended::Exited(status) => status,
         };
         let code = status.as_ref().ok().and_then(|s| s.code());
         if let Some(exit) = Exit::final_of(code) {
             // The receiver ends with the supervisor.
-            let _ = report.send(Fatal(exit, post.last_words()));
+            let _ = report.send(Fatal(exit, replica.last_words()));
             return;
         }
         if started.elapsed() >= STABLE {
             pause = FIRST_PAUSE;
         }
         let how = status.map_or_else(|e| e.to_string(), |s| s.to_string());
-        tracing::warn!(stage = %post.stage, how, ?pause, "stage ended; starting it again");
+        tracing::warn!(stage = %replica.stage, how, ?pause, "{RESTARTING}");
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             _ = stopping.wait_for(|&s| s) => return,
@@ -207,20 +215,20 @@ async fn keep_alive(post: Post, mut stopping: Shutdown, report: mpsc::UnboundedS
     }
 }
 
-/// The end of standard input has asked a stage to drain; one that has not when patience ends is killed.
-async fn drain(post: &Post, mut child: Child, patience: impl Future<Output = ()>) {
+/// Waits for a stage that was asked to drain by the end of its standard input; kills it when `patience` ends.
+async fn drain(replica: &Replica, mut child: Child, patience: impl Future<Output = ()>) {
     let started = Instant::now();
     tokio::select! {
         _ = child.wait() => return,
         () = patience => {}
     }
-    tracing::warn!(stage = %post.stage, "did not drain within {:?}; killed", started.elapsed());
+    tracing::warn!(stage = %replica.stage, after = ?started.elapsed(), "drain timed out, killing the stage");
     if let Err(error) = child.kill().await {
-        tracing::warn!(stage = %post.stage, %error, "could not be killed");
+        tracing::warn!(stage = %replica.stage, %error, "kill failed");
     }
 }
 
-/// Reads `--replicas`: `stage=count`, one process of each stage that is not named.
+/// Processes of each stage as `--replicas` gives them (`stage=count`); one of a stage that is not named.
 ///
 /// # Errors
 /// What cannot be read.
@@ -236,7 +244,7 @@ pub fn replicas(given: &[String]) -> Result<Vec<(StageName, usize)>, String> {
     Ok(all)
 }
 
-impl Post {
+impl Replica {
     fn spawn(&self) -> anyhow::Result<Child> {
         let program = std::env::current_exe().context("own executable")?;
         let stderr = match &self.logs {
@@ -247,11 +255,11 @@ impl Post {
                 file.with_context(|| format!("log {}", path.display()))?.into()
             }
         };
-        // candle reads /proc/cpuinfo at every product of matrices unless this is set.
+        // candle reads /proc/cpuinfo at every matmul unless this is set.
         let threads = std::env::var("RAYON_NUM_THREADS")
             .unwrap_or_else(|_| std::thread::available_parallelism().map_or(1, usize::from).to_string());
         let mut command = Command::new(program);
-        // The configuration is merged; what it was merged of is none of a stage's business.
+        // The configuration is merged: a stage has no use for what it was merged from.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(layers::PREFIX)) {
             command.env_remove(name);
         }
@@ -272,10 +280,10 @@ impl Post {
         dir.join(format!("{}.log", self.stage))
     }
 
-    /// What the stage said before it ended for good.
+    /// The error that a stage ended with.
     fn last_words(&self) -> String {
         let Logs::Directory(dir) = &self.logs else {
-            return format!("stage-{} cannot start; its last line above says why", self.stage);
+            return format!("stage-{} cannot start: see its last line above", self.stage);
         };
         let log = std::fs::read_to_string(self.log_file(dir)).unwrap_or_default();
         let said = log.lines().rev().find_map(|l| l.strip_prefix("error: "));

@@ -1,7 +1,6 @@
-//! `vidi inspect`: every tensor that the stages ask a checkpoint for, found or not, and what nobody asks for.
+//! `vidi inspect`: every tensor that the stages ask a checkpoint for, found or not, and every one that no stage asks for.
 //!
-//! The list is not written down anywhere: each stage's own loading code is run against a checkpoint that records what
-//! it is asked for.
+//! The list is written down nowhere: each stage's own loading code is run against a checkpoint that records the requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,26 +12,26 @@ use model::config_json::ModelConfig;
 use protocol::error::StageName;
 use serde::Serialize;
 
-/// How one tensor stands.
+/// State of a tensor in a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// There, with the right shape.
+    /// Found, with the expected shape.
     Present,
-    /// In no shard.
+    /// Found in no shard.
     Missing,
-    /// There, with another shape.
+    /// Found, with another shape.
     Misshapen,
-    /// There, and no stage asks for it.
+    /// Found, and asked for by no stage.
     Unused,
 }
 
-/// One tensor.
+/// One tensor of a checkpoint, or one that it lacks.
 #[derive(Clone, Debug, Serialize)]
-pub struct Row {
-    /// The checkpoint's name of it.
+pub struct TensorRow {
+    /// Name in the checkpoint.
     pub name: String,
-    /// How it stands.
+    /// State in the checkpoint.
     pub state: State,
     /// The stage that asks for it.
     pub stage: Option<StageName>,
@@ -42,18 +41,18 @@ pub struct Row {
     pub found: Option<Vec<usize>>,
     /// Type found.
     pub dtype: Option<String>,
-    /// Shard.
+    /// Shard that holds it.
     pub file: Option<String>,
 }
 
-/// A checkpoint, tensor by tensor.
+/// State of a checkpoint, tensor by tensor.
 #[derive(Clone, Debug, Serialize)]
 pub struct Inspection {
     /// Every tensor, by name.
-    pub tensors: Vec<Row>,
+    pub tensors: Vec<TensorRow>,
     /// Bytes that each stage holds in f32.
     pub stage_bytes: BTreeMap<StageName, u64>,
-    /// Whether the tokenizer is there and reads.
+    /// Whether the tokenizer can be read.
     pub tokenizer: Result<(), String>,
 }
 
@@ -64,7 +63,7 @@ impl Inspection {
     }
 }
 
-/// What each stage asks of a checkpoint with this geometry.
+/// Tensors that each stage asks of a checkpoint with this geometry.
 ///
 /// # Errors
 /// A geometry that no stage can load.
@@ -113,7 +112,7 @@ pub fn inspect(dir: &Path) -> Result<Inspection, CheckpointError> {
                 Some(_) => State::Present,
             };
             asked.insert(need.name.clone());
-            tensors.push(Row {
+            tensors.push(TensorRow {
                 name: need.name,
                 state,
                 stage: Some(stage),
@@ -125,7 +124,7 @@ pub fn inspect(dir: &Path) -> Result<Inspection, CheckpointError> {
         }
     }
     for (name, info) in checkpoint.tensors().filter(|(name, _)| !asked.contains(*name)) {
-        tensors.push(Row {
+        tensors.push(TensorRow {
             name: name.to_owned(),
             state: State::Unused,
             stage: None,
@@ -140,7 +139,7 @@ pub fn inspect(dir: &Path) -> Result<Inspection, CheckpointError> {
     Ok(Inspection { tensors, stage_bytes, tokenizer: tokenizer.map_err(|e| e.to_string()) })
 }
 
-/// As a table for a person; only what is wrong or unused unless `all`.
+/// Prints a table of the tensors, without those that are in order unless `all`.
 pub fn print(inspection: &Inspection, all: bool) {
     let shape = |s: &Option<Vec<usize>>| s.as_ref().map_or("-".to_owned(), |s| format!("{s:?}"));
     let mut count: BTreeMap<&str, usize> = BTreeMap::new();

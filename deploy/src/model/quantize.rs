@@ -23,16 +23,16 @@ use stage_llm::gemma::weights::{FileInfo, Matrix, VERSION, matrices, quantized};
 /// Rows of activations that a matrix's error is measured with.
 const PROBES: usize = 16;
 
-/// What quantizing a matrix costs.
+/// Size and error of a quantized matrix.
 #[derive(Clone, Debug)]
 pub struct MatrixReport {
-    /// Its name.
+    /// Name of the matrix.
     pub name: String,
-    /// How it is kept.
+    /// Block format that it is stored in.
     pub format: BlockFormat,
     /// Bytes in the file.
     pub bytes: u64,
-    /// Relative rms error of its product with normally distributed activations.
+    /// Relative rms error of its matmul with normally distributed activations.
     pub error: f64,
 }
 
@@ -61,7 +61,7 @@ pub fn quantize(
             out.write_all(&quantized(&source, matrix, format, rows)?).with_context(at)?;
         }
         let bytes = matrix.rows() * format.row_bytes(matrix.columns)?;
-        let error = product_error(&source, matrix, format)?;
+        let error = matmul_error(&source, matrix, format)?;
         let report = MatrixReport { name: matrix.name.clone(), format, bytes: bytes as u64, error };
         each(&report, list.len());
     }
@@ -88,9 +88,9 @@ fn header(weights: WeightFormat, list: &[Matrix], formats: &[BlockFormat]) -> an
     Ok([&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat())
 }
 
-/// Relative rms error of a matrix's product with normally distributed activations; of the embedding, whose products are
-/// the logits of rows without end, the first 4,096 rows stand for all.
-fn product_error(source: &Weights, matrix: &Matrix, format: BlockFormat) -> anyhow::Result<f64> {
+/// Relative rms error of a matrix's matmul with normally distributed activations; of the embedding, which has far
+/// more rows than any other, the first 4,096 stand for all.
+fn matmul_error(source: &Weights, matrix: &Matrix, format: BlockFormat) -> anyhow::Result<f64> {
     const ROWS: usize = 4096;
     let (name, rows) = &matrix.parts[0];
     let some = (*rows).min(ROWS);
@@ -116,7 +116,7 @@ mod tests {
 
     fn model(dir: &Path) {
         let dims = model::demo_model::Dims::of(config::Size::Realdims);
-        crate::demo_model::write(dir, &dims, 3, &mut |_| ()).unwrap();
+        crate::model::demo_model::write(dir, &dims, 3, &mut |_| ()).unwrap();
     }
 
     fn logits(dir: &Path, weights: WeightFormat, quantized: Option<&Path>) -> Result<Vec<f32>, CheckpointError> {

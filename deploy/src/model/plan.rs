@@ -1,4 +1,4 @@
-//! What each stage will hold and whether a video fits beside it, from configuration and geometry alone.
+//! Memory plan: what each stage will hold, and whether a video fits beside it, from configuration and geometry alone.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,45 +14,45 @@ use protocol::plan::{AudioPlan, ImagePlan, SAMPLE_RATE};
 use stage_llm::gemma::cache::CacheSize;
 use stage_llm::gemma::footprint::LlmFootprint;
 
-/// Prompt and answer of a usual question: 64 and 1,024 tokens.
+/// Text tokens of a usual question: 64 of the prompt, 1,024 of the answer.
 const TEXT_TOKENS: u64 = 64 + 1024;
 
 /// Processes of each stage, as `--replicas` gives them.
 pub type Replicas = [(StageName, usize)];
 
-/// All stages' plans.
+/// Memory that all stage processes hold, whatever the job.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    /// Vision, audio and fuse, with what each of their processes takes and how many there are.
+pub struct MemoryPlan {
+    /// Stage, footprint of one process and number of processes of vision, audio and fuse.
     pub encoders: Vec<(StageName, Footprint, u64)>,
-    /// A process of the language model.
+    /// Footprint of one process of the language model.
     pub llm: LlmFootprint,
-    /// How many of those there are.
+    /// Number of processes of the language model.
     pub llm_processes: u64,
-    /// What all may take together; none without a cap.
+    /// Bytes that all processes may take of the GPU together (`compute.card_bytes`); none without a cap.
     pub card_bytes: Option<u64>,
 }
 
-/// What a video comes to.
+/// Memory that a video needs beside the stages, and how it fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VideoPlan {
+pub struct VideoFit {
     /// Image tokens.
     pub image_tokens: u64,
     /// Audio tokens.
     pub audio_tokens: u64,
-    /// Keys and values of them and of a usual question.
+    /// Bytes of the keys and values of these tokens and of a usual question.
     pub cache_bytes: u64,
-    /// With all stages at the same time, and such a video in each process of the language model.
+    /// Bytes with all stages working at once, and such a video in each process of the language model.
     pub streaming_bytes: u64,
-    /// With the encoders gone before the keys and values come, the larger of the two phases. None where several processes
-    /// of the language model share the card: none of them can have it to itself.
+    /// Bytes of the larger of two phases: the encoders leave before the keys and values come. None where several
+    /// processes of the language model share the GPU: none of them can have it to itself.
     pub phases_bytes: Option<u64>,
-    /// How it fits, if it does.
+    /// Mode in which it fits; none if it does not.
     pub mode: Option<Mode>,
 }
 
-impl Plan {
-    /// The plan of a configuration for a model, with so many processes of each stage; one of a stage that is not named.
+impl MemoryPlan {
+    /// The memory plan of a configuration and a model with these replicas; one process of a stage that is not named.
     ///
     /// # Errors
     /// Weights that the configured format cannot hold.
@@ -65,21 +65,21 @@ impl Plan {
             encoder(StageName::Fuse, stage_fuse::open::footprint(config, model)?),
         ];
         let llm = LlmFootprint::new(model, &config.llm, &config.compute)?;
-        Ok(Plan { encoders, llm, llm_processes: count(StageName::Llm), card_bytes: config.compute.card_bytes })
+        Ok(MemoryPlan { encoders, llm, llm_processes: count(StageName::Llm), card_bytes: config.compute.card_bytes })
     }
 
-    /// All processes of vision, audio and fuse together.
+    /// Bytes of all processes of vision, audio and fuse.
     pub fn encoder_bytes(&self) -> u64 {
         self.encoders.iter().map(|(_, f, n)| n * f.bytes()).sum()
     }
 
-    /// Everything but keys and values.
+    /// Bytes of all processes, without keys and values.
     pub fn bytes(&self) -> u64 {
         self.encoder_bytes() + self.llm_processes * self.llm.fixed.bytes()
     }
 
     /// What a video of so many seconds, sampled once a second and with sound, adds, and whether it fits.
-    pub fn video(&self, seconds: u64) -> VideoPlan {
+    pub fn video(&self, seconds: u64) -> VideoFit {
         let image = ImagePlan::new(1, seconds).tokens;
         let audio = AudioPlan::new(seconds * SAMPLE_RATE).map_or(0, |a| a.tokens);
         let caches = CacheSize {
@@ -94,14 +94,14 @@ impl Plan {
         let streaming_bytes = self.bytes() + self.llm_processes * cache_bytes;
         let alone = self.llm_processes <= 1;
         let phases_bytes = alone.then(|| self.bytes().max(self.llm.fixed.bytes() + cache_bytes));
-        let fits = |bytes: &u64| self.card_bytes.is_none_or(|card| *bytes <= card);
+        let fits = |bytes: &u64| self.card_bytes.is_none_or(|cap| *bytes <= cap);
         let in_phases = || phases_bytes.filter(fits).map(|_| Mode::Phases);
         let mode = if fits(&streaming_bytes) { Some(Mode::Streaming) } else { in_phases() };
-        VideoPlan { image_tokens: image, audio_tokens: audio, cache_bytes, streaming_bytes, phases_bytes, mode }
+        VideoFit { image_tokens: image, audio_tokens: audio, cache_bytes, streaming_bytes, phases_bytes, mode }
     }
 
-    /// Budgets of one process of each stage that add up to the card: the encoders what they take, the language models
-    /// the rest in equal parts. None without a cap, or where the stages alone do not fit it.
+    /// Budgets of one process of each stage that add up to the cap: the encoders what they take, the language models the
+    /// rest in equal parts. None without a cap, or where the stages alone exceed it.
     pub fn budgets(&self) -> Option<Vec<(StageName, u64)>> {
         let rest = self.card_bytes?.checked_sub(self.encoder_bytes())?;
         let share = rest / self.llm_processes.max(1);
@@ -111,7 +111,7 @@ impl Plan {
         })
     }
 
-    /// What all processes may hold under budgets that somebody gave; a stage without one counts with what it takes.
+    /// Bytes that all processes may hold under given budgets; a stage without one counts with what it takes.
     pub fn budgeted_bytes(&self, budgets: &BTreeMap<StageName, u64>) -> u64 {
         let llm = (StageName::Llm, self.llm.fixed, self.llm_processes);
         let all = self.encoders.iter().chain([&llm]);
@@ -119,10 +119,11 @@ impl Plan {
     }
 }
 
-/// Formats with which a video would fit that does not as configured, the best first.
+/// Remedies for a video that does not fit as configured: formats with which it would, the most exact first, and the longest
+/// span.
 ///
 /// # Errors
-/// As [`Plan::new`].
+/// As [`MemoryPlan::new`].
 pub fn remedies(
     config: &Config,
     model: &ModelConfig,
@@ -136,7 +137,7 @@ pub fn remedies(
         for (kv_name, kv) in caches {
             let mut other = config.clone();
             (other.llm.weights, other.llm.kv) = (weights, kv);
-            let Ok(plan) = Plan::new(&other, model, replicas) else { continue };
+            let Ok(plan) = MemoryPlan::new(&other, model, replicas) else { continue };
             let video = plan.video(seconds);
             if let Some(mode) = video.mode {
                 let bytes = video.phases_bytes.filter(|_| mode == Mode::Phases).unwrap_or(video.streaming_bytes);
@@ -148,7 +149,7 @@ pub fn remedies(
             }
         }
     }
-    let plan = Plan::new(config, model, replicas)?;
+    let plan = MemoryPlan::new(config, model, replicas)?;
     let longest = (2..seconds).rev().find(|&s| plan.video(s).mode.is_some());
     found.extend(longest.map(|s| format!("a span of {s} s at most, as configured")));
     Ok(found)
@@ -161,7 +162,7 @@ fn name_of(mode: Mode) -> &'static str {
     }
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let heads = ["processes", "weights", "activations", "context", "together"];
         writeln!(
@@ -181,13 +182,13 @@ impl fmt::Display for Plan {
         let (text, media) = (self.llm.text_token_bytes, self.llm.media_token_bytes);
         writeln!(f, "keys and values: {media} bytes an image or audio token, {text} a text token")?;
         match self.card_bytes {
-            Some(card) => write!(f, "the card gives {}", Bytes(card)),
-            None => write!(f, "compute.card_bytes is not set: nothing is capped"),
+            Some(bytes) => write!(f, "cap of all processes (compute.card_bytes): {}", Bytes(bytes)),
+            None => write!(f, "no cap: compute.card_bytes is not set"),
         }
     }
 }
 
-impl fmt::Display for VideoPlan {
+impl fmt::Display for VideoFit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = self.mode.map_or("DOES NOT FIT", name_of);
         let phases = self.phases_bytes.map_or(String::new(), |b| format!(", {} in phases", Bytes(b)));
@@ -218,26 +219,26 @@ mod tests {
         config
     }
 
-    fn plan(weights: WeightFormat, kv: KvPrecision, card_bytes: Option<u64>) -> Plan {
+    fn plan(weights: WeightFormat, kv: KvPrecision, card_bytes: Option<u64>) -> MemoryPlan {
         replicated(weights, kv, card_bytes, &[])
     }
 
-    fn replicated(weights: WeightFormat, kv: KvPrecision, card_bytes: Option<u64>, replicas: &Replicas) -> Plan {
-        Plan::new(&config(weights, kv, card_bytes), &ModelConfig::default(), replicas).unwrap()
+    fn replicated(weights: WeightFormat, kv: KvPrecision, card_bytes: Option<u64>, replicas: &Replicas) -> MemoryPlan {
+        MemoryPlan::new(&config(weights, kv, card_bytes), &ModelConfig::default(), replicas).unwrap()
     }
 
     #[test]
-    fn an_hour_fits_the_shared_card_in_four_bits_and_in_phases_only() {
-        let card = Some(19_600_000_000);
-        assert_eq!(plan(WeightFormat::Q4, KvPrecision::Q4, card).video(3600).mode, Some(Mode::Phases));
-        assert_eq!(plan(WeightFormat::Q4, KvPrecision::Q4, card).video(60).mode, Some(Mode::Streaming));
-        assert_eq!(plan(WeightFormat::Q8, KvPrecision::Q8, card).video(3600).mode, None);
-        assert_eq!(plan(WeightFormat::Dense, KvPrecision::Dense, card).video(10).mode, None);
+    fn an_hour_fits_the_shared_gpu_in_four_bits_and_in_phases_only() {
+        let cap = Some(19_600_000_000);
+        assert_eq!(plan(WeightFormat::Q4, KvPrecision::Q4, cap).video(3600).mode, Some(Mode::Phases));
+        assert_eq!(plan(WeightFormat::Q4, KvPrecision::Q4, cap).video(60).mode, Some(Mode::Streaming));
+        assert_eq!(plan(WeightFormat::Q8, KvPrecision::Q8, cap).video(3600).mode, None);
+        assert_eq!(plan(WeightFormat::Dense, KvPrecision::Dense, cap).video(10).mode, None);
         assert_eq!(plan(WeightFormat::Dense, KvPrecision::Dense, None).video(3600).mode, Some(Mode::Streaming));
     }
 
     #[test]
-    fn budgets_add_up_to_the_card_and_the_rest_is_the_language_models() {
+    fn budgets_add_up_to_the_cap_and_the_rest_is_the_language_models() {
         let plan = plan(WeightFormat::Q4, KvPrecision::Q4, Some(19_600_000_000));
         let budgets = plan.budgets().unwrap();
         assert_eq!(budgets.iter().map(|(_, b)| b).sum::<u64>(), 19_600_000_000);
@@ -245,23 +246,24 @@ mod tests {
     }
 
     #[test]
-    fn every_replica_counts_and_takes_its_part_of_the_card() {
-        let card = Some(19_600_000_000);
-        let one = plan(WeightFormat::Q4, KvPrecision::Q4, card);
-        let two = replicated(WeightFormat::Q4, KvPrecision::Q4, card, &[(StageName::Vision, 2)]);
+    fn every_replica_counts_and_takes_its_part_of_the_cap() {
+        let cap = Some(19_600_000_000);
+        let one = plan(WeightFormat::Q4, KvPrecision::Q4, cap);
+        let two = replicated(WeightFormat::Q4, KvPrecision::Q4, cap, &[(StageName::Vision, 2)]);
         let vision = one.encoders.iter().find(|(s, ..)| *s == StageName::Vision).unwrap().1.bytes();
         assert_eq!(two.bytes(), one.bytes() + vision);
-        let llm = |plan: &Plan| plan.budgets().unwrap().into_iter().find(|(s, _)| *s == StageName::Llm).unwrap().1;
+        let llm =
+            |plan: &MemoryPlan| plan.budgets().unwrap().into_iter().find(|(s, _)| *s == StageName::Llm).unwrap().1;
         assert_eq!(llm(&two), llm(&one) - vision);
         assert!(two.to_string().contains(&Bytes(2 * vision).to_string()), "{two}");
-        assert_eq!(replicated(WeightFormat::Q4, KvPrecision::Q4, card, &[(StageName::Vision, 20)]).budgets(), None);
+        assert_eq!(replicated(WeightFormat::Q4, KvPrecision::Q4, cap, &[(StageName::Vision, 20)]).budgets(), None);
     }
 
     #[test]
-    fn several_language_models_share_the_rest_and_none_has_the_card_to_itself() {
-        let card = Some(19_600_000_000);
-        let one = plan(WeightFormat::Q4, KvPrecision::Q4, card);
-        let two = replicated(WeightFormat::Q4, KvPrecision::Q4, card, &[(StageName::Llm, 2)]);
+    fn several_language_models_share_the_rest_and_none_has_the_gpu_to_itself() {
+        let cap = Some(19_600_000_000);
+        let one = plan(WeightFormat::Q4, KvPrecision::Q4, cap);
+        let two = replicated(WeightFormat::Q4, KvPrecision::Q4, cap, &[(StageName::Llm, 2)]);
         assert_eq!(two.bytes(), one.bytes() + one.llm.fixed.bytes());
         let budgets: BTreeMap<StageName, u64> = two.budgets().unwrap().into_iter().collect();
         assert_eq!(budgets[&StageName::Llm], (19_600_000_000 - one.encoder_bytes()) / 2);
@@ -272,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn budgets_that_somebody_gave_count_once_for_each_process() {
+    fn given_budgets_count_once_for_each_process() {
         let plan = replicated(WeightFormat::Q4, KvPrecision::Q4, None, &[(StageName::Vision, 3)]);
         let given = BTreeMap::from([(StageName::Vision, 5), (StageName::Llm, 7)]);
         let others: u64 =

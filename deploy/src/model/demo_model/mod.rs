@@ -13,25 +13,25 @@ use std::path::{Path, PathBuf};
 
 use model::demo_model::{Dims, config_json, tensors, tokenizer};
 
-pub use shards::Progress;
+pub use shards::Written;
 
-/// Why no demo model was written.
+/// Reason why no demo model was written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The directory holds files that this module did not write.
     #[error("{} is not empty and holds no demo model: choose a new directory, or empty this one", .0.display())]
     Occupied(PathBuf),
     /// The dimensions do not make a model.
-    #[error("not a possible size: {0}")]
+    #[error("impossible dimensions: {0}")]
     Size(String),
     /// The file system refused.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried: `write`, `create`, `remove`, `read`.
+        /// Operation: `write`, `create`, `remove`, `read`.
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: std::io::Error,
     },
 }
@@ -43,7 +43,7 @@ impl Error {
     }
 }
 
-/// What was written.
+/// Figures of a demo model that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// Number of tensors in all shards.
@@ -65,7 +65,7 @@ pub struct Summary {
 /// # Errors
 /// [`Error::Occupied`] if `dir` holds anything but a demo model, [`Error::Size`] for impossible dimensions,
 /// [`Error::Io`] for what the file system refuses, a full disk among it.
-pub fn write(dir: &Path, dims: &Dims, seed: u64, progress: &mut dyn FnMut(Progress)) -> Result<Summary, Error> {
+pub fn write(dir: &Path, dims: &Dims, seed: u64, progress: &mut dyn FnMut(Written)) -> Result<Summary, Error> {
     dims.check().map_err(Error::Size)?;
     let tensors = tensors::list(dims);
     let shards = shards::split(&tensors, dims.shards);

@@ -1,8 +1,8 @@
-//! Stages that leave and come back: `control.unload`, `control.load`, and what happens of itself when nobody asks.
+//! Loading and unloading of stages: on request (`control.load`, `control.unload`), after an idle time, and for new work.
 //!
 //! A stage that is unloaded has no process at all, so that it holds no memory, on a GPU least of all. Every job lies in
-//! VIDI_JOBS from its submission to its end; so while that stream holds something there is work, and once it does, what
-//! was unloaded is started again.
+//! VIDI_JOBS from its submission to its end: while that stream holds something there is work, and what was unloaded is
+//! started again.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -15,23 +15,23 @@ use protocol::wire::{self, Encoding};
 use runtime::bus::{Bus, BusError, BusErrorKind};
 use runtime::subject::StreamName;
 
-use crate::supervisor::Roster;
+use super::supervisor::Desired;
 
-/// The stages that compute, in the order in which they leave: the owner of jobs first, so that a job in flight still finds
-/// the others.
+/// Stages that compute, in the order in which they are unloaded: the owner of jobs first, so that a job in flight still
+/// finds the others.
 pub const COMPUTING: [StageName; 4] = [StageName::Llm, StageName::Vision, StageName::Audio, StageName::Fuse];
-/// Jobs are looked for this often, beside being heard of as they come.
+/// Interval at which jobs are counted, beside being heard of as they come.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Loads and unloads stages for whoever asks, until dropped.
+/// Task that loads and unloads stages, until dropped.
 pub struct Idle(tokio::task::JoinHandle<()>);
 
 impl Idle {
-    /// Starts listening. Stages that had nothing to do for `unload_after` are unloaded; none: never.
+    /// Starts the task. Stages that had nothing to do for `unload_after` are unloaded; none: never.
     ///
     /// # Errors
     /// When the broker refuses the subscriptions.
-    pub async fn start(bus: &Bus, roster: Roster, unload_after: Option<Duration>) -> Result<Self, BusError> {
+    pub async fn start(bus: &Bus, desired: Desired, unload_after: Option<Duration>) -> Result<Self, BusError> {
         let subscribe = async |subject: String| {
             let refused = |e| BusError::new(BusErrorKind::JetStream, format!("{subject}: {e}"));
             bus.client().subscribe(subject.clone()).await.map_err(refused)
@@ -39,22 +39,22 @@ impl Idle {
         let mut load = subscribe(bus.subjects().control(Verb::Load)).await?;
         let mut unload = subscribe(bus.subjects().control(Verb::Unload)).await?;
         let mut jobs = subscribe(bus.subjects().jobs()).await?;
-        let mut warden = Warden {
+        let mut state = State {
             bus: bus.clone(),
-            roster,
+            desired,
             unload_after,
-            worked: Instant::now(),
-            away: BTreeSet::new(),
-            held: false,
+            last_work: Instant::now(),
+            unloaded: BTreeSet::new(),
+            pinned: false,
         };
         Ok(Idle(tokio::spawn(async move {
             let mut look = tokio::time::interval(LOOK_EVERY);
             loop {
                 tokio::select! {
-                    Some(message) = load.next() => warden.answer(message, Verb::Load).await,
-                    Some(message) = unload.next() => warden.answer(message, Verb::Unload).await,
-                    Some(_) = jobs.next() => warden.work_came().await,
-                    _ = look.tick() => warden.look().await,
+                    Some(message) = load.next() => state.answer(message, Verb::Load).await,
+                    Some(message) = unload.next() => state.answer(message, Verb::Unload).await,
+                    Some(_) = jobs.next() => state.work_came().await,
+                    _ = look.tick() => state.count_jobs().await,
                 }
             }
         })))
@@ -67,20 +67,20 @@ impl Drop for Idle {
     }
 }
 
-/// What the task that listens knows.
-struct Warden {
+/// State of the task.
+struct State {
     bus: Bus,
-    roster: Roster,
+    desired: Desired,
     unload_after: Option<Duration>,
-    /// When there was work last.
-    worked: Instant,
-    /// Stages that were unloaded.
-    away: BTreeSet<StageName>,
-    /// Set while a job's owner has the card to itself: what is away then stays away, whatever work comes.
-    held: bool,
+    /// Last time that there was work.
+    last_work: Instant,
+    /// Stages that are unloaded.
+    unloaded: BTreeSet<StageName>,
+    /// Set while a job's owner has the GPU to itself: unloaded stages then stay so, whatever work comes.
+    pinned: bool,
 }
 
-impl Warden {
+impl State {
     async fn answer(&mut self, message: Message, verb: Verb) {
         let started = Instant::now();
         let encoding = Encoding::of(&message.payload);
@@ -90,11 +90,11 @@ impl Warden {
         };
         let mut reply = LoadReply::new(self.bus.instance());
         match asked {
-            Ok(ControlRequest { stage: Some(stage), .. }) if !self.roster.has(stage) => {
-                reply.error = Some(format!("no stage-{stage} is kept here"));
+            Ok(ControlRequest { stage: Some(stage), .. }) if !self.desired.has(stage) => {
+                reply.error = Some(format!("no process of stage-{stage} is supervised here"));
             }
             Ok(ControlRequest { stage, job, .. }) => {
-                self.held = verb == Verb::Unload && job.is_some();
+                self.pinned = verb == Verb::Unload && job.is_some();
                 let stages = stage.map_or(COMPUTING.to_vec(), |s| vec![s]);
                 (reply.stages, reply.processes) =
                     if verb == Verb::Unload { self.unload(&stages).await } else { self.load(&stages) };
@@ -111,24 +111,24 @@ impl Warden {
     async fn unload(&mut self, stages: &[StageName]) -> (Vec<StageName>, u64) {
         let (mut ended, mut processes) = (Vec::new(), 0);
         for &stage in stages {
-            let n = self.roster.unload(stage).await;
+            let n = self.desired.unload(stage).await;
             if n > 0 {
                 tracing::info!(%stage, processes = n, "unloaded");
                 ended.push(stage);
                 processes += n;
             }
-            self.away.insert(stage);
+            self.unloaded.insert(stage);
         }
         (ended, processes)
     }
 
     /// Starts the processes of stages that have none; says which, and how many.
     fn load(&mut self, stages: &[StageName]) -> (Vec<StageName>, u64) {
-        self.worked = Instant::now();
+        self.last_work = Instant::now();
         let (mut started, mut processes) = (Vec::new(), 0);
         for &stage in stages {
-            self.away.remove(&stage);
-            let n = self.roster.load(stage);
+            self.unloaded.remove(&stage);
+            let n = self.desired.load(stage);
             if n > 0 {
                 tracing::info!(%stage, processes = n, "loading");
                 started.push(stage);
@@ -138,35 +138,35 @@ impl Warden {
         (started, processes)
     }
 
-    /// Loads what is away, unless a job needs it to stay so.
+    /// Loads what is unloaded, unless a job needs it to stay so.
     async fn work_came(&mut self) {
-        if self.held {
+        if self.pinned {
             return;
         }
-        let away: Vec<StageName> = self.away.iter().copied().collect();
-        self.load(&away);
+        let unloaded: Vec<StageName> = self.unloaded.iter().copied().collect();
+        self.load(&unloaded);
     }
 
-    /// Loads what is away if there is work, unloads what computes if there was none for long.
-    async fn look(&mut self) {
-        if self.away.is_empty() && self.unload_after.is_none() {
+    /// Loads what is unloaded if there is work; unloads what computes if there was none for `unload_after`.
+    async fn count_jobs(&mut self) {
+        if self.unloaded.is_empty() && self.unload_after.is_none() {
             return;
         }
         let jobs = match self.bus.stream(StreamName::Jobs).await {
             Ok(stream) => stream.get_info().await.map(|info| info.state.messages),
-            Err(error) => return tracing::debug!(%error, "jobs cannot be counted yet"),
+            Err(error) => return tracing::debug!(%error, "counting jobs failed, retrying"),
         };
         match jobs {
             Ok(0) => {
-                // Whoever held it has nothing to hold it for.
-                self.held = false;
-                let all_away = COMPUTING.iter().all(|s| self.away.contains(s));
-                if !all_away && self.unload_after.is_some_and(|after| self.worked.elapsed() >= after) {
+                // No job is left that needs the GPU to itself.
+                self.pinned = false;
+                let all_unloaded = COMPUTING.iter().all(|s| self.unloaded.contains(s));
+                if !all_unloaded && self.unload_after.is_some_and(|after| self.last_work.elapsed() >= after) {
                     self.unload(&COMPUTING).await;
                 }
             }
             Ok(_) => self.work_came().await,
-            Err(error) => tracing::debug!(%error, "jobs cannot be counted yet"),
+            Err(error) => tracing::debug!(%error, "counting jobs failed, retrying"),
         }
     }
 }

@@ -1,13 +1,13 @@
-//! All stages in this process: the same code on the same bus, one address space (and, on a GPU, one CUDA context).
+//! All stages in one process: the same code on the same bus, one address space and, on a GPU, one CUDA context.
 
 use config::Config;
 use protocol::error::StageName;
 use runtime::process::Fatal;
 use tokio::sync::{mpsc, watch};
 
-use crate::stages;
+use super::stages;
 
-/// The running stages.
+/// Stages that run in this process.
 pub struct InProcess {
     tasks: Vec<tokio::task::JoinHandle<()>>,
     stop: watch::Sender<bool>,
@@ -34,7 +34,7 @@ impl InProcess {
         InProcess { tasks, stop, fatal }
     }
 
-    /// Waits until a stage says that it cannot go on.
+    /// Waits until a stage cannot go on.
     pub async fn fatal(&mut self) -> Fatal {
         match self.fatal.recv().await {
             Some(fatal) => fatal,
@@ -46,7 +46,7 @@ impl InProcess {
     pub async fn drain(self) {
         self.stop.send_replace(true);
         for task in self.tasks {
-            // A task that panicked holds nothing any more.
+            // A task that panicked holds nothing.
             let _ = task.await;
         }
     }

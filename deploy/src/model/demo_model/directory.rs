@@ -1,4 +1,4 @@
-//! Which directory may be written to: a new one, an empty one, or one that holds an earlier demo model.
+//! Directories that a demo model may be written to: new ones, empty ones, and those of an earlier demo model.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::shards::{INDEX_FILE, Shard};
 
-/// Says that a directory holds a demo model, and which files belong to it.
+/// Name of the file that marks a directory as a demo model's, and lists the files that belong to it.
 const MARKER_FILE: &str = "demo_model.json";
 
 #[derive(Serialize, Deserialize)]

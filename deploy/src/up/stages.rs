@@ -1,4 +1,4 @@
-//! The five stages behind one binary: `vidi stage NAME`.
+//! Any of the five stages from one binary: `vidi stage NAME`.
 
 use std::io::Read;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use runtime::process::{self, Fatal};
 use runtime::run::Shutdown;
 use tokio::sync::watch;
 
-/// A stage without a supervisor drains for this long at most.
+/// Time that a stage has to drain once its supervisor is gone.
 const LAST_GRACE: Duration = Duration::from_secs(30);
 
 /// Serves one stage in this process until `shutdown`.
@@ -32,7 +32,7 @@ pub async fn serve(stage: StageName, config: &Config, shutdown: Shutdown) -> Res
     }
 }
 
-/// Also turns true when standard input ends: a supervisor that dies without a word takes its stages with it.
+/// A shutdown that also begins when standard input ends: stages end with a supervisor that was killed.
 pub fn until_stdin_ends(mut shutdown: Shutdown) -> Shutdown {
     let (sender, receiver) = watch::channel(false);
     let on_signal = sender.clone();

@@ -1,21 +1,21 @@
-//! Configurations with a name: what a kind of machine wants, under everything that a user says.
+//! Named configurations for kinds of machines: the lowest layer, below everything that a user sets.
 
-/// Name and text of each, as deploy/profiles/ has them.
+/// Name and text of every profile in deploy/profiles/.
 const PROFILES: [(&str, &str); 4] = [
-    ("4090-shared", include_str!("../profiles/4090-shared.toml")),
-    ("4090", include_str!("../profiles/4090.toml")),
-    ("h200", include_str!("../profiles/h200.toml")),
-    ("cpu-demo", include_str!("../profiles/cpu-demo.toml")),
+    ("4090-shared", include_str!("../../profiles/4090-shared.toml")),
+    ("4090", include_str!("../../profiles/4090.toml")),
+    ("h200", include_str!("../../profiles/h200.toml")),
+    ("cpu-demo", include_str!("../../profiles/cpu-demo.toml")),
 ];
 
 /// The text of a profile.
 ///
 /// # Errors
-/// The names that there are.
+/// An unknown name, with the known ones.
 pub fn text(name: &str) -> Result<&'static str, String> {
     PROFILES.iter().find(|(n, _)| *n == name).map(|(_, text)| *text).ok_or_else(|| {
         let names: Vec<&str> = PROFILES.iter().map(|(n, _)| *n).collect();
-        format!("no profile {name:?}; there are {}", names.join(", "))
+        format!("unknown profile {name:?}: the profiles are {}", names.join(", "))
     })
 }
 

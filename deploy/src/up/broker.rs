@@ -1,4 +1,4 @@
-//! A nats-server of our own, on loopback, for who has none.
+//! A nats-server on loopback, for pipelines whose configuration names no broker.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::process::{Child, Command};
 
-/// The server has this long to write down its port.
+/// Time that the server has to write its port to a file.
 const START_WAIT: Duration = Duration::from_secs(10);
-/// The server's log, in its directory.
+/// Name of the server's log in its directory.
 const LOG: &str = "nats.log";
 /// `max_payload` of our own broker, as in deploy/nats.conf.
 pub const MAX_PAYLOAD: usize = 8 << 20;
@@ -21,18 +21,18 @@ pub struct Broker {
     dir: PathBuf,
 }
 
-/// How to start one.
+/// Options of a broker that is started here.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Executable; none looks for `nats-server` in PATH, after `VIDI_NATS_SERVER`.
+    /// Executable; none: `VIDI_NATS_SERVER`, then `nats-server` in PATH.
     pub program: Option<PathBuf>,
     /// Port on loopback; 0 lets the server choose.
     pub port: u16,
     /// Largest message, bytes.
     pub max_payload: usize,
-    /// What the streams may be promised on disk, bytes; none takes the server's own limit, which follows the disk.
+    /// Bytes on disk that the streams may reserve together; none: the server's own limit, which follows the disk.
     pub max_file_store: Option<u64>,
-    /// A configuration to use in place of our own (deploy/nats.conf, say); only the port is still ours to choose.
+    /// Configuration file in place of the generated one (deploy/nats.conf, say); the port is set in any case.
     pub config: Option<PathBuf>,
 }
 
@@ -70,7 +70,7 @@ impl Broker {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // The terminal's Ctrl-C is for us: the stages drain first, over this broker.
+            // The terminal's Ctrl-C must not reach the server: the stages drain first, over this broker.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -78,26 +78,26 @@ impl Broker {
         let mut broker = Broker { child, url: String::new(), dir };
         broker.url = tokio::time::timeout(START_WAIT, broker.wait_for_port())
             .await
-            .unwrap_or_else(|_| bail!("nats-server did not come up in {START_WAIT:?}"))
-            .with_context(|| format!("nats-server says: {}", broker.log_tail()))?;
+            .unwrap_or_else(|_| bail!("nats-server start timed out after {START_WAIT:?}"))
+            .with_context(|| format!("nats-server's log ends with: {}", broker.log_tail()))?;
         Ok(broker)
     }
 
-    /// Where it listens.
+    /// Address that clients connect to.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Its process id.
+    /// Process id of the server.
     pub fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// Waits for its end, which nobody wants.
+    /// Waits until the server exits; says how, with the end of its log.
     pub async fn ended(&mut self) -> String {
         match self.child.wait().await {
-            Ok(status) => format!("nats-server ended ({status}): {}", self.log_tail()),
-            Err(e) => format!("nats-server is lost: {e}"),
+            Ok(status) => format!("nats-server exited ({status}): {}", self.log_tail()),
+            Err(e) => format!("waiting for nats-server failed: {e}"),
         }
     }
 
@@ -108,7 +108,7 @@ impl Broker {
         }
         loop {
             if let Some(status) = self.child.try_wait()? {
-                bail!("it ended at once ({status})");
+                bail!("nats-server exited at start ({status})");
             }
             let pid = self.child.id().unwrap_or(0);
             let ports = std::fs::read_dir(&self.dir)?
@@ -125,7 +125,7 @@ impl Broker {
         }
     }
 
-    /// What it logged.
+    /// The server's log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join(LOG)).unwrap_or_default()
     }
@@ -137,7 +137,7 @@ impl Broker {
     }
 }
 
-/// The configuration of a broker that serves this host alone.
+/// Writes the configuration of a broker that serves this host alone.
 fn write_config(dir: &Path, options: &Options) -> anyhow::Result<PathBuf> {
     let config = dir.join("nats.conf");
     // Pending bytes per subscriber: eight messages of the largest size, as the server's own default is.
@@ -151,7 +151,7 @@ fn write_config(dir: &Path, options: &Options) -> anyhow::Result<PathBuf> {
     Ok(config)
 }
 
-/// The executable to start.
+/// The executable of the server.
 fn find() -> anyhow::Result<PathBuf> {
     if let Some(program) = std::env::var_os("VIDI_NATS_SERVER") {
         return Ok(program.into());

@@ -1,0 +1,110 @@
+//! `vidi ask`: of a pipeline that runs, else of one that is started for the question.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use config::Config;
+use deploy::ask::Style;
+use deploy::client;
+use deploy::up::pipeline::{Layout, Pipeline};
+use deploy::up::{broker, note, supervisor};
+use protocol::error::StageName;
+use protocol::message::{JobId, JobRequest};
+use runtime::bus::{Bus, Role};
+use runtime::process::{Exit, Fatal, on_signal};
+
+use crate::cli::Ask;
+use crate::running::{broker_trouble, connect};
+use crate::up::{absolute, use_model};
+
+/// The last event of a job that was cancelled is heard within this time.
+const END_WAIT: Duration = Duration::from_secs(5);
+
+/// Asks and shows the answer.
+///
+/// # Errors
+/// As [`deploy::ask::ask`], and when no pipeline can be started.
+pub async fn ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
+    // A file that is not here may be there where stage-decode runs.
+    let local = Path::new(&ask.video).canonicalize().ok();
+    let request = request(&ask, local.as_deref())?;
+    let style = Style { json: ask.json, quiet: ask.quiet };
+    let shared = if config.bus.url.is_empty() {
+        note::running(config, Role::Client).await?
+    } else {
+        Some(connect(config, Role::Client).await?)
+    };
+    if let Some(bus) = shared {
+        if ask.dump.is_some() {
+            let text = "--dump needs a pipeline of its own: stop the running one, or set decode.dump where it runs";
+            return Err(Fatal(Exit::Usage, text.to_owned()));
+        }
+        return follow(&bus, &request, style).await;
+    }
+    use_model(config, ask.model)?;
+    if let Some(warning) = config.model.warning() {
+        eprintln!("warning: {warning}");
+    }
+    if let Some(parent) = local.as_deref().and_then(Path::parent) {
+        config.decode.media_roots.push(parent.to_owned());
+    } else if config.decode.media_roots.is_empty() {
+        config.decode.media_roots.push(absolute(Path::new("."))?);
+    }
+    if let Some(dump) = ask.dump {
+        std::fs::create_dir_all(&dump).map_err(|e| Fatal(Exit::Usage, format!("{}: {e}", dump.display())))?;
+        config.decode.dump = Some(absolute(&dump)?);
+    }
+    ask_own(config, &request, style).await
+}
+
+/// The job that a command line describes; `local` is the video where this host has it.
+fn request(ask: &Ask, local: Option<&Path>) -> Result<JobRequest, Fatal> {
+    let job = match &ask.job {
+        Some(job) => JobId::new(job.clone()),
+        None => JobId::new(format!("ask-{}-{}", std::process::id(), runtime::bus::events::now_ms())),
+    };
+    let job = job.map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
+    let video = local.map_or(ask.video.clone(), |p| p.to_string_lossy().into_owned());
+    let request = JobRequest {
+        task: ask.task.clone(),
+        span: ask.span,
+        fps: ask.fps,
+        max_new_tokens: ask.max_new_tokens,
+        temperature: ask.temperature,
+        top_p: ask.top_p,
+        seed: ask.seed,
+        deadline_s: ask.deadline,
+        priority: ask.priority,
+        ..JobRequest::new(job, video, ask.query.clone())
+    };
+    protocol::wire::Message::check(&request).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
+    Ok(request)
+}
+
+/// Asks a pipeline that is started for this question and stopped after it.
+async fn ask_own(config: &Config, request: &JobRequest, style: Style) -> Result<(), Fatal> {
+    let dir = tempfile::tempdir().map_err(|e| Fatal(Exit::Other, format!("no temporary directory: {e}")))?;
+    let layout = Layout::Processes(supervisor::Logs::Directory(dir.path().to_owned()));
+    let each = StageName::ALL.map(|s| (s, 1));
+    let mut pipeline = Pipeline::start(config, dir.path(), &each, &layout, &broker::Options::default()).await?;
+    let bus = pipeline.bus().clone();
+    let outcome = tokio::select! {
+        outcome = follow(&bus, request, style) => outcome,
+        fatal = pipeline.lost() => Err(fatal),
+    };
+    pipeline.stop().await;
+    outcome
+}
+
+/// Submits the job and follows it to its end, and cancels it at Ctrl-C; its own last event says how it ended.
+async fn follow(bus: &Bus, request: &JobRequest, style: Style) -> Result<(), Fatal> {
+    let mut shutdown = on_signal();
+    let mut asking = std::pin::pin!(deploy::ask::ask(bus, request, style));
+    tokio::select! {
+        outcome = &mut asking => return outcome.map(drop),
+        _ = shutdown.wait_for(|&s| s) => {}
+    }
+    client::cancel(bus, &request.job).await.map_err(broker_trouble)?;
+    let unheard = |_| Fatal(Exit::Cancelled, format!("cancelled: no event of its end within {END_WAIT:?}"));
+    tokio::time::timeout(END_WAIT, asking).await.map_err(unheard)?.map(drop)
+}

@@ -1,0 +1,81 @@
+//! `vidi up`: broker and stages for as long as this command runs.
+
+use std::path::{Path, PathBuf};
+
+use config::Config;
+use deploy::up::pipeline::{Layout, Pipeline};
+use deploy::up::{broker, note, supervisor};
+use runtime::process::{Exit, Fatal, on_signal, warn_of_random_weights};
+
+use crate::cli::Up;
+
+/// Runs broker and stages until Ctrl-C.
+///
+/// # Errors
+/// When they do not start, or one is lost for good.
+pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
+    let wrong = |e: anyhow::Error| Fatal(Exit::Usage, format!("{e:#}"));
+    note::refuse_second().map_err(wrong)?;
+    use_model(config, up.model)?;
+    warn_of_random_weights(config);
+    for root in up.media_roots {
+        config.decode.media_roots.push(absolute(&root)?);
+    }
+    if config.decode.media_roots.is_empty() {
+        config.decode.media_roots.push(absolute(Path::new("."))?);
+    }
+    let replicas = supervisor::replicas(&up.replicas).map_err(|e| Fatal(Exit::Usage, e))?;
+    let layout = if up.one_process { Layout::OneProcess } else { Layout::Processes(supervisor::Logs::Inherit) };
+    let mut pipeline =
+        Pipeline::start(config, &note::state_dir(), &replicas, &layout, &broker::Options::default()).await?;
+    let note = note::leave(pipeline.bus()).map_err(wrong)?;
+    let mut shutdown = on_signal();
+    let outcome = tokio::select! {
+        ready = pipeline.ready() => ready.map(|()| {
+            println!("ready: broker {}, media below {:?}", pipeline.bus().config().url, config.decode.media_roots);
+        }),
+        _ = shutdown.wait_for(|&s| s) => Ok(()),
+    };
+    let outcome = match outcome {
+        Err(fatal) => Err(fatal),
+        Ok(()) => tokio::select! {
+            fatal = pipeline.lost() => Err(fatal),
+            _ = shutdown.wait_for(|&s| s) => Ok(()),
+        },
+    };
+    tracing::info!("draining");
+    pipeline.stop().await;
+    if let Err(error) = std::fs::remove_file(&note) {
+        tracing::debug!(%error, "note already gone");
+    }
+    outcome
+}
+
+/// An existing path in full.
+///
+/// # Errors
+/// When there is no such file.
+pub fn absolute(path: &Path) -> Result<PathBuf, Fatal> {
+    path.canonicalize().map_err(|e| Fatal(Exit::Usage, format!("{}: {e}", path.display())))
+}
+
+/// Makes `model`, else the configured one, the checkpoint to serve.
+///
+/// # Errors
+/// When there is none; when there are random weights too.
+pub fn use_model(config: &mut Config, model: Option<PathBuf>) -> Result<(), Fatal> {
+    if let Some(model) = model {
+        config.model.dir = model;
+    }
+    config.model.check().map_err(|e| Fatal(Exit::Usage, e))?;
+    if config.model.weights.is_some() {
+        return Ok(());
+    }
+    if config.model.dir.as_os_str().is_empty() {
+        let text = "no checkpoint: give --model DIR, set VIDI_MODEL or model.dir, or take one that answers nonsense, with \
+                    `vidi demo-model DIR` or --weights random:tiny";
+        return Err(Fatal(Exit::Usage, text.to_owned()));
+    }
+    config.model.dir = absolute(&config.model.dir)?;
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! Broker and stages: what `vidi up` runs, and `vidi ask` and `vidi bench` for as long as they need it.
+//!
+//! In reading order: [`profile`] (configurations by name), [`stages`] (any stage from one binary), [`broker`] (a
+//! nats-server of our own), [`supervisor`] (stages as child processes), [`idle`] (which of them are loaded),
+//! [`in_process`] (stages in this process), [`budgets`] (what each process may hold), [`pipeline`] (broker and stages
+//! together), [`note`] (how clients on this host find them).
+
+pub mod broker;
+pub mod budgets;
+pub mod idle;
+pub mod in_process;
+pub mod note;
+pub mod pipeline;
+pub mod profile;
+pub mod stages;
+pub mod supervisor;

@@ -1,0 +1,91 @@
+//! The note that `vidi up` leaves of what it runs, for clients on the same host that name no broker.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use config::Config;
+use runtime::bus::{Bus, BusErrorKind, Role};
+use runtime::process::Fatal;
+use serde::{Deserialize, Serialize};
+
+/// Name of the note's file in the state directory.
+const NOTE: &str = "up.json";
+/// A broker on this host that does not answer within this time is gone.
+const CONNECT_WAIT: Duration = Duration::from_millis(500);
+
+/// Broker and subjects of a running `vidi up`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Note {
+    /// Process id of the supervisor.
+    pid: u32,
+    /// Address of the broker.
+    url: String,
+    /// First part of every subject.
+    prefix: String,
+}
+
+impl Note {
+    /// The note that was left last, whether or not its process still runs.
+    fn read() -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(state_dir().join(NOTE)).ok()?).ok()
+    }
+
+    /// Whether the process that left it still runs.
+    fn is_current(&self) -> bool {
+        Path::new("/proc").join(self.pid.to_string()).exists()
+    }
+}
+
+/// The directory for what outlives a process: `VIDI_STATE`, else `vidi` below the user's state directory.
+pub fn state_dir() -> PathBuf {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    var("VIDI_STATE")
+        .or_else(|| var("XDG_STATE_HOME").map(|d| d.join("vidi")))
+        .or_else(|| var("HOME").map(|d| d.join(".local/state/vidi")))
+        .unwrap_or_else(|| std::env::temp_dir().join("vidi"))
+}
+
+/// A connection to the pipeline that `vidi up` runs on this host; none where none runs.
+///
+/// # Errors
+/// When its broker refuses this role.
+pub async fn running(config: &Config, role: Role) -> Result<Option<Bus>, Fatal> {
+    let Some(note) = Note::read().filter(Note::is_current) else { return Ok(None) };
+    let mut bus = config.bus.clone();
+    (bus.url, bus.prefix) = (note.url, note.prefix);
+    match Bus::connect(&bus, role, CONNECT_WAIT).await {
+        Ok(bus) => Ok(Some(bus)),
+        Err(e) if e.kind() == BusErrorKind::Credentials => Err(e.into()),
+        // Its broker is gone, or not there yet.
+        Err(_) => Ok(None),
+    }
+}
+
+/// Refuses to run beside another `vidi up` in the same state directory. To be asked before anything is started there:
+/// the other one's stages read their configuration from it.
+///
+/// # Errors
+/// The other one's process.
+pub fn refuse_second() -> anyhow::Result<()> {
+    if let Some(other) = Note::read()
+        && other.pid != std::process::id()
+        && other.is_current()
+    {
+        bail!("another `vidi up` runs (process {}): stop it, or set VIDI_STATE to another directory", other.pid);
+    }
+    Ok(())
+}
+
+/// Writes the note of this process; returns its path.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn leave(bus: &Bus) -> anyhow::Result<PathBuf> {
+    let path = state_dir().join(NOTE);
+    let note =
+        Note { pid: std::process::id(), url: bus.config().url.clone(), prefix: bus.subjects().prefix().to_owned() };
+    std::fs::create_dir_all(state_dir())?;
+    std::fs::write(&path, serde_json::to_vec(&note)?).with_context(|| format!("{}", path.display()))?;
+    Ok(path)
+}

@@ -1,0 +1,165 @@
+//! Broker and stages together, for as long as the process that started them needs them.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use config::Config;
+use protocol::error::StageName;
+use runtime::bus::{Bus, BusError, Role};
+use runtime::process::{Exit, Fatal};
+
+use super::broker::{self, Broker};
+use super::budgets;
+use super::idle::Idle;
+use super::in_process::InProcess;
+use super::supervisor::{Logs, Supervisor};
+use crate::client;
+
+/// All stages are ready within this time, a large checkpoint on a slow disk included.
+const READY_WAIT: Duration = Duration::from_secs(600);
+
+/// Which processes the stages run in.
+#[derive(Clone, Debug)]
+pub enum Layout {
+    /// Each replica of each stage in a process of its own, with its log there.
+    Processes(Logs),
+    /// All stages in the process that starts them.
+    OneProcess,
+}
+
+enum Stages {
+    /// With what loads and unloads them.
+    Processes(Supervisor, Idle),
+    OneProcess(InProcess),
+}
+
+impl Stages {
+    async fn fatal(&mut self) -> Fatal {
+        match self {
+            Stages::Processes(s, _) => s.fatal().await,
+            Stages::OneProcess(s) => s.fatal().await,
+        }
+    }
+}
+
+/// A running broker, unless the configuration names one, and its running stages.
+pub struct Pipeline {
+    stages: Stages,
+    broker: Option<Broker>,
+    bus: Bus,
+}
+
+impl Pipeline {
+    /// Starts what is missing: a broker if `config` names none, and the stages. Files go below `dir`.
+    ///
+    /// # Errors
+    /// What does not start, and why.
+    pub async fn start(
+        config: &Config,
+        dir: &Path,
+        replicas: &[(StageName, usize)],
+        layout: &Layout,
+        broker: &broker::Options,
+    ) -> Result<Self, Fatal> {
+        let other = |e: anyhow::Error| Fatal(Exit::Broker, format!("{e:#}"));
+        let mut config = config.clone();
+        budgets::divide(&mut config, replicas)?;
+        let broker = if config.bus.url.is_empty() {
+            let broker = Broker::start(&dir.join("broker"), broker).await.map_err(other)?;
+            config.bus.url = broker.url().to_owned();
+            Some(broker)
+        } else {
+            None
+        };
+        let file = write_merged(&config, dir).map_err(other)?;
+        let connect = async || {
+            let bus = Bus::connect(&config.bus, Role::Operator, Duration::from_secs(10)).await?;
+            bus.ensure_streams().await?;
+            Ok::<_, BusError>(bus)
+        };
+        let (stages, bus) = match layout {
+            Layout::Processes(logs) => {
+                // Before the broker is asked: the stages load while it makes the streams.
+                let supervisor = Supervisor::start(&file, replicas, logs);
+                let bus = connect().await?;
+                let after = config.up.idle_unload_s;
+                let after = (after > 0.0).then(|| Duration::from_secs_f64(after));
+                let idle = Idle::start(&bus, supervisor.desired(), after).await?;
+                (Stages::Processes(supervisor, idle), bus)
+            }
+            Layout::OneProcess => {
+                let stages = InProcess::start(&config, replicas);
+                (Stages::OneProcess(stages), connect().await?)
+            }
+        };
+        Ok(Pipeline { stages, broker, bus })
+    }
+
+    /// A connection to its broker in the operator's role.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// Waits until every stage has its model loaded and listens.
+    ///
+    /// # Errors
+    /// The stage that cannot start, in its own words.
+    pub async fn ready(&mut self) -> Result<(), Fatal> {
+        let until = Instant::now() + READY_WAIT;
+        let bus = self.bus.clone();
+        let wait = async {
+            loop {
+                let there = client::ready(&bus).await.unwrap_or_default();
+                let missing: Vec<&str> =
+                    StageName::ALL.iter().filter(|s| !there.contains(s)).map(|s| s.as_str()).collect();
+                if missing.is_empty() {
+                    return Ok(());
+                }
+                if Instant::now() > until {
+                    let text = format!("stages not ready after {READY_WAIT:?}: {}", missing.join(", "));
+                    return Err(Fatal(Exit::Other, text));
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            outcome = wait => outcome,
+            fatal = self.stages.fatal() => Err(fatal),
+        }
+    }
+
+    /// Waits for a failure that the pipeline cannot recover from.
+    pub async fn lost(&mut self) -> Fatal {
+        match &mut self.broker {
+            None => self.stages.fatal().await,
+            Some(broker) => tokio::select! {
+                fatal = self.stages.fatal() => fatal,
+                text = broker.ended() => Fatal(Exit::Broker, text),
+            },
+        }
+    }
+
+    /// Drains the stages, then stops the broker.
+    pub async fn stop(self) {
+        match self.stages {
+            Stages::Processes(s, idle) => {
+                drop(idle);
+                s.drain().await;
+            }
+            Stages::OneProcess(s) => s.drain().await,
+        }
+        drop(self.broker);
+    }
+}
+
+/// Writes the merged configuration that the stages read, for this user alone: it may hold a password.
+fn write_merged(config: &Config, dir: &Path) -> anyhow::Result<PathBuf> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
+    let path = dir.join("stages.toml");
+    let mut file = std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
+    file.write_all(config.to_toml().as_bytes()).with_context(|| format!("{}", path.display()))?;
+    Ok(path)
+}
