@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use candle_transformers::models::gemma2;
-use common::checkpoint::Checkpoint;
-use common::config::{LlmConfig, MediaProducts};
+use config::{LlmConfig, MediaProducts};
+use model::checkpoint::Checkpoint;
 use stage_llm::Gemma;
-use stage_llm::cache::VideoCache;
-use stage_llm::sample::Sampler;
+use stage_llm::gemma::cache::VideoCache;
+use stage_llm::text::sample::Sampler;
 use tests::parity::golden::Golden;
 
-use crate::model::{Model, agree, differ, golden, opened, weights};
+use crate::checkpoint::{InMemory, agree, differ, golden, opened, weights};
 
 /// As from the language model on against the oracle.
 const TOLERANCE: f64 = 2e-5;
@@ -48,7 +48,7 @@ fn ours(checkpoint: &Arc<Checkpoint>, prompt: &[u32], tokens: usize) -> Answer {
 }
 
 /// What candle's model answers greedily. Its head is the embedding from row `head` on: see [`own_head`].
-fn peer(model: &Model, head: usize, prompt: &[u32], tokens: usize) -> Answer {
+fn peer(model: &InMemory, head: usize, prompt: &[u32], tokens: usize) -> Answer {
     let config: gemma2::Config = serde_json::from_value(model.config.clone()).unwrap();
     let mut peer = gemma2::Model::new(false, &config, model.peer()).unwrap();
     let mut sampler = Sampler::new(0.0, 1.0, 0);
@@ -67,16 +67,17 @@ fn peer(model: &Model, head: usize, prompt: &[u32], tokens: usize) -> Answer {
 }
 
 /// Makes up for candle's scores being divided by the root of `head_dim`, in the projection of the queries.
-fn scaled(model: &mut Model) {
+fn scaled(model: &mut InMemory) {
     let number = |key: &str| model.number("", key);
-    let (layers, scale) = (number("num_hidden_layers"), number("head_dim") as f64 / number("query_pre_attn_scalar") as f64);
+    let (layers, scale) =
+        (number("num_hidden_layers"), number("head_dim") as f64 / number("query_pre_attn_scalar") as f64);
     for layer in 0..layers {
         model.change(&format!("model.layers.{layer}.self_attn.q_proj.weight"), |q| q * scale.sqrt());
     }
 }
 
 /// Puts the rows of `lm_head` under those of the embedding, of which candle makes its head: where they begin.
-fn own_head(model: &mut Model) -> usize {
+fn own_head(model: &mut InMemory) -> usize {
     let (rows, head) = (model.number("", "vocab_size"), model.tensors["lm_head.weight"].clone());
     model.change("model.embed_tokens.weight", |embedding| Tensor::cat(&[embedding, &head], 0));
     model.config["vocab_size"] = (2 * rows).into();
@@ -95,14 +96,14 @@ fn agree_in_every_token(what: &str, ours: &Answer, theirs: &Answer) {
 
 #[test]
 fn a_prompt_of_the_real_head_size_is_answered_as_by_candles_gemma_2() {
-    let (model, prompt) = (Model::read("realdims"), prompt("realdims"));
+    let (model, prompt) = (InMemory::read("realdims"), prompt("realdims"));
     let ours = ours(&opened("realdims"), &prompt, 24);
     agree_in_every_token("Gemma 2, realdims", &ours, &peer(&model, 0, &prompt, 24));
 }
 
 #[test]
 fn another_layer_rotation_cap_gelu_or_epsilon_of_candles_gemma_2_is_seen() {
-    let (model, prompt) = (Model::read("realdims"), prompt("realdims"));
+    let (model, prompt) = (InMemory::read("realdims"), prompt("realdims"));
     let ours = ours(&opened("realdims"), &prompt, 1);
     let wrong = |key: &str, value: serde_json::Value, least: f64| {
         let mut model = model.clone();
@@ -120,7 +121,7 @@ fn another_layer_rotation_cap_gelu_or_epsilon_of_candles_gemma_2_is_seen() {
 
 #[test]
 fn candles_gemma_2_scales_scores_by_the_size_of_a_head() {
-    let (mut model, prompt) = (Model::read("tied"), prompt("basic"));
+    let (mut model, prompt) = (InMemory::read("tied"), prompt("basic"));
     let ours = ours(&opened("tied"), &prompt[..8], 1);
     let theirs = peer(&model, 0, &prompt[..8], 1);
     differ("Gemma 2, tied, 1/sqrt(24) against 1/sqrt(20)", &ours.logits, &theirs.logits, 1e-2, 0.5);
@@ -130,7 +131,7 @@ fn candles_gemma_2_scales_scores_by_the_size_of_a_head() {
 
 #[test]
 fn candles_gemma_2_takes_the_embedding_for_its_head() {
-    let (mut model, prompt) = (Model::read("untied"), prompt("time_ranges"));
+    let (mut model, prompt) = (InMemory::read("untied"), prompt("time_ranges"));
     scaled(&mut model);
     let ours = ours(&opened("untied"), &prompt, 1);
     let theirs = peer(&model, 0, &prompt, 1);
@@ -143,7 +144,7 @@ fn candles_gemma_2_takes_the_embedding_for_its_head() {
 #[test]
 fn as_long_as_a_text_fits_the_window_it_is_answered_as_by_candles_gemma_2_and_no_longer() {
     for (checkpoint, case, length) in [("tied", "basic", 8), ("untied", "time_ranges", 30)] {
-        let mut model = Model::read(checkpoint);
+        let mut model = InMemory::read(checkpoint);
         scaled(&mut model);
         let head = if checkpoint == "untied" { own_head(&mut model) } else { 0 };
         let prompt = &prompt(case)[..length];
@@ -163,7 +164,7 @@ fn as_long_as_a_text_fits_the_window_it_is_answered_as_by_candles_gemma_2_and_no
 fn a_prompt_longer_than_the_window_is_read_as_by_the_oracle_and_otherwise_than_by_candles_gemma_2() {
     let golden = Golden::read(&golden("cases/text_alone")).unwrap();
     let prompt = &golden.facts.text_token_ids;
-    let mut model = Model::read("tied");
+    let mut model = InMemory::read("tied");
     assert_eq!((prompt.len(), model.number("", "sliding_window")), (188, 16));
     let ours = ours(&opened("tied"), prompt, golden.facts.generated_token_ids.len());
     assert_eq!(ours.ids, golden.facts.generated_token_ids);
@@ -179,7 +180,7 @@ fn a_prompt_longer_than_the_window_is_read_as_by_the_oracle_and_otherwise_than_b
 
 #[test]
 fn without_a_window_a_long_prompt_is_answered_as_by_candles_gemma_2() {
-    let (mut model, prompt) = (Model::read("tied"), prompt("text_alone"));
+    let (mut model, prompt) = (InMemory::read("tied"), prompt("text_alone"));
     model.config["sliding_window"] = 4096.into();
     let ours = ours(&model.opened(), &prompt, 24);
     scaled(&mut model);
@@ -188,7 +189,7 @@ fn without_a_window_a_long_prompt_is_answered_as_by_candles_gemma_2() {
 
 #[test]
 fn the_window_of_one_layer_is_candles_but_for_one_key() {
-    let (mut model, prompt) = (Model::read("tied"), prompt("text_alone"));
+    let (mut model, prompt) = (InMemory::read("tied"), prompt("text_alone"));
     model.config["num_hidden_layers"] = 1.into();
     let checkpoint = model.opened();
     scaled(&mut model);

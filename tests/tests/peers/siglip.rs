@@ -7,12 +7,12 @@
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::LayerNorm;
 use candle_transformers::models::siglip::{VisionConfig, VisionModel};
-use common::config::MediaProducts;
-use common::plan::{FRAME_BYTES, FRAME_SIDE};
+use config::MediaProducts;
+use protocol::plan::{FRAME_BYTES, FRAME_SIDE};
 use stage_vision::SiglipEncoder;
 use tests::parity::inputs::{self, Passes};
 
-use crate::model::{Model, agree, differ, golden, opened, weights};
+use crate::checkpoint::{InMemory, agree, differ, golden, opened, weights};
 
 /// Every checkpoint with a case of frames for it.
 const CHECKPOINTS: [(&str, &str); 3] = [("tied", "basic"), ("untied", "time_ranges"), ("realdims", "realdims")];
@@ -49,19 +49,19 @@ fn normed(x: &Tensor, eps: f64) -> Tensor {
 }
 
 /// candle's configuration of a checkpoint's tower.
-fn config(model: &Model) -> VisionConfig {
+fn config(model: &InMemory) -> VisionConfig {
     serde_json::from_value(model.config["mm_vision_config"].clone()).unwrap()
 }
 
 /// candle's tower with its post_layernorm as the checkpoint has it.
-fn peer(model: &Model, config: &VisionConfig, pixels: &Tensor) -> Tensor {
+fn peer(model: &InMemory, config: &VisionConfig, pixels: &Tensor) -> Tensor {
     let tower = VisionModel::new(config, false, model.peer().pp("model.mm_vis.vision_model")).unwrap();
     tower.forward(pixels).unwrap()
 }
 
 /// A checkpoint whose post_layernorm has weight 1 and bias 0.
-fn plain(checkpoint: &str) -> Model {
-    let mut model = Model::read(checkpoint);
+fn plain(checkpoint: &str) -> InMemory {
+    let mut model = InMemory::read(checkpoint);
     model.change("model.mm_vis.vision_model.post_layernorm.weight", Tensor::ones_like);
     model.change("model.mm_vis.vision_model.post_layernorm.bias", Tensor::zeros_like);
     model
@@ -106,7 +106,7 @@ fn another_layer_gelu_epsilon_or_number_of_heads_of_candles_vision_tower_is_seen
 #[test]
 fn candles_vision_tower_as_it_is_ends_a_layer_and_a_norm_later_than_vidis() {
     for (checkpoint, case) in CHECKPOINTS {
-        let (model, frames) = (Model::read(checkpoint), frames(case));
+        let (model, frames) = (InMemory::read(checkpoint), frames(case));
         let theirs = peer(&model, &config(&model), &pixels(&frames));
         let what = format!("SigLIP, {checkpoint}, as it is");
         differ(&what, ours(checkpoint, &frames).last().unwrap(), &theirs, 0.1, 2.0);

@@ -14,13 +14,13 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::voxtral::{VoxtralEncoder, VoxtralEncoderConfig};
 use candle_transformers::models::whisper::Config;
 use candle_transformers::models::whisper::model::Whisper;
-use common::checkpoint::Checkpoint;
-use common::config::MediaProducts;
-use common::plan::WINDOW_SAMPLES;
+use config::MediaProducts;
+use model::checkpoint::Checkpoint;
+use protocol::plan::WINDOW_SAMPLES;
 use stage_audio::{LogMel, WhisperEncoder};
 use tests::parity::inputs;
 
-use crate::model::{Model, agree, differ, golden, opened, weights};
+use crate::checkpoint::{InMemory, agree, differ, golden, opened, weights};
 
 /// Every checkpoint with a case of sound for it: under a window, a whole window, and the real widths of a head.
 const CHECKPOINTS: [(&str, &str); 3] = [("untied", "time_ranges"), ("tied", "long_audio"), ("realdims", "realdims")];
@@ -40,7 +40,7 @@ fn ours(checkpoint: &std::sync::Arc<Checkpoint>, mel: &Tensor) -> Tensor {
 
 /// candle's Whisper encoder of `layers` layers. Its loader is private, the one of the whole model wants a decoder: it gets
 /// one without layers. The feed-forward part is filled up with zeros, which add nothing.
-fn whisper(model: &Model, layers: usize, mel: &Tensor) -> Tensor {
+fn whisper(model: &InMemory, layers: usize, mel: &Tensor) -> Tensor {
     let width = model.number("mm_audio_config", "d_model");
     let missing = 4 * width - model.number("mm_audio_config", "encoder_ffn_dim");
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
@@ -76,7 +76,7 @@ fn whisper(model: &Model, layers: usize, mel: &Tensor) -> Tensor {
 }
 
 /// candle's Voxtral encoder.
-fn voxtral(model: &Model, mel: &Tensor) -> Tensor {
+fn voxtral(model: &InMemory, mel: &Tensor) -> Tensor {
     let number = |key: &str| model.number("mm_audio_config", key);
     let config = VoxtralEncoderConfig {
         hidden_size: number("d_model"),
@@ -90,7 +90,7 @@ fn voxtral(model: &Model, mel: &Tensor) -> Tensor {
     VoxtralEncoder::new(&config, model.peer().pp(ENCODER)).unwrap().forward(mel).unwrap()
 }
 
-fn layers(model: &Model) -> usize {
+fn layers(model: &InMemory) -> usize {
     model.number("mm_audio_config", "encoder_layers")
 }
 
@@ -105,7 +105,7 @@ fn table(rows: usize, width: usize) -> Tensor {
 }
 
 /// Replaces the checkpoint's position table by the one that candle computes.
-fn positioned(model: &mut Model) {
+fn positioned(model: &mut InMemory) {
     let table = |stored: &Tensor| Ok(table(stored.dim(0)?, stored.dim(1)?));
     model.change(&format!("{ENCODER}.embed_positions.weight"), table);
 }
@@ -114,7 +114,7 @@ fn positioned(model: &mut Model) {
 /// first convolution's pre-activations are 256 times as large and the next matrix takes that back, so that either form is
 /// all but ReLU (what it is off by falls by 256 to the power of 1.5); the second's have 16 added, where either form is the
 /// identity, and which the layer norms take away as the mean.
-fn alike(model: &mut Model, feed_forward: bool) {
+fn alike(model: &mut InMemory, feed_forward: bool) {
     const LOUDER: f64 = 256.0;
     let louder = |x: &Tensor| x * LOUDER;
     let back = |x: &Tensor| x / LOUDER;
@@ -133,7 +133,7 @@ fn alike(model: &mut Model, feed_forward: bool) {
 #[test]
 fn the_audio_tower_is_candles_whisper_where_both_gelus_are_the_same_function() {
     for (checkpoint, case) in CHECKPOINTS {
-        let mut model = Model::read(checkpoint);
+        let mut model = InMemory::read(checkpoint);
         positioned(&mut model);
         alike(&mut model, true);
         let (mel, layers) = (mel(case), layers(&model));
@@ -147,7 +147,7 @@ fn the_audio_tower_is_candles_whisper_where_both_gelus_are_the_same_function() {
 #[test]
 fn candles_whisper_differs_by_its_tanh_gelu() {
     for (checkpoint, case) in CHECKPOINTS {
-        let mut model = Model::read(checkpoint);
+        let mut model = InMemory::read(checkpoint);
         positioned(&mut model);
         let mel = mel(case);
         let theirs = whisper(&model, layers(&model), &mel);
@@ -159,7 +159,7 @@ fn candles_whisper_differs_by_its_tanh_gelu() {
 #[test]
 fn candles_whisper_computes_the_position_table_that_ours_reads() {
     for (checkpoint, case) in CHECKPOINTS {
-        let mut model = Model::read(checkpoint);
+        let mut model = InMemory::read(checkpoint);
         alike(&mut model, true);
         let mel = mel(case);
         let theirs = whisper(&model, layers(&model), &mel);
@@ -171,7 +171,7 @@ fn candles_whisper_computes_the_position_table_that_ours_reads() {
 #[test]
 fn the_audio_tower_is_candles_voxtral_encoder_but_for_the_gelu_after_its_convolutions() {
     for (checkpoint, case) in CHECKPOINTS {
-        let mut model = Model::read(checkpoint);
+        let mut model = InMemory::read(checkpoint);
         let mel = mel(case);
         let what = format!("Voxtral, {checkpoint}, tanh GELU after the convolutions");
         differ(&what, &ours(&opened(checkpoint), &mel), &voxtral(&model, &mel), 1e-5, 1e-3);

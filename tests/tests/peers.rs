@@ -5,7 +5,11 @@
 //! seen, and measures what differs by design. `cargo test -p tests --test peers -- --nocapture` prints every figure;
 //! golden/README.md has the table.
 
+#[path = "peers/checkpoint.rs"]
+mod checkpoint;
+#[path = "peers/gemma.rs"]
 mod gemma;
-mod model;
+#[path = "peers/siglip.rs"]
 mod siglip;
+#[path = "peers/whisper.rs"]
 mod whisper;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use common::checkpoint::{Checkpoint, Weights};
+use model::checkpoint::{Checkpoint, Weights};
 
 /// A file or directory of the golden directory.
 pub fn golden(name: &str) -> PathBuf {
@@ -25,14 +25,14 @@ pub fn weights(checkpoint: &Arc<Checkpoint>) -> Weights {
 
 /// A checkpoint in memory: its config.json and all of its tensors in f32.
 #[derive(Clone)]
-pub struct Model {
+pub struct InMemory {
     /// config.json.
     pub config: serde_json::Value,
     /// Tensors by their names in the checkpoint.
     pub tensors: HashMap<String, Tensor>,
 }
 
-impl Model {
+impl InMemory {
     /// A golden checkpoint.
     pub fn read(name: &str) -> Self {
         let dir = golden("checkpoints").join(name);
@@ -45,7 +45,7 @@ impl Model {
                 tensors.extend(shard.into_iter().map(|(name, t)| (name, t.to_dtype(DType::F32).unwrap())));
             }
         }
-        Model { config, tensors }
+        InMemory { config, tensors }
     }
 
     /// A number of config.json; `section` is empty for the top level.
