@@ -49,6 +49,7 @@ CASES = {
     "audio_tail":    dict(checkpoint="tied", frames=(3, 64, 64, 314), pcm=(480_100, 324), query="a red car", max_new=16, duration=30.1),
     "many_frames":   dict(checkpoint="tied", frames=(307, 12, 16, 15), pcm=(32_000, 425), query="the old house near the river", max_new=24, duration=307.0),
     "long_prompt":   dict(checkpoint="tied", frames=(3, 60, 80, 516), pcm=(32_000, 526), query=cases.LONG_QUERY, max_new=32, duration=12.0),
+    "text_alone":    dict(checkpoint="tied", frames=None, pcm=None, query=cases.LONG_QUERY, max_new=24, duration=12.0),
     "open_question": dict(checkpoint="tied", frames=(4, 60, 80, 71), pcm=(3_200, 72), user_text="<image>\nWhat does the man cook, and why?", max_new=24, duration=4.0),
     "time_ranges":   dict(checkpoint="untied", frames=(6, 60, 80, 51), pcm=(51_200, 52), query="the logo", max_new=64, duration=3725.5),
     "realdims":      dict(checkpoint="realdims", frames=(3, 90, 160, 431), pcm=(48_000, 436), query="the speaker introduces the topic", max_new=24, duration=3.0),
@@ -96,7 +97,8 @@ def write_case(out, name, c):
         np.save(os.path.join(directory, "pcm.npy"), np.round(pcm * 32768).astype(np.int16))
     oracle = vo.Oracle(os.path.join(out, "checkpoints", c["checkpoint"]), "float32", "ideal")
     rec, info = oracle.run(frames, pcm, c.get("query"), c.get("user_text"), max_new=c["max_new"])
-    rec["pixel_values"] = rec["pixel_values"][:2]
+    if frames is not None:
+        rec["pixel_values"] = rec["pixel_values"][:2]
     info.update(checkpoint="../../checkpoints/" + c["checkpoint"], user_text=c.get("user_text"), duration=c["duration"],
                 time_ranges=vo.time_ranges(info["text"], c["duration"]),
                 inputs={"frames": None if frames is None else list(frames.shape), "pcm_samples": None if pcm is None else len(pcm)},

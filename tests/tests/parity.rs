@@ -90,6 +90,17 @@ fn a_prompt_longer_than_the_window_is_read_as_by_the_oracle() {
 }
 
 #[test]
+fn a_prompt_longer_than_the_window_without_a_video_is_read_and_answered_as_by_the_oracle() {
+    let report = compare(&options("text_alone", "tied", 0)).unwrap();
+    let (jobs, boundaries): (Vec<_>, Vec<_>) = report.rows.iter().partition(|row| row.name == "pipeline");
+    assert!(boundaries.iter().all(|row| row.verdict == Verdict::Ok), "{report}");
+    // 5 hidden states, final norm, 3 kinds of logits; prompt, ids, totals, answer and its text.
+    assert_eq!(boundaries.iter().filter(|row| row.distance.is_some()).count(), 9, "{report}");
+    // No job asks without a video: the messages of one are not compared.
+    assert!(matches!(&jobs[..], [row] if matches!(row.verdict, Verdict::NotCompared(_))), "{report}");
+}
+
+#[test]
 fn an_open_question_is_answered_as_by_the_oracle() {
     holds("open_question", "tied", 2);
 }
