@@ -244,7 +244,8 @@ mod tests {
             let got = filters[mel].weights[bin - filters[mel].first];
             assert!((got - want).abs() <= 2e-7 * want, "filter {mel}, bin {bin}: {got} {want}");
         }
-        let weights = filters.iter().map(|f| f.weights.len()).sum::<usize>();
-        assert_eq!((weights, filters[0].weights.len(), filters[79].weights.len()), (391, 1, 14));
+        // The last filter ends at 8000 Hz, where the formula gives 0 but for a rounding.
+        let count = |f: &Filter| f.weights.iter().filter(|w| **w > 1e-9).count();
+        assert_eq!((filters.iter().map(count).sum::<usize>(), count(&filters[0]), count(&filters[79])), (391, 1, 14));
     }
 }

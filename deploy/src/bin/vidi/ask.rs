@@ -1,6 +1,6 @@
 //! `vidi ask`: of a pipeline that runs, else of one that is started for the question.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use config::Config;
