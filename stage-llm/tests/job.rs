@@ -233,10 +233,14 @@ fn tokens_beyond_the_plan_are_refused() {
 
 #[test]
 fn a_cancelled_job_stops_between_chunks_and_between_tokens() {
+    let mut settings = Settings::default();
+    // An answer that only its limit ends.
+    settings.llm.end_tokens.clear();
     for events in [1, 4] {
         let mut port = port();
         port.cancel_after = events;
-        assert_eq!(answer(&request("a cat", 500), &mut port).unwrap_err(), Stop::Cancelled);
+        let mut stage = Model::new().stage(settings.clone()).unwrap();
+        assert_eq!(stage.answer(&request("a cat", 500), &mut port).unwrap_err(), Stop::Cancelled);
         assert!(port.events.len() <= events + 1);
     }
 }

@@ -173,9 +173,13 @@ fn whoever_keeps_no_video_decodes_it_for_every_question() {
 
 #[test]
 fn a_job_cancelled_or_cut_off_while_it_writes_leaves_its_video_and_one_cut_off_before_leaves_none() {
-    let whole = fresh(&request("a cat", 500));
+    let mut settings = Settings::default();
+    // An answer that only its limit ends.
+    settings.llm.end_tokens.clear();
+    let endless = || Model::new().stage(settings.clone()).unwrap();
+    let whole = endless().answer(&request("a cat", 500), &mut port(file(), 1)).unwrap();
     for cancel_after in 0..8 {
-        let mut stage = stage();
+        let mut stage = endless();
         let mut first = port(file(), 1);
         first.cancel_after = cancel_after;
         assert_eq!(stage.answer(&request("a cat", 500), &mut first).unwrap_err(), Stop::Cancelled);
