@@ -51,7 +51,7 @@ fn folder_of(tree: &Tree, package: &str) -> Option<String> {
 
 fn is_target(tree: &Tree, folder: &str, package: &str, kind: &str, name: &str) -> bool {
     match kind {
-        "test" => tree.has(&format!("{folder}tests/{name}.rs")),
+        "test" => [".rs", "/main.rs"].iter().any(|end| tree.has(&format!("{folder}tests/{name}{end}"))),
         "example" => tree.has(&format!("{folder}examples/{name}.rs")),
         _ => {
             let main = name == package && tree.has(&format!("{folder}src/main.rs"));
