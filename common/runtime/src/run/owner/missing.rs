@@ -1,68 +1,37 @@
-//! What of a job's tokens has come, and so which part of its video is to be asked for again where some do not.
+//! Part of a video that is to be asked for again, where some of its tokens have not come.
 
 use std::ops::Range;
 
-use protocol::message::{Modality, Segment, TokenBatch};
+use protocol::coverage::{Coverage, VideoCoverage};
+use protocol::message::Segment;
 use protocol::plan::{AUDIO_POOL, MediaPlan, WINDOW_ROWS};
-use protocol::rows::RowSet;
 
-/// Tokens that have come, of both halves.
-#[derive(Debug, Default)]
-pub struct Came {
-    image: Half,
-    audio: Half,
-}
-
-/// One half's.
-#[derive(Debug, Default)]
-struct Half {
-    tokens: RowSet,
-    /// How many there will be, by its own batches; none before the first of them.
-    total: Option<u64>,
-}
-
-impl Half {
-    /// Which of so many planned units (frames, windows) of so many tokens each hold all that is missing.
-    fn missing(&self, planned: u64, per_unit: u64, units: u64) -> Range<u64> {
-        let total = self.total.unwrap_or(planned);
-        let Some(tokens) = self.tokens.missing(total) else { return 0..0 };
-        // The container's word on the sound may be wrong by a window: a segment that ends where it does goes to the end.
-        let end = if tokens.end == total { units } else { tokens.end.div_ceil(per_unit).min(units) };
-        (tokens.start / per_unit).min(end.saturating_sub(1))..end
+/// Part of a plan that holds all tokens that are missing.
+pub fn segment(came: &VideoCoverage, plan: &MediaPlan) -> Segment {
+    let frames = plan.image.as_ref().map(|i| units(&came.image, i.tokens, i.tokens_per_frame(), i.frames));
+    let windows = plan.audio.as_ref().map(|a| units(&came.audio, a.tokens, WINDOW_ROWS / AUDIO_POOL, a.windows));
+    let [frames, windows] = [frames, windows].map(Option::unwrap_or_default);
+    Segment {
+        first_frame: frames.start,
+        frames: frames.end - frames.start,
+        first_window: windows.start,
+        windows: windows.end - windows.start,
     }
 }
 
-impl Came {
-    /// Notes a batch.
-    pub fn note(&mut self, batch: &TokenBatch<'_>) {
-        let rows = batch.tensor.rows() as u64;
-        let (half, total) = match batch.modality {
-            Modality::Image => (&mut self.image, batch.plan.image.as_ref().map(|i| i.tokens)),
-            Modality::Audio => (&mut self.audio, batch.plan.audio.as_ref().map(|a| a.tokens)),
-        };
-        // A batch of a half that turned out to be absent has no plan of it.
-        half.total = Some(total.unwrap_or(0));
-        half.tokens.insert(batch.offset..batch.offset.saturating_add(rows));
-    }
-
-    /// The part of a plan that holds all that is missing.
-    pub fn missing(&self, plan: &MediaPlan) -> Segment {
-        let frames = plan.image.as_ref().map(|i| self.image.missing(i.tokens, i.tokens_per_frame(), i.frames));
-        let windows = plan.audio.as_ref().map(|a| self.audio.missing(a.tokens, WINDOW_ROWS / AUDIO_POOL, a.windows));
-        let [frames, windows] = [frames, windows].map(Option::unwrap_or_default);
-        Segment {
-            first_frame: frames.start,
-            frames: frames.end - frames.start,
-            first_window: windows.start,
-            windows: windows.end - windows.start,
-        }
-    }
+/// Units (frames, windows), of so many planned ones of so many tokens each, that hold all tokens that are missing.
+fn units(came: &Coverage, planned: u64, per_unit: u64, units: u64) -> Range<u64> {
+    let total = came.total().unwrap_or(planned);
+    let Some(tokens) = came.missing(planned) else { return 0..0 };
+    // The container's word on the sound may be wrong by a window: a segment that ends where it does goes to the end.
+    let end = if tokens.end == total { units } else { tokens.end.div_ceil(per_unit).min(units) };
+    (tokens.start / per_unit).min(end.saturating_sub(1))..end
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::message::JobId;
+    use protocol::message::{JobId, Modality, TokenBatch};
     use protocol::plan::{AudioPlan, ImagePlan, WINDOW_SAMPLES};
     use protocol::tensor::{Dtype, Tensor};
     use protocol::wire::VERSION;
@@ -80,11 +49,11 @@ mod tests {
     }
 
     fn after(batches: &[(MediaPlan, Modality, Range<u64>)]) -> [Range<u64>; 2] {
-        let mut came = Came::default();
+        let mut came = VideoCoverage::default();
         for (plan, modality, tokens) in batches.iter().cloned() {
             came.note(&batch(plan, modality, tokens));
         }
-        let part = came.missing(&plan());
+        let part = segment(&came, &plan());
         [part.first_frame..part.first_frame + part.frames, part.first_window..part.first_window + part.windows]
     }
 
@@ -109,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_half_that_turned_out_to_be_absent_is_not_asked_for_again() {
+    fn a_modality_that_turned_out_to_be_absent_is_not_asked_for_again() {
         let silent = MediaPlan { audio: None, ..plan() };
         assert_eq!(after(&[(silent, Modality::Audio, 0..0)]), [0..10, 0..0]);
     }

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc};
 
 use super::capacity::{self, Waited};
-use super::missing::Came;
+use super::missing;
 use super::probe;
 use super::state::JobState;
 use super::text::HeldText;
@@ -20,6 +20,7 @@ use crate::run::control;
 use crate::run::job_end::JobEnd;
 use crate::subject::StreamName;
 use protocol::control::Verb;
+use protocol::coverage::VideoCoverage;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::event::Event;
 use protocol::message::{DecodeRequest, JobId, TokenBatch};
@@ -48,7 +49,7 @@ pub struct OwnerPort {
     token_bytes: u64,
     tokens: Option<mpsc::Receiver<Message>>,
     /// Tokens that were shown.
-    came: Came,
+    came: VideoCoverage,
     /// Sequence of the last message that was shown.
     shown: u64,
     /// Request to stage-decode, which may be made once more.
@@ -77,7 +78,7 @@ impl OwnerPort {
             token,
             token_bytes,
             tokens: None,
-            came: Came::default(),
+            came: VideoCoverage::default(),
             shown: 0,
             asked: None,
             looked: Instant::now(),
@@ -133,7 +134,7 @@ impl OwnerPort {
         }
         let waited = patience.as_secs_f64();
         if let Some(mut request) = self.asked.take() {
-            request.segment = self.came.missing(&request.plan);
+            request.segment = missing::segment(&self.came, &request.plan);
             tracing::warn!(%stage, waited, segment = ?request.segment, "no heartbeat: what is missing is asked for again");
             self.state.progress().note_heartbeat();
             return self.send_request(&request, Attempt(self.token.0));
@@ -241,7 +242,7 @@ impl JobPort for OwnerPort {
 
     fn rewind_tokens(&mut self) {
         self.tokens = None;
-        self.came = Came::default();
+        self.came = VideoCoverage::default();
         self.shown = 0;
     }
 

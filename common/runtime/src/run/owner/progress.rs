@@ -3,33 +3,33 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use protocol::coverage::VideoCoverage;
 use protocol::error::StageName;
 use protocol::event::{Event, StageMemory, StageTiming};
 use protocol::message::Modality;
 use protocol::plan::{AudioPlan, ImagePlan, MediaPlan, WINDOW_ROWS};
 use protocol::report::Report;
-use protocol::rows::RowSet;
 
-/// At most four a second per stage (PROTOCOL.md).
+/// Time between two progress events of a stage: at most four a second (PROTOCOL.md).
 const EVERY: Duration = Duration::from_millis(250);
 
-/// Progress of all stages.
+/// Progress of all stages with one job.
 pub struct Progress {
     image: Option<ImagePlan>,
     audio: Option<AudioPlan>,
     stages: BTreeMap<StageName, Stage>,
     last_heartbeat: Instant,
-    /// When each stage was last seen to work on another job.
+    /// Times when each stage was last seen to work on another job.
     elsewhere: BTreeMap<StageName, Instant>,
 }
 
 #[derive(Default)]
 struct Stage {
-    image: RowSet,
-    audio: RowSet,
+    /// Rows handed on, in the unit of the stage's output.
+    rows: VideoCoverage,
     timing: StageTiming,
     memory: StageMemory,
-    /// Set by the owner itself, which counts its own tokens.
+    /// Done and total of the owner itself, which counts its own tokens.
     own: Option<(u64, u64)>,
     told: Option<(u64, u64)>,
     told_at: Option<Instant>,
@@ -86,10 +86,7 @@ impl Progress {
         let stage = self.stages.entry(report.stage).or_default();
         for done in &report.done {
             let rows = done.offset..done.offset.saturating_add(done.rows);
-            match done.modality {
-                Modality::Image => stage.image.insert(rows),
-                Modality::Audio => stage.audio.insert(rows),
-            };
+            stage.rows.of_mut(done.modality).insert(rows);
         }
         let t = &mut stage.timing;
         let worked_ms = (report.busy_us + report.wait_us) / 1000;
@@ -170,14 +167,15 @@ impl Stage {
         let frames = image.map_or(0, |i| i.frames);
         let windows = audio.map_or(0, AudioPlan::encoded_windows);
         let tokens = image.map_or(0, |i| i.tokens) + audio.map_or(0, |a| a.tokens);
+        let VideoCoverage { image: image_rows, audio: audio_rows } = &self.rows;
         match name {
-            StageName::Decode => (self.image.len() + self.audio.len(), frames + windows),
+            StageName::Decode => (image_rows.len() + audio_rows.len(), frames + windows),
             StageName::Vision => {
                 let per_frame = image.map_or(1, ImagePlan::tokens_per_frame);
-                (self.image.len() / per_frame, frames)
+                (image_rows.len() / per_frame, frames)
             }
-            StageName::Audio => (self.audio.len().div_ceil(WINDOW_ROWS), windows),
-            StageName::Fuse => (self.image.len() + self.audio.len(), tokens),
+            StageName::Audio => (audio_rows.len().div_ceil(WINDOW_ROWS), windows),
+            StageName::Fuse => (image_rows.len() + audio_rows.len(), tokens),
             StageName::Llm => self.own.unwrap_or((0, tokens)),
         }
     }
