@@ -3,7 +3,7 @@
 use compute::transfer::candle_dtype;
 use std::sync::Arc;
 
-use compute::kernels::linear::WORKSPACE_BYTES;
+use compute::kernels::WORKSPACE_BYTES;
 use config::Config;
 use model::budget::Footprint;
 use model::checkpoint::{Checkpoint, CheckpointError, Weights};
@@ -42,7 +42,7 @@ fn warm_up(stage: &mut AudioStage) -> Result<(), Stop> {
     stage.process(PcmWindow { v: VERSION, job: Nowhere::job(), plan, index: 0, tensor }, &mut Nowhere)
 }
 
-/// What the stage will hold.
+/// Memory that the stage will hold whatever the job.
 ///
 /// # Errors
 /// None that a checked configuration leads to.

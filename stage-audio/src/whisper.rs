@@ -5,7 +5,7 @@ use compute::kernels;
 use config::MediaProducts;
 use model::checkpoint::{CheckpointError, Weights};
 use model::config_json::{AudioConfig, ModelConfig};
-use model::layers::{EncoderLayer, FeedForward, Gelu, LayerNorm, SelfAttention, encode};
+use model::layers::{EncoderLayer, FeedForward, Gelu, LayerNormWeights, SelfAttention, encode_then};
 
 /// Epsilon of every layer norm; not in config.json.
 const LAYER_NORM_EPS: f64 = 1e-5;
@@ -14,7 +14,7 @@ const KERNEL: usize = 3;
 /// Where activations are cut off in half precision, as transformers does it: the largest f16 less 1000.
 const F16_LIMIT: f32 = 64_504.0;
 
-/// A convolution of three taps, padded by one on each side, and its GELU: a product with three neighbouring rows.
+/// A convolution of three taps, padded by one on each side, and its GELU: a matmul over three neighbouring rows.
 struct Conv1d {
     weight: Tensor, // [C, 3 * in], tap by tap
     bias: Tensor,   // [C]
@@ -58,9 +58,9 @@ fn encoder_layer(
 ) -> std::result::Result<EncoderLayer, CheckpointError> {
     let (width, heads, rows) = (c.d_model, c.encoder_attention_heads, c.max_source_positions);
     Ok(EncoderLayer {
-        attention_norm: LayerNorm::new(width, LAYER_NORM_EPS, &w.pp("self_attn_layer_norm"))?,
+        attention_norm: LayerNormWeights::new(width, LAYER_NORM_EPS, &w.pp("self_attn_layer_norm"))?,
         attention: SelfAttention::new(width, heads, rows, false, &w.pp("self_attn"), products)?,
-        feed_forward_norm: LayerNorm::new(width, LAYER_NORM_EPS, &w.pp("final_layer_norm"))?,
+        feed_forward_norm: LayerNormWeights::new(width, LAYER_NORM_EPS, &w.pp("final_layer_norm"))?,
         feed_forward: FeedForward::new(width, c.encoder_ffn_dim, Gelu::Exact, w, products)?,
     })
 }
@@ -71,7 +71,7 @@ pub struct WhisperEncoder {
     conv2: Conv1d,
     embed_positions: Tensor, // [1500, C]
     layers: Vec<EncoderLayer>,
-    layer_norm: LayerNorm,
+    layer_norm: LayerNormWeights,
     width: usize,
     dtype: DType,
     device: Device,
@@ -95,7 +95,7 @@ impl WhisperEncoder {
             conv2: Conv1d::new(c.d_model, c.d_model, &w.pp("conv2"))?,
             embed_positions: w.pp("embed_positions").get("weight", &[c.max_source_positions, c.d_model])?,
             layers: (0..c.encoder_layers).map(layer).collect::<std::result::Result<_, _>>()?,
-            layer_norm: LayerNorm::new(c.d_model, LAYER_NORM_EPS, &w.pp("layer_norm"))?,
+            layer_norm: LayerNormWeights::new(c.d_model, LAYER_NORM_EPS, &w.pp("layer_norm"))?,
             width: c.d_model,
             dtype: w.dtype(),
             device: w.device().clone(),
@@ -130,8 +130,7 @@ impl WhisperEncoder {
         observe("audio_embed", &seen);
         let limit = (self.dtype == DType::F16).then_some(F16_LIMIT);
         let mut after = |i| observe(&format!("audio_layer{i}"), &seen);
-        let states = encode(&self.layers, &x, limit, Some(&self.layer_norm), &mut after)?;
-        states.expect("a norm was asked for. This is a bug.").reshape(seen.shape())
+        encode_then(&self.layers, &x, limit, &self.layer_norm, &mut after)?.reshape(seen.shape())
     }
 }
 

@@ -5,22 +5,22 @@ use model::checkpoint::{CheckpointError, Weights};
 use model::config_json::ModelConfig;
 use protocol::plan::{AUDIO_POOL, AudioPlan, IMAGE_POOL, ImagePlan};
 
-use crate::layers::{Linear, RmsNorm};
+use crate::layers::{AdapterLinear, RmsNorm};
 use crate::position::PositionEmbedding;
 
 /// Linear layers with exact GELU between them.
 struct Projector {
-    layers: Vec<Linear>,
+    layers: Vec<AdapterLinear>,
 }
 
 impl Projector {
     fn new(config: &ModelConfig, input: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
         let (output, model) = (config.hidden_size, w.pp("model"));
         if config.mm_projector_type.0 == "linear" {
-            return Ok(Projector { layers: vec![Linear::new(input, output, &model)?] });
+            return Ok(Projector { layers: vec![AdapterLinear::new(input, output, &model)?] });
         }
         let depth = config.projector_depth().expect("ModelConfig::check refuses other types. This is a bug.");
-        let layer = |i: usize| Linear::new(if i == 0 { input } else { output }, output, &model.pp(2 * i));
+        let layer = |i: usize| AdapterLinear::new(if i == 0 { input } else { output }, output, &model.pp(2 * i));
         Ok(Projector { layers: (0..depth).map(layer).collect::<std::result::Result<_, _>>()? })
     }
 
@@ -34,14 +34,14 @@ impl Projector {
     }
 }
 
-/// A convolution of kernel 5 and stride 5 without bias: one product per five rows.
+/// A convolution of kernel 5 and stride 5 without bias: one matmul row per five rows.
 struct AudioPool {
-    convolution: Linear, // [D, A, 5]
+    convolution: AdapterLinear, // [D, A, 5]
 }
 
 impl AudioPool {
     fn new(input: usize, output: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        Ok(AudioPool { convolution: Linear::convolution(input, output, AUDIO_POOL as usize, w)? })
+        Ok(AudioPool { convolution: AdapterLinear::convolution(input, output, AUDIO_POOL as usize, w)? })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {

@@ -1,4 +1,4 @@
-//! The small layers that all adapters are made of.
+//! Layers that all adapters are made of.
 
 use candle_core::{Result, Tensor};
 use compute::kernels;
@@ -6,19 +6,19 @@ use model::checkpoint::{CheckpointError, Weights};
 
 /// Epsilon of every norm of the adapters (MODEL.md 4 to 6).
 const RMS_EPS: f32 = 1e-5;
-/// Rows that a product has at least. The CPU's kernels sum fewer rows in another order; with these, the bits of a
+/// Rows that a matmul has at least. The CPU's kernels sum fewer rows in another order; with these, the bits of a
 /// row's token do not depend on how the rows were cut into batches.
 const LEAST_ROWS: usize = 16;
 
 /// `x W^T + b`.
-pub(crate) struct Linear {
+pub(crate) struct AdapterLinear {
     weight: Tensor, // [out, in], or a convolution's [out, in, kernel]
     bias: Option<Tensor>,
 }
 
-impl Linear {
+impl AdapterLinear {
     pub(crate) fn new(input: usize, output: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
-        Ok(Linear { weight: w.get("weight", &[output, input])?, bias: Some(w.get("bias", &[output])?) })
+        Ok(AdapterLinear { weight: w.get("weight", &[output, input])?, bias: Some(w.get("bias", &[output])?) })
     }
 
     /// The weight of a convolution whose stride is its kernel: it takes `input * kernel` values a row, channel by
@@ -29,7 +29,7 @@ impl Linear {
         kernel: usize,
         w: &Weights,
     ) -> std::result::Result<Self, CheckpointError> {
-        Ok(Linear { weight: w.get("weight", &[output, input, kernel])?, bias: None })
+        Ok(AdapterLinear { weight: w.get("weight", &[output, input, kernel])?, bias: None })
     }
 
     /// `[n, in]` to `[n, out]`.
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn gelu_is_the_exact_one() -> Result<()> {
-        let one = Linear { weight: Tensor::new(&[[1f32]], &Device::Cpu)?, bias: None };
+        let one = AdapterLinear { weight: Tensor::new(&[[1f32]], &Device::Cpu)?, bias: None };
         let y = one.forward_gelu(&Tensor::new(&[[1f32], [-2.0]], &Device::Cpu)?)?.flatten_all()?.to_vec1::<f32>()?;
         // x * Phi(x); the tanh approximation gives 0.841192 and -0.045402.
         assert!((y[0] - 0.841_344_7).abs() < 1e-6 && (y[1] + 0.045_500_264).abs() < 1e-6, "{y:?}");
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn a_row_multiplies_the_same_alone_and_among_many() -> Result<()> {
         let draws = compute::random::Draws::default();
-        let linear = Linear { weight: draws.normal((64, 96))?, bias: Some(draws.normal(64)?) };
+        let linear = AdapterLinear { weight: draws.normal((64, 96))?, bias: Some(draws.normal(64)?) };
         let x = draws.normal((50, 96))?;
         let whole = linear.forward(&x)?.to_vec2::<f32>()?;
         for (start, len) in [(0, 1), (7, 2), (13, 5), (20, 30)] {

@@ -35,15 +35,15 @@ pub fn open(config: &Config) -> Result<FuseStage, JobError> {
     Ok(stage)
 }
 
-/// Features of both halves, as many as messages have, all zero.
+/// Features of both modalities, as many as messages have, all zero.
 fn warm_up(stage: &mut FuseStage, config: &Config, model: &ModelConfig) -> Result<(), Stop> {
     let image = ImagePlan::new(1, config.decode.batch_frames.max(2) as u64);
-    let halves = [
+    let modalities = [
         (Modality::Image, image.tokens as usize, 4 * model.vision.hidden_size),
         (Modality::Audio, WINDOW_ROWS as usize, model.audio.d_model),
     ];
     let plan = MediaPlan { image: Some(image), audio: AudioPlan::new(WINDOW_SAMPLES), ..MediaPlan::default() };
-    for (modality, rows, width) in halves {
+    for (modality, rows, width) in modalities {
         let dtype = config.compute.dtype.wire();
         let tensor = Tensor::new(dtype, &[rows, width], vec![0; rows * width * dtype.size()])?;
         let (v, job, plan) = (VERSION, Nowhere::job(), plan.clone());
@@ -52,7 +52,7 @@ fn warm_up(stage: &mut FuseStage, config: &Config, model: &ModelConfig) -> Resul
     Ok(())
 }
 
-/// What the stage will hold.
+/// Memory that the stage will hold whatever the job.
 ///
 /// # Errors
 /// None that a checked configuration leads to.

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use model::checkpoint::{CheckpointError, Weights};
 
 use crate::frequency::frequencies;
-use crate::layers::{Linear, rms};
+use crate::layers::{AdapterLinear, rms};
 
 /// Rows `first..first + count` of the sinusoid of these frequencies for `length` places stretched to `0..=n-1`:
 /// `[count, 2 * frequencies]` f32.
@@ -13,7 +13,7 @@ use crate::layers::{Linear, rms};
 /// is 1e-3 rad.
 ///
 /// # Errors
-/// When `length` is under 2, where a fraction of the whole has no meaning, or the device has no room.
+/// When `length` is under 2, where a fraction of the whole has no meaning, or the device has no memory.
 pub fn sinusoid(first: u64, count: usize, length: u64, n: u32, frequencies: &[f32], device: &Device) -> Result<Tensor> {
     if length < 2 {
         bail!("a fractional position needs at least 2 places, there is {length}");
@@ -33,7 +33,7 @@ pub fn sinusoid(first: u64, count: usize, length: u64, n: u32, frequencies: &[f3
 
 /// One of `mm_rand_pos_h`, `mm_rand_pos_w`, `mm_rand_pos_t`: kept in f32 whatever the model's type.
 pub struct PositionEmbedding {
-    mlp: [Linear; 2],
+    mlp: [AdapterLinear; 2],
     n: u32,
     frequencies: Vec<f32>,
     dtype: DType,
@@ -48,7 +48,7 @@ impl PositionEmbedding {
     pub fn new(width: usize, n: u32, weights: &Weights) -> std::result::Result<Self, CheckpointError> {
         let w = weights.in_dtype(DType::F32).pp("mlp");
         Ok(PositionEmbedding {
-            mlp: [Linear::new(width, width, &w.pp(0))?, Linear::new(width, width, &w.pp(2))?],
+            mlp: [AdapterLinear::new(width, width, &w.pp(0))?, AdapterLinear::new(width, width, &w.pp(2))?],
             n,
             frequencies: frequencies(width),
             dtype: weights.dtype(),

@@ -31,6 +31,9 @@ const WARM_TOKENS: u64 = 256;
 /// `does_not_fit` with the figures; `model`, naming the file or tensor that is missing, misshapen or cut short.
 pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     let checkpoint = Arc::new(Checkpoint::configured(&config.model)?);
+    if let Some(warning) = checkpoint.config().end_tokens_warning(&config.llm.end_tokens) {
+        tracing::warn!("{warning}");
+    }
     let footprint = LlmFootprint::new(checkpoint.config(), &config.llm, &config.compute)?;
     let budget = config.budget(StageName::Llm);
     footprint.fixed.check(StageName::Llm, budget, HINT)?;

@@ -3,7 +3,7 @@
 use compute::transfer::candle_dtype;
 use std::sync::Arc;
 
-use compute::kernels::linear::WORKSPACE_BYTES;
+use compute::kernels::WORKSPACE_BYTES;
 use config::Config;
 use model::budget::Footprint;
 use model::checkpoint::{Checkpoint, CheckpointError, Weights};
@@ -43,7 +43,7 @@ fn warm_up(stage: &mut VisionStage, frames: usize) -> Result<(), Stop> {
     stage.process(FrameBatch { v: VERSION, job: Nowhere::job(), plan, offset: 0, tensor }, &mut Nowhere)
 }
 
-/// What the stage will hold.
+/// Memory that the stage will hold whatever the job.
 ///
 /// # Errors
 /// None that a checked configuration leads to.
@@ -57,7 +57,7 @@ pub fn footprint(config: &Config, model: &ModelConfig) -> Result<Footprint, Chec
     let layer = patches * size * (3 * width + 2 * inner);
     let pixels = FRAME_BYTES as u64 + (3 * FRAME_SIDE * FRAME_SIDE) as u64 * (size + 4);
     let cells = u64::from(PADDED_SIDE * PADDED_SIDE) * width * size * u64::from(IMAGE_POOL);
-    // A card's products have some room of their own.
+    // A GPU's matmuls have a workspace of their own.
     // The CPU holds scores, two copies of one frame's, and computes some parts in f32.
     let host = if config.compute.cuda_ordinal().is_some() {
         WORKSPACE_BYTES as u64

@@ -14,7 +14,7 @@ pub fn pixel_table() -> [f32; 256] {
 /// Frames `[n, 384, 384, 3]` u8, RGB, to `[n, 3, 384, 384]` f32.
 ///
 /// # Errors
-/// When `frames` is not a whole number of frames, or the device has no room.
+/// When `frames` is not a whole number of frames, or the device has no memory.
 pub fn pixel_values(frames: &[u8], device: &Device) -> Result<Tensor> {
     if !frames.len().is_multiple_of(FRAME_BYTES) {
         bail!("{} bytes are not whole frames of {FRAME_BYTES}", frames.len());

@@ -5,7 +5,7 @@ use compute::kernels;
 use config::MediaProducts;
 use model::checkpoint::{CheckpointError, Weights};
 use model::config_json::{ModelConfig, VisionConfig};
-use model::layers::{EncoderLayer, FeedForward, Gelu, LayerNorm, SelfAttention, encode};
+use model::layers::{EncoderLayer, FeedForward, Gelu, LayerNormWeights, SelfAttention, encode};
 
 /// Colours of a pixel.
 const CHANNELS: usize = 3;
@@ -30,7 +30,7 @@ impl Embeddings {
         })
     }
 
-    /// Frames `[n, 384, 384, 3]` u8 to rows `[n*729, C]`. A convolution whose stride is its kernel is one product per
+    /// Frames `[n, 384, 384, 3]` u8 to rows `[n*729, C]`. A convolution whose stride is its kernel is one matmul row per
     /// patch; the last 6 pixels of each side are in none.
     fn forward(&self, frames: &Tensor) -> Result<Tensor> {
         let patches = kernels::patchify(frames, self.patch, self.patch_weight.dtype())?; // [n*729, 588]
@@ -47,9 +47,9 @@ fn encoder_layer(
 ) -> std::result::Result<EncoderLayer, CheckpointError> {
     let (width, heads, patches) = (c.hidden_size, c.num_attention_heads, c.side() * c.side());
     Ok(EncoderLayer {
-        attention_norm: LayerNorm::new(width, c.layer_norm_eps, &w.pp("layer_norm1"))?,
+        attention_norm: LayerNormWeights::new(width, c.layer_norm_eps, &w.pp("layer_norm1"))?,
         attention: SelfAttention::new(width, heads, patches, true, &w.pp("self_attn"), products)?,
-        feed_forward_norm: LayerNorm::new(width, c.layer_norm_eps, &w.pp("layer_norm2"))?,
+        feed_forward_norm: LayerNormWeights::new(width, c.layer_norm_eps, &w.pp("layer_norm2"))?,
         feed_forward: FeedForward::new(width, c.intermediate_size, Gelu::Tanh, &w.pp("mlp"), products)?,
     })
 }
@@ -111,7 +111,7 @@ impl SiglipEncoder {
         let x = self.embeddings.forward(frames)?; // [n*729, C]
         let seen = x.reshape((frames.dim(0)?, self.patches, self.width))?; // [n, 729, C], the same memory
         observe("vision_embed", &seen);
-        encode(&self.layers, &x, None, None, &mut |i| observe(&format!("vision_layer{i}"), &seen))?;
+        encode(&self.layers, &x, None, &mut |i| observe(&format!("vision_layer{i}"), &seen))?;
         Ok(seen)
     }
 }
@@ -129,9 +129,9 @@ mod tests {
             position_embedding: draws.normal((729, 5))?,
             patch: 14,
         };
-        let frames: Vec<u8> = (0..2 * 384 * 384 * 3u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-        let pixels = crate::pixels::pixel_values(&frames, &Device::Cpu)?; // [2, 3, 384, 384]
-        let frames = Tensor::from_vec(frames, (2, 384, 384, 3), &Device::Cpu)?;
+        let frames = draws.bytes((2, 384, 384, 3))?;
+        let bytes = frames.flatten_all()?.to_vec1::<u8>()?;
+        let pixels = crate::pixels::pixel_values(&bytes, &Device::Cpu)?; // [2, 3, 384, 384]
         let (frame, row, column) = (1, 20, 26);
         let patch = pixels.get(frame)?.narrow(1, row * 14, 14)?.narrow(2, column * 14, 14)?.contiguous()?;
         let want = (embeddings.patch_weight.broadcast_mul(&patch)?.flatten_from(1)?.sum(1)?

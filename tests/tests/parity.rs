@@ -337,5 +337,5 @@ fn input_that_cannot_be_used_ends_with_status_2_and_says_why() {
     refused(empty, &[], "golden.safetensors");
     let missing = Copied::new();
     std::fs::remove_file(missing.0.path().join("frames.npy")).unwrap();
-    refused(missing, &[], "say with --frames");
+    refused(missing, &[], "give the oracle's input with --frames");
 }

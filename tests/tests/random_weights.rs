@@ -266,6 +266,34 @@ fn a_directory_beside_random_weights_and_a_size_that_is_none_are_refused_by_name
     Ok(())
 }
 
+#[test]
+fn inspect_refuses_a_converted_checkpoint_by_name_and_tells_of_other_end_tokens() -> anyhow::Result<()> {
+    let dir = written(&Dims::of(Size::Tiny))?;
+    let path = dir.path().to_str().context("a path in UTF-8")?;
+    let file = dir.path().join("config.json");
+    let original: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+    let with = |key: &str, value: serde_json::Value| -> anyhow::Result<Output> {
+        let mut config = original.clone();
+        config[key] = value;
+        std::fs::write(&file, config.to_string())?;
+        run(&["inspect", path])
+    };
+    for (key, value, shown) in [
+        ("model_type", "gemma2".into(), "model_type = \"gemma2\" is not supported, only \"dattn_gemma2\""),
+        ("quantization", serde_json::json!({"bits": 4}), "quantization = {\"bits\":4} (made for MLX)"),
+    ] {
+        let output = with(key, value)?;
+        let said = said(&output);
+        ensure!(output.status.code() == Some(6), "{key}: {:?} {said}", output.status);
+        ensure!(said.contains("config.json") && said.contains(shown), "{key}: {said}");
+    }
+    let output = with("eos_token_id", serde_json::json!([1, 107]))?;
+    ensure!(output.status.success(), "{}", said(&output));
+    let printed = String::from_utf8_lossy(&output.stdout);
+    ensure!(printed.contains("eos_token_id = [1, 107], llm.end_tokens is [107]"), "{printed}");
+    Ok(())
+}
+
 /// A stage that runs alone reads the same flags as the process that starts them all.
 #[test]
 fn every_stage_alone_knows_random_weights() -> anyhow::Result<()> {

@@ -1,8 +1,8 @@
-// softmax(q k^T scale) v of the two towers: no mask, every row sees every row. The rows are a product's, [batch, rows,
+// softmax(q k^T scale) v of the two towers: no mask, every row sees every row. The rows are a matmul's, [batch, rows,
 // q | k | v, heads, WIDTH], and what comes out is [batch, rows, heads, WIDTH]: nothing is transposed or copied before.
 //
 // Scores and softmax are f32 and never leave the registers; the weights of the values are rounded to T before the
-// second product, as flash-attn does: exp(s - max) and not yet divided by its sum.
+// second matmul, as flash-attn does: exp(s - max) and not yet divided by its sum.
 #include "mma.cuh"
 
 // A block takes 128 queries of a head, each of its four warps 32 of them: a warp that reads a piece of the keys from
@@ -28,7 +28,7 @@ __device__ __forceinline__ void fetch(T *to, const T *from, size_t stride, int n
 
 template <class T, int WIDTH>
 __device__ void attention(const T *qkv, T *out, int rows, int heads, float scale_log2) {
-    constexpr int STEPS = WIDTH / 16;          // of the first product, over 16 values each
+    constexpr int STEPS = WIDTH / 16;          // of the first matmul, over 16 values each
     constexpr bool REST = WIDTH % 16 != 0;     // and 8 more
     constexpr int COLUMNS = WIDTH / 8;         // tiles of 8 columns of the outcome
     constexpr int COLUMN_PAIRS = COLUMNS / 2;
@@ -150,7 +150,7 @@ __device__ void attention(const T *qkv, T *out, int rows, int heads, float scale
                 }
         }
 
-        // Sixteen keys after the other: their weights are where the second product wants its first factor.
+        // Sixteen keys after the other: their weights are where the second matmul wants its first factor.
 #pragma unroll
         for (int step = 0; step < KEYS / 16; ++step) {
             uint32_t p[2][4];

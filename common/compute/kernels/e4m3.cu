@@ -1,4 +1,4 @@
-// Activations to rows of E4M3, as they are or through GeGLU or GELU, and the scales of both operands over a product that was
+// Activations to rows of E4M3, as they are or through GeGLU or GELU, and the scales of both operands over a matmul that was
 // computed without them (e4m3.rs).
 #include "e4m3.cuh"
 #include "pointwise.cuh"

@@ -1,5 +1,5 @@
 // A kernel may begin while the one before it still runs, on Hopper, if the host asks for it (`Kernels::launch_ahead`).
-// Elsewhere both of these are nothing, and kernels run one after the other: on older cards, and on newer ones, for which
+// Elsewhere both of these are nothing, and kernels run one after the other: on older GPUs, and on newer ones, for which
 // the driver translates what was compiled for sm_89.
 #pragma once
 

@@ -15,7 +15,7 @@ use protocol::error::{ErrorKind, JobError};
 
 use kernels::check::Check;
 
-/// A device and the type that it computes in.
+/// Device of a stage, and the types that it computes in.
 #[derive(Clone, Debug)]
 pub struct Compute {
     /// The device; every stage of a process that names the same one shares its memory pool.
@@ -28,7 +28,7 @@ pub struct Compute {
 
 impl Compute {
     /// Opens the configured device. `budget_bytes` becomes a hard cap on a CUDA device: what the stage allocates beyond
-    /// it is refused by the driver, whoever else is on the card. On the CPU it is what admission checks against.
+    /// it is refused by the driver, whoever else is on the GPU. On the CPU it is what admission checks against.
     ///
     /// # Errors
     /// `bad_request` for a device that this build or this machine does not have; `does_not_fit` for a budget that not
@@ -44,8 +44,8 @@ impl Compute {
         Ok(compute)
     }
 
-    /// Compares kernels with their CPU twins on this very card, before anyone relies on them: built for another
-    /// generation of cards, kernels have been seen to return garbage without an error. On the CPU there is nothing to
+    /// Compares kernels with their CPU twins on this very GPU, before anyone relies on them: built for another
+    /// generation of GPUs, kernels have been seen to return garbage without an error. On the CPU there is nothing to
     /// compare.
     ///
     /// # Errors
@@ -59,13 +59,13 @@ impl Compute {
         if wrong.is_empty() {
             return Ok(());
         }
-        let message = format!("kernels compute wrongly on this card: {}", wrong.join("; "));
+        let message = format!("kernel self-test failed on this GPU: {}", wrong.join("; "));
         Err(JobError::new(ErrorKind::Internal, message)
-            .hint("build for this card's generation, or set compute.device = \"cpu\""))
+            .hint("build for this GPU's generation, or set compute.device = \"cpu\""))
     }
 }
 
-/// Gives device memory that is reserved but unused back to the card, for its neighbours. The CPU has none.
+/// Gives device memory that is reserved but unused back to the GPU, for its neighbours. The CPU has none.
 pub fn trim() {
     #[cfg(feature = "cuda")]
     cuda::trim();
@@ -73,28 +73,32 @@ pub fn trim() {
 
 #[cfg(feature = "cuda")]
 fn open_cuda(ordinal: usize, config: &ComputeConfig, budget_bytes: Option<u64>) -> Result<Device, JobError> {
+    use protocol::bytes::Bytes;
+
     let pool_bytes = match budget_bytes {
         None => None,
         Some(budget) => match budget.checked_sub(config.context_bytes) {
             Some(left) if left > 0 => Some(left),
             _ => {
                 let message = format!(
-                    "a budget of {budget} bytes does not even hold the device's context of {} bytes",
-                    config.context_bytes
+                    "GPU not opened: the stage's budget of {} does not even hold the device's context of {}",
+                    Bytes(budget),
+                    Bytes(config.context_bytes)
                 );
                 return Err(JobError::new(ErrorKind::DoesNotFit, message).hint("raise the stage's budget"));
             }
         },
     };
     cuda::open(ordinal, pool_bytes, config.context_bytes).map_err(|e| {
-        JobError::new(ErrorKind::BadRequest, format!("compute.device = \"cuda:{ordinal}\" cannot be opened: {e}"))
+        JobError::new(ErrorKind::BadRequest, format!("GPU not opened: compute.device = \"cuda:{ordinal}\": {e}"))
             .hint("look at `nvidia-smi`, or set compute.device = \"cpu\"")
     })
 }
 
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(ordinal: usize, _: &ComputeConfig, _: Option<u64>) -> Result<Device, JobError> {
-    let message = format!("compute.device = \"cuda:{ordinal}\", but this program was built without CUDA");
+    let message =
+        format!("GPU not opened: compute.device = \"cuda:{ordinal}\", but this program was built without CUDA");
     Err(JobError::new(ErrorKind::BadRequest, message)
         .hint("build with `--features cuda`, or set compute.device = \"cpu\""))
 }

@@ -43,7 +43,7 @@ pub fn to_wire(tensor: &candle_core::Tensor) -> candle_core::Result<WireTensor<'
 /// Puts bytes on a device as a tensor of a message says. The bytes may go as soon as this returns.
 ///
 /// # Errors
-/// candle's, when the device has no room or cannot hold the type.
+/// candle's, when the device has no memory or cannot hold the type.
 pub fn upload(tensor: &WireTensor<'_>, device: &Device) -> candle_core::Result<candle_core::Tensor> {
     #[cfg(feature = "cuda")]
     if let Device::Cuda(cuda) = device {

@@ -2,18 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For a person.
+    /// Lines for a person.
     #[default]
     Text,
     /// One JSON object a line.
     Json,
 }
 
-/// What is logged, and how.
+/// Section `log`: what is logged, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {

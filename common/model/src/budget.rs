@@ -12,27 +12,27 @@ use protocol::error::{ErrorKind, JobError, StageName};
 /// not always serve another.
 const POOL_SLACK_BYTES: u64 = 128 << 20;
 
-/// What a stage holds whatever the job.
+/// Memory that a stage holds whatever the job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
-    /// Weights as they are kept.
+    /// Bytes of the weights as they are kept.
     pub weights_bytes: u64,
-    /// The most that one pass through the model holds besides: an upper bound.
+    /// Upper bound of what one pass through the model holds besides.
     pub activation_bytes: u64,
-    /// The CUDA context with its modules and cuBLAS; 0 on the CPU.
+    /// Bytes of the CUDA context with its modules and cuBLAS; 0 on the CPU.
     pub context_bytes: u64,
 }
 
 impl Footprint {
-    /// From what loading asks for and the model's own bound of its activations.
+    /// The footprint of what loading asks for and the model's own bound of its activations.
     pub fn new(needs: &[Need], activation_bytes: u64, compute: &ComputeConfig) -> Self {
-        let on_card = compute.cuda_ordinal().is_some();
-        let context_bytes = if on_card { compute.context_bytes } else { 0 };
-        let activation_bytes = activation_bytes + if on_card { POOL_SLACK_BYTES } else { 0 };
+        let on_gpu = compute.cuda_ordinal().is_some();
+        let context_bytes = if on_gpu { compute.context_bytes } else { 0 };
+        let activation_bytes = activation_bytes + if on_gpu { POOL_SLACK_BYTES } else { 0 };
         Footprint { weights_bytes: needs.iter().map(|n| n.bytes).sum(), activation_bytes, context_bytes }
     }
 
-    /// All of it.
+    /// The whole footprint in bytes.
     pub fn bytes(&self) -> u64 {
         self.weights_bytes.saturating_add(self.activation_bytes).saturating_add(self.context_bytes)
     }
@@ -44,7 +44,11 @@ impl Footprint {
     pub fn check(&self, stage: StageName, budget_bytes: Option<u64>, hint: &str) -> Result<(), JobError> {
         match budget_bytes {
             Some(budget) if self.bytes() > budget => {
-                let message = format!("stage-{stage} takes {self}; its budget is {}", Bytes(budget));
+                let message = format!(
+                    "stage-{stage} does not fit its budget: it holds {} ({self}), budget {}",
+                    Bytes(self.bytes()),
+                    Bytes(budget)
+                );
                 Err(JobError::new(ErrorKind::DoesNotFit, message)
                     .hint(hint)
                     .detail("weights_bytes", self.weights_bytes)

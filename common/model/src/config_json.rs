@@ -1,6 +1,11 @@
 //! The checkpoint's `config.json`: geometry of the language model, the towers and the adapters (MODEL.md 1).
 
+pub mod supported;
+mod towers;
+
 use serde::{Deserialize, Deserializer};
+
+pub use towers::{AudioConfig, VisionConfig};
 
 /// Geometry of the whole model. Absent keys have the values of Vidi 1.5 9B.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -34,6 +39,9 @@ pub struct ModelConfig {
     pub sliding_window: usize,
     /// Whether the embedding is the output head; then a stray `lm_head.weight` is ignored.
     pub tie_word_embeddings: bool,
+    /// Tokens that end an answer by the checkpoint's word; those of the configuration, `llm.end_tokens`, do.
+    #[serde(deserialize_with = "one_or_many")]
+    pub eos_token_id: Vec<u32>,
     /// Which hidden state of the vision tower counts: -2 is the output of the last layer but one.
     #[serde(deserialize_with = "default_if_null::<SelectLayer, _>")]
     pub mm_vision_select_layer: SelectLayer,
@@ -85,6 +93,21 @@ where
     Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
 }
 
+/// A number, a list of them, or `null` for none.
+fn one_or_many<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u32>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "eos_token_id is a token id, a list of them, or null")]
+    enum Ids {
+        One(u32),
+        Many(Vec<u32>),
+    }
+    Ok(match Option::<Ids>::deserialize(d)? {
+        None => Vec::new(),
+        Some(Ids::One(id)) => vec![id],
+        Some(Ids::Many(ids)) => ids,
+    })
+}
+
 impl Default for ModelConfig {
     fn default() -> Self {
         ModelConfig {
@@ -102,6 +125,7 @@ impl Default for ModelConfig {
             query_pre_attn_scalar: 256.0,
             sliding_window: 4096,
             tie_word_embeddings: true,
+            eos_token_id: vec![107],
             mm_vision_select_layer: SelectLayer::default(),
             mm_time_interval: TimeInterval::default(),
             mm_projector_type: Projector::default(),
@@ -109,78 +133,6 @@ impl Default for ModelConfig {
             mm_audio_pool_size: AudioPool::default(),
             vision: VisionConfig::default(),
             audio: AudioConfig::default(),
-        }
-    }
-}
-
-/// SigLIP 2 so400m/14-384 unless config.json says otherwise.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct VisionConfig {
-    /// Width V.
-    pub hidden_size: usize,
-    /// Width of the feed-forward part.
-    pub intermediate_size: usize,
-    /// Layers in the checkpoint; the selected hidden state decides how many run.
-    pub num_hidden_layers: usize,
-    /// Attention heads.
-    pub num_attention_heads: usize,
-    /// Picture side in pixels.
-    pub image_size: usize,
-    /// Patch side in pixels.
-    pub patch_size: usize,
-    /// Epsilon of the layer norms.
-    pub layer_norm_eps: f64,
-}
-
-impl Default for VisionConfig {
-    fn default() -> Self {
-        VisionConfig {
-            hidden_size: 1152,
-            intermediate_size: 4304,
-            num_hidden_layers: 27,
-            num_attention_heads: 16,
-            image_size: 384,
-            patch_size: 14,
-            layer_norm_eps: 1e-6,
-        }
-    }
-}
-
-impl VisionConfig {
-    /// Patches per side: 27.
-    pub fn side(&self) -> usize {
-        self.image_size / self.patch_size
-    }
-}
-
-/// Whisper large-v3's encoder unless config.json says otherwise. Its layer norms use 1e-5.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct AudioConfig {
-    /// Width A.
-    pub d_model: usize,
-    /// Layers.
-    pub encoder_layers: usize,
-    /// Attention heads.
-    pub encoder_attention_heads: usize,
-    /// Width of the feed-forward part.
-    pub encoder_ffn_dim: usize,
-    /// Mel filters.
-    pub num_mel_bins: usize,
-    /// Rows of one window.
-    pub max_source_positions: usize,
-}
-
-impl Default for AudioConfig {
-    fn default() -> Self {
-        AudioConfig {
-            d_model: 1280,
-            encoder_layers: 32,
-            encoder_attention_heads: 20,
-            encoder_ffn_dim: 5120,
-            num_mel_bins: 128,
-            max_source_positions: 1500,
         }
     }
 }
@@ -194,7 +146,7 @@ impl ModelConfig {
         run.clamp(0, layers) as usize
     }
 
-    /// Refuses geometry that no tensor could have, or that the messages cannot carry.
+    /// Refuses a geometry that no tensor could have, or that the messages cannot carry.
     ///
     /// # Errors
     /// The key, its value and what is allowed.
@@ -236,14 +188,25 @@ impl ModelConfig {
         )?;
         need(
             self.vision.image_size == 384 && self.vision.side() == 27,
-            "the picture must be 384 pixels in 27 patches a side (MODEL.md 3)",
+            "mm_vision_config: image_size and patch_size must be 384 pixels in 27 patches a side (MODEL.md 3)",
         )?;
-        need(self.audio.max_source_positions == 1500, "max_source_positions must be 1500 (30 s)")?;
+        need(self.audio.max_source_positions == 1500, "mm_audio_config.max_source_positions must be 1500 (30 s)")?;
         need(self.mm_image_pool_size.0 == 2, "mm_image_pool_size must be 2")?;
         need(self.mm_audio_pool_size.0 == 5, "mm_audio_pool_size must be 5")?;
         need(self.vision_layers() > 0, "mm_vision_select_layer selects no encoder layer")?;
         need(self.query_pre_attn_scalar > 0.0, "query_pre_attn_scalar must be over 0")?;
         need(self.projector_depth().is_some(), "mm_projector_type is not mlp<depth>x_gelu or linear")
+    }
+
+    /// What to tell whoever starts this model where it ends answers with tokens that `llm.end_tokens` does not name.
+    pub fn end_tokens_warning(&self, end_tokens: &[u32]) -> Option<String> {
+        let ids = &self.eos_token_id;
+        ids.iter().any(|id| !end_tokens.contains(id)).then(|| {
+            format!(
+                "end tokens differ: the checkpoint's config.json has eos_token_id = {ids:?}, llm.end_tokens is \
+                 {end_tokens:?}, which counts; if answers run on, --set 'llm.end_tokens={ids:?}'"
+            )
+        })
     }
 
     /// Linear layers of a projector, with GELU between them: 2 for `mlp2x_gelu`, 1 for `linear`.
@@ -255,5 +218,34 @@ impl ModelConfig {
                 (1..=16).contains(&depth).then_some(depth)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_token_that_the_configuration_does_not_name_is_told_with_both_values() {
+        for (json, end_tokens, told) in [
+            ("{}", &[107][..], None),
+            (r#"{"eos_token_id": 107}"#, &[107], None),
+            (r#"{"eos_token_id": 107}"#, &[1, 107], None),
+            (r#"{"eos_token_id": null}"#, &[1], None),
+            (r#"{"eos_token_id": 107}"#, &[1], Some(["eos_token_id = [107]", "llm.end_tokens is [1]"])),
+            (r#"{"eos_token_id": [1, 107]}"#, &[107], Some(["eos_token_id = [1, 107]", "llm.end_tokens is [107]"])),
+            ("{}", &[1, 2], Some(["eos_token_id = [107]", "llm.end_tokens is [1, 2]"])),
+        ] {
+            let config: ModelConfig = serde_json::from_str(json).unwrap();
+            let warning = config.end_tokens_warning(end_tokens);
+            match told {
+                None => assert_eq!(warning, None, "{json}"),
+                Some(parts) => {
+                    assert!(parts.iter().all(|part| warning.as_ref().unwrap().contains(part)), "{warning:?}")
+                }
+            }
+        }
+        let wrong = serde_json::from_str::<ModelConfig>(r#"{"eos_token_id": "<eos>"}"#).unwrap_err();
+        assert!(wrong.to_string().contains("eos_token_id is a token id"), "{wrong}");
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
+use compute::random::SplitMix64;
 use model::config_json::ModelConfig;
 use protocol::error::StageName;
 use protocol::message::{FeatureBatch, FrameBatch, JobId, Modality, Output, PcmWindow};
@@ -193,5 +194,6 @@ fn synthetic(
 
 /// Pseudo-random bytes, the same every time.
 fn noise(n: usize) -> Vec<u8> {
-    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+    let mut numbers = SplitMix64::new(0);
+    (0..n).map(|_| numbers.next() as u8).collect()
 }

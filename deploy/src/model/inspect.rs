@@ -52,6 +52,8 @@ pub struct Inspection {
     pub tensors: Vec<TensorRow>,
     /// Bytes that each stage holds in f32.
     pub stage_bytes: BTreeMap<StageName, u64>,
+    /// Warnings of what may make answers other than expected, without making the checkpoint unusable.
+    pub warnings: Vec<String>,
     /// Whether the tokenizer can be read.
     pub tokenizer: Result<(), String>,
 }
@@ -90,11 +92,11 @@ pub fn needs(config: &ModelConfig, untied: bool) -> Result<BTreeMap<StageName, V
     ]))
 }
 
-/// Inspects a checkpoint directory.
+/// Inspects a checkpoint directory, which is going to be served with `end_tokens`.
 ///
 /// # Errors
-/// A directory whose configuration, index or shards cannot even be opened.
-pub fn inspect(dir: &Path) -> Result<Inspection, CheckpointError> {
+/// A directory whose configuration, index or shards cannot even be opened, or which is another model's or converted.
+pub fn inspect(dir: &Path, end_tokens: &[u32]) -> Result<Inspection, CheckpointError> {
     let checkpoint = Checkpoint::open(dir)?;
     let config = checkpoint.config();
     let untied = !config.tie_word_embeddings && checkpoint.info("lm_head.weight").is_some();
@@ -136,7 +138,8 @@ pub fn inspect(dir: &Path) -> Result<Inspection, CheckpointError> {
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let tokenizer = stage_llm::Prompter::open(&dir.join("tokenizer.json"), config.vocab_size, 1).map(drop);
-    Ok(Inspection { tensors, stage_bytes, tokenizer: tokenizer.map_err(|e| e.to_string()) })
+    let warnings = config.end_tokens_warning(end_tokens).into_iter().collect();
+    Ok(Inspection { tensors, stage_bytes, warnings, tokenizer: tokenizer.map_err(|e| e.to_string()) })
 }
 
 /// Prints a table of the tensors, without those that are in order unless `all`.
@@ -169,6 +172,9 @@ pub fn print(inspection: &Inspection, all: bool) {
     println!("tensors: {}", counts.join(", "));
     for (stage, bytes) in &inspection.stage_bytes {
         println!("stage-{stage}: {:.1} MiB in f32", *bytes as f64 / f64::from(1 << 20));
+    }
+    for warning in &inspection.warnings {
+        println!("warning: {warning}");
     }
     match &inspection.tokenizer {
         Ok(()) => println!("tokenizer: present"),

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use super::bytes::Bytes;
 use crate::pipeline::Overlay;
-use boxes::{LengthField, bad, boxes, clock, table};
+use boxes::{LengthField, bad, boxes, clock};
 use track::MAX_SAMPLES;
 pub(crate) use track::Track;
 

@@ -67,9 +67,9 @@ impl CustomOp1 for SoftCap {
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, z: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
         use candle_core::backend::BackendStorage;
-        use compute::kernels::cuda::{Arg, grid, pointer, room, start, suffix};
+        use compute::kernels::cuda::{Arg, allocate, grid, pointer, start, suffix};
         let shape = layout.shape().clone();
-        let out = room(&z.device, &shape, DType::F32)?;
+        let out = allocate(&z.device, &shape, DType::F32)?;
         let n = shape.elem_count();
         let arguments = [pointer(z, layout)?, start(&out)?, n.into(), Arg::F32(self.0)];
         let name = format!("soft_cap_{}", suffix(z.dtype())?);
@@ -100,9 +100,9 @@ impl CustomOp1 for FirstLargest {
         logits: &candle_core::CudaStorage,
         layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
-        use compute::kernels::cuda::{grid, pointer, room, start};
+        use compute::kernels::cuda::{allocate, grid, pointer, start};
         let shape = Shape::from(1);
-        let out = room(&logits.device, &shape, DType::U32)?;
+        let out = allocate(&logits.device, &shape, DType::U32)?;
         let arguments = [pointer(logits, layout)?, start(&out)?, layout.shape().elem_count().into()];
         // SAFETY: the arguments are the kernel's as choose.cu declares them.
         unsafe { CHOOSE.launch(&logits.device, "first_largest", grid((1, 1, 1), 1024, 0), &arguments) }?;

@@ -51,11 +51,11 @@ impl CustomOp1 for Fold {
         layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         use candle_core::backend::BackendStorage;
-        use compute::kernels::cuda::{Kernels, grid, pointer, room, start, suffix};
+        use compute::kernels::cuda::{Kernels, allocate, grid, pointer, start, suffix};
         static FOLD: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/fold.fatbin")));
         let rows = layout.dims()[0];
         let shape = Shape::from((rows, self.kv_heads * self.head_dim));
-        let out = room(&weight.device, &shape, weight.dtype())?;
+        let out = allocate(&weight.device, &shape, weight.dtype())?;
         let arguments = [
             pointer(weight, layout)?,
             start(&out)?,

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use compute::kernels::E4m3Rows;
-use compute::kernels::linear::WORKSPACE_BYTES;
+use compute::kernels::WORKSPACE_BYTES;
 use compute::transfer::candle_dtype;
 use config::{ComputeConfig, LlmConfig, MediaProducts, WeightFormat};
 use model::budget::Footprint;

@@ -102,7 +102,7 @@ mod cuda {
     use crate::gemma::kernels::{KV_WRITE, address, rows};
     use candle_core::op::BackpropOp;
     use candle_core::{Layout, Shape, Storage};
-    use compute::kernels::cuda::{Arg, grid, pointer, room, suffix};
+    use compute::kernels::cuda::{Arg, allocate, grid, pointer, suffix};
 
     pub fn rotate_and_write(
         table: &RopeTable,
@@ -119,7 +119,7 @@ mod cuda {
         let (kv_heads, head_dim) = (keys.kv_heads(), keys.head_dim());
         let (from, stride) = rows(qkv)?;
         let shape = Shape::from((n, heads * head_dim));
-        let out = room(device, &shape, qkv.dtype())?;
+        let out = allocate(device, &shape, qkv.dtype())?;
         let arguments = [
             Arg::Pointer(from),
             stride.into(),

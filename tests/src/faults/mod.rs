@@ -9,6 +9,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
+
 pub mod broker;
 pub mod ends;
 pub mod flow;

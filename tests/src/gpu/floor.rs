@@ -45,7 +45,7 @@ impl Ceilings {
         let e4m3 = || -> candle_core::Result<f64> {
             let (x, weight) =
                 (E4m3Rows::quantize(&random(n, inputs_8)?)?, E4m3Rows::quantize(&random(outputs_8, inputs_8)?)?);
-            seconds(&device, || x.product(&weight, None, DType::BF16).map(drop))
+            seconds(&device, || x.matmul(&weight, None, DType::BF16).map(drop))
         };
         Ok(Ceilings {
             copy_bytes_per_s: bytes as f64 / copy,

@@ -1,4 +1,4 @@
-//! Attention of the vision and the audio tower: every row sees every row.
+//! Attention of the vision and the audio encoder: every row sees every row.
 
 use candle_core::{CpuStorage, CustomOp1, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor};
 use rayon::prelude::*;
@@ -7,14 +7,17 @@ use rayon::prelude::*;
 use super::cuda::{self, Arg};
 use super::real::{Real, elements, elements_mut, with_real};
 
+#[cfg(feature = "cuda")]
+static ATTENTION: cuda::Kernels = cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")));
+
 /// Scores that exist at a time on the CPU: 64 MiB of them.
 const SCORES: usize = 1 << 24;
 
 /// `softmax(q k^T scale) v` over the `rows` of each of a batch's sequences, head by head. `qkv` `[batch, rows, 3 H W]` is
-/// what one product makes of the rows: queries, then keys, then values, each of H heads of width W. The outcome is
+/// what one matmul makes of the rows: queries, then keys, then values, each of H heads of width W. The outcome is
 /// `[batch, rows, H W]`. Scores and softmax are f32; the values' weights are rounded to T before they meet the values.
 ///
-/// On a card, 16-bit types with W = 64 and 72 run on tensor cores. Any other W up to 256 and f32 run, but slowly: only
+/// On a GPU, 16-bit types with W = 64 and 72 run on tensor cores. Any other W up to 256 and f32 run, but slowly: only
 /// tests have them.
 ///
 /// # Errors
@@ -78,7 +81,7 @@ impl CustomOp1 for Attention {
         if shape.elem_count() == 0 {
             return Ok((with_real!(qkv.dtype(), T => T::storage(Vec::new())), shape));
         }
-        // The products are candle's, which take tensors.
+        // The matmuls are candle's, which take tensors.
         let qkv = with_real!(qkv.dtype(), T => {
             Tensor::from_slice(elements::<T>(qkv, layout)?, layout.shape(), &Device::Cpu)?
         });
@@ -99,20 +102,20 @@ impl CustomOp1 for Attention {
         let shape = Attention::shape(layout)?;
         let (batch, rows, all) = shape.dims3()?;
         let head = all / self.heads;
-        let out = cuda::room(&qkv.device, &shape, qkv.dtype())?;
+        let out = cuda::allocate(&qkv.device, &shape, qkv.dtype())?;
         let pointers = [cuda::pointer(qkv, layout)?, cuda::start(&out)?];
         let suffix = cuda::suffix(qkv.dtype())?;
         let halves = qkv.dtype() != DType::F32 && matches!(cuda::aligned(head * 2, &pointers), Arg::I32(1));
         let (name, queries) = match head {
             64 | 72 if halves => (format!("attention_{head}_{suffix}"), QUERIES),
             1..=256 => (format!("attention_any_{suffix}"), THREADS / 32),
-            _ => candle_core::bail!("attention with heads of {head}: up to 256 on a card"),
+            _ => candle_core::bail!("attention: heads of {head} on a GPU, which takes up to 256"),
         };
         let scale = self.scale * std::f32::consts::LOG2_E;
         let arguments = [pointers[0], pointers[1], rows.into(), self.heads.into(), head.into(), scale.into()];
         let grid = cuda::grid((rows.div_ceil(queries), self.heads, batch), THREADS, 0);
         // SAFETY: the arguments are the kernel's, their shapes the ones that `attention` expects.
-        unsafe { super::ATTENTION.launch(&qkv.device, &name, grid, &arguments)? };
+        unsafe { ATTENTION.launch(&qkv.device, &name, grid, &arguments)? };
         Ok((out, shape))
     }
 }

@@ -1,4 +1,4 @@
-//! Products through cuBLASLt: what plain cuBLAS, which candle uses, does not have, a bias and an activation in the same
+//! Matmuls through cuBLASLt, for what plain cuBLAS, which candle uses, does not have: a bias and an activation in the same
 //! pass over the outcome, and rows of E4M3.
 
 use std::collections::HashMap;
@@ -12,12 +12,12 @@ use candle_core::cuda::cudarc::cublaslt::sys::{self, cublasLtMatmulDescAttribute
 use candle_core::cuda::cudarc::driver::{CudaContext, DevicePtr};
 use candle_core::{CudaDevice, DType, Result};
 
-use super::linear::WORKSPACE_BYTES;
+use super::workspace::WORKSPACE_BYTES;
 
 /// Shapes whose algorithms are remembered; passes of a prefill come in many lengths.
 const REMEMBERED: usize = 1024;
 
-/// What a product's operands are, and what becomes of its sums.
+/// Operands of a matmul, and what becomes of its sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Operands and outcome of one type, `x Wᵀ`, rounded once.
@@ -42,7 +42,7 @@ impl Kind {
                     DType::BF16 => cudaDataType::CUDA_R_16BF,
                     DType::F16 => cudaDataType::CUDA_R_16F,
                     DType::F32 => cudaDataType::CUDA_R_32F,
-                    other => candle_core::bail!("there are no products in {other:?}"),
+                    other => candle_core::bail!("matmul: no kernel for {other:?}"),
                 };
                 Ok((one, one))
             }
@@ -53,7 +53,7 @@ impl Kind {
     }
 }
 
-/// A product's sizes: `y[rows, outputs] = x[rows, inputs] W[outputs, inputs]ᵀ`, x and W contiguous.
+/// Sizes of a matmul: `y[rows, outputs] = x[rows, inputs] W[outputs, inputs]ᵀ`, x and W contiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Sizes {
     /// Rows of x and y.
@@ -73,7 +73,7 @@ impl Sizes {
     }
 }
 
-/// Where the operands begin on the card.
+/// Addresses of a matmul's operands in the GPU's memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Operands {
     /// `[rows, inputs]`.
@@ -90,7 +90,7 @@ pub struct Operands {
     pub weight_scales: u64,
 }
 
-/// The library's objects for one context. They are never given back: a process has one context, and keeps it.
+/// cuBLASLt's objects for one context. They are never given back: a process has one context, and keeps it.
 struct Library {
     context: *const CudaContext,
     handle: sys::cublasLtHandle_t,
@@ -102,7 +102,7 @@ unsafe impl Send for Library {}
 
 static LIBRARIES: Mutex<Vec<Library>> = Mutex::new(Vec::new());
 
-/// How one product is to be computed.
+/// Algorithm and descriptions of one matmul.
 struct Plan {
     description: sys::cublasLtMatmulDesc_t,
     /// The weight's, the rows', the outcome's.
@@ -112,7 +112,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// None where the library has no way on this card.
+    /// None where the library has no way on this GPU.
     fn new(handle: sys::cublasLtHandle_t, kind: Kind, sizes: Sizes) -> Result<Option<Self>> {
         let (input, output) = kind.types()?;
         let (rows, outputs, inputs) = (sizes.rows as u64, sizes.outputs as u64, sizes.inputs as u64);
@@ -206,13 +206,13 @@ fn epilogue(description: sys::cublasLtMatmulDesc_t, epilogue: sys::cublasLtEpilo
     set(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)
 }
 
-/// Lets Hopper sum E4M3 products with 14 bits for a while before it adds them to f32: a tenth faster, at an error (3e-3 of
+/// Lets Hopper sum E4M3 matmuls with 14 bits for a while before it adds them to f32: a tenth faster, at an error (3e-3 of
 /// the outcome) far below that of the operands.
 fn fast(description: sys::cublasLtMatmulDesc_t) -> Result<()> {
     set(description, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, 1i8)
 }
 
-/// Computes a product on a device's stream; false where the library has no way to on this card.
+/// Queues a matmul on a device's stream; false where the library has no algorithm for it on this GPU.
 ///
 /// # Safety
 /// The operands are as `kind` and `sizes` say, on this device, on multiples of 256 bytes (which the library takes for
@@ -246,10 +246,10 @@ pub unsafe fn matmul(device: &CudaDevice, kind: Kind, sizes: Sizes, operands: Op
     plan.point(kind, operands)?;
     // SAFETY: scratch, which needs no beginning.
     let workspace = unsafe { device.alloc::<u8>(plan.workspace_bytes.max(1)) }?;
-    let room = workspace.device_ptr(&stream).0;
+    let scratch = workspace.device_ptr(&stream).0;
     let (one, zero) = (1f32, 0f32);
     let [w, x, y] = plan.layouts;
-    // SAFETY: the caller's promise. The workspace is freed in the stream's order, after the product.
+    // SAFETY: the caller's promise. The workspace is freed in the stream's order, after the matmul.
     let launched = unsafe {
         result::matmul(
             *handle,
@@ -265,7 +265,7 @@ pub unsafe fn matmul(device: &CudaDevice, kind: Kind, sizes: Sizes, operands: Op
             operands.y as *mut c_void,
             y,
             &raw const plan.algorithm,
-            room as *mut c_void,
+            scratch as *mut c_void,
             plan.workspace_bytes,
             stream.cu_stream().cast(),
         )

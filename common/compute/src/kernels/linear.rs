@@ -1,5 +1,5 @@
-//! Products with more to them: a bias and an activation, or a matrix that never exists as a whole. On a card one pass over
-//! the outcome makes product, bias and activation, so that only what they come to is rounded; the CPU rounds after each, as
+//! Matmuls with more to them: a bias and an activation, or a matrix that never exists as a whole. On a GPU one pass over
+//! the outcome makes matmul, bias and activation, so that only what they come to is rounded; the CPU rounds after each, as
 //! the reference does. Both are within what MODEL.md 9 allows, f32 is the same.
 
 use std::ops::Range;
@@ -8,16 +8,13 @@ use candle_core::{Result, Tensor};
 
 use super::pointwise::{bias_add, bias_gelu_tanh};
 
-/// Room that a product on a card may use besides its operands and outcome.
-pub const WORKSPACE_BYTES: usize = 8 << 20;
-
 /// `x Wᵀ + bias`, of rows x `[n, k]`, W `[m, k]` and bias `[m]`: `[n, m]`.
 ///
 /// # Errors
 /// Shapes and types that do not fit; the device's.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(y) = on_card(x, weight, bias, super::cublaslt::Kind::Bias(x.dtype()))? {
+    if let Some(y) = on_gpu(x, weight, bias, super::cublaslt::Kind::Bias(x.dtype()))? {
         return Ok(y);
     }
     let y = x.matmul(&weight.t()?)?;
@@ -31,7 +28,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
 /// Shapes and types that do not fit; the device's.
 pub fn linear_gelu_tanh(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(y) = on_card(x, weight, bias, super::cublaslt::Kind::BiasGeluTanh(x.dtype()))? {
+    if let Some(y) = on_gpu(x, weight, bias, super::cublaslt::Kind::BiasGeluTanh(x.dtype()))? {
         return Ok(y);
     }
     let y = x.matmul(&weight.t()?)?;
@@ -66,7 +63,7 @@ pub fn linear_in_stretches(
     Tensor::cat(&parts, 1)
 }
 
-/// Each stretch's product goes where it belongs: nothing is put together afterwards.
+/// Each stretch's outcome goes where it belongs: nothing is put together afterwards.
 #[cfg(feature = "cuda")]
 fn into_columns(
     x: &Tensor,
@@ -80,10 +77,10 @@ fn into_columns(
     use super::cublaslt::{Kind, Operands, Sizes, matmul};
     use super::cuda;
 
-    let Device::Cuda(device) = x.device() else { candle_core::bail!("rows {x:?} on a card") };
+    let Device::Cuda(device) = x.device() else { candle_core::bail!("rows {x:?} on a GPU") };
     let (rows, inputs) = x.dims2()?;
     let shape = Shape::from((rows, outputs));
-    let y = cuda::room(device, &shape, x.dtype())?;
+    let y = cuda::allocate(device, &shape, x.dtype())?;
     let start = cuda::start(&y)?.address();
     for range in stretches {
         let weight = stretch(range.clone())?;
@@ -99,15 +96,15 @@ fn into_columns(
         let sizes = Sizes { rows, outputs: range.len(), inputs, stride: outputs };
         // SAFETY: contiguous operands of one type and of these sizes, on this device, and the columns lie within y.
         if !unsafe { matmul(device, Kind::Plain(x.dtype()), sizes, operands) }? {
-            candle_core::bail!("this card does not multiply {:?} {sizes:?}", x.dtype());
+            candle_core::bail!("matmul: no algorithm on this GPU for {:?} {sizes:?}", x.dtype());
         }
     }
     Ok(Tensor::from_storage(Storage::Cuda(y), shape, BackpropOp::none(), false))
 }
 
-/// None where there is no card, or the library has no way on it.
+/// The outcome on a GPU; none where there is no GPU, or the library has no algorithm on it.
 #[cfg(feature = "cuda")]
-fn on_card(x: &Tensor, weight: &Tensor, bias: &Tensor, kind: super::cublaslt::Kind) -> Result<Option<Tensor>> {
+fn on_gpu(x: &Tensor, weight: &Tensor, bias: &Tensor, kind: super::cublaslt::Kind) -> Result<Option<Tensor>> {
     use candle_core::op::BackpropOp;
     use candle_core::{Device, Shape, Storage};
 
@@ -121,7 +118,7 @@ fn on_card(x: &Tensor, weight: &Tensor, bias: &Tensor, kind: super::cublaslt::Ki
         candle_core::bail!("rows {x:?} by {weight:?}");
     }
     let shape = Shape::from((rows, outputs));
-    let y = cuda::room(device, &shape, x.dtype())?;
+    let y = cuda::allocate(device, &shape, x.dtype())?;
     let operands = Operands {
         x: cuda::address(x)?,
         weight: cuda::address(weight)?,
@@ -141,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stretches_come_to_the_whole_product() -> Result<()> {
+    fn stretches_come_to_the_whole_matmul() -> Result<()> {
         let draws = crate::random::Draws::default();
         let (x, weight) = (draws.normal(&[3, 32])?, draws.normal(&[500, 32])?);
         let want = x.matmul(&weight.t()?)?;

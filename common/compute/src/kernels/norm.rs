@@ -1,18 +1,19 @@
-//! Norms over the last axis, with the residual additions that come before them.
+//! Norms over the last axis.
 
-use std::cell::RefCell;
-
-use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, CustomOp1, D, DType, InplaceOp2, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::{self, Arg};
 #[cfg(feature = "cuda")]
-use super::e4m3;
-use super::real::{Real, elements, elements_mut, expect, rounded, weights, with_real};
-use super::{E4m3Rows, Rows};
+use super::e4m3::ALIGNMENT;
+use super::e4m3::E4m3Rows;
+use super::real::{Real, elements, expect, rounded, weights, with_real};
+use super::rows::Rows;
 use config::MediaProducts;
+
+#[cfg(feature = "cuda")]
+static NORM: cuda::Kernels = cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/norm.fatbin")));
 
 /// `x / sqrt(mean(x^2) + eps) * gain` of `x` `[.., D]`, all in f32 and rounded once. `gain` is f32 `[D]`: for Gemma,
 /// `1 + w` (MODEL.md 7).
@@ -54,36 +55,6 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resul
     LayerNorm { weight, bias, eps, products: MediaProducts::Dense }.forward(x).map(Rows::dense)
 }
 
-/// `x += rms_norm(y, gain)`, the norm rounded before the sum is, and then `rms_norm(x, next_gain)` if there is a next
-/// gain, ready to be multiplied. `x` `[n, D]` is overwritten, in every tensor that shares its storage; `y` has its shape;
-/// gains are f32 `[D]`.
-///
-/// # Errors
-/// Shapes and types that do not fit; the device's.
-pub fn add_rms_norm(
-    x: &Tensor,
-    y: &Tensor,
-    gain: &Tensor,
-    next_gain: Option<&Tensor>,
-    eps: f32,
-    products: MediaProducts,
-) -> Result<Option<Rows>> {
-    for gain in [Some(gain), next_gain].into_iter().flatten() {
-        expect(gain, x.dim(D::Minus1)?, DType::F32, "the gain of an RMS norm")?;
-    }
-    add(x, y, Sum::Normed { gain, eps }, next_gain.map(|gain| Norm { kind: Kind::Rms { gain }, eps, products }))
-}
-
-/// `x += y + bias`, each sum rounded to T, then held within `limit` on both sides. `x` `[.., D]` is overwritten, in every
-/// tensor that shares its storage; `y` has its shape, `bias` is `[D]`, of type T.
-///
-/// # Errors
-/// Shapes and types that do not fit; the device's.
-pub fn residual_add(x: &Tensor, y: &Tensor, bias: Option<&Tensor>, limit: Option<f32>) -> Result<()> {
-    add(x, y, Sum::biased(x, bias, limit)?, None)?;
-    Ok(())
-}
-
 /// A layer norm with its weights, of type T.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerNorm<'a> {
@@ -106,16 +77,8 @@ impl<'a> LayerNorm<'a> {
         self.of(x)?.apply(x)
     }
 
-    /// [`residual_add`], then the norm of what `x` has become.
-    ///
-    /// # Errors
-    /// Shapes and types that do not fit; the device's.
-    pub fn after_adding(&self, x: &Tensor, y: &Tensor, bias: Option<&Tensor>, limit: Option<f32>) -> Result<Rows> {
-        let normed = add(x, y, Sum::biased(x, bias, limit)?, Some(self.of(x)?))?;
-        Ok(normed.expect("a norm was asked for"))
-    }
-
-    fn of(&self, x: &Tensor) -> Result<Norm<'a>> {
+    /// The norm of rows like `x`'s.
+    pub(super) fn of(&self, x: &Tensor) -> Result<Norm<'a>> {
         let columns = x.dim(D::Minus1)?;
         expect(self.weight, columns, x.dtype(), "the weight of a layer norm")?;
         expect(self.bias, columns, x.dtype(), "the bias of a layer norm")?;
@@ -125,14 +88,17 @@ impl<'a> LayerNorm<'a> {
 }
 
 /// A norm of rows.
-struct Norm<'a> {
-    kind: Kind<'a>,
-    eps: f32,
-    /// What its outcome is for. In 8 bits it is quantized once it is rounded to T, on a card by the same kernel.
-    products: MediaProducts,
+#[derive(Clone, Copy)]
+pub(super) struct Norm<'a> {
+    pub kind: Kind<'a>,
+    pub eps: f32,
+    /// What its outcome is for. In 8 bits it is quantized once it is rounded to T, on a GPU by the same kernel.
+    pub products: MediaProducts,
 }
 
-enum Kind<'a> {
+/// A norm's formula and parameters.
+#[derive(Clone, Copy)]
+pub(super) enum Kind<'a> {
     Rms { gain: &'a Tensor },
     RoundedRms { weight: Option<&'a Tensor> },
     Layer { weight: &'a Tensor, bias: &'a Tensor },
@@ -150,7 +116,7 @@ fn sum<T: Real>(x: &[T], f: impl Fn(f32) -> f32) -> f32 {
 }
 
 /// One over the root of the mean of squares.
-fn inverse_rms<T: Real>(x: &[T], eps: f32) -> f32 {
+pub(super) fn inverse_rms<T: Real>(x: &[T], eps: f32) -> f32 {
     1.0 / (sum(x, |v| v * v) / x.len() as f32 + eps).sqrt()
 }
 
@@ -160,7 +126,7 @@ impl Norm<'_> {
     }
 
     /// What an operation over rows `x` has left, as rows.
-    fn made(&self, outcome: Tensor, x: &Tensor) -> Result<Rows> {
+    pub(super) fn made(&self, outcome: Tensor, x: &Tensor) -> Result<Rows> {
         match self.products {
             MediaProducts::Dense => Ok(Rows::Dense(outcome)),
             MediaProducts::Fp8 if x.device().is_cpu() => Rows::new(&outcome, self.products),
@@ -171,22 +137,22 @@ impl Norm<'_> {
         }
     }
 
-    /// Room for the outcome over rows of a shape, and its addresses as the kernels end in them: in T, in 8 bits, scales.
+    /// Memory for the outcome over rows of a shape, and its addresses as the kernels end in them: in T, in 8 bits, scales.
     #[cfg(feature = "cuda")]
-    fn room(&self, device: &candle_core::CudaDevice, shape: &Shape, dtype: DType) -> Result<Outcome> {
+    pub(super) fn outcome(&self, device: &candle_core::CudaDevice, shape: &Shape, dtype: DType) -> Result<Outcome> {
         match self.products {
             MediaProducts::Dense => {
-                let storage = cuda::room(device, shape, dtype)?;
+                let storage = cuda::allocate(device, shape, dtype)?;
                 let arguments = [cuda::start(&storage)?, cuda::NULL, cuda::NULL];
                 Ok(Outcome { storage, shape: shape.clone(), arguments })
             }
             MediaProducts::Fp8 => {
                 let (rows, columns) = shape.dims2()?;
-                if !columns.is_multiple_of(e4m3::ALIGNMENT) {
-                    candle_core::bail!("E4M3 rows have multiples of {} columns, not {columns}", e4m3::ALIGNMENT);
+                if !columns.is_multiple_of(ALIGNMENT) {
+                    candle_core::bail!("E4M3 rows have multiples of {ALIGNMENT} columns, not {columns}");
                 }
                 let shape = Shape::from(E4m3Rows::bytes(rows, columns));
-                let storage = cuda::room(device, &shape, DType::U8)?;
+                let storage = cuda::allocate(device, &shape, DType::U8)?;
                 let bytes = cuda::start(&storage)?;
                 let scales = Arg::Pointer(bytes.address() + (rows * columns) as u64);
                 Ok(Outcome { storage, shape, arguments: [cuda::NULL, bytes, scales] })
@@ -194,7 +160,8 @@ impl Norm<'_> {
         }
     }
 
-    fn rows<T: Real>(&self, x: &[T], columns: usize) -> Result<Vec<T>> {
+    /// The norm of each row, on the CPU.
+    pub(super) fn rows<T: Real>(&self, x: &[T], columns: usize) -> Result<Vec<T>> {
         let mut out = vec![T::zero(); x.len()];
         let rows = out.par_chunks_mut(columns).zip(x.par_chunks(columns));
         match self.kind {
@@ -251,7 +218,7 @@ impl CustomOp1 for Norm<'_> {
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
         use candle_core::backend::BackendStorage;
-        let out = self.room(&x.device, layout.shape(), x.dtype())?;
+        let out = self.outcome(&x.device, layout.shape(), x.dtype())?;
         let mut arguments = vec![cuda::pointer(x, layout)?];
         match self.kind {
             Kind::Rms { gain } => arguments.push(cuda::tensor_pointer(gain)?),
@@ -269,130 +236,22 @@ impl CustomOp1 for Norm<'_> {
 
 /// Where a kernel leaves its outcome.
 #[cfg(feature = "cuda")]
-struct Outcome {
-    storage: candle_core::CudaStorage,
-    shape: Shape,
-    arguments: [Arg; 3],
-}
-
-/// What is added to the residual stream.
-#[derive(Clone, Copy)]
-enum Sum<'a> {
-    Normed { gain: &'a Tensor, eps: f32 },
-    Biased { bias: Option<&'a Tensor>, limit: f32 },
-}
-
-impl<'a> Sum<'a> {
-    fn biased(x: &Tensor, bias: Option<&'a Tensor>, limit: Option<f32>) -> Result<Self> {
-        if let Some(bias) = bias {
-            expect(bias, x.dim(D::Minus1)?, x.dtype(), "the bias of an addition")?;
-        }
-        Ok(Sum::Biased { bias, limit: limit.unwrap_or(f32::INFINITY) })
-    }
-}
-
-/// An addition in place with the norm of its outcome, in one pass over memory. candle's operations have one outcome: the
-/// one in place is that, and the norm is left in `normed` for whoever asked for it.
-struct AddNorm<'a> {
-    sum: Sum<'a>,
-    norm: Option<Norm<'a>>,
-    normed: RefCell<Option<(Storage, Shape)>>,
-}
-
-fn add(x: &Tensor, y: &Tensor, sum: Sum, norm: Option<Norm>) -> Result<Option<Rows>> {
-    if x.shape() != y.shape() || x.dtype() != y.dtype() {
-        candle_core::bail!("a sum of {x:?} and {y:?}");
-    }
-    let op = AddNorm { sum, norm, normed: RefCell::new(None) };
-    x.inplace_op2(y, &op)?;
-    let AddNorm { norm, normed, .. } = op;
-    let (Some(norm), Some((storage, shape))) = (norm, normed.into_inner()) else { return Ok(None) };
-    norm.made(Tensor::from_storage(storage, shape, BackpropOp::none(), false), x).map(Some)
-}
-
-impl AddNorm<'_> {
-    fn rows<T: Real>(&self, x: &mut [T], y: &[T], columns: usize) -> Result<Option<Vec<T>>> {
-        let rows = x.par_chunks_mut(columns).zip(y.par_chunks(columns));
-        match self.sum {
-            Sum::Normed { gain, eps } => {
-                let gain = weights(gain)?;
-                rows.for_each(|(x, y)| {
-                    let inverse = inverse_rms(y, eps);
-                    for ((x, y), g) in x.iter_mut().zip(y).zip(&gain) {
-                        *x = T::narrow(x.wide() + rounded::<T>(y.wide() * inverse * g));
-                    }
-                });
-            }
-            Sum::Biased { bias, limit } => {
-                let bias = bias.map(weights).transpose()?.unwrap_or_else(|| vec![0.0; columns]);
-                rows.for_each(|(x, y)| {
-                    for ((x, y), b) in x.iter_mut().zip(y).zip(&bias) {
-                        let sum = rounded::<T>(x.wide() + rounded::<T>(y.wide() + b));
-                        *x = T::narrow(sum.clamp(-limit, limit));
-                    }
-                });
-            }
-        }
-        self.norm.as_ref().map(|norm| norm.rows(x, columns)).transpose()
-    }
-}
-
-impl InplaceOp2 for AddNorm<'_> {
-    fn name(&self) -> &'static str {
-        match self.sum {
-            Sum::Normed { .. } => "add_rms_norm",
-            Sum::Biased { .. } => "add_layer_norm",
-        }
-    }
-
-    fn cpu_fwd(&self, x: &mut CpuStorage, x_layout: &Layout, y: &CpuStorage, y_layout: &Layout) -> Result<()> {
-        use candle_core::backend::BackendStorage;
-        let columns = x_layout.dims()[x_layout.dims().len() - 1];
-        let normed = with_real!(x.dtype(), T => {
-            self.rows::<T>(elements_mut(x, x_layout)?, elements(y, y_layout)?, columns)?.map(T::storage)
-        });
-        *self.normed.borrow_mut() = normed.map(|normed| (Storage::Cpu(normed), x_layout.shape().clone()));
-        Ok(())
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &mut candle_core::CudaStorage,
-        x_layout: &Layout,
-        y: &candle_core::CudaStorage,
-        y_layout: &Layout,
-    ) -> Result<()> {
-        use candle_core::backend::BackendStorage;
-        let shape = x_layout.shape();
-        let out = self.norm.as_ref().map(|norm| norm.room(&x.device, shape, x.dtype())).transpose()?;
-        let mut arguments = vec![cuda::pointer(x, x_layout)?, cuda::pointer(y, y_layout)?];
-        let mut eps = self.norm.as_ref().map_or(0.0, |norm| norm.eps);
-        match self.sum {
-            Sum::Normed { gain, eps: first } => {
-                arguments.push(cuda::tensor_pointer(gain)?);
-                eps = first; // the next norm's too
-            }
-            Sum::Biased { bias, limit } => arguments.extend([cuda::optional_pointer(bias)?, Arg::F32(limit)]),
-        }
-        match (&self.sum, self.norm.as_ref().map(|norm| &norm.kind)) {
-            (Sum::Normed { .. }, Some(Kind::Rms { gain })) => arguments.push(cuda::tensor_pointer(gain)?),
-            (Sum::Normed { .. }, _) => arguments.push(cuda::NULL),
-            (_, Some(Kind::Layer { weight, bias })) => {
-                arguments.extend([cuda::tensor_pointer(weight)?, cuda::tensor_pointer(bias)?]);
-            }
-            _ => arguments.extend([cuda::NULL, cuda::NULL]),
-        }
-        arguments.extend(out.as_ref().map_or([cuda::NULL; 3], |out| out.arguments));
-        launch(self.name(), x, x_layout, eps, arguments)?;
-        *self.normed.borrow_mut() = out.map(|out| (Storage::Cuda(out.storage), out.shape));
-        Ok(())
-    }
+pub(super) struct Outcome {
+    pub storage: candle_core::CudaStorage,
+    pub shape: Shape,
+    /// Addresses: in T, in 8 bits, of the scales. Those of another form are null.
+    pub arguments: [Arg; 3],
 }
 
 /// Launches a kernel of `norm.cu` over the rows of `x`; all of them end in rows, columns, eps and alignment.
 #[cfg(feature = "cuda")]
-fn launch(name: &str, x: &candle_core::CudaStorage, layout: &Layout, eps: f32, mut arguments: Vec<Arg>) -> Result<()> {
+pub(super) fn launch(
+    name: &str,
+    x: &candle_core::CudaStorage,
+    layout: &Layout,
+    eps: f32,
+    mut arguments: Vec<Arg>,
+) -> Result<()> {
     use candle_core::backend::BackendStorage;
     /// Packs of 16 bytes that a thread keeps where a block makes a row, and where a warp does, as in `norm.cu`.
     const HELD: usize = 2;
@@ -417,8 +276,8 @@ fn launch(name: &str, x: &candle_core::CudaStorage, layout: &Layout, eps: f32, m
     // them wait before anything else.
     unsafe {
         match rows <= cuda::FEW_ROWS {
-            true => super::NORM.launch_ahead(&x.device, &name, grid, &arguments),
-            false => super::NORM.launch(&x.device, &name, grid, &arguments),
+            true => NORM.launch_ahead(&x.device, &name, grid, &arguments),
+            false => NORM.launch(&x.device, &name, grid, &arguments),
         }
     }
 }

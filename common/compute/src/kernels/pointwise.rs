@@ -9,6 +9,9 @@ use rayon::prelude::*;
 use super::cuda;
 use super::real::{Real, elements, elements_mut, expect, rounded, weights, with_real};
 
+#[cfg(feature = "cuda")]
+static POINTWISE: cuda::Kernels = cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/pointwise.fatbin")));
+
 /// `x + bias`, in place; `x` `[.., D]`, `bias` `[D]`. As with all operations of this module that work in place, every tensor
 /// that shares `x`'s storage changes.
 ///
@@ -200,7 +203,7 @@ impl CustomOp1 for Geglu {
         use candle_core::backend::BackendStorage;
         let shape = Geglu::shape(layout);
         let width = shape.dims()[shape.rank() - 1];
-        let out = cuda::room(&gate_up.device, &shape, gate_up.dtype())?;
+        let out = cuda::allocate(&gate_up.device, &shape, gate_up.dtype())?;
         let arguments = vec![cuda::pointer(gate_up, layout)?, cuda::start(&out)?];
         launch(self.name(), gate_up, shape.elem_count() / width, width, arguments)?;
         Ok((out, shape))
@@ -227,8 +230,8 @@ fn launch(
     // before anything else.
     unsafe {
         match rows <= cuda::FEW_ROWS && name.starts_with("geglu") {
-            true => super::POINTWISE.launch_ahead(&x.device, &name, grid, &arguments),
-            false => super::POINTWISE.launch(&x.device, &name, grid, &arguments),
+            true => POINTWISE.launch_ahead(&x.device, &name, grid, &arguments),
+            false => POINTWISE.launch(&x.device, &name, grid, &arguments),
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Rows on their way into a product: in the model's type, or in 8 bits.
+//! Rows on their way into a matmul: in the model's type, or in 8 bits.
 
 use candle_core::{Result, Tensor};
 
-use super::{E4m3Rows, geglu};
+use super::e4m3::E4m3Rows;
+use super::pointwise::geglu;
 use config::MediaProducts;
 
 /// Rows `[n, k]`, ready to be multiplied.

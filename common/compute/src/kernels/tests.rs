@@ -86,11 +86,10 @@ fn an_addition_in_place_goes_before_the_norm() -> Result<()> {
         (draws.normal(&[4, 30])?, draws.normal(&[4, 30])?, draws.normal(&[30])?, draws.normal(&[30])?);
     let want = (&x + rms_by_parts(&y, 1e-6)?.broadcast_mul(&gain)?)?;
     let (sum, other) = (x.copy()?, x.copy()?);
-    let normed = add_rms_norm(&sum, &y, &gain, Some(&next), 1e-6, MediaProducts::Dense)?;
-    let normed = normed.expect("a norm was asked for").dense();
+    let normed = add_rms_norm_then(&sum, &y, &gain, &next, 1e-6, MediaProducts::Dense)?.dense();
     assert_near(&sum, &want, 4.0)?;
     assert_near(&normed, &rms_by_parts(&want, 1e-6)?.broadcast_mul(&next)?, 4.0)?;
-    assert!(add_rms_norm(&other, &y, &gain, None, 1e-6, MediaProducts::Dense)?.is_none());
+    add_rms_norm(&other, &y, &gain, 1e-6)?;
     assert_near(&other, &want, 4.0)?;
 
     let (bias, weight) = (draws.normal(&[30])?, draws.normal(&[30])?);

@@ -8,6 +8,9 @@ use super::cuda;
 use super::real::{Real, elements, with_real};
 use protocol::plan::{IMAGE_POOL, PADDED_SIDE};
 
+#[cfg(feature = "cuda")]
+static VISION: cuda::Kernels = cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/vision.fatbin")));
+
 /// Colours of a pixel.
 const CHANNELS: usize = 3;
 
@@ -99,7 +102,7 @@ impl CustomOp1 for Patchify {
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         const THREADS: usize = 256;
         let (side, shape) = self.shape(layout)?;
-        let out = cuda::room(&frames.device, &shape, self.dtype)?;
+        let out = cuda::allocate(&frames.device, &shape, self.dtype)?;
         let name = format!("patchify_{}", cuda::suffix(self.dtype)?);
         let arguments = [
             cuda::pointer(frames, layout)?,
@@ -111,7 +114,7 @@ impl CustomOp1 for Patchify {
         ];
         let grid = cuda::grid(((shape.elem_count() / 2).div_ceil(THREADS), 1, 1), THREADS, 0);
         // SAFETY: the arguments are the kernel's, their shapes the ones that `patchify` expects.
-        unsafe { super::VISION.launch(&frames.device, &name, grid, &arguments)? };
+        unsafe { VISION.launch(&frames.device, &name, grid, &arguments)? };
         Ok((out, shape))
     }
 }
@@ -202,7 +205,7 @@ impl CustomOp1 for Pool {
         const THREADS: usize = 256;
         let (n, _, channels) = layout.shape().dims3()?;
         let shape = self.shape(layout)?;
-        let out = cuda::room(&features.device, &shape, features.dtype())?;
+        let out = cuda::allocate(&features.device, &shape, features.dtype())?;
         let bytes = channels * features.dtype().size_in_bytes();
         let mut arguments = vec![cuda::pointer(features, layout)?, cuda::start(&out)?];
         let aligned = cuda::aligned(bytes, &arguments);
@@ -212,7 +215,7 @@ impl CustomOp1 for Pool {
         let threads = n * self.grid * self.grid * bytes.div_ceil(16);
         let grid = cuda::grid((threads.div_ceil(THREADS), 1, 1), THREADS, 0);
         // SAFETY: the arguments are the kernel's, their shapes the ones that `pool` expects.
-        unsafe { super::VISION.launch(&features.device, &name, grid, &arguments)? };
+        unsafe { VISION.launch(&features.device, &name, grid, &arguments)? };
         Ok((out, shape))
     }
 }

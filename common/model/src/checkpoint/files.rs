@@ -7,7 +7,7 @@ use candle_core::safetensors::MmapedSafetensors;
 use safetensors::tensor::TensorView;
 use serde::Deserialize;
 
-use super::{CheckpointError, CheckpointErrorKind, malformed, read_json};
+use super::error::{CheckpointError, CheckpointErrorKind, malformed, read_json};
 
 struct Shard {
     file: String,
@@ -78,7 +78,7 @@ impl Files {
     }
 
     /// Every tensor that is there.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.routing.keys().map(String::as_str)
     }
 

@@ -2,87 +2,30 @@
 //!
 //! A model asks its [`Weights`] for each tensor by the checkpoint's own name and the shape it needs. The same loading
 //! code can be [surveyed](Weights::survey): it then reads nothing and leaves the list of what it asked for, which is
-//! what `vidi inspect` and the memory plan are made of. The parts: `files` (memory-mapped safetensors shards and their
+//! what `vidi inspect` and the memory plan are made of. The parts: `error`, `files` (memory-mapped safetensors shards and their
 //! index), `stored` (one tensor's values, of a shard or of a demo model, on their way to a device), `weights`.
 
+mod error;
 mod files;
 mod stored;
 mod weights;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use serde::Deserialize;
 
 use crate::config_json::ModelConfig;
+use crate::config_json::supported::{refused_key, refused_name};
 use crate::demo_model::{DEFAULT_SEED, Dims, tensors};
-use compute::failure::{is_out_of_memory, sentence};
 use config::ModelSource;
-use protocol::error::{ErrorKind, JobError};
 
+pub use error::{CheckpointError, CheckpointErrorKind};
+use error::{malformed, parse, read, unsupported, unusable};
 use files::Files;
 use stored::Stored;
 pub use weights::{Need, Weights};
-
-/// What is wrong with a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CheckpointErrorKind {
-    /// The directory or one of its files is not there, or cannot be read.
-    Missing,
-    /// A file is cut short or not what its name says.
-    Malformed,
-    /// A tensor that the model needs is in no shard.
-    MissingTensor,
-    /// A tensor has another shape, or a type that no model computes with.
-    Misshapen,
-    /// There is no memory for it.
-    OutOfMemory,
-}
-
-/// A checkpoint that cannot be used: which file or tensor, and why.
-#[derive(Clone, Debug, PartialEq)]
-pub struct CheckpointError {
-    kind: CheckpointErrorKind,
-    detail: String,
-}
-
-impl CheckpointError {
-    /// An error with a sentence that names file or tensor.
-    pub fn new(kind: CheckpointErrorKind, detail: impl Into<String>) -> Self {
-        CheckpointError { kind, detail: detail.into() }
-    }
-
-    /// Weights that the device has no room for, or that it cannot rearrange.
-    pub fn from_device(error: candle_core::Error) -> Self {
-        CheckpointError::new(CheckpointErrorKind::OutOfMemory, sentence(&error))
-    }
-
-    /// What callers match on.
-    pub fn kind(&self) -> CheckpointErrorKind {
-        self.kind
-    }
-}
-
-impl fmt::Display for CheckpointError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.detail)
-    }
-}
-
-impl std::error::Error for CheckpointError {}
-
-impl From<CheckpointError> for JobError {
-    fn from(e: CheckpointError) -> Self {
-        let kind = match e.kind {
-            CheckpointErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
-            _ => ErrorKind::Model,
-        };
-        JobError::new(kind, e.detail).hint("`vidi inspect MODEL` lists what is missing or misshapen")
-    }
-}
 
 /// One tensor as a shard's header has it.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,25 +54,20 @@ enum Data {
     Random { seed: u64, tensors: BTreeMap<String, tensors::Tensor> },
 }
 
-fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, CheckpointError> {
-    let text = std::fs::read(path)
-        .map_err(|e| CheckpointError::new(CheckpointErrorKind::Missing, format!("{}: {e}", path.display())))?;
-    serde_json::from_slice(&text)
-        .map_err(|e| CheckpointError::new(CheckpointErrorKind::Malformed, format!("{}: {e}", path.display())))
-}
-
-fn malformed(place: &Path) -> impl Fn(String) -> CheckpointError {
-    move |what| CheckpointError::new(CheckpointErrorKind::Malformed, format!("{}: {what}", place.display()))
-}
-
 impl ModelConfig {
     /// The geometry that a checkpoint directory's `config.json` states.
     ///
     /// # Errors
-    /// A file that is missing, malformed or of an impossible geometry.
+    /// A file that is missing, malformed or of an impossible geometry; one of another model, or of a checkpoint that was
+    /// converted for another program.
     pub fn read(dir: &Path) -> Result<Self, CheckpointError> {
         let path = dir.join("config.json");
-        let config: ModelConfig = read_json(&path)?;
+        let text = read(&path)?;
+        // Before the geometry, which another model may state in other words.
+        if let Some(what) = refused_key(&parse(&text, &path)?) {
+            return Err(unsupported(&path, &what));
+        }
+        let config: ModelConfig = parse(&text, &path)?;
         config.check().map_err(malformed(&path))?;
         Ok(config)
     }
@@ -150,11 +88,16 @@ impl Checkpoint {
     /// Opens a directory in the released model's layout.
     ///
     /// # Errors
-    /// The file that is missing, cut short or contradicts itself.
+    /// The file that is missing, cut short or contradicts itself; a checkpoint of another model, or one that was converted
+    /// for another program.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, CheckpointError> {
         let dir = dir.into();
         let config = ModelConfig::read(&dir)?;
-        Ok(Checkpoint { config, data: Data::Files(Files::open(dir)?) })
+        let files = Files::open(dir)?;
+        if let Some(what) = refused_name(files.names()) {
+            return Err(unsupported(files.dir(), &what));
+        }
+        Ok(Checkpoint { config, data: Data::Files(files) })
     }
 
     /// The demo model of `dims` and `seed`, without its files: each tensor is made when it is asked for, with the values
@@ -276,12 +219,4 @@ impl Checkpoint {
         }
         Ok((stored, path))
     }
-}
-
-fn unusable(path: &Path, name: &str, error: &candle_core::Error) -> CheckpointError {
-    let kind = match is_out_of_memory(error) {
-        true => CheckpointErrorKind::OutOfMemory,
-        false => CheckpointErrorKind::Misshapen,
-    };
-    CheckpointError::new(kind, format!("{}: {name}: {}", path.display(), sentence(error)))
 }

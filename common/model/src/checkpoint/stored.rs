@@ -8,7 +8,8 @@ use candle_core::{DType, Device, Result, Tensor};
 use safetensors::tensor::TensorView;
 
 use crate::demo_model::size::Dtype;
-use crate::demo_model::tensors::{self, Values};
+use crate::demo_model::tensors;
+use crate::demo_model::values::Values;
 
 /// Bytes that pass from a shard to a device at a time.
 const PIECE_BYTES: usize = 64 << 20;

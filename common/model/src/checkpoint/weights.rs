@@ -1,4 +1,4 @@
-//! What a model's layers get their tensors from, and what is left of it when there is no checkpoint.
+//! Source of a model's tensors: a checkpoint, or a survey that only notes what is asked for.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
 
+use super::Checkpoint;
+use super::error::{CheckpointError, CheckpointErrorKind, unusable};
 use super::stored::uninitialized;
-use super::{Checkpoint, CheckpointError, CheckpointErrorKind, unusable};
 
-/// A tensor that a model asked for.
+/// Tensor that a model's loading code asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Need {
     /// The checkpoint's name of it.
@@ -29,7 +30,7 @@ enum Source {
     Survey(Arc<Mutex<Vec<Need>>>),
 }
 
-/// Where a model's layers get their tensors: a checkpoint, a dtype, a device, and a prefix of names.
+/// Source of a model's tensors: a checkpoint (or a survey), a type, a device, and a prefix of names.
 #[derive(Clone)]
 pub struct Weights {
     source: Source,
@@ -152,7 +153,7 @@ impl Weights {
     }
 
     /// Matrices `[rows, columns]` below the prefix as one, on top of each other in the order given: projections of the
-    /// same input, computed as one product.
+    /// same input, computed as one matmul.
     ///
     /// # Errors
     /// As [`get`](Self::get).

@@ -5,7 +5,7 @@
 //! disk; stages with [`RandomWeights`] make it while they load. The reading order:
 //!
 //! * [`size`]: the dimensions of a checkpoint, and the named sizes;
-//! * [`tensors`]: every tensor of a size, with its values, which are [`compute::random`]'s: the same on every machine;
+//! * [`tensors`]: every tensor of a size, and [`values`]: theirs, which are [`compute::random`]'s, the same on every machine;
 //! * [`config_json`] for `config.json`;
 //! * [`tokenizer`]: `tokenizer.json` and `tokenizer_config.json`.
 
@@ -13,6 +13,7 @@ pub mod config_json;
 pub mod size;
 pub mod tensors;
 pub mod tokenizer;
+pub mod values;
 
 pub use size::Dims;
 

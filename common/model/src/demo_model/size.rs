@@ -2,8 +2,6 @@
 
 use config::Size;
 
-use crate::config_json::ModelConfig;
-
 /// Type of the stored weights. The position MLPs (`model.mm_rand_pos_*`) are float32 in any case, as the official
 /// loader keeps them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,9 +61,6 @@ pub struct Dims {
     pub vision: Tower,
     /// The audio tower.
     pub audio: Tower,
-    /// Whether `config.json` states the towers' sizes. The real one does not: they are those of SigLIP 2 so400m
-    /// and Whisper large-v3.
-    pub towers_in_config: bool,
     /// Type of the stored weights.
     pub dtype: Dtype,
     /// Number of safetensors files.
@@ -111,7 +106,6 @@ impl Dims {
                 tied: true,
                 vision: Tower::new(32, 3, 2, 64),
                 audio: Tower::new(32, 2, 2, 64),
-                towers_in_config: true,
                 dtype: Dtype::F32,
                 shards: 3,
             },
@@ -141,16 +135,10 @@ impl Dims {
                 tied: true,
                 vision: Tower::new(1152, 27, 16, 4304),
                 audio: Tower::new(1280, 32, 20, 5120),
-                towers_in_config: false,
                 dtype: Dtype::Bf16,
                 shards: 5,
             },
         }
-    }
-
-    /// The geometry that `config.json` states.
-    pub fn model_config(&self) -> ModelConfig {
-        serde_json::from_str(&super::config_json::json(self)).expect("its own config.json parses. This is a bug.")
     }
 
     /// Says what makes these dimensions impossible.

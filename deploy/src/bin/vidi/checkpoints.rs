@@ -15,8 +15,8 @@ use crate::cli::Bits;
 ///
 /// # Errors
 /// For a checkpoint that cannot be read, or is incomplete.
-pub fn show_tensors(model: &Path, all: bool, json: bool) -> Result<(), Fatal> {
-    let found = inspect::inspect(model).map_err(|e| Fatal(Exit::Model, e.to_string()))?;
+pub fn show_tensors(config: &Config, model: &Path, all: bool, json: bool) -> Result<(), Fatal> {
+    let found = inspect::inspect(model, &config.llm.end_tokens).map_err(|e| Fatal(Exit::Model, e.to_string()))?;
     if json {
         println!("{}", serde_json::json!(found));
     } else {

@@ -57,7 +57,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Command::Ask(args) => runtime.block_on(ask::ask(&mut config, args)),
         Command::Cancel { job } => runtime.block_on(running::cancel(&config, job)),
         Command::Status { json } => runtime.block_on(running::status(&config, json)),
-        Command::Inspect { model, all, json } => checkpoints::show_tensors(&model, all, json),
+        Command::Inspect { model, all, json } => checkpoints::show_tensors(&config, &model, all, json),
         Command::DemoModel { dir, size, seed } => checkpoints::write_demo_model(&dir, size, seed),
         Command::Plan { model, video_seconds, replicas } => {
             let replicas = supervisor::replicas(&replicas).map_err(|e| Fatal(Exit::Usage, e))?;

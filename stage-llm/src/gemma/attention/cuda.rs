@@ -6,7 +6,7 @@ use candle_core::cuda::cudarc::driver::LaunchConfig;
 use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType, Device, Result, Shape, Storage, Tensor};
-use compute::kernels::cuda::{Kernels, grid, launch_ahead, pointer, room, suffix};
+use compute::kernels::cuda::{Kernels, allocate, grid, launch_ahead, pointer, suffix};
 
 use super::{Queries, SCRATCH_BYTES, Scoring, Segment, Visible};
 use crate::gemma::kernels::{address, rows};
@@ -124,7 +124,7 @@ pub fn attend(queries: Queries<'_>, segments: &[Segment<'_>], scoring: Scoring) 
     let (rotated, rotated_stride) = rows(queries.rotated)?;
     let (plain, plain_stride) = rows(queries.plain)?;
     let shape = Shape::from((n, width));
-    let out = room(device, &shape, dtype)?;
+    let out = allocate(device, &shape, dtype)?;
     let start = address_of(&out, &shape)?;
     let size = dtype.size_in_bytes();
     let fast = head_dim == WIDTH && dtype != DType::F32;
@@ -182,10 +182,10 @@ fn in_splits(device: &CudaDevice, mut raw: RawAttention, dtype: DType) -> Result
     }
     raw.split_keys = split_keys as i32;
     let shape = Shape::from((splits, tokens * heads, WIDTH));
-    let mixed = room(device, &shape, DType::F32)?;
+    let mixed = allocate(device, &shape, DType::F32)?;
     raw.mixed = address_of(&mixed, &shape)?;
     let shape = Shape::from((splits, tokens * heads, 2));
-    let stats = room(device, &shape, DType::F32)?;
+    let stats = allocate(device, &shape, DType::F32)?;
     raw.stats = address_of(&stats, &shape)?;
 
     let suffix = suffix(dtype)?;

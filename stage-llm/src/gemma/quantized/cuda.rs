@@ -5,8 +5,8 @@ use std::ops::Range;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType, Device, Layout, Result, Shape, Storage, Tensor};
 use compute::kernels::E4m3Rows;
-use compute::kernels::cuda::{Arg, Kernels, grid, pointer, resident_blocks, room, suffix};
-use compute::kernels::e4m3::on_card;
+use compute::kernels::cuda::{Arg, Kernels, allocate, grid, pointer, resident_blocks, suffix};
+use compute::kernels::e4m3::gpu;
 
 use super::format::{BlockFormat, UNIT_ROWS};
 use crate::gemma::kernels::{address, rows};
@@ -86,7 +86,7 @@ pub fn gemv(weights: Source<'_>, x: &Tensor) -> Result<Tensor> {
     };
     let (from, stride) = rows(x)?;
     let shape = Shape::from((m, n));
-    let out = room(device, &shape, x.dtype())?;
+    let out = allocate(device, &shape, x.dtype())?;
     let arguments = [
         Arg::Pointer(from),
         stride.into(),
@@ -121,7 +121,7 @@ pub fn take(source: Source<'_>, ids: Option<&Tensor>, range: Range<usize>, scale
     }
     let n = range.len();
     let shape = Shape::from((n, cols));
-    let out = room(device, &shape, dtype)?;
+    let out = allocate(device, &shape, dtype)?;
     if n > 0 {
         let arguments = [
             Arg::Pointer(address(data)?),
@@ -148,7 +148,7 @@ pub fn e4m3(blocks: RawBlocks<'_>, range: Range<usize>) -> Result<E4m3Rows> {
         candle_core::bail!("kernel launch refused: rows {range:?} of a matrix of {}", blocks.rows);
     }
     let shape = Shape::from(E4m3Rows::bytes(n, cols));
-    let out = room(device, &shape, DType::U8)?;
+    let out = allocate(device, &shape, DType::U8)?;
     let to = pointer(&out, &Layout::contiguous(shape.clone()))?.address();
     let arguments = [
         Arg::Pointer(address(blocks.data)?),
@@ -159,6 +159,6 @@ pub fn e4m3(blocks: RawBlocks<'_>, range: Range<usize>) -> Result<E4m3Rows> {
     ];
     let name = format!("e4m3_{}", called(blocks.format));
     // SAFETY: the arguments are the kernel's as blocks.cu declares them; rows are whole blocks, within the matrix.
-    unsafe { BLOCKS.launch(device, &name, grid((n, 1, 1), on_card::threads(cols)?, 0), &arguments) }?;
+    unsafe { BLOCKS.launch(device, &name, grid((n, 1, 1), gpu::threads(cols)?, 0), &arguments) }?;
     E4m3Rows::from_bytes(Tensor::from_storage(Storage::Cuda(out), shape, BackpropOp::none(), false), n, cols)
 }

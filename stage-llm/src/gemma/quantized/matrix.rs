@@ -82,7 +82,7 @@ impl WeightMatrix {
             Rows::Dense(x) => self.forward_rows(x, outputs),
             // The weights are quantized for this matmul only: that costs a fraction of a pass of many rows, and no
             // memory that stays.
-            Rows::E4m3(x) => x.product(&self.e4m3(outputs)?, None, dtype),
+            Rows::E4m3(x) => x.matmul(&self.e4m3(outputs)?, None, dtype),
         }
     }
 

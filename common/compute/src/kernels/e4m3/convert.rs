@@ -1,0 +1,83 @@
+//! Quantizing on a GPU: rows, or what an activation makes of them, to E4M3 in one pass.
+
+#[cfg(feature = "cuda")]
+use candle_core::DType;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+#[cfg(feature = "cuda")]
+use super::code::row_bytes;
+#[cfg(feature = "cuda")]
+use super::gpu::{E4M3, threads};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
+
+/// What a row's values are before they are quantized.
+#[derive(Clone, Copy)]
+pub enum Source {
+    /// Themselves.
+    Rows,
+    /// GeGLU of gates and values side by side.
+    Geglu,
+    /// The tanh GELU of their sum with a bias.
+    GeluTanh,
+    /// The exact GELU of their sum with a bias.
+    GeluErf,
+}
+
+impl Source {
+    /// Values that come of a row of `width`.
+    pub fn columns(self, width: usize) -> usize {
+        match self {
+            Source::Geglu => width / 2,
+            _ => width,
+        }
+    }
+}
+
+/// The operation that makes bytes of rows on a GPU: numbers, then scales.
+pub struct ToE4m3<'a> {
+    /// What the source adds first, if it adds any.
+    pub bias: Option<&'a Tensor>,
+    /// What the values are made of.
+    pub source: Source,
+}
+
+impl CustomOp1 for ToE4m3<'_> {
+    fn name(&self) -> &'static str {
+        match self.source {
+            Source::Rows => "e4m3_rows",
+            Source::Geglu => "e4m3_geglu",
+            Source::GeluTanh => "e4m3_gelu_tanh",
+            Source::GeluErf => "e4m3_gelu_erf",
+        }
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        candle_core::bail!("on a CPU, E4M3 rows are candle's, bias {:?}", self.bias)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        use candle_core::backend::BackendStorage;
+        let (rows, width) = layout.shape().dims2()?;
+        let columns = self.source.columns(width);
+        let shape = Shape::from(row_bytes(rows, columns));
+        let out = cuda::allocate(&x.device, &shape, DType::U8)?;
+        let (from, stride) = cuda::rows(x, layout)?;
+        let bytes = cuda::start(&out)?.address();
+        let arguments = [
+            cuda::Arg::Pointer(from),
+            stride.into(),
+            cuda::Arg::Pointer(bytes),
+            cuda::Arg::Pointer(bytes + (rows * columns) as u64),
+            columns.into(),
+            cuda::optional_pointer(self.bias)?,
+        ];
+        let name = format!("{}_{}", self.name(), cuda::suffix(x.dtype())?);
+        let threads = threads(columns)?;
+        // SAFETY: the arguments are the kernel's as e4m3.cu declares them: rows that begin on 16 bytes, of as many columns
+        // as `new` has checked, and memory for numbers and scales.
+        unsafe { E4M3.launch(&x.device, &name, cuda::grid((rows, 1, 1), threads, 0), &arguments) }?;
+        Ok((out, shape))
+    }
+}

@@ -1,0 +1,151 @@
+//! Checkpoints that no stage can compute with, told by their `config.json` and their tensors' names: of other models, or
+//! converted for other programs.
+//!
+//! A converted directory has the geometry of the original, so that without these rules it would fail late, at the first tensor
+//! that has another name or shape, and say nothing of the reason.
+
+use serde_json::{Map, Value};
+
+/// What to do about a checkpoint that was converted.
+const CONVERTED: &str = "convert from the original checkpoint instead (llm.weights = \"q8\" or \"q4\" and `vidi quantize` \
+                         make 8 and 4 bits of its weights)";
+/// What to do about another model's.
+const OTHER_MODEL: &str = "use a checkpoint of Vidi 1.5";
+/// The activation of every variant of the model (MODEL.md 3 and 7).
+const GELU: &str = "gelu_pytorch_tanh";
+
+/// The only value of a key that is computed; absent and `null` stand for it.
+enum Only {
+    Absent,
+    Text(&'static str),
+    False,
+}
+
+/// Keys with one value each, and what to do about another.
+const KEYS: [(&str, Only, &str); 8] = [
+    ("model_type", Only::Text("dattn_gemma2"), OTHER_MODEL),
+    ("quantization", Only::Absent, CONVERTED),
+    ("quantization_config", Only::Absent, CONVERTED),
+    ("mm_input_type", Only::Text("video"), OTHER_MODEL),
+    ("mm_image_aspect_ratio", Only::Text("resize"), OTHER_MODEL),
+    ("attention_bias", Only::False, OTHER_MODEL),
+    ("hidden_activation", Only::Text(GELU), OTHER_MODEL),
+    ("hidden_act", Only::Text(GELU), OTHER_MODEL),
+];
+
+/// Ends of tensor names that a conversion leaves, and whose they are.
+const MARKS: [(&str, &str); 8] = [
+    (".scales", "MLX"),
+    (".biases", "MLX"),
+    (".absmax", "bitsandbytes"),
+    (".quant_map", "bitsandbytes"),
+    (".SCB", "bitsandbytes"),
+    (".qweight", "GPTQ or AWQ"),
+    (".qzeros", "GPTQ or AWQ"),
+    (".weight_scale", "fp8 or compressed tensors"),
+];
+
+/// Characters of a value that are shown.
+const SHOWN: usize = 120;
+
+/// The first key of a `config.json` by which its checkpoint is refused: its value, what is supported, and what to do.
+pub fn refused_key(config: &Map<String, Value>) -> Option<String> {
+    KEYS.iter().find_map(|(key, only, advice)| {
+        let value = config.get(*key).filter(|value| !value.is_null())?;
+        let (fits, supported) = match only {
+            Only::Absent => (false, "weights of 16 or 32 bits, without this key".to_owned()),
+            Only::Text(text) => (value == text, format!("{text:?}")),
+            Only::False => (value == false, "false".to_owned()),
+        };
+        let made_for = match *key {
+            "quantization" => " (made for MLX)".to_owned(),
+            "quantization_config" => {
+                format!(" (made by {})", value["quant_method"].as_str().unwrap_or("another program"))
+            }
+            _ => String::new(),
+        };
+        let shown: String = value.to_string().chars().take(SHOWN).collect();
+        (!fits).then(|| format!("{key} = {shown}{made_for} is not supported, only {supported}: {advice}"))
+    })
+}
+
+/// The first tensor by whose name a checkpoint is refused, and what to do. Names that merely nobody asks for are none.
+pub fn refused_name<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<String> {
+    let marked = names.clone().find_map(|name| {
+        let (mark, whose) = MARKS.iter().find(|(mark, _)| name.ends_with(mark))?;
+        Some(format!(
+            "tensor {name} is not supported: names on {mark} are those of weights made for {whose}: {CONVERTED}"
+        ))
+    });
+    marked.or_else(|| {
+        let first = names.clone().next()?;
+        let ours = names.clone().any(|name| name.starts_with("model."));
+        (!ours).then(|| {
+            format!("tensor {first} is not supported, only names on model.*, of which there are none: {CONVERTED}")
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn refused(config: Value) -> Option<String> {
+        refused_key(config.as_object().unwrap())
+    }
+
+    #[test]
+    fn keys_of_other_models_and_of_conversions_are_refused_by_name_value_and_remedy() {
+        let mlx = json!({"bits": 4, "group_size": 64});
+        let bits = json!({"_load_in_4bit": true, "bnb_4bit_quant_type": "nf4", "quant_method": "bitsandbytes"});
+        for (config, said) in [
+            (json!({"model_type": "gemma2"}), ["model_type = \"gemma2\"", "only \"dattn_gemma2\"", "of Vidi 1.5"]),
+            (json!({"model_type": "dattn_mistral"}), ["\"dattn_mistral\"", "only \"dattn_gemma2\"", "of Vidi 1.5"]),
+            (json!({"quantization": mlx}), ["quantization = {\"bits\":4", "MLX", "convert from the original"]),
+            (
+                json!({"quantization_config": bits}),
+                ["quantization_config = {", "bitsandbytes", "convert from the original"],
+            ),
+            (json!({"quantization_config": {}}), ["quantization_config = {}", "another program", "vidi quantize"]),
+            (json!({"mm_input_type": "image"}), ["mm_input_type = \"image\"", "only \"video\"", "of Vidi 1.5"]),
+            (json!({"mm_image_aspect_ratio": "pad"}), ["\"pad\"", "only \"resize\"", "of Vidi 1.5"]),
+            (json!({"attention_bias": true}), ["attention_bias = true", "only false", "of Vidi 1.5"]),
+            (
+                json!({"hidden_activation": "silu"}),
+                ["hidden_activation = \"silu\"", "only \"gelu_pytorch_tanh\"", "Vidi"],
+            ),
+            (json!({"hidden_act": "gelu"}), ["hidden_act = \"gelu\"", "only \"gelu_pytorch_tanh\"", "Vidi"]),
+        ] {
+            let message = refused(config.clone()).unwrap_or_else(|| panic!("{config} is taken"));
+            assert!(said.iter().all(|part| message.contains(part)), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_values_that_are_computed_are_taken_and_so_are_absent_and_null_ones() {
+        let real = crate::demo_model::config_json::json(&crate::demo_model::Dims::of(config::Size::NineB));
+        assert_eq!(refused(serde_json::from_str(&real).unwrap()), None);
+        assert_eq!(refused(json!({})), None);
+        let null: Map<String, Value> = KEYS.iter().map(|(key, ..)| ((*key).to_owned(), Value::Null)).collect();
+        assert_eq!(refused_key(&null), None);
+    }
+
+    #[test]
+    fn names_of_conversions_are_refused_and_names_that_nobody_asks_for_are_not() {
+        let layer = "model.layers.0.mlp.up_proj.weight";
+        for (names, said) in [
+            (&[layer, "model.layers.0.mlp.up_proj.scales"][..], "MLX"),
+            (&[layer, "model.layers.0.mlp.up_proj.weight.absmax"], "bitsandbytes"),
+            (&[layer, "model.layers.0.mlp.up_proj.SCB"], "bitsandbytes"),
+            (&["model.layers.0.mlp.up_proj.qweight"], "GPTQ"),
+            (&["language_model.model.norm.weight", "vision_tower.x"], "tensor language_model.model.norm.weight"),
+        ] {
+            let message = refused_name(names.iter().copied()).unwrap_or_else(|| panic!("{names:?} are taken"));
+            assert!(message.contains(said) && message.contains("convert from the original"), "{message}");
+        }
+        assert_eq!(refused_name(["lm_head.weight", layer, "stray"].into_iter()), None);
+        assert_eq!(refused_name(std::iter::empty()), None);
+    }
+}
