@@ -9,7 +9,6 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
-
 pub mod broker;
 pub mod ends;
 pub mod flow;
