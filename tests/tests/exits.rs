@@ -118,7 +118,8 @@ async fn vidi_ask_says_who_or_what_ended_its_job() -> anyhow::Result<()> {
     expect(&output, Exit::Deadline, "deadline: 0.5 s")?;
     ensure!(by(&output)? == "deadline", "{}", said(&output));
 
-    let output = asked.rig.run(&["ask", "/nowhere/x.mp4", "a dog", "--json"])?;
+    let missing = asked.rig.media().join("missing.mp4");
+    let output = asked.rig.run(&["ask", &missing.to_string_lossy(), "a dog", "--json"])?;
     expect(&output, Exit::JobFailed, "media_not_found")?;
     let object: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     ensure!(object["error"]["kind"] == "media_not_found" && object["cancelled"].is_null(), "{object}");
