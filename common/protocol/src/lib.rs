@@ -2,9 +2,8 @@
 //!
 //! In reading order: [`error`] (why a job fails), [`job_id`], [`plan`] (totals of a video), [`tensor`] (numbers as
 //! bytes), [`message`], [`event`], [`control`] and [`report`] (what travels), [`wire`] and [`wire_error`] (bytes to
-//! messages and back), [`rows`] (which rows are there), [`coverage`] (of how many), [`stage`] (what a stage is), [`memory`]
-//! (what a process holds),
-//! [`bytes`] (sizes for a person).
+//! messages and back), [`rows`] (which rows are there), [`coverage`] (of how many), [`stage`] (what a stage is),
+//! [`memory`] (what a process holds), [`bytes`] (sizes for a person).
 
 pub mod bytes;
 pub mod control;

@@ -20,7 +20,7 @@ use protocol::stage::{Owner, Stage};
 /// A stage that starts before its broker waits this long for it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How a process ended, by its exit status. README.md has the same table, and a test holds the two together.
+/// End of a process, by its exit status. README.md has the same table, and a test holds the two together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Something that no other status names; starting again may help.
@@ -57,7 +57,7 @@ impl Exit {
         Exit::DoesNotFit,
     ];
 
-    /// What a user reads of it.
+    /// Meaning, in words for a user.
     pub fn meaning(self) -> &'static str {
         match self {
             Exit::Other => "something else went wrong; trying again may help",
@@ -74,7 +74,7 @@ impl Exit {
         }
     }
 
-    /// How a job ended that failed.
+    /// Exit of a job that failed.
     pub fn of_failed_job(kind: ErrorKind) -> Exit {
         match kind {
             ErrorKind::DoesNotFit => Exit::DoesNotFit,
@@ -83,7 +83,7 @@ impl Exit {
         }
     }
 
-    /// How a job ended that was cancelled.
+    /// Exit of a job that was cancelled.
     pub fn of_cancelled_job(by: CancelledBy) -> Exit {
         match by {
             CancelledBy::Deadline => Exit::Deadline,
@@ -91,7 +91,7 @@ impl Exit {
         }
     }
 
-    /// The reason behind an exit status after which starting the same process again cannot help.
+    /// Exit behind a status after which starting the same process again cannot help.
     pub fn final_of(code: Option<i32>) -> Option<Exit> {
         [Exit::Usage, Exit::Credentials, Exit::Model].into_iter().find(|&e| code == Some(e as i32))
     }
@@ -103,7 +103,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// A process that cannot go on: a status for its supervisor and a sentence for a person.
+/// End of a process that cannot go on: a status for its supervisor and a sentence for a person.
 #[derive(Debug)]
 pub struct Fatal(pub Exit, pub String);
 
@@ -117,7 +117,7 @@ impl From<BusError> for Fatal {
     }
 }
 
-/// Where a process's configuration comes from.
+/// Sources of a process's configuration.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ConfigArgs {
     /// Configuration file (TOML).
@@ -133,7 +133,7 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// The effective configuration.
+    /// Effective configuration.
     ///
     /// # Errors
     /// [`Exit::Usage`] with what is wrong and where.
@@ -161,7 +161,7 @@ struct Args {
     config: ConfigArgs,
 }
 
-/// The whole of a stage's `main`.
+/// Whole `main` of a stage.
 pub fn main<S>(open: impl FnOnce(&Config) -> Result<S, JobError>) -> ExitCode
 where
     S: Stage + Send + 'static,
@@ -177,7 +177,7 @@ where
     serve_main(args, |config, shutdown| async move { serve(&config, open, shutdown).await })
 }
 
-/// The whole of stage-llm's `main`.
+/// Whole `main` of stage-llm.
 pub fn main_owner<O>(open: impl FnOnce(&Config) -> Result<O, JobError>) -> ExitCode
 where
     O: Owner + Send + 'static,
@@ -203,7 +203,7 @@ fn serve_main<F: Future<Output = Result<(), Fatal>>>(
     }
 }
 
-/// A runtime for the bus; computing has threads of its own.
+/// Runtime for the bus; computing has threads of its own.
 ///
 /// # Errors
 /// When the system gives no threads.

@@ -58,7 +58,7 @@ impl Ledger {
     }
 }
 
-/// What became of a wish for capacity.
+/// Outcome of asking for capacity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Capacity {
     /// It is there.

@@ -41,7 +41,7 @@ impl Bus {
         })
     }
 
-    /// The same, but what it [stores](Bus::store) goes over a connection of its own, so that outputs on their way out do
+    /// Bus whose [stores](Bus::store) go over a connection of its own, so that outputs on their way out do
     /// not hold up inputs on their way in: one connection does one thing at a time.
     ///
     /// # Errors
@@ -88,7 +88,7 @@ fn rand_u16() -> u16 {
     RandomState::new().build_hasher().finish() as u16
 }
 
-/// What to tell a person if trying again cannot help: the broker does not know us, or we do not know the broker.
+/// Sentence for a person where trying again cannot help: the broker does not know us, or we do not know the broker.
 fn refusal(config: &BusConfig, role: Role, error: &ConnectError) -> Option<String> {
     let url = &config.url;
     match error.kind() {
@@ -113,7 +113,7 @@ fn refusal(config: &BusConfig, role: Role, error: &ConnectError) -> Option<Strin
     }
 }
 
-/// Who we say that we are.
+/// Identity that this process claims to have, in words.
 fn identity(config: &BusConfig) -> String {
     match (&config.credentials_file, &config.nkey_file) {
         (Some(file), _) => format!("the credentials in {}", file.display()),
@@ -123,7 +123,7 @@ fn identity(config: &BusConfig) -> String {
     }
 }
 
-/// The configuration that says so.
+/// Configuration keys that the identity comes from.
 fn keys_of(config: &BusConfig) -> String {
     match (&config.credentials_file, &config.nkey_file, &config.password_file) {
         (Some(_), ..) => "bus.credentials_file".to_owned(),
@@ -146,7 +146,7 @@ fn causes(error: &ConnectError) -> impl Iterator<Item = &(dyn Error + 'static)> 
     std::iter::successors(error.source(), |&e| e.source())
 }
 
-/// The last cause, in its own words.
+/// Last cause of an error, in its own words.
 fn root(error: &ConnectError) -> String {
     causes(error).last().map_or_else(|| error.to_string(), |e| e.to_string())
 }
@@ -201,7 +201,7 @@ async fn options(
     Ok(options)
 }
 
-/// A file that holds one secret.
+/// Reads a file that holds one secret.
 fn read(key: &str, path: &Path) -> Result<String, BusError> {
     let text = std::fs::read_to_string(path).map_err(|e| unusable(key, path, &e))?;
     Ok(text.trim().to_owned())

@@ -1,9 +1,9 @@
-//! A broker that cannot be used, and why.
+//! Error of a broker that cannot be used.
 
 use std::error::Error;
 use std::fmt;
 
-/// What went wrong between this process and the broker.
+/// Kind of trouble between this process and the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BusErrorKind {
     /// Nobody answers at the address.
@@ -14,7 +14,7 @@ pub enum BusErrorKind {
     JetStream,
 }
 
-/// A broker that cannot be used, and why.
+/// Error of a broker that cannot be used.
 #[derive(Clone, Debug)]
 pub struct BusError {
     kind: BusErrorKind,
@@ -22,7 +22,7 @@ pub struct BusError {
 }
 
 impl BusError {
-    /// An error with a sentence for a person.
+    /// Error with a sentence for a person.
     pub fn new(kind: BusErrorKind, detail: impl Into<String>) -> Self {
         BusError { kind, detail: detail.into() }
     }

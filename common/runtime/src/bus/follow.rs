@@ -15,7 +15,7 @@ use crate::subject::StreamName;
 const AT_ONCE: usize = 32 << 20;
 /// Messages that wait for the listener, so that it can take several together.
 const READY: usize = 8;
-/// How long one pull request waits at the server.
+/// Time that one pull request waits at the server.
 const PULL_WAIT: Duration = Duration::from_secs(2);
 /// Pause before a reader that was lost is made again.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -95,7 +95,7 @@ async fn read(
     }
 }
 
-/// How a pull ended.
+/// End of a pull.
 enum Pull {
     /// All that it asked for came, or its time was up.
     Over,

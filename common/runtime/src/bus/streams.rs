@@ -17,7 +17,7 @@ use protocol::message::JobId;
 
 /// Window in which a second publish of the same `Nats-Msg-Id` is dropped.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
-/// A job submitted again within this time is the same job even before its events are looked at.
+/// Window in which a job submitted again is the same job even before its events are looked at.
 const JOB_DUPLICATE_WINDOW: Duration = Duration::from_secs(3600);
 /// Nothing stays longer, whoever forgot it.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -29,14 +29,14 @@ const EVENT_BYTES: i64 = 256 << 20;
 const DEAD_BYTES: i64 = 256 << 20;
 /// Bytes of the ledger of the token stream's capacity: one message, replaced by every newer one.
 const CAPACITY_BYTES: i64 = 16 << 20;
-/// A stream that another may be making at the same time is asked for so many times before that is no excuse any more.
+/// Times that a stream which another may be making at the same time is asked for before that is no excuse any more.
 const RACE_TRIES: usize = 25;
 /// Every subject of a stream.
 pub const ANY: &str = ">";
 /// Pause before a broker that did not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// What a server may say to the second of two that make a stream at the same time: no storage left, or (2.9.10) that the
+/// Whether an error is what a server may say to the second of two that make a stream at the same time: no storage left, or (2.9.10) that the
 /// stream's own subjects overlap.
 fn may_be_a_race(error: &CreateStreamError) -> bool {
     let CreateStreamErrorKind::JetStream(ref e) = error.kind() else { return false };

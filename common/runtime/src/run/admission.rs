@@ -22,11 +22,11 @@ use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
 use protocol::wire::{self, Encoding};
 
-/// A waiting job that no hint announced (its worker died) is found within this time.
+/// Time within which a waiting job is found that no hint announced (its worker died).
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A broker that is there answers a look at a queue within this time.
+/// Time within which a broker that is there answers a look at a queue.
 const LOOK_WAIT: Duration = Duration::from_secs(2);
-/// A request is a question, not a tensor.
+/// Bytes of a request at most: it is a question, not a tensor.
 const MAX_REQUEST_BYTES: usize = 256 << 10;
 /// Queue of requests that are not admitted yet.
 pub const ADMISSION: &str = "admission";

@@ -17,7 +17,7 @@ use protocol::event::CancelledBy;
 use protocol::message::{JobId, JobRequest};
 use protocol::wire;
 
-/// The queue is read again this often, for jobs whose announcement was missed.
+/// Time between two readings of the queue, for jobs whose announcement was missed.
 const REREAD_EVERY: Duration = Duration::from_secs(15);
 /// Pause before a broker that refused the subscription is asked again.
 const AGAIN: Duration = Duration::from_millis(250);

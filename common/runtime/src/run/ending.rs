@@ -9,11 +9,11 @@ use protocol::error::StageName;
 use protocol::event::{CancelledBy, Event};
 use protocol::message::JobId;
 
-/// The other stages leave it to stage-llm for so long: one may be there.
+/// Time for which the other stages leave it to stage-llm: one may be there.
 const OTHERS_WAIT: Duration = Duration::from_millis(400);
-/// An owner that is there has this long to end its job itself.
+/// Time that an owner that is there has to end its job itself.
 const OWNER_WAIT: Duration = Duration::from_secs(5);
-/// An owner that is there answers within this time.
+/// Time within which an owner that is there answers.
 const OWNER_ANSWERS: Duration = Duration::from_millis(500);
 /// Pause before the log and the owner are asked again.
 const AGAIN: Duration = Duration::from_millis(250);

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use super::shutdown::{self, Shutdown};
 use crate::bus::Bus;
 
-/// How long one pull request waits at the server.
+/// Time that one pull request waits at the server.
 const PULL_WAIT: Duration = Duration::from_secs(5);
 /// Pause after a pull that the broker did not answer.
 const PULL_RETRY: Duration = Duration::from_millis(250);
@@ -27,7 +27,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Message in flight. Until it is settled a timer tells the broker that it is being worked on; dropped unsettled, it
 /// is delivered again after `ack_wait`.
 pub struct Delivery {
-    /// The message.
+    /// Message as it came.
     pub message: async_nats::Message,
     /// Sequence in the stream.
     pub sequence: u64,
@@ -61,7 +61,7 @@ impl Delivery {
             loop {
                 tokio::time::sleep(every).await;
                 if let Err(error) = ticking.ack_with(AckKind::Progress).await {
-                    tracing::debug!(%error, "sign of progress failed");
+                    tracing::debug!(%error, "progress acknowledgement failed");
                 }
             }
         });

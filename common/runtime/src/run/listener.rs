@@ -111,7 +111,7 @@ impl Listener {
     }
 }
 
-/// What the listener's task works with.
+/// Handler of control messages, in the listener's task.
 struct Handler {
     bus: Bus,
     stage: StageName,

@@ -58,7 +58,7 @@ pub struct BusPort {
     attempt: Attempt,
     /// Headers of every output.
     headers: Arc<HeaderMap>,
-    /// Of its job.
+    /// Signal that its job has come to its end.
     end: EndSignal,
     /// Turns true once this message's outputs are wanted no more, though its job's others are.
     giving_up: watch::Sender<bool>,

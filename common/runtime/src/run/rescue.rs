@@ -17,7 +17,7 @@ use crate::bus::streams::ANY;
 use crate::subject::{PRIORITIES, StreamName};
 use protocol::error::StageName;
 
-/// The queues are searched for forgotten messages this often.
+/// Time between two searches of the queues for forgotten messages.
 const EVERY: Duration = Duration::from_secs(3);
 /// Looks after which a message is sent again: seen once, it may be acknowledged just now.
 const LOOKS: u32 = 2;

@@ -17,7 +17,7 @@ use protocol::message::{ProbeReply, ProbeRequest};
 use protocol::stage::Probe;
 use protocol::wire::{self, Encoding};
 
-/// The queue's depth is asked for this often.
+/// Time between two questions for the queue's depth.
 const DEPTH_EVERY: Duration = Duration::from_secs(1);
 
 /// Counters of an instance from its start.

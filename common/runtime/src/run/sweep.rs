@@ -11,7 +11,7 @@ use crate::subject::StreamName;
 use protocol::error::StageName;
 use protocol::message::JobId;
 
-/// The streams are searched for what jobs left behind this often.
+/// Time between two searches of the streams for what jobs left behind.
 const EVERY: Duration = Duration::from_secs(5);
 /// Messages of a job that has no events are nobody's; they are dropped after this time.
 const STRAY_AGE: Duration = Duration::from_secs(15);

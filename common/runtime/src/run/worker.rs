@@ -110,14 +110,14 @@ where
     Ok(())
 }
 
-/// Notes how settling a message went; if it broke off, the message comes again.
+/// Reports a settling that panicked; its message comes again.
 fn settled(outcome: Option<Result<(), JoinError>>) {
     if let Some(Err(panicked)) = outcome {
         tracing::error!(%panicked, "settling a message panicked, it comes again. This is a bug.");
     }
 }
 
-/// A message that is worked on.
+/// Message that is worked on.
 struct Taken {
     job: JobId,
     delivery: Delivery,
@@ -126,7 +126,7 @@ struct Taken {
     share: Share,
 }
 
-/// A message that the engine is done with: its outputs are on their way.
+/// Message that the engine is done with: its outputs are on their way.
 struct Computed {
     port: BusPort,
     /// Heartbeats, until all outputs are stored.

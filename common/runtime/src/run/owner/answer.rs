@@ -30,9 +30,9 @@ pub struct Answered {
     pub answer: Answer,
 }
 
-/// What answering a job came to.
+/// Outcome of answering a job.
 pub enum Answer {
-    /// The answer, without what the stages reported.
+    /// Answer, without what the stages reported.
     Result(JobResult),
     /// The job cannot succeed.
     Failed(JobError),

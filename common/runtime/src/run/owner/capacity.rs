@@ -9,12 +9,12 @@ use crate::run::job_end::EndSignal;
 use protocol::message::JobId;
 use protocol::stage::Stop;
 
-/// Capacity for tokens is asked for this often.
+/// Time between two questions for capacity.
 const ASK_EVERY: Duration = Duration::from_millis(250);
-/// Whether those who hold the capacity are still there is asked this often.
+/// Time between two questions whether those who hold the capacity are still there.
 const HOLDERS_EVERY: Duration = Duration::from_secs(2);
 
-/// What became of waiting for capacity.
+/// Outcome of waiting for capacity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Waited {
     /// It is reserved.

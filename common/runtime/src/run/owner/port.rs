@@ -1,4 +1,4 @@
-//! The world of one job, for the engine's thread: stage-llm asks here for probes, tokens and the GPU, and speaks here to
+//! World outside of one job, for the engine's thread: stage-llm asks here for probes, tokens and the GPU, and speaks here to
 //! its client.
 
 use std::sync::Arc;
@@ -32,7 +32,7 @@ use protocol::wire::{self, Message as _};
 const ENCODERS: [StageName; 3] = [StageName::Vision, StageName::Audio, StageName::Fuse];
 /// Time after which waiting for tokens returns without some.
 const TOKENS_WAIT: Duration = Duration::from_millis(100);
-/// Whether anything of a job that hears nothing is still on its way is looked at this often.
+/// Time between two looks whether anything of a job that hears nothing is still on its way.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Stages and client of one job, over the bus.

@@ -14,9 +14,9 @@ use protocol::plan::MediaInfo;
 use protocol::stage::Stop;
 use protocol::wire;
 
-/// One probe takes at most this long.
+/// Time that one probe takes at most.
 const PROBE_WAIT: Duration = Duration::from_secs(30);
-/// An unanswered probe is asked for once more after this time, and again after twice as long: whoever had it may have been
+/// Time after which an unanswered probe is asked for once more, and again after twice as long: whoever had it may have been
 /// killed, or the broker with it. The earlier ones may be answered all the same.
 const PROBE_AGAIN: Duration = Duration::from_secs(4);
 /// Pause before a probe that nobody could take is asked for again.

@@ -16,9 +16,9 @@ use protocol::message::JobId;
 use protocol::report::Report;
 use protocol::wire;
 
-/// The stream has what a subscriber hears within this time, or never: what it refuses, a subscriber hears all the same.
+/// Time within which the stream has what a subscriber hears, or never: what it refuses, a subscriber hears all the same.
 const STORED_WITHIN: Duration = Duration::from_secs(2);
-/// Progress is looked through this often for what is due.
+/// Time between two looks through the progress for what is due.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// State of an owned job, shared by the engine's port and the task that listens for the job.

@@ -9,7 +9,7 @@ use crate::run::listener::Listener;
 use crate::run::service::InstanceInfo;
 use protocol::message::JobId;
 
-/// What owning a job takes. Its steps are in the files of their names.
+/// Worker that owns jobs. Its steps are in the files of their names.
 pub struct Worker<'a, O> {
     pub bus: &'a Bus,
     pub listener: &'a Listener,
@@ -19,7 +19,7 @@ pub struct Worker<'a, O> {
     pub token_bytes: u64,
 }
 
-/// How the delivery of a job counts, once it is settled.
+/// Count of the delivery of a job, once it is settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
     /// Answered, cancelled, given back, or left to another worker.
