@@ -203,7 +203,8 @@ fn the_window_of_one_layer_is_candles_but_for_one_key() {
         agree_in_every_token(&format!("Gemma 2, one layer, 16 keys of {length}"), &ours, &theirs(15));
         if length > 16 {
             let what = format!("Gemma 2, one layer, 16 keys against 17 of {length}");
-            differ(&what, &ours.logits, &theirs(16).logits, 1e-3, 0.5);
+            // One key more may change the token that a long text is about: up to the size of the logits themselves.
+            differ(&what, &ours.logits, &theirs(16).logits, 1e-3, 1.5);
         }
     }
 }
