@@ -33,7 +33,7 @@ pub struct Answered {
 /// Outcome of answering a job.
 pub enum Answer {
     /// Answer, without what the stages reported.
-    Result(JobResult),
+    Result(Box<JobResult>),
     /// The job cannot succeed.
     Failed(JobError),
     /// Nobody wants the answer any more.
@@ -66,7 +66,7 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
         drop(in_flight);
         let answer = match (state.end().get(), outcome) {
             (Some(JobEnd::Superseded(newer)), _) => Answer::Superseded(newer),
-            (_, Ok(result)) => Answer::Result(result),
+            (_, Ok(result)) => Answer::Result(Box::new(result)),
             (_, Err(Stop::Failed(error))) => Answer::Failed(error),
             (_, Err(Stop::Unavailable(why))) if no_capacity => Answer::NoCapacity(why),
             (_, Err(Stop::Unavailable(why))) => Answer::Unavailable(why),
