@@ -20,8 +20,9 @@ use tests::parity::golden::Golden;
 
 use crate::checkpoint::{InMemory, agree, differ, golden, opened, weights};
 
-/// As from the language model on against the oracle.
-const TOLERANCE: f64 = 2e-5;
+/// Largest relative rms error of logits: two f32 implementations that sum in another order (measured 4.4e-7 after one layer
+/// to 2.9e-6 over 24 tokens after a prompt of 188). The smallest mistake that is tried, another epsilon, makes 1.1e-4.
+const TOLERANCE: f64 = 1e-5;
 
 /// An answer: its tokens, and the logits `[n, vocabulary]` that each was chosen from.
 struct Answer {
@@ -111,12 +112,12 @@ fn another_layer_rotation_cap_gelu_or_epsilon_of_candles_gemma_2_is_seen() {
         model.config[key] = value;
         differ(&what, &ours.logits, &peer(&model, 0, &prompt, 1).logits, least, 2.0);
     };
-    wrong("num_hidden_layers", 1.into(), 0.1);
-    wrong("rope_theta", 11_000.0.into(), 1e-3);
-    wrong("attn_logit_softcapping", 45.0.into(), 1e-4);
+    wrong("num_hidden_layers", 1.into(), 0.2);
+    wrong("rope_theta", 11_000.0.into(), 3e-2);
+    wrong("attn_logit_softcapping", 45.0.into(), 1e-3);
     wrong("final_logit_softcapping", 31.0.into(), 1e-3);
     wrong("hidden_activation", "gelu".into(), 1e-4);
-    wrong("rms_norm_eps", 1e-5.into(), 1e-6);
+    wrong("rms_norm_eps", 1e-5.into(), 5e-5);
 }
 
 #[test]
@@ -124,7 +125,7 @@ fn candles_gemma_2_scales_scores_by_the_size_of_a_head() {
     let (mut model, prompt) = (InMemory::read("tied"), prompt("basic"));
     let ours = ours(&opened("tied"), &prompt[..8], 1);
     let theirs = peer(&model, 0, &prompt[..8], 1);
-    differ("Gemma 2, tied, 1/sqrt(24) against 1/sqrt(20)", &ours.logits, &theirs.logits, 1e-2, 0.5);
+    differ("Gemma 2, tied, 1/sqrt(24) against 1/sqrt(20)", &ours.logits, &theirs.logits, 1e-2, 0.2);
     scaled(&mut model);
     agree_in_every_token("Gemma 2, tied, queries scaled", &ours, &peer(&model, 0, &prompt[..8], 1));
 }
@@ -135,12 +136,11 @@ fn candles_gemma_2_takes_the_embedding_for_its_head() {
     scaled(&mut model);
     let ours = ours(&opened("untied"), &prompt, 1);
     let theirs = peer(&model, 0, &prompt, 1);
-    differ("Gemma 2, untied, the embedding as head", &ours.logits, &theirs.logits, 0.5, 10.0);
+    differ("Gemma 2, untied, the embedding as head", &ours.logits, &theirs.logits, 0.5, 3.0);
     let head = own_head(&mut model);
     agree_in_every_token("Gemma 2, untied, its own head", &ours, &peer(&model, head, &prompt, 1));
 }
 
-/// Keys of a text: the prompt's and those of all generated tokens but the last.
 #[test]
 fn as_long_as_a_text_fits_the_window_it_is_answered_as_by_candles_gemma_2_and_no_longer() {
     for (checkpoint, case, length) in [("tied", "basic", 8), ("untied", "time_ranges", 30)] {
@@ -156,7 +156,7 @@ fn as_long_as_a_text_fits_the_window_it_is_answered_as_by_candles_gemma_2_and_no
         };
         agree_in_every_token(&format!("Gemma 2, {checkpoint}, up to the window"), &first(&ours), &first(&theirs));
         let [ours, theirs] = [ours, theirs].map(|a| a.logits.get(fits).unwrap());
-        differ(&format!("Gemma 2, {checkpoint}, one token more"), &ours, &theirs, 1e-3, 0.5);
+        differ(&format!("Gemma 2, {checkpoint}, one token more"), &ours, &theirs, 1e-2, 0.5);
     }
 }
 
@@ -175,7 +175,7 @@ fn a_prompt_longer_than_the_window_is_read_as_by_the_oracle_and_otherwise_than_b
     agree("Gemma 2, tied, 188 tokens: ours against the oracle", &first, &oracle, TOLERANCE);
     scaled(&mut model);
     let theirs = peer(&model, 0, prompt, 1).logits.get(0).unwrap();
-    differ("Gemma 2, tied, 188 tokens: candle's against the oracle", &theirs, &oracle, 0.1, 2.0);
+    differ("Gemma 2, tied, 188 tokens: candle's against the oracle", &theirs, &oracle, 0.3, 2.0);
 }
 
 #[test]
@@ -203,8 +203,8 @@ fn the_window_of_one_layer_is_candles_but_for_one_key() {
         agree_in_every_token(&format!("Gemma 2, one layer, 16 keys of {length}"), &ours, &theirs(15));
         if length > 16 {
             let what = format!("Gemma 2, one layer, 16 keys against 17 of {length}");
-            // One key more may change the token that a long text is about: up to the size of the logits themselves.
-            differ(&what, &ours.logits, &theirs(16).logits, 1e-3, 1.5);
+            // Measured 1e-2, and 0.8 at 188, where the key too many has half of one head's attention.
+            differ(&what, &ours.logits, &theirs(16).logits, 3e-3, 1.5);
         }
     }
 }

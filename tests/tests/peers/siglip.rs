@@ -16,8 +16,9 @@ use crate::checkpoint::{InMemory, agree, differ, golden, opened, weights};
 
 /// Every checkpoint with a case of frames for it.
 const CHECKPOINTS: [(&str, &str); 3] = [("tied", "basic"), ("untied", "time_ranges"), ("realdims", "realdims")];
-/// Rounding of f32: 588 products per patch, rows of 729 that attend to each other, up to two layers. TODO measured.
-const TOLERANCE: f64 = 3e-6;
+/// Largest relative rms error: two f32 implementations that sum in another order, up to two layers deep (measured 4.2e-7 to
+/// 5.3e-7). An epsilon of 1e-5 for 1e-6, the smallest mistake that is tried, makes 4.8e-6.
+const TOLERANCE: f64 = 2e-6;
 
 /// The first two frames of a case, u8 `[2, 384, 384, 3]`.
 fn frames(case: &str) -> Tensor {
@@ -95,11 +96,11 @@ fn another_layer_gelu_epsilon_or_number_of_heads_of_candles_vision_tower_is_seen
             let what = format!("SigLIP, {checkpoint}, with {what}");
             differ(&what, &features, &peer(&model, &config, &pixels(&frames)), least, 2.0);
         };
-        wrong("one layer less", 0.1, &|c| c.num_hidden_layers -= 1);
-        wrong("one layer more", 0.1, &|c| c.num_hidden_layers += 1);
-        wrong("half the heads", 0.01, &|c| c.num_attention_heads /= 2);
-        wrong("the exact GELU", 1e-5, &|c| c.hidden_act = candle_nn::Activation::Gelu);
-        wrong("an epsilon of 1e-5", 1e-6, &|c| c.layer_norm_eps = 1e-5);
+        wrong("one layer less", 0.2, &|c| c.num_hidden_layers -= 1);
+        wrong("one layer more", 0.2, &|c| c.num_hidden_layers += 1);
+        wrong("half the heads", 0.1, &|c| c.num_attention_heads /= 2);
+        wrong("the exact GELU", 5e-5, &|c| c.hidden_act = candle_nn::Activation::Gelu);
+        wrong("an epsilon of 1e-5", 4e-6, &|c| c.layer_norm_eps = 1e-5);
     }
 }
 
@@ -109,6 +110,6 @@ fn candles_vision_tower_as_it_is_ends_a_layer_and_a_norm_later_than_vidis() {
         let (model, frames) = (InMemory::read(checkpoint), frames(case));
         let theirs = peer(&model, &config(&model), &pixels(&frames));
         let what = format!("SigLIP, {checkpoint}, as it is");
-        differ(&what, ours(checkpoint, &frames).last().unwrap(), &theirs, 0.1, 2.0);
+        differ(&what, ours(checkpoint, &frames).last().unwrap(), &theirs, 0.5, 2.0);
     }
 }

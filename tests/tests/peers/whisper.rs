@@ -25,9 +25,9 @@ use crate::checkpoint::{InMemory, agree, differ, golden, opened, weights};
 /// Every checkpoint with a case of sound for it: under a window, a whole window, and the real widths of a head.
 const CHECKPOINTS: [(&str, &str); 3] = [("untied", "time_ranges"), ("tied", "long_audio"), ("realdims", "realdims")];
 const ENCODER: &str = "model.mm_aud.encoder";
-/// Largest relative rms error between the two where [`alike`] has changed the weights: its offset of 16 before a GELU costs
-/// both of them bits of f32 (measured 4.9e-6; the unchanged tower is within 3e-6 of the oracle).
-const TOLERANCE: f64 = 1e-5;
+/// Largest relative rms error where [`alike`] has changed the weights: two f32 implementations that sum in another order, up
+/// to two layers deep (measured 5.6e-7 to 1.2e-6).
+const TOLERANCE: f64 = 3e-6;
 
 /// The log-mel features of a case's first window, `[1, 128, 3000]`.
 fn mel(case: &str) -> Tensor {
@@ -113,23 +113,27 @@ fn positioned(model: &mut InMemory) {
     model.change(&format!("{ENCODER}.embed_positions.weight"), table);
 }
 
-/// Makes both GELUs after the convolutions, and with `feed_forward` those of the layers, the same function to f32: the
-/// first convolution's pre-activations are 256 times as large and the next matrix takes that back, so that either form is
-/// all but ReLU (what it is off by falls by 256 to the power of 1.5); the second's have 16 added, where either form is the
-/// identity, and which the layer norms take away as the mean.
+/// Makes both GELUs after the convolutions the same function to f32, and with `feed_forward` those of the layers: what
+/// enters them is 256 times as large, where either form is all but ReLU (the difference falls by 256 to the power of 1.5),
+/// and so is all else that is added to the stream. The last norm takes the factor away. Positions are [`louder`] where the
+/// peer reads them.
 fn alike(model: &mut InMemory, feed_forward: bool) {
-    const LOUDER: f64 = 256.0;
-    let louder = |x: &Tensor| x * LOUDER;
-    let back = |x: &Tensor| x / LOUDER;
-    let name = |part: &str| format!("{ENCODER}.{part}");
-    model.change(&name("conv1.weight"), louder);
-    model.change(&name("conv1.bias"), louder);
-    model.change(&name("conv2.weight"), back);
-    model.change(&name("conv2.bias"), |x| x + 16.0);
-    for layer in (0..layers(model)).filter(|_| feed_forward) {
-        model.change(&name(&format!("layers.{layer}.fc1.weight")), louder);
-        model.change(&name(&format!("layers.{layer}.fc1.bias")), louder);
-        model.change(&name(&format!("layers.{layer}.fc2.weight")), back);
+    louder(model, &["conv1.weight", "conv1.bias", "conv2.bias"]);
+    for layer in 0..layers(model) {
+        let parts = match feed_forward {
+            true => ["self_attn.out_proj.weight", "self_attn.out_proj.bias", "fc1.weight", "fc1.bias", "fc2.bias"]
+                .as_slice(),
+            false => &["self_attn.out_proj.weight", "self_attn.out_proj.bias", "fc2.weight", "fc2.bias"],
+        };
+        let parts: Vec<String> = parts.iter().map(|part| format!("layers.{layer}.{part}")).collect();
+        louder(model, &parts);
+    }
+}
+
+/// Multiplies tensors of the encoder by 256, which is exact.
+fn louder(model: &mut InMemory, parts: &[impl std::fmt::Display]) {
+    for part in parts {
+        model.change(&format!("{ENCODER}.{part}"), |x| x * 256.0);
     }
 }
 
@@ -155,19 +159,27 @@ fn candles_whisper_differs_by_its_tanh_gelu() {
         let mel = mel(case);
         let theirs = whisper(&model, layers(&model), &mel);
         let what = format!("Whisper, {checkpoint}, erf against tanh GELU");
-        differ(&what, &ours(&model.opened(), &mel), &theirs, 1e-5, 1e-3);
+        differ(&what, &ours(&model.opened(), &mel), &theirs, 1e-4, 5e-4);
     }
 }
 
 #[test]
 fn candles_whisper_computes_the_position_table_that_ours_reads() {
     for (checkpoint, case) in CHECKPOINTS {
-        let mut model = InMemory::read(checkpoint);
-        alike(&mut model, true);
+        let model = InMemory::read(checkpoint);
+        let stored = &model.tensors[&format!("{ENCODER}.embed_positions.weight")];
+        let computed = table(stored.dims()[0], stored.dims()[1]);
+        let what = format!("Whisper, {checkpoint}, position tables");
+        if checkpoint != "realdims" {
+            // Measured 1.7e-8. A host whose exp rounds otherwise turns angles of up to 1,499: exact ones are 5.8e-6 away.
+            agree(&what, stored, &computed, 1e-5);
+            continue;
+        }
+        // Stored in bf16: that shows above the difference of the GELUs.
+        differ(&what, stored, &computed, 5e-4, 3e-3);
         let mel = mel(case);
         let theirs = whisper(&model, layers(&model), &mel);
-        let what = format!("Whisper, {checkpoint}, GELUs alike, stored positions");
-        differ(&what, &ours(&model.opened(), &mel), &theirs, 1e-9, 1e-2);
+        differ("Whisper, realdims, stored positions", &ours(&opened(checkpoint), &mel), &theirs, 4e-4, 2e-3);
     }
 }
 
@@ -177,8 +189,9 @@ fn the_audio_tower_is_candles_voxtral_encoder_but_for_the_gelu_after_its_convolu
         let mut model = InMemory::read(checkpoint);
         let mel = mel(case);
         let what = format!("Voxtral, {checkpoint}, tanh GELU after the convolutions");
-        differ(&what, &ours(&opened(checkpoint), &mel), &voxtral(&model, &mel), 1e-5, 1e-3);
+        differ(&what, &ours(&opened(checkpoint), &mel), &voxtral(&model, &mel), 5e-5, 5e-4);
         alike(&mut model, false);
+        louder(&mut model, &["embed_positions.weight"]);
         let ours = ours(&model.opened(), &mel);
         agree(&format!("Voxtral, {checkpoint}, GELUs alike"), &ours, &voxtral(&model, &mel), TOLERANCE);
         let other = voxtral(&model, &mel.narrow(D::Minus1, 1, 2999).unwrap().pad_with_zeros(2, 0, 1).unwrap());
