@@ -54,7 +54,7 @@ pub struct Answered {
 impl Answered {
     /// The streamed text.
     pub fn streamed(&self) -> String {
-        let delta = |e: &Event| if let Event::Text { delta } = e { delta.clone() } else { String::new() };
+        let delta = |e: &Event| if let Event::Text { delta, .. } = e { delta.clone() } else { String::new() };
         self.events.iter().map(delta).collect()
     }
 }

@@ -99,7 +99,7 @@ async fn five_processes_answer_as_the_stages_do_without_a_bus_whatever_the_broke
             let told: String = events
                 .iter()
                 .filter_map(|e| match &e.event {
-                    Event::Text { delta } => Some(delta.as_str()),
+                    Event::Text { delta, .. } => Some(delta.as_str()),
                     _ => None,
                 })
                 .collect();

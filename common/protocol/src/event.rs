@@ -179,6 +179,10 @@ pub enum Event {
     Text {
         /// Text that is new.
         delta: String,
+        /// Bytes of this answer's text before it: a reader that has them already recognises a piece that it has read.
+        /// 0 in events of before 2026-11-26, which do not say it.
+        #[serde(default)]
+        at: u64,
     },
     /// Terminal: the answer.
     Result(Box<JobResult>),

@@ -207,14 +207,15 @@ impl LlmStage {
         let pace = Pace::of(&self.model, &sampler);
         let mut detokenizer = Detokenizer::new(self.prompter.tokenizer());
         let mut ids = Vec::new();
+        let mut told = Told::default();
         let finish = generate(&self.model, logits, text, video, &mut sampler, pace, ending, *observe, &mut |id| {
             clock.token();
             ids.push(id);
             let delta = detokenizer.push(id).map_err(here)?;
-            send(*port, delta)?;
+            told.tell(*port, delta)?;
             if port.cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
         })?;
-        send(*port, detokenizer.flush().map_err(here)?)?;
+        told.tell(*port, detokenizer.flush().map_err(here)?)?;
         Ok(Answer { ids, finish })
     }
 
@@ -258,6 +259,20 @@ fn new_tokens(request: &JobRequest) -> usize {
     request.max_new_tokens.max(1) as usize
 }
 
-fn send(port: &mut dyn JobPort, delta: String) -> Result<(), Stop> {
-    if delta.is_empty() { Ok(()) } else { port.event(Event::Text { delta }) }
+/// The text of an answer that its client has been told.
+#[derive(Default)]
+struct Told {
+    bytes: u64,
+}
+
+impl Told {
+    /// Tells the client the next piece, and where in the answer it stands.
+    fn tell(&mut self, port: &mut dyn JobPort, delta: String) -> Result<(), Stop> {
+        if delta.is_empty() {
+            return Ok(());
+        }
+        let at = self.bytes;
+        self.bytes += delta.len() as u64;
+        port.event(Event::Text { delta, at })
+    }
 }

@@ -168,14 +168,7 @@ pub async fn two_owners(scale: &Scale) -> Row {
             let events = load::log_of(&rig.bus, &request.job).await;
             let got = load::result(&events).with_context(|| load::tail(&rig))?;
             ensure!(got.token_ids == undisturbed.token_ids, "another answer");
-            let told: String = events
-                .iter()
-                .filter_map(|e| match &e.event {
-                    Event::Text { delta } => Some(delta.as_str()),
-                    _ => None,
-                })
-                .collect();
-            ensure!(told.trim() == got.text, "told {} bytes of {}", told.len(), got.text.len());
+            load::told_once(&events, &got.text)?;
         }
         ensure!(takeovers == rounds, "{takeovers} takeovers in {rounds} rounds");
         load::empty(&rig).await?;

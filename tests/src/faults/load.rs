@@ -106,10 +106,28 @@ impl Load {
         let got = result(&events)?;
         let at = self.kinds.iter().position(|k| k.video == request.video).context("no such kind")?;
         ensure!(got.token_ids == self.answers[at], "{:?} is not {:?}", got.token_ids, self.answers[at]);
-        let told: String = events.iter().filter_map(|e| text(&e.event)).collect();
-        ensure!(told.trim() == got.text, "text deltas give {told:?}, the result {:?}", got.text);
-        Ok(())
+        told_once(&events, &got.text)
     }
+}
+
+/// Checks that the text events of a job give its answer, each piece once and where it says that it stands.
+///
+/// # Errors
+/// The first piece that does not.
+pub fn told_once(events: &[JobEvent], answer: &str) -> anyhow::Result<()> {
+    let mut told = String::new();
+    for event in events {
+        let Event::Text { delta, at } = &event.event else { continue };
+        ensure!(
+            *at == told.len() as u64,
+            "event {} begins at byte {at}, {} were told before it",
+            event.seq,
+            told.len()
+        );
+        told.push_str(delta);
+    }
+    ensure!(told.trim() == answer, "{} bytes of text were told, the answer has {}", told.len(), answer.len());
+    Ok(())
 }
 
 /// Submits, with retries while the broker is unreachable.
@@ -127,14 +145,7 @@ pub async fn submit(bus: &Bus, request: &JobRequest) -> anyhow::Result<()> {
     }
 }
 
-fn text(event: &Event) -> Option<&str> {
-    match event {
-        Event::Text { delta } => Some(delta),
-        _ => None,
-    }
-}
-
-/// Result of a job, after a check that it is the only end of a log without gaps.
+/// A job's result, after checking that it is the one end of a gapless log.
 ///
 /// # Errors
 /// The defect of the log, or another end.

@@ -160,7 +160,7 @@ pub fn event() -> impl Strategy<Value = JobEvent> {
         any::<u64>().prop_map(|rank| Event::Queued { rank }),
         (plan(), mode, any::<bool>()).prop_map(|(plan, mode, cached)| Event::Planned { plan, mode, cached }),
         (stage(), any::<u64>(), any::<u64>()).prop_map(|(stage, done, total)| Event::Progress { stage, done, total }),
-        any::<String>().prop_map(|delta| Event::Text { delta }),
+        (any::<String>(), any::<u64>()).prop_map(|(delta, at)| Event::Text { delta, at }),
         result().prop_map(|r| Event::Result(Box::new(r))),
         job_error().prop_map(|error| Event::Failed { error }),
         (by, prop::collection::vec(stage(), 0..5), any::<u64>())

@@ -5,13 +5,15 @@
 //! its owner: who takes a job over finds the tokens and the capacity there. It ends with the job. Where an owner could not
 //! give it back, whoever finds no capacity does.
 
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::PublishMessage;
+use async_nats::HeaderMap;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use serde::{Deserialize, Serialize};
 
+use super::conditional::{Conditional, Stored};
 use super::events::EventLog;
 use super::handle::Bus;
 use crate::subject::StreamName;
@@ -23,6 +25,10 @@ use protocol::wire::{self, Message, WireError, version};
 const AGAIN: Duration = Duration::from_millis(100);
 /// Bytes that a message of tokens takes besides them: body's envelope, headers, the server's own book-keeping.
 const ENVELOPE_BYTES: u64 = 2048;
+/// Changes whose ids the ledger keeps: more than can be made between a refusal and the look that follows it.
+const REMEMBERED_CHANGES: usize = 64;
+/// Changes begun by this process; tells their ids apart.
+static CHANGES: AtomicU64 = AtomicU64::new(0);
 
 /// Reservations of all jobs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -30,6 +36,10 @@ struct Ledger {
     #[serde(default = "version")]
     v: u32,
     jobs: Vec<Entry>,
+    /// Ids of the last changes, the newest last: whoever was refused finds there whether an earlier copy of its change was
+    /// stored, also once another has replaced it.
+    #[serde(default)]
+    changes: VecDeque<String>,
 }
 
 /// Reservation of one job.
@@ -49,6 +59,14 @@ impl Message for Ledger {
 }
 
 impl Ledger {
+    /// Notes a change as the newest one.
+    fn note(&mut self, change: String) {
+        if self.changes.len() >= REMEMBERED_CHANGES {
+            self.changes.pop_front();
+        }
+        self.changes.push_back(change);
+    }
+
     fn entry(&mut self, job: &JobId) -> &mut Entry {
         if let Some(at) = self.jobs.iter().position(|e| e.job == *job) {
             return &mut self.jobs[at];
@@ -147,28 +165,29 @@ impl Bus {
 
     /// Reads, changes and writes the ledger, until nobody was faster. Waits for a broker that is away.
     async fn change_ledger<T>(&self, change: impl Fn(&mut Ledger) -> T) -> T {
+        let (mut before, mut sequence) = self.read_ledger().await;
         loop {
-            let (before, sequence) = self.read_ledger().await;
             let mut ledger = before.clone();
             let outcome = change(&mut ledger);
             if ledger == before {
                 return outcome;
             }
             ledger.v = wire::VERSION;
-            let publish =
-                PublishMessage::build().expected_last_subject_sequence(sequence).payload(wire::encode(&ledger).into());
-            let stored = match self.js.send_publish(self.subjects().capacity(), publish).await {
-                Ok(ack) => ack.await,
-                Err(e) => Err(e),
+            let id = format!("capacity/{}-{}", self.instance(), CHANGES.fetch_add(1, Ordering::Relaxed));
+            ledger.note(id.clone());
+            let message = Conditional {
+                subject: self.subjects().capacity(),
+                id,
+                headers: HeaderMap::new(),
+                behind: sequence,
+                body: wire::encode(&ledger).into(),
             };
-            match stored {
-                Ok(_) => return outcome,
-                Err(e) if e.kind() == PublishErrorKind::WrongLastSequence => {}
-                Err(error) => {
-                    // Perhaps stored, its acknowledgement lost: every change may be made twice.
-                    tracing::warn!(%error, "publish of the capacity ledger failed, retrying");
-                    tokio::time::sleep(AGAIN).await;
-                }
+            if let Stored::At(_) = self.store_behind(&message).await {
+                return outcome;
+            }
+            (before, sequence) = self.read_ledger().await;
+            if before.changes.contains(&message.id) {
+                return outcome;
             }
         }
     }

@@ -8,10 +8,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::{PublishMessage, StreamMessage};
+use async_nats::HeaderMap;
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 
+use super::conditional::{Conditional, Stored, message_id};
 use super::handle::Bus;
 use super::headers::headers;
 use crate::subject::StreamName;
@@ -30,7 +31,7 @@ const FENCING_TOKEN: &str = "Vidi-Claim";
 static OPENED: AtomicU64 = AtomicU64::new(0);
 /// Events that a job has before it has an owner: `accepted` and `queued`.
 const ADMITTED_EVENTS: u64 = 2;
-/// Pause before a broker that did not answer is asked again.
+/// Pause before a broker that could not be read is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// Number of one owner of a job; an owner that the job was delivered to later has a larger one. 0: nobody owns it.
@@ -59,6 +60,13 @@ struct Tail {
     /// Token of the owner that wrote it; 0 if none did.
     token: FencingToken,
     encoding: Encoding,
+}
+
+/// Event on its way into the log.
+struct Entry {
+    event: JobEvent,
+    token: FencingToken,
+    message: Conditional,
 }
 
 /// Log of one job's events, and where its end is.
@@ -123,7 +131,6 @@ impl EventLog {
     /// # Errors
     /// [`Refused::Ended`] when the job has a terminal event, [`Refused::Superseded`] when a newer owner has.
     pub async fn append(&mut self, event: Event) -> Result<(), Refused> {
-        self.appends += 1;
         loop {
             if let Some(ended) = self.ended() {
                 return Err(Refused::Ended(ended));
@@ -131,47 +138,76 @@ impl EventLog {
             if let Some(newer) = self.superseded() {
                 return Err(Refused::Superseded(newer));
             }
-            let seq = self.tail.event.as_ref().map_or(0, |e| e.seq + 1);
-            let entry =
-                JobEvent { v: wire::VERSION, job: self.job.clone(), seq, at_ms: now_ms(), event: event.clone() };
-            let mut headers = headers(&self.job);
-            // A token stands until a newer one.
-            let token = self.token.max(self.tail.token);
-            headers.insert(FENCING_TOKEN, token.0.to_string().as_str());
-            let publish = PublishMessage::build()
-                .headers(headers)
-                // Names the writer too: the same place in the log written by another must be refused, not deduplicated.
-                .message_id(format!("{}/event-{}-{}-{}/{seq}", self.job, self.bus.instance(), self.log, self.appends))
-                .expected_last_subject_sequence(self.tail.stream_sequence)
-                .payload(wire::encode_as(self.tail.encoding, &entry).into());
-            let subject = self.bus.subjects().events(&self.job);
-            let outcome = match self.bus.js.send_publish(subject, publish).await {
-                Ok(ack) => ack.await,
-                Err(e) => Err(e),
+            let entry = self.entry(event.clone());
+            let behind = self.tail.stream_sequence;
+            let stored = match self.bus.store_behind(&entry.message).await {
+                Stored::At(sequence) => Some(sequence),
+                Stored::Refused => self.adopt_what_follows(behind, &entry.message.id).await,
             };
-            match outcome {
-                Ok(ack) => {
-                    self.first.get_or_insert(seq);
-                    self.tail.stream_sequence = ack.sequence;
-                    self.tail.token = token;
-                    self.tail.event = Some(entry);
-                    return Ok(());
+            if let Some(sequence) = stored {
+                self.first.get_or_insert(entry.event.seq);
+                // Others may have written behind it, where the acknowledgement was lost.
+                if self.tail.stream_sequence < sequence {
+                    self.tail.stream_sequence = sequence;
+                    self.tail.token = entry.token;
+                    self.tail.event = Some(entry.event);
                 }
-                Err(e) => {
-                    if e.kind() != PublishErrorKind::WrongLastSequence {
-                        tracing::warn!(job = %self.job, error = %e, "publish of an event failed, retrying");
-                        tokio::time::sleep(AGAIN).await;
-                    }
-                    let encoding = self.tail.encoding;
-                    self.tail = Tail { encoding, ..read_tail(&self.bus, &self.job).await };
-                    // Stored after all, though its acknowledgement was lost.
-                    if self.tail.event.as_ref() == Some(&entry) {
-                        self.first.get_or_insert(seq);
-                        return Ok(());
-                    }
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next entry of this log as one message that is never made again: however often it is sent, its bytes, its id and
+    /// its place are the same.
+    fn entry(&mut self, event: Event) -> Entry {
+        self.appends += 1;
+        let seq = self.tail.event.as_ref().map_or(0, |e| e.seq + 1);
+        let event = JobEvent { v: wire::VERSION, job: self.job.clone(), seq, at_ms: now_ms(), event };
+        // A token stands until a newer one.
+        let token = self.token.max(self.tail.token);
+        let mut headers = headers(&self.job);
+        headers.insert(FENCING_TOKEN, token.0.to_string().as_str());
+        let message = Conditional {
+            subject: self.bus.subjects().events(&self.job),
+            // Names the writer too: the same place in the log written by another must be refused, not deduplicated.
+            id: format!("{}/event-{}-{}-{}/{seq}", self.job, self.bus.instance(), self.log, self.appends),
+            headers,
+            behind: self.tail.stream_sequence,
+            body: wire::encode_as(self.tail.encoding, &event).into(),
+        };
+        Entry { event, token, message }
+    }
+
+    /// Reads every message that stands behind sequence `behind` of the job's subject and takes the last one for the tail.
+    /// The sequence of the one with this id, if it is among them.
+    async fn adopt_what_follows(&mut self, behind: u64, id: &str) -> Option<u64> {
+        let subject = self.bus.subjects().events(&self.job);
+        let mut own = None;
+        let mut from = behind + 1;
+        while let Some(message) = self.bus.first_from(StreamName::Events, &subject, from).await {
+            from = message.sequence + 1;
+            if message_id(&message.headers) == Some(id) {
+                own = Some(message.sequence);
+            }
+            self.tail.stream_sequence = message.sequence;
+            match wire::decode_any::<JobEvent>(&message.payload) {
+                Ok(event) => {
+                    self.tail.token = token_of(&message.headers);
+                    self.tail.event = Some(event);
+                }
+                Err(error) => {
+                    // A stranger wrote there: the log goes on behind it, from the last event that can be read.
+                    tracing::warn!(job = %self.job, %error, "event unreadable, the log goes on behind it");
+                    self.bus.note_unreadable();
                 }
             }
         }
+        if from == behind + 1 {
+            // Nothing follows, and yet the place was refused: what stood there is gone, as when the stream was emptied.
+            let encoding = self.tail.encoding;
+            self.tail = Tail { encoding, ..read_tail(&self.bus, &self.job).await };
+        }
+        own
     }
 
     /// Bytes of answer text that the log holds: a new owner goes on behind them. Waits for a broker that is away.
@@ -180,7 +216,7 @@ impl EventLog {
             return 0;
         }
         let texts = |event: &JobEvent| match &event.event {
-            Event::Text { delta } => delta.len(),
+            Event::Text { delta, .. } => delta.len(),
             _ => 0,
         };
         read_all(&self.bus, &self.job).await.iter().map(|(_, event)| texts(event)).sum()
@@ -239,6 +275,10 @@ async fn read_tail(bus: &Bus, job: &JobId) -> Tail {
 }
 
 fn tail(message: &StreamMessage, event: JobEvent, stream_sequence: u64) -> Tail {
-    let token = message.headers.get(FENCING_TOKEN).and_then(|t| t.as_str().parse().ok()).unwrap_or(0);
-    Tail { stream_sequence, event: Some(event), token: FencingToken(token), encoding: Encoding::of(&message.payload) }
+    let token = token_of(&message.headers);
+    Tail { stream_sequence, event: Some(event), token, encoding: Encoding::of(&message.payload) }
+}
+
+fn token_of(headers: &HeaderMap) -> FencingToken {
+    FencingToken(headers.get(FENCING_TOKEN).and_then(|t| t.as_str().parse().ok()).unwrap_or(0))
 }

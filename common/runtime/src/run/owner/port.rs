@@ -105,7 +105,7 @@ impl OwnerPort {
     /// [`Stop::Cancelled`] when the job has ended, or has another owner.
     pub fn flush_text(&mut self) -> Result<(), Stop> {
         match self.runtime.block_on(self.text.take(&self.log)) {
-            Some(delta) => self.append(Event::Text { delta }),
+            Some((delta, at)) => self.append(Event::Text { delta, at }),
             None => Ok(()),
         }
     }
@@ -283,8 +283,8 @@ impl JobPort for OwnerPort {
 
     fn event(&mut self, event: Event) -> Result<(), Stop> {
         match event {
-            Event::Text { delta } => {
-                if self.text.push(&delta) {
+            Event::Text { delta, at } => {
+                if self.text.push(&delta, at) {
                     self.flush_text()?;
                 }
                 Ok(())
