@@ -10,7 +10,7 @@ use protocol::control::{ControlReply, ControlRequest, LoadReply, Verb};
 use protocol::error::StageName;
 use protocol::event::{CancelledBy, JobEvent};
 use protocol::message::{JobId, JobRequest};
-use protocol::wire;
+use protocol::wire::{self, Encoding};
 use runtime::bus::{Bus, headers};
 use runtime::run::control;
 use runtime::run::ending;
@@ -80,7 +80,13 @@ pub async fn cancel(bus: &Bus, job: &JobId) -> anyhow::Result<Vec<ControlReply>>
     let request = ControlRequest { v: wire::VERSION, job: Some(job.clone()), ..Default::default() };
     let replies = control::gather(bus, Verb::Cancel, &request).await?;
     if replies.is_empty() {
-        let end = ending::ensure_ended(bus.clone(), StageName::Llm, job.clone(), CancelledBy::Client);
+        let end = ending::ensure_ended(
+            bus.clone(),
+            StageName::Llm,
+            job.clone(),
+            CancelledBy::Client,
+            Encoding::default(),
+        );
         let text =
             "cancel failed: no stage answers, and the broker does not let this user end the job; start a stage-llm";
         tokio::time::timeout(END_WAIT, end).await.context(text)?;

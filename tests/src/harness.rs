@@ -265,6 +265,43 @@ impl Rig {
         self.restart_broker_with(self.setup.max_payload).await
     }
 
+    /// Kills the broker with SIGKILL and starts it again on the same port without its files.
+    ///
+    /// # Errors
+    /// If it does not start again.
+    pub async fn restart_broker_empty(&mut self) -> anyhow::Result<()> {
+        let port: u16 = self.broker.url().rsplit(':').next().unwrap_or_default().parse()?;
+        self.kill_broker().await?;
+        std::fs::remove_dir_all(self.dir.path().join("broker"))?;
+        let options = self.setup.broker(port);
+        self.broker = Broker::start(&self.dir.path().join("broker"), &options).await?;
+        Ok(())
+    }
+
+    /// Kills the broker with SIGKILL.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub async fn kill_broker(&mut self) -> anyhow::Result<()> {
+        signal(self.broker.pid().context("broker is gone")?, "KILL")?;
+        self.broker.ended().await;
+        Ok(())
+    }
+
+    /// Stops `vidi up` with SIGTERM; the time until it has ended.
+    ///
+    /// # Errors
+    /// If it has not ended after a minute.
+    pub async fn stop(&mut self) -> anyhow::Result<Duration> {
+        let asked = Instant::now();
+        signal(self.up.id(), "TERM")?;
+        while self.up.try_wait()?.is_none() {
+            ensure!(asked.elapsed() < Duration::from_secs(60), "`vidi up` has not ended after a minute; {}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(asked.elapsed())
+    }
+
     /// [`restart_broker`](Self::restart_broker) with another `max_payload`.
     ///
     /// # Errors
@@ -282,6 +319,9 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
+        if let Ok(Some(_)) = self.up.try_wait() {
+            return;
+        }
         // SIGTERM drains it, so that no stage outlives the test; its exit status does not matter.
         let _ = signal(self.up.id(), "TERM");
         let _ = self.up.wait();

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use tests::faults::{Row, Scale, broker, ends, flow, killed, messages};
+use tests::faults::{Row, Scale, broker, ends, flow, killed, losses, messages, waiting};
 use tokio::sync::Mutex;
 
 /// Lock by which cases run one after another, since bounds are times.
@@ -57,5 +57,16 @@ cases! {
     a_cancelled_job_is_gone_within_a_second: show(ends::cancel);
     a_job_without_a_worker_is_cancelled_at_once: show(ends::cancel_without_a_worker);
     deadlines_hold_for_jobs_in_work_and_in_line: show(ends::deadline);
+    more_requests_than_the_broker_holds_are_worked_off: show(waiting::flood);
+    more_requests_than_the_old_broker_holds_are_worked_off: show_on_the_old_broker(waiting::flood);
+    a_job_is_cancelled_at_once_before_it_is_admitted: show(waiting::cancel_before_admission);
+    a_job_is_cancelled_at_once_before_the_old_broker_has_it_admitted: show_on_the_old_broker(waiting::cancel_before_admission);
+    a_job_is_cancelled_at_once_while_its_owner_waits_for_a_probe: show(waiting::cancel_in_a_probe);
+    an_id_is_used_again_once_its_events_are_gone: show(waiting::ages);
+    an_id_is_used_again_on_the_old_broker: show_on_the_old_broker(waiting::ages);
+    what_was_deleted_is_made_again: show(losses::deleted);
+    what_was_deleted_from_the_old_broker_is_made_again: show_on_the_old_broker(losses::deleted);
+    a_broker_that_has_lost_everything_ends_every_job: show(losses::empty_store);
+    an_old_broker_that_has_lost_everything_ends_every_job: show_on_the_old_broker(losses::empty_store);
     jobs_of_clients_that_are_gone_are_answered: show(ends::client_gone);
 }

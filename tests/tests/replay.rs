@@ -347,7 +347,7 @@ async fn a_running_stage_passes_the_check_against_its_recording_and_fails_it_aga
     let config = BusConfig { url: one.broker.url().to_owned(), ..BusConfig::default() };
     let bus = Bus::connect(&config, Role::Client, Duration::from_secs(30)).await?;
     for stream in StreamName::ALL {
-        let left = bus.stream(stream).await?.get_info().await?.state.messages;
+        let left = bus.stream(stream).await.get_info().await?.state.messages;
         ensure!(left == 0, "{left} messages are left in {stream:?}");
     }
     Ok(())

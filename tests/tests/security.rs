@@ -213,7 +213,7 @@ async fn the_vision_user_can_neither_submit_jobs_nor_read_tokens() -> anyhow::Re
         ensure!(matches!(tokio::time::timeout(Duration::from_millis(300), tokens.next()).await, Err(_) | Ok(None)));
         ensure!(matches!(tokio::time::timeout(Duration::from_millis(10), inboxes.next()).await, Err(_) | Ok(None)));
         for (stream, messages) in [(StreamName::Jobs, 0), (StreamName::Tokens, 2), (StreamName::Features, 1)] {
-            let state = operator.stream(stream).await?.get_info().await?.state;
+            let state = operator.stream(stream).await.get_info().await?.state;
             ensure!(state.messages == messages, "{stream:?} holds {} messages", state.messages);
         }
     }

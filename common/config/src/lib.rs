@@ -58,6 +58,8 @@ impl Config {
         self.model.check().map_err(|what| format!("configuration: {what}"))?;
         need(self.bus.ack_wait_s >= 0.5, "bus.ack_wait_s is at least 0.5")?;
         need(self.bus.max_deliver >= 1, "bus.max_deliver is at least 1")?;
+        need(self.bus.event_age_s >= 1, "bus.event_age_s is at least 1")?;
+        need(self.bus.job_age_s >= 1, "bus.job_age_s is at least 1")?;
         need(self.bus.stream_bytes >= 4 << 20, "bus.stream_bytes is at least 4 MiB")?;
         need(self.bus.message_bytes >= 64 << 10, "bus.message_bytes is at least 64 KiB")?;
         need(self.up.idle_unload_s >= 0.0, "up.idle_unload_s is at least 0")?;

@@ -47,8 +47,10 @@ pub struct BusConfig {
     pub stream_bytes: i64,
     /// Bytes that the token stream may hold: the tokens of all jobs in work.
     pub token_bytes: i64,
-    /// Seconds that events stay readable.
+    /// Seconds that a job's events stay readable after its end; then its id may be used again.
     pub event_age_s: u64,
+    /// Seconds that a job may wait for a worker; then it fails.
+    pub job_age_s: u64,
     /// Bytes that a message is aimed at; the server's `max_payload` bounds it.
     pub message_bytes: usize,
 }
@@ -72,6 +74,7 @@ impl Default for BusConfig {
             stream_bytes: 256 << 20,
             token_bytes: 4 << 30,
             event_age_s: 3600,
+            job_age_s: 24 * 3600,
             message_bytes: 4 << 20,
         }
     }

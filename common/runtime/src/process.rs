@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::bus::{Bus, BusError, BusErrorKind, Role};
 use crate::run::service::InstanceInfo;
-use crate::run::{self, Shutdown, owner};
+use crate::run::{self, Shutdown, owner, shutdown};
 use crate::telemetry;
 use config::{Config, RandomWeights, layers};
 use protocol::error::{ErrorKind, JobError, StageName};
@@ -19,6 +19,10 @@ use protocol::stage::{Owner, Stage};
 
 /// A stage that starts before its broker waits this long for it.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A process that shall leave waits this long for a broker that does not answer.
+const LEAVE_AFTER: Duration = Duration::from_secs(5);
+/// Time between two looks whether it answers.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// End of a process, by its exit status. README.md has the same table, and a test holds the two together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,7 +196,11 @@ fn serve_main<F: Future<Output = Result<(), Fatal>>>(
     let outcome = args.load().and_then(|config| {
         telemetry::init(&config.log).map_err(|e| Fatal(Exit::Usage, e))?;
         warn_of_random_weights(&config);
-        runtime()?.block_on(async { serve(config, on_signal()).await })
+        let runtime = runtime()?;
+        let outcome = runtime.block_on(async { serve(config, on_signal()).await });
+        // An engine may be in the middle of something that nobody waits for any more.
+        runtime.shutdown_background();
+        outcome
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -248,7 +256,10 @@ where
 {
     let bus = Bus::connect(&config.bus, Role::Stage(S::NAME), PATIENCE).await?;
     let stage = opened(S::NAME, tokio::task::block_in_place(|| open(config)))?;
-    Ok(run::run(bus, stage, instance_info(config, S::NAME), shutdown).await?)
+    tokio::select! {
+        ended = run::run(bus.clone(), stage, instance_info(config, S::NAME), shutdown.clone()) => Ok(ended?),
+        cut_off = cut_off(&bus, shutdown) => Err(cut_off),
+    }
 }
 
 /// Serves stage-llm in this process until `shutdown`.
@@ -265,7 +276,23 @@ where
 {
     let bus = Bus::connect(&config.bus, Role::Stage(StageName::Llm), PATIENCE).await?;
     let stage = opened(StageName::Llm, tokio::task::block_in_place(|| open(config)))?;
-    Ok(owner::run(bus, stage, instance_info(config, StageName::Llm), shutdown).await?)
+    tokio::select! {
+        ended = owner::run(bus.clone(), stage, instance_info(config, StageName::Llm), shutdown.clone()) => Ok(ended?),
+        cut_off = cut_off(&bus, shutdown) => Err(cut_off),
+    }
+}
+
+/// Waits until this process shall leave and has waited for the broker for [`LEAVE_AFTER`]: it cannot settle what it has in
+/// flight then, which others get.
+async fn cut_off(bus: &Bus, mut shutdown: Shutdown) -> Fatal {
+    shutdown::begun(&mut shutdown).await;
+    let mut held_up = Duration::ZERO;
+    while held_up < LEAVE_AFTER {
+        tokio::time::sleep(LOOK_EVERY).await;
+        held_up = if bus.is_held_up() { held_up + LOOK_EVERY } else { Duration::ZERO };
+    }
+    let text = format!("left with work in flight: the broker has not answered for {LEAVE_AFTER:?}, or has lost a stream; others get the work");
+    Fatal(Exit::Broker, text)
 }
 
 /// Says to the log, where it is so, that answers mean nothing.

@@ -115,6 +115,24 @@ impl Subjects {
         self.input(stage, output.job())
     }
 
+    /// Stream that stores what is published on a subject; none for one that no stream stores.
+    pub fn stream_of(&self, subject: &str) -> Option<StreamName> {
+        let mut parts = subject.strip_prefix(self.prefix.as_str())?.strip_prefix('.')?.split('.');
+        match (parts.next()?, parts.next().is_some()) {
+            ("jobs", false) => Some(StreamName::Jobs),
+            ("jobs", true) => Some(StreamName::Line),
+            ("decode", _) => Some(StreamName::Decode),
+            ("frames", _) => Some(StreamName::Frames),
+            ("audio", _) => Some(StreamName::Audio),
+            ("features", _) => Some(StreamName::Features),
+            ("tokens", _) => Some(StreamName::Tokens),
+            ("events", _) => Some(StreamName::Events),
+            ("dead", _) => Some(StreamName::Dead),
+            ("room", _) => Some(StreamName::Capacity),
+            _ => None,
+        }
+    }
+
     /// Job that a subject under this prefix belongs to: its last part.
     pub fn job_of(&self, subject: &str) -> Option<JobId> {
         let rest = subject.strip_prefix(self.prefix.as_str())?;
@@ -136,8 +154,11 @@ fn input_name(stage: StageName) -> &'static str {
 /// Stream of the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StreamName {
-    /// Jobs that wait.
+    /// Requests that are not admitted yet.
     Jobs,
+    /// Admitted jobs, in line for a worker. A stream of its own: whatever fills the one that clients write to, an admitted
+    /// job has room.
+    Line,
     /// Decode requests.
     Decode,
     /// Frames.
@@ -158,8 +179,9 @@ pub enum StreamName {
 
 impl StreamName {
     /// Every stream.
-    pub const ALL: [StreamName; 9] = [
+    pub const ALL: [StreamName; 10] = [
         StreamName::Jobs,
+        StreamName::Line,
         StreamName::Decode,
         StreamName::Frames,
         StreamName::Audio,
@@ -174,6 +196,7 @@ impl StreamName {
     pub fn on(self, subjects: &Subjects) -> String {
         let name = match self {
             StreamName::Jobs => "JOBS",
+            StreamName::Line => "LINE",
             StreamName::Decode => "DECODE",
             StreamName::Frames => "FRAMES",
             StreamName::Audio => "AUDIO",
@@ -193,7 +216,8 @@ impl StreamName {
     pub fn subjects(self, s: &Subjects) -> Vec<String> {
         let p = s.prefix();
         match self {
-            StreamName::Jobs => std::iter::once(s.jobs()).chain(PRIORITIES.map(|p| s.all_waiting(p))).collect(),
+            StreamName::Jobs => vec![s.jobs()],
+            StreamName::Line => PRIORITIES.map(|p| s.all_waiting(p)).to_vec(),
             StreamName::Decode => vec![s.all_input(StageName::Decode)],
             StreamName::Frames => vec![s.all_input(StageName::Vision)],
             StreamName::Audio => vec![s.all_input(StageName::Audio)],
@@ -205,14 +229,32 @@ impl StreamName {
         }
     }
 
-    /// Stream that a stage works off; stage-llm works off the jobs.
+    /// Stream that a stage works off; stage-llm works off the line.
     pub fn input_of(stage: StageName) -> StreamName {
         match stage {
             StageName::Decode => StreamName::Decode,
             StageName::Vision => StreamName::Frames,
             StageName::Audio => StreamName::Audio,
             StageName::Fuse => StreamName::Features,
-            StageName::Llm => StreamName::Jobs,
+            StageName::Llm => StreamName::Line,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_stream_is_the_one_of_its_subjects_and_of_no_other() {
+        let subjects = Subjects::new("a.b");
+        for stream in StreamName::ALL {
+            for subject in stream.subjects(&subjects) {
+                assert_eq!(subjects.stream_of(&subject.replace(['*', '>'], "x")), Some(stream), "{subject}");
+            }
+        }
+        for other in ["a.b.probe", "a.b.control.cancel", "a.b", "a.bjobs", "c.jobs"] {
+            assert_eq!(subjects.stream_of(other), None, "{other}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Loading and unloading of stages: on request (`control.load`, `control.unload`), after an idle time, and for new work.
 //!
 //! A stage that is unloaded has no process at all, so that it holds no memory, on a GPU least of all. Every job lies in
-//! VIDI_JOBS from its submission to its end: while that stream holds something there is work, and what was unloaded is
+//! VIDI_JOBS or VIDI_LINE from its submission to its end: while those streams hold something there is work, and what was unloaded is
 //! started again.
 
 use std::collections::BTreeSet;
@@ -152,11 +152,9 @@ impl State {
         if self.unloaded.is_empty() && self.unload_after.is_none() {
             return;
         }
-        let jobs = match self.bus.stream(StreamName::Jobs).await {
-            Ok(stream) => stream.get_info().await.map(|info| info.state.messages),
-            Err(error) => return tracing::debug!(%error, "counting jobs failed, retrying"),
-        };
-        match jobs {
+        let count = async |stream| self.bus.stream(stream).await.get_info().await.map(|info| info.state.messages);
+        let (requests, line) = (count(StreamName::Jobs).await, count(StreamName::Line).await);
+        match requests.and_then(|requests| line.map(|line| requests + line)) {
             Ok(0) => {
                 // No job is left that needs the GPU to itself.
                 self.pinned = false;

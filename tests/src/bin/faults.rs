@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use tests::faults::{Row, Scale, broker, ends, flow, killed, messages, table};
+use tests::faults::{Row, Scale, broker, ends, flow, killed, losses, messages, table, waiting};
 
 /// Runs every fault case on real processes and a real broker, and writes the table.
 #[derive(Parser)]
@@ -44,21 +44,23 @@ async fn main() -> anyhow::Result<()> {
         "payload" broker::smaller_payload, "pause" broker::paused, "answer" broker::paused_in_an_answer, "disk" broker::disk_full, "garbage" messages::poison,
         "poison" messages::poison_of_a_job, "refused" messages::refused_end, "duplicates" messages::duplicates, "order" messages::out_of_order, "lost" messages::lost,
         "full stream" flow::full_stream, "many" flow::no_deadlock, "slow" flow::slow_consumer, "long" flow::long_video, "cancel" ends::cancel,
-        "waiting" ends::cancel_without_a_worker, "deadline" ends::deadline, "gone" ends::client_gone);
+        "waiting" ends::cancel_without_a_worker, "deadline" ends::deadline, "gone" ends::client_gone,
+        "flood" waiting::flood, "admission" waiting::cancel_before_admission, "probe" waiting::cancel_in_a_probe, "ages" waiting::ages,
+        "deleted" losses::deleted, "store" losses::empty_store);
     if let Some(old) = old {
-        for (name, row) in [("old kill", 0), ("old restart", 1), ("old pause", 2), ("old lost", 3), ("old answer", 4)] {
-            if name.contains(&args.only) {
-                let mut row = match row {
-                    0 => killed::any_stage(&old).await,
-                    1 => broker::restarted(&old).await,
-                    2 => broker::paused(&old).await,
-                    4 => broker::paused_in_an_answer(&old).await,
-                    _ => messages::lost(&old).await,
-                };
-                row.case.push_str(", nats-server 2.9.10");
-                rows.push(said(row));
-            }
+        macro_rules! run_old {
+            ($($name:literal $case:path),* $(,)?) => {$(
+                if $name.contains(&args.only) {
+                    let mut row = $case(&old).await;
+                    row.case.push_str(", nats-server 2.9.10");
+                    rows.push(said(row));
+                }
+            )*};
         }
+        run_old!("old kill" killed::any_stage, "old restart" broker::restarted, "old pause" broker::paused,
+            "old lost" messages::lost, "old answer" broker::paused_in_an_answer, "old flood" waiting::flood,
+            "old admission" waiting::cancel_before_admission, "old ages" waiting::ages, "old deleted" losses::deleted,
+            "old store" losses::empty_store);
     }
     let text = table(&rows);
     match &args.out {

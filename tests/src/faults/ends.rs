@@ -17,7 +17,11 @@ use crate::harness::{Rig, Setup, signal, terminal};
 /// Longest time of one batch in these rigs: decoding, eight frames, 30 s of audio, or the rows of a prefill.
 const BATCH_S: f64 = 0.5;
 
-fn endless(rig: &Rig, name: &str) -> anyhow::Result<JobRequest> {
+/// A job about a long video whose answer does not end.
+///
+/// # Errors
+/// ffmpeg's.
+pub(super) fn endless(rig: &Rig, name: &str) -> anyhow::Result<JobRequest> {
     let clip = rig.media().join("long-20.mp4");
     if !clip.is_file() {
         load::long_video(rig, 20)?;
@@ -26,7 +30,11 @@ fn endless(rig: &Rig, name: &str) -> anyhow::Result<JobRequest> {
     Ok(JobRequest { max_new_tokens: 8192, ..JobRequest::new(job, clip.to_string_lossy(), "a dog") })
 }
 
-fn cancelled_by(events: &[protocol::event::JobEvent]) -> anyhow::Result<CancelledBy> {
+/// Who cancelled a job.
+///
+/// # Errors
+/// Another end, or none.
+pub(super) fn cancelled_by(events: &[protocol::event::JobEvent]) -> anyhow::Result<CancelledBy> {
     match terminal(events)? {
         Event::Cancelled { by, .. } => Ok(*by),
         other => bail!("{other:?}"),
@@ -116,7 +124,11 @@ pub async fn cancel_without_a_worker(scale: &Scale) -> Row {
     .await
 }
 
-async fn cancel_in(rig: &Rig, request: &JobRequest) -> anyhow::Result<Duration> {
+/// Cancels a job; the time until its end.
+///
+/// # Errors
+/// When it is not cancelled.
+pub(super) async fn cancel_in(rig: &Rig, request: &JobRequest) -> anyhow::Result<Duration> {
     let asked = Instant::now();
     let (replies, events) = tokio::join!(client::cancel(&rig.bus, &request.job), rig.events(&request.job));
     replies?;

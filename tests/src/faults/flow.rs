@@ -33,7 +33,7 @@ pub async fn full_stream(scale: &Scale) -> Row {
         signal(vision, "STOP")?;
         let request = ask("full")?;
         load::submit(&rig.bus, &request).await?;
-        let frames = rig.bus.stream(StreamName::Frames).await?;
+        let frames = rig.bus.stream(StreamName::Frames).await;
         let (mut most, mut held) = (0, 0);
         let started = Instant::now();
         while started.elapsed() < Duration::from_secs(6) {

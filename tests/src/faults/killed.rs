@@ -75,10 +75,10 @@ async fn each_time(scale: &Scale, stage: StageName, kind: ErrorKind) -> anyhow::
     let mut request = JobRequest::new(JobId::new("deadly")?, long.to_string_lossy(), "a dog");
     request.max_new_tokens = 1000;
     let (stream, consumer) = match stage {
-        StageName::Llm => (StreamName::Jobs, "priority-5".to_owned()),
+        StageName::Llm => (StreamName::Line, "priority-5".to_owned()),
         other => (StreamName::input_of(other), other.to_string()),
     };
-    let stream = rig.bus.stream(stream).await?;
+    let stream = rig.bus.stream(stream).await;
     let delivered_before = stream.consumer_info(&consumer).await?.delivered.consumer_sequence;
     client::submit(&rig.bus, &request).await?;
     let started = Instant::now();

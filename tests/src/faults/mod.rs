@@ -1,9 +1,9 @@
 //! Fault suite: faults injected into real processes and a real broker, with the outcome that is expected of each.
 //!
 //! In reading order: this file (a case, its row in the table), [`load`] (mixed jobs with known answers, and what must hold
-//! once they have ended), [`killed`] (killed workers), [`broker`] (a broker that is killed, stopped or full), [`messages`]
-//! (malformed, duplicate, reordered and lost messages), [`ends`] (jobs that end early), [`flow`] (more work than
-//! capacity).
+//! once they have ended), [`killed`] (killed workers), [`broker`] (a broker that is killed, stopped or full), [`losses`]
+//! (a broker that has lost streams), [`messages`] (malformed, duplicate, reordered and lost messages), [`ends`] (jobs that
+//! end early), [`waiting`] (jobs in line), [`flow`] (more work than capacity).
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -14,7 +14,9 @@ pub mod ends;
 pub mod flow;
 pub mod killed;
 pub mod load;
+pub mod losses;
 pub mod messages;
+pub mod waiting;
 
 /// Factor by which bounds are stretched on a busy machine. Three times a second and a half is still less than the
 /// product's own time-outs, so a case that only those would end still exceeds its bound.

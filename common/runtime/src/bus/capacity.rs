@@ -7,10 +7,8 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use serde::{Deserialize, Serialize};
 
 use super::conditional::{Conditional, Stored};
@@ -21,8 +19,6 @@ use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::JobId;
 use protocol::wire::{self, Message, WireError, version};
 
-/// Pause before the ledger is tried again.
-const AGAIN: Duration = Duration::from_millis(100);
 /// Bytes that a message of tokens takes besides them: body's envelope, headers, the server's own book-keeping.
 const ENVELOPE_BYTES: u64 = 2048;
 /// Changes whose ids the ledger keeps: more than can be made between a refusal and the look that follows it.
@@ -195,25 +191,13 @@ impl Bus {
     /// Ledger and its sequence on the stream.
     async fn read_ledger(&self) -> (Ledger, u64) {
         let subject = self.subjects().capacity();
-        loop {
-            let error = match self.stream(StreamName::Capacity).await {
-                Ok(stream) => match stream.get_last_raw_message_by_subject(&subject).await {
-                    Ok(message) => {
-                        let ledger = wire::decode::<Ledger>(&message.payload).unwrap_or_else(|error| {
-                            // Whoever wrote there cannot be undone; jobs in work reserve again when taken over.
-                            tracing::error!(%error, "capacity ledger unreadable, begun anew");
-                            self.note_unreadable();
-                            Ledger::default()
-                        });
-                        return (ledger, message.sequence);
-                    }
-                    Err(e) if e.kind() == LastRawMessageErrorKind::NoMessageFound => return (Ledger::default(), 0),
-                    Err(e) => e.to_string(),
-                },
-                Err(e) => e.to_string(),
-            };
-            tracing::warn!(error, "reading the capacity ledger failed, retrying");
-            tokio::time::sleep(AGAIN).await;
-        }
+        let Some(message) = self.last_on(StreamName::Capacity, &subject).await else { return (Ledger::default(), 0) };
+        let ledger = wire::decode::<Ledger>(&message.payload).unwrap_or_else(|error| {
+            // Whoever wrote there cannot be undone; jobs in work reserve again when taken over.
+            tracing::error!(%error, "capacity ledger unreadable, begun anew");
+            self.note_unreadable();
+            Ledger::default()
+        });
+        (ledger, message.sequence)
     }
 }

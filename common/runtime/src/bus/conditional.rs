@@ -7,22 +7,19 @@
 //! subject read, behind the place of the write, for a message with the own id: the refusal came after every earlier copy
 //! was dealt with, so that a copy that was stored is there.
 
-use std::time::Duration;
-
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 
 use super::handle::Bus;
+use super::tries::{Tries, Trouble};
 
-/// Pause before a message without a definite answer is sent again.
-const AGAIN: Duration = Duration::from_millis(200);
 /// The header that names a message.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 
 /// A message that shall stand right behind sequence `behind` of its subject, or not at all.
-pub(super) struct Conditional {
+pub(crate) struct Conditional {
     pub subject: String,
     /// No other message has it.
     pub id: String,
@@ -34,7 +31,7 @@ pub(super) struct Conditional {
 
 /// The definite answer to a conditional write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stored {
+pub(crate) enum Stored {
     /// It has this sequence on the stream.
     At(u64),
     /// Another message stands at its place. That may be an earlier copy of itself: look for its id behind its place.
@@ -48,7 +45,8 @@ pub(super) fn message_id(headers: &HeaderMap) -> Option<&str> {
 
 impl Bus {
     /// Sends a message until the broker's answer is definite. Waits for a broker that is away.
-    pub(super) async fn store_behind(&self, message: &Conditional) -> Stored {
+    pub(crate) async fn store_behind(&self, message: &Conditional) -> Stored {
+        let mut tries = Tries::new(self, &message.subject, "conditional publish");
         loop {
             let publish = PublishMessage::build()
                 .headers(message.headers.clone())
@@ -64,10 +62,7 @@ impl Bus {
                 Ok(ack) => return Stored::At(ack.sequence),
                 Err(e) if e.kind() == PublishErrorKind::WrongLastSequence => return Stored::Refused,
                 // Not definite: no answer, no leader, the subject or the id in process in a cluster (10164, 10158).
-                Err(error) => {
-                    tracing::warn!(id = message.id, %error, "conditional publish without a definite answer, sending again");
-                    tokio::time::sleep(AGAIN).await;
-                }
+                Err(error) => tries.again(Trouble::from(&error), &error).await,
             }
         }
     }

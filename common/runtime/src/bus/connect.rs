@@ -15,6 +15,7 @@ use super::handle::Bus;
 use super::role::Role;
 use crate::subject::Subjects;
 use config::BusConfig;
+use protocol::error::StageName;
 
 /// Pause before a broker that is still starting is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -38,6 +39,8 @@ impl Bus {
             instance: instance.into(),
             reconnects,
             unreadable: Arc::default(),
+            makes_streams: matches!(role, Role::Stage(StageName::Llm) | Role::Operator),
+            held_up: Arc::default(),
         })
     }
 

@@ -6,11 +6,10 @@
 //! has written, an older one (it was paused, say) is refused.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
 
 use super::conditional::{Conditional, Stored, message_id};
 use super::handle::Bus;
@@ -31,8 +30,6 @@ const FENCING_TOKEN: &str = "Vidi-Claim";
 static OPENED: AtomicU64 = AtomicU64::new(0);
 /// Events that a job has before it has an owner: `accepted` and `queued`.
 const ADMITTED_EVENTS: u64 = 2;
-/// Pause before a broker that could not be read is asked again.
-const AGAIN: Duration = Duration::from_millis(200);
 
 /// Number of one owner of a job; an owner that the job was delivered to later has a larger one. 0: nobody owns it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,6 +79,8 @@ pub struct EventLog {
     token: FencingToken,
     /// Place in the log of the first event written here.
     first: Option<u64>,
+    /// Least number of the next event: those before it were seen, though the broker may have lost them since.
+    next: u64,
 }
 
 impl EventLog {
@@ -97,7 +96,14 @@ impl EventLog {
             appends: 0,
             token: FencingToken::default(),
             first: None,
+            next: 0,
         }
+    }
+
+    /// Notes that the job was admitted: its events `accepted` and `queued` have been told, whether the broker still has them
+    /// or not, and the next one follows them.
+    pub fn note_admitted(&mut self) {
+        self.next = self.next.max(ADMITTED_EVENTS);
     }
 
     /// Last event; none if nothing was heard of the job within the age of events.
@@ -145,6 +151,7 @@ impl EventLog {
                 Stored::Refused => self.adopt_what_follows(behind, &entry.message.id).await,
             };
             if let Some(sequence) = stored {
+                self.next = entry.event.seq + 1;
                 self.first.get_or_insert(entry.event.seq);
                 // Others may have written behind it, where the acknowledgement was lost.
                 if self.tail.stream_sequence < sequence {
@@ -161,7 +168,7 @@ impl EventLog {
     /// its place are the same.
     fn entry(&mut self, event: Event) -> Entry {
         self.appends += 1;
-        let seq = self.tail.event.as_ref().map_or(0, |e| e.seq + 1);
+        let seq = self.tail.event.as_ref().map_or(0, |e| e.seq + 1).max(self.next);
         let event = JobEvent { v: wire::VERSION, job: self.job.clone(), seq, at_ms: now_ms(), event };
         // A token stands until a newer one.
         let token = self.token.max(self.tail.token);
@@ -240,37 +247,17 @@ async fn read_all(bus: &Bus, job: &JobId) -> Vec<(StreamMessage, JobEvent)> {
 /// Reads the last event on a job's subject, waiting for a broker that is away.
 async fn read_tail(bus: &Bus, job: &JobId) -> Tail {
     let subject = bus.subjects().events(job);
-    loop {
-        let last = match bus.stream(StreamName::Events).await {
-            Ok(stream) => stream.get_last_raw_message_by_subject(&subject).await,
-            Err(error) => {
-                tracing::warn!(%job, %error, "reading events failed, retrying");
-                tokio::time::sleep(AGAIN).await;
-                continue;
-            }
-        };
-        match last {
-            Ok(message) => {
-                if let Ok(event) = wire::decode_any::<JobEvent>(&message.payload) {
-                    return tail(&message, event, message.sequence);
-                }
-                // A stranger wrote there: the log goes on behind it, from the last event that can be read.
-                tracing::warn!(%job, "event unreadable, skipped");
-                bus.note_unreadable();
-                let events = read_all(bus, job).await;
-                return match events.into_iter().next_back() {
-                    Some((readable, event)) => tail(&readable, event, message.sequence.max(readable.sequence)),
-                    None => Tail { stream_sequence: message.sequence, ..Tail::default() },
-                };
-            }
-            Err(e) if e.kind() == LastRawMessageErrorKind::NoMessageFound => {
-                return Tail::default();
-            }
-            Err(error) => {
-                tracing::warn!(%job, %error, "reading events failed, retrying");
-                tokio::time::sleep(AGAIN).await;
-            }
-        }
+    let Some(message) = bus.last_on(StreamName::Events, &subject).await else { return Tail::default() };
+    if let Ok(event) = wire::decode_any::<JobEvent>(&message.payload) {
+        return tail(&message, event, message.sequence);
+    }
+    // A stranger wrote there: the log goes on behind it, from the last event that can be read.
+    tracing::warn!(%job, "event unreadable, skipped");
+    bus.note_unreadable();
+    let events = read_all(bus, job).await;
+    match events.into_iter().next_back() {
+        Some((readable, event)) => tail(&readable, event, message.sequence.max(readable.sequence)),
+        None => Tail { stream_sequence: message.sequence, ..Tail::default() },
     }
 }
 

@@ -1,14 +1,16 @@
 //! Reading a subject of a stream from its first message on, for as long as somebody listens.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::PullConsumer;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 
+use super::error::BusError;
 use super::handle::Bus;
+use super::streams::MadeAt;
 use crate::subject::StreamName;
 
 /// Bytes asked for at a time: well below the server's `max_pending` of 64 MB.
@@ -17,27 +19,54 @@ const AT_ONCE: usize = 32 << 20;
 const READY: usize = 8;
 /// Time that one pull request waits at the server.
 const PULL_WAIT: Duration = Duration::from_secs(2);
+/// Time between two log lines about a reader that cannot be opened.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// Pause before a reader that was lost is made again.
 const AGAIN: Duration = Duration::from_millis(100);
 
 impl Bus {
     /// Messages on `subject`, from the first one that the stream still has on, then new ones as they come. A broker
-    /// that goes away and comes back is waited for. Reading ends when the receiver is dropped.
+    /// that goes away and comes back is waited for; a stream that was made anew meanwhile is read from its first message.
+    /// Reading ends when the receiver is dropped.
     pub fn follow(&self, stream: StreamName, subject: String) -> mpsc::Receiver<Message> {
         let (sender, receiver) = mpsc::channel(READY);
         let bus = self.clone();
         tokio::spawn(async move {
             let mut next = 0;
+            let mut made = None;
             let place = (stream, subject);
+            let mut told = None;
             while !sender.is_closed() {
-                match bus.reader(stream, place.1.clone(), next).await {
+                match bus.open(&place, &mut made, &mut next).await {
                     Ok(reader) => read(&bus, &place, &reader, &sender, &mut next).await,
-                    Err(error) => tracing::warn!(subject = place.1, %error, "opening a reader failed, retrying"),
+                    Err(error) => tell(&mut told, &place.1, &error),
                 }
                 tokio::time::sleep(AGAIN).await;
             }
         });
         receiver
+    }
+
+    /// Opens a reader at sequence `next`. Sequences count anew on a stream that was `made` since the last reader.
+    async fn open(
+        &self,
+        (stream, subject): &(StreamName, String),
+        made: &mut Option<MadeAt>,
+        next: &mut u64,
+    ) -> Result<PullConsumer, BusError> {
+        let created = self.made_at(*stream).await?;
+        if made.replace(created).is_some_and(|before| before != created) {
+            *next = 0;
+        }
+        self.reader(*stream, subject.clone(), *next).await
+    }
+}
+
+/// Tells that no reader can be opened, now and then.
+fn tell(told: &mut Option<Instant>, subject: &str, error: &BusError) {
+    if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+        *told = Some(Instant::now());
+        tracing::warn!(subject, %error, "opening a reader failed, retrying");
     }
 }
 

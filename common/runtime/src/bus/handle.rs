@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream;
@@ -11,13 +10,11 @@ use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use futures::FutureExt;
 
+use super::tries::{HeldUp, Tries, Trouble};
 use crate::subject::Subjects;
 use config::BusConfig;
 use protocol::stage::Stop;
 
-/// First pause before a publish is retried; it doubles up to [`MAX_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const MAX_PAUSE: Duration = Duration::from_millis(320);
 /// Bytes that headers take beside a body; the server counts both against `max_payload`.
 const HEADER_BYTES: usize = 1024;
 /// Messages of the largest size that the smallest stream holds.
@@ -36,6 +33,9 @@ pub struct Bus {
     pub(super) instance: Arc<str>,
     pub(super) reconnects: Arc<AtomicU64>,
     pub(super) unreadable: Arc<AtomicU64>,
+    /// Whether this process makes streams; the others wait for those that are not there.
+    pub(super) makes_streams: bool,
+    pub(super) held_up: Arc<HeldUp>,
 }
 
 impl Bus {
@@ -107,8 +107,7 @@ impl Bus {
         if unwanted.as_mut().now_or_never().is_some() {
             return Err(Stop::Cancelled);
         }
-        let mut pause = FIRST_PAUSE;
-        let mut complained = false;
+        let mut tries = Tries::new(self, &subject, "publish");
         loop {
             let publish = PublishMessage::build().headers(headers.clone()).message_id(message_id).payload(body.clone());
             let error = match self.outlet.send_publish(subject.clone(), publish).await {
@@ -121,16 +120,11 @@ impl Bus {
             if error.kind() == PublishErrorKind::MaxPayloadExceeded {
                 return Err(Stop::Unavailable(format!("publish of {message_id} failed: {error}")));
             }
-            if pause >= MAX_PAUSE && !complained {
-                complained = true;
-                tracing::warn!(%message_id, %error, "publish failed, retrying");
-            }
             tokio::select! {
                 biased;
                 () = &mut unwanted => return Err(Stop::Cancelled),
-                () = tokio::time::sleep(pause) => {}
+                () = tries.again(Trouble::from(&error), &error) => {}
             }
-            pause = (pause * 2).min(MAX_PAUSE);
         }
     }
 

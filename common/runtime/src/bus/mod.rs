@@ -1,22 +1,25 @@
 //! The broker: connection, streams and consumers, reliable publishing, and each job's event log.
 //!
 //! In reading order: `error` (why a broker cannot be used), `handle` (a connection and publishing), `role` and
-//! `connect` (who a process is to the broker), `headers` (what stands beside a body), [`streams`] (what exists on the server), [`follow`]
-//! (reading a subject for as long as it takes), `conditional` (writing behind a known message), [`events`] (what a client hears), [`capacity`] (whose tokens fit the
+//! `connect` (who a process is to the broker), `headers` (what stands beside a body), [`streams`] (what exists on the server), `tries`
+//! (asking until the broker answers), [`follow`] (reading a subject for as long as it takes), `conditional` (writing behind a known message), [`events`] (what a client hears), [`capacity`] (whose tokens fit the
 //! token stream).
 
 pub mod capacity;
-mod conditional;
+pub(crate) mod conditional;
 mod connect;
 mod error;
 pub mod events;
 pub mod follow;
 mod handle;
 mod headers;
+mod queue;
 mod role;
 pub mod streams;
+mod tries;
 
 pub use error::{BusError, BusErrorKind};
 pub use handle::Bus;
 pub use headers::{Attempt, headers};
+pub use queue::WorkQueue;
 pub use role::Role;

@@ -6,22 +6,23 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, LastRawMessageErrorKind, RawMessageErrorKind, RetentionPolicy, StorageType, Stream,
+};
 use futures::TryStreamExt;
 
 use super::error::{BusError, BusErrorKind};
 use super::handle::Bus;
+use super::tries::{Tries, Trouble};
 use crate::subject::StreamName;
 use protocol::error::StageName;
 use protocol::message::JobId;
 
 /// Window in which a second publish of the same `Nats-Msg-Id` is dropped.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
-/// Window in which a job submitted again is the same job even before its events are looked at.
-const JOB_DUPLICATE_WINDOW: Duration = Duration::from_secs(3600);
-/// Nothing stays longer, whoever forgot it.
+/// Work on a job stays no longer, whoever forgot it.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
-/// Bytes of jobs that may wait.
+/// Bytes of requests that may wait to be admitted, and of admitted ones in line.
 const JOB_BYTES: i64 = 64 << 20;
 /// Bytes of events of all jobs; the oldest go first.
 const EVENT_BYTES: i64 = 256 << 20;
@@ -43,6 +44,10 @@ fn may_be_a_race(error: &CreateStreamError) -> bool {
     [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::STREAM_SUBJECT_OVERLAP].contains(&e.error_code())
 }
 
+/// Time when a stream was made, Unix nanoseconds of the broker's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MadeAt(i128);
+
 impl Bus {
     /// Makes sure that every stream exists. An existing stream stays as the operator made it.
     ///
@@ -50,28 +55,59 @@ impl Bus {
     /// [`BusErrorKind::JetStream`] with the stream and the server's words.
     pub async fn ensure_streams(&self) -> Result<(), BusError> {
         for name in StreamName::ALL {
-            let config = self.stream_config(name);
-            let stream = config.name.clone();
-            self.ensure_stream(config).await.map_err(|e| {
-                BusError::new(
-                    BusErrorKind::JetStream,
-                    format!("stream {stream}: {e}; the broker needs JetStream (nats-server -js) with storage for it"),
-                )
-            })?;
+            self.ensure_stream(name).await?;
         }
         Ok(())
     }
 
-    /// While two make a stream at the same time (stage-llm and `vidi up`, say), the server counts its storage twice, and may
-    /// tell the second that there is not enough; a moment later the stream is there.
-    async fn ensure_stream(&self, config: Config) -> Result<(), CreateStreamError> {
+    /// Makes a stream again that is gone, if making streams is this process's to do.
+    pub(crate) async fn restore(&self, name: StreamName) {
+        if self.makes_streams
+            && let Err(error) = self.get_or_make(self.stream_config(name)).await
+        {
+            tracing::debug!(%error, stream = name.on(self.subjects()), "making a stream again failed, retrying");
+        }
+    }
+
+    /// Makes sure that a stream exists, and that one which exists holds what it is to hold, for as long as it is to.
+    async fn ensure_stream(&self, name: StreamName) -> Result<(), BusError> {
+        let wanted = self.stream_config(name);
+        let on = wanted.name.clone();
+        let refused = |text: String| BusError::new(BusErrorKind::JetStream, format!("stream {on}: {text}"));
+        let found = self.get_or_make(wanted.clone()).await.map_err(|e| {
+            refused(format!("{e}; the broker needs JetStream (nats-server -js) with storage for it"))
+        })?;
+        if found.subjects != wanted.subjects || found.retention != wanted.retention {
+            return Err(refused(format!(
+                "it holds {:?} as {:?}, not {:?} as {:?}: another version of Vidi made it; when its jobs have ended, \
+                 delete it (`nats stream rm {on}`), or stop the broker and remove its store",
+                found.subjects, found.retention, wanted.subjects, wanted.retention
+            )));
+        }
+        if !found.max_age.is_zero() && (wanted.max_age.is_zero() || found.max_age < wanted.max_age) {
+            tracing::warn!(
+                stream = on,
+                max_age = ?found.max_age,
+                wanted = ?wanted.max_age,
+                "the stream drops messages that are still needed: change it with `nats stream edit {on} --max-age {}s`",
+                wanted.max_age.as_secs()
+            );
+        }
+        Ok(())
+    }
+
+    /// Configuration of a stream, which is made if it is not there. While two make one at the same time (stage-llm and
+    /// `vidi up`, say), the server counts its storage twice, and may tell the second that there is not enough; a moment
+    /// later the stream is there.
+    async fn get_or_make(&self, wanted: Config) -> Result<Config, CreateStreamError> {
+        let made = async || Ok(self.js.get_or_create_stream(wanted.clone()).await?.cached_info().config.clone());
         for _ in 0..RACE_TRIES {
-            match self.js.get_or_create_stream(config.clone()).await {
+            match made().await {
                 Err(e) if may_be_a_race(&e) => tokio::time::sleep(AGAIN).await,
-                outcome => return outcome.map(drop),
+                outcome => return outcome,
             }
         }
-        self.js.get_or_create_stream(config).await.map(drop)
+        made().await
     }
 
     /// Waits for a stream that others make: stage-llm and operators make all of them, so that the other stages need no
@@ -100,23 +136,37 @@ impl Bus {
         }
     }
 
+    /// Time when a stream was made: another one if it was deleted and made again.
+    ///
+    /// # Errors
+    /// [`BusErrorKind::JetStream`] when it is not there, or the broker does not answer.
+    pub async fn made_at(&self, name: StreamName) -> Result<MadeAt, BusError> {
+        let info = self.stream(name).await.get_info().await;
+        let on = name.on(self.subjects());
+        let info = info.map_err(|e| BusError::new(BusErrorKind::JetStream, format!("stream {on}: {e}")))?;
+        Ok(MadeAt(info.created.unix_timestamp_nanos()))
+    }
+
     fn stream_config(&self, name: StreamName) -> Config {
         let c = self.config();
         let (retention, discard, max_bytes, max_age) = match name {
-            StreamName::Jobs => (RetentionPolicy::WorkQueue, DiscardPolicy::New, JOB_BYTES, MAX_AGE),
+            // What waits here ends with a word to its client (`run::expiry`), and never by the broker's clock.
+            StreamName::Jobs | StreamName::Line => {
+                (RetentionPolicy::WorkQueue, DiscardPolicy::New, JOB_BYTES, Duration::ZERO)
+            }
             StreamName::Decode => (RetentionPolicy::WorkQueue, DiscardPolicy::New, JOB_BYTES, MAX_AGE),
             StreamName::Frames | StreamName::Audio | StreamName::Features => {
                 (RetentionPolicy::WorkQueue, DiscardPolicy::New, c.stream_bytes, MAX_AGE)
             }
             StreamName::Tokens => (RetentionPolicy::Limits, DiscardPolicy::New, c.token_bytes, MAX_AGE),
-            StreamName::Events => {
-                (RetentionPolicy::Limits, DiscardPolicy::Old, EVENT_BYTES, Duration::from_secs(c.event_age_s))
-            }
+            // A job's events go some time after its end, see `run::expiry`; by the broker's clock those of a job that waits
+            // for long would go before it ends.
+            StreamName::Events => (RetentionPolicy::Limits, DiscardPolicy::Old, EVENT_BYTES, Duration::ZERO),
             StreamName::Dead => (RetentionPolicy::Limits, DiscardPolicy::Old, DEAD_BYTES, 7 * MAX_AGE),
             StreamName::Capacity => (RetentionPolicy::Limits, DiscardPolicy::Old, CAPACITY_BYTES, Duration::ZERO),
         };
-        let window = if name == StreamName::Jobs { JOB_DUPLICATE_WINDOW } else { DUPLICATE_WINDOW };
-        let duplicate_window = if max_age.is_zero() { window } else { window.min(max_age) };
+        // Once its events are gone an id may be used again: no message of the new job may pass for one of the old one.
+        let duplicate_window = DUPLICATE_WINDOW.min(Duration::from_secs(c.event_age_s.max(1)));
         Config {
             name: name.on(self.subjects()),
             subjects: name.subjects(self.subjects()),
@@ -133,41 +183,9 @@ impl Bus {
     }
 
     /// Stream by its name, without asking the server about it.
-    ///
-    /// # Errors
-    /// [`BusErrorKind::JetStream`].
-    pub async fn stream(&self, name: StreamName) -> Result<Stream<()>, BusError> {
+    pub async fn stream(&self, name: StreamName) -> Stream<()> {
         let on = name.on(self.subjects());
-        self.js
-            .get_stream_no_info(&on)
-            .await
-            .map_err(|e| BusError::new(BusErrorKind::JetStream, format!("stream {on}: {e}")))
-    }
-
-    /// Consumer that all workers of a queue share. `name` tells queues of one stream apart, and `filter` what is theirs;
-    /// none where the stream is one queue. A filter is not given without need: nats-server 2.9.10 loses count of a
-    /// subject's messages when one is removed twice (acknowledged by two workers, say), and then finds none of them by a
-    /// filter with a wildcard. The server delivers without end; whoever receives a message more than `max_deliver` times
-    /// fails its job (`Delivery::exhausted` of the run loop). So nothing stays behind in the queue unseen.
-    ///
-    /// # Errors
-    /// [`BusErrorKind::JetStream`].
-    pub async fn work_queue(
-        &self,
-        stream: StreamName,
-        name: &str,
-        filter: Option<String>,
-    ) -> Result<PullConsumer, BusError> {
-        let config = pull::Config {
-            durable_name: Some(name.to_owned()),
-            name: Some(name.to_owned()),
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: Duration::from_secs_f64(self.config().ack_wait_s),
-            max_deliver: -1,
-            filter_subject: filter.unwrap_or_default(),
-            ..Default::default()
-        };
-        self.consumer(stream, config).await
+        self.js.get_stream_no_info(on).await.expect("a prefix that was checked makes a valid name. This is a bug.")
     }
 
     /// Consumer of this process alone that reads a subject from sequence `start`, without acknowledging.
@@ -189,9 +207,9 @@ impl Bus {
         self.consumer(stream, config).await
     }
 
-    async fn consumer(&self, stream: StreamName, config: pull::Config) -> Result<PullConsumer, BusError> {
+    pub(super) async fn consumer(&self, stream: StreamName, config: pull::Config) -> Result<PullConsumer, BusError> {
         let filter = if config.filter_subject.is_empty() { ANY.to_owned() } else { config.filter_subject.clone() };
-        self.stream(stream).await?.create_consumer(config).await.map_err(|e| {
+        self.stream(stream).await.create_consumer(config).await.map_err(|e| {
             let on = stream.on(self.subjects());
             BusError::new(BusErrorKind::JetStream, format!("consumer of {filter} on {on}: {e}"))
         })
@@ -224,35 +242,38 @@ impl Bus {
         for stage in StageName::ALL {
             self.purge(stage, job).await;
         }
-        self.purge_subject(StreamName::Jobs, self.subjects().waiting_anywhere(job)).await;
+        self.purge_subject(StreamName::Line, self.subjects().waiting_anywhere(job)).await;
     }
 
     /// Drops what a stream holds on a subject.
     pub async fn purge_subject(&self, stream: StreamName, subject: String) {
-        match self.stream(stream).await {
-            Ok(s) => {
-                if let Err(error) = s.purge().filter(subject.clone()).await {
-                    tracing::warn!(subject, %error, "purge failed");
-                }
-            }
-            Err(error) => tracing::warn!(subject, %error, "purge failed"),
+        if let Err(error) = self.stream(stream).await.purge().filter(subject.clone()).await {
+            tracing::warn!(subject, %error, "purge failed");
         }
     }
 
     /// First message on a subject, or of the whole [stream](ANY), at or behind a sequence; waits for a broker that is
     /// away. No other wildcards: see [`work_queue`](Self::work_queue).
     pub async fn first_from(&self, stream: StreamName, subject: &str, sequence: u64) -> Option<StreamMessage> {
+        let mut tries = Tries::of(self, stream, "reading a stream");
         loop {
-            let error = match self.stream(stream).await {
-                Ok(s) => match s.get_first_raw_message_by_subject(subject, sequence.max(1)).await {
-                    Ok(message) => return Some(message),
-                    Err(e) if e.kind() == RawMessageErrorKind::NoMessageFound => return None,
-                    Err(e) => e.to_string(),
-                },
-                Err(e) => e.to_string(),
-            };
-            tracing::warn!(subject, error, "reading a stream failed, retrying");
-            tokio::time::sleep(AGAIN).await;
+            match self.stream(stream).await.get_first_raw_message_by_subject(subject, sequence.max(1)).await {
+                Ok(message) => return Some(message),
+                Err(e) if e.kind() == RawMessageErrorKind::NoMessageFound => return None,
+                Err(error) => tries.again(Trouble::from(&error), &error).await,
+            }
+        }
+    }
+
+    /// Last message on a subject; waits for a broker that is away.
+    pub async fn last_on(&self, stream: StreamName, subject: &str) -> Option<StreamMessage> {
+        let mut tries = Tries::of(self, stream, "reading a stream");
+        loop {
+            match self.stream(stream).await.get_last_raw_message_by_subject(subject).await {
+                Ok(message) => return Some(message),
+                Err(e) if e.kind() == LastRawMessageErrorKind::NoMessageFound => return None,
+                Err(error) => tries.again(Trouble::from(&error), &error).await,
+            }
         }
     }
 
@@ -274,7 +295,7 @@ impl Bus {
     /// [`BusErrorKind::JetStream`].
     pub async fn subjects_in(&self, stream: StreamName) -> Result<Vec<String>, BusError> {
         let failed = |e: String| BusError::new(BusErrorKind::JetStream, format!("subjects of {stream:?}: {e}"));
-        let info = self.stream(stream).await?.info_with_subjects(">").await.map_err(|e| failed(e.to_string()))?;
+        let info = self.stream(stream).await.info_with_subjects(">").await.map_err(|e| failed(e.to_string()))?;
         info.map_ok(|(subject, _)| subject).try_collect().await.map_err(|e| failed(e.to_string()))
     }
 }

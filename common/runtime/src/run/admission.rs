@@ -1,52 +1,55 @@
-//! How jobs wait: taken from `jobs`, checked, and queued by priority; workers take from the front.
+//! How jobs come in: taken from `jobs`, checked, and put in [line](super::line).
 //!
 //! Every stage-llm worker admits, whatever its engine is doing, so that a client hears `accepted` and `queued` at once
-//! even when all workers are busy. Each priority is a subject of its own on VIDI_JOBS with its own consumer: higher
-//! first, first come first served within.
+//! even when all workers are busy. Requests and admitted jobs are on streams of their own: however many requests come,
+//! an admitted job has room in line.
 
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::PullConsumer;
-use bytes::Bytes;
-use futures::StreamExt;
 
 use super::dead::bury;
 use super::inbox::{Delivery, Inbox};
-use super::shutdown::{self, Shutdown};
-use crate::bus::events::EventLog;
-use crate::bus::{Bus, BusError, BusErrorKind, headers};
-use crate::subject::{PRIORITIES, StreamName};
+use super::line::Line;
+use super::losses::Roll;
+use super::shutdown::Shutdown;
+use crate::bus::events::{EventLog, now_ms};
+use crate::bus::{Bus, BusError, headers};
+use crate::subject::StreamName;
 use protocol::error::{ErrorKind, JobError, StageName};
-use protocol::event::Event;
+use protocol::event::{CancelledBy, Event};
 use protocol::message::{JobId, JobRequest};
 use protocol::wire::{self, Encoding};
 
-/// Time within which a waiting job is found that no hint announced (its worker died).
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Time within which a broker that is there answers a look at a queue.
-const LOOK_WAIT: Duration = Duration::from_secs(2);
 /// Bytes of a request at most: it is a question, not a tensor.
-const MAX_REQUEST_BYTES: usize = 256 << 10;
+pub const MAX_REQUEST_BYTES: usize = 32 << 10;
 /// Queue of requests that are not admitted yet.
 pub const ADMISSION: &str = "admission";
 /// Header with the time of submission, Unix milliseconds.
 const SUBMITTED: &str = "Vidi-Submitted";
 
-/// Admits jobs until `shutdown`.
+/// What admission works with.
+#[derive(Clone)]
+struct Admission {
+    bus: Bus,
+    line: Line,
+    roll: Roll,
+}
+
+/// Admits jobs until `shutdown`, and enters them in the `roll`.
 ///
 /// # Errors
 /// When the queue cannot be set up.
-pub async fn start(bus: &Bus, waiting: JobQueue, shutdown: Shutdown) -> Result<(), BusError> {
+pub async fn start(bus: &Bus, line: Line, roll: Roll, shutdown: Shutdown) -> Result<(), BusError> {
     let queue = bus.work_queue(StreamName::Jobs, ADMISSION, Some(bus.subjects().jobs())).await?;
     let mut inbox = Inbox::start(bus, queue, shutdown);
-    let bus = bus.clone();
+    let admission = Admission { bus: bus.clone(), line, roll };
     tokio::spawn(async move {
         while let Some(delivery) = inbox.next().await {
             // In a task of its own, so that a panic costs one request and not all that follow.
-            let (bus, waiting) = (bus.clone(), waiting.clone());
+            let admission = admission.clone();
             let admitted = tokio::spawn(async move {
-                admit(&bus, &waiting, &delivery).await;
+                admission.admit(&delivery).await;
                 delivery
             });
             match admitted.await {
@@ -60,78 +63,100 @@ pub async fn start(bus: &Bus, waiting: JobQueue, shutdown: Shutdown) -> Result<(
     Ok(())
 }
 
-async fn admit(bus: &Bus, waiting: &JobQueue, delivery: &Delivery) {
-    let body = &delivery.message.payload;
-    let encoding = Encoding::of(body);
-    if body.len() > MAX_REQUEST_BYTES {
-        let text = format!("the request has {} bytes, more than {MAX_REQUEST_BYTES}", body.len());
-        return refuse(bus, delivery, encoding, JobError::new(ErrorKind::BadRequest, text)).await;
-    }
-    if delivery.exhausted(bus.config().max_deliver) {
-        let text = format!("{} workers died of the request", delivery.redeliveries);
-        return refuse(bus, delivery, encoding, JobError::new(ErrorKind::PoisonMessage, text)).await;
-    }
-    let request = match wire::decode_any::<JobRequest>(body) {
-        Ok(request) => request,
-        Err(error) => {
-            tracing::warn!(%error, "job refused: its request is unreadable");
-            return refuse(bus, delivery, encoding, JobError::new(ErrorKind::BadRequest, error.to_string())).await;
+impl Admission {
+    async fn admit(&self, delivery: &Delivery) {
+        let bus = &self.bus;
+        let request = match self.read(delivery) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::warn!(%error, "job refused");
+                return refuse(bus, delivery, error).await;
+            }
+        };
+        let mut log = EventLog::open(bus, &request.job).await;
+        if log.ended().is_some() {
+            return;
         }
-    };
-    let mut log = EventLog::open(bus, &request.job).await;
-    if log.ended().is_some() {
-        return;
+        log.write_as(Encoding::of(&delivery.message.payload));
+        if let Some(end) = self.too_late(&request, delivery) {
+            // Refused only if the job has ended meanwhile.
+            let _ = log.append(end).await;
+            return;
+        }
+        // Each step once, whatever a worker that died over it left: `queued` before the job can be taken, so that the
+        // owner's events follow it.
+        if log.last().is_none() && log.append(Event::Accepted {}).await.is_err() {
+            return;
+        }
+        let accepted = log.last().is_some_and(|e| matches!(e.event, Event::Accepted {}));
+        if accepted {
+            let rank = self.line.ahead_of(request.priority).await;
+            if log.append(Event::Queued { rank }).await.is_err() {
+                return;
+            }
+            tracing::info!(job = %request.job, rank, priority = request.priority, "job queued");
+        }
+        // Submitted again while a worker owns it, or while it stands in line.
+        let queued = log.last().is_some_and(|e| matches!(e.event, Event::Queued { .. }));
+        if !queued || (!accepted && self.line.holds(&request.job).await) {
+            return;
+        }
+        let mut with = headers(&request.job);
+        with.insert(SUBMITTED, delivery.stored_ms.to_string().as_str());
+        self.roll.enter(&request.job, Encoding::of(&delivery.message.payload));
+        self.line.put(&request, delivery.sequence, with, delivery.message.payload.clone()).await;
+        // Ended meanwhile (cancelled, say), its clearing up came before what was just queued.
+        if EventLog::open(bus, &request.job).await.ended().is_some() {
+            bus.purge_subject(StreamName::Line, bus.subjects().waiting_anywhere(&request.job)).await;
+        }
     }
-    log.write_as(encoding);
-    // Each step once, whatever a worker that died over it left: `queued` before the job can be taken, so that the owner's
-    // events follow it.
-    if log.last().is_none() && log.append(Event::Accepted {}).await.is_err() {
-        return;
+
+    /// Request of a delivery.
+    ///
+    /// # Errors
+    /// Why it is none that can be admitted.
+    fn read(&self, delivery: &Delivery) -> Result<JobRequest, JobError> {
+        let body = &delivery.message.payload;
+        let refused = |kind, text| Err(JobError::new(kind, text));
+        if body.len() > MAX_REQUEST_BYTES {
+            let text = format!("the request has {} bytes, more than {MAX_REQUEST_BYTES}", body.len());
+            return refused(ErrorKind::BadRequest, text);
+        }
+        if delivery.exhausted(self.bus.config().max_deliver) {
+            return refused(ErrorKind::PoisonMessage, format!("{} workers died of the request", delivery.redeliveries));
+        }
+        wire::decode_any::<JobRequest>(body).or_else(|e| refused(ErrorKind::BadRequest, e.to_string()))
     }
-    let rank = waiting.ahead_of(request.priority).await;
-    let accepted = |log: &EventLog| log.last().is_some_and(|e| matches!(e.event, Event::Accepted {}));
-    if accepted(&log) && log.append(Event::Queued { rank }).await.is_err() {
-        return;
-    }
-    // Submitted again while a worker owns it.
-    if !log.last().is_some_and(|e| matches!(e.event, Event::Queued { .. })) {
-        return;
-    }
-    let mut with = headers(&request.job);
-    with.insert("Nats-Msg-Id", format!("{}/waiting/0", request.job).as_str());
-    with.insert(SUBMITTED, delivery.stored_ms.to_string().as_str());
-    let subject = bus.subjects().waiting(request.priority, &request.job);
-    store_waiting(bus, subject, with, body.clone()).await;
-    tracing::info!(job = %request.job, rank, priority = request.priority, "job queued");
-    // Ended meanwhile (cancelled, say), its clearing up came before what was just queued.
-    if EventLog::open(bus, &request.job).await.ended().is_some() {
-        bus.purge_subject(StreamName::Jobs, bus.subjects().waiting_anywhere(&request.job)).await;
+
+    /// End of a job that waited for too long to be admitted.
+    fn too_late(&self, request: &JobRequest, delivery: &Delivery) -> Option<Event> {
+        let waited = Duration::from_millis(now_ms().saturating_sub(delivery.stored_ms));
+        let allowed = request.deadline_s.and_then(|s| Duration::try_from_secs_f64(s).ok());
+        if allowed.is_some_and(|allowed| waited >= allowed) {
+            let (by, ms) = (CancelledBy::Deadline, 0);
+            return Some(Event::Cancelled { by, stages_stopped: Vec::new(), ms });
+        }
+        let most = Duration::from_secs(self.bus.config().job_age_s);
+        (waited >= most).then(|| Event::Failed { error: waited_too_long(most) })
     }
 }
 
-async fn store_waiting(bus: &Bus, subject: String, with: HeaderMap, body: Bytes) {
-    loop {
-        let outcome = match bus.jetstream().publish_with_headers(subject.clone(), with.clone(), body.clone()).await {
-            Ok(ack) => ack.await,
-            Err(e) => Err(e),
-        };
-        match outcome {
-            Ok(_) => return,
-            Err(error) => {
-                tracing::warn!(%error, "publish of a waiting job failed, retrying");
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        }
-    }
+/// Error of a job that no worker took in time.
+pub fn waited_too_long(most: Duration) -> JobError {
+    let text = format!("no worker took the job within {} s, the longest that one may wait", most.as_secs());
+    JobError::new(ErrorKind::Deadline, text)
+        .at(StageName::Llm)
+        .hint("submit it again when there is less to do, start more stage-llm workers, or raise bus.job_age_s")
 }
 
 /// A request that cannot be understood ends in a `failed` event if it at least names its job.
-async fn refuse(bus: &Bus, delivery: &Delivery, encoding: Encoding, error: JobError) {
+async fn refuse(bus: &Bus, delivery: &Delivery, error: JobError) {
     #[derive(serde::Deserialize)]
     struct Named {
         job: JobId,
     }
     let body = &delivery.message.payload;
+    let encoding = Encoding::of(body);
     let named = match encoding {
         Encoding::Json => serde_json::from_slice::<Named>(body).ok(),
         Encoding::MessagePack => wire::decode_loosely::<Named>(body),
@@ -153,80 +178,4 @@ async fn refuse(bus: &Bus, delivery: &Delivery, encoding: Encoding, error: JobEr
 /// Time of submission that a waiting job's message carries, Unix milliseconds.
 pub fn submitted_ms(headers: Option<&HeaderMap>) -> Option<u64> {
     headers?.get(SUBMITTED)?.as_str().parse().ok()
-}
-
-/// Name of the queue of a priority.
-pub fn queue_of(priority: u8) -> String {
-    format!("priority-{priority}")
-}
-
-/// Waiting jobs, as one worker sees them.
-#[derive(Clone)]
-pub struct JobQueue {
-    bus: Bus,
-    queues: Vec<(u8, PullConsumer)>,
-}
-
-impl JobQueue {
-    /// Opens the queues of all priorities.
-    ///
-    /// # Errors
-    /// When a queue cannot be set up.
-    pub async fn open(bus: &Bus) -> Result<Self, BusError> {
-        let mut queues = Vec::new();
-        for priority in PRIORITIES {
-            let filter = bus.subjects().all_waiting(priority);
-            let queue = bus.work_queue(StreamName::Jobs, &queue_of(priority), Some(filter)).await?;
-            queues.push((priority, queue));
-        }
-        Ok(JobQueue { bus: bus.clone(), queues })
-    }
-
-    /// Queues of all priorities.
-    pub fn queues(&self) -> Vec<PullConsumer> {
-        self.queues.iter().map(|(_, queue)| queue.clone()).collect()
-    }
-
-    /// Jobs that would be taken before a new one of this priority.
-    async fn ahead_of(&self, priority: u8) -> u64 {
-        let mut ahead = 0;
-        for (_, queue) in self.queues.iter().filter(|(p, _)| *p >= priority) {
-            if let Ok(info) = queue.get_info().await {
-                ahead += info.num_pending;
-            }
-        }
-        ahead
-    }
-
-    /// Waits for the job at the front; none once `shutdown`.
-    ///
-    /// # Errors
-    /// When the broker refuses the subscription that announces jobs.
-    pub async fn next(&self, shutdown: &mut Shutdown) -> Result<Option<Delivery>, BusError> {
-        let hints = format!("{}.*.*", self.bus.subjects().jobs());
-        let mut hints = self
-            .bus
-            .client()
-            .subscribe(hints)
-            .await
-            .map_err(|e| BusError::new(BusErrorKind::JetStream, format!("waiting jobs: {e}")))?;
-        loop {
-            for (_, queue) in &self.queues {
-                if *shutdown.borrow() {
-                    return Ok(None);
-                }
-                let look = async { queue.fetch().max_messages(1).messages().await.ok()?.next().await?.ok() };
-                // Without a limit, a look that a dying broker never answers would be the last one.
-                let Ok(found) = tokio::time::timeout(LOOK_WAIT, look).await else { continue };
-                if let Some(delivery) = found.and_then(|message| Delivery::new(&self.bus, message)) {
-                    return Ok(Some(delivery));
-                }
-            }
-            tokio::select! {
-                _ = hints.next() => {}
-                _ = tokio::time::sleep(LOOK_EVERY) => {}
-                () = shutdown::begun(shutdown) => return Ok(None),
-            }
-        }
-    }
 }

@@ -15,7 +15,7 @@ use crate::subject::StreamName;
 use protocol::error::StageName;
 use protocol::event::CancelledBy;
 use protocol::message::{JobId, JobRequest};
-use protocol::wire;
+use protocol::wire::{self, Encoding};
 
 /// Time between two readings of the queue, for jobs whose announcement was missed.
 const REREAD_EVERY: Duration = Duration::from_secs(15);
@@ -37,7 +37,8 @@ pub async fn watch(bus: Bus, mut shutdown: Shutdown) {
         let now = now_ms();
         while due.first().is_some_and(|(at, _)| *at <= now) {
             let Some((_, job)) = due.pop_first() else { break };
-            tokio::spawn(ensure_ended(bus.clone(), StageName::Llm, job, CancelledBy::Deadline));
+            let encoding = Encoding::default();
+            tokio::spawn(ensure_ended(bus.clone(), StageName::Llm, job, CancelledBy::Deadline, encoding));
         }
         let next = due.first().map(|(at, _)| Duration::from_millis(at.saturating_sub(now)));
         tokio::select! {
@@ -60,11 +61,9 @@ fn deadline_of(body: &[u8], headers: Option<&async_nats::HeaderMap>) -> Option<(
 async fn deadlines_of_waiting(bus: &Bus) -> Vec<(u64, JobId)> {
     let mut found = Vec::new();
     let mut from = 1;
-    while let Some(message) = bus.first_from(StreamName::Jobs, ANY, from).await {
+    while let Some(message) = bus.first_from(StreamName::Line, ANY, from).await {
         from = message.sequence + 1;
-        if message.subject.as_str() != bus.subjects().jobs() {
-            found.extend(deadline_of(&message.payload, Some(&message.headers)));
-        }
+        found.extend(deadline_of(&message.payload, Some(&message.headers)));
     }
     found
 }

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use super::control::broadcast_end;
 use crate::bus::Bus;
 use crate::bus::events::EventLog;
+use crate::subject::StreamName;
 use protocol::error::StageName;
 use protocol::event::{CancelledBy, Event};
 use protocol::message::JobId;
+use protocol::wire::Encoding;
 
 /// Time for which the other stages leave it to stage-llm: one may be there.
 const OTHERS_WAIT: Duration = Duration::from_millis(400);
@@ -32,18 +34,25 @@ pub async fn owner_is_there(bus: &Bus, job: &JobId) -> bool {
     bus.client().send_request(bus.subjects().owner(job), request).await.is_ok()
 }
 
-/// Sees to it that a job that shall be cancelled is: by its owner if there is one, else by us.
-pub async fn ensure_ended(bus: Bus, stage: StageName, job: JobId, by: CancelledBy) {
+/// Sees to it that a job that shall be cancelled is: by its owner if there is one, else by us. That is written down at
+/// once also for a job that is not admitted yet, in the encoding that its client speaks: whoever admits it reads that.
+pub async fn ensure_ended(bus: Bus, stage: StageName, job: JobId, by: CancelledBy, encoding: Encoding) {
     let started = Instant::now();
     if stage != StageName::Llm {
         tokio::time::sleep(OTHERS_WAIT).await;
     }
     loop {
+        // In this order: a request leaves its queue only once its job has an event.
+        let requests_wait = requests_wait(&bus).await;
         let mut log = EventLog::open(&bus, &job).await;
-        if log.last().is_none() || log.ended().is_some() {
+        let unknown = log.last().is_none();
+        if log.ended().is_some() || (unknown && !requests_wait) {
             return;
         }
-        if started.elapsed() > OWNER_WAIT || !owner_is_there(&bus, &job).await {
+        if unknown {
+            log.write_as(encoding);
+        }
+        if unknown || started.elapsed() > OWNER_WAIT || !owner_is_there(&bus, &job).await {
             let ms = started.elapsed().as_millis() as u64;
             if log.append(Event::Cancelled { by, stages_stopped: Vec::new(), ms }).await.is_ok() {
                 tracing::info!(%job, ?by, "job cancelled without an owner");
@@ -57,4 +66,9 @@ pub async fn ensure_ended(bus: Bus, stage: StageName, job: JobId, by: CancelledB
         }
         tokio::time::sleep(AGAIN).await;
     }
+}
+
+/// Whether there are requests that are not admitted yet, as far as this process may see.
+async fn requests_wait(bus: &Bus) -> bool {
+    bus.stream(StreamName::Jobs).await.get_info().await.is_ok_and(|info| info.state.messages > 0)
 }

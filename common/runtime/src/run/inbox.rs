@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::AckKind;
-use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::message::{Acker, Message};
 use async_nats::{Client, Request, Subject};
 use futures::StreamExt;
@@ -15,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::shutdown::{self, Shutdown};
-use crate::bus::Bus;
+use crate::bus::{Bus, WorkQueue};
 
 /// Time that one pull request waits at the server.
 const PULL_WAIT: Duration = Duration::from_secs(5);
@@ -121,8 +120,8 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// Starts pulling until `shutdown`.
-    pub fn start(bus: &Bus, queue: PullConsumer, mut shutdown: Shutdown) -> Self {
+    /// Starts to pull, until `shutdown`.
+    pub fn start(bus: &Bus, queue: WorkQueue, mut shutdown: Shutdown) -> Self {
         let (sender, deliveries) = mpsc::channel(1);
         let bus = bus.clone();
         tokio::spawn(async move {
@@ -144,9 +143,9 @@ impl Inbox {
 }
 
 /// Waits for capacity, then for one message. An error means that nobody takes messages any more.
-async fn pull(bus: &Bus, queue: &PullConsumer, sender: &mpsc::Sender<Delivery>) -> Result<(), ()> {
+async fn pull(bus: &Bus, queue: &WorkQueue, sender: &mpsc::Sender<Delivery>) -> Result<(), ()> {
     let slot = sender.reserve().await.map_err(|_| ())?;
-    let batch = queue.batch().max_messages(1).expires(PULL_WAIT).messages().await;
+    let batch = queue.consumer().batch().max_messages(1).expires(PULL_WAIT).messages().await;
     let mut batch = match batch {
         Ok(batch) => batch,
         Err(error) => {
@@ -170,9 +169,12 @@ async fn pull(bus: &Bus, queue: &PullConsumer, sender: &mpsc::Sender<Delivery>) 
         }
         Ok(Some(Err(error))) => {
             tracing::debug!(%error, "pull not answered, retrying");
+            queue.restore(bus).await;
             tokio::time::sleep(PULL_RETRY).await;
         }
-        Ok(None) | Err(_) => {}
+        // The broker ends every pull; one that it has not answered may be to a consumer that is gone.
+        Err(_) => queue.restore(bus).await,
+        Ok(None) => {}
     }
     Ok(())
 }

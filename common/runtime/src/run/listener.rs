@@ -84,14 +84,28 @@ impl Listener {
         *self.draining.borrow()
     }
 
-    /// Begins with a message of `job`, or with the job. Its signal is set already if the job has ended, as far as this
-    /// process has heard; if it may have missed that (the job is new here, or the message comes `again`), the log is asked.
+    /// Begins with a message of `job`, or with the job. Its signal is set already if the job has ended, or shall. The log is
+    /// asked where this process may have missed the end (the job is new here, or the message comes `again`), and where it
+    /// has heard of one: the id may be used again since.
     pub async fn begin(&self, job: &JobId, again: bool) -> InFlight {
         let (in_flight, new) = self.registry.begin(job);
-        if (new || again) && EventLog::open(&self.bus, job).await.ended().is_some() {
+        let heard_end = in_flight.end().get() == Some(JobEnd::Ended);
+        if !(new || again || heard_end) {
+            return in_flight;
+        }
+        if EventLog::open(&self.bus, job).await.ended().is_some() {
             in_flight.end().set(JobEnd::Ended);
+        } else if heard_end {
+            drop(in_flight);
+            self.registry.forget(job);
+            return self.registry.begin(job).0;
         }
         in_flight
+    }
+
+    /// What this instance knows of jobs.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// Forgets a job whose signal was set though it has not ended.
@@ -173,7 +187,13 @@ impl Handler {
         let by = CancelledBy::Client;
         reply.stopped = self.registry.end(&job, if ended { JobEnd::Ended } else { JobEnd::Cancelled(by) });
         if !ended {
-            tokio::spawn(ending::ensure_ended(self.bus.clone(), self.stage, job.clone(), by));
+            let (bus, stage, registry, job) = (self.bus.clone(), self.stage, self.registry.clone(), job.clone());
+            let encoding = Encoding::of(&message.payload);
+            tokio::spawn(async move {
+                ending::ensure_ended(bus, stage, job.clone(), by, encoding).await;
+                // It has ended, or nobody has heard of it: a job that is submitted with the id later is not cancelled.
+                registry.end(&job, JobEnd::Ended);
+            });
         }
         self.answer(message, reply, Some(job));
     }

@@ -6,8 +6,9 @@
 //! (what a stage's outputs pass through), [`allowance`] (how many bytes are in flight), [`report`] (what is told to the
 //! job's owner), [`control`] (control messages from whoever sends them), [`listener`] (and in the instance that hears
 //! them), [`dead`] (messages that no stage could use), [`worker`] (a stage between two queues), [`service`] (how an
-//! instance is found and watched), [`admission`] (how jobs wait), [`ending`] (how a job ends without an owner), with
-//! [`deadlines`], [`sweep`] (what is left then) and [`rescue`] (what a queue has forgotten), [`owner`] (stage-llm, which
+//! instance is found and watched), [`admission`] (how jobs come in), [`line`] (how they wait), [`ending`] (how a job ends
+//! without an owner), with [`deadlines`], [`sweep`] (what is left then), [`expiry`] (what was kept long enough), [`rescue`]
+//! (what a queue has forgotten) and [`losses`] (what a broker has), [`owner`] (stage-llm, which
 //! owns its jobs).
 
 pub mod admission;
@@ -17,9 +18,12 @@ pub mod dead;
 pub mod deadlines;
 pub mod ending;
 pub mod engine;
+pub mod expiry;
 pub mod inbox;
 pub mod job_end;
+pub mod line;
 pub mod listener;
+pub mod losses;
 pub mod owner;
 pub mod port;
 pub mod registry;

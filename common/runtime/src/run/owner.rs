@@ -24,11 +24,14 @@ use std::time::Instant;
 
 use tracing::Instrument;
 
-use super::admission::{self, JobQueue};
+use super::admission;
 use super::deadlines;
 use super::engine::Engine;
+use super::expiry::expire;
 use super::inbox::Delivery;
+use super::line::Line;
 use super::listener::Listener;
+use super::losses::{self, Roll};
 use super::rescue::rescue;
 use super::service::{self, Counters, InstanceInfo};
 use super::shutdown::Shutdown;
@@ -49,18 +52,22 @@ where
 {
     bus.ensure_streams().await?;
     let listener = Listener::start(&bus, StageName::Llm, shutdown).await?;
-    let waiting = JobQueue::open(&bus).await?;
-    admission::start(&bus, waiting.clone(), listener.shutdown()).await?;
+    let line = Line::open(&bus).await?;
+    let roll = Roll::default();
+    admission::start(&bus, line.clone(), roll.clone(), listener.shutdown()).await?;
+    let registry = listener.registry().clone();
+    tokio::spawn(losses::watch(bus.clone(), line.clone(), roll, registry, listener.shutdown()));
+    tokio::spawn(expire(bus.clone(), listener.shutdown()));
     tokio::spawn(deadlines::watch(bus.clone(), listener.shutdown()));
     tokio::spawn(sweep(bus.clone(), listener.shutdown()));
     tokio::spawn(rescue(bus.clone(), listener.shutdown()));
     let token_bytes = owner.token_bytes();
     let engine = Engine::start("llm", owner);
     let counters = Arc::new(Counters::default());
-    let service = service::register(&bus, StageName::Llm, &info, &counters, waiting.queues(), None).await?;
+    let service = service::register(&bus, StageName::Llm, &info, &counters, line.queues(), None).await?;
     tracing::info!(stage = "llm", instance = bus.instance(), "ready");
     let mut draining = listener.shutdown();
-    while let Some(delivery) = waiting.next(&mut draining).await? {
+    while let Some(delivery) = line.next(&mut draining).await? {
         let job = bus.subjects().job_of(&delivery.message.subject);
         let span = tracing::info_span!("job", stage = "llm", job = job.as_ref().map(JobId::as_str));
         Counters::add(&counters.redelivered, u64::from(delivery.redeliveries > 0));

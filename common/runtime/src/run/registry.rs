@@ -41,6 +41,18 @@ impl Known {
         self.order.push_back(job.clone());
         (signal, true)
     }
+
+    /// Notes the end of a job. What was known of its end before, that it shall be cancelled, say, ends with it: the id may
+    /// be used again, and who begins with it then looks whether the job has ended.
+    fn end(&mut self, job: &JobId, end: JobEnd) {
+        let (signal, _) = self.signal(job);
+        signal.set(end);
+        if end == JobEnd::Ended && signal.get() != Some(end) {
+            let ended = EndSignal::default();
+            ended.set(end);
+            self.signals.insert(job.clone(), ended);
+        }
+    }
 }
 
 impl Registry {
@@ -53,8 +65,7 @@ impl Registry {
 
     /// Tells all who work on a job here to stop, now or when its next message comes; true if any of it is in flight.
     pub fn end(&self, job: &JobId, end: JobEnd) -> bool {
-        let (signal, _) = self.known.lock().expect("no holder panics. This is a bug.").signal(job);
-        signal.set(end);
+        self.known.lock().expect("no holder panics. This is a bug.").end(job, end);
         let mut stopped = false;
         for (_, signal) in self.in_flight.borrow().iter().filter(|(in_flight, _)| in_flight == job) {
             // Its registration may have been forgotten since it began.
@@ -62,6 +73,12 @@ impl Registry {
             stopped = true;
         }
         stopped
+    }
+
+    /// Whether this process has heard that a job has ended.
+    pub fn has_ended(&self, job: &JobId) -> bool {
+        let known = self.known.lock().expect("no holder panics. This is a bug.");
+        known.signals.get(job).is_some_and(|signal| signal.get() == Some(JobEnd::Ended))
     }
 
     /// Forgets a job whose signal was set though it has not ended.
@@ -139,6 +156,20 @@ mod tests {
         assert!(!waiting.is_finished());
         drop(second);
         waiting.await.unwrap();
+    }
+
+    #[test]
+    fn that_a_job_shall_be_cancelled_is_forgotten_with_its_end() {
+        let registry = Registry::default();
+        let (in_flight, _) = registry.begin(&job("a"));
+        registry.end(&job("a"), JobEnd::Cancelled(protocol::event::CancelledBy::Client));
+        assert!(!registry.has_ended(&job("a")));
+        registry.end(&job("a"), JobEnd::Ended);
+        let later = registry.begin(&job("a")).0;
+        assert_eq!(later.end().get(), Some(JobEnd::Ended));
+        let cancelled = JobEnd::Cancelled(protocol::event::CancelledBy::Client);
+        assert_eq!(in_flight.end().get(), Some(cancelled), "what was in flight keeps its reason");
+        assert!(registry.has_ended(&job("a")));
     }
 
     #[test]

@@ -10,7 +10,8 @@ use std::time::Duration;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::Stream;
 
-use super::admission::{self, ADMISSION};
+use super::admission::ADMISSION;
+use super::line;
 use super::shutdown::{self, Shutdown};
 use crate::bus::Bus;
 use crate::bus::streams::ANY;
@@ -60,15 +61,15 @@ fn queues(bus: &Bus) -> Vec<(StreamName, Vec<Queue>)> {
             (StreamName::input_of(stage), vec![queue])
         })
         .collect();
-    let mut jobs = vec![Queue { consumer: ADMISSION.to_owned(), filter: subjects.jobs() }];
-    jobs.extend(PRIORITIES.map(|p| Queue { consumer: admission::queue_of(p), filter: subjects.all_waiting(p) }));
-    streams.push((StreamName::Jobs, jobs));
+    streams.push((StreamName::Jobs, vec![Queue { consumer: ADMISSION.to_owned(), filter: subjects.jobs() }]));
+    let line = PRIORITIES.map(|p| Queue { consumer: line::queue_of(p), filter: subjects.all_waiting(p) });
+    streams.push((StreamName::Line, line.into()));
     streams
 }
 
 /// Looks through one stream once: suspects go to `seen`, and those that were suspects for long enough are sent again.
 async fn look(bus: &Bus, stream: StreamName, queues: &[Queue], suspects: &Suspects, seen: &mut Suspects) {
-    let Ok(on) = bus.stream(stream).await else { return };
+    let on = bus.stream(stream).await;
     let mut floors = Vec::new();
     for Queue { consumer, filter } in queues {
         let Ok(info) = on.consumer_info(consumer).await else { continue };

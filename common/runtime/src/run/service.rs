@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::service::{Service, ServiceExt};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
-use crate::bus::{Bus, BusError, BusErrorKind};
+use crate::bus::{Bus, BusError, BusErrorKind, WorkQueue};
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::memory;
 use protocol::message::{ProbeReply, ProbeRequest};
@@ -138,7 +137,7 @@ pub async fn register(
     stage: StageName,
     info: &InstanceInfo,
     counters: &Arc<Counters>,
-    queues: Vec<PullConsumer>,
+    queues: Vec<WorkQueue>,
     probe: Option<Probe>,
 ) -> Result<Service, BusError> {
     let refused = |e: async_nats::Error| BusError::new(BusErrorKind::JetStream, format!("service {stage}: {e}"));
@@ -188,7 +187,7 @@ pub async fn register(
         loop {
             let mut depth = 0;
             for queue in &queues {
-                depth += queue.get_info().await.map_or(0, |info| info.num_pending);
+                depth += queue.consumer().get_info().await.map_or(0, |info| info.num_pending);
             }
             count.queue_depth.store(depth, Ordering::Relaxed);
             tokio::time::sleep(DEPTH_EVERY).await;

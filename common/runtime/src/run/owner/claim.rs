@@ -39,6 +39,7 @@ impl<O> Worker<'_, O> {
             return Err(Settled::Processed);
         }
         log.write_as(Encoding::of(&delivery.message.payload));
+        log.note_admitted();
         let token = fencing::token_of(&delivery);
         log.fence(token);
         if let Some(newer) = log.superseded() {

@@ -1,0 +1,163 @@
+//! How admitted jobs wait: in line by priority; workers take from the front.
+//!
+//! Each priority is a subject of its own on VIDI_LINE with its own consumer: higher first, first come first served within.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::join_all;
+use tokio::sync::Mutex;
+
+use super::inbox::Delivery;
+use super::shutdown::{self, Shutdown};
+use crate::bus::conditional::Conditional;
+use crate::bus::streams::MadeAt;
+use crate::bus::{Bus, BusError, BusErrorKind, WorkQueue};
+use crate::subject::{PRIORITIES, StreamName};
+use protocol::message::{JobId, JobRequest};
+
+/// Time within which a waiting job is found that no hint announced (its worker died).
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Time within which a broker that is there answers a look at a queue.
+const LOOK_WAIT: Duration = Duration::from_secs(2);
+/// Time between two counts of those who wait.
+const COUNT_EVERY: Duration = Duration::from_millis(500);
+
+/// Name of the queue of a priority.
+pub fn queue_of(priority: u8) -> String {
+    format!("priority-{priority}")
+}
+
+/// Jobs in line, as one worker sees them. Cheap to clone; all clones share it.
+#[derive(Clone)]
+pub struct Line {
+    bus: Bus,
+    queues: Vec<(u8, WorkQueue)>,
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+/// Count of those who wait.
+#[derive(Default)]
+struct Waiting {
+    /// Time of the count; none before the first one.
+    counted: Option<Instant>,
+    /// Jobs of each priority, in the order of [`PRIORITIES`].
+    jobs: Vec<u64>,
+}
+
+impl Line {
+    /// Opens the queues of all priorities.
+    ///
+    /// # Errors
+    /// When a queue cannot be set up.
+    pub async fn open(bus: &Bus) -> Result<Self, BusError> {
+        let mut queues = Vec::new();
+        for priority in PRIORITIES {
+            let filter = bus.subjects().all_waiting(priority);
+            let queue = bus.work_queue(StreamName::Line, &queue_of(priority), Some(filter)).await?;
+            queues.push((priority, queue));
+        }
+        Ok(Line { bus: bus.clone(), queues, waiting: Arc::default() })
+    }
+
+    /// Queues of all priorities.
+    pub fn queues(&self) -> Vec<WorkQueue> {
+        self.queues.iter().map(|(_, queue)| queue.clone()).collect()
+    }
+
+    /// Time when the line's stream was made: another one if the broker has lost it since.
+    ///
+    /// # Errors
+    /// When it is not there, or the broker does not answer.
+    pub async fn made_at(&self) -> Result<MadeAt, BusError> {
+        self.bus.made_at(StreamName::Line).await
+    }
+
+    /// Jobs that would be taken before a new one of this priority, which stands in line from now on. The broker is asked
+    /// every now and then; in between jobs are only added.
+    pub async fn ahead_of(&self, priority: u8) -> u64 {
+        let mut waiting = self.waiting.lock().await;
+        if waiting.counted.is_none_or(|counted| counted.elapsed() >= COUNT_EVERY) {
+            let pending = |queue: &WorkQueue| {
+                let queue = queue.clone();
+                async move { queue.consumer().get_info().await.map_or(0, |info| info.num_pending) }
+            };
+            waiting.jobs = join_all(self.queues.iter().map(|(_, queue)| pending(queue))).await;
+            waiting.counted = Some(Instant::now());
+        }
+        let mut ahead = 0;
+        for ((of, _), jobs) in self.queues.iter().zip(&mut waiting.jobs) {
+            ahead += if *of >= priority { *jobs } else { 0 };
+            *jobs += u64::from(*of == priority);
+        }
+        ahead
+    }
+
+    /// Whether a job stands in line, or is in flight.
+    pub async fn holds(&self, job: &JobId) -> bool {
+        let look = PRIORITIES.map(|priority| async move {
+            self.bus.last_on(StreamName::Line, &self.bus.subjects().waiting(priority, job)).await.is_some()
+        });
+        join_all(look).await.contains(&true)
+    }
+
+    /// Puts a job in line, once however often: its place is taken only if it does not stand there. `admission` tells this
+    /// admission of the id from every other.
+    pub async fn put(&self, request: &JobRequest, admission: u64, headers: HeaderMap, body: Bytes) {
+        let subject = self.bus.subjects().waiting(request.priority, &request.job);
+        let id = format!("{}/waiting/{admission}", request.job);
+        // Refused means that it stands there.
+        let _ = self.bus.store_behind(&Conditional { subject, id, headers, behind: 0, body }).await;
+    }
+
+    /// Waits for the job at the front; none once `shutdown`.
+    ///
+    /// # Errors
+    /// When the broker refuses the subscription that announces jobs.
+    pub async fn next(&self, shutdown: &mut Shutdown) -> Result<Option<Delivery>, BusError> {
+        let hints = format!("{}.*.*", self.bus.subjects().jobs());
+        let mut hints = self
+            .bus
+            .client()
+            .subscribe(hints)
+            .await
+            .map_err(|e| BusError::new(BusErrorKind::JetStream, format!("waiting jobs: {e}")))?;
+        loop {
+            for (_, queue) in &self.queues {
+                if *shutdown.borrow() {
+                    return Ok(None);
+                }
+                if let Some(delivery) = self.look(queue).await {
+                    return Ok(Some(delivery));
+                }
+            }
+            tokio::select! {
+                _ = hints.next() => {}
+                _ = tokio::time::sleep(LOOK_EVERY) => {}
+                () = shutdown::begun(shutdown) => return Ok(None),
+            }
+        }
+    }
+
+    /// First job of a queue, if there is one now. A queue that is gone is made again.
+    async fn look(&self, queue: &WorkQueue) -> Option<Delivery> {
+        let look = async { queue.consumer().fetch().max_messages(1).messages().await.ok()?.next().await };
+        // Without a limit, a look that a dying broker never answers would be the last one.
+        match tokio::time::timeout(LOOK_WAIT, look).await {
+            Ok(Some(Ok(message))) => Delivery::new(&self.bus, message),
+            Ok(Some(Err(error))) => {
+                tracing::debug!(%error, "look at a queue not answered");
+                queue.restore(&self.bus).await;
+                None
+            }
+            Ok(None) => None,
+            Err(_) => {
+                queue.restore(&self.bus).await;
+                None
+            }
+        }
+    }
+}

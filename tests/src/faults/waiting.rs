@@ -1,0 +1,213 @@
+//! Jobs that wait: more requests than the broker holds, cancelled before they are admitted, and for longer than they may.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
+use deploy::client;
+use protocol::error::{ErrorKind, StageName};
+use protocol::event::{CancelledBy, Event};
+use protocol::message::{JobId, JobRequest};
+use protocol::wire;
+
+use super::ends::{cancel_in, cancelled_by, endless};
+use super::load::{self, Load, setup};
+use super::{Case, Row, Scale, Seen};
+use crate::harness::{Rig, signal, terminal};
+
+/// Bytes of a request that the broker holds a few hundred of, and that is larger than a request may be.
+const TOO_LARGE: usize = 240_000;
+/// Bytes of a request that may be as large as it is.
+const LARGE: usize = 31 << 10;
+
+/// A request about a file that is not there, whose question has so many bytes.
+fn padded(name: &str, bytes: usize) -> anyhow::Result<JobRequest> {
+    Ok(JobRequest::new(JobId::new(name)?, "/nowhere.mp4", "x".repeat(bytes)))
+}
+
+/// Publishes requests until the broker takes no more of them; those that it took.
+async fn fill(rig: &Rig, name: &str, bytes: usize) -> anyhow::Result<Vec<JobRequest>> {
+    let js = async_nats::jetstream::new(rig.bus.client().clone());
+    let mut taken = Vec::new();
+    loop {
+        let request = padded(&format!("{name}-{}", taken.len()), bytes)?;
+        let body = Bytes::from(wire::encode(&request));
+        match js.publish(rig.bus.subjects().jobs(), body).await?.await {
+            Ok(_) => taken.push(request),
+            Err(error) if taken.is_empty() => bail!("the broker takes none: {error}"),
+            Err(_) => return Ok(taken),
+        }
+    }
+}
+
+/// Requests until the broker takes no more, while no worker admits any: too large ones, then ones that may be so large.
+pub async fn flood(scale: &Scale) -> Row {
+    let expected = "too large ones fail by name; a job is answered seconds later; every job has one end";
+    let case = Case { name: "more requests than the broker holds".to_owned(), expected, bound_s: scale.bound(10.0) };
+    case.run(async {
+        let rig = Rig::start(setup(scale)).await?;
+        let load = Load::new(&rig).await?;
+        let owner = *rig.pids(StageName::Llm).first().context("no stage-llm")?;
+        let mut slowest: f64 = 0.0;
+        let mut counts = Vec::new();
+        for (name, bytes, kind) in
+            [("huge", TOO_LARGE, ErrorKind::BadRequest), ("large", LARGE, ErrorKind::MediaNotFound)]
+        {
+            signal(owner, "STOP")?;
+            let filled = fill(&rig, name, bytes).await;
+            signal(owner, "CONT")?;
+            let filled = filled?;
+            let started = Instant::now();
+            // Before all others in line, as soon as the broker takes a request again.
+            let urgent = JobRequest { priority: 9, ..load.request(&format!("after-{name}"), 0) };
+            load::submit(&rig.bus, &urgent).await?;
+            rig.events(&urgent.job).await?;
+            slowest = slowest.max(started.elapsed().as_secs_f64());
+            for request in &filled {
+                let end = rig.events(&request.job).await?;
+                let Some(Event::Failed { error }) = end.last().map(|e| &e.event) else { bail!("{end:?}") };
+                ensure!(error.kind == kind, "{}: {error:?}", request.job);
+                terminal(&load::log_of(&rig.bus, &request.job).await)?;
+            }
+            load.check(&rig, &[urgent]).await?;
+            counts.push(format!("{} of {bytes} bytes", filled.len()));
+        }
+        let injected = format!("{} while stage-llm was stopped", counts.join(", then "));
+        Ok(Seen { injected, observed: format!("answered after {slowest:.1} s, one end each"), seconds: Some(slowest) })
+    })
+    .await
+}
+
+/// Cancels of jobs that are not admitted yet; stage-llm is killed in between.
+pub async fn cancel_before_admission(scale: &Scale) -> Row {
+    let jobs = scale.jobs * 10;
+    let expected = "cancelled within a second each, also where stage-llm is killed before it admits them; one end each";
+    let name = "cancel of jobs that are not admitted".to_owned();
+    let case = Case { name, expected, bound_s: scale.bound(1.5) };
+    case.run(async {
+        let rig = Rig::start(setup(scale)).await?;
+        let load = Load::new(&rig).await?;
+        let owner = *rig.pids(StageName::Llm).first().context("no stage-llm")?;
+        let working = endless(&rig, "working")?;
+        client::submit(&rig.bus, &working).await?;
+        load::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
+        signal(owner, "STOP")?;
+        let requests =
+            (0..jobs).map(|i| endless(&rig, &format!("queued-{i}"))).collect::<anyhow::Result<Vec<JobRequest>>>();
+        let requests = requests?;
+        for request in &requests {
+            client::submit(&rig.bus, request).await?;
+        }
+        // The last ones: one cancelled while stage-llm stands still, so that others write it down; one as it goes on.
+        let [.., late, last] = requests.as_slice() else { bail!("too few jobs") };
+        let by_others = cancel_in(&rig, late).await;
+        signal(owner, "CONT")?;
+        let slowest = cancel_in(&rig, last).await?.max(by_others?);
+        signal(owner, "KILL")?;
+        rig.wait_ready().await?;
+        for request in std::iter::once(&working).chain(&requests) {
+            client::cancel(&rig.bus, &request.job).await?;
+        }
+        for request in std::iter::once(&working).chain(&requests) {
+            rig.events(&request.job).await?;
+            let events = load::log_of(&rig.bus, &request.job).await;
+            ensure!(cancelled_by(&events)? == CancelledBy::Client, "{}", request.job);
+        }
+        let after = load.submit(&rig.bus, "after", 2).await?;
+        load.check(&rig, &after).await?;
+        let injected = format!("{jobs} jobs submitted while stage-llm was stopped; cancels; stage-llm killed");
+        let observed = format!("all cancelled once; the last two in line within {:.2} s", slowest.as_secs_f64());
+        Ok(Seen { injected, observed, seconds: Some(slowest.as_secs_f64()) })
+    })
+    .await
+}
+
+/// Cancel of a job whose owner waits for a probe that nobody answers.
+pub async fn cancel_in_a_probe(scale: &Scale) -> Row {
+    let expected = "cancelled within a second, and the next job begins at once";
+    let case = Case { name: "cancel of a job in a probe".to_owned(), expected, bound_s: scale.bound(1.5) };
+    case.run(async {
+        let rig = Rig::start(setup(scale)).await?;
+        let load = Load::new(&rig).await?;
+        let decode = *rig.pids(StageName::Decode).first().context("no stage-decode")?;
+        signal(decode, "STOP")?;
+        let probing = load.request("probing", 0);
+        client::submit(&rig.bus, &probing).await?;
+        load::wait_for(&rig, &probing.job, |e| matches!(e, Event::Queued { .. })).await?;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let cancelled = cancel_in(&rig, &probing).await;
+        signal(decode, "CONT")?;
+        let mut slowest = cancelled?;
+        let begun = Instant::now();
+        let next = load.submit(&rig.bus, "next", 1).await?;
+        load::wait_for(&rig, &next[0].job, |e| matches!(e, Event::Planned { .. })).await?;
+        slowest = slowest.max(begun.elapsed());
+        load.check(&rig, &next).await?;
+        let injected = "stage-decode stopped, a job cancelled while its owner waited for it".to_owned();
+        let observed = format!("cancelled, the next planned; slowest {:.2} s", slowest.as_secs_f64());
+        Ok(Seen { injected, observed, seconds: Some(slowest.as_secs_f64()) })
+    })
+    .await
+}
+
+/// Jobs that wait for longer than events are kept, ids that are used again, and a wait that is too long.
+pub async fn ages(scale: &Scale) -> Row {
+    let expected = "events without a gap from 0 on; an id is answered again once its events are gone; a job that waits too long fails";
+    let case = Case { name: "ids and the age of events".to_owned(), expected, bound_s: scale.bound(60.0) };
+    case.run(async {
+        let mut setup = setup(scale);
+        setup.set.extend(["bus.event_age_s=2".to_owned(), "bus.job_age_s=9".to_owned()]);
+        let mut rig = Rig::start(setup).await?;
+        let clip = rig.media().join("short.mp4");
+        crate::harness::video(&clip, 2)?;
+        let short = |name: &str| -> anyhow::Result<JobRequest> {
+            Ok(JobRequest { max_new_tokens: 8, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
+        };
+        // In line for longer than events are kept.
+        let working = endless(&rig, "working")?;
+        client::submit(&rig.bus, &working).await?;
+        load::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
+        let waiting = short("waiting")?;
+        client::submit(&rig.bus, &waiting).await?;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        cancel_in(&rig, &working).await?;
+        let answer = load::result(&rig.answer(&waiting).await?)?.token_ids.clone();
+        // The id again: after an answer, and after a cancel and a restart of the broker.
+        for again in ["an answer", "a cancel"] {
+            gone(&rig, &waiting.job).await?;
+            let events = rig.answer(&waiting).await?;
+            ensure!(load::result(&events)?.token_ids == answer, "after {again}: another answer");
+            if again == "an answer" {
+                gone(&rig, &waiting.job).await?;
+                client::submit(&rig.bus, &JobRequest { max_new_tokens: 8192, ..waiting.clone() }).await?;
+                load::wait_for(&rig, &waiting.job, |e| matches!(e, Event::Planned { .. })).await?;
+                client::cancel(&rig.bus, &waiting.job).await?;
+                cancelled_by(&rig.events(&waiting.job).await?)?;
+                rig.restart_broker().await?;
+            }
+        }
+        // In line for longer than a job may wait.
+        let working = endless(&rig, "working-on")?;
+        client::submit(&rig.bus, &working).await?;
+        load::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
+        let late = short("late")?;
+        let end = rig.answer(&late).await?;
+        let Event::Failed { error } = terminal(&end)? else { bail!("{end:?}") };
+        ensure!(error.kind == ErrorKind::Deadline && error.hint.contains("job_age_s"), "{error:?}");
+        cancel_in(&rig, &working).await?;
+        load::empty(&rig).await?;
+        let injected = "events kept for 2 s; jobs 5 and 9 s in line; one id four times, the broker restarted".to_owned();
+        Ok(Seen { injected, observed: "gapless, answered each time, failed as deadline".to_owned(), seconds: None })
+    })
+    .await
+}
+
+/// Waits until no event of a job is kept any more.
+async fn gone(rig: &Rig, job: &JobId) -> anyhow::Result<()> {
+    let until = Instant::now() + Duration::from_secs(30);
+    while !load::log_of(&rig.bus, job).await.is_empty() {
+        ensure!(Instant::now() < until, "the events of {job} are still there; {}", load::tail(rig));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
