@@ -3,7 +3,9 @@
 //! In reading order: this file (the job from its submission to its end), [`progress`] (what is shown meanwhile), [`outcome`]
 //! (how its end is shown).
 
-use protocol::event::{Event, JobResult};
+use std::time::Duration;
+
+use protocol::event::{Event, JobEvent, JobResult};
 use protocol::message::JobRequest;
 use runtime::bus::Bus;
 use runtime::process::{Exit, Fatal};
@@ -14,6 +16,9 @@ pub mod outcome;
 pub mod progress;
 
 use progress::Progress;
+
+/// Time without any event after which a job is submitted again.
+const SUBMIT_AGAIN: Duration = Duration::from_secs(5);
 
 /// Form in which a job's progress and end are shown.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,8 +38,9 @@ pub async fn ask(bus: &Bus, request: &JobRequest, style: Style) -> Result<JobRes
     let mut events = Events::new(bus, &request.job);
     client::submit(bus, request).await.map_err(other)?;
     let mut progress = Progress::new(style);
+    let mut next = first(bus, request, &mut events).await.map_err(other)?;
     loop {
-        match events.next().await.map_err(other)?.event {
+        match next.event {
             Event::Result(result) => {
                 progress.clear();
                 outcome::print(request, &result, style);
@@ -49,6 +55,22 @@ pub async fn ask(bus: &Bus, request: &JobRequest, style: Style) -> Result<JobRes
                 return Err(outcome::cancelled(request, by, &stages_stopped, ms, style));
             }
             event => progress.show(&event),
+        }
+        next = events.next().await.map_err(other)?;
+    }
+}
+
+/// The first event. While there is none the job is submitted again: a broker may have lost it before a worker admitted it,
+/// and the same id is the same job.
+async fn first(bus: &Bus, request: &JobRequest, events: &mut Events) -> anyhow::Result<JobEvent> {
+    loop {
+        match tokio::time::timeout(SUBMIT_AGAIN, events.next()).await {
+            Ok(event) => return event,
+            Err(_) => {
+                if let Err(error) = client::submit(bus, request).await {
+                    tracing::debug!(%error, "submitting again failed, retrying");
+                }
+            }
         }
     }
 }

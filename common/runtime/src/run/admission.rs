@@ -12,6 +12,7 @@ use super::dead::bury;
 use super::inbox::{Delivery, Inbox};
 use super::line::Line;
 use super::losses::Roll;
+use super::registry::Registry;
 use super::shutdown::Shutdown;
 use crate::bus::events::{EventLog, now_ms};
 use crate::bus::{Bus, BusError, headers};
@@ -34,16 +35,23 @@ struct Admission {
     bus: Bus,
     line: Line,
     roll: Roll,
+    registry: Registry,
 }
 
-/// Admits jobs until `shutdown`, and enters them in the `roll`.
+/// Admits jobs until `shutdown`, and enters them in the `roll`; `registry` knows which have ended.
 ///
 /// # Errors
 /// When the queue cannot be set up.
-pub async fn start(bus: &Bus, line: Line, roll: Roll, shutdown: Shutdown) -> Result<(), BusError> {
+pub async fn start(
+    bus: &Bus,
+    line: Line,
+    roll: Roll,
+    registry: Registry,
+    shutdown: Shutdown,
+) -> Result<(), BusError> {
     let queue = bus.work_queue(StreamName::Jobs, ADMISSION, Some(bus.subjects().jobs())).await?;
     let mut inbox = Inbox::start(bus, queue, shutdown);
-    let admission = Admission { bus: bus.clone(), line, roll };
+    let admission = Admission { bus: bus.clone(), line, roll, registry };
     tokio::spawn(async move {
         while let Some(delivery) = inbox.next().await {
             // In a task of its own, so that a panic costs one request and not all that follow.
@@ -53,7 +61,8 @@ pub async fn start(bus: &Bus, line: Line, roll: Roll, shutdown: Shutdown) -> Res
                 delivery
             });
             match admitted.await {
-                Ok(delivery) => delivery.done().await,
+                // The next one need not wait for the broker's word.
+                Ok(delivery) => drop(tokio::spawn(delivery.done())),
                 Err(panicked) => {
                     tracing::error!(%panicked, "admission panicked, the request comes again. This is a bug.")
                 }
@@ -105,8 +114,9 @@ impl Admission {
         with.insert(SUBMITTED, delivery.stored_ms.to_string().as_str());
         self.roll.enter(&request.job, Encoding::of(&delivery.message.payload));
         self.line.put(&request, delivery.sequence, with, delivery.message.payload.clone()).await;
-        // Ended meanwhile (cancelled, say), its clearing up came before what was just queued.
-        if EventLog::open(bus, &request.job).await.ended().is_some() {
+        // Ended meanwhile (cancelled, say), its clearing up came before what was just queued. Whoever takes it drops it; this
+        // spares the line.
+        if self.registry.has_ended(&request.job) {
             bus.purge_subject(StreamName::Line, bus.subjects().waiting_anywhere(&request.job)).await;
         }
     }

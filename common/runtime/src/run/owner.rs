@@ -54,8 +54,8 @@ where
     let listener = Listener::start(&bus, StageName::Llm, shutdown).await?;
     let line = Line::open(&bus).await?;
     let roll = Roll::default();
-    admission::start(&bus, line.clone(), roll.clone(), listener.shutdown()).await?;
     let registry = listener.registry().clone();
+    admission::start(&bus, line.clone(), roll.clone(), registry.clone(), listener.shutdown()).await?;
     tokio::spawn(losses::watch(bus.clone(), line.clone(), roll, registry, listener.shutdown()));
     tokio::spawn(expire(bus.clone(), listener.shutdown()));
     tokio::spawn(deadlines::watch(bus.clone(), listener.shutdown()));
