@@ -1,9 +1,8 @@
 //! Broker and stages together, for as long as the process that started them needs them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use config::Config;
 use protocol::error::StageName;
 use runtime::bus::{Bus, BusError, Role};
@@ -13,6 +12,7 @@ use super::broker::{self, Broker};
 use super::budgets;
 use super::idle::Idle;
 use super::in_process::InProcess;
+use super::merged::Merged;
 use super::supervisor::{Logs, Supervisor};
 use crate::client;
 
@@ -46,12 +46,15 @@ impl Stages {
 /// A running broker, unless the configuration names one, and its running stages.
 pub struct Pipeline {
     stages: Stages,
+    /// What the stages read when they start, and when they start again.
+    merged: Merged,
     broker: Option<Broker>,
     bus: Bus,
 }
 
 impl Pipeline {
-    /// Starts what is missing: a broker if `config` names none, and the stages. Files go below `dir`.
+    /// Starts what is missing: a broker if `config` names none, and the stages. Files go below `dir`, which is this
+    /// pipeline's alone.
     ///
     /// # Errors
     /// What does not start, and why.
@@ -72,7 +75,7 @@ impl Pipeline {
         } else {
             None
         };
-        let file = write_merged(&config, dir).map_err(other)?;
+        let merged = Merged::write(&config, dir).map_err(other)?;
         let connect = async || {
             let bus = Bus::connect(&config.bus, Role::Operator, Duration::from_secs(10)).await?;
             bus.ensure_streams().await?;
@@ -81,7 +84,7 @@ impl Pipeline {
         let (stages, bus) = match layout {
             Layout::Processes(logs) => {
                 // Before the broker is asked: the stages load while it makes the streams.
-                let supervisor = Supervisor::start(&file, replicas, logs);
+                let supervisor = Supervisor::start(merged.path(), replicas, logs);
                 let bus = connect().await?;
                 let after = config.up.idle_unload_s;
                 let after = (after > 0.0).then(|| Duration::from_secs_f64(after));
@@ -93,7 +96,7 @@ impl Pipeline {
                 (Stages::OneProcess(stages), connect().await?)
             }
         };
-        Ok(Pipeline { stages, broker, bus })
+        Ok(Pipeline { stages, merged, broker, bus })
     }
 
     /// A connection to its broker in the operator's role.
@@ -149,17 +152,7 @@ impl Pipeline {
             }
             Stages::OneProcess(s) => s.drain().await,
         }
+        drop(self.merged);
         drop(self.broker);
     }
-}
-
-/// Writes the merged configuration that the stages read, for this user alone: it may hold a password.
-fn write_merged(config: &Config, dir: &Path) -> anyhow::Result<PathBuf> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
-    let path = dir.join("stages.toml");
-    let mut file = std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
-    file.write_all(config.to_toml().as_bytes()).with_context(|| format!("{}", path.display()))?;
-    Ok(path)
 }

@@ -15,7 +15,7 @@ use crate::cli::Up;
 /// When they do not start, or one is lost for good.
 pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
     let wrong = |e: anyhow::Error| Fatal(Exit::Usage, format!("{e:#}"));
-    note::refuse_second().map_err(wrong)?;
+    let _own = note::own_state().await.map_err(wrong)?;
     use_model(config, up.model)?;
     warn_of_random_weights(config);
     for root in up.media_roots {
