@@ -5,6 +5,12 @@
 //! [`pipeline`] (the stages in one process), [`parity`] (the stages against the oracle), [`faults`] (the fault suite),
 //! [`gpu`] (measurements at full size on a GPU machine).
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for developers: what it prints is read by who started it"
+)]
+
 pub mod delivery;
 pub mod dice;
 pub mod faults;

@@ -67,10 +67,19 @@ impl Place {
     /// # Errors
     /// If it cannot be started.
     pub fn up(&self, name: &str, args: &[&str]) -> anyhow::Result<Own> {
+        self.up_with(name, args, None)
+    }
+
+    /// [`up`](Self::up) with standard error elsewhere.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn up_with(&self, name: &str, args: &[&str], stderr: Option<Stdio>) -> anyhow::Result<Own> {
         let log = self.dir.path().join(format!("{name}.log"));
         let file = std::fs::File::create(&log)?;
         let mut command = self.command(args)?;
-        command.arg("up").arg("--media-root").arg(self.media()).stdout(file.try_clone()?).stderr(file);
+        command.arg("up").arg("--media-root").arg(self.media()).stdout(file.try_clone()?);
+        command.stderr(stderr.unwrap_or_else(|| file.into()));
         Ok(Own { child: command.spawn()?, log, state: self.state() })
     }
 

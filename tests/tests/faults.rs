@@ -1,5 +1,11 @@
 //! Fault suite at a size for CI; `cargo run -p tests --bin faults` runs it at full size and writes tests/FAULTS.md.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for developers: what it prints is read by who started it"
+)]
+
 use std::sync::LazyLock;
 
 use tests::faults::{Row, Scale, broker, ends, flow, killed, messages, supervisor};

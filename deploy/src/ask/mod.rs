@@ -37,7 +37,7 @@ pub async fn ask(bus: &Bus, request: &JobRequest, style: Style) -> Result<JobRes
         match events.next().await.map_err(other)?.event {
             Event::Result(result) => {
                 progress.clear();
-                outcome::print(request, &result, style);
+                outcome::print(request, &result, style)?;
                 return Ok(*result);
             }
             Event::Failed { error } => {

@@ -1,6 +1,12 @@
 //! Throughput of one stage that only forwards, beside plain publish and subscribe of the same bytes on the same broker, in
 //! one run: `bus_throughput [MESSAGES] [BYTES]`.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for developers: what it prints is read by who started it"
+)]
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};

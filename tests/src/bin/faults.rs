@@ -1,5 +1,11 @@
 //! Fault suite at full size: `cargo run -p tests --bin faults`.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for developers: what it prints is read by who started it"
+)]
+
 use std::path::PathBuf;
 
 use clap::Parser;

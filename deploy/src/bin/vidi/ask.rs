@@ -12,6 +12,7 @@ use protocol::error::StageName;
 use protocol::message::{JobId, JobRequest};
 use runtime::bus::{Bus, Role};
 use runtime::process::{Exit, Fatal, on_signal};
+use runtime::remark;
 
 use crate::cli::Ask;
 use crate::running::{broker_trouble, connect};
@@ -43,7 +44,7 @@ pub async fn ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
     }
     use_model(config, ask.model)?;
     if let Some(warning) = config.model.warning() {
-        eprintln!("warning: {warning}");
+        remark!("warning: {warning}");
     }
     if let Some(parent) = local.as_deref().and_then(Path::parent) {
         config.decode.media_roots.push(parent.to_owned());

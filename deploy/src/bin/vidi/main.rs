@@ -11,23 +11,25 @@ mod up;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use config::Config;
 use deploy::recording;
 use deploy::up::{profile, stages, supervisor};
 use protocol::control::Verb;
 use runtime::bus::Role;
-use runtime::process::{Exit, Fatal, on_signal, runtime, warn_of_random_weights};
-use runtime::telemetry;
+use runtime::process::{Exit, Fatal, command_line, on_signal, runtime, warn_of_random_weights};
+use runtime::{answer, remark, telemetry};
 
 use cli::{Cli, Command, ConfigAction};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match command_line::<Cli>() {
+        Ok(cli) => cli,
+        Err(exit) => return exit,
+    };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Fatal(exit, text)) => {
-            eprintln!("error: {text}");
+            remark!("error: {text}");
             exit.into()
         }
     }
@@ -88,9 +90,6 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             recording::command::replay(&running::connect(&config, Role::Operator).await?, args).await
         }),
         Command::Recording(action) => recording::command::recording(action),
-        Command::Config { action: ConfigAction::Print } => {
-            print!("{}", config.shown().to_toml());
-            Ok(())
-        }
+        Command::Config { action: ConfigAction::Print } => Ok(answer!("{}", config.shown().to_toml().trim_end())?),
     }
 }
