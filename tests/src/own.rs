@@ -32,7 +32,14 @@ impl Place {
     /// # Errors
     /// The file system's.
     pub fn new(broker: Option<PathBuf>) -> anyhow::Result<Self> {
-        let dir = tempfile::tempdir()?;
+        Place::within(tempfile::tempdir()?, broker)
+    }
+
+    /// [`new`](Self::new) in a directory that is there.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn within(dir: tempfile::TempDir, broker: Option<PathBuf>) -> anyhow::Result<Self> {
         std::fs::create_dir(dir.path().join("media"))?;
         Ok(Place { dir, broker })
     }

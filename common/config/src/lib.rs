@@ -59,6 +59,8 @@ impl Config {
         need(self.bus.ack_wait_s >= 0.5, "bus.ack_wait_s is at least 0.5")?;
         need(self.bus.max_deliver >= 1, "bus.max_deliver is at least 1")?;
         need(self.bus.stream_bytes >= 4 << 20, "bus.stream_bytes is at least 4 MiB")?;
+        need(self.bus.token_bytes >= 1, "bus.token_bytes is at least 1")?;
+        need(self.bus.queue_bytes >= 1 << 20, "bus.queue_bytes is at least 1 MiB")?;
         need(self.bus.message_bytes >= 64 << 10, "bus.message_bytes is at least 64 KiB")?;
         need(self.up.idle_unload_s >= 0.0, "up.idle_unload_s is at least 0")?;
         let device = self.compute.device.as_str();

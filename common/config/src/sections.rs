@@ -43,10 +43,14 @@ pub struct BusConfig {
     /// Seconds without a heartbeat of a job's work after which what is missing is asked for once more; after as many
     /// again the job fails as `worker_lost`.
     pub worker_patience_s: f64,
-    /// Bytes that each stream of the data path (frames, audio, features) may hold; a full one slows its producer.
+    /// Bytes that each stream of the data path (frames, audio, features) may hold; a full one slows its producer. This and
+    /// the next two are made smaller where `vidi up`, `ask` or `bench` start a broker on a disk with less room.
     pub stream_bytes: i64,
     /// Bytes that the token stream may hold: the tokens of all jobs in work.
     pub token_bytes: i64,
+    /// Bytes that each of the other streams may hold at most: jobs (64 MiB), requests to decode (64 MiB), events (256 MiB),
+    /// unusable messages (256 MiB), reservations of capacity (16 MiB).
+    pub queue_bytes: i64,
     /// Seconds that events stay readable.
     pub event_age_s: u64,
     /// Bytes that a message is aimed at; the server's `max_payload` bounds it.
@@ -71,6 +75,7 @@ impl Default for BusConfig {
             worker_patience_s: 60.0,
             stream_bytes: 256 << 20,
             token_bytes: 4 << 30,
+            queue_bytes: 256 << 20,
             event_age_s: 3600,
             message_bytes: 4 << 20,
         }

@@ -17,6 +17,8 @@ const START_WAIT: Duration = Duration::from_secs(10);
 const STORE_WAIT: Duration = Duration::from_secs(10);
 /// Name of the server's log in its directory.
 const LOG: &str = "nats.log";
+/// Directory of the streams, in that of the broker.
+pub const STORE: &str = "jetstream";
 /// End of the name of the file in which a server says on which ports it listens.
 const PORTS: &str = ".ports";
 /// `max_payload` of our own broker, as in deploy/nats.conf.
@@ -155,7 +157,7 @@ fn write_config(dir: &Path, options: &Options) -> anyhow::Result<PathBuf> {
     let text = format!(
         "host: 127.0.0.1\nmax_payload: {}\njetstream {{ store_dir: {:?}{store} }}\n",
         options.max_payload,
-        dir.join("jetstream"),
+        dir.join(STORE),
     );
     private::write(&config, text.as_bytes())?;
     Ok(config)

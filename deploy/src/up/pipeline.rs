@@ -13,11 +13,15 @@ use super::budgets;
 use super::idle::Idle;
 use super::in_process::InProcess;
 use super::merged::Merged;
+use super::room::Room;
 use super::supervisor::{Logs, Supervisor};
 use crate::client;
 
 /// All stages are ready within this time, a large checkpoint on a slow disk included.
 const READY_WAIT: Duration = Duration::from_secs(600);
+
+/// More bytes than any disk has, and than streams reserve.
+const UNLIMITED: u64 = 1 << 50;
 
 /// Which processes the stages run in.
 #[derive(Clone, Debug)]
@@ -50,6 +54,8 @@ pub struct Pipeline {
     merged: Merged,
     broker: Option<Broker>,
     bus: Bus,
+    /// What of the streams had to be made smaller.
+    fitted: Option<String>,
 }
 
 impl Pipeline {
@@ -68,13 +74,22 @@ impl Pipeline {
         let other = |e: anyhow::Error| Fatal(Exit::Broker, format!("{e:#}"));
         let mut config = config.clone();
         budgets::divide(&mut config, replicas)?;
-        let broker = if config.bus.url.is_empty() {
-            let broker = Broker::start(&dir.join("broker"), broker).await.map_err(other)?;
+        std::fs::create_dir_all(dir).map_err(|e| other(anyhow::anyhow!("{}: {e}", dir.display())))?;
+        let (mut own, mut fitted) = (None, None);
+        if config.bus.url.is_empty() {
+            let (home, store) = (dir.join("broker"), dir.join("broker").join(broker::STORE));
+            let room = Room::of(dir, &store).map_err(other)?;
+            fitted = room.fit(&mut config.bus).map_err(|text| Fatal(Exit::Broker, text))?;
+            if let Some(smaller) = &fitted {
+                tracing::warn!("{smaller}");
+            }
+            // The streams fit the room: the server's own limit would refuse those that are there when others fill the disk.
+            let limit = broker.max_file_store.or(Some(UNLIMITED));
+            let options = broker::Options { max_file_store: limit, ..broker.clone() };
+            let broker = Broker::start(&home, &options).await.map_err(other)?;
             config.bus.url = broker.url().to_owned();
-            Some(broker)
-        } else {
-            None
-        };
+            own = Some(broker);
+        }
         let merged = Merged::write(&config, dir).map_err(other)?;
         let connect = async || {
             let bus = Bus::connect(&config.bus, Role::Operator, Duration::from_secs(10)).await?;
@@ -96,12 +111,17 @@ impl Pipeline {
                 (Stages::OneProcess(stages), connect().await?)
             }
         };
-        Ok(Pipeline { stages, merged, broker, bus })
+        Ok(Pipeline { stages, merged, broker: own, bus, fitted })
     }
 
     /// A connection to its broker in the operator's role.
     pub fn bus(&self) -> &Bus {
         &self.bus
+    }
+
+    /// What of its streams had to be made smaller than configured, and why.
+    pub fn fitted(&self) -> Option<&str> {
+        self.fitted.as_deref()
     }
 
     /// Waits until every stage has its model loaded and listens.

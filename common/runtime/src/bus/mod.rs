@@ -1,7 +1,7 @@
 //! The broker: connection, streams and consumers, reliable publishing, and each job's event log.
 //!
 //! In reading order: `error` (why a broker cannot be used), `handle` (a connection and publishing), `role` and
-//! `connect` (who a process is to the broker), `headers` (what stands beside a body), [`streams`] (what exists on the server), [`follow`]
+//! `connect` (who a process is to the broker), `headers` (what stands beside a body), [`size`] and [`streams`] (what exists on the server), [`follow`]
 //! (reading a subject for as long as it takes), `conditional` (writing behind a known message), [`events`] (what a client hears), [`capacity`] (whose tokens fit the
 //! token stream).
 
@@ -14,6 +14,7 @@ pub mod follow;
 mod handle;
 mod headers;
 mod role;
+pub mod size;
 pub mod streams;
 
 pub use error::{BusError, BusErrorKind};

@@ -11,7 +11,9 @@ use futures::TryStreamExt;
 
 use super::error::{BusError, BusErrorKind};
 use super::handle::Bus;
+use super::size::{all_bytes, stream_bytes};
 use crate::subject::StreamName;
+use protocol::bytes::Bytes;
 use protocol::error::StageName;
 use protocol::message::JobId;
 
@@ -21,14 +23,6 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 const JOB_DUPLICATE_WINDOW: Duration = Duration::from_secs(3600);
 /// Nothing stays longer, whoever forgot it.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
-/// Bytes of jobs that may wait.
-const JOB_BYTES: i64 = 64 << 20;
-/// Bytes of events of all jobs; the oldest go first.
-const EVENT_BYTES: i64 = 256 << 20;
-/// Bytes of unusable messages kept for an operator; the oldest go first.
-const DEAD_BYTES: i64 = 256 << 20;
-/// Bytes of the ledger of the token stream's capacity: one message, replaced by every newer one.
-const CAPACITY_BYTES: i64 = 16 << 20;
 /// Times that a stream which another may be making at the same time is asked for before that is no excuse any more.
 const RACE_TRIES: usize = 25;
 /// Every subject of a stream.
@@ -52,10 +46,16 @@ impl Bus {
         for name in StreamName::ALL {
             let config = self.stream_config(name);
             let stream = config.name.clone();
+            let own = Bytes(stream_bytes(name, self.config()).max(0).unsigned_abs());
             self.ensure_stream(config).await.map_err(|e| {
+                let all = Bytes(all_bytes(self.config()));
                 BusError::new(
                     BusErrorKind::JetStream,
-                    format!("stream {stream}: {e}; the broker needs JetStream (nats-server -js) with storage for it"),
+                    format!(
+                        "stream {stream} ({own} of the {all} of all streams): {e}; the broker needs JetStream (nats-server -js) \
+                         with that much storage (max_file_store, and room in store_dir), or smaller streams (bus.token_bytes, \
+                         bus.stream_bytes, bus.queue_bytes)"
+                    ),
                 )
             })?;
         }
@@ -102,18 +102,15 @@ impl Bus {
 
     fn stream_config(&self, name: StreamName) -> Config {
         let c = self.config();
-        let (retention, discard, max_bytes, max_age) = match name {
-            StreamName::Jobs => (RetentionPolicy::WorkQueue, DiscardPolicy::New, JOB_BYTES, MAX_AGE),
-            StreamName::Decode => (RetentionPolicy::WorkQueue, DiscardPolicy::New, JOB_BYTES, MAX_AGE),
+        let (retention, discard, max_age) = match name {
+            StreamName::Jobs | StreamName::Decode => (RetentionPolicy::WorkQueue, DiscardPolicy::New, MAX_AGE),
             StreamName::Frames | StreamName::Audio | StreamName::Features => {
-                (RetentionPolicy::WorkQueue, DiscardPolicy::New, c.stream_bytes, MAX_AGE)
+                (RetentionPolicy::WorkQueue, DiscardPolicy::New, MAX_AGE)
             }
-            StreamName::Tokens => (RetentionPolicy::Limits, DiscardPolicy::New, c.token_bytes, MAX_AGE),
-            StreamName::Events => {
-                (RetentionPolicy::Limits, DiscardPolicy::Old, EVENT_BYTES, Duration::from_secs(c.event_age_s))
-            }
-            StreamName::Dead => (RetentionPolicy::Limits, DiscardPolicy::Old, DEAD_BYTES, 7 * MAX_AGE),
-            StreamName::Capacity => (RetentionPolicy::Limits, DiscardPolicy::Old, CAPACITY_BYTES, Duration::ZERO),
+            StreamName::Tokens => (RetentionPolicy::Limits, DiscardPolicy::New, MAX_AGE),
+            StreamName::Events => (RetentionPolicy::Limits, DiscardPolicy::Old, Duration::from_secs(c.event_age_s)),
+            StreamName::Dead => (RetentionPolicy::Limits, DiscardPolicy::Old, 7 * MAX_AGE),
+            StreamName::Capacity => (RetentionPolicy::Limits, DiscardPolicy::Old, Duration::ZERO),
         };
         let window = if name == StreamName::Jobs { JOB_DUPLICATE_WINDOW } else { DUPLICATE_WINDOW };
         let duplicate_window = if max_age.is_zero() { window } else { window.min(max_age) };
@@ -122,7 +119,7 @@ impl Bus {
             subjects: name.subjects(self.subjects()),
             retention,
             discard,
-            max_bytes,
+            max_bytes: stream_bytes(name, c),
             max_age,
             duplicate_window,
             max_messages_per_subject: if name == StreamName::Capacity { 1 } else { -1 },

@@ -93,8 +93,15 @@ async fn ask_own(config: &Config, request: &JobRequest, style: Style) -> Result<
         outcome = follow(&bus, request, style) => outcome,
         fatal = pipeline.lost() => Err(fatal),
     };
+    let fitted = pipeline.fitted().map(str::to_owned);
     pipeline.stop().await;
-    outcome
+    match (outcome, fitted) {
+        // What did not fit may be the disk's doing.
+        (Err(Fatal(Exit::DoesNotFit, text)), Some(smaller)) => {
+            Err(Fatal(Exit::DoesNotFit, format!("{text}; {smaller}")))
+        }
+        (outcome, _) => outcome,
+    }
 }
 
 /// Submits the job and follows it to its end, and cancels it at Ctrl-C; its own last event says how it ended.
