@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use deploy::client;
+use deploy::up::broker::{self, Broker};
 use futures::StreamExt;
 use protocol::error::StageName;
 use protocol::event::Event;
@@ -56,6 +57,38 @@ async fn one_process_answers_as_five_do() -> anyhow::Result<()> {
         for stage in StageName::ALL {
             ensure!(rig.pids(stage).is_empty(), "stage-{stage} has a process of its own");
             ensure!(client::status(&rig.bus, stage).await?.len() == 1, "stage-{stage} is not seen once");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_is_found_by_any_of_several_servers_and_a_wrong_one_is_named() -> anyhow::Result<()> {
+    for program in brokers() {
+        let place = Place::new(None)?;
+        let options = broker::Options { program, ..broker::Options::default() };
+        let broker = Broker::start(&place.media().join("broker"), &options).await?;
+        let clip = place.media().join("clip.mp4");
+        video(&clip, 2)?;
+        // Nobody listens on the port of discard; with a space, as people write lists.
+        let servers = format!("bus.url=nats://127.0.0.1:9, {}", broker.url());
+        let mut up = place.up("up", &["--set", &servers])?;
+        up.ready(Role::Client).await?;
+        let ask = ["ask", &clip.to_string_lossy(), "a dog", "--max-new-tokens", "8"];
+        for set in [&["--set", &servers][..], &[]] {
+            let output = place.command(&[&ask[..], set].concat())?.output()?;
+            ensure!(output.status.success(), "{set:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        up.stop()?;
+        for (servers, word) in [("nats://127.0.0.1:9,nats://here:port", "server 2 of 2"), ("http://x", "server 1 of 1")]
+        {
+            let output = place.command(&["status", "--set", &format!("bus.url={servers}")])?.output()?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(
+                output.status.code() == Some(Exit::Usage as i32) && said.contains(word),
+                "{}: {said}",
+                output.status
+            );
         }
     }
     Ok(())

@@ -14,7 +14,8 @@ const ROLE: &str = "{stage}";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BusConfig {
-    /// `nats://host:port`, several separated by commas. Empty: `vidi up` starts one on loopback.
+    /// `nats://host:port`; several servers of one broker separated by commas, of which any will do. Empty: `vidi up`, `ask`
+    /// and `bench` start one on loopback.
     pub url: String,
     /// First part of every subject; the version stands in it.
     pub prefix: String,

@@ -112,6 +112,7 @@ pub struct Fatal(pub Exit, pub String);
 impl From<BusError> for Fatal {
     fn from(e: BusError) -> Self {
         let exit = match e.kind() {
+            BusErrorKind::Address => Exit::Usage,
             BusErrorKind::Credentials => Exit::Credentials,
             BusErrorKind::Unreachable | BusErrorKind::JetStream => Exit::Broker,
         };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, jetstream};
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, ServerAddr, jetstream};
 
 use super::error::{BusError, BusErrorKind};
 use super::handle::Bus;
@@ -23,7 +23,8 @@ impl Bus {
     /// Connects as a role, waiting up to `patience` for a broker that is still starting.
     ///
     /// # Errors
-    /// [`BusErrorKind::Credentials`] at once, [`BusErrorKind::Unreachable`] when patience ends.
+    /// [`BusErrorKind::Address`] and [`BusErrorKind::Credentials`] at once, [`BusErrorKind::Unreachable`] when patience
+    /// ends.
     pub async fn connect(config: &BusConfig, role: Role, patience: Duration) -> Result<Self, BusError> {
         let instance = format!("{role}-{}-{:04x}", std::process::id(), rand_u16());
         let reconnects = Arc::new(AtomicU64::new(0));
@@ -62,10 +63,11 @@ async fn connected(
     patience: Duration,
 ) -> Result<Client, BusError> {
     let own = config.of_role(role.as_str());
+    let servers = servers(&own)?;
     let give_up = tokio::time::Instant::now() + patience;
     loop {
         let options = options(&own, role, name, reconnects.clone()).await?;
-        let error = match options.connect(&own.url).await {
+        let error = match options.connect(&servers).await {
             Ok(client) => return Ok(client),
             Err(e) => e,
         };
@@ -81,6 +83,22 @@ async fn connected(
         }
         tokio::time::sleep(AGAIN).await;
     }
+}
+
+/// Servers of the broker: any of them will do.
+fn servers(config: &BusConfig) -> Result<Vec<ServerAddr>, BusError> {
+    let given: Vec<&str> = config.url.split(',').map(str::trim).collect();
+    let parsed = given.iter().enumerate().map(|(at, server)| {
+        server.parse().map_err(|e| {
+            let text = format!(
+                "bus.url, server {} of {} ({server:?}): {e}; give nats://host:port, several separated by commas",
+                at + 1,
+                given.len()
+            );
+            BusError::new(BusErrorKind::Address, text)
+        })
+    });
+    parsed.collect()
 }
 
 fn rand_u16() -> u16 {
