@@ -151,7 +151,7 @@ impl Own {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let note: serde_json::Value = serde_json::from_slice(&std::fs::read(self.state.join("up.json"))?)?;
-        let url = note["url"].as_str().context("up.json has no url")?.to_owned();
+        let url = note["url"].as_str().context("up.json has no url")?.into();
         Ok(Bus::connect(&BusConfig { url, ..BusConfig::default() }, role, READY_WAIT).await?)
     }
 

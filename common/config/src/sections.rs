@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compute::{KvPrecision, WeightFormat};
 use crate::random::RandomWeights;
+use crate::secret::{Address, Secret};
 
 /// Stands for the role of a process in `bus.user` and the names of its credential files.
 const ROLE: &str = "{stage}";
@@ -16,15 +17,16 @@ const ROLE: &str = "{stage}";
 pub struct BusConfig {
     /// `nats://host:port`; several servers of one broker separated by commas, of which any will do. Empty: `vidi up`, `ask`
     /// and `bench` start one on loopback.
-    pub url: String,
+    /// A user and a password may stand in it (`nats://user:password@host:port`), or a token; they are never shown.
+    pub url: Address,
     /// First part of every subject; the version stands in it.
     pub prefix: String,
     /// User name, with `password` or `password_file`. Here and in the five files below, `{stage}` stands for the role of
     /// the process: decode, vision, audio, fuse, llm, client (`vidi ask`, `cancel`, `status`) or operator (`vidi up`,
     /// `record`, `replay`, `bench`). So one configuration serves them all, each with credentials of its own.
     pub user: String,
-    /// Password of `user`, where one process is configured alone (`VIDI_BUS_PASSWORD`).
-    pub password: String,
+    /// Password of `user`, where one process is configured alone (`VIDI_BUS_PASSWORD`). It is never shown.
+    pub password: Secret,
     /// File with the password of `user`; white space around it does not count.
     pub password_file: Option<PathBuf>,
     /// File with an nkey seed.
@@ -61,10 +63,10 @@ pub struct BusConfig {
 impl Default for BusConfig {
     fn default() -> Self {
         BusConfig {
-            url: String::new(),
+            url: Address::default(),
             prefix: "vidi.v1".to_owned(),
             user: String::new(),
-            password: String::new(),
+            password: Secret::default(),
             password_file: None,
             nkey_file: None,
             credentials_file: None,

@@ -30,7 +30,7 @@ impl Merged {
             }
         }
         let path = dir.join(format!("{}{}{}", NAME.0, std::process::id(), NAME.1));
-        private::write(&path, config.to_toml().as_bytes())?;
+        private::write(&path, config.exposed_toml().as_bytes())?;
         Ok(Merged(path))
     }
 

@@ -25,7 +25,7 @@ const OWN_WAIT: Duration = Duration::from_secs(1);
 struct Note {
     /// Process id of the supervisor.
     pid: u32,
-    /// Address of the broker.
+    /// Address of the broker, without the user that may stand in it: what `vidi up` may do is not for everybody.
     url: String,
     /// First part of every subject.
     prefix: String,
@@ -59,7 +59,7 @@ pub fn state_dir() -> PathBuf {
 pub async fn running(config: &Config, role: Role) -> Result<Option<Bus>, Fatal> {
     let Some(note) = Note::read().filter(Note::is_current) else { return Ok(None) };
     let mut bus = config.bus.clone();
-    (bus.url, bus.prefix) = (note.url, note.prefix);
+    (bus.url, bus.prefix) = (note.url.into(), note.prefix);
     match Bus::connect(&bus, role, CONNECT_WAIT).await {
         Ok(bus) => Ok(Some(bus)),
         Err(e) if e.kind() == BusErrorKind::Credentials => Err(e.into()),
@@ -90,8 +90,11 @@ pub async fn own_state() -> anyhow::Result<Lock> {
 /// When it cannot be written.
 pub fn leave(bus: &Bus) -> anyhow::Result<PathBuf> {
     let path = state_dir().join(NOTE);
-    let note =
-        Note { pid: std::process::id(), url: bus.config().url.clone(), prefix: bus.subjects().prefix().to_owned() };
+    let note = Note {
+        pid: std::process::id(),
+        url: bus.config().url.without_users().exposed().to_owned(),
+        prefix: bus.subjects().prefix().to_owned(),
+    };
     private::write(&path, &serde_json::to_vec(&note)?)?;
     Ok(path)
 }

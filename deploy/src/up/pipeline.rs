@@ -87,7 +87,7 @@ impl Pipeline {
             let limit = broker.max_file_store.or(Some(UNLIMITED));
             let options = broker::Options { max_file_store: limit, ..broker.clone() };
             let broker = Broker::start(&home, &options).await.map_err(other)?;
-            config.bus.url = broker.url().to_owned();
+            config.bus.url = broker.url().into();
             own = Some(broker);
         }
         let merged = Merged::write(&config, dir).map_err(other)?;

@@ -49,12 +49,8 @@ async fn main() -> anyhow::Result<()> {
     let bytes = args.next().transpose()?.unwrap_or(4 << 20);
     let dir = tempfile::tempdir()?;
     let broker = Broker::start(dir.path(), &Options::default()).await?;
-    let config = BusConfig {
-        url: broker.url().to_owned(),
-        stream_bytes: 4 << 30,
-        message_bytes: 8 << 20,
-        ..BusConfig::default()
-    };
+    let config =
+        BusConfig { url: broker.url().into(), stream_bytes: 4 << 30, message_bytes: 8 << 20, ..BusConfig::default() };
     let bus = Bus::connect(&config, Role::Client, Duration::from_secs(5)).await?;
     bus.ensure_streams().await?;
     let rows = bytes / (4 * WIDTH);

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, ServerAddr, jetstream};
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, jetstream};
 
+use super::address::{self, Identity};
 use super::error::{BusError, BusErrorKind};
 use super::handle::Bus;
 use super::role::Role;
@@ -63,7 +64,7 @@ async fn connected(
     patience: Duration,
 ) -> Result<Client, BusError> {
     let own = config.of_role(role.as_str());
-    let servers = servers(&own)?;
+    let servers = address::servers(&own.url)?;
     let give_up = tokio::time::Instant::now() + patience;
     loop {
         let options = options(&own, role, name, reconnects.clone()).await?;
@@ -75,30 +76,12 @@ async fn connected(
             return Err(BusError::new(BusErrorKind::Credentials, refused));
         }
         if tokio::time::Instant::now() >= give_up {
-            let text = format!(
-                "no broker answers at {:?} within {patience:?}: {error}; start it, or correct bus.url",
-                own.url
-            );
+            let text =
+                format!("no broker answers at {} within {patience:?}: {error}; start it, or correct bus.url", own.url);
             return Err(BusError::new(BusErrorKind::Unreachable, text));
         }
         tokio::time::sleep(AGAIN).await;
     }
-}
-
-/// Servers of the broker: any of them will do.
-fn servers(config: &BusConfig) -> Result<Vec<ServerAddr>, BusError> {
-    let given: Vec<&str> = config.url.split(',').map(str::trim).collect();
-    let parsed = given.iter().enumerate().map(|(at, server)| {
-        server.parse().map_err(|e| {
-            let text = format!(
-                "bus.url, server {} of {} ({server:?}): {e}; give nats://host:port, several separated by commas",
-                at + 1,
-                given.len()
-            );
-            BusError::new(BusErrorKind::Address, text)
-        })
-    });
-    parsed.collect()
 }
 
 fn rand_u16() -> u16 {
@@ -136,6 +119,7 @@ fn identity(config: &BusConfig) -> String {
     match (&config.credentials_file, &config.nkey_file) {
         (Some(file), _) => format!("the credentials in {}", file.display()),
         (None, Some(file)) => format!("the nkey in {}", file.display()),
+        (None, None) if config.url.has_users() => "the user of bus.url".to_owned(),
         (None, None) if config.user.is_empty() => "a connection without credentials".to_owned(),
         (None, None) => format!("user {:?}", config.user),
     }
@@ -146,6 +130,7 @@ fn keys_of(config: &BusConfig) -> String {
     match (&config.credentials_file, &config.nkey_file, &config.password_file) {
         (Some(_), ..) => "bus.credentials_file".to_owned(),
         (None, Some(_), _) => "bus.nkey_file".to_owned(),
+        (None, None, _) if config.url.has_users() => "bus.url".to_owned(),
         (None, None, Some(file)) => format!("bus.user and bus.password_file ({})", file.display()),
         (None, None, None) => "bus.user and bus.password".to_owned(),
     }
@@ -195,10 +180,15 @@ async fn options(
             }
             async {}
         });
+    match address::identity(&config.url)? {
+        None => {}
+        Some(Identity::User(user, password)) => options = options.user_and_password(user, password),
+        Some(Identity::Token(token)) => options = options.token(token),
+    }
     if !config.user.is_empty() {
         let password = match &config.password_file {
             Some(path) => read("bus.password_file", path)?,
-            None => config.password.clone(),
+            None => config.password.exposed().to_owned(),
         };
         options = options.user_and_password(config.user.clone(), password);
     }

@@ -1,10 +1,11 @@
 //! The broker: connection, streams and consumers, reliable publishing, and each job's event log.
 //!
-//! In reading order: `error` (why a broker cannot be used), `handle` (a connection and publishing), `role` and
+//! In reading order: `error` (why a broker cannot be used), `handle` (a connection and publishing), `role`, `address` and
 //! `connect` (who a process is to the broker), `headers` (what stands beside a body), [`size`] and [`streams`] (what exists on the server), [`follow`]
 //! (reading a subject for as long as it takes), `conditional` (writing behind a known message), [`events`] (what a client hears), [`capacity`] (whose tokens fit the
 //! token stream).
 
+mod address;
 pub mod capacity;
 mod conditional;
 mod connect;

@@ -90,6 +90,6 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             recording::command::replay(&running::connect(&config, Role::Operator).await?, args).await
         }),
         Command::Recording(action) => recording::command::recording(action),
-        Command::Config { action: ConfigAction::Print } => Ok(answer!("{}", config.shown().to_toml().trim_end())?),
+        Command::Config { action: ConfigAction::Print } => Ok(answer!("{}", config.to_toml().trim_end())?),
     }
 }
