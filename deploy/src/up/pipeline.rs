@@ -99,7 +99,7 @@ impl Pipeline {
         let (stages, bus) = match layout {
             Layout::Processes(logs) => {
                 // Before the broker is asked: the stages load while it makes the streams.
-                let supervisor = Supervisor::start(merged.path(), replicas, logs);
+                let supervisor = Supervisor::start(merged.path(), replicas, logs, own.is_some());
                 let bus = connect().await?;
                 let after = config.up.idle_unload_s;
                 let after = (after > 0.0).then(|| Duration::from_secs_f64(after));

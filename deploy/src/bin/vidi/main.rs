@@ -73,10 +73,10 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         }
         Command::Load { stage } => runtime.block_on(running::load(&config, Verb::Load, stage)),
         Command::Unload { stage } => runtime.block_on(running::load(&config, Verb::Unload, stage)),
-        Command::Stage { name, supervised } => runtime.block_on(async {
+        Command::Stage { name, supervised, broker_of } => runtime.block_on(async {
             let mut shutdown = on_signal();
             if supervised.is_some() {
-                shutdown = stages::until_stdin_ends(shutdown);
+                shutdown = stages::until_stdin_ends(shutdown, broker_of);
             } else {
                 // Whoever supervises it has said so for all stages.
                 warn_of_random_weights(&config);
