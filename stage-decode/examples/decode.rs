@@ -1,5 +1,11 @@
 //! `decode FILE [--dump DIR] [--json]`: runs the stage on a file and prints the output, the time and the peak memory. `--dump` writes `frames.npy` and `pcm.npy`.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for developers: what it prints is read by who started it"
+)]
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 

@@ -108,7 +108,7 @@ impl Setup {
     /// A setting that is not valid.
     pub fn bus(&self, url: &str) -> anyhow::Result<BusConfig> {
         let config = Config::load(None, [], &self.set).map_err(anyhow::Error::msg)?;
-        Ok(BusConfig { url: url.to_owned(), ..config.bus })
+        Ok(BusConfig { url: url.into(), ..config.bus })
     }
 
     fn broker(&self, port: u16) -> broker::Options {

@@ -1,15 +1,23 @@
 //! Test code that more than one test or binary uses.
 //!
 //! In reading order: [`harness`] (a real broker, real processes, real videos), [`shipped`] (that broker with the shipped
-//! configuration), [`dice`] (random numbers by seed), [`delivery`] (order, cuts and repetitions of messages) and
+//! configuration), [`own`] (`vidi up` with a broker of its own), [`disk`] (a small one), [`dice`] (random numbers by seed), [`delivery`] (order, cuts and repetitions of messages) and
 //! [`pipeline`] (the stages in one process), [`parity`] (the stages against the oracle), [`faults`] (the fault suite),
 //! [`gpu`] (measurements at full size on a GPU machine).
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for developers: what it prints is read by who started it"
+)]
+
 pub mod delivery;
 pub mod dice;
+pub mod disk;
 pub mod faults;
 pub mod gpu;
 pub mod harness;
+pub mod own;
 pub mod parity;
 pub mod pipeline;
 pub mod shipped;

@@ -5,11 +5,14 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use deploy::client::Events;
+use deploy::client::{self, Events};
 use protocol::event::Event;
-use protocol::message::JobId;
+use protocol::message::{JobId, JobRequest};
+use runtime::bus::Role;
 use runtime::process::Exit;
-use tests::harness::{Rig, Setup, root, signal, video, vidi};
+use tests::faults::load::followed;
+use tests::harness::{Rig, Setup, root, signal, terminal, video, vidi};
+use tests::own::Place;
 
 /// A command that starts nothing is done within this time.
 const SOON: Duration = Duration::from_secs(60);
@@ -137,6 +140,117 @@ async fn a_job_that_can_never_fit_ends_as_that() -> anyhow::Result<()> {
     // The tokens of 20 s of video are more.
     let asked = Asked::new(&["bus.token_bytes=400000"]).await?;
     expect(&asked.ask(&[])?, Exit::DoesNotFit, "does_not_fit")
+}
+
+/// Outputs that cannot be written: a full disk, and a pipe that nobody reads any more.
+fn unwritable() -> anyhow::Result<[(&'static str, Stdio); 2]> {
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    Ok([("full", std::fs::File::options().write(true).open("/dev/full")?.into()), ("closed", writer.into())])
+}
+
+/// Checks that a command whose standard output cannot be written ended with this status and one sentence about it.
+fn told(output: &Output, exit: Exit) -> anyhow::Result<()> {
+    expect(output, exit, "standard output cannot be written")?;
+    let said = said(output);
+    let errors = said.lines().filter(|line| line.starts_with("error: ")).count();
+    ensure!(errors == 1 && !said.contains("panicked") && !said.contains("backtrace"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_standard_output_that_cannot_be_written_is_a_status_and_a_sentence() -> anyhow::Result<()> {
+    let model = tests::harness::checkpoint("tied").display().to_string();
+    let recording = root().join("tests/golden/recordings").display().to_string();
+    let recording = tests::own::file_of(Path::new(&recording), "").context("no recording")?.display().to_string();
+    let dir = tempfile::tempdir()?;
+    let demo = dir.path().join("demo").display().to_string();
+    let commands: [&[&str]; 9] = [
+        &["config", "print"],
+        &["inspect", &model],
+        &["inspect", &model, "--all", "--json"],
+        &["plan", "--weights", "random:tiny", "--video-seconds", "10"],
+        &["demo-model", &demo],
+        &["recording", "show", &recording],
+        &["recording", "show", &recording, "--messages"],
+        &["--help"],
+        &["--version"],
+    ];
+    for args in commands {
+        ensure!(run(args)?.status.success(), "{args:?}");
+        for (how, stdout) in unwritable()? {
+            let mut command = Command::new(vidi()?);
+            let output = command.args(args).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped()).spawn()?;
+            told(&output.wait_with_output()?, Exit::Other).with_context(|| format!("{args:?}, {how}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_standard_error_that_cannot_be_written_changes_no_status() -> anyhow::Result<()> {
+    let commands: [(&[&str], Exit); 3] = [
+        (&["config", "nonsense"], Exit::Usage),
+        (&["status", "--set", "bus.url=nats://127.0.0.1:9"], Exit::Broker),
+        (&["plan", "--weights", "random:tiny", "--set", "compute.card_bytes=1000"], Exit::DoesNotFit),
+    ];
+    for (args, exit) in commands {
+        for (how, stderr) in unwritable()? {
+            let mut command = Command::new(vidi()?);
+            let status = command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).status()?;
+            ensure!(status.code() == Some(exit as i32), "{args:?}, {how}: {status}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vidi_ask_says_that_its_answer_could_not_be_written() -> anyhow::Result<()> {
+    let asked = Asked::new(&[]).await?;
+    let missing = asked.rig.media().join("missing.mp4").display().to_string();
+    let ask = |video: &str, args: &[&str], stdout: Stdio| -> anyhow::Result<Output> {
+        let url = format!("bus.url={}", asked.rig.broker.url());
+        let mut command = Command::new(vidi()?);
+        command.args(["ask", video, "a dog", "--max-new-tokens", "8", "--set", &url]).args(args);
+        Ok(command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped()).spawn()?.wait_with_output()?)
+    };
+    for args in [&[][..], &["--json"]] {
+        for (how, stdout) in unwritable()? {
+            told(&ask(&asked.clip, args, stdout)?, Exit::Other).with_context(|| format!("{args:?}, {how}"))?;
+        }
+    }
+    // How the job ended is the status; that it could not be told is said beside it.
+    for (how, stdout) in unwritable()? {
+        let output = ask(&missing, &["--json"], stdout)?;
+        told(&output, Exit::JobFailed).with_context(|| how.to_owned())?;
+        ensure!(said(&output).contains("media_not_found"), "{}", said(&output));
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_whose_log_cannot_be_written_serves_and_restarts_its_stages() -> anyhow::Result<()> {
+    for (how, stderr) in unwritable()? {
+        let place = Place::new(None)?;
+        let clip = place.media().join("clip.mp4");
+        video(&clip, 2)?;
+        let mut up = place.up_with("up", &[], Some(stderr))?;
+        let bus = up.ready(Role::Client).await.with_context(|| how.to_owned())?;
+        let mut request = JobRequest::new(JobId::new("before")?, clip.to_string_lossy(), "a dog");
+        request.max_new_tokens = 8;
+        for job in ["before", "after"] {
+            request.job = JobId::new(job)?;
+            client::submit(&bus, &request).await?;
+            let events = followed(&bus, &request.job).await?;
+            ensure!(matches!(terminal(&events)?, Event::Result(_)), "{how}: {events:?}");
+            // The supervisor has something to log about each of them, and so has the next process.
+            for stage in place.processes(Place::STAGE) {
+                signal(stage, "KILL")?;
+            }
+        }
+        up.stop()?;
+    }
+    Ok(())
 }
 
 /// deploy/demo.sh in a tree where everything that it starts is a script that writes down its arguments.

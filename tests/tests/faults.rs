@@ -1,8 +1,14 @@
 //! Fault suite at a size for CI; `cargo run -p tests --bin faults` runs it at full size and writes tests/FAULTS.md.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for developers: what it prints is read by who started it"
+)]
+
 use std::sync::LazyLock;
 
-use tests::faults::{Row, Scale, broker, ends, flow, killed, losses, messages, waiting};
+use tests::faults::{Row, Scale, broker, ends, flow, killed, losses, messages, supervisor, waiting};
 use tokio::sync::Mutex;
 
 /// Lock by which cases run one after another, since bounds are times.
@@ -36,6 +42,11 @@ cases! {
     a_message_that_kills_every_worker_fails_its_job_and_no_other: show(killed::by_a_message);
     a_job_that_kills_every_owner_fails_and_no_other: show(killed::by_a_job);
     two_owners_of_a_job_end_it_once_and_tell_its_text_once: show(killed::two_owners);
+    a_job_is_answered_though_vidi_up_is_killed_and_started_again: show(supervisor::killed);
+    a_job_is_answered_though_vidi_up_is_killed_with_the_old_broker: show_on_the_old_broker(supervisor::killed);
+    broker_and_stages_end_with_a_supervisor_that_is_killed: show(supervisor::killed_for_good);
+    broker_and_stages_end_with_a_supervisor_that_is_killed_with_the_old_broker: show_on_the_old_broker(supervisor::killed_for_good);
+    of_two_supervisors_one_is_refused: show(supervisor::two_at_once);
     all_stages_may_start_at_the_same_time: show(killed::start_together);
     jobs_are_answered_though_the_broker_is_killed_and_restarted: show(broker::restarted);
     jobs_are_answered_though_the_old_broker_is_killed_and_restarted: show_on_the_old_broker(broker::restarted);

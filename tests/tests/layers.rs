@@ -1,6 +1,7 @@
 //! Which layer of the configuration wins, in the process that a user starts and in the stages that it starts.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -13,6 +14,7 @@ use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
 use runtime::subject::{StreamName, Subjects};
 use tests::harness::{Rig, Setup, root, terminal, video, vidi};
+use tests::own::file_of;
 
 /// What tests misspell on purpose.
 const MISSPELT: [&str; 5] = ["BUSS_URL", "LM_KV", "STAT", "ELSEWHERE_URL", "BUS_URLL"];
@@ -129,7 +131,8 @@ async fn a_stage_computes_with_what_was_merged_by_the_process_that_started_it() 
 async fn a_second_vidi_up_is_refused_before_it_touches_what_the_first_one_merged() -> anyhow::Result<()> {
     let rig = Rig::start(Setup::default()).await?;
     let state = rig.dir.path().join("state");
-    let merged = std::fs::read(state.join("stages.toml"))?;
+    let merged = file_of(&state, "stages-").context("no merged configuration")?;
+    let before = (std::fs::read(&merged)?, std::fs::read(state.join("up.json"))?);
     let output = Command::new(vidi()?)
         .env("VIDI_STATE", &state)
         .args(["up", "--weights", "random:tiny", "--set", "llm.kv=q4", "--set"])
@@ -138,10 +141,10 @@ async fn a_second_vidi_up_is_refused_before_it_touches_what_the_first_one_merged
         .output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(2) && said.contains("another `vidi up` runs"), "{}: {said}", output.status);
-    ensure!(
-        std::fs::read(state.join("stages.toml"))? == merged,
-        "the first one's stages would read another configuration"
-    );
+    let after = (std::fs::read(&merged)?, std::fs::read(state.join("up.json"))?);
+    ensure!(after == before, "the first one's stages or clients would read something else");
+    let private = |path: &Path| anyhow::Ok(std::fs::metadata(path)?.permissions().mode() & 0o777 == 0o600);
+    ensure!(private(&merged)? && private(&state.join("up.json"))?, "others may read what may hold a password");
     Ok(())
 }
 

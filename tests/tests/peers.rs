@@ -5,6 +5,12 @@
 //! seen, and measures what differs by design. `cargo test -p tests --test peers -- --nocapture` prints every figure;
 //! tests/golden/README.md has the table.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for developers: what it prints is read by who started it"
+)]
+
 #[path = "peers/checkpoint.rs"]
 mod checkpoint;
 #[path = "peers/gemma.rs"]

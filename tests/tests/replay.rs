@@ -344,7 +344,7 @@ async fn a_running_stage_passes_the_check_against_its_recording_and_fails_it_aga
     ensure!(status == Some(1) && text.contains("audio missing"), "{status:?}: {text}");
 
     // Nobody takes features here: they are gone because every check took them away.
-    let config = BusConfig { url: one.broker.url().to_owned(), ..BusConfig::default() };
+    let config = BusConfig { url: one.broker.url().into(), ..BusConfig::default() };
     let bus = Bus::connect(&config, Role::Client, Duration::from_secs(30)).await?;
     for stream in StreamName::ALL {
         let left = bus.stream(stream).await.get_info().await?.state.messages;

@@ -5,12 +5,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use deploy::client;
+use deploy::up::broker::{self, Broker};
 use futures::StreamExt;
 use protocol::error::StageName;
 use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
+use runtime::bus::Role;
+use runtime::process::Exit;
 use runtime::run::service::Status;
+use runtime::subject::StreamName;
+use tests::disk::Disk;
 use tests::harness::{Rig, Setup, brokers, checkpoint, terminal, video, vidi};
+use tests::own::Place;
 
 /// Longest time of anything that a test waits for.
 const SOON: Duration = Duration::from_secs(60);
@@ -53,6 +59,95 @@ async fn one_process_answers_as_five_do() -> anyhow::Result<()> {
             ensure!(client::status(&rig.bus, stage).await?.len() == 1, "stage-{stage} is not seen once");
         }
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_is_found_by_any_of_several_servers_and_a_wrong_one_is_named() -> anyhow::Result<()> {
+    for program in brokers() {
+        let place = Place::new(None)?;
+        let options = broker::Options { program, ..broker::Options::default() };
+        let broker = Broker::start(&place.media().join("broker"), &options).await?;
+        let clip = place.media().join("clip.mp4");
+        video(&clip, 2)?;
+        // Nobody listens on the port of discard; with a space, as people write lists.
+        let servers = format!("bus.url=nats://127.0.0.1:9, {}", broker.url());
+        let mut up = place.up("up", &["--set", &servers])?;
+        up.ready(Role::Client).await?;
+        let ask = ["ask", &clip.to_string_lossy(), "a dog", "--max-new-tokens", "8"];
+        for set in [&["--set", &servers][..], &[]] {
+            let output = place.command(&[&ask[..], set].concat())?.output()?;
+            ensure!(output.status.success(), "{set:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        up.stop()?;
+        for (servers, word) in [("nats://127.0.0.1:9,nats://here:port", "server 2 of 2"), ("http://x", "server 1 of 1")]
+        {
+            let output = place.command(&["status", "--set", &format!("bus.url={servers}")])?.output()?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(
+                output.status.code() == Some(Exit::Usage as i32) && said.contains(word),
+                "{}: {said}",
+                output.status
+            );
+        }
+    }
+    Ok(())
+}
+
+/// `vidi up` and `vidi ask` with a broker of their own on a disk of 1 GiB, of which the streams as configured would take 7.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_fits_its_streams_to_a_small_disk() -> anyhow::Result<()> {
+    for broker in brokers() {
+        let Some(disk) = Disk::mount(1024)? else { return not_mounted() };
+        let place = Place::within(tempfile::tempdir_in(disk.path())?, broker.clone())?;
+        let clip = place.media().join("clip.mp4");
+        video(&clip, 4)?;
+        let ask = ["ask", &clip.to_string_lossy(), "a dog", "--max-new-tokens", "8"];
+        let output = place.command(&ask)?.output()?;
+        ensure!(output.status.success(), "{broker:?}: {}", String::from_utf8_lossy(&output.stderr));
+
+        // Twice: the second one finds the streams of the first.
+        for round in ["first", "second"] {
+            let mut up = place.up(round, &[])?;
+            let bus = up.ready(Role::Operator).await?;
+            let log = up.log();
+            let smaller = log.lines().any(|l| l.contains("streams made smaller") && l.contains("instead of 4.00 GiB"));
+            ensure!(smaller, "{log}");
+            let mut reserved = 0;
+            for name in StreamName::ALL {
+                reserved += bus.stream(name).await?.get_info().await?.config.max_bytes;
+            }
+            ensure!(reserved > 500 << 20 && reserved < 1 << 30, "{reserved} bytes are reserved");
+            let output = place.command(&ask)?.output()?;
+            ensure!(output.status.success(), "{broker:?}: {}", String::from_utf8_lossy(&output.stderr));
+            up.stop()?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_broker_without_room_is_told_with_directory_bytes_free_and_bytes_needed() -> anyhow::Result<()> {
+    let Some(disk) = Disk::mount(100)? else { return not_mounted() };
+    let place = Place::within(tempfile::tempdir_in(disk.path())?, None)?;
+    let clip = place.media().join("clip.mp4");
+    video(&clip, 1)?;
+    let media = place.media().display().to_string();
+    for args in [&["ask", &clip.to_string_lossy(), "a dog"][..], &["up", "--media-root", &media]] {
+        let output = place.command(args)?.output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(Exit::Broker as i32), "{}: {said}", output.status);
+        let disk = disk.path().display().to_string();
+        for word in [disk.as_str(), "MiB free", "202.7 MiB needed at least", "VIDI_STATE", "TMPDIR"] {
+            ensure!(said.contains(word), "no {word:?} in {said}");
+        }
+    }
+    Ok(())
+}
+
+/// Said where a disk of a test's own cannot be had; CI has one.
+fn not_mounted() -> anyhow::Result<()> {
+    ensure!(std::env::var_os("CI").is_none(), "mounting a tmpfs is not permitted");
     Ok(())
 }
 

@@ -1,11 +1,13 @@
 //! Tests of the shipped broker configuration: every role can do its work, and nothing else.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use async_nats::jetstream;
 use deploy::client;
+use deploy::up::broker::{self, Broker};
 use futures::StreamExt;
 use protocol::error::{ErrorKind, StageName};
 use protocol::event::{CancelledBy, Event};
@@ -13,6 +15,7 @@ use protocol::message::{JobId, JobRequest};
 use runtime::bus::{Bus, Role, headers};
 use runtime::subject::StreamName;
 use tests::harness::{Rig, brokers, terminal, video, vidi};
+use tests::own::Place;
 use tests::shipped::Shipped;
 use tokio::sync::mpsc;
 
@@ -150,6 +153,72 @@ async fn wrong_credentials_end_a_stage_with_status_4_and_say_whose_they_are_and_
             .stdout(Stdio::null())
             .output()?;
         refused(&up, &["vision"])?;
+    }
+    Ok(())
+}
+
+/// What a user of a password in `bus.url` would look at, and what stays on disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_in_the_address_lets_everybody_in_and_is_shown_nowhere() -> anyhow::Result<()> {
+    const PASSWORD: &str = "geheim-4711";
+    for program in brokers() {
+        let place = Place::new(None)?;
+        let dir = place.media().join("broker");
+        std::fs::create_dir(&dir)?;
+        let config = dir.join("users.conf");
+        let text = format!("host: 127.0.0.1\nmax_payload: 1MB\njetstream {{ store_dir: {dir:?} }}\n");
+        let users = format!("authorization {{ user: \"somebody\", password: \"{PASSWORD}\" }}\n");
+        std::fs::write(&config, text + &users)?;
+        let options = broker::Options { program, config: Some(config), ..broker::Options::default() };
+        let broker = Broker::start(&dir, &options).await?;
+        let at = |user: &str| format!("bus.url={}", broker.url().replace("nats://", &format!("nats://{user}@")));
+        let right = at(&format!("somebody:{PASSWORD}"));
+        let clip = place.media().join("clip.mp4");
+        video(&clip, 2)?;
+        let clip = clip.to_string_lossy().into_owned();
+        let hidden = |what: &str, text: &str| {
+            ensure!(!text.contains("geheim"), "{what} shows the password: {text}");
+            Ok(())
+        };
+        // With all that it and the client library have to say.
+        let log = ["--set", "log.filter=trace"];
+        let mut up = place.up("up", &[&["--set", &right][..], &log].concat())?;
+        let since = std::time::Instant::now();
+        while !up.log().contains("ready: broker") {
+            ensure!(since.elapsed() < 4 * SAYS && up.runs()?, "{}", up.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let run = |args: &[&str], status: i32| -> anyhow::Result<()> {
+            let output = place.command(args)?.output()?;
+            let said = format!("{output:?}");
+            ensure!(output.status.code() == Some(status), "{args:?}: {said}");
+            hidden(args[0], &said)
+        };
+        run(&["ask", &clip, "a dog", "--max-new-tokens", "8", "--set", &right], 0)?;
+        run(&[&["status", "--set", &right][..], &log].concat(), 0)?;
+        run(&["config", "print", "--set", &right], 0)?;
+        run(&["config", "print", "--set", "bus.user=somebody", "--set", &format!("bus.password={PASSWORD}")], 0)?;
+        run(&["status", "--set", &at("somebody:geheim-wrong")], 4)?;
+        run(&["status", "--set", "bus.url=nats://somebody:geheim@127.0.0.1:9"], 5)?;
+        run(&["status", "--set", "bus.url=nats://somebody:geheim@here:port"], 2)?;
+        run(&["status", "--set", "bus.url=nats://somebody:geheim/,@@here:port"], 2)?;
+        run(&["status", "--set", &right, "--set", "bus.user=somebody"], 2)?;
+        run(&["status", "--set", "url=nats://somebody:geheim@here"], 2)?;
+        // Who names no broker finds it by the note, and has to have credentials of his own.
+        run(&["status"], 4)?;
+        run(&["status", "--set", "bus.user=somebody", "--set", &format!("bus.password={PASSWORD}")], 0)?;
+
+        let note = std::fs::read_to_string(place.state().join("up.json"))?;
+        hidden("up.json", &note)?;
+        for file in std::fs::read_dir(place.state())? {
+            let file = file?;
+            let mode = file.metadata()?.permissions().mode() & 0o777;
+            ensure!(mode == 0o600, "{:?} has mode {mode:o}", file.path());
+        }
+        let log = up.log();
+        up.stop()?;
+        hidden("the log", &log)?;
+        ensure!(log.contains("TRACE") && log.contains("(hidden)@"), "{log}");
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use crate::Config;
+use crate::secret::without_secrets;
 
 /// What every environment variable of this project begins with.
 pub const PREFIX: &str = "VIDI_";
@@ -25,6 +26,9 @@ pub const VARIABLES: [&str; 6] = [
     "VIDI_NATS_SERVER",
     "VIDI_NATS_SERVER_OLD",
 ];
+
+/// Keys whose values are secrets, or may hold some: no error shows them, and they are texts whatever they look like.
+const SECRETS: [(&str, &str); 2] = [("bus", "password"), ("bus", "url")];
 
 /// More letters than these apart, one name is no misspelling of another.
 const NEAR: usize = 3;
@@ -61,17 +65,20 @@ impl Config {
         }
         put_environment(&mut table, env)?;
         for item in overrides {
-            let (path, value) = item.split_once('=').ok_or(format!("--set {item}: not section.key=value"))?;
-            let (section, key) = path.split_once('.').ok_or(format!("--set {item}: not section.key=value"))?;
-            put(&mut table, section, key, parsed(value));
+            let named = item.split_once('=').and_then(|(path, value)| Some((path.split_once('.')?, value)));
+            // What was meant may be a password.
+            let shown = || without_secrets(item.split('=').next().unwrap_or_default());
+            let ((section, key), value) =
+                named.ok_or_else(|| format!("--set {}...: not section.key=value", shown()))?;
+            put(&mut table, section, key, parsed(section, key, value));
         }
         let config: Config = table.try_into().map_err(|e| format!("configuration: {e}"))?;
         config.check()?;
         Ok(config)
     }
 
-    /// Reads what another process has merged and written ([`to_toml`](Self::to_toml)): this file alone, whatever the
-    /// environment says.
+    /// Reads what another process has merged and written ([`exposed_toml`](Self::exposed_toml)): this file alone,
+    /// whatever the environment says.
     ///
     /// # Errors
     /// A file that cannot be read, or is no configuration.
@@ -79,9 +86,18 @@ impl Config {
         Config::load(Some(file), [], &[])
     }
 
-    /// As TOML, every key spelt out.
+    /// As TOML, every key spelt out, to be shown: without secrets.
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("a configuration is plain data. This is a bug.")
+    }
+
+    /// As TOML with its secrets, for the processes that this one starts: for a file that nobody else can read.
+    pub fn exposed_toml(&self) -> String {
+        let mut table = toml::Table::try_from(self).expect("a configuration is plain data. This is a bug.");
+        for ((section, key), exposed) in SECRETS.iter().zip([self.bus.password.exposed(), self.bus.url.exposed()]) {
+            put(&mut table, section, key, toml::Value::String(exposed.to_owned()));
+        }
+        toml::to_string_pretty(&table).expect("a configuration is plain data. This is a bug.")
     }
 }
 
@@ -94,7 +110,7 @@ pub fn environment() -> Result<Vec<(String, String)>, String> {
     ours.filter(|(name, _)| name.starts_with(PREFIX))
         .map(|(name, value)| match value.into_string() {
             Ok(value) => Ok((name, value)),
-            Err(value) => Err(format!("environment: {name} is not UTF-8: {value:?}")),
+            Err(_) => Err(format!("environment: {name} is not UTF-8")),
         })
         .collect()
 }
@@ -104,8 +120,8 @@ fn put_file(table: &mut toml::Table, path: &Path) -> Result<(), String> {
     let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
     let text = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
     // Checked on its own first, so that a mistake is reported with its line.
-    toml::from_str::<Config>(&text).map_err(|e| wrong(&e))?;
-    let over: toml::Table = text.parse().map_err(|e| wrong(&e))?;
+    toml::from_str::<Config>(&text).map_err(|e| wrong(&mistake(&text, &e)))?;
+    let over: toml::Table = text.parse().map_err(|e| wrong(&mistake(&text, &e)))?;
     for (section, keys) in over {
         match (table.get_mut(&section), keys) {
             (Some(toml::Value::Table(under)), toml::Value::Table(keys)) => under.extend(keys),
@@ -115,6 +131,14 @@ fn put_file(table: &mut toml::Table, path: &Path) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// A mistake in a file and where it is, without the line itself: a password may stand there.
+fn mistake(text: &str, error: &toml::de::Error) -> String {
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return error.message().to_owned() };
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    format!("line {line}, column {column}: {}", error.message())
 }
 
 /// Lays `VIDI_<SECTION>_<KEY>` over what is there; a name that is neither that nor one of [`VARIABLES`] is refused.
@@ -133,7 +157,7 @@ fn put_environment(table: &mut toml::Table, env: impl IntoIterator<Item = (Strin
         }
         let rest = name[PREFIX.len()..].to_ascii_lowercase();
         match rest.split_once('_').filter(|(section, _)| sections.iter().any(|s| s == section)) {
-            Some((section, key)) => put(table, section, key, parsed(&value)),
+            Some((section, key)) => put(table, section, key, parsed(section, key, &value)),
             None => return Err(unknown(&name, &sections)),
         }
     }
@@ -174,10 +198,14 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// A value as TOML where it is that, else as a string.
-fn parsed(value: &str) -> toml::Value {
+/// The value of a key as TOML where it is that, else as a string.
+fn parsed(section: &str, key: &str, value: &str) -> toml::Value {
     let table = format!("v = {value}").parse::<toml::Table>().ok();
-    table.and_then(|mut t| t.remove("v")).unwrap_or_else(|| toml::Value::String(value.to_owned()))
+    match table.and_then(|mut t| t.remove("v")) {
+        // A password of digits is no number.
+        Some(found) if found.is_str() || !SECRETS.contains(&(section, key)) => found,
+        _ => toml::Value::String(value.to_owned()),
+    }
 }
 
 /// Sets one key.
@@ -228,10 +256,37 @@ mod tests {
 
     #[test]
     fn what_was_merged_is_read_as_it_was_written() {
-        let set = ["llm.kv=q4", "budgets.vision=7", "decode.media_roots=[\"/a\"]", "bus.password=x"].map(str::to_owned);
-        let config = Config::load(None, [], &set).unwrap();
+        let bus = ["bus.password=12345", "bus.url=nats://u:geheim@here:1"];
+        let set = ["llm.kv=q4", "budgets.vision=7", "decode.media_roots=[\"/a\"]"].iter().chain(&bus);
+        let config = Config::load(None, [], &set.map(|&s| s.to_owned()).collect::<Vec<_>>()).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), config.to_toml()).unwrap();
-        assert_eq!(Config::merged(file.path()).unwrap(), config);
+        std::fs::write(file.path(), config.exposed_toml()).unwrap();
+        let merged = Config::merged(file.path()).unwrap();
+        assert_eq!(merged, config);
+        assert_eq!((merged.bus.password.exposed(), merged.bus.url.exposed()), ("12345", "nats://u:geheim@here:1"));
+        for shown in [config.to_toml(), format!("{config:?}")] {
+            assert!(!shown.contains("12345") && !shown.contains("geheim") && shown.contains("here:1"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn no_mistake_shows_a_password() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let wrong = [
+            "password = 12345",
+            "passwort = \"12345\"",
+            "url = \"nats://u:12345@here",
+            "url = [\"nats://u:12345@here\"]",
+            "password = \"12345\" x",
+        ];
+        for line in wrong {
+            std::fs::write(file.path(), format!("[bus]\n{line}\n")).unwrap();
+            let said = Config::load(Some(file.path()), [], &[]).unwrap_err();
+            assert!(!said.contains("12345") && said.contains("line 2"), "{said}");
+        }
+        for set in ["url=nats://u:12345@here", "nats://u:12345@here", "password=12345", "bus.passwort=12345"] {
+            let said = Config::load(None, [], &[set.to_owned()]).unwrap_err();
+            assert!(!said.contains("12345"), "{said}");
+        }
     }
 }

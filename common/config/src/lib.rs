@@ -5,6 +5,7 @@ mod compute;
 pub mod layers;
 mod log;
 mod random;
+mod secret;
 mod sections;
 
 use std::collections::BTreeMap;
@@ -16,10 +17,8 @@ use protocol::error::StageName;
 pub use compute::{ComputeConfig, KvPrecision, MediaProducts, Precision, WeightFormat};
 pub use log::{LogConfig, LogFormat};
 pub use random::{RandomWeights, Size};
+pub use secret::{Address, Secret, without_secrets};
 pub use sections::{BusConfig, DecodeConfig, LlmConfig, ModelSource, UpConfig, VisionStageConfig};
-
-/// What is shown in place of a password.
-const HIDDEN: &str = "(hidden)";
 
 /// The whole configuration; unknown keys are refused. `vidi config print` shows the effective one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,6 +52,11 @@ impl Config {
         need(prefix.split('.').all(part), "bus.prefix is dot-separated [A-Za-z0-9_-]+")?;
         let one = self.bus.password.is_empty() || self.bus.password_file.is_none();
         need(one, "bus.password and bus.password_file exclude each other: keep one")?;
+        let identified =
+            !self.bus.user.is_empty() || self.bus.nkey_file.is_some() || self.bus.credentials_file.is_some();
+        let who =
+            "bus.url has a user, and bus.user, bus.nkey_file or bus.credentials_file says who this is too: keep one";
+        need(!(identified && self.bus.url.has_users()), who)?;
         let pair = self.bus.tls_cert.is_some() == self.bus.tls_key.is_some();
         need(pair, "bus.tls_cert and bus.tls_key belong together: give both or none")?;
         self.model.check().map_err(|what| format!("configuration: {what}"))?;
@@ -61,6 +65,8 @@ impl Config {
         need(self.bus.event_age_s >= 1, "bus.event_age_s is at least 1")?;
         need(self.bus.job_age_s >= 1, "bus.job_age_s is at least 1")?;
         need(self.bus.stream_bytes >= 4 << 20, "bus.stream_bytes is at least 4 MiB")?;
+        need(self.bus.token_bytes >= 1, "bus.token_bytes is at least 1")?;
+        need(self.bus.queue_bytes >= 1 << 20, "bus.queue_bytes is at least 1 MiB")?;
         need(self.bus.message_bytes >= 64 << 10, "bus.message_bytes is at least 64 KiB")?;
         need(self.up.idle_unload_s >= 0.0, "up.idle_unload_s is at least 0")?;
         let device = self.compute.device.as_str();
@@ -84,14 +90,5 @@ impl Config {
     /// The cap of a stage, if it has one.
     pub fn budget(&self, stage: StageName) -> Option<u64> {
         self.budgets.get(&stage).copied()
-    }
-
-    /// As it may be shown: without the password.
-    pub fn shown(&self) -> Self {
-        let mut shown = self.clone();
-        if !shown.bus.password.is_empty() {
-            shown.bus.password = HIDDEN.to_owned();
-        }
-        shown
     }
 }

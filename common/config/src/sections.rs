@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compute::{KvPrecision, WeightFormat};
 use crate::random::RandomWeights;
+use crate::secret::{Address, Secret};
 
 /// Stands for the role of a process in `bus.user` and the names of its credential files.
 const ROLE: &str = "{stage}";
@@ -14,16 +15,18 @@ const ROLE: &str = "{stage}";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BusConfig {
-    /// `nats://host:port`, several separated by commas. Empty: `vidi up` starts one on loopback.
-    pub url: String,
+    /// `nats://host:port`; several servers of one broker separated by commas, of which any will do. Empty: `vidi up`, `ask`
+    /// and `bench` start one on loopback.
+    /// A user and a password may stand in it (`nats://user:password@host:port`), or a token; they are never shown.
+    pub url: Address,
     /// First part of every subject; the version stands in it.
     pub prefix: String,
     /// User name, with `password` or `password_file`. Here and in the five files below, `{stage}` stands for the role of
     /// the process: decode, vision, audio, fuse, llm, client (`vidi ask`, `cancel`, `status`) or operator (`vidi up`,
     /// `record`, `replay`, `bench`). So one configuration serves them all, each with credentials of its own.
     pub user: String,
-    /// Password of `user`, where one process is configured alone (`VIDI_BUS_PASSWORD`).
-    pub password: String,
+    /// Password of `user`, where one process is configured alone (`VIDI_BUS_PASSWORD`). It is never shown.
+    pub password: Secret,
     /// File with the password of `user`; white space around it does not count.
     pub password_file: Option<PathBuf>,
     /// File with an nkey seed.
@@ -43,10 +46,15 @@ pub struct BusConfig {
     /// Seconds without a heartbeat of a job's work after which what is missing is asked for once more; after as many
     /// again the job fails as `worker_lost`.
     pub worker_patience_s: f64,
-    /// Bytes that each stream of the data path (frames, audio, features) may hold; a full one slows its producer.
+    /// Bytes that each stream of the data path (frames, audio, features) may hold; a full one slows its producer. This and
+    /// the next two are made smaller where `vidi up`, `ask` or `bench` start a broker on a disk with less room.
     pub stream_bytes: i64,
     /// Bytes that the token stream may hold: the tokens of all jobs in work.
     pub token_bytes: i64,
+    /// Bytes that each of the other streams may hold at most: jobs (64 MiB), jobs in line (64 MiB),
+    /// requests to decode (64 MiB), events (256 MiB),
+    /// unusable messages (256 MiB), reservations of capacity (16 MiB).
+    pub queue_bytes: i64,
     /// Seconds that a job's events stay readable after its end; then its id may be used again.
     pub event_age_s: u64,
     /// Seconds that a job may wait for a worker; then it fails.
@@ -58,10 +66,10 @@ pub struct BusConfig {
 impl Default for BusConfig {
     fn default() -> Self {
         BusConfig {
-            url: String::new(),
+            url: Address::default(),
             prefix: "vidi.v1".to_owned(),
             user: String::new(),
-            password: String::new(),
+            password: Secret::default(),
             password_file: None,
             nkey_file: None,
             credentials_file: None,
@@ -73,6 +81,7 @@ impl Default for BusConfig {
             worker_patience_s: 60.0,
             stream_bytes: 256 << 20,
             token_bytes: 4 << 30,
+            queue_bytes: 256 << 20,
             event_age_s: 3600,
             job_age_s: 24 * 3600,
             message_bytes: 4 << 20,

@@ -1,6 +1,8 @@
 //! Compiles CUDA kernels in build scripts, so that every crate with kernels of its own compiles them alike, and watches
 //! every file that they are made of.
 
+#![expect(clippy::print_stdout, reason = "cargo reads the standard output of build scripts")]
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -9,6 +9,8 @@ use clap::Parser;
 use tokio::sync::watch;
 
 use crate::bus::{Bus, BusError, BusErrorKind, Role};
+use crate::output::Unwritten;
+use crate::remark;
 use crate::run::service::InstanceInfo;
 use crate::run::{self, Shutdown, owner, shutdown};
 use crate::telemetry;
@@ -114,10 +116,17 @@ pub struct Fatal(pub Exit, pub String);
 impl From<BusError> for Fatal {
     fn from(e: BusError) -> Self {
         let exit = match e.kind() {
+            BusErrorKind::Address => Exit::Usage,
             BusErrorKind::Credentials => Exit::Credentials,
             BusErrorKind::Unreachable | BusErrorKind::JetStream => Exit::Broker,
         };
         Fatal(exit, e.to_string())
+    }
+}
+
+impl From<Unwritten> for Fatal {
+    fn from(e: Unwritten) -> Self {
+        Fatal(Exit::Other, e.to_string())
     }
 }
 
@@ -170,7 +179,10 @@ pub fn main<S>(open: impl FnOnce(&Config) -> Result<S, JobError>) -> ExitCode
 where
     S: Stage + Send + 'static,
 {
-    main_with(&Args::parse().config, open)
+    match command_line::<Args>() {
+        Ok(args) => main_with(&args.config, open),
+        Err(exit) => exit,
+    }
 }
 
 /// [`main`] for who has parsed a command line already.
@@ -186,7 +198,12 @@ pub fn main_owner<O>(open: impl FnOnce(&Config) -> Result<O, JobError>) -> ExitC
 where
     O: Owner + Send + 'static,
 {
-    serve_main(&Args::parse().config, |config, shutdown| async move { serve_owner(&config, open, shutdown).await })
+    match command_line::<Args>() {
+        Ok(args) => {
+            serve_main(&args.config, |config, shutdown| async move { serve_owner(&config, open, shutdown).await })
+        }
+        Err(exit) => exit,
+    }
 }
 
 fn serve_main<F: Future<Output = Result<(), Fatal>>>(
@@ -205,10 +222,25 @@ fn serve_main<F: Future<Output = Result<(), Fatal>>>(
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Fatal(exit, text)) => {
-            eprintln!("error: {text}");
+            remark!("error: {text}");
             exit.into()
         }
     }
+}
+
+/// Parses this process's command line.
+///
+/// # Errors
+/// The exit of a process that was asked for its help or version, or in a way that it does not understand; it has said so.
+pub fn command_line<T: Parser>() -> Result<T, ExitCode> {
+    T::try_parse().map_err(|said| match said.print() {
+        Err(e) if !said.use_stderr() => {
+            let Fatal(exit, text) = Unwritten::from(e).into();
+            remark!("error: {text}");
+            exit.into()
+        }
+        _ => u8::try_from(said.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
+    })
 }
 
 /// Runtime for the bus; computing has threads of its own.

@@ -43,7 +43,7 @@ pub async fn ask(bus: &Bus, request: &JobRequest, style: Style) -> Result<JobRes
         match next.event {
             Event::Result(result) => {
                 progress.clear();
-                outcome::print(request, &result, style);
+                outcome::print(request, &result, style)?;
                 return Ok(*result);
             }
             Event::Failed { error } => {

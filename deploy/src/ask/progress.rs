@@ -1,12 +1,13 @@
 //! Progress of a job as `vidi ask` shows it on standard error.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use protocol::error::StageName;
 use protocol::event::{Event, Mode};
 use protocol::plan::MediaPlan;
+use runtime::output::Remarks;
+use runtime::remark;
 
 use super::Style;
 
@@ -20,7 +21,7 @@ pub struct Progress {
 impl Progress {
     /// Nothing shown yet.
     pub fn new(style: Style) -> Self {
-        let terminal = std::io::stderr().is_terminal() && !style.quiet;
+        let terminal = Remarks.on_a_terminal() && !style.quiet;
         let bars = terminal.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
         Progress { bars, stages: BTreeMap::new(), quiet: style.quiet }
     }
@@ -40,7 +41,7 @@ impl Progress {
             _ if self.quiet => {}
             // An unwritable terminal loses a line of progress, not the answer.
             Some(bars) => drop(bars.println(text)),
-            None => eprintln!("{text}"),
+            None => remark!("{text}"),
         }
     }
 

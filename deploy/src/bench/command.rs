@@ -87,9 +87,9 @@ impl Bench {
         };
         let source = taken.as_ref().map_or(LoadSource::Synthetic(&model), LoadSource::Recorded);
         let rows = stage::run(config, stage, &source, &counts, self.messages).await?;
-        show::stage_table(stage, &rows);
         self.write(&serde_json::json!({ "stage": stage, "from": self.from, "rows": rows }))?;
-        self.draw(|path| show::stage_plot(stage, &rows, path))
+        self.draw(|path| show::stage_plot(stage, &rows, path))?;
+        Ok(show::stage_table(stage, &rows)?)
     }
 
     async fn pipeline(&self, config: &Config, video: &Path) -> Result<(), Fatal> {
@@ -103,9 +103,9 @@ impl Bench {
         let replicas = crate::up::supervisor::replicas(&self.replicas).map_err(|e| usage(&e))?;
         let question = pipeline::Question { video, query: self.query.clone(), max_new_tokens: self.max_new_tokens };
         let rows = pipeline::run(&config, &question, &replicas, &self.concurrent, self.jobs).await?;
-        show::pipeline_table(&rows);
         self.write(&serde_json::json!({ "video": question.video, "rows": rows }))?;
-        self.draw(|path| show::pipeline_plot(&rows, path))
+        self.draw(|path| show::pipeline_plot(&rows, path))?;
+        Ok(show::pipeline_table(&rows)?)
     }
 
     fn write(&self, object: &serde_json::Value) -> Result<(), Fatal> {

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use protocol::error::StageName;
+use runtime::answer;
+use runtime::output::Unwritten;
 
 use super::{pipeline, stage};
 
@@ -10,15 +12,24 @@ use super::{pipeline, stage};
 const PLOT_SIZE: (f64, f64, f64) = (480.0, 320.0, 48.0);
 
 /// Prints the table of one stage.
-pub fn stage_table(stage: StageName, rows: &[stage::Row]) {
-    println!("stage-{stage}");
-    println!(
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn stage_table(stage: StageName, rows: &[stage::Row]) -> Result<(), Unwritten> {
+    answer!("stage-{stage}")?;
+    answer!(
         "{:>8} {:>9} {:>9} {:>9} {:>8} {:>9} {:>9}  busy share of each replica",
-        "replicas", "msg/s", "items/s", "MB/s", "speedup", "p50 ms", "p99 ms"
-    );
+        "replicas",
+        "msg/s",
+        "items/s",
+        "MB/s",
+        "speedup",
+        "p50 ms",
+        "p99 ms"
+    )?;
     let base = rows.first().map_or(1.0, |r| r.messages_per_s);
     for r in rows {
-        println!(
+        answer!(
             "{:>8} {:>9.1} {:>9.1} {:>9.1} {:>8.2} {:>9.0} {:>9.0}  {}",
             r.replicas,
             r.messages_per_s,
@@ -28,19 +39,31 @@ pub fn stage_table(stage: StageName, rows: &[stage::Row]) {
             r.p50_ms,
             r.p99_ms,
             joined(&r.busy)
-        );
+        )?;
     }
+    Ok(())
 }
 
 /// Prints the table of whole jobs.
-pub fn pipeline_table(rows: &[pipeline::Row]) {
-    println!(
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn pipeline_table(rows: &[pipeline::Row]) -> Result<(), Unwritten> {
+    answer!(
         "{:>10} {:>5} {:>7} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9}  busy share of each process",
-        "concurrent", "jobs", "cached", "jobs/s", "frames/s", "media t/s", "answer t/s", "p50 ms", "p99 ms"
-    );
+        "concurrent",
+        "jobs",
+        "cached",
+        "jobs/s",
+        "frames/s",
+        "media t/s",
+        "answer t/s",
+        "p50 ms",
+        "p99 ms"
+    )?;
     for r in rows {
         let busy: Vec<String> = r.busy.iter().map(|(stage, shares)| format!("{stage} {}", joined(shares))).collect();
-        println!(
+        answer!(
             "{:>10} {:>5} {:>7} {:>8.2} {:>9.1} {:>9.0} {:>10.1} {:>9.0} {:>9.0}  {}",
             r.concurrent,
             r.jobs,
@@ -52,8 +75,9 @@ pub fn pipeline_table(rows: &[pipeline::Row]) {
             r.p50_ms,
             r.p99_ms,
             busy.join(", ")
-        );
+        )?;
     }
+    Ok(())
 }
 
 fn joined(shares: &[f64]) -> String {

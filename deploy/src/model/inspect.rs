@@ -10,6 +10,8 @@ use config::{LlmConfig, MediaProducts};
 use model::checkpoint::{Checkpoint, CheckpointError, Need, Weights};
 use model::config_json::ModelConfig;
 use protocol::error::StageName;
+use runtime::answer;
+use runtime::output::Unwritten;
 use serde::Serialize;
 
 /// State of a tensor in a checkpoint.
@@ -143,7 +145,10 @@ pub fn inspect(dir: &Path, end_tokens: &[u32]) -> Result<Inspection, CheckpointE
 }
 
 /// Prints a table of the tensors, without those that are in order unless `all`.
-pub fn print(inspection: &Inspection, all: bool) {
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn print(inspection: &Inspection, all: bool) -> Result<(), Unwritten> {
     let shape = |s: &Option<Vec<usize>>| s.as_ref().map_or("-".to_owned(), |s| format!("{s:?}"));
     let mut count: BTreeMap<&str, usize> = BTreeMap::new();
     for row in &inspection.tensors {
@@ -155,7 +160,7 @@ pub fn print(inspection: &Inspection, all: bool) {
         };
         *count.entry(state).or_default() += 1;
         if all || row.state != State::Present {
-            println!(
+            answer!(
                 "{state:<9} {:<6} {:<5} {:<20} {} {}",
                 row.stage.map_or("-", StageName::as_str),
                 row.dtype.as_deref().unwrap_or("-"),
@@ -165,19 +170,19 @@ pub fn print(inspection: &Inspection, all: bool) {
                     State::Missing | State::Misshapen => format!("(expected {})", shape(&row.expected)),
                     _ => row.file.clone().unwrap_or_default(),
                 }
-            );
+            )?;
         }
     }
     let counts: Vec<String> = count.iter().map(|(state, n)| format!("{n} {state}")).collect();
-    println!("tensors: {}", counts.join(", "));
+    answer!("tensors: {}", counts.join(", "))?;
     for (stage, bytes) in &inspection.stage_bytes {
-        println!("stage-{stage}: {:.1} MiB in f32", *bytes as f64 / f64::from(1 << 20));
+        answer!("stage-{stage}: {:.1} MiB in f32", *bytes as f64 / f64::from(1 << 20))?;
     }
     for warning in &inspection.warnings {
-        println!("warning: {warning}");
+        answer!("warning: {warning}")?;
     }
     match &inspection.tokenizer {
-        Ok(()) => println!("tokenizer: present"),
-        Err(e) => println!("tokenizer: {e}"),
+        Ok(()) => answer!("tokenizer: present"),
+        Err(e) => answer!("tokenizer: {e}"),
     }
 }

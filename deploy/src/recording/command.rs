@@ -1,13 +1,15 @@
 //! Command lines of `vidi record`, `vidi replay` and `vidi recording`.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::{BusConfig, Config};
 use protocol::message::JobId;
 use runtime::bus::{Bus, Role};
+use runtime::output::{Answers, Unwritten};
 use runtime::process::{Exit, Fatal, on_signal};
+use runtime::{answer, remark};
 
 use super::check::{Checked, check};
 use super::compare::Agreement;
@@ -125,12 +127,11 @@ pub async fn record(bus: &Bus, args: RecordArgs) -> Result<(), Fatal> {
         }
     };
     let filter = Filter { job: args.job, kinds: args.subjects };
-    let listening = || eprintln!("recording {}.> to {}", bus.subjects().prefix(), args.out.display());
+    let listening = || remark!("recording {}.> to {}", bus.subjects().prefix(), args.out.display());
     let end = tap::record(bus, &args.out, &filter, stop, listening).await.map_err(other)?;
     let text = format!("{}: {}", args.out.display(), describe(&end));
     if end.is_complete() {
-        println!("{text}");
-        return Ok(());
+        return Ok(answer!("{text}")?);
     }
     Err(Fatal(Exit::Other, text))
 }
@@ -176,7 +177,7 @@ pub async fn replay(bus: &Bus, args: ReplayArgs) -> Result<(), Fatal> {
     }
     let mut reader = Reader::open(&args.file).map_err(other)?;
     let played = play(bus, &mut reader, &what, &shutdown).await;
-    print_played(&played);
+    print_played(&played)?;
     let loss = reader.loss().map(|loss| format!("{}: {loss}; the rest was not played", args.file.display()));
     let refused =
         (!played.refused.is_empty()).then(|| format!("{} messages could not be played", played.refused.len()));
@@ -194,38 +195,39 @@ fn jobs_of(path: &Path, what: &Selection) -> anyhow::Result<usize> {
     Ok(jobs.collect::<std::collections::BTreeSet<_>>().len())
 }
 
-fn print_played(played: &Played) {
+fn print_played(played: &Played) -> Result<(), Unwritten> {
     for (kind, (messages, bytes)) in &played.kinds {
-        println!("{kind}: {messages} messages, {bytes} bytes");
+        answer!("{kind}: {messages} messages, {bytes} bytes")?;
     }
     if played.kinds.is_empty() {
-        println!("nothing to play");
+        answer!("nothing to play")?;
     }
     for refused in &played.refused {
-        eprintln!("not played: {refused}");
+        remark!("not played: {refused}");
     }
+    Ok(())
 }
 
 fn report(checked: &Checked, tolerance: f64, json: bool) -> Result<(), Fatal> {
     for agreement in checked.comparison.agreements() {
         if json {
-            println!("{}", serde_json::json!(agreement));
+            answer!("{}", serde_json::json!(agreement))?;
         } else {
-            println!("{}", sentence(&agreement, tolerance));
+            answer!("{}", sentence(&agreement, tolerance))?;
         }
     }
     if let Some((recorded, heard)) = checked.comparison.answer() {
         let same = heard.as_ref() == Some(recorded);
         if json {
-            println!("{}", serde_json::json!({ "answer": { "recorded": recorded, "heard": heard } }));
+            answer!("{}", serde_json::json!({ "answer": { "recorded": recorded, "heard": heard } }))?;
         } else if same {
-            println!("answer: the same {} tokens", recorded.len());
+            answer!("answer: the same {} tokens", recorded.len())?;
         } else {
-            println!("answer: {heard:?} instead of {recorded:?}");
+            answer!("answer: {heard:?} instead of {recorded:?}")?;
         }
     }
     for text in checked.errors.iter().chain(&checked.played.refused) {
-        eprintln!("{text}");
+        remark!("{text}");
     }
     if checked.holds(tolerance) {
         return Ok(());
@@ -263,8 +265,8 @@ fn sentence(a: &Agreement, tolerance: f64) -> String {
 pub fn recording(action: Recording) -> Result<(), Fatal> {
     let Recording::Show { file, json, messages } = action;
     let mut reader = Reader::open(&file).map_err(other)?;
-    let mut out = BufWriter::new(io::stdout().lock());
-    let shown = (|| {
+    let mut out = Answers::new();
+    let summary: io::Result<Summary> = (|| {
         let each = |r: &super::Record| if messages { writeln!(out, "{}", line(r)) } else { Ok(()) };
         let summary = Summary::read(&mut reader, each)?;
         if json {
@@ -275,13 +277,7 @@ pub fn recording(action: Recording) -> Result<(), Fatal> {
         out.flush()?;
         Ok(summary)
     })();
-    let summary: Summary = match shown {
-        Ok(summary) => summary,
-        // Whoever reads along has seen enough.
-        Err(e) if io::Error::kind(&e) == io::ErrorKind::BrokenPipe => return Ok(()),
-        Err(e) => return Err(other(e)),
-    };
-    match summary.loss {
+    match summary.map_err(other)?.loss {
         None => Ok(()),
         Some(loss) => Err(Fatal(Exit::Other, format!("{}: {loss}", file.display()))),
     }

@@ -5,18 +5,29 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
+
+use super::lifeline::Kept;
+use super::lock::{Lock, Taken};
+use super::private;
 
 /// Time that the server has to write its port to a file.
 const START_WAIT: Duration = Duration::from_secs(10);
+/// Time that a server which was killed has to end, before its files are another's.
+const STORE_WAIT: Duration = Duration::from_secs(10);
 /// Name of the server's log in its directory.
 const LOG: &str = "nats.log";
+/// Directory of the streams, in that of the broker.
+pub const STORE: &str = "jetstream";
+/// End of the name of the file in which a server says on which ports it listens.
+const PORTS: &str = ".ports";
 /// `max_payload` of our own broker, as in deploy/nats.conf.
 pub const MAX_PAYLOAD: usize = 8 << 20;
 
-/// A running nats-server. Dropping it kills the server; what it stored stays.
+/// A running nats-server. It ends with this process, and when this is dropped; what it stored stays. Until it has ended
+/// it holds the lock of its directory, so that no two servers ever write to the same store.
 pub struct Broker {
-    child: Child,
+    server: Kept,
     url: String,
     dir: PathBuf,
 }
@@ -46,20 +57,29 @@ impl Broker {
     /// Starts a server that keeps streams, configuration and log below `dir`.
     ///
     /// # Errors
-    /// No executable, or a server that does not come up: with the end of its log.
+    /// No executable; another server on the same directory; one that does not come up: with the end of its log.
     pub async fn start(dir: &Path, options: &Options) -> anyhow::Result<Self> {
         let program = match &options.program {
             Some(program) => program.clone(),
             None => find()?,
         };
-        std::fs::create_dir_all(dir).with_context(|| format!("broker directory {}", dir.display()))?;
+        let lock = match Lock::take(dir, STORE_WAIT).await? {
+            Taken::Ours(lock) => lock,
+            Taken::HeldBy(pid) => bail!(
+                "the broker of process {pid} still has the streams in {} after {STORE_WAIT:?}: end that process, or take another \
+                 directory (VIDI_STATE)",
+                dir.display()
+            ),
+        };
         let dir = dir.canonicalize()?;
+        forget_ports(&dir)?;
         let config = match &options.config {
             Some(config) => config.clone(),
             None => write_config(&dir, options)?,
         };
         let port = if options.port == 0 { -1 } else { i32::from(options.port) };
-        let child = Command::new(&program)
+        let mut command = Command::new(&program);
+        command
             .arg("-c")
             .arg(&config)
             .arg(format!("--port={port}"))
@@ -71,11 +91,9 @@ impl Broker {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             // The terminal's Ctrl-C must not reach the server: the stages drain first, over this broker.
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        let mut broker = Broker { child, url: String::new(), dir };
+            .process_group(0);
+        let server = Kept::start(command, lock).await.with_context(|| format!("cannot start {}", program.display()))?;
+        let mut broker = Broker { server, url: String::new(), dir };
         broker.url = tokio::time::timeout(START_WAIT, broker.wait_for_port())
             .await
             .unwrap_or_else(|_| bail!("nats-server start timed out after {START_WAIT:?}"))
@@ -88,17 +106,15 @@ impl Broker {
         &self.url
     }
 
-    /// Process id of the server.
+    /// Process id of the server; none once it has ended.
     pub fn pid(&self) -> Option<u32> {
-        self.child.id()
+        self.server.pid()
     }
 
-    /// Waits until the server exits; says how, with the end of its log.
+    /// Waits until the server ends; says how, with the end of its log.
     pub async fn ended(&mut self) -> String {
-        match self.child.wait().await {
-            Ok(status) => format!("nats-server exited ({status}): {}", self.log_tail()),
-            Err(e) => format!("waiting for nats-server failed: {e}"),
-        }
+        let how = self.server.ended().await;
+        format!("nats-server {how}: {}", self.log_tail())
     }
 
     async fn wait_for_port(&mut self) -> anyhow::Result<String> {
@@ -107,15 +123,11 @@ impl Broker {
             nats: Vec<String>,
         }
         loop {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("nats-server exited at start ({status})");
-            }
-            let pid = self.child.id().unwrap_or(0);
-            let ports = std::fs::read_dir(&self.dir)?
-                .flatten()
-                .find(|e| e.file_name().to_string_lossy().ends_with(&format!("_{pid}.ports")));
-            if let Some(entry) = ports
-                && let Ok(text) = std::fs::read(entry.path())
+            let Some(pid) = self.server.pid() else { bail!("nats-server {} at start", self.server.ended().await) };
+            let ports =
+                port_files(&self.dir)?.into_iter().find(|p| p.to_string_lossy().ends_with(&format!("_{pid}{PORTS}")));
+            if let Some(path) = ports
+                && let Ok(text) = std::fs::read(path)
                 && let Ok(ports) = serde_json::from_slice::<Ports>(&text)
                 && let Some(url) = ports.nats.first()
             {
@@ -145,10 +157,25 @@ fn write_config(dir: &Path, options: &Options) -> anyhow::Result<PathBuf> {
     let text = format!(
         "host: 127.0.0.1\nmax_payload: {}\njetstream {{ store_dir: {:?}{store} }}\n",
         options.max_payload,
-        dir.join("jetstream"),
+        dir.join(STORE),
     );
-    std::fs::write(&config, text).with_context(|| format!("{}", config.display()))?;
+    private::write(&config, text.as_bytes())?;
     Ok(config)
+}
+
+/// Files in which servers have said on which ports they listen.
+fn port_files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir).with_context(|| format!("broker directory {}", dir.display()))?;
+    Ok(entries.flatten().map(|e| e.path()).filter(|p| p.to_string_lossy().ends_with(PORTS)).collect())
+}
+
+/// Removes what servers that were killed have left: where process ids come again (in a container, say), it would be taken
+/// for what the next server says.
+fn forget_ports(dir: &Path) -> anyhow::Result<()> {
+    for path in port_files(dir)? {
+        std::fs::remove_file(&path).with_context(|| format!("{}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// The executable of the server.

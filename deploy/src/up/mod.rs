@@ -1,7 +1,8 @@
 //! Broker and stages: what `vidi up` runs, and `vidi ask` and `vidi bench` for as long as they need it.
 //!
-//! In reading order: [`profile`] (configurations by name), [`stages`] (any stage from one binary), [`broker`] (a
-//! nats-server of our own), [`supervisor`] (stages as child processes), [`idle`] (which of them are loaded),
+//! In reading order: [`profile`] (configurations by name), [`stages`] (any stage from one binary), [`lock`] and [`private`]
+//! (whose a directory is, and files that nobody else reads), [`lifeline`] (a child that ends with this process), [`room`]
+//! and [`broker`] (a nats-server of our own, and streams that fit its disk), [`merged`] (what stages read), [`supervisor`] (stages as child processes), [`idle`] (which of them are loaded),
 //! [`in_process`] (stages in this process), [`budgets`] (what each process may hold), [`pipeline`] (broker and stages
 //! together), [`note`] (how clients on this host find them).
 
@@ -9,8 +10,13 @@ pub mod broker;
 pub mod budgets;
 pub mod idle;
 pub mod in_process;
+pub mod lifeline;
+pub mod lock;
+pub mod merged;
 pub mod note;
 pub mod pipeline;
+pub mod private;
 pub mod profile;
+pub mod room;
 pub mod stages;
 pub mod supervisor;

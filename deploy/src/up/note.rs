@@ -3,23 +3,29 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use config::Config;
 use runtime::bus::{Bus, BusErrorKind, Role};
 use runtime::process::Fatal;
 use serde::{Deserialize, Serialize};
+
+use super::lock::{Lock, Taken};
+use super::private;
 
 /// Name of the note's file in the state directory.
 const NOTE: &str = "up.json";
 /// A broker on this host that does not answer within this time is gone.
 const CONNECT_WAIT: Duration = Duration::from_millis(500);
 
+/// A `vidi up` that was killed has ended within this time.
+const OWN_WAIT: Duration = Duration::from_secs(1);
+
 /// Broker and subjects of a running `vidi up`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Note {
     /// Process id of the supervisor.
     pid: u32,
-    /// Address of the broker.
+    /// Address of the broker, without the user that may stand in it: what `vidi up` may do is not for everybody.
     url: String,
     /// First part of every subject.
     prefix: String,
@@ -53,7 +59,7 @@ pub fn state_dir() -> PathBuf {
 pub async fn running(config: &Config, role: Role) -> Result<Option<Bus>, Fatal> {
     let Some(note) = Note::read().filter(Note::is_current) else { return Ok(None) };
     let mut bus = config.bus.clone();
-    (bus.url, bus.prefix) = (note.url, note.prefix);
+    (bus.url, bus.prefix) = (note.url.into(), note.prefix);
     match Bus::connect(&bus, role, CONNECT_WAIT).await {
         Ok(bus) => Ok(Some(bus)),
         Err(e) if e.kind() == BusErrorKind::Credentials => Err(e.into()),
@@ -62,30 +68,33 @@ pub async fn running(config: &Config, role: Role) -> Result<Option<Bus>, Fatal> 
     }
 }
 
-/// Refuses to run beside another `vidi up` in the same state directory. To be asked before anything is started there:
-/// the other one's stages read their configuration from it.
+/// Makes the state directory this process's own. To be asked before anything is read, written or started there; the lock
+/// is to be kept until all of that is gone.
 ///
 /// # Errors
-/// The other one's process.
-pub fn refuse_second() -> anyhow::Result<()> {
-    if let Some(other) = Note::read()
-        && other.pid != std::process::id()
-        && other.is_current()
-    {
-        bail!("another `vidi up` runs (process {}): stop it, or set VIDI_STATE to another directory", other.pid);
+/// The process that has it.
+pub async fn own_state() -> anyhow::Result<Lock> {
+    let dir = state_dir();
+    match Lock::take(&dir, OWN_WAIT).await? {
+        Taken::Ours(lock) => Ok(lock),
+        Taken::HeldBy(pid) => bail!(
+            "another `vidi up` runs (process {pid}) with its files in {}: stop it, or set VIDI_STATE to another directory",
+            dir.display()
+        ),
     }
-    Ok(())
 }
 
-/// Writes the note of this process; returns its path.
+/// Writes the note of this process, whose [state directory](own_state) it is; returns its path.
 ///
 /// # Errors
 /// When it cannot be written.
 pub fn leave(bus: &Bus) -> anyhow::Result<PathBuf> {
     let path = state_dir().join(NOTE);
-    let note =
-        Note { pid: std::process::id(), url: bus.config().url.clone(), prefix: bus.subjects().prefix().to_owned() };
-    std::fs::create_dir_all(state_dir())?;
-    std::fs::write(&path, serde_json::to_vec(&note)?).with_context(|| format!("{}", path.display()))?;
+    let note = Note {
+        pid: std::process::id(),
+        url: bus.config().url.without_users().exposed().to_owned(),
+        prefix: bus.subjects().prefix().to_owned(),
+    };
+    private::write(&path, &serde_json::to_vec(&note)?)?;
     Ok(path)
 }

@@ -1,9 +1,8 @@
 //! Broker and stages together, for as long as the process that started them needs them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use config::Config;
 use protocol::error::StageName;
 use runtime::bus::{Bus, BusError, Role};
@@ -13,11 +12,16 @@ use super::broker::{self, Broker};
 use super::budgets;
 use super::idle::Idle;
 use super::in_process::InProcess;
+use super::merged::Merged;
+use super::room::Room;
 use super::supervisor::{Logs, Supervisor};
 use crate::client;
 
 /// All stages are ready within this time, a large checkpoint on a slow disk included.
 const READY_WAIT: Duration = Duration::from_secs(600);
+
+/// More bytes than any disk has, and than streams reserve.
+const UNLIMITED: u64 = 1 << 50;
 
 /// Which processes the stages run in.
 #[derive(Clone, Debug)]
@@ -46,12 +50,17 @@ impl Stages {
 /// A running broker, unless the configuration names one, and its running stages.
 pub struct Pipeline {
     stages: Stages,
+    /// What the stages read when they start, and when they start again.
+    merged: Merged,
     broker: Option<Broker>,
     bus: Bus,
+    /// What of the streams had to be made smaller.
+    fitted: Option<String>,
 }
 
 impl Pipeline {
-    /// Starts what is missing: a broker if `config` names none, and the stages. Files go below `dir`.
+    /// Starts what is missing: a broker if `config` names none, and the stages. Files go below `dir`, which is this
+    /// pipeline's alone.
     ///
     /// # Errors
     /// What does not start, and why.
@@ -65,14 +74,23 @@ impl Pipeline {
         let other = |e: anyhow::Error| Fatal(Exit::Broker, format!("{e:#}"));
         let mut config = config.clone();
         budgets::divide(&mut config, replicas)?;
-        let broker = if config.bus.url.is_empty() {
-            let broker = Broker::start(&dir.join("broker"), broker).await.map_err(other)?;
-            config.bus.url = broker.url().to_owned();
-            Some(broker)
-        } else {
-            None
-        };
-        let file = write_merged(&config, dir).map_err(other)?;
+        std::fs::create_dir_all(dir).map_err(|e| other(anyhow::anyhow!("{}: {e}", dir.display())))?;
+        let (mut own, mut fitted) = (None, None);
+        if config.bus.url.is_empty() {
+            let (home, store) = (dir.join("broker"), dir.join("broker").join(broker::STORE));
+            let room = Room::of(dir, &store).map_err(other)?;
+            fitted = room.fit(&mut config.bus).map_err(|text| Fatal(Exit::Broker, text))?;
+            if let Some(smaller) = &fitted {
+                tracing::warn!("{smaller}");
+            }
+            // The streams fit the room: the server's own limit would refuse those that are there when others fill the disk.
+            let limit = broker.max_file_store.or(Some(UNLIMITED));
+            let options = broker::Options { max_file_store: limit, ..broker.clone() };
+            let broker = Broker::start(&home, &options).await.map_err(other)?;
+            config.bus.url = broker.url().into();
+            own = Some(broker);
+        }
+        let merged = Merged::write(&config, dir).map_err(other)?;
         let connect = async || {
             let bus = Bus::connect(&config.bus, Role::Operator, Duration::from_secs(10)).await?;
             bus.ensure_streams().await?;
@@ -81,7 +99,7 @@ impl Pipeline {
         let (stages, bus) = match layout {
             Layout::Processes(logs) => {
                 // Before the broker is asked: the stages load while it makes the streams.
-                let supervisor = Supervisor::start(&file, replicas, logs);
+                let supervisor = Supervisor::start(merged.path(), replicas, logs, own.is_some());
                 let bus = connect().await?;
                 let after = config.up.idle_unload_s;
                 let after = (after > 0.0).then(|| Duration::from_secs_f64(after));
@@ -93,12 +111,17 @@ impl Pipeline {
                 (Stages::OneProcess(stages), connect().await?)
             }
         };
-        Ok(Pipeline { stages, broker, bus })
+        Ok(Pipeline { stages, merged, broker: own, bus, fitted })
     }
 
     /// A connection to its broker in the operator's role.
     pub fn bus(&self) -> &Bus {
         &self.bus
+    }
+
+    /// What of its streams had to be made smaller than configured, and why.
+    pub fn fitted(&self) -> Option<&str> {
+        self.fitted.as_deref()
     }
 
     /// Waits until every stage has its model loaded and listens.
@@ -149,17 +172,7 @@ impl Pipeline {
             }
             Stages::OneProcess(s) => s.drain().await,
         }
+        drop(self.merged);
         drop(self.broker);
     }
-}
-
-/// Writes the merged configuration that the stages read, for this user alone: it may hold a password.
-fn write_merged(config: &Config, dir: &Path) -> anyhow::Result<PathBuf> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
-    let path = dir.join("stages.toml");
-    let mut file = std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
-    file.write_all(config.to_toml().as_bytes()).with_context(|| format!("{}", path.display()))?;
-    Ok(path)
 }

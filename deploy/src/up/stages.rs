@@ -1,16 +1,19 @@
 //! Any of the five stages from one binary: `vidi stage NAME`.
 
 use std::io::Read;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use config::Config;
 use protocol::error::StageName;
 use runtime::process::{self, Fatal};
+use runtime::remark;
 use runtime::run::Shutdown;
 use tokio::sync::watch;
 
 /// Time that a stage has to drain once its supervisor is gone.
 const LAST_GRACE: Duration = Duration::from_secs(30);
+/// Pause before a stage that drains looks again whether its broker is gone.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Serves one stage in this process until `shutdown`.
 ///
@@ -32,8 +35,10 @@ pub async fn serve(stage: StageName, config: &Config, shutdown: Shutdown) -> Res
     }
 }
 
-/// A shutdown that also begins when standard input ends: stages end with a supervisor that was killed.
-pub fn until_stdin_ends(mut shutdown: Shutdown) -> Shutdown {
+/// A shutdown that also begins when standard input ends: stages end with a supervisor that was killed. Where the broker
+/// ends with that supervisor (`broker_of`, its process id), there is nothing to drain over: the stage ends at once, so
+/// that the next one has its memory.
+pub fn until_stdin_ends(mut shutdown: Shutdown, broker_of: Option<u32>) -> Shutdown {
     let (sender, receiver) = watch::channel(false);
     let on_signal = sender.clone();
     tokio::spawn(async move {
@@ -47,7 +52,15 @@ pub fn until_stdin_ends(mut shutdown: Shutdown) -> Shutdown {
         while matches!(std::io::stdin().read(&mut buffer), Ok(n) if n > 0) {}
         sender.send_replace(true);
         // A stage that cannot drain (its broker is gone, say) must not outlive its supervisor for long.
-        std::thread::sleep(LAST_GRACE);
+        let until = Instant::now() + LAST_GRACE;
+        let broker_gone = || broker_of.is_some_and(|pid| std::os::unix::process::parent_id() != pid);
+        while Instant::now() < until && !broker_gone() {
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        match broker_gone() {
+            true => remark!("error: supervisor and broker are gone: ending without a drain"),
+            false => remark!("error: not drained after {LAST_GRACE:?}: ending"),
+        }
         std::process::exit(process::Exit::Other as i32);
     });
     receiver

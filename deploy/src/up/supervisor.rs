@@ -96,20 +96,23 @@ struct Replica {
     stage: StageName,
     config: PathBuf,
     logs: Logs,
+    /// Whether the broker ends with this process.
+    own_broker: bool,
     desired: Desired,
 }
 
 impl Supervisor {
-    /// Starts `replicas` processes of each stage; `config` is the file of their merged configuration.
-    pub fn start(config: &Path, replicas: &[(StageName, usize)], logs: &Logs) -> Self {
+    /// Starts `replicas` processes of each stage; `config` is the file of their merged configuration, and `own_broker`
+    /// whether their broker ends with this process.
+    pub fn start(config: &Path, replicas: &[(StageName, usize)], logs: &Logs, own_broker: bool) -> Self {
         let (stop, stopping) = watch::channel(false);
         let desired = Desired::new(replicas);
         let (report, fatal) = mpsc::unbounded_channel();
         let mut tasks = Vec::new();
         for &(stage, count) in replicas {
             for _ in 0..count {
-                let replica =
-                    Replica { stage, config: config.to_owned(), logs: logs.clone(), desired: desired.clone() };
+                let (config, logs, desired) = (config.to_owned(), logs.clone(), desired.clone());
+                let replica = Replica { stage, config, logs, own_broker, desired };
                 tasks.push(tokio::spawn(keep_alive(replica, stopping.clone(), report.clone())));
             }
         }
@@ -267,6 +270,7 @@ impl Replica {
             .env("RAYON_NUM_THREADS", threads)
             .args(["stage", self.stage.as_str(), "--supervised"])
             .arg(&self.config)
+            .args(self.own_broker.then(|| format!("--broker-of={}", std::process::id())))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(stderr)

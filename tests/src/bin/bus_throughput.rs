@@ -1,6 +1,12 @@
 //! Throughput of one stage that only forwards, beside plain publish and subscribe of the same bytes on the same broker, in
 //! one run: `bus_throughput [MESSAGES] [BYTES]`.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for developers: what it prints is read by who started it"
+)]
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -43,12 +49,8 @@ async fn main() -> anyhow::Result<()> {
     let bytes = args.next().transpose()?.unwrap_or(4 << 20);
     let dir = tempfile::tempdir()?;
     let broker = Broker::start(dir.path(), &Options::default()).await?;
-    let config = BusConfig {
-        url: broker.url().to_owned(),
-        stream_bytes: 4 << 30,
-        message_bytes: 8 << 20,
-        ..BusConfig::default()
-    };
+    let config =
+        BusConfig { url: broker.url().into(), stream_bytes: 4 << 30, message_bytes: 8 << 20, ..BusConfig::default() };
     let bus = Bus::connect(&config, Role::Client, Duration::from_secs(5)).await?;
     bus.ensure_streams().await?;
     let rows = bytes / (4 * WIDTH);

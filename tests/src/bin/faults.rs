@@ -1,9 +1,15 @@
 //! Fault suite at full size: `cargo run -p tests --bin faults`.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for developers: what it prints is read by who started it"
+)]
+
 use std::path::PathBuf;
 
 use clap::Parser;
-use tests::faults::{Row, Scale, broker, ends, flow, killed, losses, messages, table, waiting};
+use tests::faults::{Row, Scale, broker, ends, flow, killed, losses, messages, supervisor, table, waiting};
 
 /// Runs every fault case on real processes and a real broker, and writes the table.
 #[derive(Parser)]
@@ -40,7 +46,7 @@ async fn main() -> anyhow::Result<()> {
         )*};
     }
     run!("kill" killed::any_stage, "deadly message" killed::by_a_message, "deadly job" killed::by_a_job,
-        "owners" killed::two_owners, "start" killed::start_together, "restart" broker::restarted,
+        "owners" killed::two_owners, "supervisor" supervisor::killed, "end of a supervisor" supervisor::killed_for_good, "two supervisors" supervisor::two_at_once, "start" killed::start_together, "restart" broker::restarted,
         "payload" broker::smaller_payload, "pause" broker::paused, "answer" broker::paused_in_an_answer, "disk" broker::disk_full, "garbage" messages::poison,
         "poison" messages::poison_of_a_job, "refused" messages::refused_end, "duplicates" messages::duplicates, "order" messages::out_of_order, "lost" messages::lost,
         "full stream" flow::full_stream, "many" flow::no_deadlock, "slow" flow::slow_consumer, "long" flow::long_video, "cancel" ends::cancel,
@@ -60,7 +66,7 @@ async fn main() -> anyhow::Result<()> {
         run_old!("old kill" killed::any_stage, "old restart" broker::restarted, "old pause" broker::paused,
             "old lost" messages::lost, "old answer" broker::paused_in_an_answer, "old flood" waiting::flood,
             "old admission" waiting::cancel_before_admission, "old ages" waiting::ages, "old deleted" losses::deleted,
-            "old store" losses::empty_store);
+            "old store" losses::empty_store, "old supervisor" supervisor::killed);
     }
     let text = table(&rows);
     match &args.out {

@@ -4,6 +4,12 @@
 //!     gpu_bench --model DIR|--weights random [--seconds 10,60,300,3600] [--set section.key=value]... [--json FILE]
 //!     gpu_bench --model DIR [--json FILE] table [--q8 FILE] [--q4 FILE]
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for developers: what it prints is read by who started it"
+)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

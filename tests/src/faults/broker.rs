@@ -1,7 +1,5 @@
 //! Faults of the broker: killed, stopped, restarted with a smaller message limit, out of disk space.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -12,6 +10,7 @@ use protocol::message::{JobId, JobRequest};
 use super::load::{self, Load, setup};
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
+use crate::disk::Disk;
 use crate::harness::{Rig, Setup, signal, video};
 
 /// SIGKILL of the broker while jobs are in flight, and a new one on the same files.
@@ -125,35 +124,6 @@ pub async fn paused_in_an_answer(scale: &Scale) -> Row {
         Ok(Seen { injected, observed: format!("{rounds} answers, text told once"), seconds: None })
     })
     .await
-}
-
-/// Small tmpfs, unmounted at the end.
-struct Disk {
-    at: tempfile::TempDir,
-}
-
-impl Disk {
-    /// A mounted tmpfs; none if mounting is not permitted.
-    fn mount(mib: usize) -> anyhow::Result<Option<Self>> {
-        let at = tempfile::tempdir()?;
-        let status = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"])
-            .arg(at.path())
-            .stderr(std::process::Stdio::null())
-            .status()?;
-        Ok(status.success().then_some(Disk { at }))
-    }
-
-    fn path(&self) -> &Path {
-        self.at.path()
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily, since a process that is about to end may hold a file. A failure leaves the mount until the next boot.
-        let _ = Command::new("umount").arg("-l").arg(self.at.path()).status();
-    }
 }
 
 /// Full disk of the broker while jobs are in flight; once there is space again the broker is restarted, since nats-server

@@ -168,6 +168,23 @@ pub async fn log_of(bus: &Bus, job: &JobId) -> Vec<JobEvent> {
     events
 }
 
+/// All events of a job up to the terminal one, for who has a connection and no rig.
+///
+/// # Errors
+/// When it does not end within two minutes.
+pub async fn followed(bus: &Bus, job: &JobId) -> anyhow::Result<Vec<JobEvent>> {
+    let mut events = client::Events::new(bus, job);
+    let mut heard: Vec<JobEvent> = Vec::new();
+    let all = async {
+        while !heard.last().is_some_and(|e| e.event.is_terminal()) {
+            heard.push(events.next().await?);
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(Duration::from_secs(120), all).await.with_context(|| format!("{job} does not end"))??;
+    Ok(heard)
+}
+
 /// Waits until no stream but the events holds anything of any job, and no capacity is reserved.
 ///
 /// # Errors

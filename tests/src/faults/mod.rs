@@ -3,7 +3,7 @@
 //! In reading order: this file (a case, its row in the table), [`load`] (mixed jobs with known answers, and what must hold
 //! once they have ended), [`killed`] (killed workers), [`broker`] (a broker that is killed, stopped or full), [`losses`]
 //! (a broker that has lost streams), [`messages`] (malformed, duplicate, reordered and lost messages), [`ends`] (jobs that
-//! end early), [`waiting`] (jobs in line), [`flow`] (more work than capacity).
+//! end early), [`waiting`] (jobs in line), [`flow`] (more work than capacity), [`supervisor`] (`vidi up` itself).
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -16,6 +16,7 @@ pub mod killed;
 pub mod load;
 pub mod losses;
 pub mod messages;
+pub mod supervisor;
 pub mod waiting;
 
 /// Factor by which bounds are stretched on a busy machine. Three times a second and a half is still less than the

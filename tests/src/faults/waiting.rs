@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use deploy::client;
+use futures::future::try_join_all;
 use protocol::error::{ErrorKind, StageName};
 use protocol::event::{CancelledBy, Event};
 use protocol::message::{JobId, JobRequest};
@@ -105,8 +106,9 @@ pub async fn cancel_before_admission(scale: &Scale) -> Row {
         let slowest = cancel_in(&rig, last).await?.max(by_others?);
         signal(owner, "KILL")?;
         rig.wait_ready().await?;
-        for request in std::iter::once(&working).chain(&requests) {
-            client::cancel(&rig.bus, &request.job).await?;
+        let all: Vec<&JobRequest> = std::iter::once(&working).chain(&requests).collect();
+        for some in all.chunks(40) {
+            try_join_all(some.iter().map(|request| client::cancel(&rig.bus, &request.job))).await?;
         }
         for request in std::iter::once(&working).chain(&requests) {
             rig.events(&request.job).await?;

@@ -84,7 +84,7 @@ impl Pipeline {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        let config = BusConfig { url: broker.url().to_owned(), ..BusConfig::default() };
+        let config = BusConfig { url: broker.url().into(), ..BusConfig::default() };
         let bus = Bus::connect(&config, Role::Client, Duration::from_secs(5)).await?;
         let mut pipeline = Pipeline { bus, up, decode, watch: Watch::start(), dir, _broker: broker };
         pipeline.ready().await?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, jetstream};
 
+use super::address::{self, Identity};
 use super::error::{BusError, BusErrorKind};
 use super::handle::Bus;
 use super::role::Role;
@@ -24,7 +25,8 @@ impl Bus {
     /// Connects as a role, waiting up to `patience` for a broker that is still starting.
     ///
     /// # Errors
-    /// [`BusErrorKind::Credentials`] at once, [`BusErrorKind::Unreachable`] when patience ends.
+    /// [`BusErrorKind::Address`] and [`BusErrorKind::Credentials`] at once, [`BusErrorKind::Unreachable`] when patience
+    /// ends.
     pub async fn connect(config: &BusConfig, role: Role, patience: Duration) -> Result<Self, BusError> {
         let instance = format!("{role}-{}-{:04x}", std::process::id(), rand_u16());
         let reconnects = Arc::new(AtomicU64::new(0));
@@ -65,10 +67,11 @@ async fn connected(
     patience: Duration,
 ) -> Result<Client, BusError> {
     let own = config.of_role(role.as_str());
+    let servers = address::servers(&own.url)?;
     let give_up = tokio::time::Instant::now() + patience;
     loop {
         let options = options(&own, role, name, reconnects.clone()).await?;
-        let error = match options.connect(&own.url).await {
+        let error = match options.connect(&servers).await {
             Ok(client) => return Ok(client),
             Err(e) => e,
         };
@@ -76,10 +79,8 @@ async fn connected(
             return Err(BusError::new(BusErrorKind::Credentials, refused));
         }
         if tokio::time::Instant::now() >= give_up {
-            let text = format!(
-                "no broker answers at {:?} within {patience:?}: {error}; start it, or correct bus.url",
-                own.url
-            );
+            let text =
+                format!("no broker answers at {} within {patience:?}: {error}; start it, or correct bus.url", own.url);
             return Err(BusError::new(BusErrorKind::Unreachable, text));
         }
         tokio::time::sleep(AGAIN).await;
@@ -121,6 +122,7 @@ fn identity(config: &BusConfig) -> String {
     match (&config.credentials_file, &config.nkey_file) {
         (Some(file), _) => format!("the credentials in {}", file.display()),
         (None, Some(file)) => format!("the nkey in {}", file.display()),
+        (None, None) if config.url.has_users() => "the user of bus.url".to_owned(),
         (None, None) if config.user.is_empty() => "a connection without credentials".to_owned(),
         (None, None) => format!("user {:?}", config.user),
     }
@@ -131,6 +133,7 @@ fn keys_of(config: &BusConfig) -> String {
     match (&config.credentials_file, &config.nkey_file, &config.password_file) {
         (Some(_), ..) => "bus.credentials_file".to_owned(),
         (None, Some(_), _) => "bus.nkey_file".to_owned(),
+        (None, None, _) if config.url.has_users() => "bus.url".to_owned(),
         (None, None, Some(file)) => format!("bus.user and bus.password_file ({})", file.display()),
         (None, None, None) => "bus.user and bus.password".to_owned(),
     }
@@ -180,10 +183,15 @@ async fn options(
             }
             async {}
         });
+    match address::identity(&config.url)? {
+        None => {}
+        Some(Identity::User(user, password)) => options = options.user_and_password(user, password),
+        Some(Identity::Token(token)) => options = options.token(token),
+    }
     if !config.user.is_empty() {
         let password = match &config.password_file {
             Some(path) => read("bus.password_file", path)?,
-            None => config.password.clone(),
+            None => config.password.exposed().to_owned(),
         };
         options = options.user_and_password(config.user.clone(), password);
     }

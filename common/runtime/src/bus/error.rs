@@ -6,6 +6,8 @@ use std::fmt;
 /// Kind of trouble between this process and the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BusErrorKind {
+    /// The address is none.
+    Address,
     /// Nobody answers at the address.
     Unreachable,
     /// The broker refuses these credentials, or ours say that it is not the broker.

@@ -1,10 +1,13 @@
 //! The broker: connection, streams and consumers, reliable publishing, and each job's event log.
 //!
-//! In reading order: `error` (why a broker cannot be used), `handle` (a connection and publishing), `role` and
-//! `connect` (who a process is to the broker), `headers` (what stands beside a body), [`streams`] (what exists on the server), `tries`
-//! (asking until the broker answers), [`follow`] (reading a subject for as long as it takes), `conditional` (writing behind a known message), [`events`] (what a client hears), [`capacity`] (whose tokens fit the
+//! In reading order: `error` (why a broker cannot be used), `handle` (a connection and publishing), `role`, `address` and
+//! `connect` (who a process is to the broker), `headers` (what stands beside a body), [`size`] and [`streams`] (what exists
+//! on the server), `queue` (work queues), `tries` (asking until the broker answers), [`follow`] (reading a subject for as
+//! long as it takes), `conditional` (writing behind a known message), [`events`] (what a client hears), [`capacity`] (whose
+//! tokens fit the
 //! token stream).
 
+mod address;
 pub mod capacity;
 pub(crate) mod conditional;
 mod connect;
@@ -15,6 +18,7 @@ mod handle;
 mod headers;
 mod queue;
 mod role;
+pub mod size;
 pub mod streams;
 mod tries;
 

@@ -13,8 +13,10 @@ use futures::TryStreamExt;
 
 use super::error::{BusError, BusErrorKind};
 use super::handle::Bus;
+use super::size::{all_bytes, stream_bytes};
 use super::tries::{Tries, Trouble};
 use crate::subject::StreamName;
+use protocol::bytes::Bytes;
 use protocol::error::StageName;
 use protocol::message::JobId;
 
@@ -22,14 +24,6 @@ use protocol::message::JobId;
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// Work on a job stays no longer, whoever forgot it.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
-/// Bytes of requests that may wait to be admitted, and of admitted ones in line.
-const JOB_BYTES: i64 = 64 << 20;
-/// Bytes of events of all jobs; the oldest go first.
-const EVENT_BYTES: i64 = 256 << 20;
-/// Bytes of unusable messages kept for an operator; the oldest go first.
-const DEAD_BYTES: i64 = 256 << 20;
-/// Bytes of the ledger of the token stream's capacity: one message, replaced by every newer one.
-const CAPACITY_BYTES: i64 = 16 << 20;
 /// Times that a stream which another may be making at the same time is asked for before that is no excuse any more.
 const RACE_TRIES: usize = 25;
 /// Every subject of a stream.
@@ -75,7 +69,13 @@ impl Bus {
         let on = wanted.name.clone();
         let refused = |text: String| BusError::new(BusErrorKind::JetStream, format!("stream {on}: {text}"));
         let found = self.get_or_make(wanted.clone()).await.map_err(|e| {
-            refused(format!("{e}; the broker needs JetStream (nats-server -js) with storage for it"))
+            let own = Bytes(stream_bytes(name, self.config()).max(0).unsigned_abs());
+            let all = Bytes(all_bytes(self.config()));
+            refused(format!(
+                "{e}; it takes {own} of the {all} of all streams: the broker needs JetStream (nats-server -js) with that \
+                 much storage (max_file_store, and room in store_dir), or smaller streams (bus.token_bytes, \
+                 bus.stream_bytes, bus.queue_bytes)"
+            ))
         })?;
         if found.subjects != wanted.subjects || found.retention != wanted.retention {
             return Err(refused(format!(
@@ -149,21 +149,19 @@ impl Bus {
 
     fn stream_config(&self, name: StreamName) -> Config {
         let c = self.config();
-        let (retention, discard, max_bytes, max_age) = match name {
+        let (retention, discard, max_age) = match name {
             // What waits here ends with a word to its client (`run::expiry`), and never by the broker's clock.
-            StreamName::Jobs | StreamName::Line => {
-                (RetentionPolicy::WorkQueue, DiscardPolicy::New, JOB_BYTES, Duration::ZERO)
-            }
-            StreamName::Decode => (RetentionPolicy::WorkQueue, DiscardPolicy::New, JOB_BYTES, MAX_AGE),
+            StreamName::Jobs | StreamName::Line => (RetentionPolicy::WorkQueue, DiscardPolicy::New, Duration::ZERO),
+            StreamName::Decode => (RetentionPolicy::WorkQueue, DiscardPolicy::New, MAX_AGE),
             StreamName::Frames | StreamName::Audio | StreamName::Features => {
-                (RetentionPolicy::WorkQueue, DiscardPolicy::New, c.stream_bytes, MAX_AGE)
+                (RetentionPolicy::WorkQueue, DiscardPolicy::New, MAX_AGE)
             }
-            StreamName::Tokens => (RetentionPolicy::Limits, DiscardPolicy::New, c.token_bytes, MAX_AGE),
+            StreamName::Tokens => (RetentionPolicy::Limits, DiscardPolicy::New, MAX_AGE),
             // A job's events go some time after its end, see `run::expiry`; by the broker's clock those of a job that waits
             // for long would go before it ends.
-            StreamName::Events => (RetentionPolicy::Limits, DiscardPolicy::Old, EVENT_BYTES, Duration::ZERO),
-            StreamName::Dead => (RetentionPolicy::Limits, DiscardPolicy::Old, DEAD_BYTES, 7 * MAX_AGE),
-            StreamName::Capacity => (RetentionPolicy::Limits, DiscardPolicy::Old, CAPACITY_BYTES, Duration::ZERO),
+            StreamName::Events => (RetentionPolicy::Limits, DiscardPolicy::Old, Duration::ZERO),
+            StreamName::Dead => (RetentionPolicy::Limits, DiscardPolicy::Old, 7 * MAX_AGE),
+            StreamName::Capacity => (RetentionPolicy::Limits, DiscardPolicy::Old, Duration::ZERO),
         };
         // Once its events are gone an id may be used again: no message of the new job may pass for one of the old one.
         let duplicate_window = DUPLICATE_WINDOW.min(Duration::from_secs(c.event_age_s.max(1)));
@@ -172,7 +170,7 @@ impl Bus {
             subjects: name.subjects(self.subjects()),
             retention,
             discard,
-            max_bytes,
+            max_bytes: stream_bytes(name, c),
             max_age,
             duplicate_window,
             max_messages_per_subject: if name == StreamName::Capacity { 1 } else { -1 },

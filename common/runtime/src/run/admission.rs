@@ -86,6 +86,7 @@ impl Admission {
         if log.ended().is_some() {
             return;
         }
+        self.registry.begin_anew(&request.job);
         log.write_as(Encoding::of(&delivery.message.payload));
         if let Some(end) = self.too_late(&request, delivery) {
             // Refused only if the job has ended meanwhile.

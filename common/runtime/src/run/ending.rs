@@ -17,6 +17,8 @@ const OTHERS_WAIT: Duration = Duration::from_millis(400);
 const OWNER_WAIT: Duration = Duration::from_secs(5);
 /// Time within which an owner that is there answers.
 const OWNER_ANSWERS: Duration = Duration::from_millis(500);
+/// Looks at a job in work that must all find no owner.
+const LOOKS: u32 = 2;
 /// Pause before the log and the owner are asked again.
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -41,6 +43,7 @@ pub async fn ensure_ended(bus: Bus, stage: StageName, job: JobId, by: CancelledB
     if stage != StageName::Llm {
         tokio::time::sleep(OTHERS_WAIT).await;
     }
+    let mut alone = 0;
     loop {
         // In this order: a request leaves its queue only once its job has an event.
         let requests_wait = requests_wait(&bus).await;
@@ -52,7 +55,14 @@ pub async fn ensure_ended(bus: Bus, stage: StageName, job: JobId, by: CancelledB
         if unknown {
             log.write_as(encoding);
         }
-        if unknown || started.elapsed() > OWNER_WAIT || !owner_is_there(&bus, &job).await {
+        let waits = log.last().is_none_or(|e| matches!(e.event, Event::Accepted {} | Event::Queued { .. }));
+        if started.elapsed() <= OWNER_WAIT {
+            alone = if owner_is_there(&bus, &job).await { 0 } else { alone + 1 };
+        } else {
+            alone = LOOKS;
+        }
+        // An owner that has just stopped listening is about to end the job itself.
+        if unknown || (waits && alone > 0) || alone >= LOOKS {
             let ms = started.elapsed().as_millis() as u64;
             if log.append(Event::Cancelled { by, stages_stopped: Vec::new(), ms }).await.is_ok() {
                 tracing::info!(%job, ?by, "job cancelled without an owner");

@@ -81,6 +81,13 @@ impl Registry {
         known.signals.get(job).is_some_and(|signal| signal.get() == Some(JobEnd::Ended))
     }
 
+    /// Notes that a job has not ended, whatever was heard of an earlier one with its id.
+    pub fn begin_anew(&self, job: &JobId) {
+        if self.has_ended(job) {
+            self.forget(job);
+        }
+    }
+
     /// Forgets a job whose signal was set though it has not ended.
     pub fn forget(&self, job: &JobId) {
         let mut known = self.known.lock().expect("no holder panics. This is a bug.");

@@ -12,6 +12,7 @@ use protocol::error::StageName;
 use protocol::message::{JobId, JobRequest};
 use runtime::bus::{Bus, Role};
 use runtime::process::{Exit, Fatal, on_signal};
+use runtime::remark;
 
 use crate::cli::Ask;
 use crate::running::{broker_trouble, connect};
@@ -43,7 +44,7 @@ pub async fn ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
     }
     use_model(config, ask.model)?;
     if let Some(warning) = config.model.warning() {
-        eprintln!("warning: {warning}");
+        remark!("warning: {warning}");
     }
     if let Some(parent) = local.as_deref().and_then(Path::parent) {
         config.decode.media_roots.push(parent.to_owned());
@@ -92,8 +93,15 @@ async fn ask_own(config: &Config, request: &JobRequest, style: Style) -> Result<
         outcome = follow(&bus, request, style) => outcome,
         fatal = pipeline.lost() => Err(fatal),
     };
+    let fitted = pipeline.fitted().map(str::to_owned);
     pipeline.stop().await;
-    outcome
+    match (outcome, fitted) {
+        // What did not fit may be the disk's doing.
+        (Err(Fatal(Exit::DoesNotFit, text)), Some(smaller)) => {
+            Err(Fatal(Exit::DoesNotFit, format!("{text}; {smaller}")))
+        }
+        (outcome, _) => outcome,
+    }
 }
 
 /// Submits the job and follows it to its end, and cancels it at Ctrl-C; its own last event says how it ended.

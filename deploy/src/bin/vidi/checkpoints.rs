@@ -7,6 +7,7 @@ use config::Size;
 use config::{Config, ModelSource, WeightFormat};
 use deploy::model::{demo_model, inspect, plan, quantize};
 use model::config_json::ModelConfig;
+use runtime::answer;
 use runtime::process::{Exit, Fatal};
 
 use crate::cli::Bits;
@@ -18,9 +19,9 @@ use crate::cli::Bits;
 pub fn show_tensors(config: &Config, model: &Path, all: bool, json: bool) -> Result<(), Fatal> {
     let found = inspect::inspect(model, &config.llm.end_tokens).map_err(|e| Fatal(Exit::Model, e.to_string()))?;
     if json {
-        println!("{}", serde_json::json!(found));
+        answer!("{}", serde_json::json!(found))?;
     } else {
-        inspect::print(&found, all);
+        inspect::print(&found, all)?;
     }
     if found.is_complete() {
         return Ok(());
@@ -46,15 +47,15 @@ pub fn show_plan(
         false => ModelConfig::configured(&source).map_err(wrong)?,
     };
     let plan = plan::MemoryPlan::new(config, &model, replicas).map_err(wrong)?;
-    println!("{plan}");
+    answer!("{plan}")?;
     let mut all_fit = true;
     for &seconds in video_seconds {
         let video = plan.video(seconds);
-        println!("{seconds} s: {video}");
+        answer!("{seconds} s: {video}")?;
         if video.mode.is_none() {
             all_fit = false;
             for remedy in plan::remedies(config, &model, replicas, seconds).map_err(wrong)? {
-                println!("    would fit: {remedy}");
+                answer!("    would fit: {remedy}")?;
             }
         }
     }
@@ -72,11 +73,14 @@ pub fn write_quantized(model: &Path, to: Bits, out: &Path) -> Result<(), Fatal> 
     };
     let bar = indicatif::ProgressBar::new(0);
     let mut worst: BTreeMap<&'static str, (f64, String)> = BTreeMap::new();
-    println!("relative error of matmuls:");
+    // The file is written whoever reads along.
+    let mut shown = answer!("relative error of matmuls:");
     let done = quantize::quantize(model, weights, out, &mut |matrix, count| {
         bar.set_length(count as u64);
         bar.inc(1);
-        bar.suspend(|| println!("{:<44} {:?}  {:.2e}", matrix.name, matrix.format, matrix.error));
+        if shown.is_ok() {
+            shown = bar.suspend(|| answer!("{:<44} {:?}  {:.2e}", matrix.name, matrix.format, matrix.error));
+        }
         let kind = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"].into_iter().find(|k| matrix.name.ends_with(k));
         let most = worst.entry(kind.unwrap_or("embedding")).or_default();
         if matrix.error >= most.0 {
@@ -85,15 +89,16 @@ pub fn write_quantized(model: &Path, to: Bits, out: &Path) -> Result<(), Fatal> 
     });
     bar.finish_and_clear();
     done.map_err(|e| Fatal(Exit::Model, format!("{e:#}")))?;
+    shown?;
     for (kind, (error, name)) in &worst {
-        println!("worst of {kind}: {error:.2e} ({name})");
+        answer!("worst of {kind}: {error:.2e} ({name})")?;
     }
-    println!(
+    answer!(
         "{}: use it with --set llm.weights={} --set llm.quantized={}",
         out.display(),
         format!("{to:?}").to_lowercase(),
         out.display()
-    );
+    )?;
     Ok(())
 }
 
@@ -109,7 +114,6 @@ pub fn write_demo_model(dir: &Path, size: Size, seed: u64) -> Result<(), Fatal> 
     });
     bar.finish_and_clear();
     let summary = written.map_err(|e| Fatal(Exit::Model, e.to_string()))?;
-    println!("{}: {summary:?}", dir.display());
-    println!("The weights are random: answers of this model mean nothing.");
-    Ok(())
+    answer!("{}: {summary:?}", dir.display())?;
+    Ok(answer!("The weights are random: answers of this model mean nothing.")?)
 }

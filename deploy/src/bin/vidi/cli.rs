@@ -104,6 +104,9 @@ pub enum Command {
         /// standard input ends.
         #[arg(long, value_name = "FILE", hide = true)]
         supervised: Option<PathBuf>,
+        /// Supervisor with which the broker ends too.
+        #[arg(long, value_name = "PID", hide = true, requires = "supervised")]
+        broker_of: Option<u32>,
     },
     /// Records the messages of the bus to a file, without slowing it down.
     Record(recording::command::RecordArgs),

@@ -11,23 +11,25 @@ mod up;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use config::Config;
 use deploy::recording;
 use deploy::up::{profile, stages, supervisor};
 use protocol::control::Verb;
 use runtime::bus::Role;
-use runtime::process::{Exit, Fatal, on_signal, runtime, warn_of_random_weights};
-use runtime::telemetry;
+use runtime::process::{Exit, Fatal, command_line, on_signal, runtime, warn_of_random_weights};
+use runtime::{answer, remark, telemetry};
 
 use cli::{Cli, Command, ConfigAction};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match command_line::<Cli>() {
+        Ok(cli) => cli,
+        Err(exit) => return exit,
+    };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Fatal(exit, text)) => {
-            eprintln!("error: {text}");
+            remark!("error: {text}");
             exit.into()
         }
     }
@@ -71,10 +73,10 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         }
         Command::Load { stage } => runtime.block_on(running::load(&config, Verb::Load, stage)),
         Command::Unload { stage } => runtime.block_on(running::load(&config, Verb::Unload, stage)),
-        Command::Stage { name, supervised } => runtime.block_on(async {
+        Command::Stage { name, supervised, broker_of } => runtime.block_on(async {
             let mut shutdown = on_signal();
             if supervised.is_some() {
-                shutdown = stages::until_stdin_ends(shutdown);
+                shutdown = stages::until_stdin_ends(shutdown, broker_of);
             } else {
                 // Whoever supervises it has said so for all stages.
                 warn_of_random_weights(&config);
@@ -88,9 +90,6 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             recording::command::replay(&running::connect(&config, Role::Operator).await?, args).await
         }),
         Command::Recording(action) => recording::command::recording(action),
-        Command::Config { action: ConfigAction::Print } => {
-            print!("{}", config.shown().to_toml());
-            Ok(())
-        }
+        Command::Config { action: ConfigAction::Print } => Ok(answer!("{}", config.to_toml().trim_end())?),
     }
 }

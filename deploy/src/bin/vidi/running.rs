@@ -8,6 +8,7 @@ use deploy::up::note;
 use protocol::control::Verb;
 use protocol::error::StageName;
 use protocol::message::JobId;
+use runtime::answer;
 use runtime::bus::{Bus, Role};
 use runtime::process::{Exit, Fatal};
 
@@ -38,7 +39,7 @@ pub async fn cancel(config: &Config, job: String) -> Result<(), Fatal> {
     let replies = client::cancel(&connect(config, Role::Client).await?, &job).await.map_err(broker_trouble)?;
     for reply in &replies {
         let what = if reply.stopped { "stopped" } else { "had none of it in flight" };
-        println!("{}: {what}", reply.instance);
+        answer!("{}: {what}", reply.instance)?;
     }
     if replies.is_empty() {
         return Err(Fatal(Exit::Other, "no stage answered".to_owned()));
@@ -57,11 +58,11 @@ pub async fn load(config: &Config, verb: Verb, stage: Option<StageName>) -> Resu
     }
     let stages: Vec<&str> = reply.stages.iter().map(|s| s.as_str()).collect();
     match (verb, stages.is_empty()) {
-        (Verb::Load, true) => println!("nothing was unloaded"),
-        (Verb::Load, false) => println!("starting {} ({} processes)", stages.join(", "), reply.processes),
-        (_, true) => println!("nothing was loaded"),
-        (_, false) => println!("ended {} ({} processes) in {} ms", stages.join(", "), reply.processes, reply.ms),
-    }
+        (Verb::Load, true) => answer!("nothing was unloaded"),
+        (Verb::Load, false) => answer!("starting {} ({} processes)", stages.join(", "), reply.processes),
+        (_, true) => answer!("nothing was loaded"),
+        (_, false) => answer!("ended {} ({} processes) in {} ms", stages.join(", "), reply.processes, reply.ms),
+    }?;
     Ok(())
 }
 
@@ -72,20 +73,27 @@ pub async fn load(config: &Config, verb: Verb, stage: Option<StageName>) -> Resu
 pub async fn status(config: &Config, json: bool) -> Result<(), Fatal> {
     let bus = connect(config, Role::Client).await?;
     if !json {
-        println!(
+        answer!(
             "{:<24} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>6}",
-            "instance", "used MiB", "peak MiB", "budget", "messages", "failed", "again", "queue"
-        );
+            "instance",
+            "used MiB",
+            "peak MiB",
+            "budget",
+            "messages",
+            "failed",
+            "again",
+            "queue"
+        )?;
     }
     for stage in StageName::ALL {
         for s in client::status(&bus, stage).await.map_err(broker_trouble)? {
             if json {
-                println!("{}", serde_json::json!(s));
+                answer!("{}", serde_json::json!(s))?;
                 continue;
             }
             let mib = |b: u64| format!("{:.1}", b as f64 / f64::from(1 << 20));
             let budget = if s.budget_bytes == 0 { "none".to_owned() } else { mib(s.budget_bytes) };
-            println!(
+            answer!(
                 "{:<24} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>6}",
                 s.instance,
                 mib(s.used_bytes),
@@ -95,7 +103,7 @@ pub async fn status(config: &Config, json: bool) -> Result<(), Fatal> {
                 s.failed,
                 s.redelivered,
                 s.queue_depth
-            );
+            )?;
         }
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use config::Config;
 use deploy::up::pipeline::{Layout, Pipeline};
 use deploy::up::{broker, note, supervisor};
+use runtime::answer;
 use runtime::process::{Exit, Fatal, on_signal, warn_of_random_weights};
 
 use crate::cli::Up;
@@ -15,7 +16,7 @@ use crate::cli::Up;
 /// When they do not start, or one is lost for good.
 pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
     let wrong = |e: anyhow::Error| Fatal(Exit::Usage, format!("{e:#}"));
-    note::refuse_second().map_err(wrong)?;
+    let _own = note::own_state().await.map_err(wrong)?;
     use_model(config, up.model)?;
     warn_of_random_weights(config);
     for root in up.media_roots {
@@ -32,7 +33,11 @@ pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
     let mut shutdown = on_signal();
     let outcome = tokio::select! {
         ready = pipeline.ready() => ready.map(|()| {
-            println!("ready: broker {}, media below {:?}", pipeline.bus().config().url, config.decode.media_roots);
+            let said = answer!("ready: broker {}, media below {:?}", pipeline.bus().config().url, config.decode.media_roots);
+            if let Err(unwritten) = said {
+                // Nobody waits for that line; the pipeline is for its clients.
+                tracing::warn!("ready; {unwritten}");
+            }
         }),
         _ = shutdown.wait_for(|&s| s) => Ok(()),
     };
