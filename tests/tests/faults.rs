@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use tests::faults::{Row, Scale, broker, ends, flow, killed, messages};
+use tests::faults::{Row, Scale, broker, ends, flow, killed, messages, probes};
 use tokio::sync::Mutex;
 
 /// Lock by which cases run one after another, since bounds are times.
@@ -57,5 +57,7 @@ cases! {
     a_cancelled_job_is_gone_within_a_second: show(ends::cancel);
     a_job_without_a_worker_is_cancelled_at_once: show(ends::cancel_without_a_worker);
     deadlines_hold_for_jobs_in_work_and_in_line: show(ends::deadline);
+    probes_are_answered_however_many_come_at_once: show(probes::probes);
+    probes_are_answered_however_many_come_at_once_on_the_old_broker: show_on_the_old_broker(probes::probes);
     jobs_of_clients_that_are_gone_are_answered: show(ends::client_gone);
 }

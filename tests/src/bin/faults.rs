@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use tests::faults::{Row, Scale, broker, ends, flow, killed, messages, table};
+use tests::faults::{Row, Scale, broker, ends, flow, killed, messages, probes, table};
 
 /// Runs every fault case on real processes and a real broker, and writes the table.
 #[derive(Parser)]
@@ -45,6 +45,7 @@ async fn main() -> anyhow::Result<()> {
     "poison" messages::poison_of_a_job, "refused" messages::refused_end, "duplicates" messages::duplicates, "order" messages::out_of_order, "lost" messages::lost,
     "full stream" flow::full_stream, "many" flow::no_deadlock, "slow" flow::slow_consumer, "long" flow::long_video, "cancel" ends::cancel,
     "waiting" ends::cancel_without_a_worker, "deadline" ends::deadline, "gone" ends::client_gone,
+    "probes" probes::probes,
     );
     if let Some(old) = old {
         for (name, row) in [("old kill", 0), ("old restart", 1), ("old pause", 2), ("old lost", 3), ("old answer", 4)] {

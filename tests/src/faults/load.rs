@@ -234,6 +234,23 @@ pub fn resident(pid: u32) -> u64 {
     line.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
+/// The most threads that a process has until this is awaited.
+pub fn most_threads(pid: u32) -> impl Future<Output = anyhow::Result<usize>> {
+    let (enough, mut over) = tokio::sync::oneshot::channel::<()>();
+    let counting = tokio::spawn(async move {
+        let mut most = 0;
+        while matches!(over.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Empty)) {
+            most = most.max(std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        most
+    });
+    async move {
+        drop(enough);
+        Ok(counting.await?)
+    }
+}
+
 /// Number of terminal events of each kind that the jobs had.
 pub async fn count_kinds(bus: &Bus, requests: &[JobRequest]) -> HashMap<&'static str, usize> {
     let mut counts = HashMap::new();

@@ -6,7 +6,7 @@
 //! (what a stage's outputs pass through), [`allowance`] (how many bytes are in flight), [`report`] (what is told to the
 //! job's owner), [`control`] (control messages from whoever sends them), [`listener`] (and in the instance that hears
 //! them), [`dead`] (messages that no stage could use), [`worker`] (a stage between two queues), [`service`] (how an
-//! instance is found and watched), [`admission`] (how jobs wait), [`ending`] (how a job ends without an owner), with
+//! instance is found and watched), [`probes`] (what a file is), [`admission`] (how jobs wait), [`ending`] (how a job ends without an owner), with
 //! [`deadlines`], [`sweep`] (what is left then) and [`rescue`] (what a queue has forgotten), [`owner`] (stage-llm, which
 //! owns its jobs).
 
@@ -22,6 +22,7 @@ pub mod job_end;
 pub mod listener;
 pub mod owner;
 pub mod port;
+pub mod probes;
 pub mod registry;
 pub mod report;
 pub mod rescue;

@@ -10,10 +10,10 @@ use async_nats::service::{Service, ServiceExt};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
+use super::probes;
 use crate::bus::{Bus, BusError, BusErrorKind};
-use protocol::error::{ErrorKind, JobError, StageName};
+use protocol::error::StageName;
 use protocol::memory;
-use protocol::message::{ProbeReply, ProbeRequest};
 use protocol::stage::Probe;
 use protocol::wire::{self, Encoding};
 
@@ -181,7 +181,7 @@ pub async fn register(
     });
     if let Some(probe) = probe {
         let endpoint = service.endpoint_builder().name("probe").add(bus.subjects().probe()).await.map_err(refused)?;
-        tokio::spawn(answer_probes(bus.clone(), endpoint, probe));
+        tokio::spawn(probes::answer(bus.clone(), endpoint, probe));
     }
     let count = counters.clone();
     tokio::spawn(async move {
@@ -195,32 +195,4 @@ pub async fn register(
         }
     });
     Ok(service)
-}
-
-async fn answer_probes(bus: Bus, mut endpoint: async_nats::service::endpoint::Endpoint, probe: Probe) {
-    while let Some(request) = endpoint.next().await {
-        let (bus, probe) = (bus.clone(), probe.clone());
-        tokio::spawn(async move {
-            let body = request.message.payload.clone();
-            let encoding = Encoding::of(&body);
-            let asked = wire::decode_any::<ProbeRequest>(&body);
-            if asked.is_err() {
-                bus.note_unreadable();
-            }
-            let reply = tokio::task::spawn_blocking(move || {
-                let asked = asked.map_err(|e| JobError::new(ErrorKind::BadRequest, format!("probe: {e}")))?;
-                probe(&asked.video)
-            })
-            .await;
-            let reply = match reply {
-                Ok(Ok(info)) => ProbeReply::Info(info),
-                Ok(Err(error)) => ProbeReply::Refused { error },
-                // Unanswered, it is asked again of another worker.
-                Err(panicked) => return tracing::error!(%panicked, "probe panicked. This is a bug."),
-            };
-            if let Err(error) = request.respond(Ok(wire::encode_as(encoding, &reply).into())).await {
-                tracing::debug!(%error, "probe reply failed");
-            }
-        });
-    }
 }
