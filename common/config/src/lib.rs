@@ -6,6 +6,7 @@ pub mod layers;
 mod log;
 mod random;
 mod sections;
+mod watchdog;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +18,7 @@ pub use compute::{ComputeConfig, KvPrecision, MediaProducts, Precision, WeightFo
 pub use log::{LogConfig, LogFormat};
 pub use random::{RandomWeights, Size};
 pub use sections::{BusConfig, DecodeConfig, LlmConfig, ModelSource, UpConfig, VisionStageConfig};
+pub use watchdog::WatchdogConfig;
 
 /// What is shown in place of a password.
 const HIDDEN: &str = "(hidden)";
@@ -41,6 +43,8 @@ pub struct Config {
     pub budgets: BTreeMap<StageName, u64>,
     /// `vidi up`.
     pub up: UpConfig,
+    /// When an engine counts as hung.
+    pub watchdog: WatchdogConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -56,6 +60,7 @@ impl Config {
         let pair = self.bus.tls_cert.is_some() == self.bus.tls_key.is_some();
         need(pair, "bus.tls_cert and bus.tls_key belong together: give both or none")?;
         self.model.check().map_err(|what| format!("configuration: {what}"))?;
+        self.watchdog.check().map_err(|what| format!("configuration: {what}"))?;
         need(self.bus.ack_wait_s >= 0.5, "bus.ack_wait_s is at least 0.5")?;
         need(self.bus.max_deliver >= 1, "bus.max_deliver is at least 1")?;
         need(self.bus.stream_bytes >= 4 << 20, "bus.stream_bytes is at least 4 MiB")?;

@@ -284,5 +284,17 @@ fn instance_info(config: &Config, stage: StageName) -> InstanceInfo {
         StageName::Decode => String::new(),
         _ => config.compute.dtype.wire().to_string(),
     };
-    InstanceInfo { model: config.model.name(), dtype, budget_bytes: config.budget(stage) }
+    let (budget_bytes, watchdog) = (config.budget(stage), config.watchdog.clone());
+    InstanceInfo { model: config.model.name(), dtype, budget_bytes, watchdog }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_supervisor_starts_a_stage_again_whose_engine_hung() {
+        assert_eq!(run::watchdog::STATUS, Exit::Other as i32);
+        assert!(Exit::final_of(Some(run::watchdog::STATUS)).is_none());
+    }
 }

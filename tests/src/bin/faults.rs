@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use tests::faults::{Row, Scale, broker, ends, flow, killed, messages, probes, table};
+use tests::faults::{Row, Scale, broker, ends, flow, hung, killed, messages, probes, table};
 
 /// Runs every fault case on real processes and a real broker, and writes the table.
 #[derive(Parser)]
@@ -46,6 +46,7 @@ async fn main() -> anyhow::Result<()> {
     "full stream" flow::full_stream, "many" flow::no_deadlock, "slow" flow::slow_consumer, "long" flow::long_video, "cancel" ends::cancel,
     "waiting" ends::cancel_without_a_worker, "deadline" ends::deadline, "gone" ends::client_gone,
     "probes" probes::probes,
+    "hung" hung::hung,
     );
     if let Some(old) = old {
         for (name, row) in [("old kill", 0), ("old restart", 1), ("old pause", 2), ("old lost", 3), ("old answer", 4)] {

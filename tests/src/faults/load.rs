@@ -277,3 +277,15 @@ pub fn long_video(rig: &Rig, seconds: u32) -> anyhow::Result<PathBuf> {
     crate::harness::video(&path, seconds)?;
     Ok(path)
 }
+
+/// A question of so many tokens about a long video.
+///
+/// # Errors
+/// ffmpeg's.
+pub fn long_job(rig: &Rig, name: &str, max_new_tokens: u32) -> anyhow::Result<JobRequest> {
+    let clip = rig.media().join("long-20.mp4");
+    if !clip.is_file() {
+        long_video(rig, 20)?;
+    }
+    Ok(JobRequest { max_new_tokens, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
+}

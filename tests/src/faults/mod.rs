@@ -3,7 +3,8 @@
 //! In reading order: this file (a case, its row in the table), [`load`] (mixed jobs with known answers, and what must hold
 //! once they have ended), [`killed`] (killed workers), [`broker`] (a broker that is killed, stopped or full), [`messages`]
 //! (malformed, duplicate, reordered and lost messages), [`ends`] (jobs that end early), [`flow`] (more work than
-//! capacity), [`probes`].
+//! capacity), [`probes`],
+//! [`hung`].
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -12,10 +13,12 @@ use std::time::Instant;
 pub mod broker;
 pub mod ends;
 pub mod flow;
+pub mod hung;
 pub mod killed;
 pub mod load;
 pub mod messages;
 pub mod probes;
+mod shim;
 
 /// Factor by which bounds are stretched on a busy machine. Three times a second and a half is still less than the
 /// product's own time-outs, so a case that only those would end still exceeds its bound.

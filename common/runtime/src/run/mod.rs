@@ -2,7 +2,8 @@
 //! acknowledge, report, honour cancel, drain.
 //!
 //! In reading order: [`shutdown`] (how a process is told to leave), [`inbox`] (pulling and keeping messages), [`engine`]
-//! (the thread that computes), [`job_end`] (why work on a job stops), [`registry`] (what is known and in flight), [`port`]
+//! (the thread that computes), [`watchdog`] (which ends the
+//! process if that hangs), [`job_end`] (why work on a job stops), [`registry`] (what is known and in flight), [`port`]
 //! (what a stage's outputs pass through), [`allowance`] (how many bytes are in flight), [`report`] (what is told to the
 //! job's owner), [`control`] (control messages from whoever sends them), [`listener`] (and in the instance that hears
 //! them), [`dead`] (messages that no stage could use), [`worker`] (a stage between two queues), [`service`] (how an
@@ -29,6 +30,7 @@ pub mod rescue;
 pub mod service;
 pub mod shutdown;
 pub mod sweep;
+pub mod watchdog;
 pub mod worker;
 
 pub use shutdown::Shutdown;

@@ -33,6 +33,7 @@ use super::rescue::rescue;
 use super::service::{self, Counters, InstanceInfo};
 use super::shutdown::Shutdown;
 use super::sweep::sweep;
+use super::watchdog::Watchdog;
 use crate::bus::{Bus, BusError};
 use protocol::error::StageName;
 use protocol::message::JobId;
@@ -54,7 +55,8 @@ where
     tokio::spawn(deadlines::watch(bus.clone(), listener.shutdown()));
     tokio::spawn(sweep(bus.clone(), listener.shutdown()));
     tokio::spawn(rescue(bus.clone(), listener.shutdown()));
-    let token_bytes = owner.token_bytes();
+    let (token_bytes, step_tokens) = (owner.token_bytes(), owner.step_tokens());
+    let watchdog = Watchdog::start(StageName::Llm, &info.watchdog);
     let engine = Engine::start("llm", owner);
     let counters = Arc::new(Counters::default());
     let service = service::register(&bus, StageName::Llm, &info, &counters, waiting.queues(), None).await?;
@@ -66,7 +68,15 @@ where
         Counters::add(&counters.redelivered, u64::from(delivery.redeliveries > 0));
         counters.in_flight.store(1, Ordering::Relaxed);
         let started = Instant::now();
-        let worker = Worker { bus: &bus, listener: &listener, engine: &engine, info: &info, token_bytes };
+        let worker = Worker {
+            bus: &bus,
+            listener: &listener,
+            engine: &engine,
+            info: &info,
+            watchdog: &watchdog,
+            token_bytes,
+            step_tokens,
+        };
         let settled = worker.own(delivery).instrument(span).await;
         counters.in_flight.store(0, Ordering::Relaxed);
         Counters::add(&counters.busy_us, started.elapsed().as_micros() as u64);

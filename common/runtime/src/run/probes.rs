@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::Semaphore;
 
+use super::watchdog::Watchdog;
 use crate::bus::Bus;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::{ProbeReply, ProbeRequest};
@@ -24,6 +25,8 @@ const FILES: usize = 64;
 const REQUESTS: usize = 512;
 /// Bytes of a request at most: it has a path, and is kept until it is answered.
 const REQUEST_BYTES: usize = 64 << 10;
+/// Time that one probe may take, in steps of the watchdog: a long file's index is read to its end.
+const STEPS: u32 = 10;
 
 /// Requests that wait, by the file that they ask about.
 #[derive(Default)]
@@ -60,14 +63,15 @@ impl Waiting {
 struct Probes {
     bus: Bus,
     probe: Probe,
+    watchdog: Watchdog,
     turns: Arc<Semaphore>,
     waiting: Arc<Mutex<Waiting>>,
 }
 
 /// Answers probes until the endpoint is closed.
-pub async fn answer(bus: Bus, mut endpoint: Endpoint, probe: Probe) {
+pub async fn answer(bus: Bus, mut endpoint: Endpoint, probe: Probe, watchdog: Watchdog) {
     let turns = Arc::new(Semaphore::new(AT_A_TIME));
-    let probes = Probes { bus, probe, turns, waiting: Arc::default() };
+    let probes = Probes { bus, probe, watchdog, turns, waiting: Arc::default() };
     while let Some(request) = endpoint.next().await {
         let encoding = Encoding::of(&request.message.payload);
         let video = match read(&request.message.payload) {
@@ -104,8 +108,11 @@ impl Probes {
     /// Looks at a file once it is its turn, and answers all who asked for it until then.
     async fn look(self, video: String) {
         let turn = self.turns.acquire().await;
-        let (probe, path) = (self.probe.clone(), video.clone());
-        let looked = tokio::task::spawn_blocking(move || probe(&path));
+        let (probe, watchdog, path) = (self.probe.clone(), self.watchdog.clone(), video.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            let _pulse = watchdog.watch(format!("a probe of {path:?}")).times(STEPS);
+            probe(&path)
+        });
         let reply = match looked.await {
             Ok(Ok(info)) => Some(ProbeReply::Info(info)),
             Ok(Err(error)) => Some(ProbeReply::Refused { error }),

@@ -11,7 +11,9 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::probes;
+use super::watchdog::Watchdog;
 use crate::bus::{Bus, BusError, BusErrorKind};
+use config::WatchdogConfig;
 use protocol::error::StageName;
 use protocol::memory;
 use protocol::stage::Probe;
@@ -121,6 +123,8 @@ pub struct InstanceInfo {
     pub dtype: String,
     /// Bytes that the instance may hold.
     pub budget_bytes: Option<u64>,
+    /// When its engine counts as hung.
+    pub watchdog: WatchdogConfig,
 }
 
 /// Name of a stage's service.
@@ -129,7 +133,7 @@ pub fn name_of(stage: StageName) -> String {
 }
 
 /// Registers this instance: from now on it is found, and counts as ready. It has a `status` endpoint, and with `probe`
-/// the one that tells what a file is.
+/// the one that tells what a file is, watched as the engine is.
 ///
 /// # Errors
 /// When the broker refuses the subscriptions.
@@ -139,7 +143,7 @@ pub async fn register(
     info: &InstanceInfo,
     counters: &Arc<Counters>,
     queues: Vec<PullConsumer>,
-    probe: Option<Probe>,
+    probe: Option<(Probe, Watchdog)>,
 ) -> Result<Service, BusError> {
     let refused = |e: async_nats::Error| BusError::new(BusErrorKind::JetStream, format!("service {stage}: {e}"));
     let metadata = HashMap::from([
@@ -179,9 +183,9 @@ pub async fn register(
             }
         }
     });
-    if let Some(probe) = probe {
+    if let Some((probe, watchdog)) = probe {
         let endpoint = service.endpoint_builder().name("probe").add(bus.subjects().probe()).await.map_err(refused)?;
-        tokio::spawn(probes::answer(bus.clone(), endpoint, probe));
+        tokio::spawn(probes::answer(bus.clone(), endpoint, probe, watchdog));
     }
     let count = counters.clone();
     tokio::spawn(async move {

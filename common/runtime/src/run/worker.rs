@@ -18,6 +18,7 @@ use super::port::{BusPort, Outlet};
 use super::registry::InFlight;
 use super::service::{self, Counters, InstanceInfo};
 use super::shutdown::{self, Shutdown};
+use super::watchdog::Watchdog;
 use crate::bus::events::EventLog;
 use crate::bus::{Attempt, Bus, BusError, Role};
 use crate::subject::StreamName;
@@ -55,7 +56,8 @@ where
     let bus = bus.with_outlet(Role::Stage(S::NAME), PATIENCE).await?;
     let queue = bus.work_queue(stream, S::NAME.as_str(), None).await?;
     let listener = Listener::start(&bus, S::NAME, shutdown.clone()).await?;
-    let probe = stage.probe();
+    let watchdog = Watchdog::start(S::NAME, &info.watchdog);
+    let probe = stage.probe().map(|probe| (probe, watchdog.clone()));
     let engine = Engine::start(S::NAME.as_str(), stage);
     let counters = Arc::new(Counters::default());
     let service = service::register(&bus, S::NAME, &info, &counters, vec![queue.clone()], probe).await?;
@@ -63,7 +65,7 @@ where
     let largest = bus.config().message_bytes;
     let allowance = Allowance::new(IN_FLIGHT * largest.max(LEAST_BYTES));
     let outlet = Outlet::new(Allowance::new(SENDING * largest), info.budget_bytes);
-    let worker = Worker { bus: bus.clone(), counters: counters.clone(), outlet };
+    let worker = Worker { bus: bus.clone(), counters: counters.clone(), outlet, watchdog };
     let mut settling = JoinSet::new();
     tracing::info!(stage = %S::NAME, instance = bus.instance(), "ready");
     while let Some(delivery) = inbox.next().await {
@@ -139,6 +141,7 @@ struct Worker {
     bus: Bus,
     counters: Arc<Counters>,
     outlet: Outlet,
+    watchdog: Watchdog,
 }
 
 impl Worker {
@@ -161,7 +164,8 @@ impl Worker {
         let body = delivery.message.payload.clone();
         let (bus, outlet, end) = (self.bus.clone(), self.outlet.clone(), in_flight.end().clone());
         let attempt = Attempt::of(delivery.message.headers.as_ref());
-        let port = BusPort::new(bus, outlet, S::NAME, job.clone(), attempt, end);
+        let pulse = self.watchdog.watch(format!("a message of job {job}"));
+        let port = BusPort::new(bus, outlet, S::NAME, job.clone(), attempt, end, pulse);
         let heartbeat = port.heartbeat();
         let owner = job.clone();
         let outcome = engine.run(move |stage| process(stage, port, &body, &owner)).await;
@@ -237,6 +241,7 @@ where
     if input.job() != Some(owner) {
         return Err(poison(format!("message of {:?} on the subject of {owner}", input.job())));
     }
+    port.sized(S::units(&input));
     match stage.process(input, &mut port) {
         Ok(()) => {
             port.computed();

@@ -55,7 +55,10 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
         let log = Arc::new(Mutex::new(log));
         let state = JobState::new(in_flight.end().clone());
         let watch = state.clone().watch(self.bus, &job, log.clone(), deadline).await;
-        let port = OwnerPort::new(self.bus, &job, state.clone(), log.clone(), token, self.token_bytes);
+        let pulse = self.watchdog.watch(format!("job {job}"));
+        // Not begun yet: who is asked whether the job has a try left may be away.
+        pulse.pause();
+        let port = OwnerPort::new(self.bus, &job, state.clone(), log.clone(), token, self.token_bytes, pulse);
         let (outcome, no_capacity) = match self.tries_left(&job, &delivery).await {
             0 => (Err(Stop::Failed(self.worn_out(&job, &delivery).await)), false),
             _ => self.compute(request, port).await,
@@ -78,6 +81,7 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
 
     /// Runs a job on the engine's thread; true beside what came of it if it gave way to those who hold the capacity.
     async fn compute(&self, request: JobRequest, mut port: OwnerPort) -> (Result<JobResult, Stop>, bool) {
+        port.sized(self.step_tokens);
         let run = self.engine.run(move |owner| {
             let outcome = owner.answer(&request, &mut port);
             let outcome = port.flush_text().and(outcome);
