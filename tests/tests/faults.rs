@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use tests::faults::{Row, Scale, broker, ends, flow, hung, killed, messages, probes};
+use tests::faults::{Row, Scale, broker, clock, ends, flow, hung, killed, messages, probes};
 use tokio::sync::Mutex;
 
 /// Lock by which cases run one after another, since bounds are times.
@@ -61,5 +61,7 @@ cases! {
     probes_are_answered_however_many_come_at_once_on_the_old_broker: show_on_the_old_broker(probes::probes);
     an_engine_that_hangs_ends_its_process_and_its_work_goes_to_another: show(hung::hung);
     an_engine_that_hangs_ends_its_process_on_the_old_broker: show_on_the_old_broker(hung::hung);
+    deadlines_hold_though_a_clock_is_off: show(clock::clock);
+    deadlines_hold_though_a_clock_is_off_on_the_old_broker: show_on_the_old_broker(clock::clock);
     jobs_of_clients_that_are_gone_are_answered: show(ends::client_gone);
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use tests::faults::{Row, Scale, broker, ends, flow, hung, killed, messages, probes, table};
+use tests::faults::{Row, Scale, broker, clock, ends, flow, hung, killed, messages, probes, table};
 
 /// Runs every fault case on real processes and a real broker, and writes the table.
 #[derive(Parser)]
@@ -47,6 +47,7 @@ async fn main() -> anyhow::Result<()> {
     "waiting" ends::cancel_without_a_worker, "deadline" ends::deadline, "gone" ends::client_gone,
     "probes" probes::probes,
     "hung" hung::hung,
+    "clock" clock::clock,
     );
     if let Some(old) = old {
         for (name, row) in [("old kill", 0), ("old restart", 1), ("old pause", 2), ("old lost", 3), ("old answer", 4)] {

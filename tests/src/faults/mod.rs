@@ -4,13 +4,15 @@
 //! once they have ended), [`killed`] (killed workers), [`broker`] (a broker that is killed, stopped or full), [`messages`]
 //! (malformed, duplicate, reordered and lost messages), [`ends`] (jobs that end early), [`flow`] (more work than
 //! capacity), [`probes`],
-//! [`hung`].
+//! [`hung`],
+//! [`clock`].
 
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
 pub mod broker;
+pub mod clock;
 pub mod ends;
 pub mod flow;
 pub mod hung;

@@ -38,6 +38,7 @@ impl Bus {
             instance: instance.into(),
             reconnects,
             unreadable: Arc::default(),
+            clock: Arc::default(),
         })
     }
 

@@ -11,6 +11,7 @@ use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use futures::FutureExt;
 
+use super::clock::Clock;
 use crate::subject::Subjects;
 use config::BusConfig;
 use protocol::stage::Stop;
@@ -36,6 +37,7 @@ pub struct Bus {
     pub(super) instance: Arc<str>,
     pub(super) reconnects: Arc<AtomicU64>,
     pub(super) unreadable: Arc<AtomicU64>,
+    pub(super) clock: Arc<Clock>,
 }
 
 impl Bus {

@@ -189,7 +189,7 @@ impl Bus {
         self.consumer(stream, config).await
     }
 
-    async fn consumer(&self, stream: StreamName, config: pull::Config) -> Result<PullConsumer, BusError> {
+    pub(super) async fn consumer(&self, stream: StreamName, config: pull::Config) -> Result<PullConsumer, BusError> {
         let filter = if config.filter_subject.is_empty() { ANY.to_owned() } else { config.filter_subject.clone() };
         self.stream(stream).await?.create_consumer(config).await.map_err(|e| {
             let on = stream.on(self.subjects());

@@ -9,7 +9,6 @@ use super::admission;
 use super::ending::ensure_ended;
 use super::shutdown::{self, Shutdown};
 use crate::bus::Bus;
-use crate::bus::events::now_ms;
 use crate::bus::streams::ANY;
 use crate::subject::StreamName;
 use protocol::error::StageName;
@@ -34,14 +33,17 @@ pub async fn watch(bus: Bus, mut shutdown: Shutdown) {
         tokio::time::sleep(AGAIN).await;
     };
     loop {
-        let now = now_ms();
+        let now = tokio::select! {
+            now = bus.broker_ms() => now,
+            () = shutdown::begun(&mut shutdown) => return,
+        };
         while due.first().is_some_and(|(at, _)| *at <= now) {
             let Some((_, job)) = due.pop_first() else { break };
             tokio::spawn(ensure_ended(bus.clone(), StageName::Llm, job, CancelledBy::Deadline));
         }
         let next = due.first().map(|(at, _)| Duration::from_millis(at.saturating_sub(now)));
         tokio::select! {
-            Some(message) = announced.next() => due.extend(deadline_of(&message.payload, message.headers.as_ref())),
+            Some(message) = announced.next() => due.extend(deadline_of(&message.payload, message.headers.as_ref(), now)),
             _ = reread.tick() => due.extend(deadlines_of_waiting(&bus).await),
             () = tokio::time::sleep(next.unwrap_or(REREAD_EVERY)), if next.is_some() => {}
             () = shutdown::begun(&mut shutdown) => return,
@@ -49,11 +51,12 @@ pub async fn watch(bus: Bus, mut shutdown: Shutdown) {
     }
 }
 
-/// Deadline of a request, Unix milliseconds, and its job; none without a deadline.
-fn deadline_of(body: &[u8], headers: Option<&async_nats::HeaderMap>) -> Option<(u64, JobId)> {
+/// Deadline of a request, Unix milliseconds of the broker, and its job; none without a deadline. `stored_ms` stands for a
+/// time of submission that its headers do not tell.
+fn deadline_of(body: &[u8], headers: Option<&async_nats::HeaderMap>, stored_ms: u64) -> Option<(u64, JobId)> {
     let request = wire::decode_any::<JobRequest>(body).ok()?;
     let allowed_ms = (request.deadline_s? * 1000.0) as u64;
-    let submitted_ms = admission::submitted_ms(headers).unwrap_or_else(now_ms);
+    let submitted_ms = admission::submitted_ms(headers).unwrap_or(stored_ms);
     Some((submitted_ms.saturating_add(allowed_ms), request.job))
 }
 

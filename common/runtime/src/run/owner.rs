@@ -49,6 +49,8 @@ where
     O: Owner + Send + 'static,
 {
     bus.ensure_streams().await?;
+    // From now on events are dated by the broker's clock.
+    bus.broker_ms().await;
     let listener = Listener::start(&bus, StageName::Llm, shutdown).await?;
     let waiting = JobQueue::open(&bus).await?;
     admission::start(&bus, waiting.clone(), listener.shutdown()).await?;

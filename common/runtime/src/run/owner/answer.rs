@@ -11,7 +11,7 @@ use super::claim::Claimed;
 use super::port::OwnerPort;
 use super::state::JobState;
 use super::worker::Worker;
-use crate::bus::events::{EventLog, FencingToken, now_ms};
+use crate::bus::events::{EventLog, FencingToken};
 use crate::run::admission;
 use crate::run::dead::bury;
 use crate::run::inbox::Delivery;
@@ -51,7 +51,7 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
     pub async fn answer(&self, claimed: Claimed) -> Answered {
         let Claimed { request, delivery, in_flight, log, token } = claimed;
         let job = request.job.clone();
-        let deadline = deadline(&request, &delivery);
+        let deadline = self.deadline(&request, &delivery).await;
         let log = Arc::new(Mutex::new(log));
         let state = JobState::new(in_flight.end().clone());
         let watch = state.clone().watch(self.bus, &job, log.clone(), deadline).await;
@@ -90,6 +90,15 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
         run.await.unwrap_or_else(|stop| (Err(stop), false))
     }
 
+    /// Deadline of a job, as an instant of this process. The time that has passed since the submission has both ends on the
+    /// broker's clock.
+    async fn deadline(&self, request: &JobRequest, delivery: &Delivery) -> Option<Instant> {
+        let allowed = Duration::try_from_secs_f64(request.deadline_s?).ok()?;
+        let submitted_ms = admission::submitted_ms(delivery.message.headers.as_ref()).unwrap_or(delivery.stored_ms);
+        let waited = Duration::from_millis(self.bus.broker_ms().await.saturating_sub(submitted_ms));
+        Instant::now().checked_add(allowed.saturating_sub(waited))
+    }
+
     /// Error of a job whose tries are used up. Its request is kept for an operator.
     async fn worn_out(&self, job: &JobId, delivery: &Delivery) -> JobError {
         let tried = delivery.redeliveries;
@@ -98,12 +107,4 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
         bury(self.bus, StageName::Llm, Some(job), delivery, &error).await;
         error
     }
-}
-
-/// Deadline of a job, as an instant of this process's clock.
-fn deadline(request: &JobRequest, delivery: &Delivery) -> Option<Instant> {
-    let submitted_ms = admission::submitted_ms(delivery.message.headers.as_ref()).unwrap_or(delivery.stored_ms);
-    let waited = Duration::from_millis(now_ms().saturating_sub(submitted_ms));
-    let allowed = Duration::try_from_secs_f64(request.deadline_s?).ok()?;
-    Instant::now().checked_add(allowed.saturating_sub(waited))
 }
