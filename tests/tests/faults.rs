@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use tests::faults::{Row, Scale, broker, clock, ends, flow, hung, killed, messages, probes};
+use tests::faults::{Row, Scale, broker, clock, ends, flow, hung, killed, messages, probes, waiting, weights};
 use tokio::sync::Mutex;
 
 /// Lock by which cases run one after another, since bounds are times.
@@ -59,9 +59,13 @@ cases! {
     deadlines_hold_for_jobs_in_work_and_in_line: show(ends::deadline);
     probes_are_answered_however_many_come_at_once: show(probes::probes);
     probes_are_answered_however_many_come_at_once_on_the_old_broker: show_on_the_old_broker(probes::probes);
+    jobs_that_wait_cost_little_however_many: show(waiting::waiting);
+    jobs_that_wait_cost_little_on_the_old_broker: show_on_the_old_broker(waiting::waiting);
     an_engine_that_hangs_ends_its_process_and_its_work_goes_to_another: show(hung::hung);
     an_engine_that_hangs_ends_its_process_on_the_old_broker: show_on_the_old_broker(hung::hung);
     deadlines_hold_though_a_clock_is_off: show(clock::clock);
     deadlines_hold_though_a_clock_is_off_on_the_old_broker: show_on_the_old_broker(clock::clock);
+    weights_of_another_checkpoint_are_refused_by_name: show(weights::other_weights);
+    weights_of_another_checkpoint_are_refused_on_the_old_broker: show_on_the_old_broker(weights::other_weights);
     jobs_of_clients_that_are_gone_are_answered: show(ends::client_gone);
 }

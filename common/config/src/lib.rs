@@ -2,6 +2,7 @@
 //! ([`layers`]).
 
 mod compute;
+mod fingerprint;
 pub mod layers;
 mod log;
 mod random;

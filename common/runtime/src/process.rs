@@ -9,6 +9,7 @@ use clap::Parser;
 use tokio::sync::watch;
 
 use crate::bus::{Bus, BusError, BusErrorKind, Role};
+use crate::run::checkpoint::Checkpoint;
 use crate::run::service::InstanceInfo;
 use crate::run::{self, Shutdown, owner};
 use crate::telemetry;
@@ -111,6 +112,7 @@ impl From<BusError> for Fatal {
     fn from(e: BusError) -> Self {
         let exit = match e.kind() {
             BusErrorKind::Credentials => Exit::Credentials,
+            BusErrorKind::Mixed => Exit::Model,
             BusErrorKind::Unreachable | BusErrorKind::JetStream => Exit::Broker,
         };
         Fatal(exit, e.to_string())
@@ -248,7 +250,7 @@ where
 {
     let bus = Bus::connect(&config.bus, Role::Stage(S::NAME), PATIENCE).await?;
     let stage = opened(S::NAME, tokio::task::block_in_place(|| open(config)))?;
-    Ok(run::run(bus, stage, instance_info(config, S::NAME), shutdown).await?)
+    Ok(run::run(bus, stage, instance_info(config, S::NAME)?, shutdown).await?)
 }
 
 /// Serves stage-llm in this process until `shutdown`.
@@ -265,7 +267,7 @@ where
 {
     let bus = Bus::connect(&config.bus, Role::Stage(StageName::Llm), PATIENCE).await?;
     let stage = opened(StageName::Llm, tokio::task::block_in_place(|| open(config)))?;
-    Ok(owner::run(bus, stage, instance_info(config, StageName::Llm), shutdown).await?)
+    Ok(owner::run(bus, stage, instance_info(config, StageName::Llm)?, shutdown).await?)
 }
 
 /// Says to the log, where it is so, that answers mean nothing.
@@ -279,13 +281,14 @@ fn opened<S>(stage: StageName, outcome: Result<S, JobError>) -> Result<S, Fatal>
     outcome.map_err(|e| Fatal(Exit::Model, format!("stage-{stage} cannot start: {e}")))
 }
 
-fn instance_info(config: &Config, stage: StageName) -> InstanceInfo {
-    let dtype = match stage {
-        StageName::Decode => String::new(),
-        _ => config.compute.dtype.wire().to_string(),
+fn instance_info(config: &Config, stage: StageName) -> Result<InstanceInfo, Fatal> {
+    let (dtype, fingerprint) = match stage {
+        StageName::Decode => (String::new(), Ok(String::new())),
+        _ => (config.compute.dtype.wire().to_string(), config.model.fingerprint()),
     };
-    let (budget_bytes, watchdog) = (config.budget(stage), config.watchdog.clone());
-    InstanceInfo { model: config.model.name(), dtype, budget_bytes, watchdog }
+    let unreadable = |e| Fatal(Exit::Model, format!("stage-{stage} cannot start: fingerprint of the checkpoint: {e}"));
+    let checkpoint = Checkpoint { name: config.model.name(), fingerprint: fingerprint.map_err(unreadable)? };
+    Ok(InstanceInfo { checkpoint, dtype, budget_bytes: config.budget(stage), watchdog: config.watchdog.clone() })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use tests::faults::{Row, Scale, broker, clock, ends, flow, hung, killed, messages, probes, table};
+use tests::faults::{Row, Scale, broker, clock, ends, flow, hung, killed, messages, probes, table, waiting, weights};
 
 /// Runs every fault case on real processes and a real broker, and writes the table.
 #[derive(Parser)]
@@ -40,15 +40,15 @@ async fn main() -> anyhow::Result<()> {
         )*};
     }
     run!("kill" killed::any_stage, "deadly message" killed::by_a_message, "deadly job" killed::by_a_job,
-    "owners" killed::two_owners, "start" killed::start_together, "restart" broker::restarted,
-    "payload" broker::smaller_payload, "pause" broker::paused, "answer" broker::paused_in_an_answer, "disk" broker::disk_full, "garbage" messages::poison,
-    "poison" messages::poison_of_a_job, "refused" messages::refused_end, "duplicates" messages::duplicates, "order" messages::out_of_order, "lost" messages::lost,
-    "full stream" flow::full_stream, "many" flow::no_deadlock, "slow" flow::slow_consumer, "long" flow::long_video, "cancel" ends::cancel,
-    "waiting" ends::cancel_without_a_worker, "deadline" ends::deadline, "gone" ends::client_gone,
-    "probes" probes::probes,
-    "hung" hung::hung,
-    "clock" clock::clock,
-    );
+        "owners" killed::two_owners, "start" killed::start_together, "restart" broker::restarted,
+        "payload" broker::smaller_payload, "pause" broker::paused, "answer" broker::paused_in_an_answer, "disk" broker::disk_full, "garbage" messages::poison,
+        "poison" messages::poison_of_a_job, "refused" messages::refused_end, "duplicates" messages::duplicates, "order" messages::out_of_order, "lost" messages::lost,
+        "full stream" flow::full_stream, "many" flow::no_deadlock, "slow" flow::slow_consumer, "long" flow::long_video, "cancel" ends::cancel,
+        "waiting" ends::cancel_without_a_worker, "deadline" ends::deadline, "gone" ends::client_gone,
+        "probes" probes::probes,
+        "hung" hung::hung,
+        "clock" clock::clock,
+        "queue" waiting::waiting, "weights" weights::other_weights);
     if let Some(old) = old {
         for (name, row) in [("old kill", 0), ("old restart", 1), ("old pause", 2), ("old lost", 3), ("old answer", 4)] {
             if name.contains(&args.only) {

@@ -5,7 +5,8 @@
 //! (malformed, duplicate, reordered and lost messages), [`ends`] (jobs that end early), [`flow`] (more work than
 //! capacity), [`probes`],
 //! [`hung`],
-//! [`clock`].
+//! [`clock`],
+//! [`waiting`] and [`weights`] (what their names say).
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -21,6 +22,8 @@ pub mod load;
 pub mod messages;
 pub mod probes;
 mod shim;
+pub mod waiting;
+pub mod weights;
 
 /// Factor by which bounds are stretched on a busy machine. Three times a second and a half is still less than the
 /// product's own time-outs, so a case that only those would end still exceeds its bound.

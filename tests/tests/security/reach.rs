@@ -84,6 +84,7 @@ fn own(user: &str) -> Vec<String> {
     let worker = |stage: &str, stream: &str, outputs: &[&str], purges: &[&str]| {
         let mut own: Vec<String> = outputs.iter().map(|output| format!("vidi.v1.{output}.x")).collect();
         own.extend(["report.x", "events.x", "owner.x", "control.cancel"].map(|s| format!("vidi.v1.{s}")));
+        own.push("$SRV.INFO".to_owned());
         own.push(format!("vidi.v1.dead.{stage}.x"));
         own.push(format!("$JS.API.STREAM.INFO.VIDI_{stream}"));
         own.push("$JS.API.STREAM.MSG.GET.VIDI_EVENTS".to_owned());
@@ -101,7 +102,7 @@ fn own(user: &str) -> Vec<String> {
         "llm" => listed(
             "vidi.v1.jobs vidi.v1.jobs.5.x vidi.v1.owner.x vidi.v1.probe vidi.v1.decode.x vidi.v1.frames.x vidi.v1.audio.x \
              vidi.v1.features.x vidi.v1.events.x vidi.v1.room vidi.v1.dead.llm.x vidi.v1.control.cancel \
-             vidi.v1.control.load vidi.v1.control.unload $JS.API.STREAM.INFO.* $JS.API.STREAM.CREATE.* \
+             vidi.v1.control.load vidi.v1.control.unload $SRV.INFO $JS.API.STREAM.INFO.* $JS.API.STREAM.CREATE.* \
              $JS.API.STREAM.PURGE.* $JS.API.STREAM.MSG.GET.* $JS.API.STREAM.MSG.DELETE.* $JS.API.CONSUMER.INFO.*.* \
              $JS.API.CONSUMER.CREATE.VIDI_JOBS.> $JS.API.CONSUMER.MSG.NEXT.VIDI_JOBS.* $JS.ACK.VIDI_JOBS.> \
              $JS.API.CONSUMER.CREATE.VIDI_TOKENS $JS.API.CONSUMER.CREATE.VIDI_TOKENS.> \

@@ -25,6 +25,7 @@ const AGAIN: Duration = Duration::from_millis(250);
 pub async fn watch(bus: Bus, mut shutdown: Shutdown) {
     let mut due: BTreeSet<(u64, JobId)> = BTreeSet::new();
     let mut reread = tokio::time::interval(REREAD_EVERY);
+    let mut read = Read::default();
     let mut announced = loop {
         match bus.client().subscribe(format!("{}.*.*", bus.subjects().jobs())).await {
             Ok(announced) => break announced,
@@ -44,7 +45,7 @@ pub async fn watch(bus: Bus, mut shutdown: Shutdown) {
         let next = due.first().map(|(at, _)| Duration::from_millis(at.saturating_sub(now)));
         tokio::select! {
             Some(message) = announced.next() => due.extend(deadline_of(&message.payload, message.headers.as_ref(), now)),
-            _ = reread.tick() => due.extend(deadlines_of_waiting(&bus).await),
+            _ = reread.tick() => due.extend(read.deadlines_of_waiting(&bus).await),
             () = tokio::time::sleep(next.unwrap_or(REREAD_EVERY)), if next.is_some() => {}
             () = shutdown::begun(&mut shutdown) => return,
         }
@@ -60,14 +61,43 @@ fn deadline_of(body: &[u8], headers: Option<&async_nats::HeaderMap>, stored_ms: 
     Some((submitted_ms.saturating_add(allowed_ms), request.job))
 }
 
-async fn deadlines_of_waiting(bus: &Bus) -> Vec<(u64, JobId)> {
-    let mut found = Vec::new();
-    let mut from = 1;
-    while let Some(message) = bus.first_from(StreamName::Jobs, ANY, from).await {
-        from = message.sequence + 1;
-        if message.subject.as_str() != bus.subjects().jobs() {
-            found.extend(deadline_of(&message.payload, Some(&message.headers)));
+/// How far the queue of waiting jobs was read: each message is read once, however long it waits.
+#[derive(Default)]
+struct Read {
+    /// Time when the stream was made; another one is read from its begin.
+    made: Option<i128>,
+    /// Sequence behind the last message that was read.
+    next: u64,
+}
+
+impl Read {
+    /// Deadlines of jobs that were queued since the last reading.
+    async fn deadlines_of_waiting(&mut self, bus: &Bus) -> Vec<(u64, JobId)> {
+        let mut found = Vec::new();
+        let info = match bus.stream(StreamName::Jobs).await {
+            Ok(stream) => stream.get_info().await.map_err(|e| e.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        let (made, last) = match info {
+            Ok(info) => (Some(info.created.unix_timestamp_nanos()), info.state.last_sequence),
+            Err(error) => {
+                tracing::debug!(error, "reading of waiting jobs failed, retrying later");
+                return found;
+            }
+        };
+        if made != self.made || last + 1 < self.next {
+            *self = Read { made, next: 1 };
         }
+        while self.next <= last
+            && let Some(message) = bus.first_from(StreamName::Jobs, ANY, self.next).await
+        {
+            self.next = message.sequence + 1;
+            if message.subject.as_str() != bus.subjects().jobs() {
+                let stored_ms = (message.time.unix_timestamp_nanos() / 1_000_000) as u64;
+                found.extend(deadline_of(&message.payload, Some(&message.headers), stored_ms));
+            }
+        }
+        self.next = self.next.max(last + 1);
+        found
     }
-    found
 }

@@ -7,12 +7,14 @@
 //! (what a stage's outputs pass through), [`allowance`] (how many bytes are in flight), [`report`] (what is told to the
 //! job's owner), [`control`] (control messages from whoever sends them), [`listener`] (and in the instance that hears
 //! them), [`dead`] (messages that no stage could use), [`worker`] (a stage between two queues), [`service`] (how an
-//! instance is found and watched), [`probes`] (what a file is), [`admission`] (how jobs wait), [`ending`] (how a job ends without an owner), with
+//! instance is found and watched), [`checkpoint`] and
+//! [`peers`] (what all instances share), [`probes`] (what a file is), [`admission`] (how jobs wait), [`ending`] (how a job ends without an owner), with
 //! [`deadlines`], [`sweep`] (what is left then) and [`rescue`] (what a queue has forgotten), [`owner`] (stage-llm, which
 //! owns its jobs).
 
 pub mod admission;
 pub mod allowance;
+pub mod checkpoint;
 pub mod control;
 pub mod dead;
 pub mod deadlines;
@@ -22,6 +24,7 @@ pub mod inbox;
 pub mod job_end;
 pub mod listener;
 pub mod owner;
+pub mod peers;
 pub mod port;
 pub mod probes;
 pub mod registry;

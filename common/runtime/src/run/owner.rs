@@ -29,6 +29,7 @@ use super::deadlines;
 use super::engine::Engine;
 use super::inbox::Delivery;
 use super::listener::Listener;
+use super::peers;
 use super::rescue::rescue;
 use super::service::{self, Counters, InstanceInfo};
 use super::shutdown::Shutdown;
@@ -43,11 +44,13 @@ use worker::{Settled, Worker};
 /// Runs stage-llm until `shutdown`.
 ///
 /// # Errors
-/// [`BusError`] when the queues cannot be set up. Later trouble is waited out.
+/// [`BusError`] when the queues cannot be set up, or other processes of the pipeline [differ](peers::check). Later trouble is
+/// waited out.
 pub async fn run<O>(bus: Bus, owner: O, info: InstanceInfo, shutdown: Shutdown) -> Result<(), BusError>
 where
     O: Owner + Send + 'static,
 {
+    peers::check(&bus, &info.checkpoint).await?;
     bus.ensure_streams().await?;
     // From now on events are dated by the broker's clock.
     bus.broker_ms().await;

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::allowance::Allowance;
+use super::checkpoint::Checkpoint;
 use super::job_end::EndSignal;
 use super::report::Reporter;
 use super::watchdog::Pulse;
@@ -50,13 +51,30 @@ impl Outlet {
     }
 }
 
+/// What the outputs of a message have of it.
+pub struct Origin {
+    /// Attempt that the message belongs to: its outputs belong to the same.
+    pub attempt: Attempt,
+    /// Checkpoint that they are made with, or for.
+    pub checkpoint: Checkpoint,
+}
+
+impl Origin {
+    /// Headers of every output.
+    pub fn headers(&self, job: &JobId) -> HeaderMap {
+        let mut headers = self.attempt.headers(job);
+        self.checkpoint.note(&mut headers);
+        headers
+    }
+}
+
 /// [`Port`] onto the bus, for the engine's thread.
 pub struct BusPort {
     bus: Bus,
     outlet: Outlet,
     runtime: Handle,
-    /// Attempt of the input: its outputs belong to the same.
-    attempt: Attempt,
+    /// What the outputs have of the input.
+    origin: Origin,
     /// Headers of every output.
     headers: Arc<HeaderMap>,
     /// Signal that its job has come to its end.
@@ -82,17 +100,17 @@ impl BusPort {
         outlet: Outlet,
         stage: StageName,
         job: JobId,
-        attempt: Attempt,
+        origin: Origin,
         end: EndSignal,
         pulse: Pulse,
     ) -> Self {
-        let headers = Arc::new(attempt.headers(&job));
+        let headers = Arc::new(origin.headers(&job));
         let reporter = Reporter::new(bus.clone(), stage, job, outlet.budget_bytes);
         BusPort {
             bus,
             outlet,
             runtime: Handle::current(),
-            attempt,
+            origin,
             headers,
             end,
             giving_up: watch::Sender::new(false),
@@ -218,7 +236,7 @@ impl BusPort {
             self.waited += since.elapsed();
             let Some(share) = share else { return Err(Stop::Cancelled) };
             let (bus, subject, end) = (self.bus.clone(), subject.clone(), self.end.clone());
-            let (id, headers, giving_up) = (self.attempt.id(id), self.headers.clone(), self.giving_up.clone());
+            let (id, headers, giving_up) = (self.origin.attempt.id(id), self.headers.clone(), self.giving_up.clone());
             self.in_flight.push_back(self.runtime.spawn(async move {
                 let mut given_up = giving_up.subscribe();
                 let unwanted = async {

@@ -10,6 +10,8 @@ use async_nats::service::{Service, ServiceExt};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::Checkpoint;
+use super::peers::FINGERPRINT;
 use super::probes;
 use super::watchdog::Watchdog;
 use crate::bus::{Bus, BusError, BusErrorKind};
@@ -117,8 +119,8 @@ impl Status {
 /// Metadata of an instance that an operator reads; fixed when it starts.
 #[derive(Clone, Debug, Default)]
 pub struct InstanceInfo {
-    /// Name of the checkpoint.
-    pub model: String,
+    /// Checkpoint that it computes with.
+    pub checkpoint: Checkpoint,
     /// Compute type.
     pub dtype: String,
     /// Bytes that the instance may hold.
@@ -151,7 +153,8 @@ pub async fn register(
         ("instance".to_owned(), bus.instance().to_owned()),
         ("prefix".to_owned(), bus.subjects().prefix().to_owned()),
         ("wire".to_owned(), wire::VERSION.to_string()),
-        ("model".to_owned(), info.model.clone()),
+        ("model".to_owned(), info.checkpoint.name.clone()),
+        (FINGERPRINT.to_owned(), info.checkpoint.fingerprint.clone()),
         ("dtype".to_owned(), info.dtype.clone()),
         ("budget_bytes".to_owned(), info.budget_bytes.unwrap_or(0).to_string()),
         ("max_payload".to_owned(), bus.client().max_payload().to_string()),

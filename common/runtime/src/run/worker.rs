@@ -9,12 +9,14 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::Instrument;
 
 use super::allowance::{Allowance, Share};
+use super::checkpoint::Checkpoint;
 use super::control::broadcast_end;
 use super::dead::bury;
 use super::engine::Engine;
 use super::inbox::{Delivery, Inbox};
 use super::listener::Listener;
-use super::port::{BusPort, Outlet};
+use super::peers;
+use super::port::{BusPort, Origin, Outlet};
 use super::registry::InFlight;
 use super::service::{self, Counters, InstanceInfo};
 use super::shutdown::{self, Shutdown};
@@ -41,12 +43,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Runs a stage between its work queue and the next until `shutdown`.
 ///
 /// # Errors
-/// [`BusError`] when the queue cannot be set up. Later trouble is waited out.
+/// [`BusError`] when the queue cannot be set up, or other processes of the pipeline [differ](peers::check). Later trouble is
+/// waited out.
 pub async fn run<S>(bus: Bus, stage: S, info: InstanceInfo, shutdown: Shutdown) -> Result<(), BusError>
 where
     S: Stage + Send + 'static,
     for<'a> S::Input<'a>: Deserialize<'a>,
 {
+    peers::check(&bus, &info.checkpoint).await?;
     let stream = StreamName::input_of(S::NAME);
     let mut stopping = shutdown.clone();
     tokio::select! {
@@ -64,8 +68,9 @@ where
     let mut inbox = Inbox::start(&bus, queue, listener.shutdown());
     let largest = bus.config().message_bytes;
     let allowance = Allowance::new(IN_FLIGHT * largest.max(LEAST_BYTES));
+    let checkpoint = info.checkpoint.clone();
     let outlet = Outlet::new(Allowance::new(SENDING * largest), info.budget_bytes);
-    let worker = Worker { bus: bus.clone(), counters: counters.clone(), outlet, watchdog };
+    let worker = Worker { bus: bus.clone(), counters: counters.clone(), outlet, watchdog, checkpoint };
     let mut settling = JoinSet::new();
     tracing::info!(stage = %S::NAME, instance = bus.instance(), "ready");
     while let Some(delivery) = inbox.next().await {
@@ -142,6 +147,7 @@ struct Worker {
     counters: Arc<Counters>,
     outlet: Outlet,
     watchdog: Watchdog,
+    checkpoint: Checkpoint,
 }
 
 impl Worker {
@@ -159,13 +165,15 @@ impl Worker {
                 format!("{tried} workers took the message and neither finished nor gave it back: they died of it");
             return Err(Stop::Failed(JobError::new(ErrorKind::PoisonMessage, text)));
         }
+        self.checkpoint.check(delivery.message.headers.as_ref(), self.bus.instance())?;
         let started = Instant::now();
         Counters::add(&counters.in_flight, 1);
         let body = delivery.message.payload.clone();
         let (bus, outlet, end) = (self.bus.clone(), self.outlet.clone(), in_flight.end().clone());
-        let attempt = Attempt::of(delivery.message.headers.as_ref());
+        let headers = delivery.message.headers.as_ref();
+        let origin = Origin { attempt: Attempt::of(headers), checkpoint: self.checkpoint.or(Checkpoint::of(headers)) };
         let pulse = self.watchdog.watch(format!("a message of job {job}"));
-        let port = BusPort::new(bus, outlet, S::NAME, job.clone(), attempt, end, pulse);
+        let port = BusPort::new(bus, outlet, S::NAME, job.clone(), origin, end, pulse);
         let heartbeat = port.heartbeat();
         let owner = job.clone();
         let outcome = engine.run(move |stage| process(stage, port, &body, &owner)).await;

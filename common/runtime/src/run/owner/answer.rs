@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::claim::Claimed;
-use super::port::OwnerPort;
+use super::port::{OwnerPort, TokenKind};
 use super::state::JobState;
 use super::worker::Worker;
 use crate::bus::events::{EventLog, FencingToken};
@@ -58,7 +58,8 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
         let pulse = self.watchdog.watch(format!("job {job}"));
         // Not begun yet: who is asked whether the job has a try left may be away.
         pulse.pause();
-        let port = OwnerPort::new(self.bus, &job, state.clone(), log.clone(), token, self.token_bytes, pulse);
+        let kind = TokenKind { bytes: self.token_bytes, checkpoint: self.info.checkpoint.clone() };
+        let port = OwnerPort::new(self.bus, &job, state.clone(), log.clone(), token, kind, pulse);
         let (outcome, no_capacity) = match self.tries_left(&job, &delivery).await {
             0 => (Err(Stop::Failed(self.worn_out(&job, &delivery).await)), false),
             _ => self.compute(request, port).await,

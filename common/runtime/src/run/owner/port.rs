@@ -16,8 +16,10 @@ use super::state::JobState;
 use super::text::HeldText;
 use crate::bus::events::{EventLog, FencingToken};
 use crate::bus::{Attempt, Bus};
+use crate::run::checkpoint::Checkpoint;
 use crate::run::control;
 use crate::run::job_end::JobEnd;
+use crate::run::port::Origin;
 use crate::run::watchdog::Pulse;
 use crate::subject::StreamName;
 use protocol::control::Verb;
@@ -36,6 +38,14 @@ const TOKENS_WAIT: Duration = Duration::from_millis(100);
 /// Time between two looks whether anything of a job that hears nothing is still on its way.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
+/// Tokens that an owner takes.
+pub struct TokenKind {
+    /// Bytes of one token on the bus.
+    pub bytes: u64,
+    /// Checkpoint that they are made with.
+    pub checkpoint: Checkpoint,
+}
+
 /// Stages and client of one job, over the bus.
 pub struct OwnerPort {
     bus: Bus,
@@ -46,8 +56,7 @@ pub struct OwnerPort {
     log: Arc<Mutex<EventLog>>,
     /// Token of this owner: what it asks for again has ids that no other owner's has.
     token: FencingToken,
-    /// Bytes of one token on the bus.
-    token_bytes: u64,
+    kind: TokenKind,
     tokens: Option<mpsc::Receiver<Message>>,
     /// Tokens that were shown.
     came: VideoCoverage,
@@ -70,7 +79,7 @@ impl OwnerPort {
         state: Arc<JobState>,
         log: Arc<Mutex<EventLog>>,
         token: FencingToken,
-        token_bytes: u64,
+        kind: TokenKind,
         pulse: Pulse,
     ) -> Self {
         OwnerPort {
@@ -80,7 +89,7 @@ impl OwnerPort {
             state,
             log,
             token,
-            token_bytes,
+            kind,
             tokens: None,
             came: VideoCoverage::default(),
             shown: 0,
@@ -173,19 +182,20 @@ impl OwnerPort {
         let subject = self.bus.subjects().input(StageName::Decode, &self.job);
         let id = attempt.id(format!("{}/decode/{}", self.job, request.segment.first_frame));
         let body = Bytes::from(wire::encode(request));
+        let headers = Origin { attempt, checkpoint: self.kind.checkpoint.clone() }.headers(&self.job);
         let unwanted = self.state.end().wait();
-        self.wait(self.bus.store(subject, &id, &attempt.headers(&self.job), body, unwanted))
+        self.wait(self.bus.store(subject, &id, &headers, body, unwanted))
     }
 
     /// Waits until the token stream has capacity for a plan's tokens. Where a job that holds some has no owner, this one
     /// goes back to the queue: whoever takes that one over may be us.
     fn reserve_capacity(&mut self, plan: &MediaPlan) -> Result<(), Stop> {
-        if self.token_bytes == 0 {
+        if self.kind.bytes == 0 {
             return Ok(());
         }
         let audio = plan.audio.as_ref().and_then(|a| AudioPlan::new(a.samples.saturating_add(SAMPLE_RATE)));
         let tokens = plan.image.as_ref().map_or(0, |i| i.tokens) + audio.map_or(0, |a| a.tokens);
-        let bytes = self.bus.token_stream_bytes(tokens, self.token_bytes);
+        let bytes = self.bus.token_stream_bytes(tokens, self.kind.bytes);
         match self.wait(capacity::wait(&self.bus, &self.job, self.state.end(), bytes))? {
             Waited::Reserved => Ok(()),
             Waited::HolderLost(holder) => {
@@ -206,6 +216,7 @@ impl OwnerPort {
         }
         match wire::decode::<TokenBatch<'_>>(&message.payload) {
             Ok(batch) if batch.job() == Some(&self.job) => {
+                self.kind.checkpoint.check(message.headers.as_ref(), self.bus.instance())?;
                 self.state.progress().expect_modality(batch.modality, &batch.plan);
                 self.came.note(&batch);
                 take(batch)?;
