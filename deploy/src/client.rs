@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Context;
+use async_nats::Subscriber;
 use async_nats::service::PingResponse;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use protocol::control::{ControlReply, ControlRequest, LoadReply, Verb};
 use protocol::error::StageName;
 use protocol::event::{CancelledBy, JobEvent};
@@ -16,10 +17,11 @@ use runtime::run::control;
 use runtime::run::ending;
 use runtime::run::service::{self, Status};
 use runtime::subject::StreamName;
-use tokio::sync::mpsc;
 
 /// Time without a reply after which a broadcast counts as answered.
 const QUIET: Duration = Duration::from_millis(150);
+/// Interval at which a job's events are looked for though none was heard of: what a subscriber hears may be lost.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Time that a supervisor has to load or unload stages.
 const LOAD_WAIT: Duration = Duration::from_secs(660);
 /// Time within which this client ends a job itself, where no stage is there to do it.
@@ -40,8 +42,15 @@ pub async fn submit(bus: &Bus, request: &JobRequest) -> anyhow::Result<()> {
 }
 
 /// All events of a job from the first one on, whenever reading starts.
+///
+/// They are read one by one, without a consumer on the broker: a user that may make one may have it deliver to any subject.
 pub struct Events {
-    messages: mpsc::Receiver<async_nats::jetstream::Message>,
+    bus: Bus,
+    subject: String,
+    /// Hears that there may be more to read; none before the first event.
+    heard: Option<Subscriber>,
+    /// Sequence on the stream from which the next event is looked for.
+    from: u64,
     /// Number of the next event; earlier ones are skipped.
     seq: u64,
 }
@@ -49,24 +58,44 @@ pub struct Events {
 impl Events {
     /// Starts to follow a job.
     pub fn new(bus: &Bus, job: &JobId) -> Self {
-        Events { messages: bus.follow(StreamName::Events, bus.subjects().events(job)), seq: 0 }
+        Events { bus: bus.clone(), subject: bus.subjects().events(job), heard: None, from: 1, seq: 0 }
     }
 
     /// The next event; waits while the broker is away.
     ///
     /// # Errors
-    /// When the background reader has ended, which it does with the process.
+    /// When the broker does not let us hear of events.
     pub async fn next(&mut self) -> anyhow::Result<JobEvent> {
+        if self.heard.is_none() {
+            let heard = self.bus.client().subscribe(self.subject.clone()).await;
+            self.heard = Some(heard.context("hearing of events failed")?);
+        }
         loop {
-            let message =
-                self.messages.recv().await.context("reading events failed: the background reader has ended")?;
-            match wire::decode_any::<JobEvent>(&message.payload) {
-                Ok(event) if event.seq >= self.seq => {
-                    self.seq = event.seq + 1;
-                    return Ok(event);
+            // What was heard of until now is read below.
+            while self.heard.as_mut().and_then(|heard| heard.next().now_or_never().flatten()).is_some() {}
+            while let Some(message) = self.bus.first_from(StreamName::Events, &self.subject, self.from).await {
+                self.from = message.sequence + 1;
+                match wire::decode_any::<JobEvent>(&message.payload) {
+                    Ok(event) if event.seq >= self.seq => {
+                        self.seq = event.seq + 1;
+                        return Ok(event);
+                    }
+                    Ok(_) => {}
+                    Err(error) => tracing::debug!(%error, "decoding an event failed, skipped"),
                 }
-                Ok(_) => {}
-                Err(error) => tracing::debug!(%error, "decoding an event failed, skipped"),
+            }
+            let heard = async {
+                match self.heard.as_mut() {
+                    Some(heard) => heard.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            // Late or early, the stream alone says what there is.
+            let _ = tokio::time::timeout(LOOK_EVERY, heard).await;
+            // Sequences count anew on a stream that was lost and made again.
+            let last = self.bus.last_on(StreamName::Events, &self.subject).await;
+            if last.is_none_or(|last| last.sequence + 1 < self.from) {
+                self.from = 1;
             }
         }
     }

@@ -34,6 +34,10 @@ impl Stage for AudioStage {
     const NAME: StageName = StageName::Audio;
     type Input<'a> = PcmWindow<'a>;
 
+    fn units(_: &PcmWindow<'_>) -> u64 {
+        1
+    }
+
     /// A window that adds no rows to the whole, as a last one under 10 ms does, gives no output.
     fn process(&mut self, input: PcmWindow<'_>, port: &mut dyn Port) -> Result<(), Stop> {
         let (offset, states) = match &input.plan.audio {

@@ -43,6 +43,10 @@ impl Stage for Served {
     const NAME: StageName = StageName::Decode;
     type Input<'a> = DecodeRequest;
 
+    fn units(input: &DecodeRequest) -> u64 {
+        DecodeStage::units(input)
+    }
+
     fn process(&mut self, input: DecodeRequest, port: &mut dyn Port) -> Result<(), Stop> {
         let Some(dir) = &self.dump else { return self.stage.process(input, port) };
         let mut port = DumpPort::new(port, dir)?;

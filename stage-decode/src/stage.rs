@@ -125,6 +125,10 @@ impl Stage for DecodeStage {
     const NAME: StageName = StageName::Decode;
     type Input<'a> = DecodeRequest;
 
+    fn units(input: &DecodeRequest) -> u64 {
+        input.segment.frames.saturating_add(input.segment.windows)
+    }
+
     fn process(&mut self, input: DecodeRequest, port: &mut dyn Port) -> Result<(), Stop> {
         self.decode(&input, port).map_err(|stop| match stop {
             Stop::Failed(error) => Stop::Failed(error.at(StageName::Decode)),

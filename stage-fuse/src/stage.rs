@@ -42,6 +42,10 @@ impl Stage for FuseStage {
     const NAME: StageName = StageName::Fuse;
     type Input<'a> = FeatureBatch<'a>;
 
+    fn units(input: &FeatureBatch<'_>) -> u64 {
+        input.tensor.rows() as u64
+    }
+
     /// Rows at the end of the sound that fill no token give none; a batch of only those gives no output.
     fn process(&mut self, input: FeatureBatch<'_>, port: &mut dyn Port) -> Result<(), Stop> {
         if port.cancelled() {

@@ -93,6 +93,10 @@ impl Owner for LlmStage {
         LlmStage::answer(self, request, port)
     }
 
+    fn step_tokens(&self) -> u64 {
+        LlmStage::step_tokens(self)
+    }
+
     fn token_bytes(&self) -> u64 {
         (self.model().hidden_size() * self.model().dtype().size_in_bytes()) as u64
     }

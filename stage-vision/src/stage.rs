@@ -37,6 +37,10 @@ impl Stage for VisionStage {
     const NAME: StageName = StageName::Vision;
     type Input<'a> = FrameBatch<'a>;
 
+    fn units(input: &FrameBatch<'_>) -> u64 {
+        input.tensor.rows() as u64
+    }
+
     /// One batch of features per batch of frames, however many passes of the tower it takes: what a message comes to
     /// must not depend on this worker's settings, or a redelivery elsewhere would cut the same rows differently.
     fn process(&mut self, input: FrameBatch<'_>, port: &mut dyn Port) -> Result<(), Stop> {

@@ -176,6 +176,14 @@ impl Rig {
         Ok(rig)
     }
 
+    /// Connection of an operator.
+    ///
+    /// # Errors
+    /// When the broker does not take it.
+    pub async fn operator(&self) -> anyhow::Result<Bus> {
+        Ok(Bus::connect(self.bus.config(), Role::Operator, READY_WAIT).await?)
+    }
+
     /// Waits until every stage is ready.
     ///
     /// # Errors

@@ -8,7 +8,9 @@
 
 use std::sync::LazyLock;
 
-use tests::faults::{Row, Scale, broker, ends, flow, killed, losses, messages, supervisor, waiting};
+use tests::faults::{
+    Row, Scale, broker, clock, ends, flow, hung, killed, losses, messages, probes, supervisor, waiting, waits, weights,
+};
 use tokio::sync::Mutex;
 
 /// Lock by which cases run one after another, since bounds are times.
@@ -79,5 +81,15 @@ cases! {
     what_was_deleted_from_the_old_broker_is_made_again: show_on_the_old_broker(losses::deleted);
     a_broker_that_has_lost_everything_ends_every_job: show(losses::empty_store);
     an_old_broker_that_has_lost_everything_ends_every_job: show_on_the_old_broker(losses::empty_store);
+    probes_are_answered_however_many_come_at_once: show(probes::probes);
+    probes_are_answered_however_many_come_at_once_on_the_old_broker: show_on_the_old_broker(probes::probes);
+    jobs_that_wait_cost_little_however_many: show(waits::waiting);
+    jobs_that_wait_cost_little_on_the_old_broker: show_on_the_old_broker(waits::waiting);
+    an_engine_that_hangs_ends_its_process_and_its_work_goes_to_another: show(hung::hung);
+    an_engine_that_hangs_ends_its_process_on_the_old_broker: show_on_the_old_broker(hung::hung);
+    deadlines_hold_though_a_clock_is_off: show(clock::clock);
+    deadlines_hold_though_a_clock_is_off_on_the_old_broker: show_on_the_old_broker(clock::clock);
+    weights_of_another_checkpoint_are_refused_by_name: show(weights::other_weights);
+    weights_of_another_checkpoint_are_refused_on_the_old_broker: show_on_the_old_broker(weights::other_weights);
     jobs_of_clients_that_are_gone_are_answered: show(ends::client_gone);
 }

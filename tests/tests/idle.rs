@@ -49,12 +49,12 @@ async fn unloaded_stages_have_no_process_and_the_next_job_starts_them_again() ->
         let rig = Rig::start(Setup { broker, replicas: "vision=2".to_owned(), ..Setup::default() }).await?;
         let before = answered(&rig, "before").await?;
 
-        let reply = client::load(&rig.bus, Verb::Unload, None).await?;
+        let reply = client::load(&rig.operator().await?, Verb::Unload, None).await?;
         // What the reply says has happened by then.
         ensure!(running(&rig) == [StageName::Decode], "{:?} run after {reply:?}", running(&rig));
         ensure!(reply.stages.len() == 4 && COMPUTING.iter().all(|s| reply.stages.contains(s)), "{reply:?}");
         ensure!(reply.processes == 5 && reply.error.is_none(), "{reply:?}");
-        let nothing = client::load(&rig.bus, Verb::Unload, None).await?;
+        let nothing = client::load(&rig.operator().await?, Verb::Unload, None).await?;
         ensure!(nothing.stages.is_empty() && nothing.processes == 0, "{nothing:?}");
         // They do not start again without a job.
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -68,12 +68,13 @@ async fn unloaded_stages_have_no_process_and_the_next_job_starts_them_again() ->
         let said = rig.run(&["unload", "vision"])?;
         ensure!(String::from_utf8_lossy(&said.stdout).contains("ended vision (2 processes)"), "{said:?}");
         ensure!(rig.pids(StageName::Vision).is_empty() && !rig.pids(StageName::Llm).is_empty());
-        let load = rig.bus.client().request("vidi.v1.control.load", "{\"stage\": \"vision\"}".into()).await?;
+        let operator = rig.operator().await?;
+        let load = operator.client().request("vidi.v1.control.load", "{\"stage\": \"vision\"}".into()).await?;
         let load: serde_json::Value = serde_json::from_slice(&load.payload)?;
         ensure!(load["stages"] == serde_json::json!(["vision"]) && load["processes"] == 2, "{load}");
         wait_for(&rig, &StageName::ALL).await?;
         ensure!(answered(&rig, "again").await? == before, "another answer");
-        let wrong = rig.bus.client().request("vidi.v1.control.unload", "{\"stage\": \"no stage\"}".into()).await?;
+        let wrong = operator.client().request("vidi.v1.control.unload", "{\"stage\": \"no stage\"}".into()).await?;
         let wrong: serde_json::Value = serde_json::from_slice(&wrong.payload)?;
         ensure!(wrong["error"].is_string() && wrong["processes"] == 0, "{wrong}");
         ensure!(running(&rig) == StageName::ALL, "{:?} run after an invalid request", running(&rig));
@@ -88,7 +89,7 @@ async fn a_job_in_flight_is_answered_before_its_stages_leave() -> anyhow::Result
     client::submit(&rig.bus, &job).await?;
     let mut events = client::Events::new(&rig.bus, &job.job);
     while !matches!(events.next().await?.event, Event::Planned { .. }) {}
-    client::load(&rig.bus, Verb::Unload, None).await?;
+    client::load(&rig.operator().await?, Verb::Unload, None).await?;
     let events = rig.events(&job.job).await?;
     ensure!(matches!(terminal(&events)?, Event::Result(_)), "{events:?}");
     let planned = events.iter().filter(|e| matches!(e.event, Event::Planned { .. })).count();

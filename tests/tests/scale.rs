@@ -177,7 +177,7 @@ async fn a_replica_joins_a_running_pipeline_takes_its_share_and_leaves_when_told
         }
     }
     let drain = format!("{{\"instance\": \"{other}\"}}");
-    let reply = rig.bus.client().request("vidi.v1.control.drain", drain.into()).await?;
+    let reply = rig.operator().await?.client().request("vidi.v1.control.drain", drain.into()).await?;
     let reply: serde_json::Value = serde_json::from_slice(&reply.payload)?;
     ensure!(reply["instance"] == other && reply["stopped"] == true, "{reply}");
     let status = tokio::time::timeout(SOON, joined.wait()).await.context("it does not end")??;

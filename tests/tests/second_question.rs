@@ -72,7 +72,7 @@ async fn a_second_question_gives_no_other_stage_work_and_is_answered_in_a_fracti
     ensure!(2 * text < whole, "the second question took {text} ms, the first {whole} ms");
 
     // A new process has kept nothing.
-    client::load(&rig.bus, Verb::Unload, Some(StageName::Llm)).await?;
+    client::load(&rig.operator().await?, Verb::Unload, Some(StageName::Llm)).await?;
     let third = rig.answer(&request("third", &clip, "a dog")?).await?;
     ensure!(!result(&third)?.cached && result(&third)?.token_ids == answer.token_ids, "{third:?}");
 

@@ -1,4 +1,12 @@
 //! Tests of the shipped broker configuration: every role can do its work, and nothing else.
+//!
+//! In reading order: this file (what must work, and what is refused with a word), `raw` (a connection that sends whatever
+//! it likes), `reach` (which subjects each user reaches, itself or by the broker and the stages).
+
+#[path = "security/raw.rs"]
+mod raw;
+#[path = "security/reach.rs"]
+mod reach;
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};

@@ -2,11 +2,13 @@
 //! ([`layers`]).
 
 mod compute;
+mod fingerprint;
 pub mod layers;
 mod log;
 mod random;
 mod secret;
 mod sections;
+mod watchdog;
 
 use std::collections::BTreeMap;
 
@@ -19,6 +21,7 @@ pub use log::{LogConfig, LogFormat};
 pub use random::{RandomWeights, Size};
 pub use secret::{Address, Secret, without_secrets};
 pub use sections::{BusConfig, DecodeConfig, LlmConfig, ModelSource, UpConfig, VisionStageConfig};
+pub use watchdog::WatchdogConfig;
 
 /// The whole configuration; unknown keys are refused. `vidi config print` shows the effective one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -40,6 +43,8 @@ pub struct Config {
     pub budgets: BTreeMap<StageName, u64>,
     /// `vidi up`.
     pub up: UpConfig,
+    /// When an engine counts as hung.
+    pub watchdog: WatchdogConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -60,6 +65,7 @@ impl Config {
         let pair = self.bus.tls_cert.is_some() == self.bus.tls_key.is_some();
         need(pair, "bus.tls_cert and bus.tls_key belong together: give both or none")?;
         self.model.check().map_err(|what| format!("configuration: {what}"))?;
+        self.watchdog.check().map_err(|what| format!("configuration: {what}"))?;
         need(self.bus.ack_wait_s >= 0.5, "bus.ack_wait_s is at least 0.5")?;
         need(self.bus.max_deliver >= 1, "bus.max_deliver is at least 1")?;
         need(self.bus.event_age_s >= 1, "bus.event_age_s is at least 1")?;

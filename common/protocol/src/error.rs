@@ -29,6 +29,8 @@ pub enum ErrorKind {
     PoisonMessage,
     /// A worker that the job needs is gone and did not come back.
     WorkerLost,
+    /// Too many wait already; only a probe is answered so, and no job ends so.
+    Busy,
     /// The checkpoint is incomplete, misshapen or missing.
     Model,
     /// A bug in this project.

@@ -111,6 +111,10 @@ pub trait Stage {
     /// Message that it takes.
     type Input<'a>: Message + Deserialize<'a>;
 
+    /// Size of the work on a message, by which a busy engine is told from a hung one: frames and windows of sound, for
+    /// stage-fuse rows.
+    fn units(input: &Self::Input<'_>) -> u64;
+
     /// Turns one message into outputs.
     ///
     /// # Errors
@@ -183,6 +187,9 @@ pub trait Owner {
     /// # Errors
     /// See [`Stop`].
     fn answer(&mut self, request: &JobRequest, port: &mut dyn JobPort) -> Result<JobResult, Stop>;
+
+    /// Tokens that pass the layers together at most, by which a busy engine is told from a hung one.
+    fn step_tokens(&self) -> u64;
 
     /// Bytes that one image or audio token takes on the bus; with 0, no capacity is reserved for a job's tokens.
     fn token_bytes(&self) -> u64 {

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::bus::{Bus, BusError, BusErrorKind, Role};
 use crate::output::Unwritten;
 use crate::remark;
+use crate::run::checkpoint::Checkpoint;
 use crate::run::service::InstanceInfo;
 use crate::run::{self, Shutdown, owner, shutdown};
 use crate::telemetry;
@@ -118,6 +119,7 @@ impl From<BusError> for Fatal {
         let exit = match e.kind() {
             BusErrorKind::Address => Exit::Usage,
             BusErrorKind::Credentials => Exit::Credentials,
+            BusErrorKind::Mixed => Exit::Model,
             BusErrorKind::Unreachable | BusErrorKind::JetStream => Exit::Broker,
         };
         Fatal(exit, e.to_string())
@@ -289,7 +291,7 @@ where
     let bus = Bus::connect(&config.bus, Role::Stage(S::NAME), PATIENCE).await?;
     let stage = opened(S::NAME, tokio::task::block_in_place(|| open(config)))?;
     tokio::select! {
-        ended = run::run(bus.clone(), stage, instance_info(config, S::NAME), shutdown.clone()) => Ok(ended?),
+        ended = run::run(bus.clone(), stage, instance_info(config, S::NAME)?, shutdown.clone()) => Ok(ended?),
         cut_off = cut_off(&bus, shutdown) => Err(cut_off),
     }
 }
@@ -309,7 +311,7 @@ where
     let bus = Bus::connect(&config.bus, Role::Stage(StageName::Llm), PATIENCE).await?;
     let stage = opened(StageName::Llm, tokio::task::block_in_place(|| open(config)))?;
     tokio::select! {
-        ended = owner::run(bus.clone(), stage, instance_info(config, StageName::Llm), shutdown.clone()) => Ok(ended?),
+        ended = owner::run(bus.clone(), stage, instance_info(config, StageName::Llm)?, shutdown.clone()) => Ok(ended?),
         cut_off = cut_off(&bus, shutdown) => Err(cut_off),
     }
 }
@@ -338,10 +340,23 @@ fn opened<S>(stage: StageName, outcome: Result<S, JobError>) -> Result<S, Fatal>
     outcome.map_err(|e| Fatal(Exit::Model, format!("stage-{stage} cannot start: {e}")))
 }
 
-fn instance_info(config: &Config, stage: StageName) -> InstanceInfo {
-    let dtype = match stage {
-        StageName::Decode => String::new(),
-        _ => config.compute.dtype.wire().to_string(),
+fn instance_info(config: &Config, stage: StageName) -> Result<InstanceInfo, Fatal> {
+    let (dtype, fingerprint) = match stage {
+        StageName::Decode => (String::new(), Ok(String::new())),
+        _ => (config.compute.dtype.wire().to_string(), config.model.fingerprint()),
     };
-    InstanceInfo { model: config.model.name(), dtype, budget_bytes: config.budget(stage) }
+    let unreadable = |e| Fatal(Exit::Model, format!("stage-{stage} cannot start: fingerprint of the checkpoint: {e}"));
+    let checkpoint = Checkpoint { name: config.model.name(), fingerprint: fingerprint.map_err(unreadable)? };
+    Ok(InstanceInfo { checkpoint, dtype, budget_bytes: config.budget(stage), watchdog: config.watchdog.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_supervisor_starts_a_stage_again_whose_engine_hung() {
+        assert_eq!(run::watchdog::STATUS, Exit::Other as i32);
+        assert!(Exit::final_of(Some(run::watchdog::STATUS)).is_none());
+    }
 }

@@ -13,6 +13,7 @@ use protocol::control::{ControlRequest, LoadReply, Verb};
 use protocol::error::StageName;
 use protocol::wire::{self, Encoding};
 use runtime::bus::{Bus, BusError, BusErrorKind};
+use runtime::run::control;
 use runtime::subject::StreamName;
 
 use super::supervisor::Desired;
@@ -82,6 +83,16 @@ struct State {
 
 impl State {
     async fn answer(&mut self, message: Message, verb: Verb) {
+        if let Err(why) = control::check_sender(&message) {
+            tracing::warn!(%verb, why, "refused");
+            if control::has_inbox(&message)
+                && let Some(to) = message.reply
+            {
+                let reply = LoadReply { error: Some(why), ..LoadReply::new(self.bus.instance()) };
+                self.bus.tell(to.to_string(), wire::encode_as(Encoding::of(&message.payload), &reply)).await;
+            }
+            return;
+        }
         let started = Instant::now();
         let encoding = Encoding::of(&message.payload);
         let asked = match message.payload.is_empty() {

@@ -73,6 +73,12 @@ impl LlmStage {
         Ok(LlmStage { model, prompter, tasks: Tasks::builtin(), footprint, settings, kept: Kept::default() })
     }
 
+    /// Tokens that pass the layers together at most.
+    pub fn step_tokens(&self) -> u64 {
+        let llm = &self.settings.llm;
+        llm.chunk_rows.max(llm.max_prompt_tokens) as u64
+    }
+
     /// Language model of the stage.
     pub fn model(&self) -> &Gemma {
         &self.model

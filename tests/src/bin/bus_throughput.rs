@@ -36,6 +36,10 @@ impl Stage for Idle {
     const NAME: StageName = StageName::Fuse;
     type Input<'a> = FeatureBatch<'a>;
 
+    fn units(input: &FeatureBatch<'_>) -> u64 {
+        input.tensor.rows() as u64
+    }
+
     fn process(&mut self, m: FeatureBatch<'_>, port: &mut dyn Port) -> Result<(), Stop> {
         let FeatureBatch { v, job, plan, modality, offset, tensor } = m;
         port.emit(Output::Tokens(TokenBatch { v, job, plan, modality, offset, tensor }))

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use deploy::client;
 use protocol::error::{ErrorKind, StageName};
 use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
@@ -110,6 +111,8 @@ pub async fn slow_consumer(scale: &Scale) -> Row {
         let jobs = scale.jobs.min(30);
         let requests = load.submit(&rig.bus, "slow", jobs).await?;
         let mut late = rig.bus.follow(StreamName::Events, rig.bus.subjects().events(&requests[0].job));
+        let mut client = client::Events::new(&rig.bus, &requests[0].job);
+        client.next().await?;
         load.check(&rig, &requests).await?;
         // `check` found the events complete for a client that comes afterwards; this one subscribed before, and has waited
         // longer than a pull request lasts.
@@ -119,6 +122,9 @@ pub async fn slow_consumer(scale: &Scale) -> Row {
         while read < whole {
             tokio::time::timeout(Duration::from_secs(10), late.recv()).await?.context("the reader ended")?;
             read += 1;
+        }
+        for _ in 1..whole {
+            tokio::time::timeout(Duration::from_secs(10), client.next()).await.context("no further event")??;
         }
         drop(deaf);
         let injected = format!("a subscriber to vidi.> that never reads, a client that reads late, {jobs} jobs");

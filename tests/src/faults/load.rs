@@ -251,6 +251,23 @@ pub fn resident(pid: u32) -> u64 {
     line.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
+/// The most threads that a process has until this is awaited.
+pub fn most_threads(pid: u32) -> impl Future<Output = anyhow::Result<usize>> {
+    let (enough, mut over) = tokio::sync::oneshot::channel::<()>();
+    let counting = tokio::spawn(async move {
+        let mut most = 0;
+        while matches!(over.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Empty)) {
+            most = most.max(std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        most
+    });
+    async move {
+        drop(enough);
+        Ok(counting.await?)
+    }
+}
+
 /// Number of terminal events of each kind that the jobs had.
 pub async fn count_kinds(bus: &Bus, requests: &[JobRequest]) -> HashMap<&'static str, usize> {
     let mut counts = HashMap::new();
@@ -276,4 +293,16 @@ pub fn long_video(rig: &Rig, seconds: u32) -> anyhow::Result<PathBuf> {
     let path = rig.media().join(format!("long-{seconds}.mp4"));
     crate::harness::video(&path, seconds)?;
     Ok(path)
+}
+
+/// A question of so many tokens about a long video.
+///
+/// # Errors
+/// ffmpeg's.
+pub fn long_job(rig: &Rig, name: &str, max_new_tokens: u32) -> anyhow::Result<JobRequest> {
+    let clip = rig.media().join("long-20.mp4");
+    if !clip.is_file() {
+        long_video(rig, 20)?;
+    }
+    Ok(JobRequest { max_new_tokens, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
 }

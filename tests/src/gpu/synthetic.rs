@@ -70,6 +70,10 @@ impl Stage for SyntheticDecode {
     const NAME: StageName = StageName::Decode;
     type Input<'a> = DecodeRequest;
 
+    fn units(input: &DecodeRequest) -> u64 {
+        input.segment.frames + input.segment.windows
+    }
+
     fn process(&mut self, input: DecodeRequest, port: &mut dyn Port) -> Result<(), Stop> {
         let plan = MediaPlan {
             image: None,

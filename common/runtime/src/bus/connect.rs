@@ -43,6 +43,7 @@ impl Bus {
             unreadable: Arc::default(),
             makes_streams: matches!(role, Role::Stage(StageName::Llm) | Role::Operator),
             held_up: Arc::default(),
+            clock: Arc::default(),
         })
     }
 

@@ -12,6 +12,8 @@ pub enum BusErrorKind {
     Unreachable,
     /// The broker refuses these credentials, or ours say that it is not the broker.
     Credentials,
+    /// Other processes of the pipeline differ from this one in what all must share.
+    Mixed,
     /// The broker has no JetStream, or refuses a stream or consumer.
     JetStream,
 }

@@ -6,11 +6,11 @@
 //! has written, an older one (it was paused, say) is refused.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
 
+pub use super::clock::now_ms;
 use super::conditional::{Conditional, Stored, message_id};
 use super::handle::Bus;
 use super::headers::headers;
@@ -18,11 +18,6 @@ use crate::subject::StreamName;
 use protocol::event::{Event, JobEvent};
 use protocol::message::JobId;
 use protocol::wire::{self, Encoding};
-
-/// Unix time in milliseconds.
-pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
-}
 
 /// Header with the fencing token of the owner that wrote an event.
 const FENCING_TOKEN: &str = "Vidi-Claim";
@@ -169,7 +164,7 @@ impl EventLog {
     fn entry(&mut self, event: Event) -> Entry {
         self.appends += 1;
         let seq = self.tail.event.as_ref().map_or(0, |e| e.seq + 1).max(self.next);
-        let event = JobEvent { v: wire::VERSION, job: self.job.clone(), seq, at_ms: now_ms(), event };
+        let event = JobEvent { v: wire::VERSION, job: self.job.clone(), seq, at_ms: self.bus.known_ms(), event };
         // A token stands until a newer one.
         let token = self.token.max(self.tail.token);
         let mut headers = headers(&self.job);

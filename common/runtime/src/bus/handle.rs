@@ -10,6 +10,7 @@ use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use futures::FutureExt;
 
+use super::clock::Clock;
 use super::tries::{HeldUp, Tries, Trouble};
 use crate::subject::Subjects;
 use config::BusConfig;
@@ -33,6 +34,7 @@ pub struct Bus {
     pub(super) instance: Arc<str>,
     pub(super) reconnects: Arc<AtomicU64>,
     pub(super) unreadable: Arc<AtomicU64>,
+    pub(super) clock: Arc<Clock>,
     /// Whether this process makes streams; the others wait for those that are not there.
     pub(super) makes_streams: bool,
     pub(super) held_up: Arc<HeldUp>,

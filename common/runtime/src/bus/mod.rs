@@ -3,12 +3,14 @@
 //! In reading order: `error` (why a broker cannot be used), `handle` (a connection and publishing), `role`, `address` and
 //! `connect` (who a process is to the broker), `headers` (what stands beside a body), [`size`] and [`streams`] (what exists
 //! on the server), `queue` (work queues), `tries` (asking until the broker answers), [`follow`] (reading a subject for as
-//! long as it takes), `conditional` (writing behind a known message), [`events`] (what a client hears), [`capacity`] (whose
+//! long as it takes), `conditional` (writing behind a known message), `clock` and `time` (what time it is
+//! there), [`events`] (what a client hears), [`capacity`] (whose
 //! tokens fit the
 //! token stream).
 
 mod address;
 pub mod capacity;
+mod clock;
 pub(crate) mod conditional;
 mod connect;
 mod error;
@@ -20,6 +22,7 @@ mod queue;
 mod role;
 pub mod size;
 pub mod streams;
+mod time;
 mod tries;
 
 pub use error::{BusError, BusErrorKind};

@@ -16,6 +16,17 @@ pub enum Role {
 }
 
 impl Role {
+    /// Every role.
+    pub const ALL: [Role; 7] = [
+        Role::Stage(StageName::Decode),
+        Role::Stage(StageName::Vision),
+        Role::Stage(StageName::Audio),
+        Role::Stage(StageName::Fuse),
+        Role::Stage(StageName::Llm),
+        Role::Client,
+        Role::Operator,
+    ];
+
     /// Name of the role, as `{stage}` in the configuration of the bus stands for it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -14,7 +14,7 @@ use super::line::Line;
 use super::losses::Roll;
 use super::registry::Registry;
 use super::shutdown::Shutdown;
-use crate::bus::events::{EventLog, now_ms};
+use crate::bus::events::EventLog;
 use crate::bus::{Bus, BusError, headers};
 use crate::subject::StreamName;
 use protocol::error::{ErrorKind, JobError, StageName};
@@ -88,7 +88,7 @@ impl Admission {
         }
         self.registry.begin_anew(&request.job);
         log.write_as(Encoding::of(&delivery.message.payload));
-        if let Some(end) = self.too_late(&request, delivery) {
+        if let Some(end) = self.too_late(&request, delivery).await {
             // Refused only if the job has ended meanwhile.
             let _ = log.append(end).await;
             return;
@@ -140,8 +140,8 @@ impl Admission {
     }
 
     /// End of a job that waited for too long to be admitted.
-    fn too_late(&self, request: &JobRequest, delivery: &Delivery) -> Option<Event> {
-        let waited = Duration::from_millis(now_ms().saturating_sub(delivery.stored_ms));
+    async fn too_late(&self, request: &JobRequest, delivery: &Delivery) -> Option<Event> {
+        let waited = Duration::from_millis(self.bus.broker_ms().await.saturating_sub(delivery.stored_ms));
         let allowed = request.deadline_s.and_then(|s| Duration::try_from_secs_f64(s).ok());
         if allowed.is_some_and(|allowed| waited >= allowed) {
             let (by, ms) = (CancelledBy::Deadline, 0);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 
-use crate::bus::{Bus, BusError, BusErrorKind};
+use crate::bus::{Bus, BusError, BusErrorKind, Role};
 use protocol::control::{ControlReply, ControlRequest, LoadReply, Verb};
 use protocol::error::StageName;
 use protocol::message::JobId;
@@ -16,6 +16,36 @@ const LOAD_WAIT: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_millis(300);
 /// Replies to a broadcast are not waited for longer than this.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Replies of this project's processes, and of NATS clients, go to subjects that begin so.
+const INBOX: &str = "_INBOX.";
+/// Roles that may load, unload and drain.
+const OPERATING: [Role; 2] = [Role::Operator, Role::Stage(StageName::Llm)];
+
+/// Whether a control message was sent by who may load, unload and drain: it is a request of an operator, of stage-llm, or of
+/// a client without a role. What the broker or a stage sends in another's place is none: a reply that was directed to the
+/// subject has no inbox for a reply of its own, and what a consumer delivers has a subject for acknowledgements there.
+///
+/// # Errors
+/// Who asks instead, in words. With an inbox, that may be told to who asked.
+pub fn check_sender(message: &async_nats::Message) -> Result<(), String> {
+    let verb = message.subject.rsplit('.').next().unwrap_or_default();
+    let Some(inbox) = message.reply.as_ref().and_then(|reply| reply.strip_prefix(INBOX)) else {
+        return Err(format!("control.{verb} was not asked for: it is a request, with an inbox for its answer"));
+    };
+    let role = inbox.split('.').next().unwrap_or_default();
+    match Role::ALL.into_iter().find(|known| known.as_str() == role) {
+        Some(role) if !OPERATING.contains(&role) => {
+            Err(format!("control.{verb} is for operators and stage-llm; the role {role} asks"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a message has an inbox for an answer.
+pub fn has_inbox(message: &async_nats::Message) -> bool {
+    message.reply.as_ref().is_some_and(|reply| reply.starts_with(INBOX))
+}
 
 /// Request that tells every stage to drop a job that has ended, or ends now.
 pub fn dropped(job: &JobId) -> ControlRequest {

@@ -10,7 +10,7 @@ use super::admission::waited_too_long;
 use super::ending::{clear, owner_is_there};
 use super::shutdown::{self, Shutdown};
 use crate::bus::Bus;
-use crate::bus::events::{EventLog, now_ms};
+use crate::bus::events::EventLog;
 use crate::bus::streams::ANY;
 use crate::subject::StreamName;
 use protocol::event::Event;
@@ -36,10 +36,10 @@ pub async fn expire(bus: Bus, mut shutdown: Shutdown) {
     }
 }
 
-/// Time since the broker stored a message.
-fn age(message: &StreamMessage) -> Duration {
+/// Time since the broker stored a message; `now` is its Unix milliseconds.
+fn age(message: &StreamMessage, now: u64) -> Duration {
     let stored_ms = (message.time.unix_timestamp_nanos() / 1_000_000) as u64;
-    Duration::from_millis(now_ms().saturating_sub(stored_ms))
+    Duration::from_millis(now.saturating_sub(stored_ms))
 }
 
 /// Jobs whose events are old, and when to look at each.
@@ -55,24 +55,24 @@ struct Events {
 impl Events {
     async fn look(&mut self, bus: &Bus) {
         let most = Duration::from_secs(bus.config().event_age_s);
+        let now = bus.broker_ms().await;
         for _ in 0..AT_ONCE {
             let Some(event) = bus.first_from(StreamName::Events, ANY, self.next).await else {
                 // A stream that was made anew begins at 1.
                 self.next = 1;
                 break;
             };
-            if age(&event) < most {
+            if age(&event, now) < most {
                 break;
             }
             self.next = event.sequence + 1;
             if let Some(job) = bus.subjects().job_of(&event.subject)
                 && self.known.insert(job.clone())
             {
-                self.due.insert((now_ms(), job));
+                self.due.insert((now, job));
             }
         }
         for _ in 0..AT_ONCE {
-            let now = now_ms();
             if self.due.first().is_none_or(|(at, _)| *at > now) {
                 break;
             }
@@ -97,10 +97,11 @@ impl Events {
 /// Fails jobs that have waited in line for longer than they may.
 async fn fail_those_who_wait(bus: &Bus) {
     let most = Duration::from_secs(bus.config().job_age_s);
+    let now = bus.broker_ms().await;
     let mut from = 1;
     for _ in 0..AT_ONCE {
         let Some(waiting) = bus.first_from(StreamName::Line, ANY, from).await else { return };
-        if age(&waiting) < most {
+        if age(&waiting, now) < most {
             return;
         }
         from = waiting.sequence + 1;

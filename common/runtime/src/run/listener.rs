@@ -6,6 +6,7 @@ use futures::{FutureExt, StreamExt};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::control;
 use super::ending;
 use super::job_end::JobEnd;
 use super::registry::{InFlight, Registry};
@@ -160,6 +161,16 @@ impl Handler {
                 return self.answer(message, reply, None);
             }
         };
+        if verb == Some(Verb::Drain)
+            && let Err(why) = control::check_sender(&message)
+        {
+            tracing::warn!(why, "drain refused");
+            self.bus.note_unreadable();
+            reply.error = Some(why);
+            return if control::has_inbox(&message) {
+                self.answer(message, reply, None)
+            };
+        }
         match (verb, request.job) {
             (Some(Verb::Cancel), Some(job)) => self.cancel(message, reply, job, request.ended),
             (Some(Verb::Drain), _) if request.stage.is_none() && request.instance.is_none() => {

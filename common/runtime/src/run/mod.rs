@@ -2,17 +2,20 @@
 //! acknowledge, report, honour cancel, drain.
 //!
 //! In reading order: [`shutdown`] (how a process is told to leave), [`inbox`] (pulling and keeping messages), [`engine`]
-//! (the thread that computes), [`job_end`] (why work on a job stops), [`registry`] (what is known and in flight), [`port`]
+//! (the thread that computes), [`watchdog`] (which ends the
+//! process if that hangs), [`job_end`] (why work on a job stops), [`registry`] (what is known and in flight), [`port`]
 //! (what a stage's outputs pass through), [`allowance`] (how many bytes are in flight), [`report`] (what is told to the
 //! job's owner), [`control`] (control messages from whoever sends them), [`listener`] (and in the instance that hears
 //! them), [`dead`] (messages that no stage could use), [`worker`] (a stage between two queues), [`service`] (how an
-//! instance is found and watched), [`admission`] (how jobs come in), [`line`] (how they wait), [`ending`] (how a job ends
-//! without an owner), with [`deadlines`], [`sweep`] (what is left then), [`expiry`] (what was kept long enough), [`rescue`]
-//! (what a queue has forgotten) and [`losses`] (what a broker has), [`owner`] (stage-llm, which
+//! instance is found and watched), [`checkpoint`] and [`peers`] (what all instances share), [`probes`] (what a file is),
+//! [`admission`] (how jobs come in), [`line`] (how they wait), [`ending`] (how a job ends without an owner), with
+//! [`deadlines`], [`sweep`] (what is left then), [`expiry`] (what was kept long enough), [`rescue`] (what a queue has
+//! forgotten) and [`losses`] (what a broker has), [`owner`] (stage-llm, which
 //! owns its jobs).
 
 pub mod admission;
 pub mod allowance;
+pub mod checkpoint;
 pub mod control;
 pub mod dead;
 pub mod deadlines;
@@ -25,13 +28,16 @@ pub mod line;
 pub mod listener;
 pub mod losses;
 pub mod owner;
+pub mod peers;
 pub mod port;
+pub mod probes;
 pub mod registry;
 pub mod report;
 pub mod rescue;
 pub mod service;
 pub mod shutdown;
 pub mod sweep;
+pub mod watchdog;
 pub mod worker;
 
 pub use shutdown::Shutdown;

@@ -32,10 +32,12 @@ use super::inbox::Delivery;
 use super::line::Line;
 use super::listener::Listener;
 use super::losses::{self, Roll};
+use super::peers;
 use super::rescue::rescue;
 use super::service::{self, Counters, InstanceInfo};
 use super::shutdown::Shutdown;
 use super::sweep::sweep;
+use super::watchdog::Watchdog;
 use crate::bus::{Bus, BusError};
 use protocol::error::StageName;
 use protocol::message::JobId;
@@ -45,12 +47,16 @@ use worker::{Settled, Worker};
 /// Runs stage-llm until `shutdown`.
 ///
 /// # Errors
-/// [`BusError`] when the queues cannot be set up. Later trouble is waited out.
+/// [`BusError`] when the queues cannot be set up, or other processes of the pipeline [differ](peers::check). Later trouble is
+/// waited out.
 pub async fn run<O>(bus: Bus, owner: O, info: InstanceInfo, shutdown: Shutdown) -> Result<(), BusError>
 where
     O: Owner + Send + 'static,
 {
+    peers::check(&bus, &info.checkpoint).await?;
     bus.ensure_streams().await?;
+    // From now on events are dated by the broker's clock.
+    bus.broker_ms().await;
     let listener = Listener::start(&bus, StageName::Llm, shutdown).await?;
     let line = Line::open(&bus).await?;
     let roll = Roll::default();
@@ -61,7 +67,8 @@ where
     tokio::spawn(deadlines::watch(bus.clone(), listener.shutdown()));
     tokio::spawn(sweep(bus.clone(), listener.shutdown()));
     tokio::spawn(rescue(bus.clone(), listener.shutdown()));
-    let token_bytes = owner.token_bytes();
+    let (token_bytes, step_tokens) = (owner.token_bytes(), owner.step_tokens());
+    let watchdog = Watchdog::start(StageName::Llm, &info.watchdog);
     let engine = Engine::start("llm", owner);
     let counters = Arc::new(Counters::default());
     let service = service::register(&bus, StageName::Llm, &info, &counters, line.queues(), None).await?;
@@ -73,7 +80,15 @@ where
         Counters::add(&counters.redelivered, u64::from(delivery.redeliveries > 0));
         counters.in_flight.store(1, Ordering::Relaxed);
         let started = Instant::now();
-        let worker = Worker { bus: &bus, listener: &listener, engine: &engine, info: &info, token_bytes };
+        let worker = Worker {
+            bus: &bus,
+            listener: &listener,
+            engine: &engine,
+            info: &info,
+            watchdog: &watchdog,
+            token_bytes,
+            step_tokens,
+        };
         let settled = worker.own(delivery).instrument(span).await;
         counters.in_flight.store(0, Ordering::Relaxed);
         Counters::add(&counters.busy_us, started.elapsed().as_micros() as u64);

@@ -11,8 +11,10 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::allowance::Allowance;
+use super::checkpoint::Checkpoint;
 use super::job_end::EndSignal;
 use super::report::Reporter;
+use super::watchdog::Pulse;
 use crate::bus::{Attempt, Bus};
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::{JobId, Output};
@@ -49,13 +51,30 @@ impl Outlet {
     }
 }
 
+/// What the outputs of a message have of it.
+pub struct Origin {
+    /// Attempt that the message belongs to: its outputs belong to the same.
+    pub attempt: Attempt,
+    /// Checkpoint that they are made with, or for.
+    pub checkpoint: Checkpoint,
+}
+
+impl Origin {
+    /// Headers of every output.
+    pub fn headers(&self, job: &JobId) -> HeaderMap {
+        let mut headers = self.attempt.headers(job);
+        self.checkpoint.note(&mut headers);
+        headers
+    }
+}
+
 /// [`Port`] onto the bus, for the engine's thread.
 pub struct BusPort {
     bus: Bus,
     outlet: Outlet,
     runtime: Handle,
-    /// Attempt of the input: its outputs belong to the same.
-    attempt: Attempt,
+    /// What the outputs have of the input.
+    origin: Origin,
     /// Headers of every output.
     headers: Arc<HeaderMap>,
     /// Signal that its job has come to its end.
@@ -70,18 +89,28 @@ pub struct BusPort {
     reporter: Reporter,
     started: Instant,
     waited: Duration,
+    /// Watch over the work on the message; none once nothing computes any more.
+    pulse: Option<Pulse>,
 }
 
 impl BusPort {
-    /// Port for one input message.
-    pub fn new(bus: Bus, outlet: Outlet, stage: StageName, job: JobId, attempt: Attempt, end: EndSignal) -> Self {
-        let headers = Arc::new(attempt.headers(&job));
+    /// Port for one input message, the work on which is watched.
+    pub fn new(
+        bus: Bus,
+        outlet: Outlet,
+        stage: StageName,
+        job: JobId,
+        origin: Origin,
+        end: EndSignal,
+        pulse: Pulse,
+    ) -> Self {
+        let headers = Arc::new(origin.headers(&job));
         let reporter = Reporter::new(bus.clone(), stage, job, outlet.budget_bytes);
         BusPort {
             bus,
             outlet,
             runtime: Handle::current(),
-            attempt,
+            origin,
             headers,
             end,
             giving_up: watch::Sender::new(false),
@@ -91,6 +120,28 @@ impl BusPort {
             reporter,
             started: Instant::now(),
             waited: Duration::ZERO,
+            pulse: Some(pulse),
+        }
+    }
+
+    /// Says how large the work on the message is, which begins now.
+    pub fn sized(&self, units: u64) {
+        if let Some(pulse) = &self.pulse {
+            pulse.sized(units);
+        }
+    }
+
+    /// Begins the next step of the work.
+    fn step(&self) {
+        if let Some(pulse) = &self.pulse {
+            pulse.step();
+        }
+    }
+
+    /// Waits for the broker, which is no step of the work.
+    fn pause(&self) {
+        if let Some(pulse) = &self.pulse {
+            pulse.pause();
         }
     }
 
@@ -102,6 +153,7 @@ impl BusPort {
     /// Waits, on the engine's thread, for what is on its way of a message that has failed. Waited for, not broken off:
     /// it could arrive after its job's messages were purged.
     pub fn give_up(&mut self) {
+        self.pulse = None;
         self.giving_up.send_replace(true);
         while !self.in_flight.is_empty() {
             // The outcome of the whole is settled; that of its parts matters no more.
@@ -111,13 +163,16 @@ impl BusPort {
 
     /// Notes that the engine is done with the message. What is still on its way from a device is not.
     pub fn computed(&mut self) {
+        self.pause();
         if self.later.is_empty() {
             self.computed = Some(self.outlet.lap.end(self.started));
+            self.pulse = None;
         }
     }
 
     /// Waits for what is on its way from a device and hands it on.
     fn fetch(&mut self) -> Result<(), Stop> {
+        self.step();
         let outcome =
             std::mem::take(&mut self.later).into_iter().try_for_each(|later| later.emit(&mut |o| self.emit(o)));
         match &outcome {
@@ -158,9 +213,10 @@ fn sent(outcome: Result<Result<(), Stop>, JoinError>) -> Result<(), Stop> {
     outcome.unwrap_or_else(|e| Err(Stop::Unavailable(format!("sending an output panicked: {e}"))))
 }
 
-impl Port for BusPort {
-    fn emit(&mut self, output: Output<'_>) -> Result<(), Stop> {
-        let subject = self.bus.subjects().output(&output);
+impl BusPort {
+    /// Cuts an output to size and sends its parts; waits while too many bytes are on their way.
+    fn send(&mut self, output: &Output<'_>) -> Result<(), Stop> {
+        let subject = self.bus.subjects().output(output);
         let bodies = output.encode(self.bus.max_body()).map_err(|e| {
             JobError::new(ErrorKind::Internal, e.to_string())
                 .hint("raise max_payload in the server's configuration (deploy/nats.conf sets 8 MB)")
@@ -180,7 +236,7 @@ impl Port for BusPort {
             self.waited += since.elapsed();
             let Some(share) = share else { return Err(Stop::Cancelled) };
             let (bus, subject, end) = (self.bus.clone(), subject.clone(), self.end.clone());
-            let (id, headers, giving_up) = (self.attempt.id(id), self.headers.clone(), self.giving_up.clone());
+            let (id, headers, giving_up) = (self.origin.attempt.id(id), self.headers.clone(), self.giving_up.clone());
             self.in_flight.push_back(self.runtime.spawn(async move {
                 let mut given_up = giving_up.subscribe();
                 let unwanted = async {
@@ -195,9 +251,18 @@ impl Port for BusPort {
                 stored
             }));
         }
-        self.reporter.add(&output);
+        self.reporter.add(output);
         self.reporter.send(self.started.elapsed(), self.waited);
         Ok(())
+    }
+}
+
+impl Port for BusPort {
+    fn emit(&mut self, output: Output<'_>) -> Result<(), Stop> {
+        self.pause();
+        let sent = self.send(&output);
+        self.step();
+        sent
     }
 
     fn emit_later(&mut self, later: Later) -> Result<(), Stop> {
@@ -206,6 +271,7 @@ impl Port for BusPort {
     }
 
     fn cancelled(&self) -> bool {
+        self.step();
         self.end.is_set()
     }
 }

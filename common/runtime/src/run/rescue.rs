@@ -4,7 +4,7 @@
 //! there; yet nats-server 2.9.10 leaves some when workers die (its filters miss them, see [`Bus::work_queue`]), and never
 //! delivers them again.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_nats::jetstream::message::StreamMessage;
@@ -20,8 +20,9 @@ use protocol::error::StageName;
 
 /// Time between two searches of the queues for forgotten messages.
 const EVERY: Duration = Duration::from_secs(3);
-/// Looks after which a message is sent again: seen once, it may be acknowledged just now.
-const LOOKS: u32 = 2;
+/// Messages of a stream that are looked at at a time. Seen once, a forgotten one may be acknowledged just now; so it is
+/// looked at once more the next time.
+const MOST: usize = 64;
 
 /// One work queue of a stream.
 struct Queue {
@@ -30,20 +31,25 @@ struct Queue {
     filter: String,
 }
 
-/// Messages that may be forgotten, by stream and sequence, and how often they were seen.
-type Suspects = HashMap<(StreamName, u64), u32>;
+/// Search of one stream, which goes on at the next look where it stopped: a look costs as much however many wait.
+struct Search {
+    stream: StreamName,
+    queues: Vec<Queue>,
+    /// Sequence from which the next look goes on.
+    next: u64,
+    /// Sequences of messages that may be forgotten.
+    suspects: BTreeSet<u64>,
+}
 
 /// Looks, now and then until `shutdown`, for messages that their queue has forgotten, and sends them again. Every
 /// stage-llm worker looks.
 pub async fn rescue(bus: Bus, mut shutdown: Shutdown) {
-    let streams = queues(&bus);
-    let mut suspects = Suspects::new();
+    let search = |(stream, queues)| Search { stream, queues, next: 1, suspects: BTreeSet::new() };
+    let mut searches: Vec<Search> = queues(&bus).into_iter().map(search).collect();
     loop {
-        let mut seen = Suspects::new();
-        for (stream, queues) in &streams {
-            look(&bus, *stream, queues, &suspects, &mut seen).await;
+        for search in &mut searches {
+            search.look(&bus).await;
         }
-        suspects = seen;
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
             () = shutdown::begun(&mut shutdown) => return,
@@ -67,31 +73,41 @@ fn queues(bus: &Bus) -> Vec<(StreamName, Vec<Queue>)> {
     streams
 }
 
-/// Looks through one stream once: suspects go to `seen`, and those that were suspects for long enough are sent again.
-async fn look(bus: &Bus, stream: StreamName, queues: &[Queue], suspects: &Suspects, seen: &mut Suspects) {
-    let on = bus.stream(stream).await;
-    let mut floors = Vec::new();
-    for Queue { consumer, filter } in queues {
-        let Ok(info) = on.consumer_info(consumer).await else { continue };
-        floors.push((filter.as_str(), info.ack_floor.stream_sequence));
-    }
-    let highest = floors.iter().map(|(_, floor)| *floor).max().unwrap_or(0);
-    let mut from = 1;
-    while from <= highest
-        && let Some(message) = bus.first_from(stream, ANY, from).await
-        && message.sequence <= highest
-    {
-        from = message.sequence + 1;
-        let subject = message.subject.as_str();
-        if !floors.iter().any(|(filter, floor)| message.sequence <= *floor && takes(filter, subject)) {
-            continue;
+impl Search {
+    /// Looks at messages of the stream: what was a suspect at an earlier look and still is one is sent again.
+    async fn look(&mut self, bus: &Bus) {
+        let on = bus.stream(self.stream).await;
+        let mut floors = Vec::new();
+        for Queue { consumer, filter } in &self.queues {
+            let Ok(info) = on.consumer_info(consumer).await else { continue };
+            floors.push((filter.as_str(), info.ack_floor.stream_sequence));
         }
-        let key = (stream, message.sequence);
-        let looks = suspects.get(&key).copied().unwrap_or(0) + 1;
-        if looks < LOOKS {
-            seen.insert(key, looks);
-        } else {
-            send_again(bus, stream, &on, message).await;
+        let highest = floors.iter().map(|(_, floor)| *floor).max().unwrap_or(0);
+        let forgotten = |message: &StreamMessage| {
+            let subject = message.subject.as_str();
+            floors.iter().any(|(filter, floor)| message.sequence <= *floor && takes(filter, subject))
+        };
+        for sequence in std::mem::take(&mut self.suspects) {
+            match bus.first_from(self.stream, ANY, sequence).await {
+                Some(message) if message.sequence == sequence && forgotten(&message) => {
+                    send_again(bus, self.stream, &on, message).await;
+                }
+                _ => {}
+            }
+        }
+        for _ in 0..MOST {
+            let message = match self.next <= highest {
+                true => bus.first_from(self.stream, ANY, self.next).await.filter(|m| m.sequence <= highest),
+                false => None,
+            };
+            let Some(message) = message else {
+                self.next = 1;
+                return;
+            };
+            self.next = message.sequence + 1;
+            if forgotten(&message) {
+                self.suspects.insert(message.sequence);
+            }
         }
     }
 }

@@ -9,10 +9,14 @@ use async_nats::service::{Service, ServiceExt};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::Checkpoint;
+use super::peers::FINGERPRINT;
+use super::probes;
+use super::watchdog::Watchdog;
 use crate::bus::{Bus, BusError, BusErrorKind, WorkQueue};
-use protocol::error::{ErrorKind, JobError, StageName};
+use config::WatchdogConfig;
+use protocol::error::StageName;
 use protocol::memory;
-use protocol::message::{ProbeReply, ProbeRequest};
 use protocol::stage::Probe;
 use protocol::wire::{self, Encoding};
 
@@ -114,12 +118,14 @@ impl Status {
 /// Metadata of an instance that an operator reads; fixed when it starts.
 #[derive(Clone, Debug, Default)]
 pub struct InstanceInfo {
-    /// Name of the checkpoint.
-    pub model: String,
+    /// Checkpoint that it computes with.
+    pub checkpoint: Checkpoint,
     /// Compute type.
     pub dtype: String,
     /// Bytes that the instance may hold.
     pub budget_bytes: Option<u64>,
+    /// When its engine counts as hung.
+    pub watchdog: WatchdogConfig,
 }
 
 /// Name of a stage's service.
@@ -128,7 +134,7 @@ pub fn name_of(stage: StageName) -> String {
 }
 
 /// Registers this instance: from now on it is found, and counts as ready. It has a `status` endpoint, and with `probe`
-/// the one that tells what a file is.
+/// the one that tells what a file is, watched as the engine is.
 ///
 /// # Errors
 /// When the broker refuses the subscriptions.
@@ -138,7 +144,7 @@ pub async fn register(
     info: &InstanceInfo,
     counters: &Arc<Counters>,
     queues: Vec<WorkQueue>,
-    probe: Option<Probe>,
+    probe: Option<(Probe, Watchdog)>,
 ) -> Result<Service, BusError> {
     let refused = |e: async_nats::Error| BusError::new(BusErrorKind::JetStream, format!("service {stage}: {e}"));
     let metadata = HashMap::from([
@@ -146,7 +152,8 @@ pub async fn register(
         ("instance".to_owned(), bus.instance().to_owned()),
         ("prefix".to_owned(), bus.subjects().prefix().to_owned()),
         ("wire".to_owned(), wire::VERSION.to_string()),
-        ("model".to_owned(), info.model.clone()),
+        ("model".to_owned(), info.checkpoint.name.clone()),
+        (FINGERPRINT.to_owned(), info.checkpoint.fingerprint.clone()),
         ("dtype".to_owned(), info.dtype.clone()),
         ("budget_bytes".to_owned(), info.budget_bytes.unwrap_or(0).to_string()),
         ("max_payload".to_owned(), bus.client().max_payload().to_string()),
@@ -178,9 +185,9 @@ pub async fn register(
             }
         }
     });
-    if let Some(probe) = probe {
+    if let Some((probe, watchdog)) = probe {
         let endpoint = service.endpoint_builder().name("probe").add(bus.subjects().probe()).await.map_err(refused)?;
-        tokio::spawn(answer_probes(bus.clone(), endpoint, probe));
+        tokio::spawn(probes::answer(bus.clone(), endpoint, probe, watchdog));
     }
     let count = counters.clone();
     tokio::spawn(async move {
@@ -194,32 +201,4 @@ pub async fn register(
         }
     });
     Ok(service)
-}
-
-async fn answer_probes(bus: Bus, mut endpoint: async_nats::service::endpoint::Endpoint, probe: Probe) {
-    while let Some(request) = endpoint.next().await {
-        let (bus, probe) = (bus.clone(), probe.clone());
-        tokio::spawn(async move {
-            let body = request.message.payload.clone();
-            let encoding = Encoding::of(&body);
-            let asked = wire::decode_any::<ProbeRequest>(&body);
-            if asked.is_err() {
-                bus.note_unreadable();
-            }
-            let reply = tokio::task::spawn_blocking(move || {
-                let asked = asked.map_err(|e| JobError::new(ErrorKind::BadRequest, format!("probe: {e}")))?;
-                probe(&asked.video)
-            })
-            .await;
-            let reply = match reply {
-                Ok(Ok(info)) => ProbeReply::Info(info),
-                Ok(Err(error)) => ProbeReply::Refused { error },
-                // Unanswered, it is asked again of another worker.
-                Err(panicked) => return tracing::error!(%panicked, "probe panicked. This is a bug."),
-            };
-            if let Err(error) = request.respond(Ok(wire::encode_as(encoding, &reply).into())).await {
-                tracing::debug!(%error, "probe reply failed");
-            }
-        });
-    }
 }

@@ -9,15 +9,18 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::Instrument;
 
 use super::allowance::{Allowance, Share};
+use super::checkpoint::Checkpoint;
 use super::control::broadcast_end;
 use super::dead::bury;
 use super::engine::Engine;
 use super::inbox::{Delivery, Inbox};
 use super::listener::Listener;
-use super::port::{BusPort, Outlet};
+use super::peers;
+use super::port::{BusPort, Origin, Outlet};
 use super::registry::InFlight;
 use super::service::{self, Counters, InstanceInfo};
 use super::shutdown::{self, Shutdown};
+use super::watchdog::Watchdog;
 use crate::bus::events::EventLog;
 use crate::bus::{Attempt, Bus, BusError, Role};
 use crate::subject::StreamName;
@@ -40,12 +43,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Runs a stage between its work queue and the next until `shutdown`.
 ///
 /// # Errors
-/// [`BusError`] when the queue cannot be set up. Later trouble is waited out.
+/// [`BusError`] when the queue cannot be set up, or other processes of the pipeline [differ](peers::check). Later trouble is
+/// waited out.
 pub async fn run<S>(bus: Bus, stage: S, info: InstanceInfo, shutdown: Shutdown) -> Result<(), BusError>
 where
     S: Stage + Send + 'static,
     for<'a> S::Input<'a>: Deserialize<'a>,
 {
+    peers::check(&bus, &info.checkpoint).await?;
     let stream = StreamName::input_of(S::NAME);
     let mut stopping = shutdown.clone();
     tokio::select! {
@@ -55,15 +60,17 @@ where
     let bus = bus.with_outlet(Role::Stage(S::NAME), PATIENCE).await?;
     let queue = bus.work_queue(stream, S::NAME.as_str(), None).await?;
     let listener = Listener::start(&bus, S::NAME, shutdown.clone()).await?;
-    let probe = stage.probe();
+    let watchdog = Watchdog::start(S::NAME, &info.watchdog);
+    let probe = stage.probe().map(|probe| (probe, watchdog.clone()));
     let engine = Engine::start(S::NAME.as_str(), stage);
     let counters = Arc::new(Counters::default());
     let service = service::register(&bus, S::NAME, &info, &counters, vec![queue.clone()], probe).await?;
     let mut inbox = Inbox::start(&bus, queue, listener.shutdown());
     let largest = bus.config().message_bytes;
     let allowance = Allowance::new(IN_FLIGHT * largest.max(LEAST_BYTES));
+    let checkpoint = info.checkpoint.clone();
     let outlet = Outlet::new(Allowance::new(SENDING * largest), info.budget_bytes);
-    let worker = Worker { bus: bus.clone(), counters: counters.clone(), outlet };
+    let worker = Worker { bus: bus.clone(), counters: counters.clone(), outlet, watchdog, checkpoint };
     let mut settling = JoinSet::new();
     tracing::info!(stage = %S::NAME, instance = bus.instance(), "ready");
     while let Some(delivery) = inbox.next().await {
@@ -139,6 +146,8 @@ struct Worker {
     bus: Bus,
     counters: Arc<Counters>,
     outlet: Outlet,
+    watchdog: Watchdog,
+    checkpoint: Checkpoint,
 }
 
 impl Worker {
@@ -156,12 +165,15 @@ impl Worker {
                 format!("{tried} workers took the message and neither finished nor gave it back: they died of it");
             return Err(Stop::Failed(JobError::new(ErrorKind::PoisonMessage, text)));
         }
+        self.checkpoint.check(delivery.message.headers.as_ref(), self.bus.instance())?;
         let started = Instant::now();
         Counters::add(&counters.in_flight, 1);
         let body = delivery.message.payload.clone();
         let (bus, outlet, end) = (self.bus.clone(), self.outlet.clone(), in_flight.end().clone());
-        let attempt = Attempt::of(delivery.message.headers.as_ref());
-        let port = BusPort::new(bus, outlet, S::NAME, job.clone(), attempt, end);
+        let headers = delivery.message.headers.as_ref();
+        let origin = Origin { attempt: Attempt::of(headers), checkpoint: self.checkpoint.or(Checkpoint::of(headers)) };
+        let pulse = self.watchdog.watch(format!("a message of job {job}"));
+        let port = BusPort::new(bus, outlet, S::NAME, job.clone(), origin, end, pulse);
         let heartbeat = port.heartbeat();
         let owner = job.clone();
         let outcome = engine.run(move |stage| process(stage, port, &body, &owner)).await;
@@ -237,6 +249,7 @@ where
     if input.job() != Some(owner) {
         return Err(poison(format!("message of {:?} on the subject of {owner}", input.job())));
     }
+    port.sized(S::units(&input));
     match stage.process(input, &mut port) {
         Ok(()) => {
             port.computed();

@@ -8,10 +8,10 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::claim::Claimed;
-use super::port::OwnerPort;
+use super::port::{OwnerPort, TokenKind};
 use super::state::JobState;
 use super::worker::Worker;
-use crate::bus::events::{EventLog, FencingToken, now_ms};
+use crate::bus::events::{EventLog, FencingToken};
 use crate::run::admission;
 use crate::run::dead::bury;
 use crate::run::inbox::Delivery;
@@ -51,11 +51,15 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
     pub async fn answer(&self, claimed: Claimed) -> Answered {
         let Claimed { request, delivery, in_flight, log, token } = claimed;
         let job = request.job.clone();
-        let deadline = deadline(&request, &delivery);
+        let deadline = self.deadline(&request, &delivery).await;
         let log = Arc::new(Mutex::new(log));
         let state = JobState::new(in_flight.end().clone());
         let watch = state.clone().watch(self.bus, &job, log.clone(), deadline).await;
-        let port = OwnerPort::new(self.bus, &job, state.clone(), log.clone(), token, self.token_bytes);
+        let pulse = self.watchdog.watch(format!("job {job}"));
+        // Not begun yet: who is asked whether the job has a try left may be away.
+        pulse.pause();
+        let kind = TokenKind { bytes: self.token_bytes, checkpoint: self.info.checkpoint.clone() };
+        let port = OwnerPort::new(self.bus, &job, state.clone(), log.clone(), token, kind, pulse);
         let (outcome, no_capacity) = match self.tries_left(&job, &delivery).await {
             0 => (Err(Stop::Failed(self.worn_out(&job, &delivery).await)), false),
             _ => self.compute(request, port).await,
@@ -78,12 +82,22 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
 
     /// Runs a job on the engine's thread; true beside what came of it if it gave way to those who hold the capacity.
     async fn compute(&self, request: JobRequest, mut port: OwnerPort) -> (Result<JobResult, Stop>, bool) {
+        port.sized(self.step_tokens);
         let run = self.engine.run(move |owner| {
             let outcome = owner.answer(&request, &mut port);
             let outcome = port.flush_text().and(outcome);
             Ok((outcome, port.gave_way()))
         });
         run.await.unwrap_or_else(|stop| (Err(stop), false))
+    }
+
+    /// Deadline of a job, as an instant of this process. The time that has passed since the submission has both ends on the
+    /// broker's clock.
+    async fn deadline(&self, request: &JobRequest, delivery: &Delivery) -> Option<Instant> {
+        let allowed = Duration::try_from_secs_f64(request.deadline_s?).ok()?;
+        let submitted_ms = admission::submitted_ms(delivery.message.headers.as_ref()).unwrap_or(delivery.stored_ms);
+        let waited = Duration::from_millis(self.bus.broker_ms().await.saturating_sub(submitted_ms));
+        Instant::now().checked_add(allowed.saturating_sub(waited))
     }
 
     /// Error of a job whose tries are used up. Its request is kept for an operator.
@@ -94,12 +108,4 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
         bury(self.bus, StageName::Llm, Some(job), delivery, &error).await;
         error
     }
-}
-
-/// Deadline of a job, as an instant of this process's clock.
-fn deadline(request: &JobRequest, delivery: &Delivery) -> Option<Instant> {
-    let submitted_ms = admission::submitted_ms(delivery.message.headers.as_ref()).unwrap_or(delivery.stored_ms);
-    let waited = Duration::from_millis(now_ms().saturating_sub(submitted_ms));
-    let allowed = Duration::try_from_secs_f64(request.deadline_s?).ok()?;
-    Instant::now().checked_add(allowed.saturating_sub(waited))
 }

@@ -16,8 +16,11 @@ use super::state::JobState;
 use super::text::HeldText;
 use crate::bus::events::{EventLog, FencingToken};
 use crate::bus::{Attempt, Bus};
+use crate::run::checkpoint::Checkpoint;
 use crate::run::control;
 use crate::run::job_end::JobEnd;
+use crate::run::port::Origin;
+use crate::run::watchdog::Pulse;
 use crate::subject::StreamName;
 use protocol::control::Verb;
 use protocol::coverage::VideoCoverage;
@@ -35,6 +38,14 @@ const TOKENS_WAIT: Duration = Duration::from_millis(100);
 /// Time between two looks whether anything of a job that hears nothing is still on its way.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
+/// Tokens that an owner takes.
+pub struct TokenKind {
+    /// Bytes of one token on the bus.
+    pub bytes: u64,
+    /// Checkpoint that they are made with.
+    pub checkpoint: Checkpoint,
+}
+
 /// Stages and client of one job, over the bus.
 pub struct OwnerPort {
     bus: Bus,
@@ -45,8 +56,7 @@ pub struct OwnerPort {
     log: Arc<Mutex<EventLog>>,
     /// Token of this owner: what it asks for again has ids that no other owner's has.
     token: FencingToken,
-    /// Bytes of one token on the bus.
-    token_bytes: u64,
+    kind: TokenKind,
     tokens: Option<mpsc::Receiver<Message>>,
     /// Tokens that were shown.
     came: VideoCoverage,
@@ -57,6 +67,8 @@ pub struct OwnerPort {
     looked: Instant,
     text: HeldText,
     gave_way: bool,
+    /// Watch over the work on the job.
+    pulse: Pulse,
 }
 
 impl OwnerPort {
@@ -67,7 +79,8 @@ impl OwnerPort {
         state: Arc<JobState>,
         log: Arc<Mutex<EventLog>>,
         token: FencingToken,
-        token_bytes: u64,
+        kind: TokenKind,
+        pulse: Pulse,
     ) -> Self {
         OwnerPort {
             bus: bus.clone(),
@@ -76,7 +89,7 @@ impl OwnerPort {
             state,
             log,
             token,
-            token_bytes,
+            kind,
             tokens: None,
             came: VideoCoverage::default(),
             shown: 0,
@@ -84,7 +97,21 @@ impl OwnerPort {
             looked: Instant::now(),
             text: HeldText::new(),
             gave_way: false,
+            pulse,
         }
+    }
+
+    /// Says how large the steps of the work are, which begins now.
+    pub fn sized(&self, tokens: u64) {
+        self.pulse.sized(tokens);
+    }
+
+    /// Waits, on the engine's thread, for the world outside, which is no step of the work.
+    fn wait<T>(&self, outside: impl Future<Output = T>) -> T {
+        self.pulse.pause();
+        let outcome = self.runtime.block_on(outside);
+        self.pulse.step();
+        outcome
     }
 
     /// Whether the job goes back to the queue because others hold the capacity for its tokens.
@@ -93,7 +120,7 @@ impl OwnerPort {
     }
 
     fn append(&self, event: Event) -> Result<(), Stop> {
-        self.runtime.block_on(async { self.log.lock().await.append(event).await }).map_err(|refused| {
+        self.wait(async { self.log.lock().await.append(event).await }).map_err(|refused| {
             self.state.end().set(JobEnd::of(&refused));
             Stop::Cancelled
         })
@@ -104,7 +131,10 @@ impl OwnerPort {
     /// # Errors
     /// [`Stop::Cancelled`] when the job has ended, or has another owner.
     pub fn flush_text(&mut self) -> Result<(), Stop> {
-        match self.runtime.block_on(self.text.take(&self.log)) {
+        self.pulse.pause();
+        let told = self.runtime.block_on(self.text.take(&self.log));
+        self.pulse.step();
+        match told {
             Some((delta, at)) => self.append(Event::Text { delta, at }),
             None => Ok(()),
         }
@@ -128,7 +158,7 @@ impl OwnerPort {
                 return Ok(());
             }
             self.looked = Instant::now();
-            if self.runtime.block_on(self.bus.is_on_its_way(&self.job, self.shown)) {
+            if self.wait(self.bus.is_on_its_way(&self.job, self.shown)) {
                 return Ok(());
             }
         }
@@ -152,20 +182,21 @@ impl OwnerPort {
         let subject = self.bus.subjects().input(StageName::Decode, &self.job);
         let id = attempt.id(format!("{}/decode/{}", self.job, request.segment.first_frame));
         let body = Bytes::from(wire::encode(request));
+        let headers = Origin { attempt, checkpoint: self.kind.checkpoint.clone() }.headers(&self.job);
         let unwanted = self.state.end().wait();
-        self.runtime.block_on(self.bus.store(subject, &id, &attempt.headers(&self.job), body, unwanted))
+        self.wait(self.bus.store(subject, &id, &headers, body, unwanted))
     }
 
     /// Waits until the token stream has capacity for a plan's tokens. Where a job that holds some has no owner, this one
     /// goes back to the queue: whoever takes that one over may be us.
     fn reserve_capacity(&mut self, plan: &MediaPlan) -> Result<(), Stop> {
-        if self.token_bytes == 0 {
+        if self.kind.bytes == 0 {
             return Ok(());
         }
         let audio = plan.audio.as_ref().and_then(|a| AudioPlan::new(a.samples.saturating_add(SAMPLE_RATE)));
         let tokens = plan.image.as_ref().map_or(0, |i| i.tokens) + audio.map_or(0, |a| a.tokens);
-        let bytes = self.bus.token_stream_bytes(tokens, self.token_bytes);
-        match self.runtime.block_on(capacity::wait(&self.bus, &self.job, self.state.end(), bytes))? {
+        let bytes = self.bus.token_stream_bytes(tokens, self.kind.bytes);
+        match self.wait(capacity::wait(&self.bus, &self.job, self.state.end(), bytes))? {
             Waited::Reserved => Ok(()),
             Waited::HolderLost(holder) => {
                 self.gave_way = true;
@@ -185,6 +216,7 @@ impl OwnerPort {
         }
         match wire::decode::<TokenBatch<'_>>(&message.payload) {
             Ok(batch) if batch.job() == Some(&self.job) => {
+                self.kind.checkpoint.check(message.headers.as_ref(), self.bus.instance())?;
                 self.state.progress().expect_modality(batch.modality, &batch.plan);
                 self.came.note(&batch);
                 take(batch)?;
@@ -200,7 +232,7 @@ impl OwnerPort {
 
 impl JobPort for OwnerPort {
     fn probe(&mut self, video: &str) -> Result<MediaInfo, Stop> {
-        self.runtime.block_on(probe::probe(&self.bus, self.state.end(), video))
+        self.wait(probe::probe(&self.bus, self.state.end(), video))
     }
 
     fn request_decode(&mut self, request: DecodeRequest) -> Result<(), Stop> {
@@ -220,6 +252,7 @@ impl JobPort for OwnerPort {
                 bus.follow(StreamName::Tokens, bus.subjects().tokens(job))
             });
             let end = self.state.end();
+            self.pulse.pause();
             let came = runtime.block_on(async {
                 tokio::select! {
                     biased;
@@ -231,6 +264,7 @@ impl JobPort for OwnerPort {
                     () = tokio::time::sleep(TOKENS_WAIT) => Ok(None),
                 }
             });
+            self.pulse.step();
             let Some(message) = came? else {
                 return self.check_patience();
             };
@@ -248,7 +282,7 @@ impl JobPort for OwnerPort {
 
     fn take_gpu(&mut self) -> Result<(), Stop> {
         let (bus, job) = (self.bus.clone(), self.job.clone());
-        self.runtime.block_on(async move {
+        self.wait(async move {
             for stage in ENCODERS {
                 control::load_or_unload(&bus, Verb::Unload, stage, Some(&job)).await.map_err(|why| {
                     let text =
@@ -263,7 +297,7 @@ impl JobPort for OwnerPort {
 
     fn return_gpu(&mut self) {
         let (bus, job) = (self.bus.clone(), self.job.clone());
-        self.runtime.block_on(async move {
+        self.wait(async move {
             for stage in ENCODERS {
                 if let Err(why) = control::load_or_unload(&bus, Verb::Load, stage, Some(&job)).await {
                     tracing::warn!(%stage, why, "loading a stage again failed, left to the next job");
@@ -299,6 +333,7 @@ impl JobPort for OwnerPort {
     }
 
     fn cancelled(&self) -> bool {
+        self.pulse.step();
         self.state.end().is_set()
     }
 }

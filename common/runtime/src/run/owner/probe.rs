@@ -21,6 +21,8 @@ const PROBE_WAIT: Duration = Duration::from_secs(30);
 const PROBE_AGAIN: Duration = Duration::from_secs(4);
 /// Pause before a probe that nobody could take is asked for again.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Pause before a worker, or another one, is asked again that had too much to do.
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Asks any stage-decode worker for a probe, until one answers or `end` says that nobody waits for the job.
 ///
@@ -38,26 +40,24 @@ async fn ask_patiently(bus: &Bus, video: &str) -> Result<MediaInfo, Stop> {
     let body = Bytes::from(wire::encode(&ProbeRequest { v: wire::VERSION, video: video.to_owned() }));
     let give_up = Instant::now() + Duration::from_secs_f64(bus.config().worker_patience_s);
     loop {
-        match ask(bus, &body).await {
-            Ok(reply) => {
-                return match wire::decode_any::<ProbeReply>(&reply.payload) {
-                    Ok(ProbeReply::Info(info)) => Ok(info),
-                    Ok(ProbeReply::Refused { error }) => Err(Stop::Failed(error.at(StageName::Decode))),
-                    Err(e) => Err(Stop::Failed(JobError::new(ErrorKind::Internal, format!("probe: {e}")))),
-                };
-            }
-            Err(error) if Instant::now() >= give_up => {
-                return Err(Stop::Failed(
-                    JobError::new(ErrorKind::WorkerLost, format!("no stage-decode answers a probe: {error}"))
-                        .at(StageName::Decode)
-                        .hint("look whether a stage-decode is running (`vidi status`), and at its log"),
-                ));
-            }
-            Err(error) => {
-                tracing::debug!(error, "probe not answered, retrying");
-                tokio::time::sleep(PAUSE).await;
-            }
+        let (error, pause) = match ask(bus, &body).await {
+            Ok(reply) => match wire::decode_any::<ProbeReply>(&reply.payload) {
+                Ok(ProbeReply::Info(info)) => return Ok(info),
+                Ok(ProbeReply::Refused { error }) if error.kind == ErrorKind::Busy => (error.to_string(), BUSY_PAUSE),
+                Ok(ProbeReply::Refused { error }) => return Err(Stop::Failed(error.at(StageName::Decode))),
+                Err(e) => return Err(Stop::Failed(JobError::new(ErrorKind::Internal, format!("probe: {e}")))),
+            },
+            Err(error) => (error, PAUSE),
+        };
+        if Instant::now() >= give_up {
+            return Err(Stop::Failed(
+                JobError::new(ErrorKind::WorkerLost, format!("no stage-decode answers a probe: {error}"))
+                    .at(StageName::Decode)
+                    .hint("look whether a stage-decode is running (`vidi status`), and at its log"),
+            ));
         }
+        tracing::debug!(error, "probe not answered, retrying");
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -80,8 +80,8 @@ impl Progress {
         self.silent().min(elsewhere)
     }
 
-    /// Notes a report.
-    pub fn note(&mut self, report: &Report) {
+    /// Notes a report that came at a time, Unix milliseconds of the broker: each stage's own clock may be off.
+    pub fn note(&mut self, report: &Report, at_ms: u64) {
         self.note_heartbeat();
         let stage = self.stages.entry(report.stage).or_default();
         for done in &report.done {
@@ -92,9 +92,9 @@ impl Progress {
         let worked_ms = (report.busy_us + report.wait_us) / 1000;
         t.busy_s += report.busy_us as f64 / 1e6;
         t.wait_s += report.wait_us as f64 / 1e6;
-        let from = report.at_ms.saturating_sub(worked_ms);
+        let from = at_ms.saturating_sub(worked_ms);
         t.first_at_ms = if t.first_at_ms == 0 { from } else { t.first_at_ms.min(from) };
-        t.last_at_ms = t.last_at_ms.max(report.at_ms);
+        t.last_at_ms = t.last_at_ms.max(at_ms);
         stage.memory.peak_bytes = stage.memory.peak_bytes.max(report.peak_bytes);
         stage.memory.budget_bytes = report.budget_bytes;
     }

@@ -23,7 +23,9 @@ impl<O> Worker<'_, O> {
     pub async fn settle(&self, answered: Answered) -> Settled {
         let Answered { job, delivery, log, state, answer } = answered;
         let event = match answer {
-            Answer::Result(result) => Event::Result(Box::new(state.complete(*result, self.info.budget_bytes))),
+            Answer::Result(result) => {
+                Event::Result(Box::new(state.complete(*result, self.bus, self.info.budget_bytes)))
+            }
             Answer::Failed(error) => Event::Failed { error: error.at(StageName::Llm) },
             Answer::Cancelled(by) => self.cancelled(&job, by).await,
             Answer::Superseded(newer) => {

@@ -87,7 +87,7 @@ impl JobState {
     /// Notes a report: of this job, whose reports come on the subject `own`, or of another.
     fn note_report(&self, bus: &Bus, own: &str, message: &async_nats::Message) {
         match wire::decode::<Report>(&message.payload) {
-            Ok(report) if message.subject.as_str() == own => self.progress().note(&report),
+            Ok(report) if message.subject.as_str() == own => self.progress().note(&report, bus.known_ms()),
             Ok(report) => self.progress().note_busy_elsewhere(report.stage),
             Err(error) => {
                 bus.note_unreadable();
@@ -111,8 +111,12 @@ impl JobState {
         self.progress.lock().expect("no holder panics. This is a bug.")
     }
 
-    /// Adds what the stages reported to what the owner knows.
-    pub fn complete(&self, mut result: JobResult, budget_bytes: Option<u64>) -> JobResult {
+    /// Adds what the stages reported to what the owner knows, and dates that by the broker's clock as well.
+    pub fn complete(&self, mut result: JobResult, bus: &Bus, budget_bytes: Option<u64>) -> JobResult {
+        for own in result.timings.stages.values_mut() {
+            own.first_at_ms = bus.broker_ms_of(own.first_at_ms);
+            own.last_at_ms = bus.broker_ms_of(own.last_at_ms);
+        }
         let progress = self.progress();
         result.timings.stages.extend(progress.timings());
         result.memory.extend(progress.memory());

@@ -7,6 +7,7 @@ use crate::run::engine::Engine;
 use crate::run::inbox::Delivery;
 use crate::run::listener::Listener;
 use crate::run::service::InstanceInfo;
+use crate::run::watchdog::Watchdog;
 use protocol::message::JobId;
 
 /// Worker that owns jobs. Its steps are in the files of their names.
@@ -15,8 +16,11 @@ pub struct Worker<'a, O> {
     pub listener: &'a Listener,
     pub engine: &'a Engine<O>,
     pub info: &'a InstanceInfo,
+    pub watchdog: &'a Watchdog,
     /// Bytes of one token on the bus.
     pub token_bytes: u64,
+    /// Tokens that pass the layers together at most.
+    pub step_tokens: u64,
 }
 
 /// Count of the delivery of a job, once it is settled.
