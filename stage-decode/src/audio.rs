@@ -10,6 +10,7 @@ use protocol::stage::Stop;
 
 use crate::downmix::Downmix;
 use crate::failure;
+use crate::media_file::MediaFile;
 use crate::pipeline::{self, Interruption, TrackPipeline};
 use crate::probe::{AudioTrack, Trim};
 use crate::resample::Resampler;
@@ -20,7 +21,7 @@ use crate::spool::Spool;
 /// # Errors
 /// GStreamer's error before the first sample, `internal` if the temporary directory is full, and `Cancelled`.
 pub(crate) fn decode(
-    path: &Path,
+    media: &MediaFile,
     track: &AudioTrack,
     stall: Duration,
     cancelled: &dyn Fn() -> bool,
@@ -28,19 +29,19 @@ pub(crate) fn decode(
     pipeline::init()?;
     let convert = pipeline::element("audioconvert")?;
     let caps = gst_audio::AudioCapsBuilder::new_interleaved().format(gst_audio::AudioFormat::F32le).build();
-    let pipeline = TrackPipeline::start(path, track.selection.clone(), &convert, &caps, stall)?;
+    let pipeline = TrackPipeline::start(media, track.selection.clone(), &convert, &caps, stall)?;
     let mut writer = SpoolWriter::new(track.trim).map_err(|e| spool_failed(&e))?;
     loop {
         let sample = match pipeline.pull(cancelled) {
             Ok(Some(sample)) => sample,
             Ok(None) => break,
             Err(Interruption::Broken(error)) if writer.format.is_some() => {
-                tracing::warn!(file = %path.display(), %error, "decoding of audio failed, the rest is missing");
+                tracing::warn!(file = %media.path().display(), %error, "decoding of audio failed, the rest is missing");
                 break;
             }
             Err(other) => return Err(other.into()),
         };
-        writer.take(path, &sample)?;
+        writer.take(media.path(), &sample)?;
     }
     drop(pipeline);
     Ok(writer.finish()?)

@@ -1,20 +1,21 @@
 //! GStreamer pipeline that decodes one track of one file; dropping it stops its threads.
 //!
-//! `filesrc ! parsebin ! <decoder> ! <converter> ! appsink`: parsebin finds demuxer and parser by content; `connect`
+//! `<source> ! parsebin ! <decoder> ! <converter> ! appsink`: parsebin finds demuxer and parser by content; `connect`
 //! chooses the decoder that ffmpeg would use, and never one that runs on a GPU. In reading order: `selection` (which
-//! track), `shared` (what the pipeline's threads report), `probes` (what watches and changes the flow between
-//! elements), `connect` (from the demuxed track to its decoder), and this file, the pipeline itself.
+//! track), `shared` (what the pipeline's threads report), `source` (the open file), `probes` (what watches and changes
+//! the flow between elements), `connect` (from the demuxed track to its decoder), and this file, the pipeline itself.
 
 mod connect;
 mod probes;
 mod selection;
 mod shared;
+mod source;
 
 pub(crate) use connect::{discard, track_name};
 pub(crate) use selection::{Kind, Overlay, Selection};
 pub(crate) use shared::lock;
+pub(crate) use source::MediaSource;
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use protocol::error::{ErrorKind, JobError};
 use protocol::stage::Stop;
 
 use crate::failure;
+use crate::media_file::MediaFile;
 use shared::Shared;
 
 /// Longest wait for a sample between two looks at errors and cancellation.
@@ -70,7 +72,7 @@ pub(crate) fn element(name: &str) -> Result<gst::Element, JobError> {
 
 /// Running pipeline of one track.
 pub(crate) struct TrackPipeline {
-    path: PathBuf,
+    media: MediaFile,
     pipeline: gst::Pipeline,
     bus: gst::Bus,
     sink: gst_app::AppSink,
@@ -80,7 +82,7 @@ pub(crate) struct TrackPipeline {
 
 impl Drop for TrackPipeline {
     fn drop(&mut self) {
-        // The change to Null joins the pipeline's threads and closes its file.
+        // The change to Null joins the pipeline's threads.
         let _ = self.pipeline.set_state(gst::State::Null);
     }
 }
@@ -88,7 +90,7 @@ impl Drop for TrackPipeline {
 impl TrackPipeline {
     /// Starts decoding; `tail` is the converter between decoder and sink, `caps` what the sink takes.
     pub(crate) fn start(
-        path: &Path,
+        media: &MediaFile,
         selection: Selection,
         tail: &gst::Element,
         caps: &gst::Caps,
@@ -97,27 +99,25 @@ impl TrackPipeline {
         init()?;
         let pipeline = gst::Pipeline::new();
         let bus = pipeline.bus().ok_or_else(|| failure::no_element("bus"))?;
-        let source = element("filesrc")?;
-        source.set_property("location", path);
+        let source = MediaSource::new(media, selection.overlays.clone());
         let parse = element("parsebin")?;
         let sink = gst_app::AppSink::builder().caps(caps).sync(false).max_buffers(4).build();
         let add = |e: &gst::Element| pipeline.add(e).map_err(|_| failure::no_element("bin"));
-        [&source, &parse, tail, sink.upcast_ref()].into_iter().try_for_each(add)?;
+        [source.upcast_ref(), &parse, tail, sink.upcast_ref()].into_iter().try_for_each(add)?;
         let linked = source.link(&parse).and_then(|()| tail.link(&sink));
         linked.map_err(|_| failure::no_element("appsink"))?;
 
         let shared = Arc::new(Shared::default());
-        if !selection.overlays.is_empty() {
-            probes::overlay(&source, selection.overlays.clone());
-        }
-        connect::connect(path, &parse, &pipeline, tail, selection, &shared);
+        connect::connect(media.path(), &parse, &pipeline, tail, selection, &shared);
         if let Some(pad) = sink.static_pad("sink") {
             probes::accept_strides(&pad);
         }
-        let track = TrackPipeline { path: path.to_owned(), pipeline, bus, sink, shared, stall };
+        let track = TrackPipeline { media: media.clone(), pipeline, bus, sink, shared, stall };
         match track.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(track),
-            Err(_) => Err(track.failure().unwrap_or_else(|| failure::unsupported(path, "GStreamer cannot open it"))),
+            Err(_) => {
+                Err(track.failure().unwrap_or_else(|| failure::unsupported(media.path(), "GStreamer cannot open it")))
+            }
         }
     }
 
@@ -151,7 +151,7 @@ impl TrackPipeline {
             if progress != seen {
                 (seen, waited_from) = (progress, Instant::now());
             } else if waited_from.elapsed() > self.stall {
-                return Err(Interruption::Stalled(failure::stalled(&self.path, self.stall.as_secs_f64())));
+                return Err(Interruption::Stalled(failure::stalled(self.media.path(), self.stall.as_secs_f64())));
             }
         }
     }
@@ -162,7 +162,7 @@ impl TrackPipeline {
         }
         let kinds = [gst::MessageType::Error, gst::MessageType::Element];
         while let Some(message) = self.bus.pop_filtered(&kinds) {
-            if let Some(error) = failure::from_bus(&self.path, &message) {
+            if let Some(error) = failure::from_bus(self.media.path(), &message) {
                 return Some(error);
             }
         }

@@ -14,38 +14,32 @@ mod mp4;
 mod ogg;
 mod scan;
 
-use std::fs::File;
-use std::path::Path;
 use std::time::Duration;
 
 use protocol::error::JobError;
-use protocol::plan::MediaInfo;
 
 use crate::failure;
 use crate::identity;
+use crate::media_file::MediaFile;
 use crate::picture::Turn;
 use crate::pipeline::{Kind, Selection};
 use bytes::Bytes;
 pub(crate) use examined::{AudioTrack, Examined, Trim, VideoTrack};
 use examined::{blank, codec_name, samples, upright};
 
-/// Facts of a media file: exact counts, rates and identity, without decoding it (PROTOCOL.md, `MediaInfo`).
+/// Facts of a media file, exact counts, rates and identity (PROTOCOL.md, `MediaInfo`), and the tracks to decode. `stall` is
+/// the longest time without progress in GStreamer.
 ///
 /// # Errors
 /// `media_not_found` if the file cannot be read, `unsupported_media` if it is empty, truncated or no media file.
-pub fn probe(path: &Path) -> Result<MediaInfo, JobError> {
-    examine(path, Duration::from_secs(30)).map(|e| e.info)
-}
-
-/// Facts as [`probe`] gives them, with the tracks to decode. `stall` is the longest time without progress in GStreamer.
-pub(crate) fn examine(path: &Path, stall: Duration) -> Result<Examined, JobError> {
+pub(crate) fn examine(media: &MediaFile, stall: Duration) -> Result<Examined, JobError> {
+    let path = media.path();
     let unreadable = |e: std::io::Error| failure::unreadable(path, &e);
-    let file = File::open(path).map_err(unreadable)?;
-    let mut bytes = Bytes::new(&file).map_err(unreadable)?;
+    let mut bytes = Bytes::new(media.file()).map_err(unreadable)?;
     if bytes.size() == 0 {
         return Err(failure::unsupported(path, "the file is empty"));
     }
-    let content_id = identity::content_id(&file).map_err(unreadable)?;
+    let content_id = identity::content_id(media.file()).map_err(unreadable)?;
     let head = bytes.array::<12>(0).unwrap_or_default();
     let mut examined = match &head[4..8] {
         b"ftyp" | b"moov" | b"mdat" | b"wide" | b"free" | b"skip" | b"pnot" => match mp4::Movie::read(&mut bytes) {
@@ -60,7 +54,7 @@ pub(crate) fn examine(path: &Path, stall: Duration) -> Result<Examined, JobError
         },
         _ => match matroska::Segment::read(&mut bytes) {
             Ok(Some(segment)) => from_segment(&segment),
-            Ok(None) => scan::scan(path, &mut bytes, stall)?,
+            Ok(None) => scan::scan(media, &mut bytes, stall)?,
             Err(error) => return Err(failure::unsupported(path, &format!("the Matroska header is damaged: {error}"))),
         },
     };

@@ -17,6 +17,7 @@ use protocol::stage::{Port, Stage, Stop};
 use crate::audio;
 use crate::batch::{FrameBatches, Windows};
 use crate::failure;
+use crate::media_file::MediaFile;
 use crate::media_path::MediaRoots;
 use crate::picks::Picks;
 use crate::probe::{self, AudioTrack, VideoTrack};
@@ -72,15 +73,16 @@ impl DecodeStage {
     /// # Errors
     /// `media_not_found`, `forbidden_path`, `unsupported_media`, and `bad_request` for text that names no file.
     pub fn probe(&self, video: &str) -> Result<MediaInfo, JobError> {
-        let examined = self.roots.resolve(video).and_then(|path| probe::examine(&path, self.stall));
+        let examined = self.roots.open(video).and_then(|media| probe::examine(&media, self.stall));
         examined.map(|e| e.info).map_err(|e| e.at(StageName::Decode))
     }
 
     fn decode(&self, request: &DecodeRequest, port: &mut dyn Port) -> Result<(), Stop> {
-        let path = self.roots.resolve(&request.video)?;
-        let examined = probe::examine(&path, self.stall)?;
-        unchanged(&path, &request.plan.content_id, &examined.info)?;
-        let absent = |what: &str| failure::unsupported(&path, &format!("the plan has {what}, but the file has none"));
+        let media = self.roots.open(&request.video)?;
+        let examined = probe::examine(&media, self.stall)?;
+        let path = media.path();
+        unchanged(path, &request.plan.content_id, &examined.info)?;
+        let absent = |what: &str| failure::unsupported(path, &format!("the plan has {what}, but the file has none"));
         let video = match &request.plan.image {
             Some(image) if request.segment.frames > 0 => {
                 let (first, _) = frame_range(&examined.info, request.span);
@@ -94,7 +96,7 @@ impl DecodeStage {
             Some(_) if request.segment.windows > 0 => Some(examined.audio.as_ref().ok_or_else(|| absent("audio"))?),
             _ => None,
         };
-        let work = Work { path: &path, request, stall: self.stall, stopping: AtomicBool::new(false) };
+        let work = Work { media: &media, request, stall: self.stall, stopping: AtomicBool::new(false) };
         let work = &work;
         thread::scope(|scope| {
             let (events, queue) = sync_channel(QUEUED);
@@ -166,7 +168,7 @@ enum Event {
 
 /// Job as both decoding threads see it.
 struct Work<'a> {
-    path: &'a Path,
+    media: &'a MediaFile,
     request: &'a DecodeRequest,
     stall: Duration,
     /// Set once the calling thread has stopped.
@@ -184,13 +186,13 @@ impl Work<'_> {
     fn video(&self, track: &VideoTrack, picks: Picks, events: &SyncSender<Event>) -> Result<(), Stop> {
         let cancelled = || self.stopping.load(Ordering::Relaxed);
         let mut deliver = |frame| send(events, Event::Frame(frame));
-        video::decode(self.path, track, picks, self.stall, &cancelled, &mut deliver)?;
+        video::decode(self.media, track, picks, self.stall, &cancelled, &mut deliver)?;
         send(events, Event::FramesDone)
     }
 
     fn audio(&self, track: &AudioTrack, events: &SyncSender<Event>) -> Result<(), Stop> {
         let cancelled = || self.stopping.load(Ordering::Relaxed);
-        let spool = audio::decode(self.path, track, self.stall, &cancelled)?;
+        let spool = audio::decode(self.media, track, self.stall, &cancelled)?;
         let unreadable = |e: std::io::Error| audio::spool_failed(&e);
         let (start, end) = sample_range(spool.len(), self.request.span);
         let planned = self.request.plan.audio.as_ref().map_or(0, |a| a.windows);

@@ -8,30 +8,7 @@ use gstreamer as gst;
 use gstreamer_audio as gst_audio;
 use gstreamer_video as gst_video;
 
-use super::selection::Overlay;
 use super::shared::Shared;
-
-/// Replaces bytes of the file by the overlays' on their way to the demuxer.
-pub(super) fn overlay(source: &gst::Element, overlays: Vec<Overlay>) {
-    let Some(pad) = source.static_pad("src") else { return };
-    let mask = gst::PadProbeType::BUFFER | gst::PadProbeType::PULL | gst::PadProbeType::PUSH;
-    pad.add_probe(mask, move |_, info| {
-        let Some(buffer) = info.buffer_mut() else { return gst::PadProbeReturn::Ok };
-        let start = buffer.offset();
-        let end = start.saturating_add(buffer.size() as u64);
-        let touches = |o: &&Overlay| o.at < end && o.at + o.bytes.len() as u64 > start;
-        if !overlays.iter().any(|o| touches(&o)) {
-            return gst::PadProbeReturn::Ok;
-        }
-        if let Ok(mut map) = buffer.make_mut().map_writable() {
-            for (at, byte) in overlays.iter().filter(touches).flat_map(|o| (o.at..).zip(&o.bytes)) {
-                let place = at.checked_sub(start).and_then(|p| map.get_mut(p as usize));
-                place.into_iter().for_each(|place| *place = *byte);
-            }
-        }
-        gst::PadProbeReturn::Ok
-    });
-}
 
 /// Counts the buffers that pass a pad as progress.
 pub(super) fn count_progress(pad: &gst::Pad, shared: &Arc<Shared>) {

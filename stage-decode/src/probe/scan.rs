@@ -14,8 +14,9 @@ use super::bytes::Bytes;
 use super::examined::{AudioTrack, Examined, Trim, VideoTrack, blank, codec_name, samples, upright};
 use super::{mp3, ogg};
 use crate::failure;
+use crate::media_file::MediaFile;
 use crate::picture::Turn;
-use crate::pipeline::{self, Kind, Selection, lock};
+use crate::pipeline::{self, Kind, MediaSource, Selection, lock};
 use crate::timeline::Timeline;
 
 /// Counts of one parsed pad.
@@ -72,18 +73,17 @@ impl Drop for Running {
 }
 
 /// Facts and tracks of a file, from a count of the packets of every track.
-pub(super) fn scan(path: &Path, bytes: &mut Bytes<'_>, stall: Duration) -> Result<Examined, JobError> {
+pub(super) fn scan(media: &MediaFile, bytes: &mut Bytes<'_>, stall: Duration) -> Result<Examined, JobError> {
     pipeline::init()?;
-    let pipeline = Running(gst::Pipeline::new());
-    let source = pipeline::element("filesrc")?;
-    source.set_property("location", path);
+    let running = Running(gst::Pipeline::new());
+    let source = MediaSource::new(media, Vec::new());
     let parse = pipeline::element("parsebin")?;
-    let built = pipeline.0.add_many([&source, &parse]).and_then(|()| source.link(&parse));
+    let built = running.0.add_many([source.upcast_ref(), &parse]).and_then(|()| source.link(&parse));
     built.map_err(|_| failure::no_element("parsebin"))?;
     let tracks = Tracks::default();
     let progress = Arc::new(AtomicU64::new(0));
     parse.connect_pad_added({
-        let (pipeline, tracks, progress) = (pipeline.0.downgrade(), tracks.clone(), progress.clone());
+        let (pipeline, tracks, progress) = (running.0.downgrade(), tracks.clone(), progress.clone());
         move |_, pad| {
             let Some(whole) = pipeline.upgrade() else { return };
             let counted = Arc::new(Mutex::new(Counted::default()));
@@ -93,9 +93,9 @@ pub(super) fn scan(path: &Path, bytes: &mut Bytes<'_>, stall: Duration) -> Resul
             pipeline::discard(&whole, pad);
         }
     });
-    let container = run(path, &pipeline.0, &progress, stall)?;
-    let duration = pipeline.0.query_duration::<gst::ClockTime>().map_or(0.0, |d| d.nseconds() as f64 / 1e9);
-    drop(pipeline);
+    let container = run(media.path(), &running.0, &progress, stall)?;
+    let duration = running.0.query_duration::<gst::ClockTime>().map_or(0.0, |d| d.nseconds() as f64 / 1e9);
+    drop(running);
     let tracks: Vec<_> = lock(&tracks).drain(..).collect();
     Ok(sum_up(bytes, &tracks, duration, container))
 }
