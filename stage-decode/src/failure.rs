@@ -32,6 +32,13 @@ pub(crate) fn unsupported(path: &Path, what: &str) -> JobError {
         .hint("check that the file plays elsewhere and is complete; re-encode it to mp4 (H.264, AAC) if it does")
 }
 
+/// `unsupported_media` for a file that names media elsewhere.
+pub(crate) fn reference(path: &Path, what: &str) -> JobError {
+    let text = format!("cannot decode {}: it is {what}, which only names media elsewhere", path.display());
+    JobError::new(ErrorKind::UnsupportedMedia, text)
+        .hint("give the media file itself, below a media root: stage-decode fetches nothing")
+}
+
 /// `media_not_found` for a file that the operating system does not read.
 pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> JobError {
     JobError::new(ErrorKind::MediaNotFound, format!("cannot read {}: {error}", path.display()))

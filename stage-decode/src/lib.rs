@@ -1,7 +1,7 @@
 //! Decoding of video files into frames and PCM windows with GStreamer. The library knows no message bus.
 //!
-//! In reading order: `media_path` (which files may be opened), `beneath` (how), `media_file` (an open file), `probe`
-//! (facts of a file, without decoding), `pipeline` (a GStreamer pipeline that decodes one track); for video `timeline` (the
+//! In reading order: `media_path` (which files may be opened), `beneath` (how), `media_file` (an open file), `offline`
+//! (threads without a network), `probe` (facts of a file, without decoding), `pipeline` (a GStreamer pipeline that decodes one track); for video `timeline` (the
 //! number of a decoded picture), `picks` (which numbers are used), `video` (both on a pipeline), `color` (YUV to RGB as
 //! swscale does it), [`picture`] (rotation), [`resize`] (Pillow's bicubic); for audio `audio`, `downmix`, `resample` (as
 //! libswresample does it), `spool` (samples on disk until their number is known); `batch` (rows to messages), [`stage`]
@@ -35,6 +35,8 @@ mod identity;
 mod media_file;
 #[cfg(feature = "gstreamer")]
 mod media_path;
+#[cfg(feature = "gstreamer")]
+mod offline;
 #[cfg(feature = "gstreamer")]
 mod picks;
 #[cfg(feature = "gstreamer")]

@@ -1,8 +1,10 @@
 //! Decode stage: from a [`DecodeRequest`] to frames and windows of audio.
 //!
 //! Two threads decode, one the video and one the audio, into one bounded queue; the calling thread empties it into the
-//! port. The first of the three to stop stops the others, and no thread outlives [`DecodeStage::process`].
+//! port. The first of the three to stop stops the others, and no thread outlives [`DecodeStage::process`]. Whatever looks
+//! into a file does so in a thread without a network.
 
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -19,8 +21,9 @@ use crate::batch::{FrameBatches, Windows};
 use crate::failure;
 use crate::media_file::MediaFile;
 use crate::media_path::MediaRoots;
+use crate::offline;
 use crate::picks::Picks;
-use crate::probe::{self, AudioTrack, VideoTrack};
+use crate::probe::{self, AudioTrack, Examined, VideoTrack};
 use crate::video::{self, Frame};
 
 /// Interval at which a waiting stage checks whether the job was cancelled.
@@ -73,13 +76,34 @@ impl DecodeStage {
     /// # Errors
     /// `media_not_found`, `forbidden_path`, `unsupported_media`, and `bad_request` for text that names no file.
     pub fn probe(&self, video: &str) -> Result<MediaInfo, JobError> {
-        let examined = self.roots.open(video).and_then(|media| probe::examine(&media, self.stall));
-        examined.map(|e| e.info).map_err(|e| e.at(StageName::Decode))
+        let examined = self.roots.open(video).map_err(Stop::from).and_then(|media| self.examine(&media, &|| false));
+        examined.map(|e| e.info).map_err(|stop| match stop {
+            Stop::Failed(error) => error.at(StageName::Decode),
+            other => internal(&format!("a probe stopped: {other:?}")).at(StageName::Decode),
+        })
+    }
+
+    /// Examines a file in a thread of its own, until `cancelled` says that nobody waits for it.
+    fn examine(&self, media: &MediaFile, cancelled: &dyn Fn() -> bool) -> Result<Examined, Stop> {
+        let stopping = &AtomicBool::new(cancelled());
+        thread::scope(|scope| {
+            let (running, ended) = sync_channel::<()>(0);
+            let probe = move || {
+                // Dropped at the end, which wakes the thread that waits.
+                let _running = running;
+                probe::examine(media, self.stall, &|| stopping.load(Ordering::Relaxed))
+            };
+            let thread = offline::spawn(scope, "decode-probe", probe)?;
+            while ended.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
+                stopping.fetch_or(cancelled(), Ordering::Relaxed);
+            }
+            thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })
     }
 
     fn decode(&self, request: &DecodeRequest, port: &mut dyn Port) -> Result<(), Stop> {
         let media = self.roots.open(&request.video)?;
-        let examined = probe::examine(&media, self.stall)?;
+        let examined = self.examine(&media, &|| port.cancelled())?;
         let path = media.path();
         unchanged(path, &request.plan.content_id, &examined.info)?;
         let absent = |what: &str| failure::unsupported(path, &format!("the plan has {what}, but the file has none"));
@@ -104,19 +128,18 @@ impl DecodeStage {
             if let Some((track, picks)) = video {
                 let events = events.clone();
                 let decode = move || work.report(&events, work.video(track, picks, &events));
-                threads.push(thread::Builder::new().name("decode-video".to_owned()).spawn_scoped(scope, decode));
+                threads.push(offline::spawn(scope, "decode-video", decode));
             }
             if let Some(track) = audio {
                 let events = events.clone();
                 let decode = move || work.report(&events, work.audio(track, &events));
-                threads.push(thread::Builder::new().name("decode-audio".to_owned()).spawn_scoped(scope, decode));
+                threads.push(offline::spawn(scope, "decode-audio", decode));
             }
             drop(events);
             let outcome = forward(request, self.batch_frames, queue, port);
             work.stopping.store(true, Ordering::Relaxed);
             for thread in threads {
-                let thread = thread.map_err(|e| internal(&format!("cannot start a decoding thread: {e}")))?;
-                thread.join().map_err(|_| internal("a decoding thread panicked. This is a bug."))?;
+                thread?.join().map_err(|_| internal("a decoding thread panicked. This is a bug."))?;
             }
             outcome
         })
@@ -135,8 +158,8 @@ impl Stage for DecodeStage {
     }
 }
 
-fn internal(what: &str) -> Stop {
-    JobError::new(ErrorKind::Internal, what).into()
+fn internal(what: &str) -> JobError {
+    JobError::new(ErrorKind::Internal, what)
 }
 
 /// `media_not_found` for a file that was replaced after it was planned: it has other frames than the plan.

@@ -26,6 +26,38 @@ const PREFERRED: [(&str, &[&str]); 9] = [
     ("audio/x-eac3", &["avdec_eac3"]),
 ];
 
+/// Decoders that may be plugged besides ffmpeg's, whose names start with [`FFMPEG`]. None of them reads anything but its
+/// input.
+const DECODERS: [&str; 25] = [
+    "a52dec",
+    "adpcmdec",
+    "alawdec",
+    "amrnbdec",
+    "amrwbdec",
+    "av1dec",
+    "dav1ddec",
+    "dtsdec",
+    "dvdec",
+    "faad",
+    "flacdec",
+    "gsmdec",
+    "jpegdec",
+    "libde265dec",
+    "mpg123audiodec",
+    "mulawdec",
+    "openh264dec",
+    "opusdec",
+    "sbcdec",
+    "speexdec",
+    "theoradec",
+    "vorbisdec",
+    "vp8dec",
+    "vp9dec",
+    "wavpackdec",
+];
+/// Start of the names of ffmpeg's decoders.
+const FFMPEG: &str = "avdec_";
+
 /// Links the selected track to its decoder once parsebin has found it.
 pub(super) fn connect(
     path: &Path,
@@ -145,7 +177,7 @@ fn attach(
     pad.link(&target).map(|_| ()).map_err(|_| refused())
 }
 
-/// A decoder for parsed caps: a preferred one, else the software decoder of the highest rank.
+/// A decoder for parsed caps: a preferred one, else the listed one of the highest rank. None of them runs on a GPU.
 fn decoder_for(caps: &gst::CapsRef) -> Option<gst::Element> {
     let structure = caps.structure(0)?;
     let name = structure.name().as_str();
@@ -162,7 +194,7 @@ fn decoder_for(caps: &gst::CapsRef) -> Option<gst::Element> {
         let mut factories: Vec<_> = gst::ElementFactory::factories_with_type(kind, gst::Rank::MARGINAL)
             .into_iter()
             .filter(fits)
-            .filter(|f| !f.metadata("klass").is_some_and(|k| k.contains("Hardware")))
+            .filter(|f| f.name().starts_with(FFMPEG) || DECODERS.contains(&f.name().as_str()))
             .collect();
         factories.sort_by_key(|f| std::cmp::Reverse(f.rank()));
         factories.iter().find_map(|f| f.create().build().ok())

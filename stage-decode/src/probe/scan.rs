@@ -1,6 +1,5 @@
 //! Scan of any other container: GStreamer demuxes and parses the whole file, and the packets of each track are counted.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -8,7 +7,7 @@ use std::time::{Duration, Instant};
 use gst::prelude::*;
 use gstreamer as gst;
 use gstreamer_audio as gst_audio;
-use protocol::error::JobError;
+use protocol::stage::Stop;
 
 use super::bytes::Bytes;
 use super::examined::{AudioTrack, Examined, Trim, VideoTrack, blank, codec_name, samples, upright};
@@ -16,7 +15,7 @@ use super::{mp3, ogg};
 use crate::failure;
 use crate::media_file::MediaFile;
 use crate::picture::Turn;
-use crate::pipeline::{self, Kind, MediaSource, Selection, lock};
+use crate::pipeline::{self, Kind, MediaSource, Refusal, Selection, lock};
 use crate::timeline::Timeline;
 
 /// Counts of one parsed pad.
@@ -73,11 +72,17 @@ impl Drop for Running {
 }
 
 /// Facts and tracks of a file, from a count of the packets of every track.
-pub(super) fn scan(media: &MediaFile, bytes: &mut Bytes<'_>, stall: Duration) -> Result<Examined, JobError> {
+pub(super) fn scan(
+    media: &MediaFile,
+    bytes: &mut Bytes<'_>,
+    stall: Duration,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Examined, Stop> {
     pipeline::init()?;
     let running = Running(gst::Pipeline::new());
+    let refusal = Refusal::default();
     let source = MediaSource::new(media, Vec::new());
-    let parse = pipeline::element("parsebin")?;
+    let parse = pipeline::parser(media, &refusal)?;
     let built = running.0.add_many([source.upcast_ref(), &parse]).and_then(|()| source.link(&parse));
     built.map_err(|_| failure::no_element("parsebin"))?;
     let tracks = Tracks::default();
@@ -93,7 +98,11 @@ pub(super) fn scan(media: &MediaFile, bytes: &mut Bytes<'_>, stall: Duration) ->
             pipeline::discard(&whole, pad);
         }
     });
-    let container = run(media.path(), &running.0, &progress, stall)?;
+    let ended = run(media, &running.0, &progress, stall, &|| cancelled() || refusal.get().is_some());
+    if let Some(error) = refusal.get() {
+        return Err(error.into());
+    }
+    let container = ended?;
     let duration = running.0.query_duration::<gst::ClockTime>().map_or(0.0, |d| d.nseconds() as f64 / 1e9);
     drop(running);
     let tracks: Vec<_> = lock(&tracks).drain(..).collect();
@@ -102,19 +111,23 @@ pub(super) fn scan(media: &MediaFile, bytes: &mut Bytes<'_>, stall: Duration) ->
 
 /// Runs the pipeline to its end; returns the container's name, which the demuxer gives in a tag.
 fn run(
-    path: &Path,
+    media: &MediaFile,
     pipeline: &gst::Pipeline,
     progress: &AtomicU64,
     stall: Duration,
-) -> Result<Option<String>, JobError> {
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Option<String>, Stop> {
     let bus = pipeline.bus().ok_or_else(|| failure::no_element("bus"))?;
     let mut container = None;
     let started = pipeline.set_state(gst::State::Playing);
     let (mut seen, mut since) = (0, Instant::now());
     loop {
+        if cancelled() {
+            return Err(Stop::Cancelled);
+        }
         if let Some(message) = bus.timed_pop(gst::ClockTime::from_mseconds(50)) {
-            if let Some(error) = failure::from_bus(path, &message) {
-                return Err(error);
+            if let Some(error) = failure::from_bus(media.path(), &message) {
+                return Err(error.into());
             }
             match message.view() {
                 gst::MessageView::Eos(_) => return Ok(container),
@@ -127,13 +140,13 @@ fn run(
             continue;
         }
         if started.is_err() {
-            return Err(failure::unsupported(path, "GStreamer cannot open it"));
+            return Err(failure::unsupported(media.path(), "GStreamer cannot open it").into());
         }
         let now = progress.load(Ordering::Relaxed);
         if now != seen {
             (seen, since) = (now, Instant::now());
         } else if since.elapsed() > stall {
-            return Err(failure::stalled(path, stall.as_secs_f64()));
+            return Err(failure::stalled(media.path(), stall.as_secs_f64()).into());
         }
     }
 }
