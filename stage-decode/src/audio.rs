@@ -1,7 +1,6 @@
 //! Decoding of an audio track to 16 kHz mono, as `ffmpeg -f s16le -ac 1 -ar 16000` gives it (MODEL.md 2.3).
 
 use std::path::Path;
-use std::time::Duration;
 
 use gstreamer as gst;
 use gstreamer_audio as gst_audio;
@@ -11,7 +10,7 @@ use protocol::stage::Stop;
 use crate::downmix::Downmix;
 use crate::failure;
 use crate::media_file::MediaFile;
-use crate::pipeline::{self, Interruption, TrackPipeline};
+use crate::pipeline::{self, Interruption, Limits, TrackPipeline};
 use crate::probe::{AudioTrack, Trim};
 use crate::resample::Resampler;
 use crate::spool::Spool;
@@ -23,13 +22,13 @@ use crate::spool::Spool;
 pub(crate) fn decode(
     media: &MediaFile,
     track: &AudioTrack,
-    stall: Duration,
+    limits: Limits,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Spool, Stop> {
     pipeline::init()?;
     let convert = pipeline::element("audioconvert")?;
     let caps = gst_audio::AudioCapsBuilder::new_interleaved().format(gst_audio::AudioFormat::F32le).build();
-    let pipeline = TrackPipeline::start(media, track.selection.clone(), &convert, &caps, stall)?;
+    let pipeline = TrackPipeline::start(media, track.selection.clone(), &convert, &caps, limits)?;
     let mut writer = SpoolWriter::new(track.trim).map_err(|e| spool_failed(&e))?;
     loop {
         let sample = match pipeline.pull(cancelled) {

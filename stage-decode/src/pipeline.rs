@@ -2,12 +2,13 @@
 //!
 //! `<source> ! parsebin ! <decoder> ! <converter> ! appsink`: parsebin finds demuxer and parser by content; `connect`
 //! chooses the decoder that ffmpeg would use, and never one that runs on a GPU. In reading order: `init` (GStreamer
-//! itself), `selection` (which track), `shared` (what the pipeline's threads report), `source` (the open file), `plug`
-//! (which demuxers and parsers), `probes` (what watches and changes the flow between elements), `connect` (from the
-//! demuxed track to its decoder), and this file, the pipeline itself.
+//! itself), `limits` (on the work of a file), `selection` (which track), `shared` (what the pipeline's threads report),
+//! `source` (the open file), `plug` (which demuxers and parsers), `probes` (what watches and changes the flow between
+//! elements), `connect` (from the demuxed track to its decoder), and this file, the pipeline itself.
 
 mod connect;
 mod init;
+mod limits;
 mod plug;
 mod probes;
 mod selection;
@@ -16,6 +17,7 @@ mod source;
 
 pub(crate) use connect::{discard, track_name};
 pub(crate) use init::init;
+pub(crate) use limits::Limits;
 pub(crate) use plug::parser;
 pub(crate) use selection::{Kind, Overlay, Selection};
 pub(crate) use shared::{Refusal, lock};
@@ -23,7 +25,7 @@ pub(crate) use source::MediaSource;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use gst::prelude::*;
 use gstreamer as gst;
@@ -74,7 +76,7 @@ pub(crate) struct TrackPipeline {
     bus: gst::Bus,
     sink: gst_app::AppSink,
     shared: Arc<Shared>,
-    stall: Duration,
+    limits: Limits,
 }
 
 impl Drop for TrackPipeline {
@@ -91,7 +93,7 @@ impl TrackPipeline {
         selection: Selection,
         tail: &gst::Element,
         caps: &gst::Caps,
-        stall: Duration,
+        limits: Limits,
     ) -> Result<Self, JobError> {
         init()?;
         let pipeline = gst::Pipeline::new();
@@ -105,11 +107,11 @@ impl TrackPipeline {
         let linked = source.link(&parse).and_then(|()| tail.link(&sink));
         linked.map_err(|_| failure::no_element("appsink"))?;
 
-        connect::connect(media.path(), &parse, &pipeline, tail, selection, &shared);
+        connect::connect(media.path(), &parse, &pipeline, tail, selection, limits, &shared);
         if let Some(pad) = sink.static_pad("sink") {
             probes::accept_strides(&pad);
         }
-        let track = TrackPipeline { media: media.clone(), pipeline, bus, sink, shared, stall };
+        let track = TrackPipeline { media: media.clone(), pipeline, bus, sink, shared, limits };
         match track.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(track),
             Err(_) => {
@@ -152,8 +154,8 @@ impl TrackPipeline {
             let progress = self.shared.progress.load(Ordering::Relaxed);
             if progress != seen {
                 (seen, waited_from) = (progress, Instant::now());
-            } else if waited_from.elapsed() > self.stall {
-                let stalled = failure::stalled(self.media.path(), self.stall.as_secs_f64());
+            } else if waited_from.elapsed() > self.limits.stall {
+                let stalled = failure::stalled(self.media.path(), self.limits.stall.as_secs_f64());
                 return Err(Interruption::Stalled(stalled));
             }
         }

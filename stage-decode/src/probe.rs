@@ -15,29 +15,26 @@ mod ogg;
 mod reference;
 mod scan;
 
-use std::time::Duration;
-
 use protocol::stage::Stop;
 
 use crate::failure;
 use crate::identity;
 use crate::media_file::MediaFile;
 use crate::picture::Turn;
-use crate::pipeline::{Kind, Selection};
+use crate::pipeline::{Kind, Limits, Selection};
 use bytes::Bytes;
 pub(crate) use examined::{AudioTrack, Examined, Trim, VideoTrack};
 use examined::{blank, codec_name, samples, upright};
 
-/// Facts of a media file, exact counts, rates and identity (PROTOCOL.md, `MediaInfo`), and the tracks to decode. `stall` is
-/// the longest time without progress in GStreamer.
+/// Facts of a media file, exact counts, rates and identity (PROTOCOL.md, `MediaInfo`), and the tracks to decode.
 ///
 /// # Errors
-/// `media_not_found` if the file cannot be read; `unsupported_media` if it is empty, truncated, no media file or names media
-/// elsewhere; `Cancelled` once `cancelled` says so.
-pub(crate) fn examine(media: &MediaFile, stall: Duration, cancelled: &dyn Fn() -> bool) -> Result<Examined, Stop> {
+/// `media_not_found` if the file cannot be read; `unsupported_media` if it is empty, truncated, no media file, names media
+/// elsewhere or exceeds a limit; `Cancelled` once `cancelled` says so.
+pub(crate) fn examine(media: &MediaFile, limits: Limits, cancelled: &dyn Fn() -> bool) -> Result<Examined, Stop> {
     let path = media.path();
     let unreadable = |e: std::io::Error| failure::unreadable(path, &e);
-    let mut bytes = Bytes::new(media.file()).map_err(unreadable)?;
+    let mut bytes = Bytes::new(media.file(), cancelled).map_err(unreadable)?;
     if bytes.size() == 0 {
         return Err(failure::unsupported(path, "the file is empty").into());
     }
@@ -48,24 +45,28 @@ pub(crate) fn examine(media: &MediaFile, stall: Duration, cancelled: &dyn Fn() -
         return Err(failure::reference(path, what).into());
     }
     let head = bytes.array::<12>(0).unwrap_or_default();
-    let unsupported = |what: &str| Stop::from(failure::unsupported(path, what));
+    let unsupported = |what: &str| match cancelled() {
+        true => Stop::Cancelled,
+        false => failure::unsupported(path, what).into(),
+    };
     let mut examined = match &head[4..8] {
         b"ftyp" | b"moov" | b"mdat" | b"wide" | b"free" | b"skip" | b"pnot" => match mp4::Movie::read(&mut bytes) {
             Ok(Some(movie)) => from_movie(&movie, &head[4..] == b"ftypqt  "),
             Ok(None) => {
                 return Err(unsupported("the index (moov) is missing: the recording or download is truncated"));
             }
-            Err(error) => return Err(unsupported(&format!("the index (moov) is damaged: {error}"))),
+            Err(error) => return Err(unsupported(&format!("the index (moov) is not usable: {error}"))),
         },
         _ => match matroska::Segment::read(&mut bytes) {
             Ok(Some(segment)) => from_segment(&segment),
-            Ok(None) => scan::scan(media, &mut bytes, stall, cancelled)?,
-            Err(error) => return Err(unsupported(&format!("the Matroska header is damaged: {error}"))),
+            Ok(None) => scan::scan(media, &mut bytes, limits, cancelled)?,
+            Err(error) => return Err(unsupported(&format!("the Matroska header is not usable: {error}"))),
         },
     };
     if examined.video.is_none() && examined.audio.is_none() {
         return Err(unsupported("it has no video or audio track"));
     }
+    limits.check(path, [examined.info.width, examined.info.height])?;
     examined.info.content_id = content_id;
     Ok(examined)
 }

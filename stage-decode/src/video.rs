@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use gst::prelude::*;
 use gst_video::{VideoColorMatrix, VideoColorRange, VideoColorimetry};
@@ -18,7 +17,7 @@ use crate::failure;
 use crate::media_file::MediaFile;
 use crate::picks::{Passed, PickFilter, Picks};
 use crate::picture::Picture;
-use crate::pipeline::{self, Interruption, TrackPipeline, lock};
+use crate::pipeline::{self, Interruption, Limits, TrackPipeline, lock};
 use crate::probe::VideoTrack;
 use crate::resize::Resizer;
 
@@ -40,7 +39,7 @@ pub(crate) fn decode(
     media: &MediaFile,
     track: &VideoTrack,
     picks: Picks,
-    stall: Duration,
+    limits: Limits,
     cancelled: &dyn Fn() -> bool,
     deliver: &mut dyn FnMut(Frame) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
@@ -50,7 +49,7 @@ pub(crate) fn decode(
     let pad = convert.static_pad("sink").ok_or_else(|| failure::no_element("videoconvert"))?;
     filter_buffers(&pad, PickFilter::new(track.timeline.clone(), picks));
     let caps = gst_video::VideoCapsBuilder::new().format_list(color::FORMATS).build();
-    let pipeline = TrackPipeline::start(media, track.selection.clone(), &convert, &caps, stall)?;
+    let pipeline = TrackPipeline::start(media, track.selection.clone(), &convert, &caps, limits)?;
 
     let mut builder = FrameBuilder::default();
     let mut before: Option<Decoded> = None;

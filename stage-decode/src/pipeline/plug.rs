@@ -69,6 +69,9 @@ const ALLOWED: [&str; 47] = [
     "oggaviparse",
 ];
 
+/// Parsers that read the size of the pictures from the stream.
+const READ_SIZES: [&str; 4] = ["av1parse", "h264parse", "h265parse", "vp9parse"];
+
 /// Caps of files that name media elsewhere, and what such a file is.
 const REFERENCES: [(&str, &str); 11] = [
     ("application/x-hls", "an HLS or M3U playlist"),
@@ -109,7 +112,30 @@ pub(crate) fn parser(media: &MediaFile, refusal: &Refusal) -> Result<gst::Elemen
         let allowed = factory.is_some_and(|factory| ALLOWED.contains(&factory.name().as_str()));
         answers.to_value_by_nick(if allowed { "try" } else { "expose" })
     });
+    forget_told_sizes(&parser);
     Ok(parser)
+}
+
+/// Keeps the picture size that a container tells from the parsers that read it from the pictures themselves: they would
+/// believe the container, and a decoder the pictures.
+fn forget_told_sizes(parser: &gst::Element) {
+    parser.connect("deep-element-added", false, |values| {
+        let element = values.get(2)?.get::<gst::Element>().ok()?;
+        if !READ_SIZES.contains(&element.factory()?.name().as_str()) {
+            return None;
+        }
+        element.static_pad("sink")?.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
+            if let Some(gst::PadProbeData::Event(event)) = &mut info.data
+                && let gst::EventView::Caps(caps) = event.view()
+            {
+                let mut caps = caps.caps_owned();
+                caps.make_mut().iter_mut().for_each(|structure| structure.remove_fields(["width", "height"]));
+                *event = gst::event::Caps::builder(&caps).seqnum(event.seqnum()).build();
+            }
+            gst::PadProbeReturn::Ok
+        });
+        None
+    });
 }
 
 /// Possible answers of `autoplug-select`.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use gst::prelude::*;
 use gstreamer as gst;
@@ -15,8 +15,8 @@ use super::{mp3, ogg};
 use crate::failure;
 use crate::media_file::MediaFile;
 use crate::picture::Turn;
-use crate::pipeline::{self, Kind, MediaSource, Refusal, Selection, lock};
-use crate::timeline::Timeline;
+use crate::pipeline::{self, Kind, Limits, MediaSource, Refusal, Selection, lock};
+use crate::timeline::{MAX_LISTED, Timeline};
 
 /// Counts of one parsed pad.
 #[derive(Default)]
@@ -75,7 +75,7 @@ impl Drop for Running {
 pub(super) fn scan(
     media: &MediaFile,
     bytes: &mut Bytes<'_>,
-    stall: Duration,
+    limits: Limits,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Examined, Stop> {
     pipeline::init()?;
@@ -98,7 +98,7 @@ pub(super) fn scan(
             pipeline::discard(&whole, pad);
         }
     });
-    let ended = run(media, &running.0, &progress, stall, &|| cancelled() || refusal.get().is_some());
+    let ended = run(media, &running.0, &progress, limits, &|| cancelled() || refusal.get().is_some());
     if let Some(error) = refusal.get() {
         return Err(error.into());
     }
@@ -114,7 +114,7 @@ fn run(
     media: &MediaFile,
     pipeline: &gst::Pipeline,
     progress: &AtomicU64,
-    stall: Duration,
+    limits: Limits,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Option<String>, Stop> {
     let bus = pipeline.bus().ok_or_else(|| failure::no_element("bus"))?;
@@ -145,8 +145,8 @@ fn run(
         let now = progress.load(Ordering::Relaxed);
         if now != seen {
             (seen, since) = (now, Instant::now());
-        } else if since.elapsed() > stall {
-            return Err(failure::stalled(media.path(), stall.as_secs_f64()).into());
+        } else if since.elapsed() > limits.stall {
+            return Err(failure::stalled(media.path(), limits.stall.as_secs_f64()).into());
         }
     }
 }
@@ -165,7 +165,9 @@ fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, progress: Arc<AtomicU64>)
                 }
                 counted.buffers += 1;
                 counted.bytes += buffer.size() as u64;
-                if counted.caps_name().is_some_and(|name| Kind::Video.takes(name)) {
+                // One beyond the limit tells the timeline that there are more.
+                let listed = counted.times.len() <= MAX_LISTED;
+                if listed && counted.caps_name().is_some_and(|name| Kind::Video.takes(name)) {
                     counted.times.push(buffer.pts());
                 }
                 if let Some(start) = buffer.pts().map(|t| t.nseconds()) {
