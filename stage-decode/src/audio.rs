@@ -1,7 +1,6 @@
 //! Decoding of an audio track to 16 kHz mono, as `ffmpeg -f s16le -ac 1 -ar 16000` gives it (MODEL.md 2.3).
 
 use std::path::Path;
-use std::time::Duration;
 
 use gstreamer as gst;
 use gstreamer_audio as gst_audio;
@@ -10,7 +9,8 @@ use protocol::stage::Stop;
 
 use crate::downmix::Downmix;
 use crate::failure;
-use crate::pipeline::{self, Interruption, TrackPipeline};
+use crate::media_file::MediaFile;
+use crate::pipeline::{self, Interruption, Limits, TrackPipeline};
 use crate::probe::{AudioTrack, Trim};
 use crate::resample::Resampler;
 use crate::spool::Spool;
@@ -20,27 +20,27 @@ use crate::spool::Spool;
 /// # Errors
 /// GStreamer's error before the first sample, `internal` if the temporary directory is full, and `Cancelled`.
 pub(crate) fn decode(
-    path: &Path,
+    media: &MediaFile,
     track: &AudioTrack,
-    stall: Duration,
+    limits: Limits,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Spool, Stop> {
     pipeline::init()?;
     let convert = pipeline::element("audioconvert")?;
     let caps = gst_audio::AudioCapsBuilder::new_interleaved().format(gst_audio::AudioFormat::F32le).build();
-    let pipeline = TrackPipeline::start(path, track.selection.clone(), &convert, &caps, stall)?;
+    let pipeline = TrackPipeline::start(media, track.selection.clone(), &convert, &caps, limits)?;
     let mut writer = SpoolWriter::new(track.trim).map_err(|e| spool_failed(&e))?;
     loop {
         let sample = match pipeline.pull(cancelled) {
             Ok(Some(sample)) => sample,
             Ok(None) => break,
             Err(Interruption::Broken(error)) if writer.format.is_some() => {
-                tracing::warn!(file = %path.display(), %error, "decoding of audio failed, the rest is missing");
+                tracing::warn!(file = %media.path().display(), %error, "decoding of audio failed, the rest is missing");
                 break;
             }
             Err(other) => return Err(other.into()),
         };
-        writer.take(path, &sample)?;
+        writer.take(media.path(), &sample)?;
     }
     drop(pipeline);
     Ok(writer.finish()?)

@@ -32,6 +32,24 @@ pub(crate) fn unsupported(path: &Path, what: &str) -> JobError {
         .hint("check that the file plays elsewhere and is complete; re-encode it to mp4 (H.264, AAC) if it does")
 }
 
+/// `unsupported_media` for a file that names media elsewhere.
+pub(crate) fn reference(path: &Path, what: &str) -> JobError {
+    let text = format!("cannot decode {}: it is {what}, which only names media elsewhere", path.display());
+    JobError::new(ErrorKind::UnsupportedMedia, text)
+        .hint("give the media file itself, below a media root: stage-decode fetches nothing")
+}
+
+/// `unsupported_media` for pictures above the configured size.
+pub(crate) fn too_large(path: &Path, [width, height]: [u32; 2], max_pixels: u64) -> JobError {
+    let pixels = u64::from(width) * u64::from(height);
+    let text = format!(
+        "cannot decode {}: its pictures of {width} x {height} have {pixels} pixels, decode.max_pixels is {max_pixels}",
+        path.display()
+    );
+    JobError::new(ErrorKind::UnsupportedMedia, text)
+        .hint("re-encode it with smaller pictures, or raise decode.max_pixels (a decoder takes 8 to 16 bytes a pixel)")
+}
+
 /// `media_not_found` for a file that the operating system does not read.
 pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> JobError {
     JobError::new(ErrorKind::MediaNotFound, format!("cannot read {}: {error}", path.display()))
@@ -63,6 +81,14 @@ pub(crate) fn no_element(name: &str) -> JobError {
 /// `unsupported_media` for a decoder without output for so many seconds.
 pub(crate) fn stalled(path: &Path, seconds: f64) -> JobError {
     unsupported(path, &format!("the decoder made no progress for {seconds:.0} s"))
+}
+
+/// `unsupported_media` for a file that a probe did not get through in so many seconds.
+pub(crate) fn endless(path: &Path, seconds: f64) -> JobError {
+    let text = format!("cannot decode {}: a probe did not get through it in {seconds:.0} s", path.display());
+    JobError::new(ErrorKind::UnsupportedMedia, text).hint(
+        "copy it to a faster disk, or into mp4 or Matroska, whose index tells what other files are read through for",
+    )
 }
 
 /// Error that a message on the pipeline's bus reports; `None` if it reports none.

@@ -1,22 +1,18 @@
 //! Decoding of video files into frames and PCM windows with GStreamer. The library knows no message bus.
 //!
-//! In reading order: [`media_path`] (which files may be opened), [`probe`] (facts of a file, without decoding),
-//! `pipeline` (a GStreamer pipeline that decodes one track); for video `timeline` (the number of a decoded picture),
-//! `picks` (which numbers are used), `video` (both on a pipeline), `color` (YUV to RGB as swscale does it), [`picture`]
-//! (rotation), [`resize`] (Pillow's bicubic); for audio `audio`, `downmix`, `resample` (as libswresample does it),
-//! `spool` (samples on disk until their number is known); `batch` (rows to messages), [`stage`] (video and audio at
-//! once, into one port), [`npy`] and [`dump`] (the delivered rows, for the reference), [`open`](mod@open) (the stage as
-//! a process serves it); `failure` and `identity` serve several of them.
+//! In reading order: `media_path` (which files may be opened), `beneath` (how), `media_file` (an open file), `offline`
+//! (threads without a network), `probe` (facts of a file, without decoding), `pipeline` (a GStreamer pipeline that decodes one track); for video `timeline` (the
+//! number of a decoded picture), `picks` (which numbers are used), `video` (both on a pipeline), `color` (YUV to RGB as
+//! swscale does it), [`picture`] (rotation), [`resize`] (Pillow's bicubic); for audio `audio`, `downmix`, `resample` (as
+//! libswresample does it), `spool` (samples on disk until their number is known); `batch` (rows to messages), [`stage`]
+//! (video and audio at once, into one port), [`npy`] and [`dump`] (the delivered rows, for the reference),
+//! [`open`](mod@open) (the stage as a process serves it); `failure` and `identity` serve several of them.
 
 pub mod dump;
-#[cfg(feature = "gstreamer")]
-pub mod media_path;
 pub mod npy;
 #[cfg(feature = "gstreamer")]
 pub mod open;
 pub mod picture;
-#[cfg(feature = "gstreamer")]
-pub mod probe;
 pub mod resize;
 #[cfg(feature = "gstreamer")]
 pub mod stage;
@@ -26,6 +22,8 @@ mod audio;
 #[cfg(feature = "gstreamer")]
 mod batch;
 #[cfg(feature = "gstreamer")]
+mod beneath;
+#[cfg(feature = "gstreamer")]
 mod color;
 #[cfg(feature = "gstreamer")]
 mod downmix;
@@ -34,9 +32,17 @@ mod failure;
 #[cfg(feature = "gstreamer")]
 mod identity;
 #[cfg(feature = "gstreamer")]
+mod media_file;
+#[cfg(feature = "gstreamer")]
+mod media_path;
+#[cfg(feature = "gstreamer")]
+mod offline;
+#[cfg(feature = "gstreamer")]
 mod picks;
 #[cfg(feature = "gstreamer")]
 mod pipeline;
+#[cfg(feature = "gstreamer")]
+mod probe;
 #[cfg(feature = "gstreamer")]
 mod resample;
 #[cfg(feature = "gstreamer")]
@@ -48,7 +54,5 @@ mod video;
 
 #[cfg(feature = "gstreamer")]
 pub use open::open;
-#[cfg(feature = "gstreamer")]
-pub use probe::probe;
 #[cfg(feature = "gstreamer")]
 pub use stage::{DecodeOptions, DecodeStage};

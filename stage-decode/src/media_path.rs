@@ -5,6 +5,13 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use protocol::error::{ErrorKind, JobError};
+use rustix::io::Errno;
+
+use crate::beneath;
+use crate::media_file::{MediaFile, irregular};
+
+/// Number of attempts to open a path that becomes another one between its check and its opening.
+const ATTEMPTS: usize = 16;
 
 /// Directories below which files may be opened.
 #[derive(Clone, Debug)]
@@ -37,12 +44,39 @@ impl MediaRoots {
         Ok(MediaRoots { roots: canonical })
     }
 
-    /// Canonical path of the file that `video`, a path or `file:` URI, names.
+    /// Opens the file that `video`, a path or `file:` URI, names.
+    ///
+    /// Links are followed first, then the place that they lead to is opened without any: a link that is put in its way
+    /// meanwhile is met as such, and not followed.
     ///
     /// # Errors
-    /// `bad_request` for text that is neither, `media_not_found`, `forbidden_path` for a file outside every root.
-    pub fn resolve(&self, video: &str) -> Result<PathBuf, JobError> {
+    /// `bad_request` for text that is neither, `media_not_found`, `forbidden_path` for a file outside every root,
+    /// `unsupported_media` for what is not a regular file.
+    pub(crate) fn open(&self, video: &str) -> Result<MediaFile, JobError> {
         let path = named_path(video)?;
+        for _ in 0..ATTEMPTS {
+            let (root, below) = self.resolve(&path)?;
+            let error = match beneath::open(root, &below) {
+                Ok(file) => return MediaFile::new(root.join(below), file),
+                Err(error) => error,
+            };
+            match Errno::from_io_error(&error) {
+                // Another one than was resolved has taken its place.
+                Some(Errno::LOOP | Errno::NOTDIR | Errno::NOENT | Errno::XDEV | Errno::AGAIN) => {}
+                // A socket.
+                Some(Errno::NXIO) => return Err(irregular(&path)),
+                _ => return Err(unreadable(&path, &error)),
+            }
+        }
+        Err(JobError::new(
+            ErrorKind::MediaNotFound,
+            format!("cannot open {}: it was replaced during each of {ATTEMPTS} attempts", path.display()),
+        )
+        .hint("submit the job again once the file is no longer being replaced"))
+    }
+
+    /// The root that a path lies below once every link is followed, and the place below it, free of links.
+    fn resolve(&self, path: &Path) -> Result<(&Path, PathBuf), JobError> {
         let forbidden = || {
             JobError::new(
                 ErrorKind::ForbiddenPath,
@@ -54,25 +88,17 @@ impl MediaRoots {
             Ok(file) => file,
             // A path outside the roots gets the same answer whether or not a file exists there.
             Err(_) if !self.roots.iter().any(|r| path.starts_with(r)) && path.is_absolute() => {
-                return Err(if self.below_a_linked_root(&path) { not_found(&path) } else { forbidden() });
+                return Err(if self.below_a_linked_root(path) { not_found(path) } else { forbidden() });
             }
-            Err(_) => return Err(not_found(&path)),
+            Err(_) => return Err(not_found(path)),
         };
-        if !self.roots.iter().any(|root| file.starts_with(root)) {
-            return Err(forbidden());
-        }
+        let below = self.roots.iter().find_map(|root| Some((root.as_path(), file.strip_prefix(root).ok()?)));
+        let (root, below) = below.ok_or_else(forbidden)?;
+        // A device may do something when it is opened.
         if !file.is_file() {
-            return Err(JobError::new(
-                ErrorKind::UnsupportedMedia,
-                format!("cannot open {}: it is not a regular file", path.display()),
-            )
-            .hint("name a video or audio file, not a directory or device"));
+            return Err(irregular(path));
         }
-        std::fs::File::open(&file).map_err(|e| {
-            JobError::new(ErrorKind::ForbiddenPath, format!("cannot open {}: {e}", path.display()))
-                .hint("give the user that runs stage-decode permission to read it")
-        })?;
-        Ok(file)
+        Ok((root, below.to_owned()))
     }
 
     /// Whether the nearest existing ancestor of `path` lies below a root, so that the file is missing, not forbidden.
@@ -85,6 +111,12 @@ impl MediaRoots {
         let roots: Vec<_> = self.roots.iter().map(|r| r.display().to_string()).collect();
         roots.join(", ")
     }
+}
+
+/// `forbidden_path` for a file that the system does not let this process read.
+fn unreadable(path: &Path, error: &std::io::Error) -> JobError {
+    JobError::new(ErrorKind::ForbiddenPath, format!("cannot open {}: {error}", path.display()))
+        .hint("give the user that runs stage-decode permission to read it")
 }
 
 fn not_found(path: &Path) -> JobError {
@@ -145,8 +177,8 @@ fn percent_decoded(text: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn kind(result: Result<PathBuf, JobError>) -> ErrorKind {
-        result.expect_err("should be refused").kind
+    fn kind<T>(result: Result<T, JobError>) -> ErrorKind {
+        result.err().expect("should be refused").kind
     }
 
     #[test]
@@ -162,7 +194,7 @@ mod tests {
         std::os::unix::fs::symlink(root.join("sub/a b.mp4"), root.join("in.mp4")).unwrap();
         std::os::unix::fs::symlink(&root, dir.path().join("linked")).unwrap();
         let roots = MediaRoots::new([&root]).unwrap();
-        let at = |p: PathBuf| roots.resolve(p.to_str().unwrap());
+        let at = |p: PathBuf| roots.open(p.to_str().unwrap()).map(|media| media.path().to_owned());
         let real = root.join("sub/a b.mp4").canonicalize().unwrap();
 
         assert_eq!(at(root.join("sub/a b.mp4")).unwrap(), real);

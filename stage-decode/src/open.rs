@@ -34,6 +34,8 @@ pub fn open(config: &Config) -> Result<Served, JobError> {
             media_roots: decode.media_roots.clone(),
             batch_frames: decode.batch_frames,
             stall_timeout: STALL,
+            max_pixels: decode.max_pixels,
+            ..DecodeOptions::new(decode.media_roots.iter())
         })
     };
     Ok(Served { stage: new()?, prober: Arc::new(new()?), dump: decode.dump.clone() })

@@ -1,31 +1,40 @@
 //! GStreamer pipeline that decodes one track of one file; dropping it stops its threads.
 //!
-//! `filesrc ! parsebin ! <decoder> ! <converter> ! appsink`: parsebin finds demuxer and parser by content; `connect`
-//! chooses the decoder that ffmpeg would use, and never one that runs on a GPU. In reading order: `selection` (which
-//! track), `shared` (what the pipeline's threads report), `probes` (what watches and changes the flow between
+//! `<source> ! parsebin ! <decoder> ! <converter> ! appsink`: parsebin finds demuxer and parser by content; `connect`
+//! chooses the decoder that ffmpeg would use, and never one that runs on a GPU. In reading order: `init` (GStreamer
+//! itself), `limits` (on the work of a file), `selection` (which track), `shared` (what the pipeline's threads report),
+//! `source` (the open file), `plug` (which demuxers and parsers), `probes` (what watches and changes the flow between
 //! elements), `connect` (from the demuxed track to its decoder), and this file, the pipeline itself.
 
 mod connect;
+mod init;
+mod limits;
+mod plug;
 mod probes;
 mod selection;
 mod shared;
+mod source;
 
 pub(crate) use connect::{discard, track_name};
+pub(crate) use init::init;
+pub(crate) use limits::Limits;
+pub(crate) use plug::parser;
 pub(crate) use selection::{Kind, Overlay, Selection};
-pub(crate) use shared::lock;
+pub(crate) use shared::{Refusal, lock};
+pub(crate) use source::MediaSource;
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use gst::prelude::*;
 use gstreamer as gst;
 use gstreamer_app as gst_app;
-use protocol::error::{ErrorKind, JobError};
+use protocol::error::JobError;
 use protocol::stage::Stop;
 
 use crate::failure;
+use crate::media_file::MediaFile;
 use shared::Shared;
 
 /// Longest wait for a sample between two looks at errors and cancellation.
@@ -36,6 +45,8 @@ const POLL: gst::ClockTime = gst::ClockTime::from_mseconds(50);
 pub(crate) enum Interruption {
     /// The job was cancelled.
     Cancelled,
+    /// The file is refused, whatever was decoded of it before.
+    Refused(JobError),
     /// GStreamer failed; the samples before that are valid.
     Broken(JobError),
     /// GStreamer made no progress for too long.
@@ -46,21 +57,11 @@ impl From<Interruption> for Stop {
     fn from(interruption: Interruption) -> Stop {
         match interruption {
             Interruption::Cancelled => Stop::Cancelled,
-            Interruption::Broken(error) | Interruption::Stalled(error) => Stop::Failed(error),
+            Interruption::Refused(error) | Interruption::Broken(error) | Interruption::Stalled(error) => {
+                Stop::Failed(error)
+            }
         }
     }
-}
-
-/// Initialization of GStreamer, once per process.
-///
-/// # Errors
-/// `internal`, if GStreamer does not start.
-pub(crate) fn init() -> Result<(), JobError> {
-    static READY: OnceLock<Result<(), String>> = OnceLock::new();
-    READY.get_or_init(|| gst::init().map_err(|e| e.to_string())).clone().map_err(|e| {
-        JobError::new(ErrorKind::Internal, format!("GStreamer initialization failed: {e}"))
-            .hint("install gstreamer1.0-plugins-base where stage-decode runs")
-    })
 }
 
 /// A new element of GStreamer's core or base plugins, by its factory's name.
@@ -70,17 +71,17 @@ pub(crate) fn element(name: &str) -> Result<gst::Element, JobError> {
 
 /// Running pipeline of one track.
 pub(crate) struct TrackPipeline {
-    path: PathBuf,
+    media: MediaFile,
     pipeline: gst::Pipeline,
     bus: gst::Bus,
     sink: gst_app::AppSink,
     shared: Arc<Shared>,
-    stall: Duration,
+    limits: Limits,
 }
 
 impl Drop for TrackPipeline {
     fn drop(&mut self) {
-        // The change to Null joins the pipeline's threads and closes its file.
+        // The change to Null joins the pipeline's threads.
         let _ = self.pipeline.set_state(gst::State::Null);
     }
 }
@@ -88,36 +89,34 @@ impl Drop for TrackPipeline {
 impl TrackPipeline {
     /// Starts decoding; `tail` is the converter between decoder and sink, `caps` what the sink takes.
     pub(crate) fn start(
-        path: &Path,
+        media: &MediaFile,
         selection: Selection,
         tail: &gst::Element,
         caps: &gst::Caps,
-        stall: Duration,
+        limits: Limits,
     ) -> Result<Self, JobError> {
         init()?;
         let pipeline = gst::Pipeline::new();
         let bus = pipeline.bus().ok_or_else(|| failure::no_element("bus"))?;
-        let source = element("filesrc")?;
-        source.set_property("location", path);
-        let parse = element("parsebin")?;
+        let shared = Arc::new(Shared::default());
+        let source = MediaSource::new(media, selection.overlays.clone());
+        let parse = parser(media, &shared.refusal)?;
         let sink = gst_app::AppSink::builder().caps(caps).sync(false).max_buffers(4).build();
         let add = |e: &gst::Element| pipeline.add(e).map_err(|_| failure::no_element("bin"));
-        [&source, &parse, tail, sink.upcast_ref()].into_iter().try_for_each(add)?;
+        [source.upcast_ref(), &parse, tail, sink.upcast_ref()].into_iter().try_for_each(add)?;
         let linked = source.link(&parse).and_then(|()| tail.link(&sink));
         linked.map_err(|_| failure::no_element("appsink"))?;
 
-        let shared = Arc::new(Shared::default());
-        if !selection.overlays.is_empty() {
-            probes::overlay(&source, selection.overlays.clone());
-        }
-        connect::connect(path, &parse, &pipeline, tail, selection, &shared);
+        connect::connect(media.path(), &parse, &pipeline, tail, selection, limits, &shared);
         if let Some(pad) = sink.static_pad("sink") {
             probes::accept_strides(&pad);
         }
-        let track = TrackPipeline { path: path.to_owned(), pipeline, bus, sink, shared, stall };
+        let track = TrackPipeline { media: media.clone(), pipeline, bus, sink, shared, limits };
         match track.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(track),
-            Err(_) => Err(track.failure().unwrap_or_else(|| failure::unsupported(path, "GStreamer cannot open it"))),
+            Err(_) => {
+                Err(track.failure().unwrap_or_else(|| failure::unsupported(media.path(), "GStreamer cannot open it")))
+            }
         }
     }
 
@@ -129,8 +128,8 @@ impl TrackPipeline {
     /// The next sample; `None` at the end.
     ///
     /// # Errors
-    /// `Broken` with GStreamer's error, `Cancelled` once `cancelled` says so, `Stalled` after the stall time without any
-    /// progress.
+    /// `Broken` with GStreamer's error, `Refused` for a file that is refused, `Cancelled` once `cancelled` says so,
+    /// `Stalled` after the stall time without any progress.
     pub(crate) fn pull(&self, cancelled: &dyn Fn() -> bool) -> Result<Option<gst::Sample>, Interruption> {
         let mut waited_from = Instant::now();
         let mut seen = self.shared.progress.load(Ordering::Relaxed);
@@ -138,20 +137,26 @@ impl TrackPipeline {
             if cancelled() {
                 return Err(Interruption::Cancelled);
             }
+            if let Some(error) = self.shared.refusal.get() {
+                return Err(Interruption::Refused(error));
+            }
             if let Some(sample) = self.sink.try_pull_sample(POLL) {
                 return Ok(Some(sample));
             }
-            if let Some(error) = self.failure() {
-                return Err(Interruption::Broken(error));
-            }
-            if self.sink.is_eos() {
-                return Ok(None);
+            let (failure, ended) = (self.failure(), self.sink.is_eos());
+            // What is refused may fail or end for that reason.
+            match (self.shared.refusal.get(), failure) {
+                (Some(error), _) => return Err(Interruption::Refused(error)),
+                (None, Some(error)) => return Err(Interruption::Broken(error)),
+                (None, None) if ended => return Ok(None),
+                (None, None) => {}
             }
             let progress = self.shared.progress.load(Ordering::Relaxed);
             if progress != seen {
                 (seen, waited_from) = (progress, Instant::now());
-            } else if waited_from.elapsed() > self.stall {
-                return Err(Interruption::Stalled(failure::stalled(&self.path, self.stall.as_secs_f64())));
+            } else if waited_from.elapsed() > self.limits.stall {
+                let stalled = failure::stalled(self.media.path(), self.limits.stall.as_secs_f64());
+                return Err(Interruption::Stalled(stalled));
             }
         }
     }
@@ -162,7 +167,7 @@ impl TrackPipeline {
         }
         let kinds = [gst::MessageType::Error, gst::MessageType::Element];
         while let Some(message) = self.bus.pop_filtered(&kinds) {
-            if let Some(error) = failure::from_bus(&self.path, &message) {
+            if let Some(error) = failure::from_bus(self.media.path(), &message) {
                 return Some(error);
             }
         }

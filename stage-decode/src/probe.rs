@@ -2,8 +2,8 @@
 //!
 //! [`mp4`] and [`matroska`] read only the index of their containers; [`scan`] runs any other file through GStreamer's
 //! demuxer and parsers. Counts and rates are those of ffmpeg's `ffprobe -count_frames`. In reading order: [`bytes`]
-//! (reads by position), [`examined`] (the result), [`mp4`], [`ebml`] and [`matroska`], [`mp3`] and [`ogg`] (what an
-//! encoder padded), [`scan`].
+//! (reads by position), [`examined`] (the result), [`reference`](mod@reference) (files that name media elsewhere), [`mp4`],
+//! [`ebml`] and [`matroska`], [`mp3`] and [`ogg`] (what an encoder padded), [`scan`].
 
 mod bytes;
 mod ebml;
@@ -12,61 +12,61 @@ mod matroska;
 mod mp3;
 mod mp4;
 mod ogg;
+mod reference;
 mod scan;
 
-use std::fs::File;
-use std::path::Path;
-use std::time::Duration;
-
-use protocol::error::JobError;
-use protocol::plan::MediaInfo;
+use protocol::stage::Stop;
 
 use crate::failure;
 use crate::identity;
+use crate::media_file::MediaFile;
 use crate::picture::Turn;
-use crate::pipeline::{Kind, Selection};
+use crate::pipeline::{Kind, Limits, Selection};
 use bytes::Bytes;
 pub(crate) use examined::{AudioTrack, Examined, Trim, VideoTrack};
 use examined::{blank, codec_name, samples, upright};
 
-/// Facts of a media file: exact counts, rates and identity, without decoding it (PROTOCOL.md, `MediaInfo`).
+/// Facts of a media file, exact counts, rates and identity (PROTOCOL.md, `MediaInfo`), and the tracks to decode.
 ///
 /// # Errors
-/// `media_not_found` if the file cannot be read, `unsupported_media` if it is empty, truncated or no media file.
-pub fn probe(path: &Path) -> Result<MediaInfo, JobError> {
-    examine(path, Duration::from_secs(30)).map(|e| e.info)
-}
-
-/// Facts as [`probe`] gives them, with the tracks to decode. `stall` is the longest time without progress in GStreamer.
-pub(crate) fn examine(path: &Path, stall: Duration) -> Result<Examined, JobError> {
+/// `media_not_found` if the file cannot be read; `unsupported_media` if it is empty, truncated, no media file, names media
+/// elsewhere or exceeds a limit; `Cancelled` once `cancelled` says so.
+pub(crate) fn examine(media: &MediaFile, limits: Limits, cancelled: &dyn Fn() -> bool) -> Result<Examined, Stop> {
+    let path = media.path();
     let unreadable = |e: std::io::Error| failure::unreadable(path, &e);
-    let file = File::open(path).map_err(unreadable)?;
-    let mut bytes = Bytes::new(&file).map_err(unreadable)?;
+    let mut bytes = Bytes::new(media.file(), cancelled).map_err(unreadable)?;
     if bytes.size() == 0 {
-        return Err(failure::unsupported(path, "the file is empty"));
+        return Err(failure::unsupported(path, "the file is empty").into());
     }
-    let content_id = identity::content_id(&file).map_err(unreadable)?;
+    let content_id = identity::content_id(media.file()).map_err(unreadable)?;
+    let mut start = vec![0; bytes.size().min(reference::HEAD_BYTES as u64) as usize];
+    bytes.read(0, &mut start).map_err(unreadable)?;
+    if let Some(what) = reference::kind(&start) {
+        return Err(failure::reference(path, what).into());
+    }
     let head = bytes.array::<12>(0).unwrap_or_default();
+    let unsupported = |what: &str| match cancelled() {
+        true => Stop::Cancelled,
+        false => failure::unsupported(path, what).into(),
+    };
     let mut examined = match &head[4..8] {
         b"ftyp" | b"moov" | b"mdat" | b"wide" | b"free" | b"skip" | b"pnot" => match mp4::Movie::read(&mut bytes) {
             Ok(Some(movie)) => from_movie(&movie, &head[4..] == b"ftypqt  "),
             Ok(None) => {
-                return Err(failure::unsupported(
-                    path,
-                    "the index (moov) is missing: the recording or download is truncated",
-                ));
+                return Err(unsupported("the index (moov) is missing: the recording or download is truncated"));
             }
-            Err(error) => return Err(failure::unsupported(path, &format!("the index (moov) is damaged: {error}"))),
+            Err(error) => return Err(unsupported(&format!("the index (moov) is not usable: {error}"))),
         },
         _ => match matroska::Segment::read(&mut bytes) {
             Ok(Some(segment)) => from_segment(&segment),
-            Ok(None) => scan::scan(path, &mut bytes, stall)?,
-            Err(error) => return Err(failure::unsupported(path, &format!("the Matroska header is damaged: {error}"))),
+            Ok(None) => scan::scan(media, &mut bytes, limits, cancelled)?,
+            Err(error) => return Err(unsupported(&format!("the Matroska header is not usable: {error}"))),
         },
     };
     if examined.video.is_none() && examined.audio.is_none() {
-        return Err(failure::unsupported(path, "it has no video or audio track"));
+        return Err(unsupported("it has no video or audio track"));
     }
+    limits.check(path, [examined.info.width, examined.info.height])?;
     examined.info.content_id = content_id;
     Ok(examined)
 }

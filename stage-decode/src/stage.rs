@@ -1,13 +1,15 @@
 //! Decode stage: from a [`DecodeRequest`] to frames and windows of audio.
 //!
 //! Two threads decode, one the video and one the audio, into one bounded queue; the calling thread empties it into the
-//! port. The first of the three to stop stops the others, and no thread outlives [`DecodeStage::process`].
+//! port. The first of the three to stop stops the others, and no thread outlives [`DecodeStage::process`]. Whatever looks
+//! into a file does so in a thread without a network.
 
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::DecodeRequest;
@@ -17,13 +19,18 @@ use protocol::stage::{Port, Stage, Stop};
 use crate::audio;
 use crate::batch::{FrameBatches, Windows};
 use crate::failure;
+use crate::media_file::MediaFile;
 use crate::media_path::MediaRoots;
+use crate::offline;
 use crate::picks::Picks;
-use crate::probe::{self, AudioTrack, VideoTrack};
+use crate::pipeline::Limits;
+use crate::probe::{self, AudioTrack, Examined, VideoTrack};
 use crate::video::{self, Frame};
 
 /// Interval at which a waiting stage checks whether the job was cancelled.
 const POLL: Duration = Duration::from_millis(50);
+/// Longest time of a probe: whoever asks for one on the bus waits for 30 s.
+const PROBE_TIME: Duration = Duration::from_secs(28);
 /// Capacity of the queue to the port; a frame has 0.4 MB, a window 1 MB.
 const QUEUED: usize = 8;
 
@@ -36,15 +43,21 @@ pub struct DecodeOptions {
     pub batch_frames: usize,
     /// Longest time that a decoder may make no progress.
     pub stall_timeout: Duration,
+    /// Longest time that a probe may take, in which whoever asks for one waits.
+    pub probe_time: Duration,
+    /// Largest number of pixels of a picture; larger ones are refused before they are decoded.
+    pub max_pixels: u64,
 }
 
 impl DecodeOptions {
-    /// Default options: 8 frames per message, 30 s without progress.
+    /// Default options: 8 frames per message, 30 s without progress, 28 s for a probe, pictures of up to 8192 x 4320.
     pub fn new<P: Into<PathBuf>>(media_roots: impl IntoIterator<Item = P>) -> Self {
         DecodeOptions {
             media_roots: media_roots.into_iter().map(Into::into).collect(),
             batch_frames: 8,
             stall_timeout: Duration::from_secs(30),
+            probe_time: PROBE_TIME,
+            max_pixels: 8192 * 4320,
         }
     }
 }
@@ -53,7 +66,8 @@ impl DecodeOptions {
 pub struct DecodeStage {
     roots: MediaRoots,
     batch_frames: usize,
-    stall: Duration,
+    probe_time: Duration,
+    limits: Limits,
 }
 
 impl DecodeStage {
@@ -64,7 +78,8 @@ impl DecodeStage {
     pub fn new(config: DecodeOptions) -> Result<Self, JobError> {
         crate::pipeline::init()?;
         let roots = MediaRoots::new(&config.media_roots)?;
-        Ok(DecodeStage { roots, batch_frames: config.batch_frames.max(1), stall: config.stall_timeout })
+        let limits = Limits { stall: config.stall_timeout, max_pixels: config.max_pixels };
+        Ok(DecodeStage { roots, batch_frames: config.batch_frames.max(1), probe_time: config.probe_time, limits })
     }
 
     /// Facts of a file below the media roots, without decoding it.
@@ -72,15 +87,39 @@ impl DecodeStage {
     /// # Errors
     /// `media_not_found`, `forbidden_path`, `unsupported_media`, and `bad_request` for text that names no file.
     pub fn probe(&self, video: &str) -> Result<MediaInfo, JobError> {
-        let examined = self.roots.resolve(video).and_then(|path| probe::examine(&path, self.stall));
-        examined.map(|e| e.info).map_err(|e| e.at(StageName::Decode))
+        let began = Instant::now();
+        let media = self.roots.open(video).map_err(|error| error.at(StageName::Decode))?;
+        let examined = self.examine(&media, &|| began.elapsed() > self.probe_time);
+        examined.map(|e| e.info).map_err(|stop| match stop {
+            Stop::Failed(error) => error.at(StageName::Decode),
+            _ => failure::endless(media.path(), self.probe_time.as_secs_f64()).at(StageName::Decode),
+        })
+    }
+
+    /// Examines a file in a thread of its own, until `cancelled` says that nobody waits for it.
+    fn examine(&self, media: &MediaFile, cancelled: &dyn Fn() -> bool) -> Result<Examined, Stop> {
+        let stopping = &AtomicBool::new(cancelled());
+        thread::scope(|scope| {
+            let (running, ended) = sync_channel::<()>(0);
+            let probe = move || {
+                // Dropped at the end, which wakes the thread that waits.
+                let _running = running;
+                probe::examine(media, self.limits, &|| stopping.load(Ordering::Relaxed))
+            };
+            let thread = offline::spawn(scope, "decode-probe", probe)?;
+            while ended.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
+                stopping.fetch_or(cancelled(), Ordering::Relaxed);
+            }
+            thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })
     }
 
     fn decode(&self, request: &DecodeRequest, port: &mut dyn Port) -> Result<(), Stop> {
-        let path = self.roots.resolve(&request.video)?;
-        let examined = probe::examine(&path, self.stall)?;
-        unchanged(&path, &request.plan.content_id, &examined.info)?;
-        let absent = |what: &str| failure::unsupported(&path, &format!("the plan has {what}, but the file has none"));
+        let media = self.roots.open(&request.video)?;
+        let examined = self.examine(&media, &|| port.cancelled())?;
+        let path = media.path();
+        unchanged(path, &request.plan.content_id, &examined.info)?;
+        let absent = |what: &str| failure::unsupported(path, &format!("the plan has {what}, but the file has none"));
         let video = match &request.plan.image {
             Some(image) if request.segment.frames > 0 => {
                 let (first, _) = frame_range(&examined.info, request.span);
@@ -94,7 +133,7 @@ impl DecodeStage {
             Some(_) if request.segment.windows > 0 => Some(examined.audio.as_ref().ok_or_else(|| absent("audio"))?),
             _ => None,
         };
-        let work = Work { path: &path, request, stall: self.stall, stopping: AtomicBool::new(false) };
+        let work = Work { media: &media, request, limits: self.limits, stopping: AtomicBool::new(false) };
         let work = &work;
         thread::scope(|scope| {
             let (events, queue) = sync_channel(QUEUED);
@@ -102,19 +141,18 @@ impl DecodeStage {
             if let Some((track, picks)) = video {
                 let events = events.clone();
                 let decode = move || work.report(&events, work.video(track, picks, &events));
-                threads.push(thread::Builder::new().name("decode-video".to_owned()).spawn_scoped(scope, decode));
+                threads.push(offline::spawn(scope, "decode-video", decode));
             }
             if let Some(track) = audio {
                 let events = events.clone();
                 let decode = move || work.report(&events, work.audio(track, &events));
-                threads.push(thread::Builder::new().name("decode-audio".to_owned()).spawn_scoped(scope, decode));
+                threads.push(offline::spawn(scope, "decode-audio", decode));
             }
             drop(events);
             let outcome = forward(request, self.batch_frames, queue, port);
             work.stopping.store(true, Ordering::Relaxed);
             for thread in threads {
-                let thread = thread.map_err(|e| internal(&format!("cannot start a decoding thread: {e}")))?;
-                thread.join().map_err(|_| internal("a decoding thread panicked. This is a bug."))?;
+                thread?.join().map_err(|_| internal("a decoding thread panicked. This is a bug."))?;
             }
             outcome
         })
@@ -137,8 +175,8 @@ impl Stage for DecodeStage {
     }
 }
 
-fn internal(what: &str) -> Stop {
-    JobError::new(ErrorKind::Internal, what).into()
+fn internal(what: &str) -> JobError {
+    JobError::new(ErrorKind::Internal, what)
 }
 
 /// `media_not_found` for a file that was replaced after it was planned: it has other frames than the plan.
@@ -170,9 +208,9 @@ enum Event {
 
 /// Job as both decoding threads see it.
 struct Work<'a> {
-    path: &'a Path,
+    media: &'a MediaFile,
     request: &'a DecodeRequest,
-    stall: Duration,
+    limits: Limits,
     /// Set once the calling thread has stopped.
     stopping: AtomicBool,
 }
@@ -188,13 +226,13 @@ impl Work<'_> {
     fn video(&self, track: &VideoTrack, picks: Picks, events: &SyncSender<Event>) -> Result<(), Stop> {
         let cancelled = || self.stopping.load(Ordering::Relaxed);
         let mut deliver = |frame| send(events, Event::Frame(frame));
-        video::decode(self.path, track, picks, self.stall, &cancelled, &mut deliver)?;
+        video::decode(self.media, track, picks, self.limits, &cancelled, &mut deliver)?;
         send(events, Event::FramesDone)
     }
 
     fn audio(&self, track: &AudioTrack, events: &SyncSender<Event>) -> Result<(), Stop> {
         let cancelled = || self.stopping.load(Ordering::Relaxed);
-        let spool = audio::decode(self.path, track, self.stall, &cancelled)?;
+        let spool = audio::decode(self.media, track, self.limits, &cancelled)?;
         let unreadable = |e: std::io::Error| audio::spool_failed(&e);
         let (start, end) = sample_range(spool.len(), self.request.span);
         let planned = self.request.plan.audio.as_ref().map_or(0, |a| a.windows);

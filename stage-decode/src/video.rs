@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use gst::prelude::*;
 use gst_video::{VideoColorMatrix, VideoColorRange, VideoColorimetry};
@@ -15,9 +14,10 @@ use protocol::stage::Stop;
 
 use crate::color::{self, Conversion, Converter};
 use crate::failure;
+use crate::media_file::MediaFile;
 use crate::picks::{Passed, PickFilter, Picks};
 use crate::picture::Picture;
-use crate::pipeline::{self, Interruption, TrackPipeline, lock};
+use crate::pipeline::{self, Interruption, Limits, TrackPipeline, lock};
 use crate::probe::VideoTrack;
 use crate::resize::Resizer;
 
@@ -36,19 +36,20 @@ pub(crate) struct Frame {
 /// # Errors
 /// GStreamer's error before the first frame, that of `deliver`, and `Cancelled`.
 pub(crate) fn decode(
-    path: &Path,
+    media: &MediaFile,
     track: &VideoTrack,
     picks: Picks,
-    stall: Duration,
+    limits: Limits,
     cancelled: &dyn Fn() -> bool,
     deliver: &mut dyn FnMut(Frame) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
     pipeline::init()?;
+    let path = media.path();
     let convert = pipeline::element("videoconvert")?;
     let pad = convert.static_pad("sink").ok_or_else(|| failure::no_element("videoconvert"))?;
     filter_buffers(&pad, PickFilter::new(track.timeline.clone(), picks));
     let caps = gst_video::VideoCapsBuilder::new().format_list(color::FORMATS).build();
-    let pipeline = TrackPipeline::start(path, track.selection.clone(), &convert, &caps, stall)?;
+    let pipeline = TrackPipeline::start(media, track.selection.clone(), &convert, &caps, limits)?;
 
     let mut builder = FrameBuilder::default();
     let mut before: Option<Decoded> = None;

@@ -88,6 +88,7 @@ impl Config {
             self.compute.media_products == MediaProducts::Dense || !on_gpu || self.compute.dtype == Precision::Bf16;
         need(fp8, "compute.media_products = \"fp8\" on a GPU needs compute.dtype = \"bf16\"")?;
         need(self.decode.batch_frames >= 1, "decode.batch_frames is at least 1")?;
+        need(self.decode.max_pixels >= 1, "decode.max_pixels is at least 1")?;
         need(self.vision.batch >= 1, "vision.batch is at least 1")?;
         need(self.llm.chunk_rows >= 1, "llm.chunk_rows is at least 1")?;
         need(!self.llm.end_tokens.is_empty(), "llm.end_tokens names at least one token")

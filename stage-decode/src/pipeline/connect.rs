@@ -1,6 +1,6 @@
 //! Choice of a decoder for the track that parsebin finds, and its link.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -8,8 +8,9 @@ use gst::prelude::*;
 use gstreamer as gst;
 use protocol::error::JobError;
 
+use super::limits::Limits;
 use super::probes;
-use super::selection::Selection;
+use super::selection::{Kind, Selection};
 use super::shared::{Shared, lock};
 use crate::failure;
 
@@ -26,6 +27,49 @@ const PREFERRED: [(&str, &[&str]); 9] = [
     ("audio/x-eac3", &["avdec_eac3"]),
 ];
 
+/// Decoders that may be plugged besides ffmpeg's, whose names start with [`FFMPEG`]. None of them reads anything but its
+/// input.
+const DECODERS: [&str; 25] = [
+    "a52dec",
+    "adpcmdec",
+    "alawdec",
+    "amrnbdec",
+    "amrwbdec",
+    "av1dec",
+    "dav1ddec",
+    "dtsdec",
+    "dvdec",
+    "faad",
+    "flacdec",
+    "gsmdec",
+    "jpegdec",
+    "libde265dec",
+    "mpg123audiodec",
+    "mulawdec",
+    "openh264dec",
+    "opusdec",
+    "sbcdec",
+    "speexdec",
+    "theoradec",
+    "vorbisdec",
+    "vp8dec",
+    "vp9dec",
+    "wavpackdec",
+];
+/// Start of the names of ffmpeg's decoders.
+const FFMPEG: &str = "avdec_";
+
+/// Rest of a pipeline, to which the selected track is linked.
+#[derive(Clone)]
+struct Rest {
+    path: PathBuf,
+    // Strong references from a probe to the pipeline that owns it would never be freed.
+    pipeline: gst::glib::WeakRef<gst::Pipeline>,
+    tail: gst::glib::WeakRef<gst::Element>,
+    limits: Limits,
+    shared: Arc<Shared>,
+}
+
 /// Links the selected track to its decoder once parsebin has found it.
 pub(super) fn connect(
     path: &Path,
@@ -33,73 +77,82 @@ pub(super) fn connect(
     pipeline: &gst::Pipeline,
     tail: &gst::Element,
     selection: Selection,
+    limits: Limits,
     shared: &Arc<Shared>,
 ) {
-    let (path, kind) = (path.to_owned(), selection.kind);
-    let (pipeline, tail) = (pipeline.downgrade(), tail.downgrade());
-    let report = {
-        let (pipeline, shared) = (pipeline.clone(), shared.clone());
-        move |error: JobError| {
-            lock(&shared.failure).get_or_insert(error);
-            // Wakes the thread that waits for a sample.
-            if let Some(pipeline) = pipeline.upgrade() {
-                let _ = pipeline.post_message(gst::message::Application::new(gst::Structure::new_empty("failed")));
-            }
-        }
-    };
-    let shared = shared.clone();
-    let missing = {
-        let (shared, path, report) = (shared.clone(), path.clone(), report.clone());
-        move || {
-            if !shared.found.load(Ordering::Relaxed) {
-                report(failure::unsupported(&path, &format!("no readable {} track", kind.noun())));
-            }
-        }
-    };
+    // What a decoder puts out may be larger than what its input said.
+    if let (Kind::Video, Some(pad)) = (selection.kind, tail.static_pad("sink")) {
+        probes::limit_pixels(&pad, path, limits, shared);
+    }
+    let (path, shared) = (path.to_owned(), shared.clone());
+    let rest = Rest { path, pipeline: pipeline.downgrade(), tail: tail.downgrade(), limits, shared };
     parse.connect_pad_added(move |_, pad| {
-        let Some(whole) = pipeline.upgrade() else { return };
+        let Some(whole) = rest.pipeline.upgrade() else { return };
         let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
         let Some(name) = caps.structure(0).map(|s| s.name().to_string()) else { return };
         // A pad without a name yet is taken: only demuxers have several pads, and they name theirs at once.
         let other = matches!((&selection.track, track_name(pad)), (Some(wanted), Some(name)) if *wanted != name);
-        if !selection.kind.takes(&name) || other || shared.found.swap(true, Ordering::Relaxed) {
-            let missing = missing.clone();
-            pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-                if matches!(&info.data, Some(gst::PadProbeData::Event(e)) if e.type_() == gst::EventType::Eos) {
-                    missing();
-                }
-                gst::PadProbeReturn::Ok
-            });
-            return discard(&whole, pad);
+        if selection.kind.takes(&name) && !other && !rest.shared.found.swap(true, Ordering::Relaxed) {
+            return rest.take(pad, &selection);
+        }
+        let (rest, kind) = (rest.clone(), selection.kind);
+        pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+            let ended = matches!(&info.data, Some(gst::PadProbeData::Event(e)) if e.type_() == gst::EventType::Eos);
+            if ended && !rest.shared.found.load(Ordering::Relaxed) {
+                rest.fail(failure::unsupported(&rest.path, &format!("no readable {} track", kind.noun())));
+            }
+            gst::PadProbeReturn::Ok
+        });
+        discard(&whole, pad);
+    });
+}
+
+impl Rest {
+    /// Reports a failure to the thread that waits for a sample.
+    fn fail(&self, error: JobError) {
+        lock(&self.shared.failure).get_or_insert(error);
+        // Wakes it.
+        if let Some(pipeline) = self.pipeline.upgrade() {
+            let _ = pipeline.post_message(gst::message::Application::new(gst::Structure::new_empty("failed")));
+        }
+    }
+
+    /// Links the pad of the selected track, once its format is known.
+    fn take(&self, pad: &gst::Pad, selection: &Selection) {
+        if selection.kind == Kind::Video {
+            probes::limit_pixels(pad, &self.path, self.limits, &self.shared);
         }
         if selection.unmarked {
             probes::remove_clipping_marks(pad);
         }
         probes::open_segments(pad);
-        probes::count_progress(pad, &shared);
-        let (path, shared, report) = (path.clone(), shared.clone(), report.clone());
-        // A strong reference from the probe to the pipeline that owns it would never be freed.
-        let (pipeline, tail) = (pipeline.clone(), tail.clone());
-        let attach_once = move |pad: &gst::Pad, caps: &gst::CapsRef| {
-            let (Some(pipeline), Some(tail)) = (pipeline.upgrade(), tail.upgrade()) else { return };
-            *lock(&shared.parsed) = Some(caps.to_owned());
-            if let Err(error) = attach(&path, &pipeline, pad, caps, &tail) {
-                report(error);
-            }
-        };
-        match pad.current_caps() {
-            Some(caps) => attach_once(pad, &caps),
-            // Some parsers know their format only from the first frame on.
-            None => {
-                pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
-                    let Some(gst::PadProbeData::Event(event)) = &info.data else { return gst::PadProbeReturn::Ok };
-                    let gst::EventView::Caps(caps) = event.view() else { return gst::PadProbeReturn::Ok };
-                    attach_once(pad, caps.caps());
-                    gst::PadProbeReturn::Remove
-                });
-            }
+        probes::count_progress(pad, &self.shared);
+        if let Some(caps) = pad.current_caps() {
+            return self.link(pad, &caps);
         }
-    });
+        // Some parsers know their format only from the first frame on.
+        let rest = self.clone();
+        pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
+            let Some(gst::PadProbeData::Event(event)) = &info.data else { return gst::PadProbeReturn::Ok };
+            let gst::EventView::Caps(caps) = event.view() else { return gst::PadProbeReturn::Ok };
+            rest.link(pad, caps.caps());
+            gst::PadProbeReturn::Remove
+        });
+    }
+
+    /// Links a pad with these caps through a decoder.
+    fn link(&self, pad: &gst::Pad, caps: &gst::CapsRef) {
+        let (Some(pipeline), Some(tail)) = (self.pipeline.upgrade(), self.tail.upgrade()) else { return };
+        *lock(&self.shared.parsed) = Some(caps.to_owned());
+        // The pad may have had these caps before it was watched.
+        let size = probes::picture_size(caps);
+        if let Some(Err(error)) = size.map(|size| self.limits.check(&self.path, size)) {
+            return self.shared.refusal.set(error);
+        }
+        if let Err(error) = attach(&self.path, &pipeline, pad, caps, &tail) {
+            self.fail(error);
+        }
+    }
 }
 
 /// Name that the demuxer gives the track of a pad: the last part of its stream id.
@@ -145,7 +198,7 @@ fn attach(
     pad.link(&target).map(|_| ()).map_err(|_| refused())
 }
 
-/// A decoder for parsed caps: a preferred one, else the software decoder of the highest rank.
+/// A decoder for parsed caps: a preferred one, else the listed one of the highest rank. None of them runs on a GPU.
 fn decoder_for(caps: &gst::CapsRef) -> Option<gst::Element> {
     let structure = caps.structure(0)?;
     let name = structure.name().as_str();
@@ -162,7 +215,7 @@ fn decoder_for(caps: &gst::CapsRef) -> Option<gst::Element> {
         let mut factories: Vec<_> = gst::ElementFactory::factories_with_type(kind, gst::Rank::MARGINAL)
             .into_iter()
             .filter(fits)
-            .filter(|f| !f.metadata("klass").is_some_and(|k| k.contains("Hardware")))
+            .filter(|f| f.name().starts_with(FFMPEG) || DECODERS.contains(&f.name().as_str()))
             .collect();
         factories.sort_by_key(|f| std::cmp::Reverse(f.rank()));
         factories.iter().find_map(|f| f.create().build().ok())

@@ -1,5 +1,6 @@
 //! Pad probes that watch and change the flow between elements.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -8,29 +9,54 @@ use gstreamer as gst;
 use gstreamer_audio as gst_audio;
 use gstreamer_video as gst_video;
 
-use super::selection::Overlay;
+use super::limits::Limits;
 use super::shared::Shared;
 
-/// Replaces bytes of the file by the overlays' on their way to the demuxer.
-pub(super) fn overlay(source: &gst::Element, overlays: Vec<Overlay>) {
-    let Some(pad) = source.static_pad("src") else { return };
-    let mask = gst::PadProbeType::BUFFER | gst::PadProbeType::PULL | gst::PadProbeType::PUSH;
-    pad.add_probe(mask, move |_, info| {
-        let Some(buffer) = info.buffer_mut() else { return gst::PadProbeReturn::Ok };
-        let start = buffer.offset();
-        let end = start.saturating_add(buffer.size() as u64);
-        let touches = |o: &&Overlay| o.at < end && o.at + o.bytes.len() as u64 > start;
-        if !overlays.iter().any(|o| touches(&o)) {
-            return gst::PadProbeReturn::Ok;
-        }
-        if let Ok(mut map) = buffer.make_mut().map_writable() {
-            for (at, byte) in overlays.iter().filter(touches).flat_map(|o| (o.at..).zip(&o.bytes)) {
-                let place = at.checked_sub(start).and_then(|p| map.get_mut(p as usize));
-                place.into_iter().for_each(|place| *place = *byte);
+/// Refuses a file whose pictures exceed the limit, before anything behind the pad gets one.
+pub(super) fn limit_pixels(pad: &gst::Pad, path: &Path, limits: Limits, shared: &Arc<Shared>) {
+    let (path, shared) = (path.to_owned(), shared.clone());
+    let mask = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+    pad.add_probe(mask, move |pad, info| {
+        let size = match &info.data {
+            // Once it is refused nothing passes any more.
+            Some(gst::PadProbeData::Buffer(_)) if shared.refusal.get().is_some() => {
+                return gst::PadProbeReturn::Handled;
             }
+            Some(gst::PadProbeData::Buffer(buffer)) => vp8_size(pad, buffer),
+            Some(gst::PadProbeData::Event(event)) => match event.view() {
+                gst::EventView::Caps(caps) => picture_size(caps.caps()),
+                _ => None,
+            },
+            _ => None,
+        };
+        match size.map(|size| limits.check(&path, size)) {
+            Some(Err(error)) => {
+                shared.refusal.set(error);
+                gst::PadProbeReturn::Handled
+            }
+            _ => gst::PadProbeReturn::Ok,
         }
-        gst::PadProbeReturn::Ok
     });
+}
+
+/// Width and height that caps give.
+pub(super) fn picture_size(caps: &gst::CapsRef) -> Option<[u32; 2]> {
+    let structure = caps.structure(0)?;
+    let side = |name: &str| u32::try_from(structure.get::<i32>(name).ok()?).ok();
+    Some([side("width")?, side("height")?])
+}
+
+/// Width and height in the header of a VP8 keyframe (RFC 6386, 9.1): no parser reads it before the decoder does.
+fn vp8_size(pad: &gst::Pad, buffer: &gst::Buffer) -> Option<[u32; 2]> {
+    let caps = pad.current_caps()?;
+    if caps.structure(0)?.name() != "video/x-vp8" {
+        return None;
+    }
+    let mut header = [0; 10];
+    buffer.copy_to_slice(0, &mut header).ok()?;
+    let [tag, _, _, 0x9d, 0x01, 0x2a, width, width_high, height, height_high] = header else { return None };
+    let side = |low, high| u32::from(u16::from_le_bytes([low, high]) & 0x3fff);
+    (tag & 1 == 0).then(|| [side(width, width_high), side(height, height_high)])
 }
 
 /// Counts the buffers that pass a pad as progress.

@@ -43,3 +43,10 @@ pub(crate) struct Overlay {
     pub(crate) at: u64,
     pub(crate) bytes: Vec<u8>,
 }
+
+impl Overlay {
+    /// Position behind its last byte.
+    pub(crate) fn end(&self) -> u64 {
+        self.at.saturating_add(self.bytes.len() as u64)
+    }
+}

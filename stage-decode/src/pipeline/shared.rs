@@ -1,7 +1,7 @@
 //! State that a pipeline's own threads write and the calling thread reads.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gstreamer as gst;
 use protocol::error::JobError;
@@ -9,6 +9,8 @@ use protocol::error::JobError;
 /// State shared with GStreamer's threads.
 #[derive(Default)]
 pub(super) struct Shared {
+    /// Refusal of the file, whatever was decoded of it before.
+    pub(super) refusal: Refusal,
     /// First failure that a thread reported.
     pub(super) failure: Mutex<Option<JobError>>,
     /// Number of buffers that passed anywhere in the pipeline; it stops growing when the pipeline stalls.
@@ -17,6 +19,22 @@ pub(super) struct Shared {
     pub(super) found: AtomicBool,
     /// Caps of the selected track in front of its decoder.
     pub(super) parsed: Mutex<Option<gst::Caps>>,
+}
+
+/// Reason why a file is refused, once there is one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Refusal(Arc<Mutex<Option<JobError>>>);
+
+impl Refusal {
+    /// Sets the reason, unless there is one already.
+    pub(crate) fn set(&self, error: JobError) {
+        lock(&self.0).get_or_insert(error);
+    }
+
+    /// The reason, if there is one.
+    pub(crate) fn get(&self) -> Option<JobError> {
+        lock(&self.0).clone()
+    }
 }
 
 /// A lock that a panic of another holder does not spoil.

@@ -8,10 +8,7 @@ use std::ops::Range;
 
 use super::bytes::Bytes;
 use super::ebml::{children, element, float, number, signed, text, unsigned};
-use crate::timeline::Timeline;
-
-/// Limit on the elements of a file; an hour of video and audio has half a million.
-const MAX_ELEMENTS: u64 = 1 << 27;
+use crate::timeline::{MAX_LISTED, Timeline};
 
 /// Type of a video track (RFC 9559, TrackType).
 pub(crate) const VIDEO: u64 = 1;
@@ -98,9 +95,9 @@ impl Segment {
             }
         }
         let mut numbers = HashMap::new();
-        let (mut at, mut cluster_time, mut elements) = (head.body.end, 0i64, 0u64);
-        while at < bytes.size() && elements < MAX_ELEMENTS {
-            elements += 1;
+        let (mut at, mut cluster_time) = (head.body.end, 0i64);
+        while at < bytes.size() {
+            bytes.spend(1)?;
             let Ok(found) = element(bytes, at, bytes.size()) else { break };
             at = match found.id {
                 // Their children are read by this same loop, so that those of unknown size need no end.
@@ -187,14 +184,15 @@ impl Segment {
         let Ok((number, length)) = number(bytes, body.start, false) else { return };
         let Some(track) = numbers.get(&number).and_then(|&i| self.tracks.get_mut(i)) else { return };
         let Ok([high, low, _flags, first]) = bytes.array::<4>(body.start + length) else { return };
-        let time = cluster_time + i64::from(i16::from_be_bytes([high, low]));
+        let time = cluster_time.saturating_add(i16::from_be_bytes([high, low]).into());
         let (start, end) = track.span.unwrap_or((time, time));
         track.span = Some((start.min(time), end.max(time)));
         track.discard_ns = discard_ns.max(0) as u64;
         // VP8 has blocks of pictures that are never shown, only referred to (RFC 6386, 9.1: show_frame).
         if track.codec != "V_VP8" || (first >> 4) & 1 == 1 {
             track.blocks += 1;
-            if track.kind == VIDEO {
+            // One beyond the limit tells the timeline that there are more.
+            if track.kind == VIDEO && track.times.len() <= MAX_LISTED {
                 track.times.push(time);
             }
         }
@@ -221,7 +219,8 @@ impl Segment {
 
     fn track_end_s(&self, track: &Track) -> f64 {
         let Some((start, end)) = track.span else { return 0.0 };
-        let guess = (end - start) as f64 / track.blocks.saturating_sub(1).max(1) as f64 * self.scale_ns as f64;
+        let guess =
+            end.saturating_sub(start) as f64 / track.blocks.saturating_sub(1).max(1) as f64 * self.scale_ns as f64;
         let last = if track.frame_ns > 0 { track.frame_ns as f64 } else { guess };
         (end as f64 * self.scale_ns as f64 + last) / 1e9
     }
@@ -233,7 +232,7 @@ impl Segment {
         }
         match track.span {
             Some((start, end)) if end > start => {
-                (track.blocks - 1) as f64 * 1e9 / ((end - start) as f64 * self.scale_ns as f64)
+                (track.blocks - 1) as f64 * 1e9 / (end.saturating_sub(start) as f64 * self.scale_ns as f64)
             }
             _ => 0.0,
         }
@@ -242,6 +241,6 @@ impl Segment {
     /// Estimated seconds of audio in the blocks.
     pub(crate) fn audio_s(&self, track: &Track) -> f64 {
         let start = track.span.map_or(0, |s| s.0) as f64 * self.scale_ns as f64 / 1e9;
-        (self.track_end_s(track) - start - (track.discard_ns + track.delay_ns) as f64 / 1e9).max(0.0)
+        (self.track_end_s(track) - start - track.discard_ns.saturating_add(track.delay_ns) as f64 / 1e9).max(0.0)
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! Format: ISO/IEC 14496-12. Which samples count as shown follows ffmpeg's demuxer (`libavformat/mov.c`,
 //! `mov_fix_index`): video samples whose composition time lies in an edit; audio from the start of the edit to the end
-//! of the packet in which it ends. In reading order: `boxes` (the parts of a file), `track` (one track's tables), and
-//! this file, the whole index.
+//! of the packet in which it ends. In reading order: `boxes` (the parts of a file), `spans` (times that are shown),
+//! `track` (one track's tables), and this file, the whole index.
 
 mod boxes;
+mod spans;
 mod track;
 
 use std::io;
@@ -47,9 +48,12 @@ impl Movie {
                 b"trak" => {
                     let mut track = Track::named_at(found.name_at);
                     track.descend(bytes, found.body.clone(), 0)?;
-                    if track.totals().0 > MAX_SAMPLES {
+                    let samples = track.single_samples();
+                    if samples > MAX_SAMPLES {
                         return Err(bad("a track has more than 33,554,432 samples"));
                     }
+                    // Tables say this many in a few bytes, and each of them is looked at later.
+                    bytes.spend(samples)?;
                     if top.iter().any(|b| b.cut) {
                         track.keep_present(bytes)?;
                     }
@@ -108,11 +112,11 @@ impl Movie {
         let free = |at| Overlay { at, bytes: b"free".to_vec() };
         let others = self.tracks.iter().filter(|t| t.id != wanted.id).map(|t| free(t.box_at));
         let edits = self.tracks.iter().filter_map(|t| t.edits_at).map(free);
-        let last = wanted.spans().map(|span| span.end).max().unwrap_or(0).max(0) as u64;
+        let last = wanted.end();
         let scaled = u128::from(last) * u128::from(self.timescale) / u128::from(wanted.timescale.max(1));
         let lengths = [
-            (self.length_field, self.duration.max(scaled as u64 + u64::from(self.timescale))),
-            (wanted.length_field, last + u64::from(wanted.timescale)),
+            (self.length_field, self.duration.max((scaled as u64).saturating_add(self.timescale.into()))),
+            (wanted.length_field, last.saturating_add(wanted.timescale.into())),
         ];
         // The headers of a fragmented file have no duration to stop at.
         let lengths = lengths.into_iter().filter(|_| !self.fragmented).filter_map(|(field, ticks)| {

@@ -1,22 +1,22 @@
 //! Scan of any other container: GStreamer demuxes and parses the whole file, and the packets of each track are counted.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use gst::prelude::*;
 use gstreamer as gst;
 use gstreamer_audio as gst_audio;
-use protocol::error::JobError;
+use protocol::stage::Stop;
 
 use super::bytes::Bytes;
 use super::examined::{AudioTrack, Examined, Trim, VideoTrack, blank, codec_name, samples, upright};
 use super::{mp3, ogg};
 use crate::failure;
+use crate::media_file::MediaFile;
 use crate::picture::Turn;
-use crate::pipeline::{self, Kind, Selection, lock};
-use crate::timeline::Timeline;
+use crate::pipeline::{self, Kind, Limits, MediaSource, Refusal, Selection, lock};
+use crate::timeline::{MAX_LISTED, Timeline};
 
 /// Counts of one parsed pad.
 #[derive(Default)]
@@ -72,18 +72,23 @@ impl Drop for Running {
 }
 
 /// Facts and tracks of a file, from a count of the packets of every track.
-pub(super) fn scan(path: &Path, bytes: &mut Bytes<'_>, stall: Duration) -> Result<Examined, JobError> {
+pub(super) fn scan(
+    media: &MediaFile,
+    bytes: &mut Bytes<'_>,
+    limits: Limits,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Examined, Stop> {
     pipeline::init()?;
-    let pipeline = Running(gst::Pipeline::new());
-    let source = pipeline::element("filesrc")?;
-    source.set_property("location", path);
-    let parse = pipeline::element("parsebin")?;
-    let built = pipeline.0.add_many([&source, &parse]).and_then(|()| source.link(&parse));
+    let running = Running(gst::Pipeline::new());
+    let refusal = Refusal::default();
+    let source = MediaSource::new(media, Vec::new());
+    let parse = pipeline::parser(media, &refusal)?;
+    let built = running.0.add_many([source.upcast_ref(), &parse]).and_then(|()| source.link(&parse));
     built.map_err(|_| failure::no_element("parsebin"))?;
     let tracks = Tracks::default();
     let progress = Arc::new(AtomicU64::new(0));
     parse.connect_pad_added({
-        let (pipeline, tracks, progress) = (pipeline.0.downgrade(), tracks.clone(), progress.clone());
+        let (pipeline, tracks, progress) = (running.0.downgrade(), tracks.clone(), progress.clone());
         move |_, pad| {
             let Some(whole) = pipeline.upgrade() else { return };
             let counted = Arc::new(Mutex::new(Counted::default()));
@@ -93,28 +98,36 @@ pub(super) fn scan(path: &Path, bytes: &mut Bytes<'_>, stall: Duration) -> Resul
             pipeline::discard(&whole, pad);
         }
     });
-    let container = run(path, &pipeline.0, &progress, stall)?;
-    let duration = pipeline.0.query_duration::<gst::ClockTime>().map_or(0.0, |d| d.nseconds() as f64 / 1e9);
-    drop(pipeline);
+    let ended = run(media, &running.0, &progress, limits, &|| cancelled() || refusal.get().is_some());
+    if let Some(error) = refusal.get() {
+        return Err(error.into());
+    }
+    let container = ended?;
+    let duration = running.0.query_duration::<gst::ClockTime>().map_or(0.0, |d| d.nseconds() as f64 / 1e9);
+    drop(running);
     let tracks: Vec<_> = lock(&tracks).drain(..).collect();
     Ok(sum_up(bytes, &tracks, duration, container))
 }
 
 /// Runs the pipeline to its end; returns the container's name, which the demuxer gives in a tag.
 fn run(
-    path: &Path,
+    media: &MediaFile,
     pipeline: &gst::Pipeline,
     progress: &AtomicU64,
-    stall: Duration,
-) -> Result<Option<String>, JobError> {
+    limits: Limits,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Option<String>, Stop> {
     let bus = pipeline.bus().ok_or_else(|| failure::no_element("bus"))?;
     let mut container = None;
     let started = pipeline.set_state(gst::State::Playing);
     let (mut seen, mut since) = (0, Instant::now());
     loop {
+        if cancelled() {
+            return Err(Stop::Cancelled);
+        }
         if let Some(message) = bus.timed_pop(gst::ClockTime::from_mseconds(50)) {
-            if let Some(error) = failure::from_bus(path, &message) {
-                return Err(error);
+            if let Some(error) = failure::from_bus(media.path(), &message) {
+                return Err(error.into());
             }
             match message.view() {
                 gst::MessageView::Eos(_) => return Ok(container),
@@ -127,13 +140,13 @@ fn run(
             continue;
         }
         if started.is_err() {
-            return Err(failure::unsupported(path, "GStreamer cannot open it"));
+            return Err(failure::unsupported(media.path(), "GStreamer cannot open it").into());
         }
         let now = progress.load(Ordering::Relaxed);
         if now != seen {
             (seen, since) = (now, Instant::now());
-        } else if since.elapsed() > stall {
-            return Err(failure::stalled(path, stall.as_secs_f64()));
+        } else if since.elapsed() > limits.stall {
+            return Err(failure::stalled(media.path(), limits.stall.as_secs_f64()).into());
         }
     }
 }
@@ -152,7 +165,9 @@ fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, progress: Arc<AtomicU64>)
                 }
                 counted.buffers += 1;
                 counted.bytes += buffer.size() as u64;
-                if counted.caps_name().is_some_and(|name| Kind::Video.takes(name)) {
+                // One beyond the limit tells the timeline that there are more.
+                let listed = counted.times.len() <= MAX_LISTED;
+                if listed && counted.caps_name().is_some_and(|name| Kind::Video.takes(name)) {
                     counted.times.push(buffer.pts());
                 }
                 if let Some(start) = buffer.pts().map(|t| t.nseconds()) {

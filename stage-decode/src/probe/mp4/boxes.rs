@@ -46,6 +46,7 @@ pub(super) fn boxes(bytes: &mut Bytes<'_>, range: Range<u64>) -> io::Result<Vec<
         }
         let told = at.saturating_add(size);
         let end = told.min(range.end);
+        bytes.spend(1)?;
         found.push(Found { name, name_at: at + 4, body: at + header..end, cut: told > range.end });
         if found.len() as u64 > MAX_BOXES {
             return Err(bad("more than 4,194,304 boxes in one"));
@@ -73,5 +74,6 @@ pub(super) fn table<const N: usize>(bytes: &mut Bytes<'_>, body: &Range<u64>) ->
     if body.start + 8 + count * N as u64 > body.end {
         return Err(bad("a table is truncated"));
     }
+    bytes.spend(count)?;
     (0..count).map(|i| bytes.array(body.start + 8 + i * N as u64)).collect()
 }

@@ -4,12 +4,13 @@ use std::io;
 use std::ops::Range;
 
 use super::boxes::{LengthField, bad, boxes, clock, table};
+use super::spans::Spans;
 use crate::probe::bytes::Bytes;
 use crate::timeline::{MAX_LISTED, Timeline};
 
 /// Limit on the nesting of boxes in a track.
 const MAX_DEPTH: u32 = 8;
-/// Limit on the samples of a track: ten days of audio in frames of 1024 samples at 48 kHz.
+/// Limit on the samples of a track that are looked at one by one: six days of video at 60 pictures per second.
 pub(super) const MAX_SAMPLES: u64 = 1 << 25;
 
 /// A track's index; tables are kept only as far as they are needed.
@@ -173,21 +174,31 @@ impl Track {
             .peekable();
         let (mut present, mut in_chunk) = (0, 0);
         'chunks: for chunk in 0..chunks {
+            bytes.spend(1)?;
             while let Some((_, count)) = runs.next_if(|(first, _)| u64::from(*first) <= chunk + 1) {
                 in_chunk = count;
             }
             let place = self.chunks.start + 8 + chunk * self.chunk_width;
             let mut at = if self.chunk_width == 8 { bytes.u64(place)? } else { bytes.u32(place)?.into() };
-            for _ in 0..in_chunk {
-                if present == samples {
+            let wanted = u64::from(in_chunk).min(samples - present);
+            if uniform > 0 {
+                let there = (bytes.size().saturating_sub(at) / u64::from(uniform)).min(wanted);
+                present += there;
+                if there < wanted {
                     break 'chunks;
                 }
-                let size = if uniform == 0 { bytes.u32(self.sizes.start + 12 + present * 4)? } else { uniform };
-                at = at.saturating_add(size.into());
+                continue;
+            }
+            for _ in 0..wanted {
+                bytes.spend(1)?;
+                at = at.saturating_add(bytes.u32(self.sizes.start + 12 + present * 4)?.into());
                 if at > bytes.size() {
                     break 'chunks;
                 }
                 present += 1;
+            }
+            if present == samples {
+                break;
             }
         }
         for (count, _) in &mut self.durations {
@@ -211,6 +222,7 @@ impl Track {
         if self.fragment_samples > MAX_SAMPLES {
             return Err(bad("a track has more than 33,554,432 samples"));
         }
+        bytes.spend(count)?;
         let usual = duration.unwrap_or(self.default_duration);
         for row in (0..count).map(|i| first + i * width) {
             let ticks = if flags & 0x100 == 0 { usual } else { bytes.u32(row)? };
@@ -233,9 +245,9 @@ impl Track {
     /// Samples and ticks of index and fragments together.
     pub(super) fn totals(&self) -> (u64, u64) {
         let indexed = self.durations.iter().fold((0, 0), |(n, ticks), &(count, duration)| {
-            (n + u64::from(count), ticks + u64::from(count) * u64::from(duration))
+            (n + u64::from(count), u64::saturating_add(ticks, u64::from(count) * u64::from(duration)))
         });
-        (indexed.0 + self.fragment_samples, indexed.1 + self.fragment_ticks)
+        (indexed.0 + self.fragment_samples, indexed.1.saturating_add(self.fragment_ticks))
     }
 
     /// Samples per second over the whole index, as ffmpeg's `avg_frame_rate`.
@@ -246,7 +258,8 @@ impl Track {
         }
     }
 
-    /// The edits that show something, in ticks of the track; an unbounded one where there is no edit list.
+    /// The edits that show something, in ticks of the track and in the order of the list; an unbounded one where there is
+    /// no edit list.
     fn shown(&self, movie_timescale: u32) -> Vec<Range<i64>> {
         let shown: Vec<_> = self
             .edits
@@ -264,8 +277,43 @@ impl Track {
         if shown.is_empty() || self.fragment_samples > 0 { vec![all] } else { shown }
     }
 
+    /// Number of samples that have to be looked at one by one: those that may be shown in another order than they are
+    /// decoded in. The others follow from their runs (an hour of PCM has 172 million samples in one).
+    pub(super) fn single_samples(&self) -> u64 {
+        if self.offsets.is_empty() && &self.handler != b"vide" { self.fragment_samples } else { self.totals().0 }
+    }
+
+    /// Ticks after which no sample of the index lasts any more.
+    pub(super) fn end(&self) -> u64 {
+        if self.offsets.is_empty() {
+            return self.totals().1.saturating_sub(self.fragment_ticks);
+        }
+        self.spans().map(|span| span.end).max().unwrap_or(0).max(0) as u64
+    }
+
+    /// Start of the first indexed sample, in decoding order, that starts at a time or later.
+    fn start_from(&self, time: i64) -> Option<i64> {
+        if !self.offsets.is_empty() {
+            return self.spans().map(|span| span.start).find(|start| *start >= time);
+        }
+        let mut at = 0i64;
+        for &(count, duration) in &self.durations {
+            let before = u64::try_from(time.saturating_sub(at)).unwrap_or(0);
+            let skipped = match (before, u64::from(duration)) {
+                (0, _) => 0,
+                (_, 0) => u64::MAX,
+                (before, duration) => before.div_ceil(duration),
+            };
+            if skipped < u64::from(count) {
+                return Some(at.saturating_add((skipped * u64::from(duration)) as i64));
+            }
+            at = at.saturating_add(i64::from(count).saturating_mul(duration.into()));
+        }
+        None
+    }
+
     /// Start and end, in ticks, of every indexed sample, in decoding order.
-    pub(super) fn spans(&self) -> impl Iterator<Item = Range<i64>> {
+    fn spans(&self) -> impl Iterator<Item = Range<i64>> {
         let mut offsets = self.offsets.iter().flat_map(|&(n, o)| std::iter::repeat_n(o, n as usize));
         let durations = self.durations.iter().flat_map(|&(n, d)| std::iter::repeat_n(d, n as usize));
         let mut decoded_at = 0i64;
@@ -285,14 +333,15 @@ impl Track {
             let delayed = u128::try_from(i128::from(ticks) + i128::from(delay)).ok()?;
             u64::try_from(delayed * 1_000_000_000 / u128::from(self.timescale.max(1))).ok()
         };
-        let edits = self.shown(movie_timescale);
-        let shown = |ticks: i64| edits.iter().any(|edit| edit.contains(&ticks));
+        let edits = Spans::new(self.shown(movie_timescale));
         let indexed = || self.spans().map(|span| span.start);
-        let frames = indexed().filter(|&ticks| shown(ticks)).count() as u64 + self.fragment_samples;
+        let mut cursor = edits.cursor();
+        let frames = indexed().filter(|&ticks| cursor.contains(ticks)).count() as u64 + self.fragment_samples;
         let unlisted = self.fragment_samples - self.fragment_times.len() as u64;
         let times = indexed().chain(self.fragment_times.iter().copied()).map(Some);
         let times = times.chain((unlisted > 0).then_some(None));
-        (frames, Timeline::new(times.map(|ticks| Some((nanoseconds(ticks?)?, shown(ticks?))))))
+        let mut cursor = edits.cursor();
+        (frames, Timeline::new(times.map(|ticks| Some((nanoseconds(ticks?)?, cursor.contains(ticks?))))))
     }
 
     /// Ticks of audio to drop at the start, and ticks to keep after those; `None` keeps all.
@@ -303,8 +352,8 @@ impl Track {
             return (0, None);
         }
         // At the end only whole packets are dropped.
-        let end = self.spans().find(|span| span.start >= last.end).map(|span| span.start);
-        (first.start as u64, end.map(|end| (end - first.start).max(0) as u64))
+        let end = self.start_from(last.end);
+        (first.start as u64, end.map(|end| end.saturating_sub(first.start).max(0) as u64))
     }
 
     /// Estimated seconds of audio that are kept.

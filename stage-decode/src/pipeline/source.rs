@@ -1,0 +1,158 @@
+//! GStreamer source that reads an open file by position, and shows the demuxer overlays in place of some of its bytes.
+//!
+//! Unlike `filesrc` it opens nothing: what was probed is what is decoded. Several pipelines may read one file at once.
+
+use gst::glib;
+use gst::subclass::prelude::*;
+use gstreamer as gst;
+use gstreamer_base as gst_base;
+
+use super::selection::Overlay;
+use crate::media_file::MediaFile;
+
+glib::wrapper! {
+    /// Source element of a pipeline.
+    pub struct MediaSource(ObjectSubclass<element::MediaSource>)
+        @extends gst_base::BaseSrc, gst::Element, gst::Object;
+}
+
+impl MediaSource {
+    /// A source of a file, with these overlays.
+    pub(crate) fn new(media: &MediaFile, mut overlays: Vec<Overlay>) -> Self {
+        let source: MediaSource = glib::Object::new();
+        overlays.sort_unstable_by_key(|overlay| overlay.at);
+        let content = element::Content { file: media.file().clone(), overlays };
+        assert!(source.imp().content.set(content).is_ok(), "a new source has no content yet. This is a bug.");
+        source
+    }
+}
+
+/// Lays the overlays, sorted by position, over bytes that start at `start`.
+fn overlay(bytes: &mut [u8], start: u64, overlays: &[Overlay]) {
+    let end = start + bytes.len() as u64;
+    let first = overlays.partition_point(|overlay| overlay.end() <= start);
+    for overlay in overlays[first..].iter().take_while(|overlay| overlay.at < end) {
+        for (at, byte) in (overlay.at..).zip(&overlay.bytes) {
+            let place = at.checked_sub(start).and_then(|place| bytes.get_mut(place as usize));
+            place.into_iter().for_each(|place| *place = *byte);
+        }
+    }
+}
+
+mod element {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::sync::{Arc, LazyLock, OnceLock};
+
+    use gst::glib;
+    use gst::subclass::prelude::*;
+    use gst_base::subclass::prelude::*;
+    use gstreamer as gst;
+    use gstreamer_base as gst_base;
+
+    use super::{Overlay, overlay};
+
+    /// File and overlays of a source.
+    pub(super) struct Content {
+        pub(super) file: Arc<File>,
+        /// Sorted by position.
+        pub(super) overlays: Vec<Overlay>,
+    }
+
+    /// State of a source element.
+    #[derive(Default)]
+    pub struct MediaSource {
+        /// Set once, right after the element was made.
+        pub(super) content: OnceLock<Content>,
+    }
+
+    #[glib::object_subclass]
+    impl ObjectSubclass for MediaSource {
+        const NAME: &'static str = "VidiMediaSource";
+        type Type = super::MediaSource;
+        type ParentType = gst_base::BaseSrc;
+    }
+
+    impl ObjectImpl for MediaSource {}
+    impl GstObjectImpl for MediaSource {}
+
+    impl ElementImpl for MediaSource {
+        fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+            static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+                gst::subclass::ElementMetadata::new("Media file source", "Source/File", "Reads an open file", "Vidi")
+            });
+            Some(&*METADATA)
+        }
+
+        fn pad_templates() -> &'static [gst::PadTemplate] {
+            static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
+                let any = gst::Caps::new_any();
+                let (source, always) = (gst::PadDirection::Src, gst::PadPresence::Always);
+                vec![gst::PadTemplate::new("src", source, always, &any).expect("a valid template. This is a bug.")]
+            });
+            &TEMPLATES
+        }
+    }
+
+    impl BaseSrcImpl for MediaSource {
+        fn is_seekable(&self) -> bool {
+            true
+        }
+
+        fn size(&self) -> Option<u64> {
+            Some(self.content.get()?.file.metadata().ok()?.len())
+        }
+
+        fn fill(
+            &self,
+            offset: u64,
+            length: u32,
+            buffer: &mut gst::BufferRef,
+        ) -> Result<gst::FlowSuccess, gst::FlowError> {
+            let content = self.content.get().ok_or(gst::FlowError::NotNegotiated)?;
+            let mut read = 0;
+            {
+                let mut map = buffer.map_writable().map_err(|_| gst::FlowError::Error)?;
+                let wanted = map.len().min(length as usize);
+                while read < wanted {
+                    match content.file.read_at(&mut map[read..wanted], offset + read as u64) {
+                        Ok(0) => break,
+                        Ok(more) => read += more,
+                        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                        Err(error) => {
+                            gst::element_imp_error!(self, gst::ResourceError::Read, ["read failed: {error}"]);
+                            return Err(gst::FlowError::Error);
+                        }
+                    }
+                }
+                overlay(&mut map[..read], offset, &content.overlays);
+            }
+            if read == 0 {
+                return Err(gst::FlowError::Eos);
+            }
+            buffer.set_size(read);
+            buffer.set_offset(offset);
+            buffer.set_offset_end(offset + read as u64);
+            Ok(gst::FlowSuccess::Ok)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlays_replace_their_bytes_and_are_clipped_at_both_ends() {
+        let overlays = [(2, &b"ab"[..]), (7, b"cdef"), (20, b"g")];
+        let overlays = overlays.map(|(at, bytes)| Overlay { at, bytes: bytes.to_vec() });
+        let over = |start: u64, length: usize| {
+            let mut bytes = vec![b'.'; length];
+            overlay(&mut bytes, start, &overlays);
+            String::from_utf8(bytes).unwrap()
+        };
+        assert_eq!(over(0, 12), "..ab...cdef.");
+        assert_eq!([over(3, 5), over(8, 2), over(9, 11), over(11, 9)], ["b...c", "de", "ef.........", "........."]);
+        assert_eq!(over(10, 11), "f.........g");
+    }
+}
