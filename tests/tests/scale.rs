@@ -115,7 +115,7 @@ async fn a_pipeline_fits_its_streams_to_a_small_disk() -> anyhow::Result<()> {
             ensure!(smaller, "{log}");
             let mut reserved = 0;
             for name in StreamName::ALL {
-                reserved += bus.stream(name).await?.get_info().await?.config.max_bytes;
+                reserved += bus.stream(name).await.get_info().await?.config.max_bytes;
             }
             ensure!(reserved > 500 << 20 && reserved < 1 << 30, "{reserved} bytes are reserved");
             let output = place.command(&ask)?.output()?;

@@ -124,6 +124,22 @@ pub(super) fn upload(data: &[u8], dtype: DType, shape: &[usize], device: &CudaDe
     Ok(candle_core::Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
 }
 
+/// Writes bytes to a contiguous tensor's memory from byte `at` on, in the stream's order. The bytes may go as soon as this
+/// returns: they are ordinary memory, which the driver has copied by then.
+pub(super) fn write(target: &candle_core::Tensor, at: usize, data: &[u8], device: &CudaDevice) -> Result<()> {
+    if at + data.len() > target.elem_count() * target.dtype().size_in_bytes() {
+        candle_core::bail!("{} bytes at {at} of {:?}", data.len(), target.shape());
+    }
+    if data.is_empty() {
+        return Ok(());
+    }
+    let (stream, _) = stream_of(device)?;
+    let to = address(tensor_pointer(target)?)? + at as u64;
+    // SAFETY: the bytes lie within the tensor, as checked above, and its storage lives at least as long as the caller's
+    // reference; every use of the tensor is behind this copy in its one stream.
+    unsafe { result::memcpy_htod_async(to, data, stream.cu_stream()).w() }
+}
+
 /// A tensor on its way into page-locked memory.
 pub(super) struct Download {
     /// None for an index.

@@ -52,6 +52,28 @@ pub fn upload(tensor: &WireTensor<'_>, device: &Device) -> candle_core::Result<c
     candle_core::Tensor::from_raw_buffer(tensor.data(), candle_dtype(tensor.dtype()), &tensor.shape(), device)
 }
 
+/// Writes rows, as bytes of `target`'s type, to rows `row..` of the matrix `target`. On a CUDA device nothing is allocated
+/// for it: memory that comes and goes leaves holes in a pool of limited size.
+///
+/// # Errors
+/// candle's, when the copy fails.
+///
+/// # Panics
+/// When `target` is no matrix of whole rows as long, or does not have those rows.
+pub fn write_rows(target: &candle_core::Tensor, row: usize, rows: &[u8]) -> candle_core::Result<()> {
+    let (height, columns) = target.dims2()?;
+    let row_bytes = columns * target.dtype().size_in_bytes();
+    assert!(rows.len().is_multiple_of(row_bytes.max(1)), "whole rows of {row_bytes} bytes. This is a bug.");
+    let n = rows.len() / row_bytes.max(1);
+    assert!(row + n <= height && target.is_contiguous(), "rows {row}..{} of {height}. This is a bug.", row + n);
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = target.device() {
+        return pinned::write(target, row * row_bytes, rows, cuda);
+    }
+    let rows = candle_core::Tensor::from_raw_buffer(rows, target.dtype(), &[n, columns], target.device())?;
+    target.slice_set(&rows, 0, row)
+}
+
 /// A tensor on its way to the host: copied behind all that its device had been given when this was started.
 pub struct Download(Way);
 
@@ -169,6 +191,11 @@ mod tests {
             let wide = |t: &candle_core::Tensor| t.to_dtype(DType::F32)?.to_vec2::<f32>();
             assert_eq!(wide(&back)?, wide(&tensor)?);
         }
+        let target = candle_core::Tensor::zeros((3, 2), DType::BF16, &Device::Cpu)?;
+        let row = candle_core::Tensor::new(&[[1f32, -2.0]], &Device::Cpu)?.to_dtype(DType::BF16)?;
+        write_rows(&target, 1, to_wire(&row)?.data())?;
+        let values = target.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        assert_eq!(values, [[0.0, 0.0], [1.0, -2.0], [0.0, 0.0]]);
         assert!(Download::start(&candle_core::Tensor::zeros(2, DType::F64, &Device::Cpu)?).is_err());
         let index = Download::start(&candle_core::Tensor::new(&[7u32], &Device::Cpu)?)?;
         assert!(index.wait_index()? == 7 && index.wait().is_err());

@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Result, Tensor};
 use safetensors::tensor::TensorView;
+
+use compute::transfer::{to_wire, write_rows};
 
 use crate::demo_model::size::Dtype;
 use crate::demo_model::tensors;
@@ -48,51 +49,60 @@ impl Stored<'_> {
     }
 
     fn dtype(&self) -> Result<DType> {
-        match self {
-            Stored::Mapped(view) => DType::try_from(view.dtype()),
-            Stored::Made(tensor, _) => Ok(match tensor.dtype {
+        let dtype = match self {
+            Stored::Mapped(view) => DType::try_from(view.dtype())?,
+            Stored::Made(tensor, _) => match tensor.dtype {
                 Dtype::F32 => DType::F32,
                 Dtype::Bf16 => DType::BF16,
-            }),
+            },
+        };
+        if !dtype.is_float() {
+            candle_core::bail!("is {}, which is not a float type", dtype.as_str());
         }
+        Ok(dtype)
     }
 
-    /// Values from `first` on, as many as `shape` holds, as stored.
-    fn piece(&self, first: usize, shape: &[usize], device: &Device) -> Result<Tensor> {
-        let dtype = self.dtype()?;
-        let width = dtype.size_in_bytes();
-        let length = shape.iter().product::<usize>() * width;
-        let bytes = match self {
-            Stored::Mapped(view) => Cow::Borrowed(&view.data()[first * width..][..length]),
+    /// Bytes of `n` values from `first` on, as stored.
+    fn raw(&self, first: usize, n: usize) -> Result<Cow<'_, [u8]>> {
+        let width = self.dtype()?.size_in_bytes();
+        Ok(match self {
+            Stored::Mapped(view) => Cow::Borrowed(&view.data()[first * width..][..n * width]),
             Stored::Made(tensor, values) => {
-                let mut bytes = vec![0; length];
+                let mut bytes = vec![0; n * width];
                 values.write(first as u64, tensor.dtype, &mut bytes);
                 Cow::Owned(bytes)
             }
-        };
-        Tensor::from_raw_buffer(&bytes, dtype, shape, device)
+        })
+    }
+
+    /// Values from `first` on, as many as `shape` holds, on a device in `dtype`. They are converted on the host: all that
+    /// is allocated on the device is what stays there.
+    fn piece(&self, first: usize, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        let stored = self.dtype()?;
+        let bytes = self.raw(first, shape.iter().product())?;
+        if stored == dtype {
+            return Tensor::from_raw_buffer(&bytes, dtype, shape, device);
+        }
+        Tensor::from_raw_buffer(&bytes, stored, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     }
 
     /// All of it on a device, in `dtype`.
     pub fn load(&self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        let small = self.bytes() <= PIECE_BYTES || shape.len() != 2;
-        match self {
-            // A file's pages are no memory of ours: the host may read a tensor whole.
-            Stored::Mapped(view) if small || device.is_cpu() => float(view.load(device)?)?.to_dtype(dtype),
-            Stored::Made(..) if small => float(self.piece(0, shape, device)?)?.to_dtype(dtype),
-            _ => {
-                let target = uninitialized(shape, dtype, device)?;
-                self.fill(&target, 0)?;
-                Ok(target)
-            }
+        // A file's pages are no memory of ours: the host may read a tensor whole.
+        let whole = device.is_cpu() && matches!(self, Stored::Mapped(_));
+        if whole || self.bytes() <= PIECE_BYTES || shape.len() != 2 {
+            return self.piece(0, shape, dtype, device);
         }
+        let target = uninitialized(shape, dtype, device)?;
+        self.fill(&target, 0)?;
+        Ok(target)
     }
 
     /// Some rows of a matrix on a device, in `dtype`.
     pub fn rows(&self, rows: Range<usize>, dtype: DType, device: &Device) -> Result<Tensor> {
         let shape = self.shape();
         let &[_, columns] = shape.as_slice() else { candle_core::bail!("is {shape:?}, not a matrix") };
-        float(self.piece(rows.start * columns, &[rows.len(), columns], device)?)?.to_dtype(dtype)
+        self.piece(rows.start * columns, &[rows.len(), columns], dtype, device)
     }
 
     /// Writes a matrix to rows `row..` of `target`, piece by piece, in `target`'s type.
@@ -102,8 +112,13 @@ impl Stored<'_> {
         let row_bytes = columns * self.dtype()?.size_in_bytes();
         let step = (PIECE_BYTES / row_bytes.max(1)).max(1);
         for start in (0..rows).step_by(step) {
-            let piece = self.rows(start..rows.min(start + step), target.dtype(), target.device())?;
-            target.slice_set(&piece, 0, row + start)?;
+            let piece = start..rows.min(start + step);
+            if self.dtype()? == target.dtype() {
+                write_rows(target, row + start, &self.raw(start * columns, piece.len() * columns)?)?;
+            } else {
+                let converted = self.rows(piece, target.dtype(), &Device::Cpu)?;
+                write_rows(target, row + start, to_wire(&converted)?.data())?;
+            }
         }
         Ok(())
     }
@@ -113,11 +128,4 @@ impl Stored<'_> {
 pub fn uninitialized(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
     // SAFETY: any bits are a float, and callers fill all rows.
     unsafe { Tensor::empty(shape, dtype, device) }
-}
-
-fn float(tensor: Tensor) -> Result<Tensor> {
-    if !tensor.dtype().is_float() {
-        candle_core::bail!("is {}, which is not a float type", tensor.dtype().as_str());
-    }
-    Ok(tensor)
 }
