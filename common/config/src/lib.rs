@@ -19,7 +19,7 @@ use protocol::error::StageName;
 pub use compute::{ComputeConfig, KvPrecision, MediaProducts, Precision, WeightFormat};
 pub use log::{LogConfig, LogFormat};
 pub use random::{RandomWeights, Size};
-pub use secret::{Address, Secret, without_secrets};
+pub use secret::{Address, Secret};
 pub use sections::{BusConfig, DecodeConfig, LlmConfig, ModelSource, UpConfig, VisionStageConfig};
 pub use watchdog::WatchdogConfig;
 

@@ -2,7 +2,7 @@
 //! The client library is given the two apart, so that nothing that it logs or reports holds a password.
 
 use async_nats::ServerAddr;
-use config::{Address, without_secrets};
+use config::Address;
 
 use super::error::{BusError, BusErrorKind};
 
@@ -17,7 +17,7 @@ pub(super) enum Identity {
 
 /// Servers of a broker: any of them will do.
 pub(super) fn servers(address: &Address) -> Result<Vec<ServerAddr>, BusError> {
-    parsed(address.without_users().exposed(), "give nats://host:port, several separated by commas")
+    parsed(&address.without_users(), "give nats://host:port, several separated by commas")
 }
 
 /// Who the address says that this process is, if it does.
@@ -29,7 +29,7 @@ pub(super) fn identity(address: &Address) -> Result<Option<Identity>, BusError> 
         "write what is neither letter nor digit in a user or password as %XX, or take bus.user and bus.password_file";
     let wrong = |what: &str| BusError::new(BusErrorKind::Address, format!("bus.url ({address}): {what}; {todo}"));
     let mut said: Vec<Option<Identity>> = Vec::new();
-    for server in parsed(address.exposed(), todo)? {
+    for server in parsed(address, todo)? {
         let text = |encoded: &str| decoded(encoded).ok_or_else(|| wrong("a % without two hexadecimal digits"));
         said.push(match (server.username(), server.password()) {
             (None, _) => None,
@@ -44,18 +44,20 @@ pub(super) fn identity(address: &Address) -> Result<Option<Identity>, BusError> 
     }
 }
 
-fn parsed(addresses: &str, todo: &str) -> Result<Vec<ServerAddr>, BusError> {
-    let given: Vec<&str> = addresses.split(',').map(str::trim).collect();
+/// The servers of an address. An error shows the address as a whole: a password may hold a comma, and a piece of it is no
+/// more to be shown than the whole.
+fn parsed(address: &Address, todo: &str) -> Result<Vec<ServerAddr>, BusError> {
+    let given: Vec<&str> = address.exposed().split(',').map(str::trim).collect();
     let parsed = given.iter().enumerate().map(|(at, server)| {
         let wrong = match server.parse::<ServerAddr>() {
             Ok(parsed) if !parsed.host().is_empty() => return Ok(parsed),
             Ok(_) => "it names no host".to_owned(),
             Err(e) => e.to_string(),
         };
-        let (at, all, server) = (at + 1, given.len(), without_secrets(server));
+        let (at, all) = (at + 1, given.len());
         Err(BusError::new(
             BusErrorKind::Address,
-            format!("bus.url, server {at} of {all} ({server:?}): {wrong}; {todo}"),
+            format!("bus.url ({:?}), server {at} of {all}: {wrong}; {todo}", address.to_string()),
         ))
     });
     parsed.collect()
