@@ -1,9 +1,9 @@
 //! Client of a running pipeline: submits, follows and cancels jobs, loads and unloads stages, reads their status.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use async_nats::Subscriber;
 use async_nats::service::PingResponse;
 use futures::{FutureExt, StreamExt};
@@ -24,6 +24,8 @@ const QUIET: Duration = Duration::from_millis(150);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Time that a supervisor has to load or unload stages.
 const LOAD_WAIT: Duration = Duration::from_secs(660);
+/// Time besides twice `worker_patience_s` after which a job whose events the broker has lost is given up.
+const LOST_WAIT: Duration = Duration::from_secs(3);
 /// Time within which this client ends a job itself, where no stage is there to do it.
 const END_WAIT: Duration = Duration::from_secs(20);
 
@@ -53,18 +55,20 @@ pub struct Events {
     from: u64,
     /// Number of the next event; earlier ones are skipped.
     seq: u64,
+    /// Since when the stream has held none of the events that were read.
+    lost: Option<Instant>,
 }
 
 impl Events {
     /// Starts to follow a job.
     pub fn new(bus: &Bus, job: &JobId) -> Self {
-        Events { bus: bus.clone(), subject: bus.subjects().events(job), heard: None, from: 1, seq: 0 }
+        Events { bus: bus.clone(), subject: bus.subjects().events(job), heard: None, from: 1, seq: 0, lost: None }
     }
 
     /// The next event; waits while the broker is away.
     ///
     /// # Errors
-    /// When the broker does not let us hear of events.
+    /// When the broker does not let us hear of events; when it has lost those that were read, and no worker writes on.
     pub async fn next(&mut self) -> anyhow::Result<JobEvent> {
         if self.heard.is_none() {
             let heard = self.bus.client().subscribe(self.subject.clone()).await;
@@ -94,8 +98,14 @@ impl Events {
             let _ = tokio::time::timeout(LOOK_EVERY, heard).await;
             // Sequences count anew on a stream that was lost and made again.
             let last = self.bus.last_on(StreamName::Events, &self.subject).await;
-            if last.is_none_or(|last| last.sequence + 1 < self.from) {
+            if last.as_ref().is_none_or(|last| last.sequence + 1 < self.from) {
                 self.from = 1;
+            }
+            self.lost = if last.is_none() && self.seq > 0 { self.lost.or_else(|| Some(Instant::now())) } else { None };
+            // Whoever has the job in flight would have written on, or asked again for what is missing, by now.
+            let patience = Duration::from_secs_f64(2.0 * self.bus.config().worker_patience_s) + LOST_WAIT;
+            if self.lost.is_some_and(|since| since.elapsed() > patience) {
+                bail!("the broker has lost the events of {}, its end among them if it has one: submit it again", self.subject);
             }
         }
     }
