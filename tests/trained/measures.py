@@ -25,35 +25,51 @@ def iou(found, true):
     return both / whole if whole > 0 else 0.0
 
 
-def judge(video, duration, question, said):
-    """One answer in words, held against the truth -> [Judged]"""
+def judge(video, duration, question, said, found=None):
+    """One answer in words, held against the truth -> [Judged].  found: its intervals in seconds, if somebody else read them"""
     if question.kind == "absent":
         return [Judged(video, ["absent"], float(said == question.answer))]
     if question.kind == "qa":
         return [Judged(video, ["qa", "qa " + " ".join(question.text.split()[:2])], float(said == question.answer))]
-    found = [(float(a), float(b)) for a, b in vo.RANGE_RE.findall(said)]
-    value = iou(found, [(a / duration, b / duration) for a, b in question.segments])
+    if found is None:
+        found = [(float(a) * duration, float(b) * duration) for a, b in vo.RANGE_RE.findall(said)]
+    value = iou(found, question.segments)
     how_many = "one segment" if len(question.segments) == 1 else "several segments"
     groups = ["iou", f"iou {question.sense}", f"iou {how_many}", "iou up to 20 s" if duration <= 20 else "iou over 20 s"]
     return [Judged(video, groups, value), Judged(video, ["iou over 0.5"], float(value > 0.5))]
 
 
+def interval(by_video, rng):
+    """{video: values} -> mean, low and high (95 %, resampled over videos), answers, videos"""
+    sums = np.array([sum(v) for v in by_video.values()])
+    counts = np.array([len(v) for v in by_video.values()])
+    picked = rng.integers(0, len(sums), (RESAMPLES, len(sums)))
+    means = sums[picked].sum(1) / counts[picked].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return dict(mean=round(float(sums.sum() / counts.sum()), 4), low=round(float(low), 4), high=round(float(high), 4),
+                answers=int(counts.sum()), videos=len(sums))
+
+
 def summary(judged, seed=0):
-    """{group: mean, low and high (95 %, resampled over videos), answers, videos}"""
+    """{group: its interval}"""
     rng, out = np.random.default_rng(seed), {}
     for group in sorted({g for j in judged for g in j.groups}):
         by_video = {}
         for j in judged:
             if group in j.groups:
                 by_video.setdefault(j.video, []).append(j.value)
-        sums = np.array([sum(v) for v in by_video.values()])
-        counts = np.array([len(v) for v in by_video.values()])
-        picked = rng.integers(0, len(sums), (RESAMPLES, len(sums)))
-        means = sums[picked].sum(1) / counts[picked].sum(1)
-        low, high = np.quantile(means, [0.025, 0.975])
-        out[group] = dict(mean=round(float(sums.sum() / counts.sum()), 4), low=round(float(low), 4), high=round(float(high), 4),
-                          answers=int(counts.sum()), videos=len(sums))
+        out[group] = interval(by_video, rng)
     return out
+
+
+def difference(judged, base, seed=0):
+    """{group: interval of judged minus base, answer by answer}; both are about the same questions in one order"""
+    pairs = []
+    for one, other in zip(judged, base, strict=True):
+        if (one.video, one.groups) != (other.video, other.groups):
+            raise SystemExit(f"answers about other questions: {one} and {other}")
+        pairs.append(Judged(one.video, one.groups, one.value - other.value))
+    return summary(pairs, seed)
 
 
 def table(figures):
