@@ -1,7 +1,9 @@
 """The product, asked: a running `vidi up` with settings of one's own, and `vidi ask --json` for each question."""
 import json
 import os
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -20,6 +22,7 @@ class Product:
         self.model, self.children = model, []
 
     def __enter__(self):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # so that whoever ends us ends the pipeline too
         self.state = tempfile.TemporaryDirectory()
         self.environment = dict(os.environ, VIDI_STATE=self.state.name)
         self.log = open(os.path.join(self.state.name, "up.log"), "w+b")
