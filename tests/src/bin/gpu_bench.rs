@@ -52,7 +52,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Part {
-    /// Runs the synthetic stage-decode of a benchmark.
+    /// Runs the stage-decode of a benchmark: synthetic videos, and directories with frames.npy and pcm.npy.
     Decode,
     /// Checks and measures every kernel alone.
     Kernels(kernels::Arguments),

@@ -1,22 +1,20 @@
-//! Synthetic stage-decode for machines without GStreamer: `synthetic:SECONDS` is a video of one frame per second with audio.
+//! Synthetic stage-decode for machines without GStreamer: `synthetic:SECONDS` is a video of noise, one frame per second with
+//! audio; every other name is a directory with the frames and samples that a stage-decode has delivered elsewhere.
 
-use compute::random::SplitMix64;
+use std::path::Path;
+
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::{DecodeRequest, FrameBatch, Output, PcmWindow};
-use protocol::plan::{
-    AudioPlan, FRAME_BYTES, FRAME_SIDE, MediaInfo, MediaPlan, SAMPLE_RATE, WINDOW_SAMPLES, frames_together,
-};
+use protocol::plan::{AudioPlan, FRAME_SIDE, MediaInfo, MediaPlan, SAMPLE_RATE, WINDOW_SAMPLES, frames_together};
 use protocol::stage::{Port, Probe, Stage, Stop};
 use protocol::tensor::{Dtype, Tensor};
 use protocol::wire::VERSION;
 
-/// Number of different frames of a video; they repeat.
-const DIFFERENT: usize = 16;
+use super::footage::Footage;
 
-/// Stage that makes frames and audio from noise, the same for the same video.
+/// Stage whose videos need no decoder.
 pub struct SyntheticDecode {
-    frames: Vec<u8>,
-    audio: Vec<i16>,
+    noise: Footage,
     /// Number of frames per message.
     batch_frames: usize,
 }
@@ -24,42 +22,51 @@ pub struct SyntheticDecode {
 impl SyntheticDecode {
     /// A stage that sends `batch_frames` frames per message.
     pub fn new(batch_frames: usize) -> Self {
-        let mut noise = SplitMix64::new(0);
-        // Blocks of one colour, since pictures have areas; noise in every pixel would be uniform grey to the tower.
-        let mut frames = vec![0u8; DIFFERENT * FRAME_BYTES];
-        for frame in frames.chunks_exact_mut(FRAME_BYTES) {
-            let colours: Vec<u8> = (0..24 * 24 * 3).map(|_| noise.next() as u8).collect();
-            for (i, pixel) in frame.chunks_exact_mut(3).enumerate() {
-                let block = (i / FRAME_SIDE / 16) * 24 + i % FRAME_SIDE / 16;
-                pixel.copy_from_slice(&colours[block * 3..block * 3 + 3]);
-            }
-        }
-        let audio = (0..WINDOW_SAMPLES).map(|_| (noise.next() as i16) / 8).collect();
-        SyntheticDecode { frames, audio, batch_frames: batch_frames.max(1) }
+        SyntheticDecode { noise: Footage::noise(), batch_frames: batch_frames.max(1) }
     }
 }
 
-fn seconds(video: &str) -> Result<u64, JobError> {
-    video.strip_prefix("synthetic:").and_then(|s| s.parse().ok()).filter(|&s| s >= 2).ok_or_else(|| {
-        JobError::new(
-            ErrorKind::MediaNotFound,
-            format!("cannot open {video}: it is not synthetic:SECONDS with at least 2 seconds"),
-        )
-    })
+/// Video by its name.
+enum Video {
+    /// Noise of so many seconds.
+    Noise(u64),
+    /// What a directory holds.
+    Delivered(Footage),
+}
+
+impl Video {
+    fn open(video: &str) -> Result<Self, JobError> {
+        let missing = |why: String| JobError::new(ErrorKind::MediaNotFound, format!("cannot open {video}: {why}"));
+        if let Some(seconds) = video.strip_prefix("synthetic:") {
+            let seconds = seconds.parse::<u64>().ok().filter(|&s| s >= 2);
+            let seconds =
+                seconds.ok_or_else(|| missing("it is not synthetic:SECONDS with at least 2 seconds".to_owned()))?;
+            return Ok(Video::Noise(seconds));
+        }
+        Footage::read(Path::new(video)).map(Video::Delivered).map_err(|e| missing(format!("{e:#}")))
+    }
+
+    /// Number of frames, one a second, and of samples.
+    fn lengths(&self) -> (u64, u64) {
+        match self {
+            Video::Noise(seconds) => (*seconds, seconds * SAMPLE_RATE),
+            Video::Delivered(footage) => footage.lengths(),
+        }
+    }
 }
 
 fn info(video: &str) -> Result<MediaInfo, JobError> {
-    let seconds = seconds(video)?;
+    let (frames, audio_samples) = Video::open(video)?.lengths();
     Ok(MediaInfo {
         v: VERSION,
-        duration_s: seconds as f64,
-        frames: seconds,
+        duration_s: frames as f64,
+        frames,
         avg_fps: 1.0,
         width: FRAME_SIDE as u32,
         height: FRAME_SIDE as u32,
         rotation: 0,
-        has_audio: true,
-        audio_samples: seconds * SAMPLE_RATE,
+        has_audio: audio_samples > 0,
+        audio_samples,
         container: "synthetic".to_owned(),
         codecs: Vec::new(),
         content_id: video.to_owned(),
@@ -75,14 +82,15 @@ impl Stage for SyntheticDecode {
     }
 
     fn process(&mut self, input: DecodeRequest, port: &mut dyn Port) -> Result<(), Stop> {
-        let plan = MediaPlan {
-            image: None,
-            audio: AudioPlan::new(seconds(&input.video)? * SAMPLE_RATE),
-            ..input.plan.clone()
+        let video = Video::open(&input.video)?;
+        let footage = match &video {
+            Video::Noise(_) => &self.noise,
+            Video::Delivered(footage) => footage,
         };
+        let plan = MediaPlan { image: None, audio: AudioPlan::new(video.lengths().1), ..input.plan.clone() };
         for index in 0..plan.audio.as_ref().map_or(0, AudioPlan::encoded_windows) {
             let samples = plan.audio.as_ref().map_or(0, |a| a.samples) - index * WINDOW_SAMPLES;
-            let tensor = Tensor::from_i16(&self.audio[..samples.min(WINDOW_SAMPLES) as usize]);
+            let tensor = Tensor::from_i16(footage.window(index, samples));
             let (v, job, plan) = (VERSION, input.job.clone(), plan.clone());
             port.emit(Output::Pcm(PcmWindow { v, job, plan, index, tensor }))?;
         }
@@ -91,11 +99,7 @@ impl Stage for SyntheticDecode {
         let mut offset = 0;
         while offset < frames {
             let n = frames_together(offset, self.batch_frames).min((frames - offset) as usize);
-            let rows: Vec<u8> = (0..n)
-                .map(|i| (offset as usize + i) % DIFFERENT)
-                .flat_map(|i| &self.frames[i * FRAME_BYTES..(i + 1) * FRAME_BYTES])
-                .copied()
-                .collect();
+            let rows: Vec<u8> = (0..n as u64).flat_map(|i| footage.frame(offset + i)).copied().collect();
             let tensor = Tensor::new(Dtype::U8, &[n, FRAME_SIDE, FRAME_SIDE, 3], rows)?;
             let (v, job, plan) = (VERSION, input.job.clone(), plan.clone());
             port.emit(Output::Frames(FrameBatch { v, job, plan, offset, tensor }))?;
