@@ -1,4 +1,4 @@
-//! Fault suite at a size for CI; `cargo run -p tests --bin faults` runs it at full size and writes tests/FAULTS.md.
+//! Fault suite at a size for CI; `cargo run --bin faults` runs it at full size and writes tests/FAULTS.md.
 
 #![allow(
     clippy::print_stdout,

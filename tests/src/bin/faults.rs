@@ -1,4 +1,4 @@
-//! Fault suite at full size: `cargo run -p tests --bin faults`.
+//! Fault suite at full size: `cargo run --bin faults`.
 
 #![allow(
     clippy::print_stdout,
@@ -77,9 +77,9 @@ async fn main() -> anyhow::Result<()> {
         Some(path) => {
             let seconds: f64 = rows.iter().map(|r| r.seconds).sum();
             let head = format!(
-                "# Fault suite\n\nMade by `cargo run -p tests --bin faults -- --jobs {} --seed {} --out tests/FAULTS.md` after \
+                "# Fault suite\n\nMade by `cargo run --bin faults -- --jobs {} --seed {} --out tests/FAULTS.md` after \
                  `cargo build --workspace --bins`, on {} CPU cores, in {seconds:.0} s; CI runs the same cases at a smaller size \
-                 (`cargo test -p tests --test faults`). Every case has real processes (`vidi up`), a real broker, and the golden \
+                 (`cargo test --workspace --test faults`). Every case has real processes (`vidi up`), a real broker, and the golden \
                  checkpoint `tied`; answers are compared by token ids with those of the same questions asked undisturbed. Seconds are \
                  those of the whole case, or, where the expected outcome names a time, of that.\n\n",
                 args.jobs,

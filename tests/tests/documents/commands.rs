@@ -25,28 +25,37 @@ fn problem(tree: &Tree, command: &str) -> Option<String> {
         }
     }
     // In capitals: for the reader to fill in.
-    let package = package?.trim_end_matches([',', '.']);
-    if package.chars().all(|c| c.is_ascii_uppercase()) {
+    let to_fill_in = |name: &str| name.chars().all(|c| c.is_ascii_uppercase());
+    let package = package.map(|package| package.trim_end_matches([',', '.']));
+    if package.is_some_and(to_fill_in) {
         return None;
     }
-    let Some(folder) = folder_of(tree, package) else { return Some(format!("cargo: no package {package}")) };
+    let mut packages = packages(tree);
+    packages.retain(|(name, _)| package.is_none_or(|package| package == name));
+    let whose = package.unwrap_or("the workspace");
+    if packages.is_empty() {
+        return Some(format!("cargo: no package {whose}"));
+    }
     for (kind, name) in named {
         let name = name.trim_end_matches([',', '.']);
-        let is_there = name.chars().all(|c| c.is_ascii_uppercase()) || is_target(tree, &folder, package, kind, name);
-        if !is_there {
-            return Some(format!("cargo: {package} has no {kind} {name}"));
+        let has_it = |(package, folder): &(String, String)| is_target(tree, folder, package, kind, name);
+        if !to_fill_in(name) && !packages.iter().any(has_it) {
+            return Some(format!("cargo: {whose} has no {kind} {name}"));
         }
     }
-    let filter = filter.filter(|name| !name.chars().all(|c| c.is_ascii_uppercase()))?;
-    (!has_test(tree, &folder, filter)).then(|| format!("cargo: {package} has no test named {filter}"))
+    let filter = filter.filter(|name| !to_fill_in(name))?;
+    let is_there = packages.iter().any(|(_, folder)| has_test(tree, folder, filter));
+    (!is_there).then(|| format!("cargo: {whose} has no test named {filter}"))
 }
 
-/// Where a package lies, with a slash behind it unless it is the root.
-fn folder_of(tree: &Tree, package: &str) -> Option<String> {
-    let name = format!("name = \"{package}\"");
-    let is_it = |(path, text): &(&str, &str)| path.ends_with("Cargo.toml") && text.lines().any(|line| line == name);
-    let (path, _) = tree.texts().find(is_it)?;
-    Some(path.strip_suffix("Cargo.toml")?.to_owned())
+/// Every package, and where it lies, with a slash behind that unless it is the root.
+fn packages(tree: &Tree) -> Vec<(String, String)> {
+    let package = |(path, text): (&str, &str)| {
+        let folder = path.strip_suffix("Cargo.toml")?.to_owned();
+        let name = text.lines().find_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'))?;
+        Some((name.to_owned(), folder))
+    };
+    tree.texts().filter_map(package).collect()
 }
 
 fn is_target(tree: &Tree, folder: &str, package: &str, kind: &str, name: &str) -> bool {
