@@ -15,13 +15,15 @@ pub const PREFIX: &str = "VIDI_";
 const MODEL: &str = "VIDI_MODEL";
 
 /// Environment variables that name no key of the configuration; `VIDI_<SECTION>_<KEY>` are all others.
-pub const VARIABLES: [&str; 6] = [
+pub const VARIABLES: [&str; 7] = [
     // Arguments of the command line: --config, --profile, --model.
     "VIDI_CONFIG",
     "VIDI_PROFILE",
     MODEL,
     // Where `vidi up` says what it runs.
     "VIDI_STATE",
+    // Where the demo model is installed.
+    "VIDI_SHARE",
     // The broker's executable, and in tests an old one beside it.
     "VIDI_NATS_SERVER",
     "VIDI_NATS_SERVER_OLD",

@@ -1,9 +1,11 @@
 //! A checkpoint's files, without running it.
 //!
 //! In reading order: [`inspect`] (tensor by tensor), [`plan`] (what the stages will hold of it), [`quantize`] (a language
-//! model in blocks), [`demo_model`] (a random checkpoint in the layout of the real one).
+//! model in blocks), [`demo_model`] (a random checkpoint in the layout of the real one), [`shipped`] (the trained one
+//! that comes with the project).
 
 pub mod demo_model;
 pub mod inspect;
 pub mod plan;
 pub mod quantize;
+pub mod shipped;

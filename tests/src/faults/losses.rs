@@ -8,12 +8,16 @@ use protocol::error::ErrorKind;
 use protocol::event::Event;
 use protocol::message::JobRequest;
 use runtime::subject::StreamName;
+use tokio::task::JoinHandle;
 
 use super::ends::endless;
 use super::load::{self, Load, setup};
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
-use crate::harness::{Rig, Setup, terminal};
+use crate::harness::{Rig, Setup};
+
+/// Longest time until a client hears of the end of a job that the broker may have lost.
+const END_WAIT: Duration = Duration::from_secs(60);
 
 /// Settings of the rigs here: what is missing is asked for again after two seconds.
 fn impatient(scale: &Scale) -> Setup {
@@ -22,29 +26,60 @@ fn impatient(scale: &Scale) -> Setup {
     setup
 }
 
-/// Checks that each job has one end, its answer or that the broker has lost it, or that its client is told of lost events;
-/// counts the answers.
-async fn ended(rig: &Rig, load: &Load, requests: &[JobRequest]) -> anyhow::Result<usize> {
-    let mut answered = 0;
-    for request in requests {
-        let events = match rig.events(&request.job).await {
-            // It had ended when its end was lost, which its client is told.
-            Err(error) if error.to_string().contains("has lost the events") => continue,
-            events => events?,
-        };
-        match terminal(&events).or_else(|_| events.last().map(|e| &e.event).context("no events"))? {
-            Event::Result(_) => answered += 1,
-            Event::Failed { error } => {
-                ensure!(error.kind == ErrorKind::WorkerLost && !error.hint.is_empty(), "{}: {error:?}", request.job);
-            }
-            other => bail!("{}: {other:?}", request.job),
+/// Ends of jobs, as clients hear them who follow from now on.
+struct Clients(Vec<(JobRequest, JoinHandle<anyhow::Result<Event>>)>);
+
+impl Clients {
+    async fn follow(rig: &Rig, requests: &[JobRequest]) -> anyhow::Result<Self> {
+        let mut clients = Vec::new();
+        for request in requests {
+            let mut events = client::Events::new(&rig.bus, &request.job);
+            // What was told before the loss has been heard.
+            let mut event = events.next().await?.event;
+            let following = tokio::spawn(async move {
+                while !event.is_terminal() {
+                    event = events.next().await?.event;
+                }
+                Ok(event)
+            });
+            clients.push((request.clone(), following));
         }
-        let ends = load::log_of(&rig.bus, &request.job).await.into_iter().filter(|e| e.event.is_terminal()).count();
-        ensure!(ends == 1, "{}: {ends} ends", request.job);
+        Ok(Clients(clients))
     }
-    let after = load.submit(&rig.bus, &format!("after-{answered}-{}", requests[0].job), 2).await?;
-    load.check(rig, &after).await?;
-    Ok(answered)
+
+    /// Checks that each client hears of an end, the answer or that the broker has lost the job, and that no job has two;
+    /// counts the answers.
+    async fn ended(self, rig: &Rig, load: &Load) -> anyhow::Result<usize> {
+        let mut answered = 0;
+        let name = self.0.first().map_or(String::new(), |(request, _)| request.job.to_string());
+        for (request, following) in self.0 {
+            let end = tokio::time::timeout(END_WAIT, following).await;
+            match end.with_context(|| format!("{} has no end; {}", request.job, load::tail(rig)))?? {
+                Ok(Event::Result(_)) => answered += 1,
+                Ok(Event::Failed { error }) if error.kind == ErrorKind::WorkerLost && !error.hint.is_empty() => {}
+                // It had ended when its end was lost.
+                Err(error) if error.to_string().contains("has lost the events") => {}
+                other => bail!("{}: {other:?}", request.job),
+            }
+            let log = load::log_of(&rig.bus, &request.job).await;
+            let ends = log.iter().filter(|e| e.event.is_terminal()).count();
+            ensure!(ends <= 1, "{}: {ends} ends", request.job);
+        }
+        let after = load.submit(&rig.bus, &format!("after-{name}"), 2).await?;
+        load.check(rig, &after).await?;
+        Ok(answered)
+    }
+}
+
+/// Deletes a stream. nats-server 2.9.10 may fail halfway (a consumer's files come back while it removes them).
+async fn delete(js: &async_nats::jetstream::Context, stream: &str) -> anyhow::Result<()> {
+    for _ in 0..10 {
+        if js.delete_stream(stream).await.is_ok() || js.get_stream(stream).await.is_err() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    bail!("{stream} cannot be deleted")
 }
 
 /// Every stream deleted in turn, and every consumer, while jobs are in flight and in line.
@@ -61,11 +96,11 @@ pub async fn deleted(scale: &Scale) -> Row {
         for stream in StreamName::ALL {
             let on = stream.on(rig.bus.subjects());
             let requests = load.submit(&rig.bus, &format!("lost-{on}"), 4).await?;
-            load::wait_for(&rig, &requests[3].job, |e| matches!(e, Event::Queued { .. })).await?;
+            let clients = Clients::follow(&rig, &requests).await?;
             tokio::time::sleep(dice.pause(0, 300)).await;
-            js.delete_stream(&on).await?;
+            delete(&js, &on).await?;
             jobs += requests.len();
-            answered += ended(&rig, &load, &requests).await.with_context(|| format!("{on} deleted"))?;
+            answered += clients.ended(&rig, &load).await.with_context(|| format!("{on} deleted"))?;
             let requests = load.submit(&rig.bus, &format!("consumers-{on}"), 4).await?;
             let names: Vec<String> = {
                 use futures::TryStreamExt;
@@ -97,22 +132,11 @@ pub async fn empty_store(scale: &Scale) -> Row {
         let (mut jobs, mut answered) = (0, 0);
         for round in 0..(scale.jobs / 8).clamp(2, 6) {
             let requests = load.submit(&rig.bus, &format!("store-{round}"), 6).await?;
-            load::wait_for(&rig, &requests[5].job, |e| matches!(e, Event::Queued { .. })).await?;
+            let clients = Clients::follow(&rig, &requests).await?;
             tokio::time::sleep(dice.pause(0, 800)).await;
-            // A job that has ended tells nothing any more, once its events are lost.
-            let mut going = Vec::new();
-            for request in requests {
-                let events = load::log_of(&rig.bus, &request.job).await;
-                if !events.last().is_some_and(|e| e.event.is_terminal()) {
-                    going.push(request);
-                }
-            }
             rig.restart_broker_empty().await?;
-            jobs += going.len();
-            if let Some(last) = going.pop() {
-                going.push(last);
-                answered += ended(&rig, &load, &going).await.with_context(|| format!("round {round}"))?;
-            }
+            jobs += requests.len();
+            answered += clients.ended(&rig, &load).await.with_context(|| format!("round {round}"))?;
         }
         let working = endless(&rig, "working")?;
         client::submit(&rig.bus, &working).await?;

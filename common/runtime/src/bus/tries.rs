@@ -124,8 +124,9 @@ impl Drop for Tries<'_> {
 }
 
 impl Bus {
-    /// Whether some request of this process waits for a broker that does not answer, or for a stream that is not there.
+    /// Whether this process has lost the broker, or some request of it waits for an answer or a stream that is not there.
     pub fn is_held_up(&self) -> bool {
-        self.held_up.0.load(Ordering::Relaxed) > 0
+        let connected = self.client.connection_state() == async_nats::connection::State::Connected;
+        !connected || self.held_up.0.load(Ordering::Relaxed) > 0
     }
 }

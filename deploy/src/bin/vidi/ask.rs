@@ -6,9 +6,12 @@ use std::time::Duration;
 use config::Config;
 use deploy::ask::Style;
 use deploy::client;
+use deploy::demo_video::truth::{Answer, Truth};
+use deploy::demo_video::verdict::LEAST;
 use deploy::up::pipeline::{Layout, Pipeline};
 use deploy::up::{broker, note, supervisor};
 use protocol::error::StageName;
+use protocol::event::JobResult;
 use protocol::message::{JobId, JobRequest};
 use runtime::bus::{Bus, Role};
 use runtime::process::{Exit, Fatal, on_signal};
@@ -21,11 +24,36 @@ use crate::up::{absolute, use_model};
 /// The last event of a job that was cancelled is heard within this time.
 const END_WAIT: Duration = Duration::from_secs(5);
 
-/// Asks and shows the answer.
+/// Asks and shows the answer, and beside it the truth where one is given.
 ///
 /// # Errors
-/// As [`deploy::ask::ask`], and when no pipeline can be started.
+/// As [`deploy::ask::ask`], when no pipeline can be started, and when the answer is not the truth.
 pub async fn ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
+    let truth = truth(&ask)?;
+    let result = answered(config, ask).await?;
+    let Some(truth) = truth else { return Ok(()) };
+    let verdict = truth.judge(&result);
+    println!("truth: {truth} ({verdict})");
+    if verdict.is_true() {
+        return Ok(());
+    }
+    let text = format!(
+        "the answer is not the truth: it is {:?}, {verdict}; IoU {LEAST} or the same words were due",
+        result.text
+    );
+    Err(Fatal(Exit::Other, text))
+}
+
+/// The true answer, where a truth is given.
+fn truth(ask: &Ask) -> Result<Option<Answer>, Fatal> {
+    let Some(file) = &ask.truth else { return Ok(None) };
+    let truth = Truth::read(file).and_then(|truth| truth.answer(&ask.task, &ask.query).cloned());
+    let answer = truth.map_err(|e| Fatal(Exit::Usage, e))?;
+    Ok(Some(ask.span.map_or(answer.clone(), |span| answer.within(span))))
+}
+
+/// Asks and shows the answer.
+async fn answered(config: &mut Config, ask: Ask) -> Result<JobResult, Fatal> {
     // A file that is not here may be there where stage-decode runs.
     let local = Path::new(&ask.video).canonicalize().ok();
     let request = request(&ask, local.as_deref())?;
@@ -83,7 +111,7 @@ fn request(ask: &Ask, local: Option<&Path>) -> Result<JobRequest, Fatal> {
 }
 
 /// Asks a pipeline that is started for this question and stopped after it.
-async fn ask_own(config: &Config, request: &JobRequest, style: Style) -> Result<(), Fatal> {
+async fn ask_own(config: &Config, request: &JobRequest, style: Style) -> Result<JobResult, Fatal> {
     let dir = tempfile::tempdir().map_err(|e| Fatal(Exit::Other, format!("no temporary directory: {e}")))?;
     let layout = Layout::Processes(supervisor::Logs::Directory(dir.path().to_owned()));
     let each = StageName::ALL.map(|s| (s, 1));
@@ -105,14 +133,14 @@ async fn ask_own(config: &Config, request: &JobRequest, style: Style) -> Result<
 }
 
 /// Submits the job and follows it to its end, and cancels it at Ctrl-C; its own last event says how it ended.
-async fn follow(bus: &Bus, request: &JobRequest, style: Style) -> Result<(), Fatal> {
+async fn follow(bus: &Bus, request: &JobRequest, style: Style) -> Result<JobResult, Fatal> {
     let mut shutdown = on_signal();
     let mut asking = std::pin::pin!(deploy::ask::ask(bus, request, style));
     tokio::select! {
-        outcome = &mut asking => return outcome.map(drop),
+        outcome = &mut asking => return outcome,
         _ = shutdown.wait_for(|&s| s) => {}
     }
     client::cancel(bus, &request.job).await.map_err(broker_trouble)?;
     let unheard = |_| Fatal(Exit::Cancelled, format!("cancelled: no event of its end within {END_WAIT:?}"));
-    tokio::time::timeout(END_WAIT, asking).await.map_err(unheard)?.map(drop)
+    tokio::time::timeout(END_WAIT, asking).await.map_err(unheard)?
 }

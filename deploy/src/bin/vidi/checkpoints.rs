@@ -11,12 +11,14 @@ use runtime::answer;
 use runtime::process::{Exit, Fatal};
 
 use crate::cli::Bits;
+use crate::up::directory;
 
 /// `vidi inspect`: every tensor that the stages need.
 ///
 /// # Errors
 /// For a checkpoint that cannot be read, or is incomplete.
 pub fn show_tensors(config: &Config, model: &Path, all: bool, json: bool) -> Result<(), Fatal> {
+    let model = &directory(model)?;
     let found = inspect::inspect(model, &config.llm.end_tokens).map_err(|e| Fatal(Exit::Model, e.to_string()))?;
     if json {
         answer!("{}", serde_json::json!(found))?;
@@ -40,7 +42,8 @@ pub fn show_plan(
     video_seconds: &[u64],
 ) -> Result<(), Fatal> {
     let wrong = |e: model::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
-    let source = ModelSource { dir: model.map(Path::to_owned).unwrap_or_default(), weights: config.model.weights };
+    let model = model.map(directory).transpose()?;
+    let source = ModelSource { dir: model.unwrap_or_default(), weights: config.model.weights };
     source.check().map_err(|e| Fatal(Exit::Usage, e))?;
     let model = match source == ModelSource::default() {
         true => ModelConfig::default(),
@@ -67,6 +70,7 @@ pub fn show_plan(
 /// # Errors
 /// For a checkpoint that cannot be read, or a file that cannot be written.
 pub fn write_quantized(model: &Path, to: Bits, out: &Path) -> Result<(), Fatal> {
+    let model = &directory(model)?;
     let weights = match to {
         Bits::Q8 => WeightFormat::Q8,
         Bits::Q4 => WeightFormat::Q4,

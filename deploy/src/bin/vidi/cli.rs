@@ -52,7 +52,7 @@ pub enum Command {
     },
     /// Shows every tensor that the stages need of a checkpoint, and what is missing or unused.
     Inspect {
-        /// Checkpoint directory.
+        /// Checkpoint directory, or `demo`.
         model: PathBuf,
         /// Lists the tensors that are in order too.
         #[arg(long)]
@@ -71,6 +71,19 @@ pub enum Command {
         /// Same seed, same bytes.
         #[arg(long, default_value_t = demo_model::DEFAULT_SEED)]
         seed: u64,
+    },
+    /// Makes a video with a known truth: coloured shapes that come and go, and sounds. Prints what can be asked about it.
+    DemoVideo {
+        /// Video to write, OUT.mp4 (H.264, AAC); the truth goes to OUT.json.
+        out: PathBuf,
+        /// Same seed and length, same scene.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Length, seconds: 8 to 64, as the demo model knows them.
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(
+            i64::from(*deploy::demo_video::SECONDS.start())..=i64::from(*deploy::demo_video::SECONDS.end())
+        ))]
+        seconds: u32,
     },
     /// Shows what every stage will hold, and whether videos fit beside it, without loading or needing a GPU.
     Plan {
@@ -141,7 +154,7 @@ pub enum ConfigAction {
 /// Arguments of `vidi up`.
 #[derive(clap::Args)]
 pub struct Up {
-    /// Checkpoint directory; VIDI_MODEL and model.dir say the same.
+    /// Checkpoint directory, or `demo` for the small one that ships with the project; VIDI_MODEL and model.dir say the same.
     #[arg(long)]
     pub model: Option<PathBuf>,
     /// Directory whose videos may be asked about; repeatable. The working directory if none is given or configured.
@@ -165,12 +178,16 @@ pub struct Ask {
     /// `retrieval` (when does it happen) or `qa` (free text).
     #[arg(long, default_value = "retrieval")]
     pub task: String,
-    /// Checkpoint directory, for a pipeline started for this question; VIDI_MODEL and model.dir say the same.
+    /// Checkpoint directory, or `demo`, for a pipeline started for this question; VIDI_MODEL and model.dir say the same.
     #[arg(long)]
     pub model: Option<PathBuf>,
     /// One JSON object on standard output.
     #[arg(long)]
     pub json: bool,
+    /// Truth about the video, as `vidi demo-video` writes it: shows the true answer below the answer, and fails if they
+    /// disagree (IoU under 0.5, or other words).
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    pub truth: Option<PathBuf>,
     /// No progress on standard error.
     #[arg(long)]
     pub quiet: bool,

@@ -1,11 +1,13 @@
 //! The `vidi` command.
 //!
 //! In reading order: [`cli`] (the command line), this file (which part does what), [`up`] (broker and stages), [`ask`]
-//! (one question), [`running`] (requests to a pipeline that runs), [`checkpoints`] (a model's files).
+//! (one question), [`running`] (requests to a pipeline that runs), [`checkpoints`] (a model's files),
+//! [`demo_video`] (a video with a known truth).
 
 mod ask;
 mod checkpoints;
 mod cli;
+mod demo_video;
 mod running;
 mod up;
 
@@ -61,6 +63,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Command::Status { json } => runtime.block_on(running::status(&config, json)),
         Command::Inspect { model, all, json } => checkpoints::show_tensors(&config, &model, all, json),
         Command::DemoModel { dir, size, seed } => checkpoints::write_demo_model(&dir, size, seed),
+        Command::DemoVideo { out, seed, seconds } => demo_video::demo_video(&out, seed, seconds),
         Command::Plan { model, video_seconds, replicas } => {
             let replicas = supervisor::replicas(&replicas).map_err(|e| Fatal(Exit::Usage, e))?;
             checkpoints::show_plan(&config, model.as_deref(), &replicas, &video_seconds)
@@ -78,6 +81,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             if supervised.is_some() {
                 shutdown = stages::until_stdin_ends(shutdown, broker_of);
             } else {
+                up::find_model(&mut config)?;
                 // Whoever supervises it has said so for all stages.
                 warn_of_random_weights(&config);
             }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use config::Config;
+use deploy::model::shipped;
 use deploy::up::pipeline::{Layout, Pipeline};
 use deploy::up::{broker, note, supervisor};
 use runtime::answer;
@@ -77,10 +78,28 @@ pub fn use_model(config: &mut Config, model: Option<PathBuf>) -> Result<(), Fata
         return Ok(());
     }
     if config.model.dir.as_os_str().is_empty() {
-        let text = "no checkpoint: give --model DIR, set VIDI_MODEL or model.dir, or take one that answers nonsense, with \
-                    `vidi demo-model DIR` or --weights random:tiny";
+        let text = "no checkpoint: give --model DIR, set VIDI_MODEL or model.dir, or take the small one that knows shapes and beeps, \
+                    --model demo, or one that answers nonsense, --weights random:tiny";
         return Err(Fatal(Exit::Usage, text.to_owned()));
     }
+    find_model(config)?;
     config.model.dir = absolute(&config.model.dir)?;
     Ok(())
+}
+
+/// Puts the shipped checkpoint's directory in the place of its name.
+///
+/// # Errors
+/// When it is not there.
+pub fn find_model(config: &mut Config) -> Result<(), Fatal> {
+    config.model.dir = directory(&config.model.dir)?;
+    Ok(())
+}
+
+/// The directory of a checkpoint that a command line names.
+///
+/// # Errors
+/// When it names the shipped one, and that is not there.
+pub fn directory(model: &Path) -> Result<PathBuf, Fatal> {
+    shipped::resolve(model).map_err(|e| Fatal(Exit::Model, e))
 }
