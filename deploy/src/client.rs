@@ -80,8 +80,9 @@ impl Events {
             while let Some(message) = self.bus.first_from(StreamName::Events, &self.subject, self.from).await {
                 self.from = message.sequence + 1;
                 match wire::decode_any::<JobEvent>(&message.payload) {
-                    Ok(event) if event.seq >= self.seq => {
-                        self.seq = event.seq + 1;
+                    // An end counts whatever its number: who writes it behind lost events does not know how many were told.
+                    Ok(event) if event.seq >= self.seq || event.event.is_terminal() => {
+                        self.seq = self.seq.max(event.seq + 1);
                         return Ok(event);
                     }
                     Ok(_) => {}
@@ -105,7 +106,10 @@ impl Events {
             // Whoever has the job in flight would have written on, or asked again for what is missing, by now.
             let patience = Duration::from_secs_f64(2.0 * self.bus.config().worker_patience_s) + LOST_WAIT;
             if self.lost.is_some_and(|since| since.elapsed() > patience) {
-                bail!("the broker has lost the events of {}, its end among them if it has one: submit it again", self.subject);
+                bail!(
+                    "the broker has lost the events of {}, its end among them if it has one: submit it again",
+                    self.subject
+                );
             }
         }
     }
@@ -119,13 +123,8 @@ pub async fn cancel(bus: &Bus, job: &JobId) -> anyhow::Result<Vec<ControlReply>>
     let request = ControlRequest { v: wire::VERSION, job: Some(job.clone()), ..Default::default() };
     let replies = control::gather(bus, Verb::Cancel, &request).await?;
     if replies.is_empty() {
-        let end = ending::ensure_ended(
-            bus.clone(),
-            StageName::Llm,
-            job.clone(),
-            CancelledBy::Client,
-            Encoding::default(),
-        );
+        let end =
+            ending::ensure_ended(bus.clone(), StageName::Llm, job.clone(), CancelledBy::Client, Encoding::default());
         let text =
             "cancel failed: no stage answers, and the broker does not let this user end the job; start a stage-llm";
         tokio::time::timeout(END_WAIT, end).await.context(text)?;

@@ -304,7 +304,11 @@ impl Rig {
         let asked = Instant::now();
         signal(self.up.id(), "TERM")?;
         while self.up.try_wait()?.is_none() {
-            ensure!(asked.elapsed() < Duration::from_secs(60), "`vidi up` has not ended after a minute; {}", self.log());
+            ensure!(
+                asked.elapsed() < Duration::from_secs(60),
+                "`vidi up` has not ended after a minute; {}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(asked.elapsed())

@@ -325,7 +325,9 @@ async fn cut_off(bus: &Bus, mut shutdown: Shutdown) -> Fatal {
         tokio::time::sleep(LOOK_EVERY).await;
         held_up = if bus.is_held_up() { held_up + LOOK_EVERY } else { Duration::ZERO };
     }
-    let text = format!("left with work in flight: the broker has not answered for {LEAVE_AFTER:?}, or has lost a stream; others get the work");
+    let text = format!(
+        "left with work in flight: the broker has not answered for {LEAVE_AFTER:?}, or has lost a stream; others get the work"
+    );
     Fatal(Exit::Broker, text)
 }
 

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use tests::faults::{
-    Row, Scale, broker, clock, ends, flow, hung, killed, losses, messages, probes, supervisor, table, waiting, waits, weights,
+    Row, Scale, broker, clock, ends, flow, hung, killed, losses, messages, probes, supervisor, table, waiting, waits,
+    weights,
 };
 
 /// Runs every fault case on real processes and a real broker, and writes the table.

@@ -41,7 +41,9 @@ pub(super) enum Trouble {
 fn of_code(code: ErrorCode) -> Trouble {
     match code {
         ErrorCode::STREAM_NOT_FOUND | ErrorCode::CONSUMER_NOT_FOUND => Trouble::Gone,
-        ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::CLUSTER_NOT_LEADER | ErrorCode::CLUSTER_NOT_ACTIVE => Trouble::Away,
+        ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::CLUSTER_NOT_LEADER | ErrorCode::CLUSTER_NOT_ACTIVE => {
+            Trouble::Away
+        }
         _ => Trouble::Refused,
     }
 }

@@ -42,13 +42,7 @@ struct Admission {
 ///
 /// # Errors
 /// When the queue cannot be set up.
-pub async fn start(
-    bus: &Bus,
-    line: Line,
-    roll: Roll,
-    registry: Registry,
-    shutdown: Shutdown,
-) -> Result<(), BusError> {
+pub async fn start(bus: &Bus, line: Line, roll: Roll, registry: Registry, shutdown: Shutdown) -> Result<(), BusError> {
     let queue = bus.work_queue(StreamName::Jobs, ADMISSION, Some(bus.subjects().jobs())).await?;
     let mut inbox = Inbox::start(bus, queue, shutdown);
     let admission = Admission { bus: bus.clone(), line, roll, registry };

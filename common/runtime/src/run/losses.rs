@@ -56,9 +56,14 @@ pub async fn watch(bus: Bus, line: Line, roll: Roll, registry: Registry, mut shu
             bus.restore(stream).await;
         }
         let Ok(now) = line.made_at().await else { continue };
-        let anew = made.replace(now).is_some_and(|before| before != now);
+        if made.replace(now).is_none_or(|before| before == now) {
+            roll.going(&registry);
+            continue;
+        }
+        // Other workers may still be on their way back to the broker.
+        tokio::time::sleep(EVERY).await;
         for (job, encoding) in roll.going(&registry) {
-            if anew {
+            if !registry.is_in_flight(&job) {
                 end_if_lost(&bus, &line, &job, encoding).await;
             }
         }

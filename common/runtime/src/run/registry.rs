@@ -81,6 +81,11 @@ impl Registry {
         known.signals.get(job).is_some_and(|signal| signal.get() == Some(JobEnd::Ended))
     }
 
+    /// Whether anything of a job is in flight here.
+    pub fn is_in_flight(&self, job: &JobId) -> bool {
+        self.in_flight.borrow().iter().any(|(in_flight, _)| in_flight == job)
+    }
+
     /// Notes that a job has not ended, whatever was heard of an earlier one with its id.
     pub fn begin_anew(&self, job: &JobId) {
         if self.has_ended(job) {
