@@ -36,6 +36,7 @@ fn refuse_filters() -> io::Result<()> {
 #[test]
 fn where_no_filter_is_allowed_the_stage_says_so_at_start_and_starts() {
     if std::env::var_os(STARTS).is_some() {
+        #[allow(clippy::disallowed_methods, reason = "the test reads what its own process says there")]
         tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
         DecodeStage::new(DecodeOptions::new([std::env::temp_dir()])).unwrap();
         return;

@@ -1,6 +1,8 @@
 //! Tests of what is true: questions about made videos, through the real pipeline, with the demo model. An answer is held
 //! against what the video was made of, and not against what some other program would say.
 
+#![allow(clippy::print_stdout, reason = "a test: what it prints is shown where it fails")]
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};

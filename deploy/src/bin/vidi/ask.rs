@@ -15,7 +15,7 @@ use protocol::event::JobResult;
 use protocol::message::{JobId, JobRequest};
 use runtime::bus::{Bus, Role};
 use runtime::process::{Exit, Fatal, on_signal};
-use runtime::remark;
+use runtime::{answer, remark};
 
 use crate::cli::Ask;
 use crate::running::{broker_trouble, connect};
@@ -33,7 +33,7 @@ pub async fn ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
     let result = answered(config, ask).await?;
     let Some(truth) = truth else { return Ok(()) };
     let verdict = truth.judge(&result);
-    println!("truth: {truth} ({verdict})");
+    answer!("truth: {truth} ({verdict})")?;
     if verdict.is_true() {
         return Ok(());
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use deploy::demo_video;
+use runtime::answer;
 use runtime::process::{Exit, Fatal};
 
 /// Writes the video and its truth, and prints what can be asked and what is true.
@@ -15,9 +16,9 @@ pub fn demo_video(out: &Path, seed: u64, seconds: u32) -> Result<(), Fatal> {
         return Err(Fatal(Exit::Usage, text));
     }
     let (truth, file) = made(out, seed, seconds)?;
-    println!("{}: {seconds} s of seed {seed}; truth in {}", out.display(), file.display());
+    answer!("{}: {seconds} s of seed {seed}; truth in {}", out.display(), file.display())?;
     for question in &truth.questions {
-        println!("{:<10} {:<34} {}", question.task, question.query, question.answer);
+        answer!("{:<10} {:<34} {}", question.task, question.query, question.answer)?;
     }
     Ok(())
 }
