@@ -261,7 +261,7 @@ async fn a_supervisor_does_what_operators_and_the_owners_of_jobs_ask_and_nobody_
         }
         vision.settle()?;
         let reached =
-            async { while !written.next().await.is_some_and(|m| m.subject.as_str() == "vidi.v1.control.unload") {} };
+            async { while written.next().await.is_none_or(|m| m.subject.as_str() != "vidi.v1.control.unload") {} };
         tokio::time::timeout(SAYS, reached)
             .await
             .context("no reply was written on control.unload: nothing was tried")?;
