@@ -19,10 +19,11 @@ use crate::harness::{Rig, Setup};
 /// Longest time until a client hears of the end of a job that the broker may have lost.
 const END_WAIT: Duration = Duration::from_secs(60);
 
-/// Settings of the rigs here: what is missing is asked for again after two seconds.
+/// Settings of the rigs here: what is missing is asked for again after five seconds, and after ten the job fails. A stage
+/// notices within six that its pull was lost with the broker.
 fn impatient(scale: &Scale) -> Setup {
     let mut setup = setup(scale);
-    setup.set[1] = "bus.worker_patience_s=2".to_owned();
+    setup.set[1] = "bus.worker_patience_s=5".to_owned();
     setup
 }
 
@@ -86,7 +87,7 @@ async fn delete(js: &async_nats::jetstream::Context, stream: &str) -> anyhow::Re
 pub async fn deleted(scale: &Scale) -> Row {
     let expected = "every client hears of one end: the answer, worker_lost, or that its events are lost; later jobs answered; a stop takes seconds";
     let name = "streams and consumers deleted".to_owned();
-    let case = Case { name, expected, bound_s: scale.bound(150.0) };
+    let case = Case { name, expected, bound_s: scale.bound(200.0) };
     case.run(async {
         let mut rig = Rig::start(impatient(scale)).await?;
         let load = Load::new(&rig).await?;
@@ -128,7 +129,7 @@ pub async fn deleted(scale: &Scale) -> Row {
 pub async fn empty_store(scale: &Scale) -> Row {
     let expected = "every client hears of one end: the answer, worker_lost, or that its events are lost; later jobs answered; a stop takes seconds";
     let name = "broker back with an empty store".to_owned();
-    let case = Case { name, expected, bound_s: scale.bound(90.0) };
+    let case = Case { name, expected, bound_s: scale.bound(150.0) };
     case.run(async {
         let mut rig = Rig::start(impatient(scale)).await?;
         let load = Load::new(&rig).await?;
