@@ -3,7 +3,7 @@ import torch
 import torch._dynamo
 import torch.nn.functional as F
 
-VISION_EPS, ENCODER_EPS, GEMMA_EPS, VIDI_EPS = 1e-6, 1e-5, 1e-6, 1e-5
+VISION_EPS, ENCODER_EPS, GEMMA_EPS, ADAPTER_EPS = 1e-6, 1e-5, 1e-6, 1e-5
 
 
 def rms(x, eps):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from initial import ADAPTER, AUDIO, GRID, PATCH, VISION, unused
-from layers import ENCODER_EPS, VIDI_EPS, Functions, audio_layer, feed_forward, gemma_norm, layer_norm, linear, media_keys, rms
+from layers import ENCODER_EPS, ADAPTER_EPS, Functions, audio_layer, feed_forward, gemma_norm, layer_norm, linear, media_keys, rms
 from reference import vo
 
 CELLS = 14                                          # token cells of a frame, along each side: below 307 frames
@@ -71,17 +71,17 @@ class Model:
             angle = place[:, None] * frequency
             x = torch.stack([torch.sin(angle), torch.cos(angle)], -1).reshape(length, d)
             p = f"{ADAPTER}pos_{axis}.mlp."
-            return rms(linear(F.gelu(linear(x, self.tensors, p + "0")), self.tensors, p + "2"), VIDI_EPS)
+            return rms(linear(F.gelu(linear(x, self.tensors, p + "0")), self.tensors, p + "2"), ADAPTER_EPS)
 
     def projected(self, name, x):
         """Two linear layers and the norm behind them, for "img" or "aud"."""
         p = f"{ADAPTER}{name}_"
         x = linear(F.gelu(linear(x, self.tensors, p + "projector.model.0")), self.tensors, p + "projector.model.2")
-        return rms(x, VIDI_EPS) * self.tensors[p + "norm.weight"]
+        return rms(x, ADAPTER_EPS) * self.tensors[p + "norm.weight"]
 
     def to_language_model(self, x):
         """The last norm of the adapters, and the language model's scale for what enters it."""
-        x = (rms(x, VIDI_EPS) * self.tensors[ADAPTER + "llm_norm.weight"]).to(self.stream)
+        x = (rms(x, ADAPTER_EPS) * self.tensors[ADAPTER + "llm_norm.weight"]).to(self.stream)
         return x * math.sqrt(self.dims["hidden"])
 
     def image_tokens(self, features, second, frames):

@@ -86,6 +86,8 @@ fn own(user: &str) -> Vec<String> {
         own.extend(["report.x", "events.x", "owner.x", "control.cancel"].map(|s| format!("vidi.v1.{s}")));
         own.push("$SRV.INFO".to_owned());
         own.push(format!("vidi.v1.dead.{stage}.x"));
+        // Its own queue, and whether requests wait: a cancel is written down before they are admitted.
+        own.push("$JS.API.STREAM.INFO.VIDI_JOBS".to_owned());
         own.push(format!("$JS.API.STREAM.INFO.VIDI_{stream}"));
         own.push("$JS.API.STREAM.MSG.GET.VIDI_EVENTS".to_owned());
         own.extend(["CREATE", "INFO", "MSG.NEXT"].map(|v| format!("$JS.API.CONSUMER.{v}.VIDI_{stream}.{stage}")));

@@ -3,18 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use async_nats::HeaderMap;
 use async_nats::jetstream;
-use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::PublishMessage;
-use bytes::Bytes;
-use futures::FutureExt;
 
 use super::clock::Clock;
-use super::tries::{HeldUp, Tries, Trouble};
+use super::held_up::HeldUp;
 use crate::subject::Subjects;
 use config::BusConfig;
-use protocol::stage::Stop;
 
 /// Bytes that headers take beside a body; the server counts both against `max_payload`.
 const HEADER_BYTES: usize = 1024;
@@ -88,46 +82,6 @@ impl Bus {
         // Each connection hears of the limit when it is made again; until both have, the smaller one holds.
         let max_payload = self.client.max_payload().min(self.outlet.client().max_payload());
         max_payload.min(stream).saturating_sub(HEADER_BYTES).min(self.config.message_bytes)
-    }
-
-    /// Stores one message, with the [headers](super::headers) of its job, and returns when the broker has it. A full
-    /// stream, or a broker that is away, is tried again until it works, or until `unwanted` is over: then nobody wants
-    /// the message any more. A publish that is on its way is waited for all the same: broken off, it could still arrive,
-    /// behind whoever clears up.
-    ///
-    /// # Errors
-    /// [`Stop::Cancelled`]; [`Stop::Unavailable`] when the broker takes smaller messages than when the body was made.
-    pub async fn store(
-        &self,
-        subject: String,
-        message_id: &str,
-        headers: &HeaderMap,
-        body: Bytes,
-        unwanted: impl Future<Output = ()>,
-    ) -> Result<(), Stop> {
-        tokio::pin!(unwanted);
-        if unwanted.as_mut().now_or_never().is_some() {
-            return Err(Stop::Cancelled);
-        }
-        let mut tries = Tries::new(self, &subject, "publish");
-        loop {
-            let publish = PublishMessage::build().headers(headers.clone()).message_id(message_id).payload(body.clone());
-            let error = match self.outlet.send_publish(subject.clone(), publish).await {
-                Ok(ack) => match ack.await {
-                    Ok(_) => return Ok(()),
-                    Err(e) => e,
-                },
-                Err(e) => e,
-            };
-            if error.kind() == PublishErrorKind::MaxPayloadExceeded {
-                return Err(Stop::Unavailable(format!("publish of {message_id} failed: {error}")));
-            }
-            tokio::select! {
-                biased;
-                () = &mut unwanted => return Err(Stop::Cancelled),
-                () = tries.again(Trouble::from(&error), &error) => {}
-            }
-        }
     }
 
     /// Publishes one message that may be lost.

@@ -2,7 +2,8 @@
 //!
 //! In reading order: `error` (why a broker cannot be used), `handle` (a connection and publishing), `role`, `address` and
 //! `connect` (who a process is to the broker), `headers` (what stands beside a body), [`size`] and [`streams`] (what exists
-//! on the server), `queue` (work queues), `tries` (asking until the broker answers), [`follow`] (reading a subject for as
+//! on the server), `queue` (work queues), `tries` (asking until the broker answers, with `held_up`), `publish`
+//! (storing a message), [`follow`] (reading a subject for as
 //! long as it takes), `conditional` (writing behind a known message), `clock` and `time` (what time it is
 //! there), [`events`] (what a client hears), [`capacity`] (whose
 //! tokens fit the
@@ -18,6 +19,8 @@ pub mod events;
 pub mod follow;
 mod handle;
 mod headers;
+mod held_up;
+mod publish;
 mod queue;
 mod role;
 pub mod size;

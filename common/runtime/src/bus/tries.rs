@@ -10,7 +10,6 @@
 
 use std::error::Error;
 use std::fmt::Display;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
@@ -71,10 +70,6 @@ impl From<&LastRawMessageError> for Trouble {
     }
 }
 
-/// Requests of one process that wait for the broker.
-#[derive(Debug, Default)]
-pub(super) struct HeldUp(AtomicUsize);
-
 /// Tries of one request.
 pub(super) struct Tries<'a> {
     bus: &'a Bus,
@@ -102,7 +97,7 @@ impl<'a> Tries<'a> {
     pub async fn again(&mut self, trouble: Trouble, error: &(dyn Display + Sync)) {
         if !self.counted && trouble != Trouble::Refused {
             self.counted = true;
-            self.bus.held_up.0.fetch_add(1, Ordering::Relaxed);
+            self.bus.held_up.begin();
         }
         if self.pause >= MAX_PAUSE && self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
             self.told = Some(Instant::now());
@@ -120,7 +115,7 @@ impl<'a> Tries<'a> {
 impl Drop for Tries<'_> {
     fn drop(&mut self) {
         if self.counted {
-            self.bus.held_up.0.fetch_sub(1, Ordering::Relaxed);
+            self.bus.held_up.end();
         }
     }
 }
@@ -129,6 +124,6 @@ impl Bus {
     /// Whether this process has lost the broker, or some request of it waits for an answer or a stream that is not there.
     pub fn is_held_up(&self) -> bool {
         let connected = self.client.connection_state() == async_nats::connection::State::Connected;
-        !connected || self.held_up.0.load(Ordering::Relaxed) > 0
+        !connected || self.held_up.is_any()
     }
 }
