@@ -78,7 +78,6 @@ cases! {
     an_id_is_used_again_once_its_events_are_gone: show(waiting::ages);
     an_id_is_used_again_on_the_old_broker: show_on_the_old_broker(waiting::ages);
     what_was_deleted_is_made_again: show(losses::deleted);
-    what_was_deleted_from_the_old_broker_is_made_again: show_on_the_old_broker(losses::deleted);
     a_broker_that_has_lost_everything_ends_every_job: show(losses::empty_store);
     an_old_broker_that_has_lost_everything_ends_every_job: show_on_the_old_broker(losses::empty_store);
     probes_are_answered_however_many_come_at_once: show(probes::probes);

@@ -69,7 +69,7 @@ async fn main() -> anyhow::Result<()> {
         }
         run_old!("old kill" killed::any_stage, "old restart" broker::restarted, "old pause" broker::paused,
             "old lost" messages::lost, "old answer" broker::paused_in_an_answer, "old flood" waiting::flood,
-            "old admission" waiting::cancel_before_admission, "old ages" waiting::ages, "old deleted" losses::deleted,
+            "old admission" waiting::cancel_before_admission, "old ages" waiting::ages,
             "old store" losses::empty_store, "old supervisor" supervisor::killed);
     }
     let text = table(&rows);
