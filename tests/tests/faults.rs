@@ -9,7 +9,7 @@
 use std::sync::LazyLock;
 
 use tests::faults::{
-    Row, Scale, broker, clock, ends, flow, hung, killed, losses, messages, probes, supervisor, waiting, waits, weights,
+    Row, Scale, broker, clock, ends, flow, hung, killed, losses, messages, probes, supervisor, waiting, weights,
 };
 use tokio::sync::Mutex;
 
@@ -82,8 +82,6 @@ cases! {
     an_old_broker_that_has_lost_everything_ends_every_job: show_on_the_old_broker(losses::empty_store);
     probes_are_answered_however_many_come_at_once: show(probes::probes);
     probes_are_answered_however_many_come_at_once_on_the_old_broker: show_on_the_old_broker(probes::probes);
-    jobs_that_wait_cost_little_however_many: show(waits::waiting);
-    jobs_that_wait_cost_little_on_the_old_broker: show_on_the_old_broker(waits::waiting);
     an_engine_that_hangs_ends_its_process_and_its_work_goes_to_another: show(hung::hung);
     an_engine_that_hangs_ends_its_process_on_the_old_broker: show_on_the_old_broker(hung::hung);
     deadlines_hold_though_a_clock_is_off: show(clock::clock);

@@ -10,8 +10,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use tests::faults::{
-    Row, Scale, broker, clock, ends, flow, hung, killed, losses, messages, probes, supervisor, table, waiting, waits,
-    weights,
+    Row, Scale, broker, clock, ends, flow, hung, killed, losses, messages, probes, supervisor, table, waiting, weights,
 };
 
 /// Runs every fault case on real processes and a real broker, and writes the table.
@@ -56,7 +55,7 @@ async fn main() -> anyhow::Result<()> {
         "waiting" ends::cancel_without_a_worker, "deadline" ends::deadline, "gone" ends::client_gone,
         "flood" waiting::flood, "admission" waiting::cancel_before_admission, "probe" waiting::cancel_in_a_probe, "ages" waiting::ages,
         "deleted" losses::deleted, "store" losses::empty_store, "probes" probes::probes, "hung" hung::hung, "clock" clock::clock,
-        "queue" waits::waiting, "weights" weights::other_weights);
+        "weights" weights::other_weights);
     if let Some(old) = old {
         macro_rules! run_old {
             ($($name:literal $case:path),* $(,)?) => {$(

@@ -3,7 +3,7 @@
 //! In reading order: this file (a case, its row in the table), [`load`] (mixed jobs with known answers, and what must hold
 //! once they have ended), [`killed`] (killed workers), [`broker`] (a broker that is killed, stopped or full), [`losses`]
 //! (a broker that has lost streams), [`messages`] (malformed, duplicate, reordered and lost messages), [`ends`] (jobs that
-//! end early), [`waiting`] (jobs in line), [`flow`] (more work than capacity), [`waits`] (what they cost meanwhile), [`supervisor`] (`vidi up`
+//! end early), [`waiting`] (jobs in line), [`flow`] (more work than capacity), [`supervisor`] (`vidi up`
 //! itself), [`probes`], [`hung`] engines, a [`clock`] that is off, and [`weights`] of another checkpoint.
 
 use std::fmt::Write;
@@ -23,7 +23,6 @@ pub mod probes;
 mod shim;
 pub mod supervisor;
 pub mod waiting;
-pub mod waits;
 pub mod weights;
 
 /// Factor by which bounds are stretched on a busy machine. Three times a second and a half is still less than the

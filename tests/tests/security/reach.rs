@@ -262,11 +262,16 @@ async fn a_supervisor_does_what_operators_and_the_owners_of_jobs_ask_and_nobody_
             asked_to_write_on(&mut vision, target)?;
         }
         vision.settle()?;
-        let reached =
-            async { while written.next().await.is_none_or(|m| m.subject.as_str() != "vidi.v1.control.unload") {} };
-        tokio::time::timeout(SAYS, reached)
-            .await
-            .context("no reply was written on control.unload: nothing was tried")?;
+        let reached = async {
+            while let Some(message) = written.next().await {
+                if message.subject.as_str() == "vidi.v1.control.unload" {
+                    return true;
+                }
+            }
+            false
+        };
+        let reached = tokio::time::timeout(SAYS, reached).await.unwrap_or(false);
+        ensure!(reached, "no reply was written on control.unload: nothing was tried");
         // Asked on the subject itself, but by somebody who may not: only where there are no permissions can that be.
         operator.client().publish("vidi.v1.control.unload", "".into()).await?;
         let inbox = "_INBOX.client.x".to_owned();
