@@ -132,11 +132,6 @@ impl Bus {
         true
     }
 
-    /// Gives back the capacity of a job.
-    pub async fn release_capacity(&self, job: &JobId) {
-        self.change_ledger(|ledger| ledger.jobs.retain(|e| e.job != *job)).await;
-    }
-
     /// Notes that a job goes back to the queue for want of capacity, and returns how often it has.
     pub async fn note_returned(&self, job: &JobId) -> u64 {
         let note = |ledger: &mut Ledger| {

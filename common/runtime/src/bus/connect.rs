@@ -5,10 +5,11 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, jetstream};
+use tokio::sync::watch;
 
 use super::address::{self, Identity};
 use super::error::{BusError, BusErrorKind};
@@ -20,6 +21,9 @@ use protocol::error::StageName;
 
 /// Pause before a broker that is still starting is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
+/// Messages of one subscription that wait to be read at most: what comes on top is lost. A burst arrives in one piece, before
+/// anything of it is read, so this is more than a stage takes of any kind at once (512 probes). Tensors come one by one.
+const UNREAD: usize = 1024;
 
 impl Bus {
     /// Connects as a role, waiting up to `patience` for a broker that is still starting.
@@ -29,7 +33,7 @@ impl Bus {
     /// ends.
     pub async fn connect(config: &BusConfig, role: Role, patience: Duration) -> Result<Self, BusError> {
         let instance = format!("{role}-{}-{:04x}", std::process::id(), rand_u16());
-        let reconnects = Arc::new(AtomicU64::new(0));
+        let reconnects = Arc::new(watch::Sender::new(0));
         let client = connected(config, role, &instance, reconnects.clone(), patience).await?;
         Ok(Bus {
             js: jetstream::new(client.clone()),
@@ -64,7 +68,7 @@ async fn connected(
     config: &BusConfig,
     role: Role,
     name: &str,
-    reconnects: Arc<AtomicU64>,
+    reconnects: Arc<watch::Sender<u64>>,
     patience: Duration,
 ) -> Result<Client, BusError> {
     let own = config.of_role(role.as_str());
@@ -162,20 +166,19 @@ async fn options(
     config: &BusConfig,
     role: Role,
     instance: &str,
-    reconnects: Arc<AtomicU64>,
+    reconnects: Arc<watch::Sender<u64>>,
 ) -> Result<ConnectOptions, BusError> {
     let first = AtomicBool::new(true);
     let mut options = ConnectOptions::new()
         .name(instance)
-        // Counted in messages of up to max_payload: enough for control traffic, small enough not to hoard tensors.
-        .subscription_capacity(256)
+        .subscription_capacity(UNREAD)
         .client_capacity(64)
         .custom_inbox_prefix(format!("_INBOX.{role}"))
         .reconnect_delay_callback(|n| Duration::from_millis((50 * n as u64).min(1000)))
         .event_callback(move |event| {
             match &event {
                 async_nats::Event::Connected if !first.swap(false, Ordering::Relaxed) => {
-                    reconnects.fetch_add(1, Ordering::Relaxed);
+                    reconnects.send_modify(|n| *n += 1);
                     tracing::info!("broker connection made again");
                 }
                 async_nats::Event::Connected | async_nats::Event::Closed => {}

@@ -106,6 +106,11 @@ impl EventLog {
         self.tail.event.as_ref()
     }
 
+    /// Sequence of the last event on the stream; 0 if there is none.
+    pub fn last_sequence(&self) -> u64 {
+        self.tail.stream_sequence
+    }
+
     /// Terminal event, if there is one.
     pub fn ended(&self) -> Option<Ended> {
         let event = self.tail.event.as_ref().filter(|e| e.event.is_terminal())?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_nats::jetstream;
+use tokio::sync::watch;
 
 use super::clock::Clock;
 use super::held_up::HeldUp;
@@ -26,7 +27,7 @@ pub struct Bus {
     pub(super) config: Arc<BusConfig>,
     /// Tells this process from its replicas.
     pub(super) instance: Arc<str>,
-    pub(super) reconnects: Arc<AtomicU64>,
+    pub(super) reconnects: Arc<watch::Sender<u64>>,
     pub(super) unreadable: Arc<AtomicU64>,
     pub(super) clock: Arc<Clock>,
     /// Whether this process makes streams; the others wait for those that are not there.
@@ -62,7 +63,17 @@ impl Bus {
 
     /// Times that the connection was lost and made again.
     pub fn reconnects(&self) -> u64 {
-        self.reconnects.load(Ordering::Relaxed)
+        *self.reconnects.borrow()
+    }
+
+    /// Whether the broker is there, as far as this process has noticed.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// Changes each time that the connection was lost and made again: what the broker was asked before may never be answered.
+    pub(crate) fn reconnects_from_now(&self) -> watch::Receiver<u64> {
+        self.reconnects.subscribe()
     }
 
     /// Messages outside the work queues (tokens, reports, control) that could not be read.

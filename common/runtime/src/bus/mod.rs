@@ -2,12 +2,10 @@
 //!
 //! In reading order: `error` (why a broker cannot be used), `handle` (a connection and publishing), `role`, `address` and
 //! `connect` (who a process is to the broker), `headers` (what stands beside a body), [`size`] and [`streams`] (what exists
-//! on the server), `queue` (work queues), `tries` (asking until the broker answers, with `held_up`), `publish`
-//! (storing a message), [`follow`] (reading a subject for as
-//! long as it takes), `conditional` (writing behind a known message), `clock` and `time` (what time it is
-//! there), [`events`] (what a client hears), [`capacity`] (whose
-//! tokens fit the
-//! token stream).
+//! on the server), `queue` (work queues), `tries` (asking until the broker answers, with `held_up`), `publish` (storing a
+//! message), [`follow`] (reading a subject for as long as it takes), `conditional` (writing behind a known message), `clock`
+//! and `time` (what time it is there), [`events`] (what a client hears), `purge` (what a job leaves behind), [`capacity`]
+//! (whose tokens fit the token stream).
 
 mod address;
 pub mod capacity;
@@ -21,6 +19,7 @@ mod handle;
 mod headers;
 mod held_up;
 mod publish;
+mod purge;
 mod queue;
 mod role;
 pub mod size;

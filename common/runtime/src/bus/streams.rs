@@ -213,43 +213,6 @@ impl Bus {
         })
     }
 
-    /// Drops what waits in a stage's queue for a job, or, for stage-llm, the job's tokens.
-    pub async fn purge(&self, stage: StageName, job: &JobId) {
-        let stream = match stage {
-            StageName::Llm => StreamName::Tokens,
-            other => StreamName::input_of(other),
-        };
-        self.purge_subject(stream, self.subjects().input(stage, job)).await;
-    }
-
-    /// Drops what a stage has handed on for a job that has ended.
-    pub async fn purge_outputs(&self, stage: StageName, job: &JobId) {
-        let takers: &[StageName] = match stage {
-            StageName::Decode => &[StageName::Vision, StageName::Audio],
-            StageName::Vision | StageName::Audio => &[StageName::Fuse],
-            StageName::Fuse => &[StageName::Llm],
-            StageName::Llm => &[StageName::Decode],
-        };
-        for &taker in takers {
-            self.purge(taker, job).await;
-        }
-    }
-
-    /// Drops all that the streams hold of a job that has ended, but its events.
-    pub async fn purge_job(&self, job: &JobId) {
-        for stage in StageName::ALL {
-            self.purge(stage, job).await;
-        }
-        self.purge_subject(StreamName::Line, self.subjects().waiting_anywhere(job)).await;
-    }
-
-    /// Drops what a stream holds on a subject.
-    pub async fn purge_subject(&self, stream: StreamName, subject: String) {
-        if let Err(error) = self.stream(stream).await.purge().filter(subject.clone()).await {
-            tracing::warn!(subject, %error, "purge failed");
-        }
-    }
-
     /// First message on a subject, or of the whole [stream](ANY), at or behind a sequence; waits for a broker that is
     /// away. No other wildcards: see [`work_queue`](Self::work_queue).
     pub async fn first_from(&self, stream: StreamName, subject: &str, sequence: u64) -> Option<StreamMessage> {

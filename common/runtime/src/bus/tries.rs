@@ -123,7 +123,6 @@ impl Drop for Tries<'_> {
 impl Bus {
     /// Whether this process has lost the broker, or some request of it waits for an answer or a stream that is not there.
     pub fn is_held_up(&self) -> bool {
-        let connected = self.client.connection_state() == async_nats::connection::State::Connected;
-        !connected || self.held_up.is_any()
+        !self.is_connected() || self.held_up.is_any()
     }
 }

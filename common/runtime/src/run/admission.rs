@@ -112,7 +112,7 @@ impl Admission {
         // Ended meanwhile (cancelled, say), its clearing up came before what was just queued. Whoever takes it drops it; this
         // spares the line.
         if self.registry.has_ended(&request.job) {
-            bus.purge_subject(StreamName::Line, bus.subjects().waiting_anywhere(&request.job)).await;
+            bus.purge_job(&request.job).await;
         }
     }
 

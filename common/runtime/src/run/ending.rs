@@ -27,7 +27,7 @@ const AGAIN: Duration = Duration::from_millis(250);
 pub async fn clear(bus: &Bus, job: &JobId) {
     broadcast_end(bus, job).await;
     bus.purge_job(job).await;
-    bus.release_capacity(job).await;
+    bus.release_ended(std::slice::from_ref(job)).await;
 }
 
 /// Whether a worker owns the job and says so.

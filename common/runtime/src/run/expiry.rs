@@ -85,7 +85,7 @@ impl Events {
             let at = from.saturating_add(most.as_millis() as u64);
             if at <= now {
                 tracing::debug!(%job, "events dropped");
-                bus.purge_subject(StreamName::Events, bus.subjects().events(&job)).await;
+                bus.purge_up_to(StreamName::Events, bus.subjects().events(&job), log.last_sequence()).await;
             } else {
                 self.known.insert(job.clone());
                 self.due.insert((at, job));

@@ -145,6 +145,11 @@ impl Inbox {
 /// Waits for capacity, then for one message. An error means that nobody takes messages any more.
 async fn pull(bus: &Bus, queue: &WorkQueue, sender: &mpsc::Sender<Delivery>) -> Result<(), ()> {
     let slot = sender.reserve().await.map_err(|_| ())?;
+    let mut reconnects = bus.reconnects_from_now();
+    if !bus.is_connected() {
+        // A pull that is sent once the broker is back could not be told from one that it has forgotten.
+        let _ = tokio::time::timeout(PULL_WAIT, reconnects.changed()).await;
+    }
     let batch = queue.consumer().batch().max_messages(1).expires(PULL_WAIT).messages().await;
     let mut batch = match batch {
         Ok(batch) => batch,
@@ -154,7 +159,14 @@ async fn pull(bus: &Bus, queue: &WorkQueue, sender: &mpsc::Sender<Delivery>) -> 
             return Ok(());
         }
     };
-    match tokio::time::timeout(PULL_WAIT + Duration::from_secs(1), batch.next()).await {
+    let pulled = tokio::time::timeout(PULL_WAIT + Duration::from_secs(1), batch.next());
+    let pulled = tokio::select! {
+        biased;
+        pulled = pulled => pulled,
+        // The broker has forgotten the pull; what it had sent comes again.
+        _ = reconnects.changed() => return Ok(()),
+    };
+    match pulled {
         Ok(Some(Ok(message))) => {
             if let Some(mut delivery) = Delivery::new(bus, message) {
                 let (settled, settling) = oneshot::channel();
