@@ -53,8 +53,8 @@ async fn main() -> anyhow::Result<()> {
         "poison" messages::poison_of_a_job, "refused" messages::refused_end, "duplicates" messages::duplicates, "order" messages::out_of_order, "lost" messages::lost,
         "full stream" flow::full_stream, "many" flow::no_deadlock, "slow" flow::slow_consumer, "long" flow::long_video, "cancel" ends::cancel,
         "waiting" ends::cancel_without_a_worker, "deadline" ends::deadline, "gone" ends::client_gone,
-        "flood" waiting::flood, "admission" waiting::cancel_before_admission, "probe" waiting::cancel_in_a_probe, "ages" waiting::ages,
-        "deleted" losses::deleted, "store" losses::empty_store, "probes" probes::probes, "hung" hung::hung, "clock" clock::clock,
+        "flood" waiting::flood, "admission" waiting::cancel_before_admission, "probe" waiting::cancel_in_a_probe, "line" waiting::idle,
+        "ages" waiting::ages, "deleted" losses::deleted, "store" losses::empty_store, "probes" probes::probes, "hung" hung::hung, "clock" clock::clock,
         "weights" weights::other_weights);
     if let Some(old) = old {
         macro_rules! run_old {
@@ -69,7 +69,9 @@ async fn main() -> anyhow::Result<()> {
         run_old!("old kill" killed::any_stage, "old restart" broker::restarted, "old pause" broker::paused,
             "old lost" messages::lost, "old answer" broker::paused_in_an_answer, "old flood" waiting::flood,
             "old admission" waiting::cancel_before_admission, "old ages" waiting::ages,
-            "old store" losses::empty_store, "old supervisor" supervisor::killed);
+            "old store" losses::empty_store, "old supervisor" supervisor::killed,
+            "old end of a supervisor" supervisor::killed_for_good, "old probes" probes::probes, "old hung" hung::hung,
+            "old clock" clock::clock, "old weights" weights::other_weights);
     }
     let text = table(&rows);
     match &args.out {

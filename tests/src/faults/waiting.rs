@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use deploy::client;
+use futures::StreamExt;
 use futures::future::try_join_all;
 use protocol::error::{ErrorKind, StageName};
 use protocol::event::{CancelledBy, Event};
 use protocol::message::{JobId, JobRequest};
 use protocol::wire;
+use runtime::subject::StreamName;
 
 use super::ends::{cancel_in, cancelled_by, endless};
 use super::load::{self, Load, setup};
@@ -20,6 +22,9 @@ use crate::harness::{Rig, signal, terminal};
 const TOO_LARGE: usize = 240_000;
 /// Bytes of a request that may be as large as it is.
 const LARGE: usize = 31 << 10;
+
+/// Time for which readings of the line are counted: ten searches of it.
+const READ_FOR: Duration = Duration::from_secs(32);
 
 /// A request about a file that is not there, whose question has so many bytes.
 fn padded(name: &str, bytes: usize) -> anyhow::Result<JobRequest> {
@@ -204,6 +209,49 @@ pub async fn ages(scale: &Scale) -> Row {
         let injected =
             "events kept for 2 s; jobs 5 and 9 s in line; one id four times, the broker restarted".to_owned();
         Ok(Seen { injected, observed: "gapless, answered each time, failed as deadline".to_owned(), seconds: None })
+    })
+    .await
+}
+
+/// Many jobs in line, and one behind them that has been worked off: what they cost while they wait.
+pub async fn idle(scale: &Scale) -> Row {
+    let expected = "what waits is read at most 40 times a second, however many wait";
+    let case = Case { name: "hundreds of jobs in line".to_owned(), expected, bound_s: scale.bound(80.0) };
+    case.run(async {
+        let mut setup = setup(scale);
+        setup.set[1] = "bus.worker_patience_s=600".to_owned();
+        let rig = Rig::start(setup).await?;
+        // What holds the only owner gives it no work: all the machine is there for what waiting costs.
+        signal(*rig.pids(StageName::Vision).first().context("no stage-vision")?, "STOP")?;
+        let ask = async |name: &str, priority: u8| -> anyhow::Result<JobRequest> {
+            let request = JobRequest { priority, deadline_s: Some(3600.0), ..endless(&rig, name)? };
+            client::submit(&rig.bus, &request).await?;
+            Ok(request)
+        };
+        let first = ask("first", 5).await?;
+        load::wait_for(&rig, &first.job, |e| matches!(e, Event::Planned { .. })).await?;
+        let jobs = 400;
+        for i in 0..jobs {
+            ask(&format!("waits-{i}"), 5).await?;
+        }
+        let (urgent, holder) = (ask("urgent", 9).await?, ask("holder", 8).await?);
+        load::wait_for(&rig, &holder.job, |e| matches!(e, Event::Queued { .. })).await?;
+        // Behind them all in the stream, and gone: its queue has nothing more to deliver below it.
+        for (done, next) in [(&first, &urgent), (&urgent, &holder)] {
+            client::cancel(&rig.bus, &done.job).await?;
+            load::wait_for(&rig, &next.job, |e| matches!(e, Event::Planned { .. })).await?;
+        }
+        let mut read = rig.bus.client().subscribe("$JS.API.STREAM.MSG.GET.VIDI_LINE").await?;
+        rig.bus.client().flush().await?;
+        let until = tokio::time::Instant::now() + READ_FOR;
+        let mut reads = 0;
+        while let Ok(Some(_)) = tokio::time::timeout_at(until, read.next()).await {
+            reads += 1;
+        }
+        let left = rig.bus.stream(StreamName::Line).await.get_info().await?.state.messages;
+        let observed = format!("read {reads} times in {} s; {left} in line", READ_FOR.as_secs());
+        ensure!(left > jobs && reads > 0 && reads <= 40 * READ_FOR.as_secs(), "{observed}");
+        Ok(Seen { injected: format!("{jobs} jobs with a deadline of an hour"), observed, seconds: None })
     })
     .await
 }
