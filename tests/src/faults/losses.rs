@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use deploy::client;
+use futures::TryStreamExt;
 use protocol::error::ErrorKind;
 use protocol::event::Event;
 use protocol::message::JobRequest;
@@ -18,6 +19,8 @@ use crate::harness::{Rig, Setup};
 
 /// Longest time until a client hears of the end of a job that the broker may have lost.
 const END_WAIT: Duration = Duration::from_secs(60);
+/// Longest time until a stream that no job needs is there again: every two seconds somebody looks.
+const MADE_WAIT: Duration = Duration::from_secs(10);
 
 /// Settings of the rigs here: what is missing is asked for again after five seconds, and after ten the job fails. A stage
 /// notices within six that its pull was lost with the broker.
@@ -83,6 +86,18 @@ async fn delete(js: &async_nats::jetstream::Context, stream: &str) -> anyhow::Re
     bail!("{stream} cannot be deleted")
 }
 
+/// Names of a stream's consumers, once it has been made again.
+async fn consumers(js: &async_nats::jetstream::Context, stream: &str) -> anyhow::Result<Vec<String>> {
+    let until = Instant::now() + MADE_WAIT;
+    loop {
+        match js.get_stream(stream).await {
+            Ok(found) => return Ok(found.consumer_names().try_collect().await?),
+            Err(error) if Instant::now() > until => return Err(error).context("not made again"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
 /// Every stream deleted in turn, and every consumer, while jobs are in flight and in line.
 pub async fn deleted(scale: &Scale) -> Row {
     let expected = "every client hears of one end: the answer, worker_lost, or that its events are lost; later jobs answered; a stop takes seconds";
@@ -103,10 +118,7 @@ pub async fn deleted(scale: &Scale) -> Row {
             jobs += requests.len();
             answered += clients.ended(&rig, &load).await.with_context(|| format!("{on} deleted"))?;
             let requests = load.submit(&rig.bus, &format!("consumers-{on}"), 4).await?;
-            let names: Vec<String> = {
-                use futures::TryStreamExt;
-                js.get_stream(&on).await?.consumer_names().try_collect().await?
-            };
+            let names = consumers(&js, &on).await?;
             for consumer in names {
                 js.delete_consumer_from_stream(&consumer, &on).await?;
             }
