@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use config::{BusConfig, Config};
 use deploy::client::{self, Events};
+use deploy::demo_video::truth::Truth;
 use deploy::up::broker::{self, Broker};
 use protocol::error::StageName;
 use protocol::event::{Event, JobEvent};
@@ -152,6 +153,21 @@ pub struct Rig {
 }
 
 impl Rig {
+    /// A video that `vidi demo-video` makes below the media root, and its truth.
+    ///
+    /// # Errors
+    /// The command's.
+    pub fn demo_video(&self, seed: u64, seconds: u32) -> anyhow::Result<(PathBuf, Truth)> {
+        let video = self.media().join(format!("{seed}.mp4"));
+        let (name, seed, seconds) = (video.to_string_lossy(), seed.to_string(), seconds.to_string());
+        let output = self.run(&["demo-video", &name, "--seed", &seed, "--seconds", &seconds])?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let truth = Truth::read(&video.with_extension("json")).map_err(anyhow::Error::msg)?;
+        let said = String::from_utf8(output.stdout)?;
+        ensure!(truth.questions.iter().all(|q| said.contains(&q.query)), "not every question is printed: {said}");
+        Ok((video, truth))
+    }
+
     /// Starts broker and stages and waits until all are ready.
     ///
     /// # Errors

@@ -3,9 +3,12 @@
 
 #![allow(clippy::print_stdout, reason = "a test: what it prints is shown where it fails")]
 
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use deploy::demo_video::truth::{Answer, Question, Truth};
 use protocol::event::{Event, JobResult};
 use protocol::message::{JobId, JobRequest};
@@ -20,18 +23,6 @@ const SECONDS: u32 = 12;
 /// it cost only their text.
 async fn rig() -> anyhow::Result<Rig> {
     Rig::start(Setup { model: Some("demo".into()), keep_video: true, ..Setup::default() }).await
-}
-
-/// A video of a seed below the media root, and its truth.
-fn made(rig: &Rig, seed: u64, seconds: u32) -> anyhow::Result<(PathBuf, Truth)> {
-    let video = rig.media().join(format!("{seed}.mp4"));
-    let (name, seed, seconds) = (video.to_string_lossy(), seed.to_string(), seconds.to_string());
-    let output = rig.run(&["demo-video", &name, "--seed", &seed, "--seconds", &seconds])?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let truth = Truth::read(&video.with_extension("json")).map_err(anyhow::Error::msg)?;
-    let said = String::from_utf8(output.stdout)?;
-    ensure!(truth.questions.iter().all(|q| said.contains(&q.query)), "not every question is printed: {said}");
-    Ok((video, truth))
 }
 
 /// The answer to a question about a video, or about a part of it.
@@ -110,7 +101,7 @@ async fn what_is_seen_and_heard_when_and_what_is_not_there_is_answered_truly() -
     let rig = rig().await?;
     let mut scores: Vec<(About, Score)> = Vec::new();
     for seed in SEEDS {
-        let (video, truth) = made(&rig, seed, SECONDS)?;
+        let (video, truth) = rig.demo_video(seed, SECONDS)?;
         for (at, question) in truth.questions.iter().enumerate() {
             let result = asked(&rig, &video, question, None).await?;
             ensure!(result.cached == (at > 0), "question {at} about seed {seed}: cached {}", result.cached);
@@ -144,7 +135,7 @@ async fn a_part_of_a_video_is_answered_in_the_times_of_the_whole() -> anyhow::Re
     let span = [6.0, 18.0];
     let mut score = Score::default();
     for seed in SEEDS.take(2) {
-        let (video, truth) = made(&rig, seed, 24)?;
+        let (video, truth) = rig.demo_video(seed, 24)?;
         for question in truth.questions.iter().filter(|q| q.task == "retrieval") {
             let part = question.answer.within(span);
             // Cut to a moment, or to what is always there, it is no question that the model was taught.
@@ -164,7 +155,7 @@ async fn a_part_of_a_video_is_answered_in_the_times_of_the_whole() -> anyhow::Re
 async fn a_turned_a_stretched_and_an_uneven_file_of_a_video_are_answered_as_truly_as_the_video() -> anyhow::Result<()> {
     let rig = rig().await?;
     // With triangles, which are others when they lie on their side.
-    let (video, truth) = made(&rig, 2, SECONDS)?;
+    let (video, truth) = rig.demo_video(2, SECONDS)?;
     let source = video.display();
     let x264 = "-c:v libx264 -preset ultrafast -crf 20 -pix_fmt yuv420p -c:a copy";
     let file = |name: &str| rig.media().join(name);
@@ -194,10 +185,57 @@ async fn a_turned_a_stretched_and_an_uneven_file_of_a_video_are_answered_as_trul
     Ok(())
 }
 
+/// Overwrites what a file's pictures are made of from `from` seconds to `to`; counts the packets.
+fn damage(video: &Path, from: f64, to: f64) -> anyhow::Result<usize> {
+    let args = "-v error -select_streams v -show_entries packet=pts_time,pos,size -of csv=p=0";
+    let listed = Command::new("ffprobe").args(args.split(' ')).arg(video).output()?;
+    let file = File::options().write(true).open(video)?;
+    let mut packets = 0;
+    for line in String::from_utf8(listed.stdout)?.lines() {
+        let [time, size, place] = line.split(',').collect::<Vec<_>>()[..] else { bail!("ffprobe says {line:?}") };
+        let time: f64 = time.parse()?;
+        if (from..to).contains(&time) {
+            let rubbish: Vec<u8> = (0..size.parse::<usize>()?).map(|i| (i * 31 + 17) as u8).collect();
+            file.write_all_at(&rubbish, place.parse()?)?;
+            packets += 1;
+        }
+    }
+    Ok(packets)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_video_with_damaged_pictures_is_answered_truly_about_the_rest() -> anyhow::Result<()> {
+    let rig = rig().await?;
+    let mut score = Score::default();
+    for seed in SEEDS.take(3) {
+        let (video, truth) = rig.demo_video(seed, SECONDS)?;
+        let file = rig.media().join(format!("damaged-{seed}.mp4"));
+        // Every second can be decoded without the one before it.
+        let source = video.display();
+        ffmpeg(
+            &format!("-i {source} -c:v libx264 -preset ultrafast -crf 20 -pix_fmt yuv420p -g 5 -bf 0 -c:a copy"),
+            &file,
+        )?;
+        let (from, to) = (4.0, 6.0);
+        ensure!(damage(&file, from, to)? >= 8, "too little is damaged");
+        for question in &truth.questions {
+            // When something comes or goes while nothing is seen, nobody can know; nor what has been there only then.
+            let Answer::Ranges(ranges) = &question.answer else { continue };
+            let knowable = ranges.iter().flatten().all(|t| *t < from - 1.0 || *t > to + 1.0);
+            if knowable {
+                let result = asked(&rig, &file, question, None).await?;
+                score.add(&format!("seed {seed}"), question, &question.answer, &result);
+            }
+        }
+    }
+    ensure!(rig.log().contains("pictures do not decode"), "nothing was damaged: {}", rig.log());
+    score.is_at_least(0.85, 8)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn vidi_ask_shows_the_truth_beside_the_answer_and_fails_where_they_disagree() -> anyhow::Result<()> {
     let rig = rig().await?;
-    let (video, truth) = made(&rig, 1, SECONDS)?;
+    let (video, truth) = rig.demo_video(1, SECONDS)?;
     let clip = video.to_string_lossy().into_owned();
     let question = truth.questions.first().context("no question")?;
     let ask = |file: &Path, query: &str| {

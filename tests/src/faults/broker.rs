@@ -15,15 +15,15 @@ use crate::harness::{Rig, Setup, signal, video};
 
 /// SIGKILL of the broker while jobs are in flight, and a new one on the same files.
 pub async fn restarted(scale: &Scale) -> Row {
-    let expected = "every job answered as in an undisturbed run, nothing left in the streams";
+    let expected = "every job answered truly, as in an undisturbed run, nothing left in the streams";
     let case = Case {
         name: "broker killed and restarted".to_owned(),
         expected,
         bound_s: scale.bound(40.0 + scale.jobs as f64 * 2.0),
     };
     case.run(async {
-        let mut rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
-        let load = Load::new(&rig).await?;
+        let mut rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..load::true_setup(scale) }).await?;
+        let load = Load::of_true_answers(&rig).await?;
         let requests = load.submit(&rig.bus, "restart", scale.jobs).await?;
         let mut dice = Dice::new(scale.seed);
         let rounds = (scale.jobs / 8).clamp(2, 10);
@@ -71,12 +71,12 @@ pub async fn smaller_payload(scale: &Scale) -> Row {
 
 /// SIGSTOP of the broker for 15 s.
 pub async fn paused(scale: &Scale) -> Row {
-    let expected = "every job answered as in an undisturbed run; all stages there without a restart";
+    let expected = "every job answered truly, as in an undisturbed run; all stages there without a restart";
     let case =
         Case { name: "broker stopped for 15 s".to_owned(), expected, bound_s: scale.bound(45.0 + scale.jobs as f64) };
     case.run(async {
-        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
-        let load = Load::new(&rig).await?;
+        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..load::true_setup(scale) }).await?;
+        let load = Load::of_true_answers(&rig).await?;
         let requests = load.submit(&rig.bus, "pause", scale.jobs).await?;
         tokio::time::sleep(Duration::from_millis(700)).await;
         let pid = rig.broker.pid().context("broker is gone")?;

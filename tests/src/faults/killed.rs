@@ -20,15 +20,16 @@ use crate::harness::{Rig, Setup, signal, terminal};
 
 /// SIGKILL of random stages at random instants while many jobs are in flight.
 pub async fn any_stage(scale: &Scale) -> Row {
-    let expected = "every job answered as in an undisturbed run, one terminal event each, nothing left in the streams";
+    let expected =
+        "every job answered truly, as in an undisturbed run, one terminal event each, nothing left in the streams";
     let case = Case {
         name: "kill -9 of each stage".to_owned(),
         expected,
         bound_s: scale.bound(30.0 + scale.jobs as f64 * 2.5),
     };
     case.run(async {
-        let rig = Rig::start(Setup { replicas: "llm=2,vision=2".to_owned(), ..setup(scale) }).await?;
-        let load = Load::new(&rig).await?;
+        let rig = Rig::start(Setup { replicas: "llm=2,vision=2".to_owned(), ..load::true_setup(scale) }).await?;
+        let load = Load::of_true_answers(&rig).await?;
         let requests = load.submit(&rig.bus, "kill", scale.jobs).await?;
         let done = Arc::new(AtomicBool::new(false));
         let finished = done.clone();

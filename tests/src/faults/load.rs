@@ -21,6 +21,11 @@ pub fn setup(scale: &Scale) -> Setup {
     Setup { broker: scale.broker.clone(), set, ..Setup::default() }
 }
 
+/// Set-up of the cases whose answers are true ones: with the demo model.
+pub fn true_setup(scale: &Scale) -> Setup {
+    Setup { model: Some("demo".into()), ..setup(scale) }
+}
+
 /// Mixed requests, and their answers in an undisturbed run.
 pub struct Load {
     kinds: Vec<JobRequest>,
@@ -40,6 +45,13 @@ const FILES: [(&str, &str); 5] = [
     ("c.webm", "-f lavfi -i testsrc2=size=128x96:rate=25:duration=3 -c:v libvpx -deadline realtime"),
     ("d.wav", "-f lavfi -i sine=frequency=500:beep_factor=2:duration=3 -ac 1"),
     ("e.mp4", "-f lavfi -i mandelbrot=size=160x120:rate=10 -t 3 -c:v libx264 -preset ultrafast -pix_fmt yuv420p"),
+];
+/// Length of a video with a known truth, seconds.
+const DEMO_S: u32 = 8;
+/// Seeds of such videos, and questions about each: times of what is seen twice, of a sound, of what is not there; and a word.
+const TRUE: [(u64, [&str; 3]); 2] = [
+    (1, ["a cross", "a beep", "a white circle"]),
+    (2, ["a yellow triangle", "a blue circle", "What colour is the circle?"]),
 ];
 const QUESTIONS: [&str; 3] = ["a man slicing onions", "a dog", "the logo is shown twice"];
 
@@ -61,6 +73,32 @@ impl Load {
         let mut answers = Vec::new();
         for request in &kinds {
             answers.push(result(&rig.answer(request).await?).with_context(|| rig.log())?.token_ids.clone());
+        }
+        Ok(Load { kinds, answers })
+    }
+
+    /// Makes videos with a known truth in a rig's media root and asks about each once without faults.
+    ///
+    /// # Errors
+    /// An answer that is not true, or the end of a job that has none.
+    pub async fn of_true_answers(rig: &Rig) -> anyhow::Result<Self> {
+        let (mut kinds, mut answers) = (Vec::new(), Vec::new());
+        for (seed, queries) in TRUE {
+            let (video, truth) = rig.demo_video(seed, DEMO_S)?;
+            for query in queries {
+                let question = truth.questions.iter().find(|q| q.query == query).context("no such question")?;
+                let request = JobRequest {
+                    task: question.task.clone(),
+                    max_new_tokens: 24,
+                    ..JobRequest::new(JobId::new(format!("kind-{}", kinds.len()))?, video.to_string_lossy(), query)
+                };
+                let events = rig.answer(&request).await?;
+                let (told, truth) = (result(&events).with_context(|| rig.log())?, &question.answer);
+                let verdict = truth.judge(told);
+                ensure!(verdict.is_true(), "{query:?}: {:?}, and the truth is {truth} ({verdict})", told.text);
+                answers.push(told.token_ids.clone());
+                kinds.push(request);
+            }
         }
         Ok(Load { kinds, answers })
     }
@@ -104,7 +142,11 @@ impl Load {
     pub async fn check_answer(&self, rig: &Rig, request: &JobRequest) -> anyhow::Result<()> {
         let events = log_of(&rig.bus, &request.job).await;
         let got = result(&events)?;
-        let at = self.kinds.iter().position(|k| k.video == request.video).context("no such kind")?;
+        let at = self
+            .kinds
+            .iter()
+            .position(|k| (&k.video, &k.query) == (&request.video, &request.query))
+            .context("no such kind")?;
         ensure!(got.token_ids == self.answers[at], "{:?} is not {:?}", got.token_ids, self.answers[at]);
         told_once(&events, &got.text)
     }
