@@ -181,8 +181,9 @@ pub async fn ages(scale: &Scale) -> Row {
         // The id again: after an answer, and after a cancel and a restart of the broker.
         for again in ["an answer", "a cancel"] {
             gone(&rig, &waiting.job).await?;
-            let events = rig.answer(&waiting).await?;
-            ensure!(load::result(&events)?.token_ids == answer, "after {again}: another answer");
+            let events = rig.answer(&waiting).await.with_context(|| load::tail(&rig))?;
+            let got = load::result(&events).with_context(|| format!("after {again}; {}", load::tail(&rig)))?;
+            ensure!(got.token_ids == answer, "after {again}: another answer");
             if again == "an answer" {
                 gone(&rig, &waiting.job).await?;
                 client::submit(&rig.bus, &JobRequest { max_new_tokens: 8192, ..waiting.clone() }).await?;
