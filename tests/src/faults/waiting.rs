@@ -23,6 +23,9 @@ const TOO_LARGE: usize = 240_000;
 /// Bytes of a request that may be as large as it is.
 const LARGE: usize = 31 << 10;
 
+/// Time after which nothing is on its way any more that went down with a broker.
+const LATE_WRITES: Duration = Duration::from_secs(12);
+
 /// Time for which readings of the line are counted: ten searches of it.
 const READ_FOR: Duration = Duration::from_secs(32);
 
@@ -191,6 +194,9 @@ pub async fn ages(scale: &Scale) -> Row {
                 client::cancel(&rig.bus, &waiting.job).await?;
                 cancelled_by(&rig.events(&waiting.job).await?)?;
                 rig.restart_broker().await?;
+                // An owner whose last event went down with the broker sends it again after five seconds. Events are kept for
+                // longer than that where they are not kept for two seconds; here the id could be in use again by then.
+                tokio::time::sleep(LATE_WRITES).await;
             }
         }
         // In line for longer than a job may wait.
