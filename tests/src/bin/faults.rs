@@ -81,8 +81,9 @@ async fn main() -> anyhow::Result<()> {
             let head = format!(
                 "# Fault suite\n\nMade by `cargo run --bin faults -- --jobs {} --seed {} --out tests/FAULTS.md` after \
                  `cargo build --workspace --bins`, on {} CPU cores, in {seconds:.0} s; CI runs the same cases at a smaller size \
-                 (`cargo test --workspace --test faults`). Every case has real processes (`vidi up`), a real broker, and the golden \
-                 checkpoint `tied`; answers are compared by token ids with those of the same questions asked undisturbed. Seconds are \
+                 (`cargo test --workspace --test faults`). Every case has real processes (`vidi up`) and a real broker. Answers are \
+                 the demo model's about made videos: they are true, and have the token ids of the same questions asked undisturbed. \
+                 Cases that need an answer without end have the golden checkpoint `tied`, of random weights. Seconds are \
                  those of the whole case, or, where the expected outcome names a time, of that.\n\n",
                 args.jobs,
                 args.seed,

@@ -7,7 +7,7 @@ use deploy::up::supervisor::RESTARTING;
 use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
 
-use super::load::{self, Load, setup};
+use super::load::{self, Load, setup, true_setup};
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
 use crate::disk::Disk;
@@ -22,8 +22,8 @@ pub async fn restarted(scale: &Scale) -> Row {
         bound_s: scale.bound(40.0 + scale.jobs as f64 * 2.0),
     };
     case.run(async {
-        let mut rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..load::true_setup(scale) }).await?;
-        let load = Load::of_true_answers(&rig).await?;
+        let mut rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..true_setup(scale) }).await?;
+        let load = Load::new(&rig).await?;
         let requests = load.submit(&rig.bus, "restart", scale.jobs).await?;
         let mut dice = Dice::new(scale.seed);
         let rounds = (scale.jobs / 8).clamp(2, 10);
@@ -44,25 +44,12 @@ pub async fn smaller_payload(scale: &Scale) -> Row {
     let case =
         Case { name: "broker restarted with a smaller max_payload".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
-        let mut rig = Rig::start(Setup { max_payload: 8 << 20, ..setup(scale) }).await?;
-        let clip = load::long_video(&rig, 20)?;
-        let ask = |name: &str| -> anyhow::Result<JobRequest> {
-            Ok(JobRequest { max_new_tokens: 16, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
-        };
-        let undisturbed = load::result(&rig.answer(&ask("undisturbed")?).await?)?.token_ids.clone();
-        let requests = (0..3).map(|i| ask(&format!("payload-{i}"))).collect::<anyhow::Result<Vec<_>>>()?;
-        for request in &requests {
-            load::submit(&rig.bus, request).await?;
-        }
+        let mut rig = Rig::start(Setup { max_payload: 8 << 20, ..true_setup(scale) }).await?;
+        let load = Load::long(&rig, 20).await?;
+        let requests = load.submit(&rig.bus, "payload", 3).await?;
         tokio::time::sleep(Duration::from_millis(300)).await;
         rig.restart_broker_with(1 << 20).await?;
-        for request in &requests {
-            rig.events(&request.job).await?;
-            let events = load::log_of(&rig.bus, &request.job).await;
-            let got = load::result(&events).with_context(|| load::tail(&rig))?;
-            ensure!(got.token_ids == undisturbed, "{}: another answer", request.job);
-        }
-        load::empty(&rig).await?;
+        load.check(&rig, &requests).await?;
         let injected = "restart with 1 MiB instead of 8 MiB over 3 jobs".to_owned();
         Ok(Seen { injected, observed: "3 right answers".to_owned(), seconds: None })
     })
@@ -75,8 +62,8 @@ pub async fn paused(scale: &Scale) -> Row {
     let case =
         Case { name: "broker stopped for 15 s".to_owned(), expected, bound_s: scale.bound(45.0 + scale.jobs as f64) };
     case.run(async {
-        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..load::true_setup(scale) }).await?;
-        let load = Load::of_true_answers(&rig).await?;
+        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..true_setup(scale) }).await?;
+        let load = Load::new(&rig).await?;
         let requests = load.submit(&rig.bus, "pause", scale.jobs).await?;
         tokio::time::sleep(Duration::from_millis(700)).await;
         let pid = rig.broker.pid().context("broker is gone")?;
@@ -138,19 +125,15 @@ pub async fn disk_full(scale: &Scale) -> Row {
         };
         let promised = Some(64 << 30);
         let dir = tempfile::tempdir_in(disk.path())?;
-        let setup = Setup { replicas: "llm=2".to_owned(), max_file_store: promised, ..setup(scale) };
+        let setup = Setup { replicas: "llm=2".to_owned(), max_file_store: promised, ..true_setup(scale) };
         let mut rig = Rig::start_in(dir, setup).await?;
         let load = Load::new(&rig).await?;
-        let long = load::long_video(&rig, 30)?;
-        let ask = |name: &str| -> anyhow::Result<JobRequest> {
-            Ok(JobRequest { max_new_tokens: 8, ..JobRequest::new(JobId::new(name)?, long.to_string_lossy(), "a dog") })
-        };
-        let undisturbed = load::result(&rig.answer(&ask("undisturbed")?).await?)?.token_ids.clone();
+        let long = Load::long(&rig, 30).await?;
         let filler = disk.path().join("filler");
         let spare = std::fs::File::create(&filler)?;
         fill(&spare)?;
         // A job that is submitted while there is no space, if the broker takes it.
-        let request = ask("full")?;
+        let request = long.request("full", 0);
         let submitted = tokio::time::timeout(Duration::from_secs(6), load::submit(&rig.bus, &request)).await;
         let taken = matches!(submitted, Ok(Ok(())));
         tokio::time::sleep(Duration::from_secs(4)).await;
@@ -161,9 +144,7 @@ pub async fn disk_full(scale: &Scale) -> Row {
         rig.restart_broker().await?;
         // The same id is the same job.
         load::submit(&rig.bus, &request).await?;
-        rig.events(&request.job).await?;
-        let events = load::log_of(&rig.bus, &request.job).await;
-        ensure!(load::result(&events).with_context(|| load::tail(&rig))?.token_ids == undisturbed, "another answer");
+        long.check(&rig, &[request]).await?;
         let requests = load.submit(&rig.bus, "room", 5).await?;
         load.check(&rig, &requests).await?;
         ensure!(restarts == 0, "{restarts} stages died; {}", load::tail(&rig));

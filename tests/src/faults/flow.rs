@@ -10,7 +10,7 @@ use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
 use runtime::subject::StreamName;
 
-use super::load::{self, Load, setup};
+use super::load::{self, Load, true_setup};
 use super::{Case, Row, Scale, Seen};
 use crate::harness::{Rig, Setup, signal, terminal};
 
@@ -19,20 +19,16 @@ pub async fn full_stream(scale: &Scale) -> Row {
     let expected = "stage-decode waits within 64 MiB, the stream stays within 4 MiB, then the answer comes";
     let case = Case { name: "full stream".to_owned(), expected, bound_s: scale.bound(90.0) };
     case.run(async {
-        let mut setup = setup(scale);
+        let mut setup = true_setup(scale);
         setup.set[0] = "bus.ack_wait_s=20".to_owned();
         setup.set.push(format!("bus.stream_bytes={}", 4 << 20));
         let rig = Rig::start(setup).await?;
-        let clip = load::long_video(&rig, 60)?;
-        let ask = |name: &str| -> anyhow::Result<JobRequest> {
-            Ok(JobRequest { max_new_tokens: 8, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
-        };
-        let undisturbed = load::result(&rig.answer(&ask("undisturbed")?).await?)?.token_ids.clone();
+        let load = Load::long(&rig, 60).await?;
         let vision = *rig.pids(StageName::Vision).first().context("no stage-vision")?;
         let decode = *rig.pids(StageName::Decode).first().context("no stage-decode")?;
         let before = load::resident(decode);
         signal(vision, "STOP")?;
-        let request = ask("full")?;
+        let request = load.request("full", 0);
         load::submit(&rig.bus, &request).await?;
         let frames = rig.bus.stream(StreamName::Frames).await;
         let (mut most, mut held) = (0, 0);
@@ -45,10 +41,7 @@ pub async fn full_stream(scale: &Scale) -> Row {
         signal(vision, "CONT")?;
         ensure!(held > 2 << 20 && held <= 4 << 20, "the stream held {held} bytes");
         ensure!(most < before + (64 << 20), "stage-decode grew from {before} to {most} bytes");
-        rig.events(&request.job).await?;
-        let events = load::log_of(&rig.bus, &request.job).await;
-        ensure!(load::result(&events).with_context(|| load::tail(&rig))?.token_ids == undisturbed, "another answer");
-        load::empty(&rig).await?;
+        load.check(&rig, &[request]).await?;
         let injected = "stage-vision stopped for 6 s, 60 s of video (26 MB of frames), streams of 4 MiB".to_owned();
         let mib = |b: u64| b as f64 / f64::from(1 << 20);
         let observed = format!(
@@ -71,10 +64,10 @@ pub async fn no_deadlock(scale: &Scale) -> Row {
         bound_s: scale.bound(60.0 + scale.jobs as f64 * 2.0),
     };
     case.run(async {
-        let mut setup = Setup { replicas: "llm=3".to_owned(), ..setup(scale) };
+        let mut setup = Setup { replicas: "llm=3".to_owned(), ..true_setup(scale) };
         setup.set.push(format!("bus.stream_bytes={}", 4 << 20));
-        // The tokens of 4 s of video are 0.25 MB: two jobs do not fit.
-        setup.set.push(format!("bus.token_bytes={}", 400_000));
+        // The tokens of 8 s of video and sound are 1.7 MB: two jobs do not fit.
+        setup.set.push(format!("bus.token_bytes={}", 2_500_000));
         let rig = Rig::start(setup).await?;
         let load = Load::new(&rig).await?;
         let n = scale.jobs.min(40);
@@ -92,7 +85,7 @@ pub async fn no_deadlock(scale: &Scale) -> Row {
         let Event::Failed { error } = terminal(&events)? else { bail!("{:?}", events.last()) };
         ensure!(error.kind == ErrorKind::DoesNotFit && error.details.contains_key("needed_bytes"), "{error:?}");
         load::empty(&rig).await?;
-        let injected = format!("{n} jobs, 3 owners (one killed), token stream of 400 kB, others of 4 MiB");
+        let injected = format!("{n} jobs, 3 owners (one killed), token stream of 2.5 MB, others of 4 MiB");
         Ok(Seen { injected, observed: format!("{n} right answers; {error}"), seconds: None })
     })
     .await
@@ -101,9 +94,10 @@ pub async fn no_deadlock(scale: &Scale) -> Row {
 /// Subscriber to every subject that never reads, and a client that reads its events late.
 pub async fn slow_consumer(scale: &Scale) -> Row {
     let expected = "every job answered as in an undisturbed run, all events available to the late client";
-    let case = Case { name: "slow consumer".to_owned(), expected, bound_s: scale.bound(60.0 + scale.jobs as f64) };
+    let case =
+        Case { name: "slow consumer".to_owned(), expected, bound_s: scale.bound(60.0 + scale.jobs as f64 * 2.0) };
     case.run(async {
-        let rig = Rig::start(setup(scale)).await?;
+        let rig = Rig::start(true_setup(scale)).await?;
         let load = Load::new(&rig).await?;
         let address = rig.broker.url().trim_start_matches("nats://").to_owned();
         let mut deaf = std::net::TcpStream::connect(&address)?;
@@ -144,10 +138,11 @@ pub async fn long_video(scale: &Scale) -> Row {
     let case =
         Case { name: "memory over a long video".to_owned(), expected, bound_s: scale.bound(30.0 + f64::from(seconds)) };
     case.run(async {
-        let mut setup = setup(scale);
+        let mut setup = true_setup(scale);
         setup.set.push(format!("bus.stream_bytes={}", 8 << 20));
         let rig = Rig::start(setup).await?;
         let load = Load::new(&rig).await?;
+        load.warm_up(&rig).await?;
         let clip = load::long_video(&rig, seconds)?;
         let watched = [StageName::Decode, StageName::Vision, StageName::Audio, StageName::Fuse];
         let mut pids: Vec<(String, u32)> =

@@ -13,7 +13,7 @@ use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
 use runtime::subject::StreamName;
 
-use super::load::{self, Load, setup};
+use super::load::{self, Load, setup, true_setup};
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
 use crate::harness::{Rig, Setup, signal, terminal};
@@ -28,8 +28,8 @@ pub async fn any_stage(scale: &Scale) -> Row {
         bound_s: scale.bound(30.0 + scale.jobs as f64 * 2.5),
     };
     case.run(async {
-        let rig = Rig::start(Setup { replicas: "llm=2,vision=2".to_owned(), ..load::true_setup(scale) }).await?;
-        let load = Load::of_true_answers(&rig).await?;
+        let rig = Rig::start(Setup { replicas: "llm=2,vision=2".to_owned(), ..true_setup(scale) }).await?;
+        let load = Load::new(&rig).await?;
         let requests = load.submit(&rig.bus, "kill", scale.jobs).await?;
         let done = Arc::new(AtomicBool::new(false));
         let finished = done.clone();
@@ -65,7 +65,7 @@ pub async fn any_stage(scale: &Scale) -> Row {
 
 /// SIGKILL of the worker each time that it takes the same message.
 async fn each_time(scale: &Scale, stage: StageName, kind: ErrorKind) -> anyhow::Result<Seen> {
-    let mut setup = setup(scale);
+    let mut setup = true_setup(scale);
     // The supervisor restarts a stage that keeps dying with growing delays: few deliveries keep the case short.
     setup.set.push("bus.max_deliver=2".to_owned());
     // Eight frames per message, so that a message takes time.
@@ -200,13 +200,10 @@ pub async fn start_together(scale: &Scale) -> Row {
         for _ in 0..scale.starts {
             let started = Instant::now();
             let replicas = StageName::ALL.map(|s| format!("{s}=3")).join(",");
-            let rig = Rig::start(Setup { replicas, ..setup(scale) }).await?;
-            let clip = load::long_video(&rig, 2)?;
-            let request = JobRequest {
-                max_new_tokens: 8,
-                ..JobRequest::new(JobId::new("first")?, clip.to_string_lossy(), "a dog")
-            };
-            load::result(&rig.answer(&request).await?).with_context(|| load::tail(&rig))?;
+            let rig = Rig::start(Setup { replicas, ..true_setup(scale) }).await?;
+            let load = Load::new(&rig).await?;
+            let first = load.submit(&rig.bus, "first", 1).await?;
+            load.check(&rig, &first).await?;
             slowest = slowest.max(started.elapsed());
             let ended = rig.log().matches(RESTARTING).count();
             ensure!(ended == 0, "{ended} stages ended; {}", load::tail(&rig));

@@ -1,106 +1,140 @@
-//! Mixed jobs with known answers, and the conditions on a pipeline once all jobs have ended.
+//! Jobs whose true answers are known, and the conditions on a pipeline once all jobs have ended.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use deploy::client;
+use deploy::demo_video::truth::Truth;
 use protocol::event::{Event, JobEvent, JobResult};
 use protocol::message::{JobId, JobRequest};
 use protocol::wire;
 use runtime::bus::Bus;
 use runtime::subject::StreamName;
+use tokio::sync::OnceCell;
 
 use super::Scale;
 use crate::harness::{Rig, Setup, ffmpeg, terminal};
 
-/// Settings of every rig of the suite: quick redelivery, and a patience that ends within a case.
+/// Settings of every rig of the suite: quick redelivery, and a patience that ends within a case. Its weights are random
+/// ones, whose answers go on for as long as a case asks for.
 pub fn setup(scale: &Scale) -> Setup {
     let set = ["bus.ack_wait_s=1", "bus.worker_patience_s=20"].map(str::to_owned).to_vec();
     Setup { broker: scale.broker.clone(), set, ..Setup::default() }
 }
 
-/// Set-up of the cases whose answers are true ones: with the demo model.
+/// Set-up of the cases that ask for answers: with the demo model, whose answers are true ones.
 pub fn true_setup(scale: &Scale) -> Setup {
     Setup { model: Some("demo".into()), ..setup(scale) }
 }
 
-/// Mixed requests, and their answers in an undisturbed run.
+/// Questions with known truths, and their answers in an undisturbed run.
 pub struct Load {
     kinds: Vec<JobRequest>,
     answers: Vec<Vec<u32>>,
 }
 
-/// Names of the mixed files, with ffmpeg's inputs and codecs.
-const FILES: [(&str, &str); 5] = [
-    (
-        "a.mp4",
-        "-f lavfi -i testsrc2=size=64x64:rate=25:duration=2 -f lavfi -i sine=frequency=440:beep_factor=4:duration=2 -c:v libx264 -preset ultrafast -pix_fmt yuv420p -c:a aac -shortest",
-    ),
-    (
-        "b.mp4",
-        "-f lavfi -i testsrc2=size=320x180:rate=25:duration=4 -f lavfi -i sine=frequency=300:duration=4 -c:v libx264 -preset ultrafast -pix_fmt yuv420p -c:a aac -shortest",
-    ),
-    ("c.webm", "-f lavfi -i testsrc2=size=128x96:rate=25:duration=3 -c:v libvpx -deadline realtime"),
-    ("d.wav", "-f lavfi -i sine=frequency=500:beep_factor=2:duration=3 -ac 1"),
-    ("e.mp4", "-f lavfi -i mandelbrot=size=160x120:rate=10 -t 3 -c:v libx264 -preset ultrafast -pix_fmt yuv420p"),
+/// A question of the mixed load.
+struct Kind {
+    /// Seed of the scene.
+    seed: u64,
+    /// The file, and ffmpeg's options that make it of the scene's video; none for that video itself.
+    file: (&'static str, Option<&'static str>),
+    query: &'static str,
+}
+
+/// Length of the mixed scenes, seconds.
+const MIXED_S: u32 = 8;
+/// Times of what is seen twice, of a sound, of what is not there, and a word; files with and without sound, and in another
+/// codec.
+const MIXED: [Kind; 6] = [
+    Kind { seed: 1, file: ("1.mp4", None), query: "a cross" },
+    Kind { seed: 2, file: ("2.mp4", None), query: "What colour is the circle?" },
+    Kind { seed: 2, file: ("2.webm", Some("-an -c:v libvpx -deadline realtime -b:v 2M")), query: "a yellow triangle" },
+    Kind { seed: 1, file: ("1.mp4", None), query: "a beep" },
+    Kind { seed: 1, file: ("1-silent.mp4", Some("-an -c:v copy")), query: "a white circle" },
+    Kind { seed: 2, file: ("2.mp4", None), query: "a blue circle" },
 ];
-/// Length of a video with a known truth, seconds.
-const DEMO_S: u32 = 8;
-/// Seeds of such videos, and questions about each: times of what is seen twice, of a sound, of what is not there; and a word.
-const TRUE: [(u64, [&str; 3]); 2] = [
-    (1, ["a cross", "a beep", "a white circle"]),
-    (2, ["a yellow triangle", "a blue circle", "What colour is the circle?"]),
-];
-const QUESTIONS: [&str; 3] = ["a man slicing onions", "a dog", "the logo is shown twice"];
+/// A scene of any length with a question whose answer is true at 20 to 60 s.
+const LONG: (u64, &str) = (3, "a red triangle");
+
+/// The mixed load, asked once by the first case of a process that needs it: files with their bytes, and the load with paths
+/// relative to a media root.
+static KNOWN: OnceCell<(BTreeMap<&'static str, Vec<u8>>, Load)> = OnceCell::const_new();
 
 impl Load {
-    /// Makes the files in a rig's media root and asks every question once without faults.
+    /// The mixed load, its files in a rig's media root. Without faults; a rig of [`true_setup`].
     ///
     /// # Errors
-    /// ffmpeg's, or that of a job.
+    /// ffmpeg's, that of a job, or an answer that is not true.
     pub async fn new(rig: &Rig) -> anyhow::Result<Self> {
-        let mut kinds = Vec::new();
-        for (i, (name, args)) in FILES.iter().enumerate() {
-            let path = rig.media().join(name);
-            ffmpeg(args, &path)?;
-            let mut request = JobRequest::new(JobId::new(format!("kind-{i}"))?, path.to_string_lossy(), "");
-            request.query = QUESTIONS[i % QUESTIONS.len()].to_owned();
-            request.max_new_tokens = 12 + 6 * i as u32;
-            kinds.push(request);
+        let (files, known) = KNOWN.get_or_try_init(|| Self::ask_all(rig)).await?;
+        for (name, bytes) in files {
+            std::fs::write(rig.media().join(name), bytes)?;
         }
-        let mut answers = Vec::new();
-        for request in &kinds {
-            answers.push(result(&rig.answer(request).await?).with_context(|| rig.log())?.token_ids.clone());
-        }
-        Ok(Load { kinds, answers })
+        let in_rig = |kind: &JobRequest| JobRequest {
+            video: rig.media().join(&kind.video).to_string_lossy().into_owned(),
+            ..kind.clone()
+        };
+        Ok(Load { kinds: known.kinds.iter().map(in_rig).collect(), answers: known.answers.clone() })
     }
 
-    /// Makes videos with a known truth in a rig's media root and asks about each once without faults.
+    /// Makes the files of the mixed load and asks every question once.
+    async fn ask_all(rig: &Rig) -> anyhow::Result<(BTreeMap<&'static str, Vec<u8>>, Self)> {
+        let (mut files, mut load) = (BTreeMap::new(), Load { kinds: Vec::new(), answers: Vec::new() });
+        for Kind { seed, file: (name, options), query } in &MIXED {
+            let (video, truth) = rig.demo_video(*seed, MIXED_S)?;
+            let path = rig.media().join(name);
+            if let Some(options) = options {
+                ffmpeg(&format!("-i {} {options}", video.display()), &path)?;
+            }
+            load.ask(rig, &path, &truth, query).await?;
+            files.insert(*name, std::fs::read(&path)?);
+            load.kinds.last_mut().context("just asked")?.video = (*name).to_owned();
+        }
+        Ok((files, load))
+    }
+
+    /// One question about one long video, asked once without faults; a rig of [`true_setup`].
     ///
     /// # Errors
-    /// An answer that is not true, or the end of a job that has none.
-    pub async fn of_true_answers(rig: &Rig) -> anyhow::Result<Self> {
-        let (mut kinds, mut answers) = (Vec::new(), Vec::new());
-        for (seed, queries) in TRUE {
-            let (video, truth) = rig.demo_video(seed, DEMO_S)?;
-            for query in queries {
-                let question = truth.questions.iter().find(|q| q.query == query).context("no such question")?;
-                let request = JobRequest {
-                    task: question.task.clone(),
-                    max_new_tokens: 24,
-                    ..JobRequest::new(JobId::new(format!("kind-{}", kinds.len()))?, video.to_string_lossy(), query)
-                };
-                let events = rig.answer(&request).await?;
-                let (told, truth) = (result(&events).with_context(|| rig.log())?, &question.answer);
-                let verdict = truth.judge(told);
-                ensure!(verdict.is_true(), "{query:?}: {:?}, and the truth is {truth} ({verdict})", told.text);
-                answers.push(told.token_ids.clone());
-                kinds.push(request);
-            }
-        }
-        Ok(Load { kinds, answers })
+    /// As [`new`](Self::new).
+    pub async fn long(rig: &Rig, seconds: u32) -> anyhow::Result<Self> {
+        let mut load = Load { kinds: Vec::new(), answers: Vec::new() };
+        let (seed, query) = LONG;
+        let (video, truth) = rig.demo_video(seed, seconds)?;
+        load.ask(rig, &video, &truth, query).await?;
+        Ok(load)
+    }
+
+    /// Asks a question and adds it, with its answer.
+    async fn ask(&mut self, rig: &Rig, video: &Path, truth: &Truth, query: &str) -> anyhow::Result<()> {
+        let question = truth.questions.iter().find(|q| q.query == query).context("no such question")?;
+        // Of its own: the same id is the same job.
+        let stem = video.file_stem().context("no file")?.to_string_lossy();
+        let job = JobId::new(format!("undisturbed-{stem}-{}", self.kinds.len()))?;
+        let request = JobRequest {
+            task: question.task.clone(),
+            max_new_tokens: 24,
+            ..JobRequest::new(job, video.to_string_lossy(), query)
+        };
+        let events = rig.answer(&request).await?;
+        let (told, truth) = (result(&events).with_context(|| rig.log())?, &question.answer);
+        let verdict = truth.judge(told);
+        ensure!(verdict.is_true(), "{query:?}: {:?}, and the truth is {truth} ({verdict})", told.text);
+        self.answers.push(told.token_ids.clone());
+        self.kinds.push(request);
+        Ok(())
+    }
+
+    /// Asks every question once more, so that every process has done all its kinds of work before what it takes is measured.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub async fn warm_up(&self, rig: &Rig) -> anyhow::Result<()> {
+        let requests = self.submit(&rig.bus, "warm-up", self.kinds.len()).await?;
+        self.check(rig, &requests).await
     }
 
     /// A request of a kind, with its own job id.

@@ -12,7 +12,7 @@ use runtime::subject::StreamName;
 use tokio::task::JoinHandle;
 
 use super::ends::endless;
-use super::load::{self, Load, setup};
+use super::load::{self, Load, true_setup};
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
 use crate::harness::{Rig, Setup};
@@ -25,7 +25,7 @@ const MADE_WAIT: Duration = Duration::from_secs(10);
 /// Settings of the rigs here: what is missing is asked for again after five seconds, and after ten the job fails. A stage
 /// notices within six that its pull was lost with the broker.
 fn impatient(scale: &Scale) -> Setup {
-    let mut setup = setup(scale);
+    let mut setup = true_setup(scale);
     setup.set[1] = "bus.worker_patience_s=5".to_owned();
     setup
 }

@@ -15,7 +15,7 @@ use protocol::wire;
 use runtime::bus::Bus;
 use runtime::subject::StreamName;
 
-use super::load::{self, Load, setup};
+use super::load::{self, Load, true_setup};
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
 use crate::harness::{Rig, Setup, signal, terminal};
@@ -43,8 +43,9 @@ pub async fn poison(scale: &Scale) -> Row {
     let expected = "no stage dies or grows by 64 MiB; messages of no job in flight change nothing; other jobs answered";
     let case = Case { name: "garbage on every subject".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
-        let rig = Rig::start(setup(scale)).await?;
+        let rig = Rig::start(true_setup(scale)).await?;
         let load = Load::new(&rig).await?;
+        load.warm_up(&rig).await?;
         let before: BTreeMap<u32, u64> =
             StageName::ALL.iter().flat_map(|&s| rig.pids(s)).map(|pid| (pid, load::resident(pid))).collect();
         let requests = load.submit(&rig.bus, "poison", scale.jobs.min(20)).await?;
@@ -102,7 +103,7 @@ pub async fn poison_of_a_job(scale: &Scale) -> Row {
     let expected = "that job fails as poison_message naming the stage, the message is kept in VIDI_DEAD, its neighbour is answered";
     let case = Case { name: "a poison message in each queue".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
-        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
+        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..true_setup(scale) }).await?;
         let load = Load::new(&rig).await?;
         let long = load::long_video(&rig, 20)?;
         for stage in [StageName::Decode, StageName::Vision, StageName::Audio, StageName::Fuse] {
@@ -133,17 +134,11 @@ pub async fn refused_end(scale: &Scale) -> Row {
     let expected = "the job goes on to the answer of an undisturbed run, its one terminal event";
     let case = Case { name: "a refused terminal event".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
-        let rig = Rig::start(setup(scale)).await?;
-        let clip = load::long_video(&rig, 20)?;
-        let ask = |name: &str| -> anyhow::Result<JobRequest> {
-            Ok(JobRequest {
-                max_new_tokens: 400,
-                ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog")
-            })
-        };
-        let undisturbed = rig.answer(&ask("undisturbed")?).await?;
-        let end = undisturbed.last().context("no events")?.clone();
-        let request = ask("refused")?;
+        let rig = Rig::start(true_setup(scale)).await?;
+        let load = Load::long(&rig, 20).await?;
+        let other = load.submit(&rig.bus, "other", 1).await?;
+        let end = rig.events(&other[0].job).await?.last().context("no events")?.clone();
+        let request = load.request("refused", 0);
         client::submit(&rig.bus, &request).await?;
         load::wait_for(&rig, &request.job, |e| matches!(e, Event::Planned { .. })).await?;
         let mut headers = async_nats::HeaderMap::new();
@@ -152,11 +147,7 @@ pub async fn refused_end(scale: &Scale) -> Row {
         let subject = rig.bus.subjects().events(&request.job);
         rig.bus.client().publish_with_headers(subject, headers, body).await?;
         rig.bus.client().flush().await?;
-        rig.events(&request.job).await?;
-        let events = load::log_of(&rig.bus, &request.job).await;
-        let (got, wanted) = (load::result(&events).with_context(|| load::tail(&rig))?, load::result(&undisturbed)?);
-        ensure!(got.token_ids == wanted.token_ids, "another answer");
-        load::empty(&rig).await?;
+        load.check(&rig, &[request]).await?;
         let injected = "a result with a wrong expected sequence".to_owned();
         Ok(Seen { injected, observed: "right answer, one end".to_owned(), seconds: None })
     })
@@ -172,7 +163,7 @@ pub async fn duplicates(scale: &Scale) -> Row {
         bound_s: scale.bound(30.0 + scale.jobs as f64 * 2.0),
     };
     case.run(async {
-        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
+        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..true_setup(scale) }).await?;
         let load = Load::new(&rig).await?;
         let echo = tokio::spawn(echo(rig.bus.clone()));
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -222,7 +213,7 @@ pub async fn out_of_order(scale: &Scale) -> Row {
     let expected = "the answer of an undisturbed run";
     let case = Case { name: "out of order".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
-        let mut setup = setup(scale);
+        let mut setup = true_setup(scale);
         // Small messages, so that there are many to reorder.
         setup.set.extend(["bus.message_bytes=65536".to_owned(), "decode.batch_frames=1".to_owned()]);
         setup.set[0] = "bus.ack_wait_s=20".to_owned();
@@ -230,13 +221,9 @@ pub async fn out_of_order(scale: &Scale) -> Row {
         // A frame is larger and cannot be split: the message size is that of a frame.
         setup.set[2] = "bus.message_bytes=1100000".to_owned();
         let rig = Rig::start(setup).await?;
-        let clip = load::long_video(&rig, 40)?;
-        let ask = |name: &str| -> anyhow::Result<JobRequest> {
-            Ok(JobRequest { max_new_tokens: 24, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
-        };
-        let undisturbed = load::result(&rig.answer(&ask("undisturbed")?).await?)?.token_ids.clone();
+        let load = Load::long(&rig, 40).await?;
         let mut dice = Dice::new(scale.seed);
-        let request = ask("shuffled")?;
+        let request = load.request("shuffled", 0);
         let stages = [StageName::Vision, StageName::Audio, StageName::Fuse];
         let pids: BTreeMap<StageName, u32> = stages.iter().filter_map(|&s| Some((s, *rig.pids(s).first()?))).collect();
         for pid in pids.values() {
@@ -249,9 +236,7 @@ pub async fn out_of_order(scale: &Scale) -> Row {
             moved.insert(stage.as_str(), shuffle(&rig.bus, stage, &request.job, &mut dice).await?);
             signal(pids[&stage], "CONT")?;
         }
-        rig.events(&request.job).await?;
-        let events = load::log_of(&rig.bus, &request.job).await;
-        ensure!(load::result(&events).with_context(|| load::tail(&rig))?.token_ids == undisturbed, "another answer");
+        load.check(&rig, &[request]).await?;
         ensure!(moved["vision"] > 10 && moved["fuse"] > 3, "too few messages to reorder: {moved:?}");
         load::empty(&rig).await?;
         let injected = format!("queues put in random order: {moved:?} messages").replace('"', "");
@@ -266,20 +251,16 @@ pub async fn lost(scale: &Scale) -> Row {
     let expected = "what is missing is asked for again once patience has ended; the answer of an undisturbed run, and the neighbours'";
     let case = Case { name: "a message lost from each queue".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
-        let mut setup = Setup { replicas: "llm=2".to_owned(), ..setup(scale) };
+        let mut setup = Setup { replicas: "llm=2".to_owned(), ..true_setup(scale) };
         setup.set[1] = "bus.worker_patience_s=4".to_owned();
         let rig = Rig::start(setup).await?;
         let load = Load::new(&rig).await?;
         // Two windows of audio: a stopped stage may have received the first one already.
-        let clip = load::long_video(&rig, 40)?;
-        let ask = |name: &str| -> anyhow::Result<JobRequest> {
-            Ok(JobRequest { max_new_tokens: 24, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
-        };
-        let undisturbed = load::result(&rig.answer(&ask("undisturbed")?).await?)?.token_ids.clone();
+        let long = Load::long(&rig, 40).await?;
         let mut neighbours = 0;
         for stage in [StageName::Vision, StageName::Audio, StageName::Fuse] {
             let pid = *rig.pids(stage).first().context("no such stage")?;
-            let request = ask(&format!("lost-{stage}"))?;
+            let request = long.request(&format!("lost-{stage}"), 0);
             signal(pid, "STOP")?;
             client::submit(&rig.bus, &request).await?;
             settle(&rig, StreamName::input_of(stage)).await?;
@@ -297,11 +278,7 @@ pub async fn lost(scale: &Scale) -> Row {
                 ended = rig.events(&request.job) => ended.map(drop)?,
                 broken = busy => return broken,
             }
-            let events = load::log_of(&rig.bus, &request.job).await;
-            ensure!(
-                load::result(&events).with_context(|| load::tail(&rig))?.token_ids == undisturbed,
-                "another answer"
-            );
+            long.check_answer(&rig, &request).await.with_context(|| load::tail(&rig))?;
         }
         let again = rig.log().matches("what is missing is asked for again").count();
         ensure!(again >= 3, "asked again {again} times, not 3; {}", load::tail(&rig));
