@@ -11,7 +11,7 @@ mod claim;
 mod fencing;
 mod missing;
 mod port;
-mod probe;
+pub mod probe;
 mod progress;
 mod settle;
 mod state;
