@@ -18,10 +18,8 @@ pub fn ffmetadata(export: &Export) -> String {
     let per_second = export.clock().per_second();
     for cut in &export.cuts {
         let (ticks, title) = (export.ticks(cut), escaped(&cut.title));
-        text += &format!(
-            "[CHAPTER]\nTIMEBASE=1/{per_second}\nSTART={}\nEND={}\ntitle={title}\n",
-            ticks.start, ticks.end
-        );
+        text +=
+            &format!("[CHAPTER]\nTIMEBASE=1/{per_second}\nSTART={}\nEND={}\ntitle={title}\n", ticks.start, ticks.end);
     }
     text
 }
@@ -107,7 +105,8 @@ mod tests {
     fn chapters(ranges: &[(f64, f64, &str)]) -> Result<String, String> {
         let mut media = example(25.0, false).media;
         media.duration_s = 60.0;
-        let range = |&(start_s, end_s, title): &(f64, f64, &str)| TimeRange { start_s, end_s, title: Some(title.into()) };
+        let range =
+            |&(start_s, end_s, title): &(f64, f64, &str)| TimeRange { start_s, end_s, title: Some(title.into()) };
         let ranges: Vec<TimeRange> = ranges.iter().map(range).collect();
         youtube(&Export::new(media, "q", &ranges, 0.6))
     }
@@ -117,7 +116,8 @@ mod tests {
         let two = chapters(&[(12.0, 24.0, "a"), (40.0, 45.0, "b <c>")]).unwrap();
         assert_eq!(two, "0:00 Other\n0:12 a\n0:24 Other\n0:40 b ‹c›\n0:50 Other\n");
         // Near the start, near each other, and near the end.
-        let near = chapters(&[(4.0, 15.0, "a"), (27.0, 29.0, "b"), (30.0, 31.0, "c"), (31.0, 32.0, "b"), (57.0, 60.0, "d")]);
+        let near =
+            chapters(&[(4.0, 15.0, "a"), (27.0, 29.0, "b"), (30.0, 31.0, "c"), (31.0, 32.0, "b"), (57.0, 60.0, "d")]);
         assert_eq!(near.unwrap(), "0:00 a\n0:15 Other\n0:27 b; c\n0:37 Other\n0:50 d\n");
     }
 

@@ -24,7 +24,9 @@ pub struct Clips {
 pub async fn check() -> Result<(), String> {
     let mut ffmpeg = Command::new("ffmpeg");
     let started = ffmpeg.arg("-version").stdin(Stdio::null()).kill_on_drop(true).output().await;
-    started.map(|_| ()).map_err(|e| format!("clips are cut by ffmpeg, which cannot be started ({e}): install it (apt install ffmpeg)"))
+    started
+        .map(|_| ())
+        .map_err(|e| format!("clips are cut by ffmpeg, which cannot be started ({e}): install it (apt install ffmpeg)"))
 }
 
 /// Cuts each range to a file of its own in `dir`, which is made if it is not there; files of the same names are replaced.

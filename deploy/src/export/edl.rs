@@ -63,7 +63,9 @@ fn head(export: &Export) -> Result<(&Pictures, String), String> {
     }
     if pictures.rate.base() > MOST_FRAMES {
         let rate = pictures.rate;
-        return Err(format!("an edl counts {MOST_FRAMES} frames a second at most, here are {rate}: use otio or fcpxml"));
+        return Err(format!(
+            "an edl counts {MOST_FRAMES} frames a second at most, here are {rate}: use otio or fcpxml"
+        ));
     }
     let title: String = export.name().chars().take(TITLE).collect();
     let mode = if pictures.codes.is_drop() { "DROP FRAME" } else { "NON-DROP FRAME" };

@@ -14,8 +14,20 @@ const PICTURES: [&str; 8] =
 /// Options of any clip: the first picture and sound track, nothing of the source's chapters and time codes, which are those
 /// of the whole; a clip without a picture or a sample is an error.
 const CLIP: [&str; 14] = [
-    "-sn", "-dn", "-c:a", "aac", "-b:a", "192k", "-map_metadata", "-1", "-map_chapters", "-1", "-movflags", "+faststart",
-    "-abort_on", "empty_output",
+    "-sn",
+    "-dn",
+    "-c:a",
+    "aac",
+    "-b:a",
+    "192k",
+    "-map_metadata",
+    "-1",
+    "-map_chapters",
+    "-1",
+    "-movflags",
+    "+faststart",
+    "-abort_on",
+    "empty_output",
 ];
 
 /// A list for `ffmpeg -f concat -safe 0 -i FILE`. Where the codec has frames that need others, the demuxer hands out what it
@@ -25,7 +37,10 @@ const CLIP: [&str; 14] = [
 /// For a path with a line break, which the format cannot hold.
 pub fn ffconcat(export: &Export) -> Result<String, String> {
     if export.media.path.contains(['\n', '\r']) {
-        return Err(format!("ffconcat cannot hold a line break, and {:?} has one: rename it, or use sh", export.media.path));
+        return Err(format!(
+            "ffconcat cannot hold a line break, and {:?} has one: rename it, or use sh",
+            export.media.path
+        ));
     }
     let mut list = format!("ffconcat version 1.0\n# query: {}\n", export.query);
     for note in export.notes() {
@@ -35,9 +50,7 @@ pub fn ffconcat(export: &Export) -> Result<String, String> {
     let path = export.media.path.replace('\'', r"'\''");
     for cut in &export.cuts {
         let (from, to) = match export.media.pictures {
-            Some(pictures) => {
-                (pictures.rate.micros(cut.frames.start * 10), pictures.rate.micros(cut.frames.end * 10))
-            }
+            Some(pictures) => (pictures.rate.micros(cut.frames.start * 10), pictures.rate.micros(cut.frames.end * 10)),
             None => (micros(cut.start_s), micros(cut.end_s)),
         };
         list += &format!("file '{path}'\ninpoint {}\noutpoint {}\n", seconds(start + from), seconds(start + to));

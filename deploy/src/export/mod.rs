@@ -129,7 +129,8 @@ impl Cut {
             let first = pictures.rate.frame_at(start_s).min(pictures.count - 1);
             first..pictures.rate.frame_at(end_s).clamp(first + 1, pictures.count)
         });
-        let titles = [on_one_line(range.title.as_deref().unwrap_or_default()), query.to_owned(), media.stem().to_owned()];
+        let titles =
+            [on_one_line(range.title.as_deref().unwrap_or_default()), query.to_owned(), media.stem().to_owned()];
         let title = titles.into_iter().find(|title| !title.is_empty())?;
         Some(Cut { start_s, end_s, frames, title })
     }

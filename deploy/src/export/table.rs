@@ -42,9 +42,7 @@ pub fn json(export: &Export) -> String {
 /// Time codes of a range's first frame and of the one behind its last.
 fn codes(export: &Export, cut: &Cut) -> [String; 2] {
     match export.media.pictures {
-        Some(pictures) => {
-            [cut.frames.start, cut.frames.end].map(|frame| pictures.codes.label(pictures.first + frame))
-        }
+        Some(pictures) => [cut.frames.start, cut.frames.end].map(|frame| pictures.codes.label(pictures.first + frame)),
         None => [String::new(), String::new()],
     }
 }

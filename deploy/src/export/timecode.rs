@@ -168,18 +168,14 @@ mod tests {
     fn drop_frame_codes_leave_out_the_first_labels_of_a_minute_but_not_of_every_tenth() {
         let (ntsc, twice) = (codes(30_000.0 / 1001.0, true), codes(60_000.0 / 1001.0, true));
         let shown = |codes: Timecodes, frames: [u64; 4]| frames.map(|frame| codes.label(frame));
-        assert_eq!(shown(ntsc, [1799, 1800, 17_981, 17_982]), [
-            "00:00:59;29",
-            "00:01:00;02",
-            "00:09:59;29",
-            "00:10:00;00"
-        ]);
-        assert_eq!(shown(twice, [3599, 3600, 35_963, 35_964]), [
-            "00:00:59;59",
-            "00:01:00;04",
-            "00:09:59;59",
-            "00:10:00;00"
-        ]);
+        assert_eq!(
+            shown(ntsc, [1799, 1800, 17_981, 17_982]),
+            ["00:00:59;29", "00:01:00;02", "00:09:59;29", "00:10:00;00"]
+        );
+        assert_eq!(
+            shown(twice, [3599, 3600, 35_963, 35_964]),
+            ["00:00:59;59", "00:01:00;04", "00:09:59;59", "00:10:00;00"]
+        );
         // An hour of labels is an hour of the clock, but for 3.6 ms.
         assert_eq!([ntsc.label(107_892), twice.label(215_784)], ["01:00:00;00"; 2]);
         assert_eq!(ntsc.frame(Code::hour(1)), Ok(107_892));
@@ -190,7 +186,8 @@ mod tests {
 
     #[test]
     fn what_is_no_time_code_is_refused() {
-        for text in ["", "1:2:3", "00:00:60:00", "00:60:00:00", "24:00:00:00", "a:0:0:0", "0:0:0:-1", "0:0:0:0:0", "+1:0:0:0"]
+        for text in
+            ["", "1:2:3", "00:00:60:00", "00:60:00:00", "24:00:00:00", "a:0:0:0", "0:0:0:-1", "0:0:0:0:0", "+1:0:0:0"]
         {
             assert!(text.parse::<Code>().is_err(), "{text:?}");
         }

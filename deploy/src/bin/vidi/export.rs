@@ -45,7 +45,8 @@ impl Plan {
         if clips.is_some() {
             clips::check().await.map_err(wrong)?;
             if local.is_none() {
-                let text = format!("--clips cuts a video of this host, and {} is not here: export .sh instead", ask.video);
+                let text =
+                    format!("--clips cuts a video of this host, and {} is not here: export .sh instead", ask.video);
                 return Err(wrong(text));
             }
         }
