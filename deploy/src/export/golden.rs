@@ -62,7 +62,10 @@ fn every_format_is_written_as_its_golden_file_at_every_rate() {
             let file = dir.join(format!("{case}.{name}"));
             let golden = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
             let written = format.write(&example(average, drop_frame)).unwrap();
-            assert_eq!(written, golden, "{}, written:\n{written}", file.display());
+            for (written, golden) in written.lines().zip(golden.lines()) {
+                assert_eq!(written, golden, "{}", file.display());
+            }
+            assert_eq!(written.len(), golden.len(), "{}: one is longer, or ends its lines otherwise", file.display());
             seen += 1;
         }
     }

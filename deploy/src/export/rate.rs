@@ -50,9 +50,12 @@ impl Rate {
         f64::from(self.numerator) / f64::from(self.denominator)
     }
 
-    /// Number of the frame that begins nearest to a time in seconds from the first frame on.
+    /// Number of the frame that begins nearest to a time in seconds from the first frame on, of two the later one. The time is
+    /// taken to nanoseconds, so that 612.3 s are 15307.5 frames of 25 a second, and not a bit less as an f64 has it.
     pub fn frame_at(self, seconds: f64) -> u64 {
-        (seconds * f64::from(self.numerator) / f64::from(self.denominator)).round().max(0.0) as u64
+        let nanos = (seconds * 1e9).round().max(0.0) as u128;
+        let (n, d) = (u128::from(self.numerator), u128::from(self.denominator) * 1_000_000_000);
+        u64::try_from((nanos * n * 2 + d) / (d * 2)).unwrap_or(u64::MAX)
     }
 
     /// Microseconds from the first frame to so many tenths of a frame later, cut off.
@@ -146,7 +149,8 @@ mod tests {
     fn a_time_is_the_frame_that_begins_nearest_to_it() {
         let ntsc = Rate::of(30_000.0 / 1001.0, 10.0).unwrap();
         // 0.29 of 100 s is 28.999999999999996 in f64.
-        assert_eq!(Rate::of(25.0, 100.0).unwrap().frame_at(28.999_999_999_999_996), 725);
+        let pal = Rate::of(25.0, 100.0).unwrap();
+        assert_eq!([28.999_999_999_999_996, 612.3, 612.299].map(|s| pal.frame_at(s)), [725, 15_308, 15_307]);
         assert_eq!([0.0, 1001.0 / 30.0, 3600.0, -5.0].map(|s| ntsc.frame_at(s)), [0, 1000, 107_892, 0]);
         assert_eq!((ntsc.micros(10), ntsc.micros(300_000), ntsc.micros(9)), (33_366, 1_001_000_000, 30_030));
         assert_eq!((ntsc.base(), ntsc.dropped(), ntsc.to_string()), (30, Some(2), "30000/1001".to_owned()));
