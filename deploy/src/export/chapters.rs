@@ -1,6 +1,7 @@
 //! Chapters: for ffmpeg, and for the description of a video on YouTube.
 
 use super::Export;
+use super::media::Media;
 
 /// Least length of a chapter on YouTube, seconds.
 const LEAST_S: u64 = 10;
@@ -34,6 +35,21 @@ fn escaped(text: &str) -> String {
         escaped.push(c);
     }
     escaped
+}
+
+/// Checks that a media file is long enough for chapters on YouTube.
+///
+/// # Errors
+/// For one that is not, with the figures.
+pub fn suits(media: &Media) -> Result<(), String> {
+    if media.duration_s as u64 >= LEAST as u64 * LEAST_S {
+        return Ok(());
+    }
+    Err(format!(
+        "YouTube shows chapters where there are {LEAST} or more of {LEAST_S} s or longer each, and the video has {:.1} s: use \
+         ffmetadata",
+        media.duration_s
+    ))
 }
 
 /// Chapters of a description on YouTube: one that begins with each range and one behind it, the first at 0:00, each ten

@@ -17,11 +17,14 @@ pub struct Clips {
     pub uneven: Vec<String>,
 }
 
-/// Checks that ffmpeg can be started.
+/// Checks that ffmpeg can be started, and that `dir` is a directory or can become one.
 ///
 /// # Errors
-/// When it cannot: what to install.
-pub async fn check() -> Result<(), String> {
+/// When ffmpeg cannot: what to install; when something else is there.
+pub async fn check(dir: &Path) -> Result<(), String> {
+    if dir.exists() && !dir.is_dir() {
+        return Err(format!("--clips {}: there is a file of this name; name a directory", dir.display()));
+    }
     let mut ffmpeg = Command::new("ffmpeg");
     let started = ffmpeg.arg("-version").stdin(Stdio::null()).kill_on_drop(true).output().await;
     started

@@ -8,19 +8,18 @@ use deploy::ask::Style;
 use deploy::client;
 use deploy::demo_video::truth::{Answer, Truth};
 use deploy::demo_video::verdict::LEAST;
+use deploy::export::media::Media;
 use deploy::up::pipeline::{Layout, Pipeline};
 use deploy::up::{broker, note, supervisor};
-use protocol::error::{JobError, StageName};
+use protocol::error::StageName;
 use protocol::event::JobResult;
 use protocol::message::{JobId, JobRequest};
-use protocol::plan::MediaInfo;
 use runtime::bus::{Bus, Role};
 use runtime::process::{Exit, Fatal, on_signal};
-use runtime::run::owner::probe::media_info;
 use runtime::{answer, remark};
 
 use crate::cli::Ask;
-use crate::export::{self, Plan};
+use crate::export::Plan;
 use crate::running::{broker_trouble, connect};
 use crate::up::{absolute, use_model};
 
@@ -31,14 +30,14 @@ const END_WAIT: Duration = Duration::from_secs(5);
 struct Question {
     request: JobRequest,
     style: Style,
-    /// Whether the facts of the file are wanted too.
-    facts: bool,
+    /// Files that are wanted of its answer.
+    plan: Option<Plan>,
 }
 
-/// Answer, with the facts of the file where they are wanted.
+/// Answer, with the media file where files of the answer are wanted.
 struct Answered {
     result: JobResult,
-    facts: Option<MediaInfo>,
+    media: Option<Media>,
 }
 
 /// Asks and shows the answer, writes the files that are wanted of it, and shows the truth beside it where one is given.
@@ -55,10 +54,10 @@ pub async fn ask(config: &mut Config, mut ask: Ask) -> Result<(), Fatal> {
     let dump = ask.dump.take();
     let request = request(&ask, local.as_deref())?;
     let style = Style { json: ask.json, quiet: ask.quiet };
-    let question = Question { request, style, facts: plan.is_some() };
-    let Answered { result, facts } = answered(config, &question, local.as_deref(), model, dump).await?;
-    if let (Some(plan), Some(facts)) = (plan, facts) {
-        plan.carry_out(&question.request, &result, &facts).await?;
+    let question = Question { request, style, plan };
+    let Answered { result, media } = answered(config, &question, local.as_deref(), model, dump).await?;
+    if let (Some(plan), Some(media)) = (&question.plan, media) {
+        plan.carry_out(&question.request, &result, media).await?;
     }
     let Some(truth) = truth else { return Ok(()) };
     let verdict = truth.judge(&result);
@@ -163,19 +162,19 @@ async fn ask_own(config: &Config, question: &Question) -> Result<Answered, Fatal
     }
 }
 
-/// Submits the job and follows it to its end, then asks for the facts of its file where they are wanted.
+/// Submits the job and follows it to its end; where files of the answer are wanted, its media file is looked into before.
 async fn follow(bus: &Bus, question: &Question) -> Result<Answered, Fatal> {
     let request = &question.request;
-    let result = to_its_end(bus, request, question.style).await?;
-    if !question.facts {
-        return Ok(Answered { result, facts: None });
-    }
-    let unknown = |e: JobError| {
-        Fatal(Exit::Other, format!("export failed: the video's frame rate is not known, since its probe failed: {e}"))
+    let Some(plan) = &question.plan else {
+        return Ok(Answered { result: to_its_end(bus, request, question.style).await?, media: None });
     };
-    let asked = async { media_info(bus, &request.video).await.map_err(unknown) };
-    let facts = export::unless_interrupted(asked).await?;
-    Ok(Answered { result, facts: Some(facts) })
+    let known = plan.media_before(bus, request).await?;
+    let result = to_its_end(bus, request, question.style).await?;
+    let media = match known {
+        Some(media) => media,
+        None => plan.media_after(bus, request).await?,
+    };
+    Ok(Answered { result, media: Some(media) })
 }
 
 /// Submits the job and follows it to its end, and cancels it at Ctrl-C; its own last event says how it ended.

@@ -231,10 +231,10 @@ pub struct Ask {
 #[derive(clap::Args)]
 pub struct Exports {
     /// Writes the found ranges to FILE, in the format that its ending says: .otio, .edl, .fcpxml, .vtt, .srt, .ffmetadata,
-    /// .txt (chapters for YouTube), .ffconcat, .sh, .csv or .json; repeatable.
-    #[arg(long = "export", value_name = "FILE")]
+    /// .txt (chapters for YouTube), .ffconcat, .sh, .csv or .json; or FORMAT:FILE, whatever the ending; repeatable.
+    #[arg(long = "export", value_name = "[FORMAT:]FILE")]
     pub files: Vec<PathBuf>,
-    /// Format of each FILE, whatever its ending says.
+    /// Format of every FILE, whatever its name says.
     #[arg(long, value_name = "FORMAT", requires = "files")]
     pub format: Option<Format>,
     /// Makes an .edl of markers for DaVinci Resolve, in place of cuts.
