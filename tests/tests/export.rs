@@ -95,23 +95,21 @@ fn exported(rig: &Rig, clip: &Path, query: &str, dir: &Path, rate: &str) -> anyh
     let other = ["ffmetadata", "ffconcat", "sh"].map(|ending| path(&format!("ranges.{ending}")));
     let (clips, markers) = (path("clips"), path("markers.edl"));
     let mut args: Vec<&str> = read.iter().chain(&other).flat_map(|file| ["--export", file]).collect();
-    args.extend(["--clips", &clips]);
+    let named = format!("edl-markers:{markers}");
+    args.extend(["--export", &named, "--clips", &clips]);
     let mut answer = ask(&args)?;
     answer["query"] = query.into();
     let ranges = answer["ranges"].as_array_mut().context("ranges")?;
     ranges.sort_by(|a, b| a["start_s"].as_f64().partial_cmp(&b["start_s"].as_f64()).expect("times are numbers"));
     std::fs::write(dir.join("answer.json"), answer.to_string())?;
 
-    let mut args = vec!["--export", &markers, "--edl-markers"];
-    let (drop, table) = (path("drop.edl"), path("drop.csv"));
     let mut files: Vec<PathBuf> = read.iter().chain([&markers]).map(PathBuf::from).collect();
     if rate.contains('/') {
-        args.push("--drop-frame");
+        let (drop, table) = (path("drop.edl"), path("drop.csv"));
         ask(&["--export", &drop, "--export", &table, "--drop-frame"])?;
         ensure!(std::fs::read_to_string(&drop)?.contains("FCM: DROP FRAME"));
         files.extend([PathBuf::from(drop), PathBuf::from(table)]);
     }
-    ask(&args)?;
     Ok(files)
 }
 
@@ -131,7 +129,11 @@ fn troubles(rig: &Rig, clip: &Path, query: &str, dir: &Path) -> anyhow::Result<(
     ask(&["--export", &to_chapters], 2, "chapters.txt: YouTube shows chapters")?;
     ask(&["--drop-frame"], 2, "no drop-frame time codes at 25 frames a second")?;
     ask(&["--start-tc", "01:00:00:25"], 2, "a second has 25 frames")?;
-    ask(&["--export", "csv:/dev/full"], 1, "/dev/full: No space left")?;
+    let markers = dir.join("again.edl");
+    let to_markers = markers.to_string_lossy();
+    let args = ["--export", "csv:/dev/full", "--export", &to_markers, "--edl-markers"];
+    ask(&args, 1, "/dev/full: No space left")?;
+    ensure!(std::fs::read_to_string(&markers)?.contains("|C:ResolveColorBlue"));
     ensure!(std::fs::read_to_string(&table)?.lines().count() > 2 && !chapters.exists());
     Ok(())
 }

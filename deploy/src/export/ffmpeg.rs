@@ -31,7 +31,8 @@ const CLIP: [&str; 14] = [
 ];
 
 /// A list for `ffmpeg -f concat -safe 0 -i FILE`. Where the codec has frames that need others, the demuxer hands out what it
-/// needs before each in point too: the list is exact for codecs of key frames alone, and the script for all.
+/// needs before each in point too, and of a container without an index it may miss the first frames: the list is exact for codecs
+/// of key frames alone, and the script for all.
 ///
 /// # Errors
 /// For a path with a line break, which the format cannot hold.
@@ -97,7 +98,10 @@ pub fn arguments(export: &Export, cut: &Cut, output: &str) -> Vec<String> {
     let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
     let mut command = owned(&BEFORE);
     // A name is a file's whatever it looks like.
-    command.extend(["-ss".to_owned(), seconds(from), "-i".to_owned(), format!("file:{}", export.media.path)]);
+    let input = ["-i".to_owned(), format!("file:{}", export.media.path)];
+    let seek = ["-ss".to_owned(), seconds(from)];
+    // Before the input it is sought, and decoded from a key frame on; behind it, all before is decoded and left out.
+    command.extend(if export.media.has_index { [seek, input] } else { [input, seek] }.concat());
     command.extend(["-t".to_owned(), seconds(length)]);
     command.extend(owned(pictures));
     command.extend(owned(&CLIP));
@@ -137,6 +141,10 @@ mod tests {
         // Frame 1763 begins at 70.52 s, a tenth of a frame is 4 ms, and the first picture 80 ms behind the file's start.
         assert!(command.windows(2).any(|pair| pair == ["-ss", "70.596000"]), "{command:?}");
         assert!(ffconcat(&export).unwrap().contains("inpoint 72.000000\noutpoint 96.680000\n"));
+        export.media.has_index = false;
+        let slower = arguments(&export, &export.cuts[0], "x.mp4");
+        let place = |command: &[String], word: &str| command.iter().position(|w| w == word);
+        assert!(place(&command, "-ss") < place(&command, "-i") && place(&slower, "-i") < place(&slower, "-ss"));
         export.media.path = "/a\nb.mp4".to_owned();
         assert!(ffconcat(&export).unwrap_err().contains("use sh") && script(&export).contains("'file:/a\nb.mp4'"));
     }

@@ -136,7 +136,8 @@ mod tests {
         media.path = "/a\nb.mp4".to_owned();
         media.duration_s = 29.9;
         media.pictures = None;
-        let refused = [Format::Otio, Format::Edl, Format::EdlMarkers, Format::Fcpxml, Format::Youtube, Format::Ffconcat];
+        let refused =
+            [Format::Otio, Format::Edl, Format::EdlMarkers, Format::Fcpxml, Format::Youtube, Format::Ffconcat];
         for format in Format::value_variants() {
             assert_eq!(format.suits(&media).is_err(), refused.contains(format), "{format:?}");
         }

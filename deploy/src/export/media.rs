@@ -11,6 +11,9 @@ use super::timecode::{Code, Timecodes};
 /// Characters of a URI's path that stand for themselves (RFC 3986, `pchar` without those that programs trip over).
 const PLAIN: &[u8] = b"-._~/";
 
+/// Containers with an index, in which ffmpeg seeks to a key frame before the time that is asked for.
+const INDEXED: [&str; 4] = ["mp4", "mov", "matroska", "webm"];
+
 /// Wishes about time codes, of whoever asks for an export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wishes {
@@ -31,6 +34,8 @@ pub struct Media {
     pub pictures: Option<Pictures>,
     /// Whether there is a sound track.
     pub has_audio: bool,
+    /// Whether a seek leads to a key frame before the time asked for; in a transport stream it may lead behind it.
+    pub has_index: bool,
     /// Time stamps of its start.
     pub start: Start,
 }
@@ -73,6 +78,7 @@ impl Media {
             duration_s: info.duration_s,
             pictures: pictures.transpose()?,
             has_audio: info.has_audio,
+            has_index: INDEXED.contains(&info.container.as_str()),
             start,
         })
     }

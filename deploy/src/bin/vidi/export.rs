@@ -179,7 +179,10 @@ fn destination(
         return Err(format!("--export {shown}: there is no directory {}; make it first", dir.display()));
     }
     if file.as_os_str().is_empty() || file.is_dir() {
-        return Err(format!("--export {}: {shown:?} is a directory, or no name at all; name a file", argument.display()));
+        return Err(format!(
+            "--export {}: {shown:?} is a directory, or no name at all; name a file",
+            argument.display()
+        ));
     }
     if local.is_some() && file.canonicalize().ok().as_deref() == local {
         return Err(format!("--export {shown}: this is the video itself; name another file"));
