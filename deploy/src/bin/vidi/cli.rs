@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use deploy::export::format::Format;
+use deploy::export::timecode::Code;
 use deploy::{bench, recording};
 use model::demo_model;
 use protocol::error::StageName;
@@ -221,6 +223,32 @@ pub struct Ask {
     /// Writes the frames and samples that the model saw to DIR/frames.npy and DIR/pcm.npy (own pipeline only).
     #[arg(long, value_name = "DIR")]
     pub dump: Option<PathBuf>,
+    #[command(flatten)]
+    pub exports: Exports,
+}
+
+/// Arguments of `vidi ask` about files of its answer.
+#[derive(clap::Args)]
+pub struct Exports {
+    /// Writes the found ranges to FILE, in the format that its ending says: .otio, .edl, .fcpxml, .vtt, .srt, .ffmetadata,
+    /// .txt (chapters for YouTube), .ffconcat, .sh, .csv or .json; or FORMAT:FILE, whatever the ending; repeatable.
+    #[arg(long = "export", value_name = "[FORMAT:]FILE")]
+    pub files: Vec<PathBuf>,
+    /// Format of every FILE, whatever its name says.
+    #[arg(long, value_name = "FORMAT", requires = "files")]
+    pub format: Option<Format>,
+    /// Makes an .edl of markers for DaVinci Resolve, in place of cuts.
+    #[arg(long, requires = "files")]
+    pub edl_markers: bool,
+    /// Drop-frame time codes, at 29.97 or 59.94 frames a second.
+    #[arg(long, requires = "files")]
+    pub drop_frame: bool,
+    /// Time code of the video's first frame, e.g. `01:00:00:00`; the file's own if none is given, or 0.
+    #[arg(long, value_name = "TIMECODE", requires = "files")]
+    pub start_tc: Option<Code>,
+    /// Cuts each found range out of the video, exact to the frame, to a file of its own in DIR (ffmpeg).
+    #[arg(long, value_name = "DIR")]
+    pub clips: Option<PathBuf>,
 }
 
 fn parse_span(text: &str) -> Result<[f64; 2], String> {

@@ -1,13 +1,14 @@
 //! The `vidi` command.
 //!
 //! In reading order: [`cli`] (the command line), this file (which part does what), [`up`] (broker and stages), [`ask`]
-//! (one question), [`running`] (requests to a pipeline that runs), [`checkpoints`] (a model's files),
+//! (one question), [`export`] (files of its answer), [`running`] (requests to a pipeline that runs), [`checkpoints`] (a model's files),
 //! [`demo_video`] (a video with a known truth).
 
 mod ask;
 mod checkpoints;
 mod cli;
 mod demo_video;
+mod export;
 mod running;
 mod up;
 

@@ -32,11 +32,15 @@ pub async fn probe(bus: &Bus, end: &EndSignal, video: &str) -> Result<MediaInfo,
     tokio::select! {
         biased;
         () = end.wait() => Err(Stop::Cancelled),
-        info = ask_patiently(bus, video) => info,
+        info = media_info(bus, video) => info.map_err(Stop::Failed),
     }
 }
 
-async fn ask_patiently(bus: &Bus, video: &str) -> Result<MediaInfo, Stop> {
+/// Asks any stage-decode worker for the facts of a file, until one answers.
+///
+/// # Errors
+/// The worker's refusal; `worker_lost` when none answers for as long as `worker_patience_s`.
+pub async fn media_info(bus: &Bus, video: &str) -> Result<MediaInfo, JobError> {
     let body = Bytes::from(wire::encode(&ProbeRequest { v: wire::VERSION, video: video.to_owned() }));
     let give_up = Instant::now() + Duration::from_secs_f64(bus.config().worker_patience_s);
     loop {
@@ -44,17 +48,15 @@ async fn ask_patiently(bus: &Bus, video: &str) -> Result<MediaInfo, Stop> {
             Ok(reply) => match wire::decode_any::<ProbeReply>(&reply.payload) {
                 Ok(ProbeReply::Info(info)) => return Ok(info),
                 Ok(ProbeReply::Refused { error }) if error.kind == ErrorKind::Busy => (error.to_string(), BUSY_PAUSE),
-                Ok(ProbeReply::Refused { error }) => return Err(Stop::Failed(error.at(StageName::Decode))),
-                Err(e) => return Err(Stop::Failed(JobError::new(ErrorKind::Internal, format!("probe: {e}")))),
+                Ok(ProbeReply::Refused { error }) => return Err(error.at(StageName::Decode)),
+                Err(e) => return Err(JobError::new(ErrorKind::Internal, format!("probe: {e}"))),
             },
             Err(error) => (error, PAUSE),
         };
         if Instant::now() >= give_up {
-            return Err(Stop::Failed(
-                JobError::new(ErrorKind::WorkerLost, format!("no stage-decode answers a probe: {error}"))
-                    .at(StageName::Decode)
-                    .hint("look whether a stage-decode is running (`vidi status`), and at its log"),
-            ));
+            return Err(JobError::new(ErrorKind::WorkerLost, format!("no stage-decode answers a probe: {error}"))
+                .at(StageName::Decode)
+                .hint("look whether a stage-decode is running (`vidi status`), and at its log"));
         }
         tracing::debug!(error, "probe not answered, retrying");
         tokio::time::sleep(pause).await;

@@ -1,0 +1,101 @@
+//! Clips: every range cut out of the media by ffmpeg, exact to the frame.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+use super::ffmpeg::{arguments, clip_name};
+use super::{Cut, Export};
+
+/// Files of all ranges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Clips {
+    /// Files, in the order of the ranges.
+    pub files: Vec<PathBuf>,
+    /// Sentences about those with another number of frames than their range.
+    pub uneven: Vec<String>,
+}
+
+/// Checks that ffmpeg can be started, and that `dir` is a directory or can become one.
+///
+/// # Errors
+/// When ffmpeg cannot: what to install; when something else is there.
+pub async fn check(dir: &Path) -> Result<(), String> {
+    if dir.exists() && !dir.is_dir() {
+        return Err(format!("--clips {}: there is a file of this name; name a directory", dir.display()));
+    }
+    let mut ffmpeg = Command::new("ffmpeg");
+    let started = ffmpeg.arg("-version").stdin(Stdio::null()).kill_on_drop(true).output().await;
+    started
+        .map(|_| ())
+        .map_err(|e| format!("clips are cut by ffmpeg, which cannot be started ({e}): install it (apt install ffmpeg)"))
+}
+
+/// Cuts each range to a file of its own in `dir`, which is made if it is not there; files of the same names are replaced.
+///
+/// # Errors
+/// The first clip that fails, by its name and range, with ffmpeg's last words. What was cut before it stays; the clip itself
+/// is removed.
+pub async fn cut(export: &Export, dir: &Path) -> Result<Clips, String> {
+    std::fs::create_dir_all(dir).map_err(|e| format!("no directory {} for clips: {e}", dir.display()))?;
+    let mut clips = Clips::default();
+    for (at, cut) in export.cuts.iter().enumerate() {
+        let file = dir.join(clip_name(export, at + 1));
+        let frames = run(export, cut, &file).await.map_err(|why| {
+            // There may be none.
+            let _ = std::fs::remove_file(&file);
+            let (clock, ticks) = (export.clock(), export.ticks(cut));
+            let [from, to] = [ticks.start, ticks.end].map(|tick| clock.stamp(tick, '.'));
+            let (number, all) = (at + 1, export.cuts.len());
+            format!("clip {number} of {all}, {} ({from} to {to}), failed: {why}", file.display())
+        })?;
+        let due = cut.frames.end - cut.frames.start;
+        // Of a variable rate nobody knows how many are due.
+        let is_known = export.media.pictures.is_some_and(|pictures| !pictures.rate.is_average);
+        if is_known && frames.is_some_and(|frames| frames != due) {
+            clips.uneven.push(format!(
+                "{} has {} frames, its range {due}: the pictures of {} do not come evenly, or some are missing",
+                file.display(),
+                frames.unwrap_or(0),
+                export.media.name()
+            ));
+        }
+        clips.files.push(file);
+    }
+    Ok(clips)
+}
+
+/// Runs ffmpeg for one clip; the number of frames that it says it wrote.
+async fn run(export: &Export, cut: &Cut, file: &Path) -> Result<Option<u64>, String> {
+    let output = Command::new("ffmpeg")
+        .args(["-progress", "pipe:1", "-nostats"])
+        .args(arguments(export, cut, &file.to_string_lossy()))
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|e| format!("ffmpeg cannot be started: {e}"))?;
+    if output.status.success() {
+        return Ok(frames_of(&String::from_utf8_lossy(&output.stdout)));
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    Err(format!("ffmpeg ended with {}: {last}", output.status))
+}
+
+/// Number of frames in the last report of ffmpeg's progress; none for sound alone.
+fn frames_of(progress: &str) -> Option<u64> {
+    progress.lines().rev().find_map(|line| line.strip_prefix("frame=")?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_report_of_frames_counts() {
+        assert_eq!(frames_of("frame=7\nfps=0.0\nprogress=continue\nframe=  12\nprogress=end\n"), Some(12));
+        assert_eq!(frames_of("out_time_us=5\nprogress=end\n"), None);
+    }
+}

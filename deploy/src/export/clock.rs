@@ -1,0 +1,108 @@
+//! Times of an answer as text, with no more decimals than are known.
+
+/// Decimals that any format writes at most.
+const MOST_DECIMALS: u32 = 3;
+
+/// Resolution of an answer's times, seconds: the model answers with fractions of what it watched, so one is as fine as the
+/// decimals that it wrote, the fewest of them. An answer without fractions has those that the model was taught: 2 under 100 s,
+/// 3 under 1000 s, 4 from there on.
+pub fn resolution_s(answer: &str, watched_s: f64) -> f64 {
+    let taught = match watched_s {
+        s if s < 100.0 => 2,
+        s if s < 1000.0 => 3,
+        _ => 4,
+    };
+    let decimals = written_decimals(answer).unwrap_or(taught);
+    // Beyond this no f64 tells them apart.
+    let resolution_s = watched_s / 10f64.powi(decimals.min(12) as i32);
+    // Microseconds are below every frame; a quotient's 17 digits are no figure for a person.
+    (resolution_s * 1e6).round() / 1e6
+}
+
+/// Fewest digits behind the point of any number in a text.
+fn written_decimals(text: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let points = bytes.windows(2).enumerate().filter(|(_, pair)| pair[0].is_ascii_digit() && pair[1] == b'.');
+    let decimals = points.map(|(at, _)| bytes[at + 2..].iter().take_while(|b| b.is_ascii_digit()).count());
+    decimals.filter(|&n| n > 0).min()
+}
+
+/// Clock that ticks as finely as a power of ten of a second allows that is not coarser than a resolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    decimals: u32,
+}
+
+impl Clock {
+    /// Clock for times known to `resolution_s` seconds: it writes tenths where that is 0.2, and whole seconds where it is 1
+    /// or more.
+    pub fn new(resolution_s: f64) -> Self {
+        let is_no_coarser = |decimals: &u32| 10f64.powi(-(*decimals as i32)) <= resolution_s * (1.0 + 1e-9);
+        Clock { decimals: (0..MOST_DECIMALS).find(is_no_coarser).unwrap_or(MOST_DECIMALS) }
+    }
+
+    /// Ticks a second: 1, 10, 100 or 1000.
+    pub fn per_second(self) -> u64 {
+        10u64.pow(self.decimals)
+    }
+
+    /// Nearest tick to a time in seconds.
+    pub fn ticks(self, seconds: f64) -> u64 {
+        (seconds * self.per_second() as f64).round().max(0.0) as u64
+    }
+
+    /// A tick as a number of seconds.
+    pub fn seconds(self, ticks: u64) -> f64 {
+        ticks as f64 / self.per_second() as f64
+    }
+
+    /// A tick as `70.5`, with the decimals that are known.
+    pub fn number(self, ticks: u64) -> String {
+        format!("{:.*}", self.decimals as usize, self.seconds(ticks))
+    }
+
+    /// A tick as `00:01:10.500`, with `point` before three decimals, as players want them: those that are not known are 0.
+    pub fn stamp(self, ticks: u64, point: char) -> String {
+        let whole = ticks / self.per_second();
+        let millis = ticks % self.per_second() * 1000 / self.per_second();
+        format!("{:02}:{:02}:{:02}{point}{millis:03}", whole / 3600, whole / 60 % 60, whole % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_as_fine_as_it_is_written() {
+        for (answer, watched_s, resolution) in [
+            ("0.10-0.25", 20.0, 0.2),
+            ("0.123-0.456, 0.50-0.600", 500.0, 5.0),
+            ("0.1234-0.4321", 3660.0, 0.366),
+            ("none.", 62.3, 0.623),
+            ("", 999.0, 0.999),
+            ("", 1000.0, 0.1),
+            ("0.5.", 30.0, 3.0),
+        ] {
+            assert_eq!(resolution_s(answer, watched_s), resolution, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn no_decimal_is_written_that_is_not_known() {
+        let shown = |resolution_s: f64, seconds: f64| {
+            let clock = Clock::new(resolution_s);
+            let ticks = clock.ticks(seconds);
+            (clock.number(ticks), clock.stamp(ticks, '.'))
+        };
+        let both = |number: &str, stamp: &str| (number.to_owned(), stamp.to_owned());
+        assert_eq!(shown(0.2, 70.4567), both("70.5", "00:01:10.500"));
+        assert_eq!(shown(1.0, 70.4567), both("70", "00:01:10.000"));
+        assert_eq!(shown(9.99, 3725.6), both("3726", "01:02:06.000"));
+        assert_eq!(shown(0.08, 70.4567), both("70.46", "00:01:10.460"));
+        assert_eq!(shown(0.01, 70.4567), both("70.46", "00:01:10.460"));
+        assert_eq!(shown(0.005, 59.9996), both("60.000", "00:01:00.000"));
+        assert_eq!(shown(0.0, 0.1), both("0.100", "00:00:00.100"));
+        assert_eq!(Clock::new(0.2).stamp(705, ','), "00:01:10,500");
+    }
+}

@@ -1,0 +1,169 @@
+//! What ffmpeg takes: a list for its concat demuxer, and one command a range.
+//!
+//! Frames are found by their time stamps. The first of frames n to m begins at n / rate: a command seeks to a tenth of a frame
+//! before it, so that rounding in a container does not hide it, and stops a tenth before frame m.
+
+use super::{Cut, Export};
+
+/// Options before an input: no questions, errors only, files that are there are replaced, and what the input names is not
+/// opened.
+const BEFORE: [&str; 6] = ["-nostdin", "-v", "error", "-y", "-protocol_whitelist", "file"];
+/// Options of a clip with pictures. H.264 in 4:2:0 needs even sides.
+const PICTURES: [&str; 8] =
+    ["-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"];
+/// Options of any clip: the first picture and sound track, nothing of the source's chapters and time codes, which are those
+/// of the whole; a clip without a picture or a sample is an error.
+const CLIP: [&str; 14] = [
+    "-sn",
+    "-dn",
+    "-c:a",
+    "aac",
+    "-b:a",
+    "192k",
+    "-map_metadata",
+    "-1",
+    "-map_chapters",
+    "-1",
+    "-movflags",
+    "+faststart",
+    "-abort_on",
+    "empty_output",
+];
+
+/// A list for `ffmpeg -f concat -safe 0 -i FILE`. Where the codec has frames that need others, the demuxer hands out what it
+/// needs before each in point too, and of a container without an index it may miss the first frames: the list is exact for codecs
+/// of key frames alone, and the script for all.
+///
+/// # Errors
+/// For a path with a line break, which the format cannot hold.
+pub fn ffconcat(export: &Export) -> Result<String, String> {
+    if export.media.path.contains(['\n', '\r']) {
+        return Err(format!(
+            "ffconcat cannot hold a line break, and {:?} has one: rename it, or use sh",
+            export.media.path
+        ));
+    }
+    let mut list = format!("ffconcat version 1.0\n# query: {}\n", export.query);
+    for note in export.notes() {
+        list += &format!("# {note}\n");
+    }
+    let start = micros(export.media.start.picture_s);
+    let path = export.media.path.replace('\'', r"'\''");
+    for cut in &export.cuts {
+        let (from, to) = match export.media.pictures {
+            Some(pictures) => (pictures.rate.micros(cut.frames.start * 10), pictures.rate.micros(cut.frames.end * 10)),
+            None => (micros(cut.start_s), micros(cut.end_s)),
+        };
+        list += &format!("file '{path}'\ninpoint {}\noutpoint {}\n", seconds(start + from), seconds(start + to));
+    }
+    Ok(list)
+}
+
+/// A script that cuts each range into a file of its own in the working directory, exact to the frame.
+pub fn script(export: &Export) -> String {
+    let mut script = format!("#!/bin/sh\n# query: {}\n", export.query);
+    for note in export.notes() {
+        script += &format!("# {note}\n");
+    }
+    script += "set -e\n";
+    for (at, cut) in export.cuts.iter().enumerate() {
+        let command = arguments(export, cut, &clip_name(export, at + 1));
+        let words: Vec<String> = command.iter().map(|word| quoted(word)).collect();
+        script += &format!("# {}\nffmpeg {}\n", cut.title, words.join(" "));
+    }
+    script
+}
+
+/// Name of a clip: the media's, with the number of the range, from 1.
+pub fn clip_name(export: &Export, number: usize) -> String {
+    let width = export.cuts.len().to_string().len().max(2);
+    let ending = if export.media.pictures.is_some() { "mp4" } else { "m4a" };
+    format!("{}-{number:0width$}.{ending}", export.media.stem())
+}
+
+/// Arguments of ffmpeg that cut one range to the file `output`.
+pub fn arguments(export: &Export, cut: &Cut, output: &str) -> Vec<String> {
+    let start = &export.media.start;
+    // ffmpeg seeks from the file's least time stamp on.
+    let lead = micros(start.picture_s - start.file_s);
+    let (from, length) = match export.media.pictures {
+        Some(pictures) => {
+            let first = (cut.frames.start * 10).saturating_sub(1);
+            let frames = cut.frames.end - cut.frames.start;
+            (lead + pictures.rate.micros(first), pictures.rate.micros(frames * 10 - 1))
+        }
+        None => (micros(cut.start_s), micros(cut.end_s - cut.start_s)),
+    };
+    let pictures: &[&str] = if export.media.pictures.is_some() { &PICTURES } else { &["-vn"] };
+    let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+    let mut command = owned(&BEFORE);
+    // A name is a file's whatever it looks like.
+    let input = ["-i".to_owned(), format!("file:{}", export.media.path)];
+    let seek = ["-ss".to_owned(), seconds(from)];
+    // Before the input it is sought, and decoded from a key frame on; behind it, all before is decoded and left out.
+    command.extend(if export.media.has_index { [seek, input] } else { [input, seek] }.concat());
+    command.extend(["-t".to_owned(), seconds(length)]);
+    command.extend(owned(pictures));
+    command.extend(owned(&CLIP));
+    command.push(format!("file:{output}"));
+    command
+}
+
+/// Microseconds, cut off; 0 for less.
+fn micros(seconds: f64) -> u64 {
+    (seconds * 1e6 + 1e-3).max(0.0) as u64
+}
+
+/// Microseconds as seconds with six decimals.
+fn seconds(micros: u64) -> String {
+    format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000)
+}
+
+/// A word as a shell reads it back.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._/:+=,@%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::golden::example;
+    use super::*;
+
+    #[test]
+    fn a_file_that_does_not_start_at_zero_is_cut_from_its_first_picture_on() {
+        let mut export = example(25.0, false);
+        (export.media.start.file_s, export.media.start.picture_s) = (1.4, 1.48);
+        let command = arguments(&export, &export.cuts[0], "x.mp4");
+        // Frame 1763 begins at 70.52 s, a tenth of a frame is 4 ms, and the first picture 80 ms behind the file's start.
+        assert!(command.windows(2).any(|pair| pair == ["-ss", "70.596000"]), "{command:?}");
+        assert!(ffconcat(&export).unwrap().contains("inpoint 72.000000\noutpoint 96.680000\n"));
+        export.media.has_index = false;
+        let slower = arguments(&export, &export.cuts[0], "x.mp4");
+        let place = |command: &[String], word: &str| command.iter().position(|w| w == word);
+        assert!(place(&command, "-ss") < place(&command, "-i") && place(&slower, "-i") < place(&slower, "-ss"));
+        export.media.path = "/a\nb.mp4".to_owned();
+        assert!(ffconcat(&export).unwrap_err().contains("use sh") && script(&export).contains("'file:/a\nb.mp4'"));
+    }
+
+    #[test]
+    fn sound_alone_is_cut_by_seconds() {
+        let mut export = example(25.0, false);
+        export.media.pictures = None;
+        let command = arguments(&export, &export.cuts[0], "x.m4a");
+        assert!(command.windows(2).any(|pair| pair == ["-ss", "70.500000"]), "{command:?}");
+        assert!(command.windows(2).any(|pair| pair == ["-t", "24.700000"]), "{command:?}");
+        assert!(command.contains(&"-vn".to_owned()) && !command.contains(&"libx264".to_owned()));
+        assert!(clip_name(&export, 7).ends_with("-07.m4a"));
+    }
+
+    #[test]
+    fn a_shell_reads_every_word_back_as_it_is() {
+        for (word, shown) in [("a-b.c", "a-b.c"), ("", "''"), ("a b", "'a b'"), ("it's $x", r"'it'\''s $x'")] {
+            assert_eq!(quoted(word), shown);
+        }
+    }
+}

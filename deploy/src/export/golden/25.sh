@@ -1,0 +1,10 @@
+#!/bin/sh
+# query: a red box, or so
+# times are known to 0.366 s
+set -e
+# two lines
+ffmpeg -nostdin -v error -y -protocol_whitelist file -ss 70.516000 -i 'file:/media/a "b" & c'\''s 100%.mp4' -t 24.676000 -c:v libx264 -preset veryfast -crf 18 -vf 'pad=ceil(iw/2)*2:ceil(ih/2)*2' -sn -dn -c:a aac -b:a 192k -map_metadata -1 -map_chapters -1 -movflags +faststart -abort_on empty_output 'file:a "b" & c'\''s 100%-01.mp4'
+# a red box, or so
+ffmpeg -nostdin -v error -y -protocol_whitelist file -ss 599.996000 -i 'file:/media/a "b" & c'\''s 100%.mp4' -t 12.316000 -c:v libx264 -preset veryfast -crf 18 -vf 'pad=ceil(iw/2)*2:ceil(ih/2)*2' -sn -dn -c:a aac -b:a 192k -map_metadata -1 -map_chapters -1 -movflags +faststart -abort_on empty_output 'file:a "b" & c'\''s 100%-02.mp4'
+# x = 1; #2 <b> \ | "q", a --> b, é
+ffmpeg -nostdin -v error -y -protocol_whitelist file -ss 3601.116000 -i 'file:/media/a "b" & c'\''s 100%.mp4' -t 18.876000 -c:v libx264 -preset veryfast -crf 18 -vf 'pad=ceil(iw/2)*2:ceil(ih/2)*2' -sn -dn -c:a aac -b:a 192k -map_metadata -1 -map_chapters -1 -movflags +faststart -abort_on empty_output 'file:a "b" & c'\''s 100%-03.mp4'
