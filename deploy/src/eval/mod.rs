@@ -5,7 +5,7 @@
 //! queries, and their totals by group), [`curve`] (share of queries over a threshold), [`ranges`] and [`retrieval`] (time
 //! ranges), [`tubes`] and [`grounding`] (boxes over time), [`choice`] (letters), [`score`] (which of these a benchmark takes),
 //! [`show`] (tables and pictures), [`compare`] (two files of answers); [`videos`] (what there is to ask about), [`answers`] (the
-//! file that grows), [`pace`] (time left), [`run`] (asking); [`error`](mod@error).
+//! file that grows), [`pace`] and [`progress`] (time left, and what is shown), [`run`] (asking); [`error`](mod@error).
 
 pub mod answers;
 pub mod choice;
@@ -15,6 +15,7 @@ pub mod curve;
 pub mod error;
 pub mod grounding;
 pub mod pace;
+pub mod progress;
 pub mod ranges;
 pub mod records;
 pub mod retrieval;

@@ -42,6 +42,15 @@ impl Suite {
             Suite::Plot => "accuracy",
         }
     }
+
+    /// The columns whose totals are compared.
+    pub fn compared(self) -> &'static [&'static str] {
+        match self {
+            Suite::Tr | Suite::TrV2 => &["precision", "recall", "IoU"],
+            Suite::Stg => &["t_IoU", "v_IoU"],
+            Suite::Plot => &["accuracy"],
+        }
+    }
 }
 
 /// What answers are scored against.
