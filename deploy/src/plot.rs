@@ -62,7 +62,8 @@ impl Plot<'_> {
         let ticks = if self.ticks == 0 { 0..0 } else { 0..self.ticks + 1 };
         ticks
             .map(|tick| {
-                let (x, y) = (right * f64::from(tick) / f64::from(self.ticks), top * f64::from(tick) / f64::from(self.ticks));
+                let (x, y) =
+                    (right * f64::from(tick) / f64::from(self.ticks), top * f64::from(tick) / f64::from(self.ticks));
                 format!(
                     "<path d='M{:.1},{bottom:.1} V{:.1} M{left:.1},{:.1} H{:.1}' stroke='#eee' fill='none'/>\
                      <text x='{:.1}' y='{:.1}' text-anchor='middle'>{x:.1}</text>\
@@ -81,7 +82,8 @@ impl Plot<'_> {
     }
 
     fn line(&self, line: &Line) -> String {
-        let joined: Vec<String> = line.points.iter().map(|&(x, y)| format!("{:.1},{:.1}", self.x(x), self.y(y))).collect();
+        let joined: Vec<String> =
+            line.points.iter().map(|&(x, y)| format!("{:.1},{:.1}", self.x(x), self.y(y))).collect();
         let joined = joined.join(" ");
         let colour = line.colour;
         if !line.marked {
@@ -131,7 +133,10 @@ mod tests {
     fn a_point_lies_where_its_values_are_between_the_margins() {
         let lines = [line("", false)];
         let svg = Plot { title: "t", most: (2.0, 1.0), ticks: 0, lines: &lines }.svg();
-        assert!(svg.contains("<polyline points='48.0,272.0 240.0,160.0 432.0,48.0' stroke='#06c' fill='none'/>"), "{svg}");
+        assert!(
+            svg.contains("<polyline points='48.0,272.0 240.0,160.0 432.0,48.0' stroke='#06c' fill='none'/>"),
+            "{svg}"
+        );
         assert!(!svg.contains("<circle") && !svg.contains("<path"), "{svg}");
     }
 

@@ -131,7 +131,11 @@ async fn a_benchmark_is_asked_video_by_video_and_goes_on_after_it_was_interrupte
     let output = benchmark.interrupted(2).await?;
     ensure!(output.status.code() == Some(Exit::Cancelled as i32), "{}: {}", output.status, said(&output));
     ensure!(said(&output).contains("the same command goes on"), "{}", said(&output));
-    ensure!(said(&output).contains("1 videos (1 queries) are not in") && said(&output).contains("not-here"), "{}", said(&output));
+    ensure!(
+        said(&output).contains("1 videos (1 queries) are not in") && said(&output).contains("not-here"),
+        "{}",
+        said(&output)
+    );
     let before = benchmark.lines()?;
     ensure!((2..benchmark.askable).contains(&before.len()), "{} lines", before.len());
     // A run that was killed within a line.
@@ -144,7 +148,8 @@ async fn a_benchmark_is_asked_video_by_video_and_goes_on_after_it_was_interrupte
     ensure!(said(&output).contains(&format!("{} answered before, {left} to ask", before.len())), "{}", said(&output));
     ensure!(said(&output).contains("failed: unsupported_media: "), "{}", said(&output));
     let summary = String::from_utf8_lossy(&output.stdout).into_owned();
-    let want = format!("{} of {} queries are answered, 1 failed, 1 have no video", benchmark.askable, benchmark.askable + 2);
+    let want =
+        format!("{} of {} queries are answered, 1 failed, 1 have no video", benchmark.askable, benchmark.askable + 2);
     ensure!(summary.contains(&want), "{summary}");
 
     let lines = benchmark.lines()?;

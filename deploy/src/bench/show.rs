@@ -108,7 +108,6 @@ fn plot(title: &str, points: &[(f64, f64)]) -> String {
     let most = points.iter().map(|p| p.0).fold(1.0, f64::max);
     let top = points.iter().map(|p| p.1).fold(ideal(most), f64::max);
     let line = |colour, points, marked| Line { name: String::new(), colour, points, marked };
-    let lines =
-        [line("#bbb", vec![base, (most, ideal(most))], false), line("#06c", points.to_vec(), true)];
+    let lines = [line("#bbb", vec![base, (most, ideal(most))], false), line("#06c", points.to_vec(), true)];
     Plot { title, most: (most, top), ticks: 0, lines: &lines }.svg()
 }

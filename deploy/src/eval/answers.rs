@@ -179,12 +179,20 @@ mod tests {
     use super::*;
 
     fn queries() -> Vec<Query> {
-        let query = |id: i64| serde_json::json!({ "query_id": id, "video_id": "v", "query": format!("q{id}"), "gt": [] });
+        let query =
+            |id: i64| serde_json::json!({ "query_id": id, "video_id": "v", "query": format!("q{id}"), "gt": [] });
         (0..3).map(|id| serde_json::from_value(query(id)).unwrap()).collect()
     }
 
     fn line(query: &Query, outcome: Outcome) -> Line<'_> {
-        Line { query_id: &query.query_id, video_id: &query.video_id, duration: None, query: &query.query, task: None, outcome }
+        Line {
+            query_id: &query.query_id,
+            video_id: &query.video_id,
+            duration: None,
+            query: &query.query,
+            task: None,
+            outcome,
+        }
     }
 
     fn answer() -> Outcome {
@@ -205,14 +213,23 @@ mod tests {
         file.add(&line(&queries[1], failure())).unwrap();
         drop(file);
         let mut file = AnswerFile::open(&path, &queries).unwrap();
-        assert_eq!((file.answered(), file.has(&queries[0]), file.has(&queries[1]), file.was_cut), (1, true, false, false));
+        assert_eq!(
+            (file.answered(), file.has(&queries[0]), file.has(&queries[1]), file.was_cut),
+            (1, true, false, false)
+        );
         file.add(&line(&queries[1], answer())).unwrap();
         assert_eq!(file.answered(), 2);
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 3);
-        assert_eq!((&lines[0]["query_id"], &lines[0]["answer"]), (&serde_json::json!(0), &serde_json::json!([[1.0, 2.5]])));
-        assert_eq!((&lines[1]["error"]["kind"], &lines[1]["answer"]), (&serde_json::json!("too_short"), &serde_json::Value::Null));
+        assert_eq!(
+            (&lines[0]["query_id"], &lines[0]["answer"]),
+            (&serde_json::json!(0), &serde_json::json!([[1.0, 2.5]]))
+        );
+        assert_eq!(
+            (&lines[1]["error"]["kind"], &lines[1]["answer"]),
+            (&serde_json::json!("too_short"), &serde_json::Value::Null)
+        );
     }
 
     #[test]

@@ -37,7 +37,9 @@ pub struct Comparison {
 impl Comparison {
     /// Compares the scores of two files by the benchmark's decisive column.
     pub fn between(before: Sheet, after: Sheet) -> Self {
-        let ids = |sheet: &Sheet| sheet.rows.iter().map(|row| (row.id.clone(), row.clone())).collect::<BTreeMap<String, Row>>();
+        let ids = |sheet: &Sheet| {
+            sheet.rows.iter().map(|row| (row.id.clone(), row.clone())).collect::<BTreeMap<String, Row>>()
+        };
         let (of_before, of_after) = (ids(&before), ids(&after));
         let shared = of_before.keys().filter(|id| of_after.contains_key(*id)).count();
         let unshared = of_before.len() + of_after.len() - 2 * shared;
@@ -131,17 +133,37 @@ mod tests {
 
     #[test]
     fn what_changed_most_comes_first_and_what_did_not_is_in_neither_list() {
-        let before = sheet(&[("a", Some(0.5)), ("b", Some(0.5)), ("c", Some(0.5)), ("d", Some(0.5)), ("e", None), ("f", Some(1.0))]);
-        let after = sheet(&[("b", Some(1.0)), ("a", Some(0.75)), ("c", Some(0.5)), ("d", Some(0.0)), ("e", Some(1.0)), ("f", Some(0.25))]);
+        let before = sheet(&[
+            ("a", Some(0.5)),
+            ("b", Some(0.5)),
+            ("c", Some(0.5)),
+            ("d", Some(0.5)),
+            ("e", None),
+            ("f", Some(1.0)),
+        ]);
+        let after = sheet(&[
+            ("b", Some(1.0)),
+            ("a", Some(0.75)),
+            ("c", Some(0.5)),
+            ("d", Some(0.0)),
+            ("e", Some(1.0)),
+            ("f", Some(0.25)),
+        ]);
         let found = Comparison::between(before, after);
         let ids = |changes: &[Change]| changes.iter().map(|change| change.id.clone()).collect::<Vec<_>>();
-        assert_eq!((ids(&found.better), ids(&found.worse)), (vec!["b".to_owned(), "a".to_owned()], vec!["f".to_owned(), "d".to_owned()]));
+        assert_eq!(
+            (ids(&found.better), ids(&found.worse)),
+            (vec!["b".to_owned(), "a".to_owned()], vec!["f".to_owned(), "d".to_owned()])
+        );
         assert_eq!((found.better[0].before, found.better[0].after, found.unshared), (0.5, 1.0, 0));
     }
 
     #[test]
     fn totals_are_over_the_queries_that_both_answer() {
-        let found = Comparison::between(sheet(&[("a", Some(1.0)), ("b", Some(0.0))]), sheet(&[("a", Some(1.0)), ("c", Some(0.0))]));
+        let found = Comparison::between(
+            sheet(&[("a", Some(1.0)), ("b", Some(0.0))]),
+            sheet(&[("a", Some(1.0)), ("c", Some(0.0))]),
+        );
         assert_eq!(found.unshared, 2);
         for sheet in &found.sheets {
             assert_eq!((sheet.rows.len(), sheet.totals()[0].figures[0].value), (1, Some(1.0)));
@@ -150,7 +172,8 @@ mod tests {
 
     #[test]
     fn a_difference_is_shown_with_its_sign_and_not_where_one_is_missing() {
-        let totals = |value| Totals { by: None, group: "all".to_owned(), queries: 1, figures: vec![Figure { value, over: 1 }] };
+        let totals =
+            |value| Totals { by: None, group: "all".to_owned(), queries: 1, figures: vec![Figure { value, over: 1 }] };
         assert_eq!(figures(&totals(Some(0.5)), &totals(Some(0.25)), &[0], 2), ["50.00", "25.00", "-25.00"]);
         assert_eq!(figures(&totals(Some(0.5)), &totals(Some(0.75)), &[0], 1), ["50.0", "75.0", "+25.0"]);
         assert_eq!(figures(&totals(None), &totals(Some(0.75)), &[0], 1), ["-", "75.0", "-"]);

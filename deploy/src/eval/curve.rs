@@ -70,7 +70,11 @@ mod tests {
         // Nothing is under 0: the first one has half.
         assert!((area_of(&[0.0], Reach::AtLeast) - 0.005).abs() < 1e-12);
         assert_eq!(area_of(&[0.0], Reach::Above), 0.0);
-        assert!((area_of(&[0.2, 0.4], Reach::AtLeast) - 0.305).abs() < 1e-12, "{}", area_of(&[0.2, 0.4], Reach::AtLeast));
+        assert!(
+            (area_of(&[0.2, 0.4], Reach::AtLeast) - 0.305).abs() < 1e-12,
+            "{}",
+            area_of(&[0.2, 0.4], Reach::AtLeast)
+        );
         assert!(curve(&[], Reach::AtLeast).is_none());
     }
 }

@@ -97,9 +97,8 @@ pub fn named(names: &[String]) -> String {
 }
 
 fn unmatched(missing: &[String], unknown: &[String]) -> String {
-    let count = |names: &[String], what: &str| {
-        (!names.is_empty()).then(|| format!("{} {what}: {}", names.len(), named(names)))
-    };
+    let count =
+        |names: &[String], what: &str| (!names.is_empty()).then(|| format!("{} {what}: {}", names.len(), named(names)));
     let both = [
         count(missing, "queries of the truth have no answer in it"),
         count(unknown, "answers are to queries that the truth does not have"),

@@ -58,7 +58,8 @@ pub fn sheet(truth: &Truth, answers: &Path) -> Result<Sheet, EvalError> {
     }
     let none = Tube::new();
     let row = |query: &Query| {
-        let (said, true_tube) = (said_tubes.get(&query.id).unwrap_or(&none), true_tubes.get(&query.id).unwrap_or(&none));
+        let (said, true_tube) =
+            (said_tubes.get(&query.id).unwrap_or(&none), true_tubes.get(&query.id).unwrap_or(&none));
         Row {
             id: query.id.clone(),
             about: query.about.clone(),
@@ -98,7 +99,9 @@ fn lengths(table: &Path) -> Result<BTreeMap<String, f64>, EvalError> {
     let mut lengths = BTreeMap::new();
     for record in csv::read(table, ["video_id", "video_duration"])? {
         let [video, length] = record.fields;
-        let wrong = |e: std::num::ParseFloatError| EvalError::malformed(table, format!("line {}: video_duration is {length:?}: {e}", record.line));
+        let wrong = |e: std::num::ParseFloatError| {
+            EvalError::malformed(table, format!("line {}: video_duration is {length:?}: {e}", record.line))
+        };
         lengths.insert(video.trim().to_owned(), length.trim().parse::<f64>().map_err(wrong)?);
     }
     Ok(lengths)
@@ -111,8 +114,7 @@ fn seen(tube: &Tube) -> Tube {
 
 /// Scores of boxes, each 0 to 1, in the order of the columns; none where it would divide by zero.
 fn scores(said: &Tube, truth: &Tube) -> [Option<f64>; 7] {
-    let shared: Vec<f64> =
-        said.iter().filter_map(|(second, region)| Some(region.iou(*truth.get(second)?))).collect();
+    let shared: Vec<f64> = said.iter().filter_map(|(second, region)| Some(region.iou(*truth.get(second)?))).collect();
     let overlap = shared.iter().fold(0.0, |sum, iou| sum + iou);
     let both = shared.len();
     let either = said.len() + truth.len() - both;
@@ -186,7 +188,10 @@ mod tests {
     fn queries_are_grouped_by_area_length_and_duration() {
         let boxes = |seconds: i64, corners| tube(&(0..seconds).map(|s| (s, corners)).collect::<Vec<_>>());
         let groups = |seconds, corners, video_s| {
-            super::groups(&boxes(seconds, corners), video_s).into_iter().map(Option::unwrap_or_default).collect::<Vec<String>>()
+            super::groups(&boxes(seconds, corners), video_s)
+                .into_iter()
+                .map(Option::unwrap_or_default)
+                .collect::<Vec<String>>()
         };
         assert_eq!(groups(2, [0.0, 0.0, 0.5, 0.1], Some(59.9)), ["under 10 %", "under 60 s", "under 3 s"]);
         assert_eq!(groups(3, [0.0, 0.0, 0.5, 0.5], Some(60.0)), ["10 to 30 %", "60 to 600 s", "3 to 10 s"]);
@@ -225,7 +230,10 @@ mod tests {
         truth.queries = Some(file("queries", "query_id,query_text,video_id\na,\"one, two\",v\nc,three,w\nb,four,v\n"));
         truth.lengths = Some(file("lengths", "video_id,video_duration\nv,59\n"));
         let scored = sheet(&truth, &said).unwrap();
-        assert_eq!(scored.rows.iter().map(|row| row.about.as_str()).collect::<Vec<_>>(), ["v: one, two", "w: three", "v: four"]);
+        assert_eq!(
+            scored.rows.iter().map(|row| row.about.as_str()).collect::<Vec<_>>(),
+            ["v: one, two", "w: three", "v: four"]
+        );
         assert_eq!((scored.rows[0].groups[1].as_deref(), &scored.rows[1].groups[1]), (Some("under 60 s"), &None));
         truth.queries = Some(file("queries", "query_id,query_text,video_id\na,one,v\n"));
         assert!(sheet(&truth, &said).unwrap_err().to_string().contains("not in the table of --queries: b"));

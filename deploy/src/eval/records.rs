@@ -71,7 +71,11 @@ pub fn check_unrepeated<'a>(path: &Path, ids: impl Iterator<Item = &'a Id>) -> R
             seen.insert(id);
         }
     }
-    if again.is_empty() { Ok(()) } else { Err(EvalError::Repeated { path: path.into(), ids: again.into_iter().collect() }) }
+    if again.is_empty() {
+        Ok(())
+    } else {
+        Err(EvalError::Repeated { path: path.into(), ids: again.into_iter().collect() })
+    }
 }
 
 /// Answers by the name of their query, once it is clear that they are those to the truth's queries.
@@ -96,7 +100,12 @@ impl<T> Answers<T> {
         let unknown: Vec<String> = order.into_iter().filter(|id| !known.contains(id)).collect();
         let mut left_out = Vec::new();
         if !missing.is_empty() {
-            left_out.push(format!("{} of {} queries have no answer: {}", missing.len(), queries.len(), named(&missing)));
+            left_out.push(format!(
+                "{} of {} queries have no answer: {}",
+                missing.len(),
+                queries.len(),
+                named(&missing)
+            ));
         }
         if !unknown.is_empty() {
             left_out.push(format!("{} answers are to unknown queries: {}", unknown.len(), named(&unknown)));
@@ -173,10 +182,16 @@ mod tests {
     fn missing_and_unknown_queries_are_named_and_left_out_only_where_that_is_asked_for() {
         let error = matched(&[2, 1, 3], &["1", "9", "8"], false).unwrap_err();
         let EvalError::Unmatched { missing, unknown, .. } = &error else { panic!("{error}") };
-        assert_eq!((missing.as_slice(), unknown.as_slice()), (&["2".to_owned(), "3".to_owned()][..], &["9".to_owned(), "8".to_owned()][..]));
+        assert_eq!(
+            (missing.as_slice(), unknown.as_slice()),
+            (&["2".to_owned(), "3".to_owned()][..], &["9".to_owned(), "8".to_owned()][..])
+        );
         let partial = matched(&[2, 1, 3], &["1", "9", "8"], true).unwrap();
         assert_eq!(partial.left_out, ["2 of 3 queries have no answer: 2, 3", "2 answers are to unknown queries: 9, 8"]);
-        assert_eq!((partial.get(&Id::Number(1)), partial.get(&Id::Number(2)), partial.get(&Id::Number(9))), (Some(&0), None, None));
+        assert_eq!(
+            (partial.get(&Id::Number(1)), partial.get(&Id::Number(2)), partial.get(&Id::Number(9))),
+            (Some(&0), None, None)
+        );
     }
 
     #[test]

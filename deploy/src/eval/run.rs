@@ -265,7 +265,10 @@ mod tests {
         let mut options =
             Options { truth: path(), videos: path(), out: path(), fps: 1.0, max_new_tokens: 8, deadline_s: None };
         let request = options.request(Path::new("/videos/v.mp4"), &query, 3).unwrap();
-        assert_eq!((request.video.as_str(), request.query.as_str(), request.task.as_str()), ("/videos/v.mp4", "q", "retrieval"));
+        assert_eq!(
+            (request.video.as_str(), request.query.as_str(), request.task.as_str()),
+            ("/videos/v.mp4", "q", "retrieval")
+        );
         options.fps = 0.0;
         let Fatal(exit, text) = options.request(Path::new("/videos/v.mp4"), &query, 3).unwrap_err();
         assert!(exit == Exit::Usage && text.contains("fps"), "{text}");

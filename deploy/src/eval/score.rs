@@ -14,7 +14,9 @@ use super::{choice, grounding, retrieval};
 pub fn score(truth: &Truth, answers: &Path) -> Result<Sheet, EvalError> {
     let name = truth.suite.name();
     if truth.suite != Suite::Stg && (truth.queries.is_some() || truth.lengths.is_some()) {
-        let text = format!("--queries and --lengths are tables of VUE-STG, and this is {name}: take them out, or give --suite stg");
+        let text = format!(
+            "--queries and --lengths are tables of VUE-STG, and this is {name}: take them out, or give --suite stg"
+        );
         return Err(EvalError::Option(text));
     }
     let sheet = match truth.suite {

@@ -172,8 +172,11 @@ mod tests {
             row("c", Some("short"), [None, Some(1.0)]),
             row("d", None, [Some(0.0), Some(0.0)]),
         ]);
-        let shown: Vec<(Option<&str>, String, usize, Option<f64>, usize)> =
-            sheet.totals().into_iter().map(|t| (t.by, t.group, t.queries, t.figures[0].value, t.figures[0].over)).collect();
+        let shown: Vec<(Option<&str>, String, usize, Option<f64>, usize)> = sheet
+            .totals()
+            .into_iter()
+            .map(|t| (t.by, t.group, t.queries, t.figures[0].value, t.figures[0].over))
+            .collect();
         let length = Some("length");
         assert_eq!(
             shown,

@@ -26,10 +26,13 @@ impl Table {
 
     /// The lines, each column as wide as its widest cell.
     pub fn lines(&self) -> Vec<String> {
-        let width = |at: usize| self.0.iter().filter_map(|line| line.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+        let width = |at: usize| {
+            self.0.iter().filter_map(|line| line.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
         let shown = |line: &Vec<String>| {
             let first = line.first().map(|cell| format!("{cell:<0$}", width(0))).unwrap_or_default();
-            let others = line.iter().enumerate().skip(1).map(|(at, cell)| format!(" {cell:>0$}", width(at).max(COLUMN)));
+            let others =
+                line.iter().enumerate().skip(1).map(|(at, cell)| format!(" {cell:>0$}", width(at).max(COLUMN)));
             let whole: String = std::iter::once(first).chain(others).collect();
             whole.trim_end().to_owned()
         };
@@ -86,7 +89,11 @@ pub fn print(sheet: &Sheet) -> Result<(), Unwritten> {
 fn fewer(sheet: &Sheet, all: &Totals) -> Vec<String> {
     let columns = sheet.columns.iter().zip(&all.figures);
     let fewer = columns.filter(|(_, figure)| figure.over < all.queries);
-    fewer.map(|(column, figure)| format!("{} is over {} of {} queries: the others have none", column.name, figure.over, all.queries)).collect()
+    fewer
+        .map(|(column, figure)| {
+            format!("{} is over {} of {} queries: the others have none", column.name, figure.over, all.queries)
+        })
+        .collect()
 }
 
 /// Totals, curves and the scores of each query as one object. All figures are from 0 to 1, `null` where there is none.
@@ -107,9 +114,9 @@ pub fn json(sheet: &Sheet) -> Value {
     };
     let curves: Map<String, Value> =
         sheet.curves().into_iter().map(|(name, curve)| (name.to_owned(), json!(curve.to_vec()))).collect();
-    let rows = sheet.rows.iter().map(|row| {
-        json!({ "query_id": row.id, "scores": named(row.scores.iter().map(|score| json!(score)).collect()) })
-    });
+    let rows = sheet.rows.iter().map(
+        |row| json!({ "query_id": row.id, "scores": named(row.scores.iter().map(|score| json!(score)).collect()) }),
+    );
     json!({
         "suite": sheet.suite,
         "totals": sheet.totals().iter().map(totals).collect::<Vec<_>>(),
@@ -184,14 +191,23 @@ mod tests {
         let (mut table, mut before) = (Table::default(), None);
         let labels = [(None, "all"), (Some("a"), "x"), (Some("a"), "y"), (Some("b"), "x")]
             .map(|(by, group)| label(&mut table, &mut before, by, group));
-        assert_eq!((labels, table.lines()), (["all", "  x", "  y", "  x"].map(str::to_owned), vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(
+            (labels, table.lines()),
+            (["all", "  x", "  y", "  x"].map(str::to_owned), vec!["a".to_owned(), "b".to_owned()])
+        );
     }
 
     #[test]
     fn json_has_every_figure_and_null_where_there_is_none() {
         let json = json(&sheet(Total::Mean, [Some(0.25), None]));
-        assert_eq!(json["totals"][1], json!({ "by": "length", "group": "long", "queries": 2, "scores": { "IoU": 0.25 }, "over": { "IoU": 1 } }));
-        assert_eq!(json["queries"], json!([{ "query_id": "0", "scores": { "IoU": 0.25 } }, { "query_id": "1", "scores": { "IoU": null } }]));
+        assert_eq!(
+            json["totals"][1],
+            json!({ "by": "length", "group": "long", "queries": 2, "scores": { "IoU": 0.25 }, "over": { "IoU": 1 } })
+        );
+        assert_eq!(
+            json["queries"],
+            json!([{ "query_id": "0", "scores": { "IoU": 0.25 } }, { "query_id": "1", "scores": { "IoU": null } }])
+        );
         assert_eq!((&json["suite"], &json["thresholds"], &json["curves"]), (&json!("tr-v2"), &Value::Null, &json!({})));
     }
 

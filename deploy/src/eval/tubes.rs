@@ -56,7 +56,8 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tube>, EvalError> {
         let mut found = [0.0; 5];
         let mut is_whole = true;
         for ((found, text), column) in found.iter_mut().zip(numbers).zip(&COLUMNS[1..]) {
-            let wrong = || EvalError::malformed(path, format!("line {}: {column} is {text:?}, and no number", record.line));
+            let wrong =
+                || EvalError::malformed(path, format!("line {}: {column} is {text:?}, and no number", record.line));
             match number(text).ok_or_else(wrong)? {
                 Some(number) => *found = number,
                 None => is_whole = false,
@@ -112,7 +113,8 @@ mod tests {
 
     #[test]
     fn the_first_box_of_a_second_counts_and_rows_with_a_missing_number_add_none() {
-        let rows = "a,1000,0,0,1,1\na,1400,0,0,0.5,0.5\nb,,0,0,1,1\nb,2000,nan,0,1,1\nc,2000,0,0,1,None\nc,2000,0,0,0.5,1\n";
+        let rows =
+            "a,1000,0,0,1,1\na,1400,0,0,0.5,0.5\nb,,0,0,1,1\nb,2000,nan,0,1,1\nc,2000,0,0,1,None\nc,2000,0,0,0.5,1\n";
         let tubes = tubes(rows).unwrap();
         assert_eq!(tubes["a"], Tube::from([(1, Region([0.0, 0.0, 1.0, 1.0]))]));
         assert_eq!(tubes["b"], Tube::new());

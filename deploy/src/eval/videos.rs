@@ -74,7 +74,8 @@ mod tests {
     use super::*;
 
     fn query(id: i64, video: &str) -> Query {
-        serde_json::from_value(serde_json::json!({ "query_id": id, "video_id": video, "query": "q", "gt": [] })).unwrap()
+        serde_json::from_value(serde_json::json!({ "query_id": id, "video_id": video, "query": "q", "gt": [] }))
+            .unwrap()
     }
 
     #[test]

@@ -103,7 +103,8 @@ fn temporal_retrieval_is_scored_as_its_authors_score_it() -> anyhow::Result<()> 
     }
     // The groups in the table, in their order.
     let table = shown(&output)?;
-    let places = ["ultra-short", "short ", "medium", "long ", "ultra-long", "keyword"].map(|name| table.find(&format!("  {name}")));
+    let places = ["ultra-short", "short ", "medium", "long ", "ultra-long", "keyword"]
+        .map(|name| table.find(&format!("  {name}")));
     ensure!(places.is_sorted() && places[0].is_some(), "{table}");
 
     let v1 = published.score("tr", "VUE-TR_ground_truth.json", "results_Vidi.json", &[])?;
@@ -118,7 +119,11 @@ fn answers_to_another_version_are_refused_by_name() -> anyhow::Result<()> {
     let (truth, answers) = (published.path("VUE-TRv2_ground_truth.json"), published.path("results_Vidi.json"));
     let output = run(&["eval", "score", "--truth", &truth, "--pred", &answers])?;
     ensure!(output.status.code() == Some(2), "{}", output.status);
-    ensure!(super::said(&output).contains("2 queries of the truth have no answer in it: 1598, 1599"), "{}", super::said(&output));
+    ensure!(
+        super::said(&output).contains("2 queries of the truth have no answer in it: 1598, 1599"),
+        "{}",
+        super::said(&output)
+    );
     Ok(())
 }
 
