@@ -414,7 +414,7 @@ fn children(parent: u32) -> Vec<(u32, Vec<String>)> {
 /// The defect of the sequence.
 pub fn terminal(events: &[JobEvent]) -> anyhow::Result<&Event> {
     for (i, event) in events.iter().enumerate() {
-        ensure!(event.seq == i as u64, "event {i} has seq {}", event.seq);
+        ensure!(event.seq == i as u64, "event {i} has seq {}: {events:?}", event.seq);
     }
     let ends: Vec<&JobEvent> = events.iter().filter(|e| e.event.is_terminal()).collect();
     ensure!(ends.len() == 1, "{} terminal events", ends.len());

@@ -185,6 +185,33 @@ async fn a_turned_a_stretched_and_an_uneven_file_of_a_video_are_answered_as_trul
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn eight_and_four_bits_answer_as_truly_as_thirty_two() -> anyhow::Result<()> {
+    let mut dense = None;
+    for (name, set) in
+        [("f32", &[][..]), ("q8", &["llm.weights=q8", "llm.kv=q8"]), ("q4", &["llm.weights=q4", "llm.kv=q4"])]
+    {
+        let set = set.iter().map(|&pair| pair.to_owned()).collect();
+        let rig = Rig::start(Setup { model: Some("demo".into()), keep_video: true, set, ..Setup::default() }).await?;
+        let mut score = Score::default();
+        for seed in SEEDS.take(3) {
+            let (video, truth) = rig.demo_video(seed, SECONDS)?;
+            for question in truth.questions.iter().filter(|q| q.task == "retrieval") {
+                let result = asked(&rig, &video, question, None).await?;
+                let weights = &result.model.weights;
+                ensure!(weights == name, "asked in {weights}, not in {name}");
+                score.add(&format!("{name}, seed {seed}"), question, &question.answer, &result);
+            }
+        }
+        println!("{name}");
+        score.is_at_least(0.85, 15)?;
+        let (mean, of_dense) = (score.mean(), *dense.get_or_insert(score.mean()));
+        // One of two dozen answers may change for the worse, and none may be lost.
+        ensure!(mean > of_dense - 0.02, "{name}: mean agreement {mean:.4}, and {of_dense:.4} in 32 bits");
+    }
+    Ok(())
+}
+
 /// Overwrites what a file's pictures are made of from `from` seconds to `to`; counts the packets.
 fn damage(video: &Path, from: f64, to: f64) -> anyhow::Result<usize> {
     let args = "-v error -select_streams v -show_entries packet=pts_time,pos,size -of csv=p=0";

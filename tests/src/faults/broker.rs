@@ -95,7 +95,7 @@ pub async fn paused(scale: &Scale) -> Row {
 /// SIGSTOP of the broker for 6 s in the middle of a long answer: longer than a publish waits for its acknowledgement, so
 /// that pieces of text are sent again which the broker has stored.
 pub async fn paused_in_an_answer(scale: &Scale) -> Row {
-    let rounds = (scale.jobs / 5).clamp(3, 20);
+    let rounds = (scale.jobs / 5).clamp(3, 40);
     let expected = "one end each, every piece of text once and where it says that it stands";
     let name = "broker stopped for 6 s in the middle of an answer".to_owned();
     let case = Case { name, expected, bound_s: scale.bound(20.0 + rounds as f64 * 20.0) };

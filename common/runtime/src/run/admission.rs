@@ -80,7 +80,9 @@ impl Admission {
         if log.ended().is_some() {
             return;
         }
-        self.registry.begin_anew(&request.job);
+        if log.last().is_none() || self.registry.has_ended(&request.job) {
+            self.registry.begin_anew(&request.job, Duration::from_secs(bus.config().event_age_s));
+        }
         log.write_as(Encoding::of(&delivery.message.payload));
         if let Some(end) = self.too_late(&request, delivery).await {
             // Refused only if the job has ended meanwhile.

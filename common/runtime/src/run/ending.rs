@@ -26,6 +26,11 @@ const AGAIN: Duration = Duration::from_millis(250);
 /// may not touch each other's queues, [tell everyone](broadcast_end) instead.
 pub async fn clear(bus: &Bus, job: &JobId) {
     broadcast_end(bus, job).await;
+    drop_rest(bus, job).await;
+}
+
+/// Drops what the streams and the ledger hold of a job that has its terminal event.
+pub async fn drop_rest(bus: &Bus, job: &JobId) {
     bus.purge_job(job).await;
     bus.release_ended(std::slice::from_ref(job)).await;
 }

@@ -199,11 +199,11 @@ impl Handler {
         reply.stopped = self.registry.end(&job, if ended { JobEnd::Ended } else { JobEnd::Cancelled(by) });
         if !ended {
             let (bus, stage, registry, job) = (self.bus.clone(), self.stage, self.registry.clone(), job.clone());
-            let encoding = Encoding::of(&message.payload);
+            let (encoding, signal) = (Encoding::of(&message.payload), self.registry.signal(&job));
             tokio::spawn(async move {
                 ending::ensure_ended(bus, stage, job.clone(), by, encoding).await;
                 // It has ended, or nobody has heard of it: a job that is submitted with the id later is not cancelled.
-                registry.end(&job, JobEnd::Ended);
+                registry.end_of(&job, &signal);
             });
         }
         self.answer(message, reply, Some(job));

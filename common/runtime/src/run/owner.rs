@@ -1,13 +1,15 @@
 //! stage-llm's side of the loop: it takes jobs from the queue, owns each until it has its terminal event, and ends it.
 //!
 //! In reading order: this file, [`worker`] (a job in three steps), [`fencing`] (which owner is newer), [`claim`] (a job is
-//! read and claimed), [`answer`] (it is answered), [`settle`] (it is ended or given back), [`port`] (what the engine's
+//! read and claimed), [`answer`] (it is answered), [`settle`] (it is ended or given back), [`clearing`]
+//! (what it leaves behind is dropped), [`port`] (what the engine's
 //! thread asks of the bus), with [`probe`], [`capacity`], [`text`] and [`missing`] (which part of a video to ask for
 //! again), [`state`] (what is known of a job while it is owned), [`progress`] (how far each stage is).
 
 mod answer;
 mod capacity;
 mod claim;
+mod clearing;
 mod fencing;
 mod missing;
 mod port;
@@ -39,6 +41,7 @@ use super::shutdown::Shutdown;
 use super::sweep::sweep;
 use super::watchdog::Watchdog;
 use crate::bus::{Bus, BusError};
+use clearing::Clearing;
 use protocol::error::StageName;
 use protocol::message::JobId;
 use protocol::stage::Owner;
@@ -73,6 +76,7 @@ where
     let counters = Arc::new(Counters::default());
     let service = service::register(&bus, StageName::Llm, &info, &counters, line.queues(), None).await?;
     tracing::info!(stage = "llm", instance = bus.instance(), "ready");
+    let clearing = Clearing::default();
     let mut draining = listener.shutdown();
     while let Some(delivery) = line.next(&mut draining).await? {
         let job = bus.subjects().job_of(&delivery.message.subject);
@@ -86,6 +90,7 @@ where
             engine: &engine,
             info: &info,
             watchdog: &watchdog,
+            clearing: &clearing,
             token_bytes,
             step_tokens,
         };
@@ -100,6 +105,7 @@ where
     }
     // A service that was never asked anything has nobody to tell.
     let _ = service.stop().await;
+    clearing.end().await;
     listener.drained().await;
     tracing::info!(stage = "llm", "drained");
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -23,6 +24,8 @@ pub struct Registry {
 struct Known {
     signals: HashMap<JobId, EndSignal>,
     order: VecDeque<JobId>,
+    /// Time when a job's end was heard of.
+    heard: HashMap<JobId, Instant>,
 }
 
 impl Known {
@@ -35,6 +38,7 @@ impl Known {
             && let Some(oldest) = self.order.pop_front()
         {
             self.signals.remove(&oldest);
+            self.heard.remove(&oldest);
         }
         let signal = EndSignal::default();
         self.signals.insert(job.clone(), signal.clone());
@@ -47,6 +51,7 @@ impl Known {
     fn end(&mut self, job: &JobId, end: JobEnd) {
         let (signal, _) = self.signal(job);
         signal.set(end);
+        self.heard.insert(job.clone(), Instant::now());
         if end == JobEnd::Ended && signal.get() != Some(end) {
             let ended = EndSignal::default();
             ended.set(end);
@@ -86,10 +91,24 @@ impl Registry {
         self.in_flight.borrow().iter().any(|(in_flight, _)| in_flight == job)
     }
 
-    /// Notes that a job has not ended, whatever was heard of an earlier one with its id.
-    pub fn begin_anew(&self, job: &JobId) {
-        if self.has_ended(job) {
+    /// Notes that a job begins of which the log knows nothing. What was heard `age` ago or earlier, the time for which events are
+    /// kept, was of an earlier job with its id: that it has ended, or shall be cancelled.
+    pub fn begin_anew(&self, job: &JobId, age: Duration) {
+        let heard = self.known.lock().expect("no holder panics. This is a bug.").heard.get(job).copied();
+        if self.has_ended(job) || heard.is_some_and(|heard| heard.elapsed() >= age) {
             self.forget(job);
+        }
+    }
+
+    /// Signal of a job, whether it is in flight here or not.
+    pub fn signal(&self, job: &JobId) -> EndSignal {
+        self.known.lock().expect("no holder panics. This is a bug.").signal(job).0
+    }
+
+    /// Notes that the job of a signal has ended, unless the id [was used again](Self::begin_anew) since.
+    pub fn end_of(&self, job: &JobId, of: &EndSignal) {
+        if self.signal(job).is(of) {
+            self.end(job, JobEnd::Ended);
         }
     }
 
@@ -97,6 +116,7 @@ impl Registry {
     pub fn forget(&self, job: &JobId) {
         let mut known = self.known.lock().expect("no holder panics. This is a bug.");
         known.signals.remove(job);
+        known.heard.remove(job);
         known.order.retain(|j| j != job);
     }
 
@@ -182,6 +202,19 @@ mod tests {
         let cancelled = JobEnd::Cancelled(protocol::event::CancelledBy::Client);
         assert_eq!(in_flight.end().get(), Some(cancelled), "what was in flight keeps its reason");
         assert!(registry.has_ended(&job("a")));
+    }
+
+    #[test]
+    fn a_cancel_of_an_earlier_job_with_its_id_is_not_of_a_job_and_one_that_comes_before_it_is() {
+        let (registry, long) = (Registry::default(), Duration::from_secs(60));
+        let cancelled = JobEnd::Cancelled(protocol::event::CancelledBy::Client);
+        registry.end(&job("a"), cancelled);
+        let of = registry.signal(&job("a"));
+        registry.begin_anew(&job("a"), long);
+        assert_eq!(registry.begin(&job("a")).0.end().get(), Some(cancelled), "a cancel that came before its job");
+        registry.begin_anew(&job("a"), Duration::ZERO);
+        registry.end_of(&job("a"), &of);
+        assert!(!registry.begin(&job("a")).0.end().is_set(), "neither the cancel nor its end is of the later job");
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //!
 //! A work queue drops what is acknowledged, so a message at or below the consumer's acknowledgement floor cannot be
 //! there; yet nats-server 2.9.10 leaves some when workers die (its filters miss them, see [`Bus::work_queue`]), and never
-//! delivers them again.
+//! delivers them again. And when it is killed while a stream is empty it begins to count that stream anew, but not its
+//! consumers: they deliver nothing until the stream has come to where they are.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::Stream;
 
@@ -14,6 +16,7 @@ use super::admission::ADMISSION;
 use super::line;
 use super::shutdown::{self, Shutdown};
 use crate::bus::Bus;
+use crate::bus::events::EventLog;
 use crate::bus::streams::ANY;
 use crate::subject::{PRIORITIES, StreamName};
 use protocol::error::StageName;
@@ -73,26 +76,40 @@ fn queues(bus: &Bus) -> Vec<(StreamName, Vec<Queue>)> {
     streams
 }
 
+/// What a queue has delivered, or had acknowledged, up to a sequence: it will not deliver that again.
+struct Behind<'a> {
+    filter: &'a str,
+    sequence: u64,
+    /// Whether the stream counts anew, from below this sequence: what is there now cannot be what was delivered.
+    anew: bool,
+}
+
 impl Search {
     /// Looks at messages of the stream: what was a suspect at an earlier look and still is one is sent again.
     async fn look(&mut self, bus: &Bus) {
         let on = bus.stream(self.stream).await;
-        let mut floors = Vec::new();
+        let Ok(info) = on.get_info().await else { return };
+        let last = info.state.last_sequence;
+        let mut queues = Vec::new();
         for Queue { consumer, filter } in &self.queues {
             let Ok(info) = on.consumer_info(consumer).await else { continue };
-            floors.push((filter.as_str(), info.ack_floor.stream_sequence));
+            let delivered = info.delivered.stream_sequence;
+            let anew = last < delivered;
+            let sequence = if anew { delivered } else { info.ack_floor.stream_sequence };
+            queues.push(Behind { filter, sequence, anew });
         }
-        let highest = floors.iter().map(|(_, floor)| *floor).max().unwrap_or(0);
+        let highest = queues.iter().map(|queue| queue.sequence).max().unwrap_or(0);
         let forgotten = |message: &StreamMessage| {
-            let subject = message.subject.as_str();
-            floors.iter().any(|(filter, floor)| message.sequence <= *floor && takes(filter, subject))
+            let takes =
+                |queue: &&Behind<'_>| takes(queue.filter, &message.subject) && message.sequence <= queue.sequence;
+            queues.iter().find(takes)
         };
         for sequence in std::mem::take(&mut self.suspects) {
-            match bus.first_from(self.stream, ANY, sequence).await {
-                Some(message) if message.sequence == sequence && forgotten(&message) => {
-                    send_again(bus, self.stream, &on, message).await;
-                }
-                _ => {}
+            let Some(message) = bus.first_from(self.stream, ANY, sequence).await else { continue };
+            if message.sequence == sequence
+                && let Some(queue) = forgotten(&message)
+            {
+                rescue_one(bus, self.stream, &on, message, queue.sequence).await;
             }
         }
         for _ in 0..MOST {
@@ -105,27 +122,56 @@ impl Search {
                 return;
             };
             self.next = message.sequence + 1;
-            if forgotten(&message) {
-                self.suspects.insert(message.sequence);
+            match forgotten(&message) {
+                Some(queue) if queue.anew => rescue_one(bus, self.stream, &on, message, queue.sequence).await,
+                Some(_) => drop(self.suspects.insert(message.sequence)),
+                None => {}
             }
         }
     }
 }
 
-/// Sends a forgotten message again, and removes the one that was forgotten.
-async fn send_again(bus: &Bus, stream: StreamName, on: &Stream<()>, message: StreamMessage) {
-    let sequence = message.sequence;
-    tracing::warn!(subject = message.subject.as_str(), sequence, "message forgotten by its queue, publishing again");
-    let mut headers = message.headers;
-    headers.insert("Nats-Msg-Id", format!("rescued/{}/{sequence}", stream.on(bus.subjects())).as_str());
-    let sent = match bus.jetstream().publish_with_headers(message.subject, headers, message.payload).await {
-        Ok(ack) => ack.await.is_ok_and(|ack| !ack.duplicate),
-        Err(_) => false,
+/// Sends a forgotten message again, unless its job has ended, until it stands `behind` what its queue has delivered.
+async fn rescue_one(bus: &Bus, stream: StreamName, on: &Stream<()>, message: StreamMessage, behind: u64) {
+    let gone = match bus.subjects().job_of(&message.subject) {
+        // Sent again it may be forgotten again, without end: 2.9.10 does not find it by its subject any more.
+        Some(job) => EventLog::open(bus, &job).await.ended().is_some(),
+        None => false,
     };
-    // Another worker that sent it removes it: nothing is to be removed twice, see `Bus::work_queue`.
-    if sent && let Err(error) = on.delete_message(sequence).await {
-        tracing::debug!(%error, "removal failed of a message that was published again");
+    let (subject, sequence) = (message.subject.as_str(), message.sequence);
+    if !gone {
+        tracing::warn!(subject, sequence, behind, "message forgotten by its queue, publishing again");
     }
+    let mut at = sequence;
+    loop {
+        let sent = if gone { None } else { send_again(bus, stream, &message, sequence, at).await };
+        // Another worker that sent it removes it: nothing is to be removed twice, see `Bus::work_queue`.
+        if (gone || sent.is_some())
+            && let Err(error) = on.delete_message(at).await
+        {
+            tracing::debug!(%error, "removal failed of a message that its queue has forgotten");
+        }
+        match sent {
+            Some(sent) if sent <= behind && sent > at => at = sent,
+            _ => return,
+        }
+    }
+}
+
+/// Sends a message again that stood at `first` and stands `at` a sequence now; its next one, if it was this worker that did.
+async fn send_again(bus: &Bus, stream: StreamName, message: &StreamMessage, first: u64, at: u64) -> Option<u64> {
+    let mut headers = HeaderMap::new();
+    // What it was to stand behind was told when it was first sent, and would refuse it now.
+    for (name, values) in message.headers.iter().filter(|(name, _)| !name.to_string().starts_with("Nats-")) {
+        values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
+    }
+    // A stream that counts anew has had a message at this place before: the time tells them apart.
+    let stored = message.time.unix_timestamp_nanos();
+    let id = format!("rescued/{}/{first}/{at}/{stored}", stream.on(bus.subjects()));
+    headers.insert("Nats-Msg-Id", id.as_str());
+    let sent = bus.jetstream().publish_with_headers(message.subject.clone(), headers, message.payload.clone()).await;
+    let ack = sent.ok()?.await.ok()?;
+    (!ack.duplicate).then_some(ack.sequence)
 }
 
 /// Whether a queue's filter, a subject or one that ends in `.*`, takes a subject.

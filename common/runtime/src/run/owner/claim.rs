@@ -4,7 +4,6 @@ use super::fencing;
 use super::worker::{Settled, Worker};
 use crate::bus::events::{EventLog, FencingToken};
 use crate::run::dead::bury;
-use crate::run::ending;
 use crate::run::inbox::Delivery;
 use crate::run::registry::InFlight;
 use protocol::error::{ErrorKind, JobError, StageName};
@@ -34,8 +33,7 @@ impl<O> Worker<'_, O> {
         let mut log = EventLog::open(bus, &job).await;
         if log.ended().is_some() {
             drop(in_flight);
-            delivery.done().await;
-            ending::clear(bus, &job).await;
+            self.clearing.begin(bus, job, delivery);
             return Err(Settled::Processed);
         }
         log.write_as(Encoding::of(&delivery.message.payload));

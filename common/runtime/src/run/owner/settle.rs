@@ -8,7 +8,6 @@ use super::state::JobState;
 use super::worker::{Settled, Worker};
 use crate::bus::events::{EventLog, Refused};
 use crate::run::control::{dropped, gather};
-use crate::run::ending;
 use protocol::control::Verb;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::event::{CancelledBy, Event};
@@ -65,8 +64,7 @@ impl<O> Worker<'_, O> {
                 return self.leave(delivery, newer).await;
             }
         }
-        delivery.done().await;
-        ending::clear(self.bus, &job).await;
+        self.clearing.begin(self.bus, job, delivery);
         if failed { Settled::Failed } else { Settled::Processed }
     }
 

@@ -1,5 +1,6 @@
 //! A worker that owns one job at a time, in three steps: read and claimed, answered, settled.
 
+use super::clearing::Clearing;
 use super::fencing;
 use crate::bus::Bus;
 use crate::bus::events::FencingToken;
@@ -17,6 +18,7 @@ pub struct Worker<'a, O> {
     pub engine: &'a Engine<O>,
     pub info: &'a InstanceInfo,
     pub watchdog: &'a Watchdog,
+    pub clearing: &'a Clearing,
     /// Bytes of one token on the bus.
     pub token_bytes: u64,
     /// Tokens that pass the layers together at most.
