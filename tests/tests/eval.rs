@@ -110,15 +110,15 @@ impl Benchmark {
         text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
     }
 
-    /// Starts a run and interrupts it once it has written `least` lines.
-    async fn interrupted(&self, least: usize) -> anyhow::Result<Output> {
+    /// Starts a run and sends it a signal once the file has `least` lines.
+    async fn ended_by(&self, name: &str, least: usize) -> anyhow::Result<Output> {
         let running = self.start()?;
         let until = Instant::now() + SOON;
         while std::fs::read_to_string(&self.out).unwrap_or_default().lines().count() < least {
             ensure!(Instant::now() < until, "no {least} answers after {SOON:?}: {}", self.rig.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        signal(running.id(), "INT")?;
+        signal(running.id(), name)?;
         Ok(running.wait_with_output()?)
     }
 }
@@ -126,36 +126,44 @@ impl Benchmark {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_benchmark_is_asked_video_by_video_and_goes_on_after_it_was_interrupted() -> anyhow::Result<()> {
     let benchmark = Benchmark::new().await?;
-    ensure!(benchmark.askable >= 6, "only {} queries", benchmark.askable);
+    ensure!(benchmark.askable >= 8, "only {} queries", benchmark.askable);
 
-    let output = benchmark.interrupted(2).await?;
-    ensure!(output.status.code() == Some(Exit::Cancelled as i32), "{}: {}", output.status, said(&output));
-    ensure!(said(&output).contains("the same command goes on"), "{}", said(&output));
-    ensure!(
-        said(&output).contains("1 videos (1 queries) are not in") && said(&output).contains("not-here"),
-        "{}",
-        said(&output)
-    );
+    let output = benchmark.ended_by("INT", 2).await?;
+    let text = said(&output);
+    ensure!(output.status.code() == Some(Exit::Cancelled as i32), "{}: {text}", output.status);
+    ensure!(text.contains("the same command goes on"), "{text}");
+    ensure!(text.contains("1 videos (1 queries) are not in") && text.contains("not-here"), "{text}");
+    // How far it is, and how long the rest will take.
+    let first = format!("1/{}: 00:0", benchmark.askable + 1);
+    ensure!(text.lines().any(|line| line.starts_with(&first) && line.contains(" left, 1 \"")), "{text}");
+    let mut starts = vec![0, benchmark.lines()?.len()];
+    ensure!((2..benchmark.askable - 2).contains(&starts[1]), "{} lines", starts[1]);
+
+    let output = benchmark.ended_by("KILL", starts[1] + 2).await?;
+    ensure!(output.status.code().is_none(), "ended before it was killed: {}", said(&output));
     let before = benchmark.lines()?;
-    ensure!((2..benchmark.askable).contains(&before.len()), "{} lines", before.len());
-    // A run that was killed within a line.
+    starts.push(before.len());
+    ensure!(before.len() < benchmark.askable, "{} lines", before.len());
+    check_refused(&benchmark)?;
+    // It was killed within a line.
     OpenOptions::new().append(true).open(&benchmark.out)?.write_all(b"{\"query_id\":1,\"video_id\":\"1\",\"du")?;
 
     let output = benchmark.run()?;
-    ensure!(output.status.code() == Some(Exit::JobFailed as i32), "{}: {}", output.status, said(&output));
-    ensure!(said(&output).contains("its last line was cut off"), "{}", said(&output));
+    let text = said(&output);
+    ensure!(output.status.code() == Some(Exit::JobFailed as i32), "{}: {text}", output.status);
+    ensure!(text.contains("its last line was cut off"), "{text}");
     let left = benchmark.askable - before.len() + 1;
-    ensure!(said(&output).contains(&format!("{} answered before, {left} to ask", before.len())), "{}", said(&output));
-    ensure!(said(&output).contains("failed: unsupported_media: "), "{}", said(&output));
+    ensure!(text.contains(&format!("{} answered before, {left} to ask", before.len())), "{text}");
+    ensure!(text.contains("failed: unsupported_media: "), "{text}");
     let summary = String::from_utf8_lossy(&output.stdout).into_owned();
-    let want =
-        format!("{} of {} queries are answered, 1 failed, 1 have no video", benchmark.askable, benchmark.askable + 2);
-    ensure!(summary.contains(&want), "{summary}");
+    let of = benchmark.askable + 2;
+    let want = format!("{} of {of} queries are answered by demo (", benchmark.askable);
+    ensure!(summary.contains(&want) && summary.contains("1 failed, 1 have no video"), "{summary}");
 
     let lines = benchmark.lines()?;
     ensure!(lines[..before.len()] == before[..], "what was answered is another answer now");
     ensure!(lines.len() == benchmark.askable + 1, "{} lines", lines.len());
-    check_lines(&lines, before.len())?;
+    check_lines(&lines, &starts)?;
     check_scores(&benchmark)?;
 
     // Whatever failed is asked again, and nothing else.
@@ -165,31 +173,56 @@ async fn a_benchmark_is_asked_video_by_video_and_goes_on_after_it_was_interrupte
     Ok(())
 }
 
-/// Checks that each query has one line, with its answer or its error, and that each run decoded a video once.
-fn check_lines(lines: &[Value], before: usize) -> anyhow::Result<()> {
-    let mut uncached: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+/// Checks that what would be no run that goes on is refused before anything is asked, and the file stays as it is.
+fn check_refused(benchmark: &Benchmark) -> anyhow::Result<()> {
+    let before = std::fs::read(&benchmark.out)?;
+    let args = benchmark.args();
+    let other = |at: usize, value: &str| {
+        let mut args = args;
+        args[at] = value;
+        benchmark.rig.run(&args)
+    };
+    let other_truth = Path::new(&benchmark.truth).with_extension("other");
+    std::fs::write(
+        &other_truth,
+        std::fs::read_to_string(&benchmark.truth)?.replace("\"video_id\": \"1\"", "\"video_id\": \"7\""),
+    )?;
+    for (output, what) in [
+        (other(9, "25")?, "line 1: asked with --fps 1 --max-new-tokens 24, and now it is --fps 1 --max-new-tokens 25"),
+        (other(3, &other_truth.to_string_lossy())?, "line 1: the truth has no query 0"),
+        (other(5, "no/such/directory")?, "cannot read no/such/directory"),
+    ] {
+        ensure!(output.status.code() == Some(Exit::Usage as i32), "{what}: {}: {}", output.status, said(&output));
+        ensure!(said(&output).contains(what), "not {what:?}: {}", said(&output));
+        ensure!(std::fs::read(&benchmark.out)? == before, "{what}: the file is another one");
+    }
+    Ok(())
+}
+
+/// Checks that each query has one line, with its answer or its error, that each run decoded a video once at most. Runs begin at the lines `starts`.
+fn check_lines(lines: &[Value], starts: &[usize]) -> anyhow::Result<()> {
+    let mut decoded: BTreeMap<(usize, String), usize> = BTreeMap::new();
     let mut ids: Vec<i64> = Vec::new();
     for (at, line) in lines.iter().enumerate() {
         ids.push(line["query_id"].as_i64().with_context(|| line.to_string())?);
         let video = line["video_id"].as_str().context("no video")?.to_owned();
         ensure!(line["task"] == "temporal_retrieval" && line["duration"] == 12.0, "{line}");
+        ensure!(line["fps"] == 1.0 && line["max_new_tokens"] == 24, "{line}");
         if video == "broken" {
             ensure!(line["answer"].is_null() && line["error"]["kind"] == "unsupported_media", "{line}");
             continue;
         }
         ensure!(line["answer"].is_array() && line["error"].is_null() && line["text"].is_string(), "{line}");
-        ensure!(line["seconds"].as_f64().is_some_and(|s| s > 0.0) && !line["model"]["name"].is_null(), "{line}");
+        ensure!(line["seconds"].as_f64().is_some_and(|s| s > 0.0) && line["model"]["name"] == "demo", "{line}");
         if line["cached"] == false {
-            uncached.entry(video).or_default().push(at);
+            let run = starts.iter().filter(|&&start| start <= at).count();
+            *decoded.entry((run, video)).or_default() += 1;
         }
     }
     ids.sort_unstable();
     ids.dedup();
     ensure!(ids.len() == lines.len(), "a query has two lines: {lines:?}");
-    for (video, places) in uncached {
-        let now = places.iter().filter(|&&at| at >= before).count();
-        ensure!(now <= 1 && places.len() - now <= 1, "video {video} was decoded for the lines {places:?}");
-    }
+    ensure!(decoded.values().all(|&times| times == 1), "videos were decoded again in one run: {decoded:?}");
     let order: Vec<&Value> = lines.iter().map(|line| &line["video_id"]).collect();
     let changes = order.windows(2).filter(|pair| pair[0] != pair[1]).count();
     ensure!(changes == 2, "the videos were asked by turns: {order:?}");

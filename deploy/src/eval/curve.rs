@@ -1,7 +1,8 @@
 //! Share of queries whose score reaches a threshold, over all thresholds, and the area below that curve, which is a
 //! benchmark's score.
 //!
-//! The sums run from the first threshold to the last in doubles, as in the published scorer of VUE-TR.
+//! Thresholds and sums are numpy's to the last bit, by which the published scorer of VUE-TR computes: of its figures one lies on
+//! a half of its last decimal, and is rounded as it was there.
 
 /// Number of thresholds: 0.00, 0.01, ... 1.00.
 pub const THRESHOLDS: usize = 101;
@@ -38,7 +39,19 @@ pub fn curve(scores: &[f64], reach: Reach) -> Option<[f64; THRESHOLDS]> {
 /// Area below a curve over the thresholds, 0 to 1, by the trapezoidal rule.
 pub fn area(curve: &[f64; THRESHOLDS]) -> f64 {
     let at = thresholds();
-    (1..THRESHOLDS).map(|n| (at[n] - at[n - 1]) * (curve[n] + curve[n - 1]) / 2.0).sum()
+    sum(&std::array::from_fn(|n| (at[n + 1] - at[n]) * (curve[n + 1] + curve[n]) / 2.0))
+}
+
+/// Sum in the order of numpy's `sum` of up to 128 numbers: eight running sums of each eighth number, those by pairs, then what
+/// is left behind the last eight.
+fn sum(numbers: &[f64; THRESHOLDS - 1]) -> f64 {
+    let (eights, rest) = numbers.as_chunks::<8>();
+    let mut lanes = [0.0; 8];
+    for eight in eights {
+        lanes = std::array::from_fn(|lane| lanes[lane] + eight[lane]);
+    }
+    let [a, b, c, d, e, f, g, h] = lanes;
+    rest.iter().fold(((a + b) + (c + d)) + ((e + f) + (g + h)), |sum, number| sum + number)
 }
 
 #[cfg(test)]
@@ -59,6 +72,16 @@ mod tests {
         assert_eq!((at_least[0], at_least[50], at_least[51], at_least[100]), (1.0, 1.0, 0.5, 0.5));
         let above = curve(&[0.0, 0.5, 1.0, 1.0], Reach::Above).unwrap();
         assert_eq!((above[0], above[49], above[50], above[99], above[100]), (0.75, 0.75, 0.5, 0.5, 0.0));
+    }
+
+    #[test]
+    fn numbers_are_summed_up_in_the_order_of_numpy() {
+        // From the first to the last, each 1 would be lost beside the first number.
+        let numbers = std::array::from_fn(|n| if n == 0 { 1e16 } else { 1.0 });
+        assert_eq!(numbers.iter().sum::<f64>(), 1e16);
+        assert_eq!(sum(&numbers), 1e16 + 84.0);
+        // 96 numbers stand in eight sums of twelve; the last four are added one by one.
+        assert_eq!(sum(&std::array::from_fn(|n| if n >= 96 { 1.0 } else { 0.0 })), 4.0);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! In reading order: [`suite`] (the benchmarks), [`records`] and [`csv`] (files of queries and answers), [`sheet`] (scores of
 //! queries, and their totals by group), [`curve`] (share of queries over a threshold), [`ranges`] and [`retrieval`] (time
 //! ranges), [`tubes`] and [`grounding`] (boxes over time), [`choice`] (letters), [`score`] (which of these a benchmark takes),
-//! [`show`] (tables and pictures), [`compare`] (two files of answers); [`videos`] (what there is to ask about), [`answers`] (the
-//! file that grows), [`pace`] and [`progress`] (time left, and what is shown), [`run`] (asking); [`error`](mod@error).
+//! [`show`] (tables and pictures), [`compare`] (two files of answers); [`videos`] (what there is to ask about), [`line`](mod@line) and
+//! [`answers`] (the file that grows), [`pace`] and [`progress`] (time left, and what is shown), [`run`] (asking); [`error`](mod@error).
 
 pub mod answers;
 pub mod choice;
@@ -14,6 +14,7 @@ pub mod csv;
 pub mod curve;
 pub mod error;
 pub mod grounding;
+pub mod line;
 pub mod pace;
 pub mod progress;
 pub mod ranges;

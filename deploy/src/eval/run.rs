@@ -16,7 +16,8 @@ use runtime::run::Shutdown;
 use runtime::{answer, remark};
 use stage_llm::text::task::format_hms;
 
-use super::answers::{AnswerFile, Failure, Line, Outcome};
+use super::answers::AnswerFile;
+use super::line::{Asking, Failure, Line, Outcome, model_text};
 use super::pace::Pace;
 use super::progress::Progress;
 use super::retrieval::{self, Query};
@@ -36,10 +37,8 @@ pub struct Options {
     pub videos: PathBuf,
     /// File that the answers are added to.
     pub out: PathBuf,
-    /// Frames a second to look at.
-    pub fps: f64,
-    /// Length of an answer at most, tokens.
-    pub max_new_tokens: u32,
+    /// Settings of every query.
+    pub asking: Asking,
     /// Seconds after which a query is given up.
     pub deadline_s: Option<f64>,
 }
@@ -49,8 +48,8 @@ impl Options {
         let wrong = |e: protocol::wire::WireError| Fatal(Exit::Usage, format!("query {}: {e}", query.query_id));
         let job = JobId::new(format!("eval-{}-{}-{number}", std::process::id(), now_ms())).map_err(wrong)?;
         let request = JobRequest {
-            fps: self.fps,
-            max_new_tokens: self.max_new_tokens,
+            fps: self.asking.fps,
+            max_new_tokens: self.asking.max_new_tokens,
             deadline_s: self.deadline_s,
             ..JobRequest::new(job, video.to_string_lossy(), query.query.clone())
         };
@@ -66,11 +65,11 @@ impl Options {
 /// have no video. The same command goes on.
 pub async fn run(bus: &Bus, options: &Options) -> Result<(), Fatal> {
     let queries = retrieval::queries(&options.truth)?;
-    let file = AnswerFile::open(&options.out, &queries)?;
+    let file = AnswerFile::open(&options.out, &queries, options.asking)?;
     if file.was_cut {
         remark!("{}: its last line was cut off, and that query is asked again", options.out.display());
     }
-    let (videos, missing) = by_video(&options.videos, queries.iter().filter(|query| !file.has(query)))?;
+    let (videos, missing) = by_video(&options.videos, &queries, |query| !file.has(query))?;
     let to_ask: usize = videos.iter().map(|video| video.queries.len()).sum();
     remark!(
         "{} queries: {} answered before, {to_ask} to ask about {} videos",
@@ -97,13 +96,18 @@ pub async fn run(bus: &Bus, options: &Options) -> Result<(), Fatal> {
     };
     let started = Instant::now();
     for video in &videos {
-        run.video(video).await?;
+        let asked = run.video(video).await;
+        if asked.is_err() {
+            run.progress.clear();
+        }
+        asked?;
     }
     run.progress.clear();
     run.hint(&videos);
     let (answered, failed) = (run.file.answered(), run.failed);
+    let by = run.file.model().map(|model| format!(" by {}", model_text(model))).unwrap_or_default();
     answer!(
-        "{}: {answered} of {} queries are answered, {failed} failed, {unseen} have no video; {} decodings in {}",
+        "{}: {answered} of {} queries are answered{by}, {failed} failed, {unseen} have no video; {} decodings in {}",
         options.out.display(),
         queries.len(),
         run.decoded,
@@ -149,7 +153,6 @@ impl Run<'_> {
                 _ => {}
             }
             if interrupted {
-                self.progress.clear();
                 return Err(Fatal(Exit::Cancelled, format!("interrupted: {}", self.goes_on())));
             }
         }
@@ -206,7 +209,8 @@ impl Run<'_> {
 
     fn write(&mut self, query: &Query, outcome: Outcome) -> Result<(), Fatal> {
         let Query { query_id, video_id, duration, query, task, .. } = query;
-        Ok(self.file.add(&Line { query_id, video_id, duration: *duration, query, task: task.as_deref(), outcome })?)
+        let (asking, duration, task) = (self.options.asking, *duration, task.as_deref());
+        Ok(self.file.add(&Line { query_id, video_id, duration, query, task, asking, outcome })?)
     }
 
     fn step(&mut self, query: &Query, what: &str) {
@@ -262,14 +266,14 @@ mod tests {
         let query = serde_json::json!({ "query_id": 1, "video_id": "v", "query": "q", "gt": [] });
         let query: Query = serde_json::from_value(query).unwrap();
         let path = PathBuf::new;
-        let mut options =
-            Options { truth: path(), videos: path(), out: path(), fps: 1.0, max_new_tokens: 8, deadline_s: None };
+        let asking = Asking { fps: 1.0, max_new_tokens: 8 };
+        let mut options = Options { truth: path(), videos: path(), out: path(), asking, deadline_s: None };
         let request = options.request(Path::new("/videos/v.mp4"), &query, 3).unwrap();
         assert_eq!(
             (request.video.as_str(), request.query.as_str(), request.task.as_str()),
             ("/videos/v.mp4", "q", "retrieval")
         );
-        options.fps = 0.0;
+        options.asking.fps = 0.0;
         let Fatal(exit, text) = options.request(Path::new("/videos/v.mp4"), &query, 3).unwrap_err();
         assert!(exit == Exit::Usage && text.contains("fps"), "{text}");
     }

@@ -21,30 +21,36 @@ pub struct Asked<'a> {
     pub queries: Vec<&'a Query>,
 }
 
-/// Queries by their video, in the order in which the videos come first; and the videos that have no file, with the number of
-/// queries about each.
+/// Queries that `is_left` says are still to be asked, by their video; and the videos that have no file, with the number of those
+/// queries about each. The videos come in the order in which the truth names them first, whatever was asked before: a run that
+/// goes on begins with the video that the last one ended with, which the pipeline may still have.
 ///
 /// # Errors
 /// A directory that cannot be read.
 pub fn by_video<'a>(
     directory: &Path,
-    queries: impl IntoIterator<Item = &'a Query>,
+    queries: &'a [Query],
+    is_left: impl Fn(&Query) -> bool,
 ) -> Result<(Vec<Asked<'a>>, BTreeMap<&'a str, usize>), EvalError> {
     let files = files(directory)?;
     let (mut videos, mut missing): (Vec<Asked<'_>>, BTreeMap<&str, usize>) = (Vec::new(), BTreeMap::new());
     let mut places: BTreeMap<&str, usize> = BTreeMap::new();
     for query in queries {
         let video_id = query.video_id.as_str();
+        let left = is_left(query).then_some(query);
         let Some(file) = files.get(video_id) else {
-            *missing.entry(video_id).or_default() += 1;
+            if left.is_some() {
+                *missing.entry(video_id).or_default() += 1;
+            }
             continue;
         };
         let place = *places.entry(video_id).or_insert_with(|| {
             videos.push(Asked { video_id, file: file.clone(), queries: Vec::new() });
             videos.len() - 1
         });
-        videos[place].queries.push(query);
+        videos[place].queries.extend(left);
     }
+    videos.retain(|video| !video.queries.is_empty());
     Ok((videos, missing))
 }
 
@@ -87,7 +93,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("c.mp4")).unwrap();
         let queries: Vec<Query> =
             ["-b", "c", "a", "-b", "d.e", "c"].into_iter().zip(0..).map(|(video, id)| query(id, video)).collect();
-        let (videos, missing) = by_video(dir.path(), &queries).unwrap();
+        let (videos, missing) = by_video(dir.path(), &queries, |_| true).unwrap();
         let shown = |video: &Asked<'_>| {
             let ids: Vec<String> = video.queries.iter().map(|query| query.query_id.to_string()).collect();
             format!("{} {}: {}", video.video_id, video.file.file_name().unwrap().to_string_lossy(), ids.join(" "))
@@ -95,11 +101,17 @@ mod tests {
         let found: Vec<String> = videos.iter().map(shown).collect();
         assert_eq!(found, ["-b -b.mp4: 0 3", "a a.WEBM: 2", "d.e d.e.mp4: 4"]);
         assert_eq!(missing, BTreeMap::from([("c", 2)]));
+        // Of what was asked before nothing comes, and its video keeps its place.
+        let (videos, missing) =
+            by_video(dir.path(), &queries, |query| !["0", "1", "4"].contains(&query.query_id.to_string().as_str()))
+                .unwrap();
+        assert_eq!(videos.iter().map(shown).collect::<Vec<_>>(), ["-b -b.mp4: 3", "a a.WEBM: 2"]);
+        assert_eq!(missing, BTreeMap::from([("c", 1)]));
     }
 
     #[test]
     fn a_directory_that_is_not_there_is_named() {
-        let error = by_video(Path::new("nowhere/at/all"), []).unwrap_err();
+        let error = by_video(Path::new("nowhere/at/all"), &[], |_| true).unwrap_err();
         assert!(error.to_string().contains("nowhere/at/all"), "{error}");
     }
 }

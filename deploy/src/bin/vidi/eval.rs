@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use config::Config;
 use deploy::eval::compare::Comparison;
+use deploy::eval::line::Asking;
 use deploy::eval::score::score;
 use deploy::eval::suite::{Suite, Truth};
 use deploy::eval::{EvalError, run, show};
@@ -114,7 +115,8 @@ pub async fn eval(config: &Config, action: Eval) -> Result<(), Fatal> {
             Ok(compared.print(top)?)
         }
         Eval::Run { truth, videos, out, fps, max_new_tokens, deadline } => {
-            let options = run::Options { truth, videos, out, fps, max_new_tokens, deadline_s: deadline };
+            let asking = Asking { fps, max_new_tokens };
+            let options = run::Options { truth, videos, out, asking, deadline_s: deadline };
             run::run(&connect(config, Role::Client).await?, &options).await
         }
     }
