@@ -157,7 +157,7 @@ async fn a_benchmark_is_asked_video_by_video_and_goes_on_after_it_was_interrupte
     ensure!(text.contains("failed: unsupported_media: "), "{text}");
     let summary = String::from_utf8_lossy(&output.stdout).into_owned();
     let of = benchmark.askable + 2;
-    let want = format!("{} of {of} queries are answered by demo (", benchmark.askable);
+    let want = format!("{} of {of} queries are answered by demo-model (", benchmark.askable);
     ensure!(summary.contains(&want) && summary.contains("1 failed, 1 have no video"), "{summary}");
 
     let lines = benchmark.lines()?;
@@ -199,7 +199,8 @@ fn check_refused(benchmark: &Benchmark) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks that each query has one line, with its answer or its error, that each run decoded a video once at most. Runs begin at the lines `starts`.
+/// Checks that each query has one line, with its answer or its error, and that each run decoded a video once at most. Runs begin
+/// at the lines `starts`.
 fn check_lines(lines: &[Value], starts: &[usize]) -> anyhow::Result<()> {
     let mut decoded: BTreeMap<(usize, String), usize> = BTreeMap::new();
     let mut ids: Vec<i64> = Vec::new();
@@ -213,7 +214,7 @@ fn check_lines(lines: &[Value], starts: &[usize]) -> anyhow::Result<()> {
             continue;
         }
         ensure!(line["answer"].is_array() && line["error"].is_null() && line["text"].is_string(), "{line}");
-        ensure!(line["seconds"].as_f64().is_some_and(|s| s > 0.0) && line["model"]["name"] == "demo", "{line}");
+        ensure!(line["seconds"].as_f64().is_some_and(|s| s > 0.0) && line["model"]["name"] == "demo-model", "{line}");
         if line["cached"] == false {
             let run = starts.iter().filter(|&&start| start <= at).count();
             *decoded.entry((run, video)).or_default() += 1;

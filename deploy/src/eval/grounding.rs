@@ -99,10 +99,12 @@ fn lengths(table: &Path) -> Result<BTreeMap<String, f64>, EvalError> {
     let mut lengths = BTreeMap::new();
     for record in csv::read(table, ["video_id", "video_duration"])? {
         let [video, length] = record.fields;
-        let wrong = |e: std::num::ParseFloatError| {
-            EvalError::malformed(table, format!("line {}: video_duration is {length:?}: {e}", record.line))
+        let seconds = length.trim().parse().ok().filter(|seconds: &f64| seconds.is_finite());
+        let wrong = || {
+            let what = format!("line {}: video_duration is {length:?}, and no number of seconds", record.line);
+            EvalError::malformed(table, what)
         };
-        lengths.insert(video.trim().to_owned(), length.trim().parse::<f64>().map_err(wrong)?);
+        lengths.insert(video.trim().to_owned(), seconds.ok_or_else(wrong)?);
     }
     Ok(lengths)
 }
@@ -235,6 +237,9 @@ mod tests {
             ["v: one, two", "w: three", "v: four"]
         );
         assert_eq!((scored.rows[0].groups[1].as_deref(), &scored.rows[1].groups[1]), (Some("under 60 s"), &None));
+        truth.lengths = Some(file("lengths", "video_id,video_duration\nv,59\nw,NaN\n"));
+        assert!(sheet(&truth, &said).unwrap_err().to_string().contains("line 3: video_duration is \"NaN\""));
+        truth.lengths = None;
         truth.queries = Some(file("queries", "query_id,query_text,video_id\na,one,v\n"));
         assert!(sheet(&truth, &said).unwrap_err().to_string().contains("not in the table of --queries: b"));
     }

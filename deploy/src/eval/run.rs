@@ -107,7 +107,7 @@ pub async fn run(bus: &Bus, options: &Options) -> Result<(), Fatal> {
     let (answered, failed) = (run.file.answered(), run.failed);
     let by = run.file.model().map(|model| format!(" by {}", model_text(model))).unwrap_or_default();
     answer!(
-        "{}: {answered} of {} queries are answered{by}, {failed} failed, {unseen} have no video; {} decodings in {}",
+        "{}: {answered} of {} queries are answered{by}, {failed} failed, {unseen} have no video; decodings: {}, time: {}",
         options.out.display(),
         queries.len(),
         run.decoded,
