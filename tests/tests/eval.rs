@@ -244,7 +244,7 @@ fn check_scores(benchmark: &Benchmark) -> anyhow::Result<()> {
     ensure!(table.contains(&format!("2 of {} queries have no answer", benchmark.askable + 2)), "{table}");
     let scores: Value = serde_json::from_slice(&std::fs::read(file)?)?;
     let iou = scores["totals"][0]["scores"]["IoU"].as_f64().context("no IoU")?;
-    // Answers are widened to whole seconds, and the truth is not.
-    ensure!(iou > 0.6, "IoU {iou}: {table}");
+    // Answers are widened to whole seconds, and the truth is not: 0.85 where this was written.
+    ensure!(iou > 0.8, "IoU {iou}: {table}");
     Ok(())
 }

@@ -5,6 +5,9 @@ use std::path::Path;
 use super::error::EvalError;
 use super::records::text;
 
+/// Characters that an error shows of a line of names.
+const SHOWN: usize = 120;
+
 /// Some fields of a record.
 #[derive(Debug, PartialEq)]
 pub struct Record<const N: usize> {
@@ -26,7 +29,9 @@ pub fn read<const N: usize>(path: &Path, columns: [&str; N]) -> Result<Vec<Recor
     for (place, column) in places.iter_mut().zip(columns) {
         let found = header.iter().position(|name| name.trim() == column);
         *place = found.ok_or_else(|| {
-            wrong(1, &format!("no column {column} in {:?}; needed are {}", header.join(","), columns.join(", ")))
+            // What is no table may be one line as long as its file.
+            let names: String = header.join(",").chars().take(SHOWN).collect();
+            wrong(1, &format!("no column {column} in {names:?}; needed is a table (CSV) with {}", columns.join(", ")))
         })?;
     }
     let record = |(line, mut fields): (usize, Vec<String>)| {
@@ -104,6 +109,8 @@ mod tests {
         let record = Record { line: 2, fields: ["2".to_owned(), "1".to_owned()] };
         assert_eq!(read("a,other,b\n1,x,2\n").unwrap(), [record]);
         assert!(read("a,c\n1,2\n").unwrap_err().to_string().contains("no column b"));
+        let json = read(&format!("[{}]", "{\"b\": 1}, ".repeat(1000))).unwrap_err().to_string();
+        assert!(json.contains("no column b") && json.len() < 400, "{json}");
         assert!(read("").unwrap_err().to_string().contains("no column b"));
         assert!(read("a,b\n1,2\n3\n").unwrap_err().to_string().contains("line 3: 1 fields"));
     }

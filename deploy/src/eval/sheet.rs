@@ -172,19 +172,18 @@ mod tests {
             row("c", Some("short"), [None, Some(1.0)]),
             row("d", None, [Some(0.0), Some(0.0)]),
         ]);
-        let shown: Vec<(Option<&str>, String, usize, Option<f64>, usize)> = sheet
+        let shown: Vec<String> = sheet
             .totals()
             .into_iter()
-            .map(|t| (t.by, t.group, t.queries, t.figures[0].value, t.figures[0].over))
+            .map(|t| format!("{:?} {} {}: {:?}", t.by, t.group, t.queries, t.figures[0]))
             .collect();
-        let length = Some("length");
         assert_eq!(
             shown,
             [
-                (None, "all".to_owned(), 4, Some(0.5), 3),
-                (length, "short".to_owned(), 1, None, 0),
-                (length, "long".to_owned(), 1, Some(0.5), 1),
-                (length, "odd".to_owned(), 1, Some(1.0), 1),
+                "None all 4: Figure { value: Some(0.5), over: 3 }",
+                "Some(\"length\") short 1: Figure { value: None, over: 0 }",
+                "Some(\"length\") long 1: Figure { value: Some(0.5), over: 1 }",
+                "Some(\"length\") odd 1: Figure { value: Some(1.0), over: 1 }",
             ]
         );
     }
