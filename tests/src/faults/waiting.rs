@@ -7,10 +7,11 @@ use bytes::Bytes;
 use deploy::client;
 use futures::StreamExt;
 use futures::future::try_join_all;
-use protocol::error::{ErrorKind, StageName};
+use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::event::{CancelledBy, Event};
 use protocol::message::{JobId, JobRequest};
 use protocol::wire;
+use runtime::bus::events::{EventLog, Refused};
 use runtime::subject::StreamName;
 
 use super::ends::{cancel_in, cancelled_by, endless};
@@ -22,9 +23,6 @@ use crate::harness::{Rig, signal, terminal};
 const TOO_LARGE: usize = 240_000;
 /// Bytes of a request that may be as large as it is.
 const LARGE: usize = 31 << 10;
-
-/// Time after which nothing is on its way any more that went down with a broker.
-const LATE_WRITES: Duration = Duration::from_secs(12);
 
 /// Time for which readings of the line are counted: ten searches of it.
 const READ_FOR: Duration = Duration::from_secs(32);
@@ -194,11 +192,9 @@ pub async fn ages(scale: &Scale) -> Row {
                 client::cancel(&rig.bus, &waiting.job).await?;
                 cancelled_by(&rig.events(&waiting.job).await?)?;
                 rig.restart_broker().await?;
-                // An owner whose last event went down with the broker sends it again after five seconds. Events are kept for
-                // longer than that where they are not kept for two seconds; here the id could be in use again by then.
-                tokio::time::sleep(LATE_WRITES).await;
             }
         }
+        late_end(&rig).await?;
         // In line for longer than a job may wait.
         let working = endless(&rig, "working-on")?;
         client::submit(&rig.bus, &working).await?;
@@ -218,6 +214,24 @@ pub async fn ages(scale: &Scale) -> Row {
         Ok(Seen { injected, observed: "gapless, answered each time, failed as deadline".to_owned(), seconds: None })
     })
     .await
+}
+
+/// An owner that was away while its job's events went, and writes its end when the id is another job's.
+async fn late_end(rig: &Rig) -> anyhow::Result<()> {
+    let working = endless(rig, "again")?;
+    let mut late = EventLog::open(&rig.bus, &working.job).await;
+    for event in [Event::Accepted {}, Event::Queued { rank: 0 }] {
+        ensure!(late.append(event).await.is_ok(), "the log of {} is not empty", working.job);
+    }
+    let events = rig.bus.stream(StreamName::Events).await;
+    events.purge().filter(rig.bus.subjects().events(&working.job)).await?;
+    client::submit(&rig.bus, &working).await?;
+    load::wait_for(rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
+    let refused = late.append(Event::Failed { error: JobError::new(ErrorKind::Internal, "late") }).await;
+    ensure!(matches!(refused, Err(Refused::Superseded(_))), "the end of another job: {refused:?}");
+    cancel_in(rig, &working).await?;
+    cancelled_by(&rig.events(&working.job).await?)?;
+    Ok(())
 }
 
 /// Many jobs in line, and one behind them that has been worked off: what they cost while they wait.

@@ -39,7 +39,8 @@ pub struct Ended(pub Box<JobEvent>);
 pub enum Refused {
     /// The job has a terminal event: nothing may follow it.
     Ended(Ended),
-    /// The job was delivered to another worker since, and that one has written, with this token.
+    /// The job was delivered to another worker since, and that one has written, with this token; or the events that this log
+    /// wrote are gone, and the id was admitted again as another job, which is whose log this is now.
     Superseded(FencingToken),
 }
 
@@ -76,6 +77,10 @@ pub struct EventLog {
     first: Option<u64>,
     /// Least number of the next event: those before it were seen, though the broker may have lost them since.
     next: u64,
+    /// Date of the last event that was seen of this admission; 0 for none.
+    seen_ms: u64,
+    /// Whether the id was admitted again since: what stands in the log is another job's.
+    admitted_anew: bool,
 }
 
 impl EventLog {
@@ -83,6 +88,7 @@ impl EventLog {
     pub async fn open(bus: &Bus, job: &JobId) -> Self {
         let tail = read_tail(bus, job).await;
         let log = OPENED.fetch_add(1, Ordering::Relaxed);
+        let seen_ms = tail.event.as_ref().map_or(0, |e| e.at_ms);
         EventLog {
             bus: bus.clone(),
             job: job.clone(),
@@ -92,6 +98,8 @@ impl EventLog {
             token: FencingToken::default(),
             first: None,
             next: 0,
+            seen_ms,
+            admitted_anew: false,
         }
     }
 
@@ -135,9 +143,14 @@ impl EventLog {
     /// Appends an event; waits for a broker that is away.
     ///
     /// # Errors
-    /// [`Refused::Ended`] when the job has a terminal event, [`Refused::Superseded`] when a newer owner has.
+    /// [`Refused::Ended`] when the job has a terminal event, [`Refused::Superseded`] when a newer owner has written, or the id
+    /// is another job's by now.
     pub async fn append(&mut self, event: Event) -> Result<(), Refused> {
         loop {
+            // First of all: the end of another job is not this one's.
+            if self.admitted_anew {
+                return Err(Refused::Superseded(self.tail.token));
+            }
             if let Some(ended) = self.ended() {
                 return Err(Refused::Ended(ended));
             }
@@ -153,6 +166,7 @@ impl EventLog {
             if let Some(sequence) = stored {
                 self.next = entry.event.seq + 1;
                 self.first.get_or_insert(entry.event.seq);
+                self.seen_ms = entry.event.at_ms;
                 // Others may have written behind it, where the acknowledgement was lost.
                 if self.tail.stream_sequence < sequence {
                     self.tail.stream_sequence = sequence;
@@ -199,6 +213,8 @@ impl EventLog {
             self.tail.stream_sequence = message.sequence;
             match wire::decode_any::<JobEvent>(&message.payload) {
                 Ok(event) => {
+                    // A job is admitted once: behind what was seen of one begins another.
+                    self.admitted_anew |= self.has_begun() && is_first(&event);
                     self.tail.token = token_of(&message.headers);
                     self.tail.event = Some(event);
                 }
@@ -213,8 +229,19 @@ impl EventLog {
             // Nothing follows, and yet the place was refused: what stood there is gone, as when the stream was emptied.
             let encoding = self.tail.encoding;
             self.tail = Tail { encoding, ..read_tail(&self.bus, &self.job).await };
+            let events = read_all(&self.bus, &self.job).await;
+            let later = |event: &JobEvent| is_first(event) && event.at_ms > self.seen_ms;
+            self.admitted_anew |= self.has_begun() && events.iter().any(|(_, event)| later(event));
+        }
+        if !self.admitted_anew {
+            self.seen_ms = self.tail.event.as_ref().map_or(self.seen_ms, |e| e.at_ms);
         }
         own
+    }
+
+    /// Whether anything was seen of this admission.
+    fn has_begun(&self) -> bool {
+        self.next > 0 || self.seen_ms > 0
     }
 
     /// Bytes of answer text that the log holds: a new owner goes on behind them. Waits for a broker that is away.
@@ -228,6 +255,11 @@ impl EventLog {
         };
         read_all(&self.bus, &self.job).await.iter().map(|(_, event)| texts(event)).sum()
     }
+}
+
+/// Whether an event is the one that a job's log begins with.
+fn is_first(event: &JobEvent) -> bool {
+    matches!(event.event, Event::Accepted {})
 }
 
 /// Every readable event of a job, with the message that it came in; waits for a broker that is away.
