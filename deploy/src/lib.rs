@@ -1,14 +1,17 @@
 //! What runs the stages besides the stages themselves: the parts behind the `vidi` command.
 //!
 //! In reading order: [`up`] (broker and stages, in processes of their own or in this one), [`client`] (submit, follow,
-//! cancel), [`ask`] (one question), [`export`] (its answer as files for editors), [`model`](mod@model) (a checkpoint: inspected, planned for, quantized, made up), [`bench`] (how
-//! fast), [`recording`] (what passed over the bus, to a file and back), [`demo_video`] (videos with a known truth).
+//! cancel), [`ask`] (one question), [`export`] (its answer as files for editors), [`model`](mod@model) (a checkpoint:
+//! inspected, planned for, quantized, made up), [`bench`] (how fast), [`eval`] (how right), [`plot`] (pictures of both),
+//! [`recording`] (what passed over the bus, to a file and back), [`demo_video`] (videos with a known truth).
 
 pub mod ask;
 pub mod bench;
 pub mod client;
 pub mod demo_video;
+pub mod eval;
 pub mod export;
 pub mod model;
+pub mod plot;
 pub mod recording;
 pub mod up;

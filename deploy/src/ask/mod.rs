@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use protocol::event::{Event, JobEvent, JobResult};
+use protocol::error::{JobError, StageName};
+use protocol::event::{CancelledBy, Event, JobEvent, JobResult};
 use protocol::message::JobRequest;
 use runtime::bus::Bus;
 use runtime::process::{Exit, Fatal};
@@ -29,34 +30,59 @@ pub struct Style {
     pub quiet: bool,
 }
 
+/// End of a job.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// It was answered.
+    Answered(Box<JobResult>),
+    /// It did not work out.
+    Failed(JobError),
+    /// Nobody wanted it any more.
+    Cancelled {
+        /// Party that ended it.
+        by: CancelledBy,
+        /// Stages that dropped work for it.
+        stages_stopped: Vec<StageName>,
+        /// Milliseconds that stopping took.
+        ms: u64,
+    },
+}
+
 /// Submits a job and shows what it does until it ends.
 ///
 /// # Errors
 /// When the job fails, is cancelled, or cannot be followed.
 pub async fn ask(bus: &Bus, request: &JobRequest, style: Style) -> Result<JobResult, Fatal> {
-    let other = |e: anyhow::Error| Fatal(Exit::Broker, format!("{e:#}"));
-    let mut events = Events::new(bus, &request.job);
-    client::submit(bus, request).await.map_err(other)?;
     let mut progress = Progress::new(style);
-    let mut next = first(bus, request, &mut events).await.map_err(other)?;
+    let end = followed(bus, request, |event| progress.show(event)).await;
+    let end = end.map_err(|e| Fatal(Exit::Broker, format!("{e:#}")))?;
+    progress.clear();
+    match end {
+        End::Answered(result) => {
+            outcome::print(request, &result, style)?;
+            Ok(*result)
+        }
+        End::Failed(error) => Err(outcome::failed(request, &error, style)),
+        End::Cancelled { by, stages_stopped, ms } => Err(outcome::cancelled(request, by, &stages_stopped, ms, style)),
+    }
+}
+
+/// Submits a job and follows it to its end; `each` is told of what comes before that.
+///
+/// # Errors
+/// When the broker does not take it, or its events cannot be read.
+pub async fn followed(bus: &Bus, request: &JobRequest, mut each: impl FnMut(&Event)) -> anyhow::Result<End> {
+    let mut events = Events::new(bus, &request.job);
+    client::submit(bus, request).await?;
+    let mut next = first(bus, request, &mut events).await?;
     loop {
         match next.event {
-            Event::Result(result) => {
-                progress.clear();
-                outcome::print(request, &result, style)?;
-                return Ok(*result);
-            }
-            Event::Failed { error } => {
-                progress.clear();
-                return Err(outcome::failed(request, &error, style));
-            }
-            Event::Cancelled { by, stages_stopped, ms } => {
-                progress.clear();
-                return Err(outcome::cancelled(request, by, &stages_stopped, ms, style));
-            }
-            event => progress.show(&event),
+            Event::Result(result) => return Ok(End::Answered(result)),
+            Event::Failed { error } => return Ok(End::Failed(error)),
+            Event::Cancelled { by, stages_stopped, ms } => return Ok(End::Cancelled { by, stages_stopped, ms }),
+            event => each(&event),
         }
-        next = events.next().await.map_err(other)?;
+        next = events.next().await?;
     }
 }
 

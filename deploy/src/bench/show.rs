@@ -7,9 +7,7 @@ use runtime::answer;
 use runtime::output::Unwritten;
 
 use super::{pipeline, stage};
-
-/// Width, height and margin of a plot.
-const PLOT_SIZE: (f64, f64, f64) = (480.0, 320.0, 48.0);
+use crate::plot::{Line, Plot};
 
 /// Prints the table of one stage.
 ///
@@ -105,35 +103,11 @@ pub fn pipeline_plot(rows: &[pipeline::Row], path: &Path) -> std::io::Result<()>
 
 /// SVG of joined points, beside the line through the origin and the first of them.
 fn plot(title: &str, points: &[(f64, f64)]) -> String {
-    let (width, height, margin) = PLOT_SIZE;
     let base = points.first().copied().unwrap_or((1.0, 1.0));
     let ideal = |n: f64| base.1 * n / base.0;
     let most = points.iter().map(|p| p.0).fold(1.0, f64::max);
     let top = points.iter().map(|p| p.1).fold(ideal(most), f64::max);
-    let x = |n: f64| margin + (width - 2.0 * margin) * n / most;
-    let y = |v: f64| height - margin - (height - 2.0 * margin) * v / top;
-    let measured: Vec<String> = points.iter().map(|&(n, v)| format!("{:.1},{:.1}", x(n), y(v))).collect();
-    let labels: String = points
-        .iter()
-        .map(|&(n, v)| {
-            let (px, py) = (x(n), y(v));
-            format!(
-                "<circle cx='{px:.1}' cy='{py:.1}' r='3'/><text x='{px:.1}' y='{:.1}' text-anchor='middle'>{v:.2}</text>\
-                 <text x='{px:.1}' y='{:.1}' text-anchor='middle'>{n}</text>",
-                py - 8.0,
-                height - margin + 16.0,
-            )
-        })
-        .collect();
-    format!(
-        "<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' font-family='sans-serif' font-size='12'>\
-         <rect width='100%' height='100%' fill='white'/><text x='{margin}' y='20'>{title}</text>\
-         <polyline points='{:.1},{:.1} {:.1},{:.1}' stroke='#bbb' fill='none'/>\
-         <polyline points='{}' stroke='#06c' fill='none' stroke-width='2'/>{labels}</svg>",
-        x(base.0),
-        y(base.1),
-        x(most),
-        y(ideal(most)),
-        measured.join(" ")
-    )
+    let line = |colour, points, marked| Line { name: String::new(), colour, points, marked };
+    let lines = [line("#bbb", vec![base, (most, ideal(most))], false), line("#06c", points.to_vec(), true)];
+    Plot { title, most: (most, top), ticks: 0, lines: &lines }.svg()
 }

@@ -111,6 +111,9 @@ pub enum Command {
     },
     /// Measures one stage alone, or whole jobs.
     Bench(bench::command::Bench),
+    /// Asks the queries of a benchmark (VUE-TR), scores answers (VUE-TR, -STG, -PLOT), compares two files of answers.
+    #[command(subcommand)]
+    Eval(crate::eval::Eval),
     /// Runs one stage in this process.
     Stage {
         /// decode, vision, audio, fuse or llm.

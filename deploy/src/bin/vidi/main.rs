@@ -2,12 +2,13 @@
 //!
 //! In reading order: [`cli`] (the command line), this file (which part does what), [`up`] (broker and stages), [`ask`]
 //! (one question), [`export`] (files of its answer), [`running`] (requests to a pipeline that runs), [`checkpoints`] (a model's files),
-//! [`demo_video`] (a video with a known truth).
+//! [`demo_video`] (a video with a known truth), [`eval`] (benchmarks).
 
 mod ask;
 mod checkpoints;
 mod cli;
 mod demo_video;
+mod eval;
 mod export;
 mod running;
 mod up;
@@ -50,7 +51,7 @@ fn configuration(cli: &Cli) -> Result<Config, Fatal> {
 
 fn run(cli: Cli) -> Result<(), Fatal> {
     let mut config = configuration(&cli)?;
-    let quiet = matches!(cli.command, Command::Ask(_));
+    let quiet = matches!(cli.command, Command::Ask(_) | Command::Eval(_));
     let mut log = config.log.clone();
     if quiet && log == config::LogConfig::default() {
         log.filter = "error".to_owned();
@@ -75,6 +76,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             warn_of_random_weights(&config);
             runtime.block_on(bench.run(&config))
         }
+        Command::Eval(action) => runtime.block_on(eval::eval(&config, action)),
         Command::Load { stage } => runtime.block_on(running::load(&config, Verb::Load, stage)),
         Command::Unload { stage } => runtime.block_on(running::load(&config, Verb::Unload, stage)),
         Command::Stage { name, supervised, broker_of } => runtime.block_on(async {
