@@ -14,7 +14,7 @@ use tests::faults::{
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Cases that run beside each other at most. They mostly wait, and bounds, which are times, are stretched by more than that.
-static LANES: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(2));
+static LANES: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(3));
 
 async fn lane() -> anyhow::Result<SemaphorePermit<'static>> {
     Ok(LANES.acquire().await?)
