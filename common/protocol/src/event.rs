@@ -77,6 +77,17 @@ pub struct TimeRange {
     pub title: Option<String>,
 }
 
+/// Box in the picture at a time, or for a range of times.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TimedBox {
+    /// Start, seconds from the start of the video.
+    pub start_s: f64,
+    /// End, seconds; the start where one time is meant.
+    pub end_s: f64,
+    /// Left, top, right and bottom as shares of the picture's width and height, 0 to 1.
+    pub bbox: [f64; 4],
+}
+
 /// Time that one stage's work on a job took.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageTiming {
