@@ -3,7 +3,8 @@
 use protocol::event::{TimeRange, TimedBox};
 use serde_json::Value;
 
-use super::lenient::{Pair, Scale, pairs};
+use super::pairs::{Pair, pairs};
+use super::scale::Scale;
 use super::time::{Time, time};
 use super::{Reading, Watched, envelope, json, shape};
 
@@ -11,6 +12,8 @@ use super::{Reading, Watched, envelope, json, shape};
 const BOXES: [&str; 4] = ["bbox", "box", "bbox_2d", "box_2d"];
 /// Names of a box's one time, or of a text with two.
 const TIMES: [&str; 4] = ["time", "timestamp", "time_s", "t"];
+/// Most characters of a box in a text.
+const LONGEST: usize = 128;
 /// Largest coordinate of a box that is written in thousandths of the picture.
 const THOUSANDTHS: f64 = 1000.0;
 
@@ -115,7 +118,8 @@ fn of_text(text: &str) -> Vec<Written> {
     while let Some(open) = text[at..].find('[') {
         let open = at + open;
         at = open + 1;
-        let Some(close) = text[open..].find(']') else { break };
+        let close = text[open..].char_indices().take(LONGEST).find(|(_, c)| *c == ']');
+        let Some((close, _)) = close else { continue };
         let numbers: Vec<&str> = text[open + 1..open + close].split(',').map(str::trim).collect();
         let numbers: Option<Vec<f64>> =
             numbers.iter().map(|n| n.parse().ok().filter(|n: &f64| n.is_finite())).collect();

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::lenient::{Pair, pairs as pairs_of_text};
+use super::pairs::{Pair, pairs as pairs_of_text};
 use super::time::{Time, Unit, time};
 
 /// Names of a range's two times, in the forms that models write.

@@ -1,16 +1,18 @@
 //! Reading of an answer: its text to time ranges and boxes.
 //!
 //! In reading order: this file (which parser, and what it gives), [`reference`](mod@reference) (the reference's own parser),
-//! [`envelope`] (what of a text is the answer), [`time`] (one time), [`lenient`] (time ranges however they are written),
-//! [`json`] (the same in JSON), [`boxes`] (boxes beside times), [`resolution`] (how exact times are), [`shape`] (ranges
-//! sorted, clipped, joined and padded).
+//! [`envelope`] (what of a text is the answer), [`time`] (one time), [`pairs`] (two that belong together), [`json`] (the
+//! same in JSON), [`resolution`] (how exact times are), [`scale`] (times to seconds), [`shape`] (ranges sorted, clipped, joined and
+//! padded), [`lenient`] (time ranges however they are written), [`boxes`] (boxes beside times).
 
 pub mod boxes;
 pub mod envelope;
 pub mod json;
 pub mod lenient;
+pub mod pairs;
 pub mod reference;
 pub mod resolution;
+pub mod scale;
 pub mod shape;
 #[cfg(test)]
 mod tests;
