@@ -65,6 +65,29 @@ pub enum Finish {
     Length,
 }
 
+/// Whether the released weights can do a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Supported {
+    /// They were trained for it.
+    Trained,
+    /// It is made of questions that they were trained for.
+    Composite,
+    /// They were not trained for it: an answer may mean nothing.
+    Experimental,
+}
+
+impl Supported {
+    /// Name in tasks and results.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Supported::Trained => "trained",
+            Supported::Composite => "composite",
+            Supported::Experimental => "experimental",
+        }
+    }
+}
+
 /// Time range of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimeRange {
@@ -139,11 +162,11 @@ pub struct ModelName {
 pub struct JobResult {
     /// Answer, without special tokens, stripped.
     pub text: String,
-    /// Generated token ids, the end token included.
+    /// Generated token ids, the end token included; of several questions none, they stand in `answers`.
     pub token_ids: Vec<u32>,
-    /// Reason for which generation ended.
+    /// Reason for which generation ended; of several questions `length` if one of them was cut off.
     pub finish: Finish,
-    /// Time ranges, for tasks that answer with them.
+    /// Time ranges, for tasks that answer with them; of several questions all, with their query for a title.
     pub ranges: Vec<TimeRange>,
     /// Totals of the video.
     pub plan: MediaPlan,
@@ -155,6 +178,65 @@ pub struct JobResult {
     pub memory: BTreeMap<StageName, StageMemory>,
     /// Model that answered.
     pub model: ModelName,
+    /// Task that was answered; empty in results of before 2026-11-26, as all that follows is absent there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub task: String,
+    /// Whether the released weights can do the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supported: Option<Supported>,
+    /// Parser that read the ranges or boxes: `text`, `reference`, `lenient` or `boxes`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub parser: String,
+    /// Resolution of all times, seconds; none for a text, in which there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolution_s: Option<f64>,
+    /// Boxes in the picture, for tasks that answer with them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub boxes: Vec<TimedBox>,
+    /// Reason for which there are no ranges or boxes, where the task answers with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Seconds that were added to both ends of each range.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub pad_s: f64,
+    /// Seconds that two ranges could be apart and were made one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub join_s: f64,
+    /// Sentences on what was left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// Answers of a job with several questions, in order; empty for a job with one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<Answer>,
+}
+
+/// Whether a number is 0, which is not written.
+pub(crate) fn is_zero(number: &f64) -> bool {
+    *number == 0.0
+}
+
+/// Answer to one of a job's questions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Query of the client, or the whole question where the task wrote it.
+    pub query: String,
+    /// Answer, without special tokens, stripped.
+    pub text: String,
+    /// Generated token ids, the end token included.
+    pub token_ids: Vec<u32>,
+    /// Reason for which generation ended.
+    pub finish: Finish,
+    /// Time ranges.
+    pub ranges: Vec<TimeRange>,
+    /// Boxes in the picture.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub boxes: Vec<TimedBox>,
+    /// Reason for which there are no ranges or boxes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Resolution of the times, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolution_s: Option<f64>,
 }
 
 /// Event in the life of a job.
@@ -194,6 +276,9 @@ pub enum Event {
         /// 0 in events of before 2026-11-26, which do not say it.
         #[serde(default)]
         at: u64,
+        /// Question that the answer is to, from 0; none in a job with one question.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        question: Option<u32>,
     },
     /// Terminal: the answer.
     Result(Box<JobResult>),
