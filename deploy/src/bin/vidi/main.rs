@@ -1,7 +1,7 @@
 //! The `vidi` command.
 //!
 //! In reading order: [`cli`] (the command line), this file (which part does what), [`up`] (broker and stages), [`ask`]
-//! (one question), [`export`] (files of its answer), [`running`] (requests to a pipeline that runs), [`checkpoints`] (a model's files),
+//! (questions), [`tasks`] (what can be asked), [`export`] (files of its answer), [`running`] (requests to a pipeline that runs), [`checkpoints`] (a model's files),
 //! [`demo_video`] (a video with a known truth), [`eval`] (benchmarks).
 
 mod ask;
@@ -11,6 +11,7 @@ mod demo_video;
 mod eval;
 mod export;
 mod running;
+mod tasks;
 mod up;
 
 use std::process::ExitCode;
@@ -61,6 +62,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
     match cli.command {
         Command::Up(args) => runtime.block_on(up::up(&mut config, args)),
         Command::Ask(args) => runtime.block_on(ask::ask(&mut config, args)),
+        Command::Tasks { json } => tasks::list(&config, json),
         Command::Cancel { job } => runtime.block_on(running::cancel(&config, job)),
         Command::Status { json } => runtime.block_on(running::status(&config, json)),
         Command::Inspect { model, all, json } => checkpoints::show_tensors(&config, &model, all, json),
