@@ -62,6 +62,12 @@ fn told(port: &FakePort, number: Option<u32>) -> String {
     text
 }
 
+/// Questions of the text events, in their order.
+fn order(port: &FakePort) -> Vec<u32> {
+    let number = |event: &Event| if let Event::Text { question, .. } = event { *question } else { None };
+    port.events.iter().filter_map(number).collect()
+}
+
 fn answer(request: &JobRequest) -> (JobResult, FakePort) {
     let mut port = port();
     (stage().answer(request, &mut port).unwrap(), port)
@@ -95,17 +101,20 @@ fn a_sampled_answer_beside_others_is_the_one_that_its_seed_gives_alone() {
 #[test]
 fn questions_that_do_not_fit_together_are_answered_one_after_another() {
     let request = several(&["a cat", "a dog", "a bird", "a fish"], "qa");
-    let (together, _) = answer(&request);
+    let (together, heard) = answer(&request);
+    assert!(!order(&heard).is_sorted(), "a token of each a step: {:?}", order(&heard));
     let footprint = *stage().footprint();
     // The video with a second of margin and one text, not two.
-    let longest = 60;
+    let longest = 40;
     let budget = footprint.fixed.bytes()
         + footprint.media_token_bytes * (IMAGE + AUDIO + 10) as u64
         + footprint.text_token_bytes * longest;
     let mut settings = Settings { budget_bytes: Some(budget), ..Settings::default() };
     settings.llm.end_tokens.clear();
     let mut small = Model::new().stage(settings).unwrap();
-    let one_by_one = small.answer(&request, &mut port()).unwrap();
+    let mut heard = port();
+    let one_by_one = small.answer(&request, &mut heard).unwrap();
+    assert!(order(&heard).is_sorted(), "{:?}", order(&heard));
     assert_eq!(one_by_one.answers, together.answers);
 }
 

@@ -24,7 +24,7 @@ impl Scale {
     }
 
     /// Whether a number is meant as a time.
-    fn is_time(self, time: Time) -> bool {
+    pub fn is_time(self, time: Time) -> bool {
         time.unit != Unit::Plain || !self.pointed || time.decimals > 0 || time.value <= 1.0 || !self.fractions
     }
 
