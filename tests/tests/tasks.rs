@@ -7,10 +7,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 use deploy::client::{self, Events};
+use deploy::demo_video::truth::Answer;
 use protocol::error::StageName;
-use protocol::event::{Event, JobEvent, JobResult, Supported};
+use protocol::event::{Event, JobEvent, JobResult, Supported, TimeRange};
 use protocol::message::{JobId, JobRequest};
-use tests::harness::{Rig, Setup, signal, terminal, video, vidi};
+use tests::harness::{Rig, Setup, ffmpeg, signal, terminal, video, vidi};
 
 fn request(job: &str, file: &Path, task: &str, queries: &[&str]) -> anyhow::Result<JobRequest> {
     Ok(JobRequest {
@@ -139,4 +140,85 @@ async fn whoever_takes_over_several_questions_tells_of_each_answer_what_is_left(
     let planned = events.iter().filter(|e| matches!(e.event, Event::Planned { .. })).count();
     ensure!(planned == 2, "the job had one owner, and the test shows nothing: {events:?}");
     check_told(&events).with_context(|| rig.log())
+}
+
+/// Pictures that move, each of another kind.
+const SHOTS: [&str; 4] = [
+    "testsrc2=size=320x180:rate=25",
+    "mandelbrot=size=320x180:rate=25",
+    "smptebars=size=320x180:rate=25",
+    "life=size=320x180:rate=25:ratio=0.1:death_color=red:life_color=white",
+];
+
+/// Makes a video of pictures of 12 s each, with hard cuts between them.
+fn cut_video(path: &Path, shots: &[&str]) -> anyhow::Result<()> {
+    let inputs: Vec<String> = shots.iter().map(|shot| format!("-f lavfi -t 12 -i {shot}")).collect();
+    let same = (0..shots.len()).map(|n| format!("[{n}]format=yuv420p,setsar=1[v{n}];")).collect::<String>();
+    let named = (0..shots.len()).map(|n| format!("[v{n}]")).collect::<String>();
+    let filter = format!("{same}{named}concat=n={}", shots.len());
+    ffmpeg(&format!("{} -filter_complex {filter} -c:v libx264 -preset ultrafast", inputs.join(" ")), path)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chapters_begin_at_the_cuts_of_a_video_and_not_where_something_moves() -> anyhow::Result<()> {
+    let rig = Rig::start(Setup { model: Some("demo".into()), ..Setup::default() }).await?;
+    let chapters = async |name: &str, shots: &[&str]| -> anyhow::Result<JobResult> {
+        let clip = rig.media().join(format!("{name}.mp4"));
+        cut_video(&clip, shots)?;
+        let events = rig.answer(&request(name, &clip, "chapters", &[])?).await?;
+        result(&events).cloned().with_context(|| rig.log())
+    };
+    let cut = chapters("cut", &SHOTS).await?;
+    let starts: Vec<f64> = cut.ranges.iter().map(|range| range.start_s).collect();
+    let step_s = cut.resolution_s.context("no resolution")?;
+    ensure!((0.9..=1.1).contains(&step_s), "a frame a second: {step_s}");
+    ensure!(starts.len() == 4, "{starts:?}");
+    let far = starts.iter().zip([0.0, 12.0, 24.0, 36.0]).map(|(start, cut)| (start - cut).abs()).fold(0.0, f64::max);
+    ensure!(far <= step_s, "cuts at 12, 24 and 36 s were found at {starts:?}");
+    ensure!(cut.answers.len() == 4 && cut.ranges.iter().all(|range| range.title.is_some()), "{:?}", cut.ranges);
+    for shot in SHOTS {
+        let (name, _) = shot.split_once('=').context("no name")?;
+        let one = chapters(name, &[shot; 3]).await?;
+        ensure!(one.ranges.len() == 1 && one.notes.len() == 1, "{name}: {:?} {:?}", one.ranges, one.notes);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn highlights_are_what_their_queries_find_and_each_has_a_title() -> anyhow::Result<()> {
+    let rig = Rig::start(Setup { model: Some("demo".into()), keep_video: true, ..Setup::default() }).await?;
+    let (video, truth) = rig.demo_video(3, 24)?;
+    let found = |answer: &Answer| matches!(answer, Answer::Ranges(ranges) if !ranges.is_empty());
+    let queries: Vec<&str> = truth
+        .questions
+        .iter()
+        .filter(|q| q.task == "retrieval" && found(&q.answer))
+        .map(|q| q.query.as_str())
+        .collect();
+    let events = rig.answer(&request("queries", &video, "retrieval", &queries)?).await?;
+    let retrieval = result(&events)?;
+    let events = rig.answer(&request("highlights", &video, "highlights", &queries)?).await?;
+    let highlights = result(&events)?;
+    check_told(&events)?;
+    let (asked, titles) = highlights.answers.split_at(queries.len());
+    ensure!(asked == retrieval.answers, "{asked:?}");
+    let half_s = highlights.plan.duration_s / 2.0;
+    let small = |range: &&TimeRange| range.end_s - range.start_s <= half_s;
+    let expected: Vec<&TimeRange> = asked.iter().flat_map(|answer| &answer.ranges).filter(small).collect();
+    ensure!(!expected.is_empty() && !highlights.ranges.is_empty(), "nothing was found, and the test shows nothing");
+    for range in expected {
+        let holds = |whole: &&TimeRange| whole.start_s <= range.start_s && range.end_s <= whole.end_s;
+        let joined_too_long = highlights.notes.iter().any(|note| note.contains("more than 50 %"));
+        ensure!(
+            highlights.ranges.iter().any(|r| holds(&r)) || joined_too_long,
+            "{range:?} is in none of {:?}",
+            highlights.ranges
+        );
+    }
+    for (range, title) in highlights.ranges.iter().zip(titles) {
+        let line = title.text.lines().map(str::trim).find(|line| !line.is_empty());
+        ensure!(range.title.as_deref() == line && line.is_some(), "{range:?}: {title:?}");
+    }
+    ensure!(titles.len() == highlights.ranges.len() && highlights.cached);
+    Ok(())
 }

@@ -119,8 +119,7 @@ fn noise(result: &JobResult) -> Option<String> {
     // `random` alone may be a directory; what the stages make names its size.
     let name = Some(&result.model.name).filter(|name| name.contains(':'))?;
     let weights: RandomWeights = name.parse().ok()?;
-    let of_several: usize = result.answers.iter().map(|answer| answer.token_ids.len()).sum();
-    let (tokens, text) = (result.token_ids.len() + of_several, &result.text);
+    let (tokens, text) = (result.answer_tokens(), &result.text);
     Some(format!("{tokens} tokens of {weights}, which is no answer: {text:?}"))
 }
 

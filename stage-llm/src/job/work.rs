@@ -8,8 +8,8 @@ use crate::text::reading::Parser;
 use crate::text::registry::Tasks;
 use crate::text::task::{Generation, QueryRule, RangeSource, Task};
 
-/// Most tokens of all answers of a job with several questions: its result is one message, and has to pass a broker that takes
-/// 1 MB.
+/// Most tokens of all answers of a job with several questions, and of all titles of a composite task: its result is one message,
+/// and has to pass a broker that takes 1 MB.
 const MOST_ANSWER_TOKENS: usize = 16_384;
 
 /// Question, as the model reads it.
@@ -111,13 +111,18 @@ fn asked(
     request: &JobRequest,
     prompter: &Prompter,
 ) -> Result<Vec<Question>, JobError> {
-    let (mut generation, parser) = (task.generation(request), task.parser(request)?);
-    generation.max_new_tokens = generation.max_new_tokens.min(MOST_ANSWER_TOKENS / queries.len().max(1));
+    let (generation, parser) = (shared(task.generation(request), queries.len()), task.parser(request)?);
     let one = |query: &String| {
         let prompt = prompter.encode(&task.question(query)?)?;
         Ok(Question { query: query.clone(), prompt, generation, parser })
     };
     queries.iter().map(one).collect()
+}
+
+/// Settings of each of `count` answers: none has more than its share of [`MOST_ANSWER_TOKENS`].
+fn shared(generation: Generation, count: usize) -> Generation {
+    let most = MOST_ANSWER_TOKENS / count.max(1);
+    Generation { max_new_tokens: generation.max_new_tokens.min(most), ..generation }
 }
 
 /// Question for the title of a range; its start and end are seconds of what was watched.
@@ -132,5 +137,6 @@ pub fn title(
 ) -> Result<Question, JobError> {
     let query = task.title_question(start_s, end_s);
     let prompt = prompter.encode(&query)?;
-    Ok(Question { query, prompt, generation: task.generation(request), parser: Parser::Text })
+    let most = task.ranges.as_ref().map_or(1, RangeSource::most);
+    Ok(Question { query, prompt, generation: shared(task.generation(request), most), parser: Parser::Text })
 }

@@ -80,6 +80,15 @@ pub enum RangeSource {
     },
 }
 
+impl RangeSource {
+    /// Most ranges.
+    pub fn most(&self) -> usize {
+        match self {
+            RangeSource::Queries { most, .. } | RangeSource::Shots { most, .. } => *most,
+        }
+    }
+}
+
 /// Settings by which an answer's tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Generation {

@@ -101,6 +101,12 @@ impl JobRequest {
             priority: priority(),
         }
     }
+
+    /// The same request with these questions: one in `query`, several in `queries`.
+    pub fn with_queries(self, mut queries: Vec<String>) -> Self {
+        let query = if queries.len() == 1 { queries.remove(0) } else { String::new() };
+        JobRequest { query, queries, ..self }
+    }
 }
 
 impl Message for JobRequest {

@@ -128,14 +128,8 @@ fn request(ask: &Ask, local: Option<&Path>) -> Result<JobRequest, Fatal> {
     };
     let job = job.map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
     let video = local.map_or(ask.video.clone(), |p| p.to_string_lossy().into_owned());
-    let (query, queries) = match ask.queries.as_slice() {
-        [] => (String::new(), Vec::new()),
-        [one] => (one.clone(), Vec::new()),
-        several => (String::new(), several.to_vec()),
-    };
     let request = JobRequest {
         task: ask.task.clone(),
-        queries,
         parser: ask.parser.clone(),
         pad_s: ask.pad,
         join_s: ask.join,
@@ -147,7 +141,7 @@ fn request(ask: &Ask, local: Option<&Path>) -> Result<JobRequest, Fatal> {
         seed: ask.seed,
         deadline_s: ask.deadline,
         priority: ask.priority,
-        ..JobRequest::new(job, video, query)
+        ..JobRequest::new(job, video, "").with_queries(ask.queries.clone())
     };
     protocol::wire::Message::check(&request).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
     Ok(request)

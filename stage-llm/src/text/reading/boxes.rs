@@ -137,7 +137,7 @@ fn last_times(text: &str) -> Option<Pair> {
     pairs(text).pop().or_else(|| {
         let starts = |at: &usize| !text[..*at].ends_with(|c: char| c.is_alphanumeric() || matches!(c, '.' | ':' | '_'));
         let digits = text.match_indices(|c: char| c.is_ascii_digit()).map(|(at, _)| at).filter(starts);
-        let last: Option<Time> = digits.filter_map(|at| time(&text[at..])).map(|(time, _)| time).last();
+        let last: Option<Time> = digits.filter_map(|at| time(&text[at..])).map(|(time, _)| time).next_back();
         last.map(|time| Pair { start: time, end: time })
     })
 }
