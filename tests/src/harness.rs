@@ -62,6 +62,22 @@ pub fn ffmpeg(args: &str, output: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A video that `vidi demo-video` makes in a directory, and its truth.
+///
+/// # Errors
+/// The command's.
+pub fn demo_video(dir: &Path, seed: u64, seconds: u32) -> anyhow::Result<(PathBuf, Truth)> {
+    let video = dir.join(format!("{seed}.mp4"));
+    let mut command = Command::new(vidi()?);
+    command.arg("demo-video").arg(&video).args(["--seed", &seed.to_string(), "--seconds", &seconds.to_string()]);
+    let output = command.stdin(Stdio::null()).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let truth = Truth::read(&video.with_extension("json")).map_err(anyhow::Error::msg)?;
+    let said = String::from_utf8(output.stdout)?;
+    ensure!(truth.questions.iter().all(|q| said.contains(&q.query)), "not every question is printed: {said}");
+    Ok((video, truth))
+}
+
 /// Makes a test video of `seconds`, with video and audio.
 ///
 /// # Errors
@@ -158,14 +174,7 @@ impl Rig {
     /// # Errors
     /// The command's.
     pub fn demo_video(&self, seed: u64, seconds: u32) -> anyhow::Result<(PathBuf, Truth)> {
-        let video = self.media().join(format!("{seed}.mp4"));
-        let (name, seed, seconds) = (video.to_string_lossy(), seed.to_string(), seconds.to_string());
-        let output = self.run(&["demo-video", &name, "--seed", &seed, "--seconds", &seconds])?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let truth = Truth::read(&video.with_extension("json")).map_err(anyhow::Error::msg)?;
-        let said = String::from_utf8(output.stdout)?;
-        ensure!(truth.questions.iter().all(|q| said.contains(&q.query)), "not every question is printed: {said}");
-        Ok((video, truth))
+        demo_video(&self.media(), seed, seconds)
     }
 
     /// Starts broker and stages and waits until all are ready.

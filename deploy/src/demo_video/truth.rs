@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use protocol::event::JobResult;
+use protocol::event::{JobResult, TimeRange};
 use serde::{Deserialize, Serialize};
 
 use super::scene::{Colour, Interval, Scene, Shape, Sound};
@@ -127,11 +127,16 @@ impl Answer {
 
     /// How right a result is.
     pub fn judge(&self, result: &JobResult) -> Verdict {
+        self.judge_of(&result.text, &result.ranges)
+    }
+
+    /// How right one answer of several is.
+    pub fn judge_of(&self, text: &str, ranges: &[TimeRange]) -> Verdict {
         match self {
-            Answer::Text(text) => Verdict::of_words(&result.text, text),
-            Answer::Ranges(ranges) => {
-                let said: Vec<Interval> = result.ranges.iter().map(|r| [r.start_s, r.end_s]).collect();
-                Verdict::of_ranges(&said, ranges)
+            Answer::Text(words) => Verdict::of_words(text, words),
+            Answer::Ranges(truth) => {
+                let said: Vec<Interval> = ranges.iter().map(|r| [r.start_s, r.end_s]).collect();
+                Verdict::of_ranges(&said, truth)
             }
         }
     }

@@ -13,7 +13,8 @@ use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
 use runtime::subject::StreamName;
 
-use super::load::{self, Load, setup, true_setup};
+use super::load::{self, Load, true_setup};
+use super::long_answer::{LongAnswer, SCENE};
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
 use crate::harness::{Rig, Setup, signal, terminal};
@@ -131,18 +132,16 @@ pub async fn by_a_job(scale: &Scale) -> Row {
 
 /// SIGSTOP of an owner until another has taken its job over, then SIGCONT.
 pub async fn two_owners(scale: &Scale) -> Row {
-    let expected = "one terminal event, the text told once, the answer of an undisturbed run";
+    let expected = "one terminal event, the text told once, the true answers of an undisturbed run";
     let case = Case { name: "two owners for one job".to_owned(), expected, bound_s: scale.bound(60.0) };
     case.run(async {
-        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup(scale) }).await?;
-        let clip = load::long_video(&rig, 3)?;
-        let mut request = JobRequest::new(JobId::new("undisturbed")?, clip.to_string_lossy(), "a dog");
-        request.max_new_tokens = 600;
-        let undisturbed = load::result(&rig.answer(&request).await?)?.clone();
+        let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..true_setup(scale) }).await?;
+        let (video, truth) = rig.demo_video(SCENE.0, SCENE.1)?;
+        let long = LongAnswer::new(&rig.bus, &video, &truth, 12).await.with_context(|| load::tail(&rig))?;
         let mut takeovers = 0;
         let rounds = (scale.jobs / 16).clamp(1, 5);
         for round in 0..rounds {
-            request.job = JobId::new(format!("two-{round}"))?;
+            let request = long.request(&format!("two-{round}"))?;
             client::submit(&rig.bus, &request).await?;
             load::wait_for(&rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
             let owner = owner_of(&rig, &request.job).await?;
@@ -150,19 +149,15 @@ pub async fn two_owners(scale: &Scale) -> Row {
             let taken_over = taken_over(&rig, &request.job).await;
             signal(owner, "CONT")?;
             takeovers += usize::from(taken_over?);
-            rig.events(&request.job).await?;
-            // Time for the first owner to interfere.
-            tokio::time::sleep(Duration::from_millis(1500)).await;
-            let events = load::log_of(&rig.bus, &request.job).await;
-            let got = load::result(&events).with_context(|| load::tail(&rig))?;
-            ensure!(got.token_ids == undisturbed.token_ids, "another answer");
-            load::told_once(&events, &got.text)?;
+            ended_by_one(&rig, &long, &request).await?;
         }
         ensure!(takeovers == rounds, "{takeovers} takeovers in {rounds} rounds");
-        counted_anew(&rig, request).await?;
+        counted_anew(&rig, &long).await?;
         load::empty(&rig).await?;
         let injected = format!(
-            "the owner of {rounds} jobs stopped until taken over, then continued; one job delivered twice with one number"
+            "the owner of {rounds} jobs of {} tokens stopped until taken over, then continued; one job delivered twice \
+             with one number",
+            long.tokens()
         );
         Ok(Seen { injected, observed: "one end each, text told once".to_owned(), seconds: None })
     })
@@ -186,8 +181,8 @@ async fn taken_over(rig: &Rig, job: &JobId) -> anyhow::Result<bool> {
 
 /// A job that is delivered to a second owner with the number of the first delivery, while the first owner is at work: the
 /// queue forgets that it delivered it, as on a full disk.
-async fn counted_anew(rig: &Rig, request: JobRequest) -> anyhow::Result<()> {
-    let request = JobRequest { job: JobId::new("counted-anew")?, max_new_tokens: 6000, ..request };
+async fn counted_anew(rig: &Rig, long: &LongAnswer) -> anyhow::Result<()> {
+    let request = long.request("counted-anew")?;
     client::submit(&rig.bus, &request).await?;
     load::wait_for(rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
     let js = async_nats::jetstream::new(rig.bus.client().clone());
@@ -197,12 +192,15 @@ async fn counted_anew(rig: &Rig, request: JobRequest) -> anyhow::Result<()> {
         "the answer was faster than the second delivery; {}",
         load::tail(rig)
     );
+    ended_by_one(rig, long, &request).await
+}
+
+/// Waits for the end of a job that two owners have, and checks that only one of them told of it.
+async fn ended_by_one(rig: &Rig, long: &LongAnswer, request: &JobRequest) -> anyhow::Result<()> {
     rig.events(&request.job).await?;
     // Time for the other owner to interfere.
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    let events = load::log_of(&rig.bus, &request.job).await;
-    let got = load::result(&events).with_context(|| load::tail(rig))?;
-    load::told_once(&events, &got.text).with_context(|| load::tail(rig))
+    long.check(&load::log_of(&rig.bus, &request.job).await).with_context(|| load::tail(rig))
 }
 
 /// Process id of the owner of a job.

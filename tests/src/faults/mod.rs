@@ -17,6 +17,7 @@ pub mod flow;
 pub mod hung;
 pub mod killed;
 pub mod load;
+pub mod long_answer;
 pub mod losses;
 pub mod messages;
 pub mod probes;

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use deploy::client;
 use protocol::event::Event;
-use protocol::message::{JobId, JobRequest};
 use runtime::bus::Role;
 use runtime::process::Exit;
 
-use super::load::{self, followed};
+use super::load::followed;
+use super::long_answer::{LongAnswer, SCENE};
 use super::{Case, Row, Scale, Seen};
-use crate::harness::video;
+use crate::harness::{demo_video, video};
 use crate::own::{Own, Place, file_of};
 
 /// Brokers and stages end within this time of who started them.
@@ -36,17 +36,14 @@ pub async fn killed(scale: &Scale) -> Row {
     let case = Case { name, expected, bound_s: scale.bound(20.0 + rounds as f64 * 25.0) };
     case.run(async {
         let place = Place::new(scale.broker.clone())?;
-        let clip = place.media().join("clip.mp4");
-        video(&clip, 2)?;
-        let mut up = place.up("up-0", &[])?;
+        let demo = ["--set", "model.dir=demo"];
+        let mut up = place.up("up-0", &demo)?;
         let mut bus = up.ready(Role::Client).await?;
-        let mut request = JobRequest::new(JobId::new("undisturbed")?, clip.to_string_lossy(), "a dog");
-        request.max_new_tokens = 1500;
-        client::submit(&bus, &request).await?;
-        let undisturbed = load::result(&followed(&bus, &request.job).await?)?.token_ids.clone();
+        let (video, truth) = demo_video(&place.media(), SCENE.0, SCENE.1)?;
+        let long = LongAnswer::new(&bus, &video, &truth, 12).await.with_context(|| up.log())?;
         let mut slowest = Duration::ZERO;
         for round in 1..=rounds {
-            request.job = JobId::new(format!("killed-{round}"))?;
+            let request = long.request(&format!("killed-{round}"))?;
             client::submit(&bus, &request).await?;
             let mut events = client::Events::new(&bus, &request.job);
             while !matches!(events.next().await?.event, Event::Text { .. }) {}
@@ -54,23 +51,21 @@ pub async fn killed(scale: &Scale) -> Row {
             ensure!(brokers.len() == 1, "{brokers:?}");
             up.kill()?;
             let since = Instant::now();
-            up = place.up(&format!("up-{round}"), &[])?;
+            up = place.up(&format!("up-{round}"), &demo)?;
             bus = up.ready(Role::Client).await?;
             let now = place.processes(Place::BROKER);
             ensure!(now.len() == 1 && now != brokers, "brokers {now:?} after {brokers:?}");
             slowest = slowest.max(since.elapsed());
             let events = followed(&bus, &request.job).await.with_context(|| up.log())?;
-            let got = load::result(&events).with_context(|| up.log())?;
-            ensure!(got.token_ids == undisturbed, "another answer");
-            load::told_once(&events, &got.text)?;
+            long.check(&events).with_context(|| up.log())?;
         }
         up.stop()?;
         ensure!(place.processes(Place::BROKER).is_empty(), "a broker outlives a proper stop");
         place.empty(Place::STAGE, ENDS).await?;
         tidy(&place)?;
-        let injected = format!("{rounds} kills of vidi up, each in an answer of 1,500 tokens");
+        let injected = format!("{rounds} kills of vidi up, each in an answer of {} tokens", long.tokens());
         let observed =
-            format!("one broker each time, {rounds} right answers, ready again after {:.1} s", slowest.as_secs_f64());
+            format!("one broker each time, {rounds} true answers, ready again after {:.1} s", slowest.as_secs_f64());
         Ok(Seen { injected, observed, seconds: None })
     })
     .await
