@@ -12,15 +12,18 @@ use protocol::message::JobId;
 use protocol::wire::Encoding;
 
 /// Time for which the other stages leave it to stage-llm: one may be there.
-const OTHERS_WAIT: Duration = Duration::from_millis(400);
+const OTHERS_WAIT: Duration = Duration::from_millis(200);
 /// Time that an owner that is there has to end its job itself.
 const OWNER_WAIT: Duration = Duration::from_secs(5);
 /// Time within which an owner that is there answers.
 const OWNER_ANSWERS: Duration = Duration::from_millis(500);
+/// The same where the job is to end anyway: all looks, with what is before and between them, take less than the second
+/// within which a job is cancelled (850 ms). An owner that was only slow finds the job ended.
+const LOOK: Duration = Duration::from_millis(250);
 /// Looks at a job in work that must all find no owner.
 const LOOKS: u32 = 2;
 /// Pause before the log and the owner are asked again.
-const AGAIN: Duration = Duration::from_millis(250);
+const AGAIN: Duration = Duration::from_millis(150);
 
 /// Drops all that is left of a job that has its terminal event. Stage-llm's and operators' to do: other stages, which
 /// may not touch each other's queues, [tell everyone](broadcast_end) instead.
@@ -37,7 +40,12 @@ pub async fn drop_rest(bus: &Bus, job: &JobId) {
 
 /// Whether a worker owns the job and says so.
 pub async fn owner_is_there(bus: &Bus, job: &JobId) -> bool {
-    let request = async_nats::Request::new().timeout(Some(OWNER_ANSWERS));
+    owner_answers(bus, job, OWNER_ANSWERS).await
+}
+
+/// Whether an owner says so within a time.
+async fn owner_answers(bus: &Bus, job: &JobId, within: Duration) -> bool {
+    let request = async_nats::Request::new().timeout(Some(within));
     bus.client().send_request(bus.subjects().owner(job), request).await.is_ok()
 }
 
@@ -62,7 +70,7 @@ pub async fn ensure_ended(bus: Bus, stage: StageName, job: JobId, by: CancelledB
         }
         let waits = log.last().is_none_or(|e| matches!(e.event, Event::Accepted {} | Event::Queued { .. }));
         if started.elapsed() <= OWNER_WAIT {
-            alone = if owner_is_there(&bus, &job).await { 0 } else { alone + 1 };
+            alone = if owner_answers(&bus, &job, LOOK).await { 0 } else { alone + 1 };
         } else {
             alone = LOOKS;
         }

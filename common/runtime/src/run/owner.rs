@@ -7,6 +7,7 @@
 //! again), [`state`] (what is known of a job while it is owned), [`progress`] (how far each stage is).
 
 mod answer;
+mod asked;
 mod capacity;
 mod claim;
 mod clearing;

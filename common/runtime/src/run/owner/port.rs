@@ -9,8 +9,8 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc};
 
+use super::asked::Asked;
 use super::capacity::{self, Waited};
-use super::missing;
 use super::probe;
 use super::state::JobState;
 use super::text::{HeldText, Piece};
@@ -62,8 +62,8 @@ pub struct OwnerPort {
     came: VideoCoverage,
     /// Sequence of the last message that was shown.
     shown: u64,
-    /// Request to stage-decode, which may be made once more.
-    asked: Option<DecodeRequest>,
+    /// Request to stage-decode.
+    asked: Option<Asked>,
     looked: Instant,
     text: HeldText,
     gave_way: bool,
@@ -137,8 +137,8 @@ impl OwnerPort {
         told.into_iter().try_for_each(|Piece { delta, at, question }| self.append(Event::Text { delta, at, question }))
     }
 
-    /// Once nothing was heard of the job's work for too long, asks for what is missing once more: a broker that was killed
-    /// may have lost what it had accepted. Fails when nothing is heard for as long again.
+    /// Once nothing was heard of the job's work for too long, asks for what is missing again. Fails when nothing is heard for
+    /// as long again and it [may not be repeated](Asked::repeat).
     fn check_patience(&mut self) -> Result<(), Stop> {
         let patience = Duration::from_secs_f64(self.bus.config().worker_patience_s);
         let (stage, silent, silent_everywhere) = {
@@ -160,14 +160,16 @@ impl OwnerPort {
             }
         }
         let waited = patience.as_secs_f64();
-        if let Some(mut request) = self.asked.take() {
-            request.segment = missing::segment(&self.came, &request.plan);
+        let (came, reconnects) = (&self.came, self.bus.reconnects());
+        if let Some((request, attempt)) = self.asked.as_mut().and_then(|a| a.repeat(came, reconnects, self.token)) {
             tracing::warn!(%stage, waited, segment = ?request.segment, "no heartbeat: what is missing is asked for again");
             self.state.progress().note_heartbeat();
-            return self.send_request(&request, Attempt(self.token.0));
+            return self.send_request(&request, attempt);
         }
-        let text =
-            format!("no heartbeat from stage-{stage} for {waited} s, twice: what is missing was asked for again");
+        let times = self.asked.as_ref().map_or(0, Asked::times);
+        let text = format!(
+            "no heartbeat from stage-{stage} for {waited} s, {times} times: what is missing was asked for again"
+        );
         Err(Stop::Failed(
             JobError::new(ErrorKind::WorkerLost, text)
                 .at(stage)
@@ -236,7 +238,7 @@ impl JobPort for OwnerPort {
         self.reserve_capacity(&request.plan)?;
         self.state.progress().expect(&request.plan);
         self.send_request(&request, Attempt::default())?;
-        self.asked = Some(request);
+        self.asked = Some(Asked::new(request));
         Ok(())
     }
 

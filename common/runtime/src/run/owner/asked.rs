@@ -1,0 +1,79 @@
+//! The owner's request to stage-decode, and when what is missing of it may be asked for again.
+
+use super::missing;
+use crate::bus::Attempt;
+use crate::bus::events::FencingToken;
+use protocol::coverage::VideoCoverage;
+use protocol::message::DecodeRequest;
+
+/// Attempts of one owner at most, as bits: its fencing token stands above them.
+const ATTEMPT_BITS: u32 = 16;
+
+/// Request that was made to stage-decode.
+pub struct Asked {
+    request: DecodeRequest,
+    /// Times that it was repeated.
+    again: u64,
+    /// Connections that had been lost when it was repeated last.
+    reconnects: u64,
+}
+
+impl Asked {
+    /// A request that was just made.
+    pub fn new(request: DecodeRequest) -> Self {
+        Asked { request, again: 0, reconnects: 0 }
+    }
+
+    /// Times that it was made.
+    pub fn times(&self) -> u64 {
+        self.again + 1
+    }
+
+    /// Request for what has not come, with an attempt that the job has no other of. It is repeated once, and once more after
+    /// each loss of the connection since: a broker that was killed may have lost what it had accepted. None otherwise: nobody
+    /// works on it.
+    pub fn repeat(
+        &mut self,
+        came: &VideoCoverage,
+        reconnects: u64,
+        token: FencingToken,
+    ) -> Option<(DecodeRequest, Attempt)> {
+        if self.again > 0 && self.reconnects == reconnects {
+            return None;
+        }
+        self.again += 1;
+        self.reconnects = reconnects;
+        let segment = missing::segment(came, &self.request.plan);
+        let attempt = Attempt(token.0 << ATTEMPT_BITS | self.again.min((1 << ATTEMPT_BITS) - 1));
+        Some((DecodeRequest { segment, ..self.request.clone() }, attempt))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::message::{JobId, Segment};
+    use protocol::plan::MediaPlan;
+    use protocol::wire::VERSION;
+
+    #[test]
+    fn what_is_missing_is_asked_for_once_more_and_again_after_each_loss_of_the_connection() {
+        let request = DecodeRequest {
+            v: VERSION,
+            job: JobId::new("job").unwrap(),
+            video: "video.mp4".to_owned(),
+            span: None,
+            plan: MediaPlan::default(),
+            segment: Segment { first_frame: 0, frames: 0, first_window: 0, windows: 0 },
+        };
+        let mut asked = Asked::new(request);
+        let mut attempts: Vec<Option<u64>> = Vec::new();
+        for (reconnects, token) in [(3, 7), (3, 7), (4, 7), (4, 7), (6, 7)] {
+            let again = asked.repeat(&VideoCoverage::default(), reconnects, FencingToken(token));
+            attempts.push(again.map(|(_, attempt)| attempt.0));
+        }
+        let first = 7 << ATTEMPT_BITS;
+        assert_eq!(attempts, [Some(first + 1), None, Some(first + 2), None, Some(first + 3)]);
+        assert_eq!(asked.times(), 4);
+    }
+}
