@@ -1,8 +1,9 @@
 //! The `vidi` command.
 //!
 //! In reading order: [`cli`] (the command line), this file (which part does what), [`up`] (broker and stages), [`ask`]
-//! (one question), [`export`] (files of its answer), [`running`] (requests to a pipeline that runs), [`checkpoints`] (a model's files),
-//! [`demo_video`] (a video with a known truth), [`eval`] (benchmarks).
+//! (one question), [`export`] (files of its answer), [`pictures`] (of it), [`running`] (requests to a pipeline that runs),
+//! [`trace`](mod@trace) (where a job's time went), [`checkpoints`] (a model's files), [`demo_video`] (a video with a known truth),
+//! [`eval`] (benchmarks).
 
 mod ask;
 mod checkpoints;
@@ -10,7 +11,9 @@ mod cli;
 mod demo_video;
 mod eval;
 mod export;
+mod pictures;
 mod running;
+mod trace;
 mod up;
 
 use std::process::ExitCode;
@@ -62,6 +65,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Command::Up(args) => runtime.block_on(up::up(&mut config, args)),
         Command::Ask(args) => runtime.block_on(ask::ask(&mut config, args)),
         Command::Cancel { job } => runtime.block_on(running::cancel(&config, job)),
+        Command::Trace { job, svg } => runtime.block_on(trace::trace(&config, job, svg.as_deref())),
         Command::Status { json } => runtime.block_on(running::status(&config, json)),
         Command::Inspect { model, all, json } => checkpoints::show_tensors(&config, &model, all, json),
         Command::DemoModel { dir, size, seed } => checkpoints::write_demo_model(&dir, size, seed),
