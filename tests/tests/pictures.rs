@@ -160,9 +160,7 @@ fn in_pixels(studio: &Studio, line: &[Element]) -> anyhow::Result<()> {
     let png = std::fs::read(studio.file("line.png"))?;
     ensure!(png.starts_with(b"\x89PNG\r\n\x1a\n"), "no PNG");
     let picture = Pixels::of(&format!("-i {}", studio.file("line.png").display()), studio.rig.dir.path())?;
-    ensure!(
-        [picture.width as f64, picture.height as f64] == [line[0].number("width")?, line[0].number("height")?.floor()]
-    );
+    ensure!([picture.width as f64, picture.height as f64] == [line[0].number("width")?, line[0].number("height")?]);
     for bar in of(line, "rect", "bar") {
         let [x, y, width, height] = bar.area()?;
         let row = (y + height / 2.0) as usize;
@@ -188,12 +186,14 @@ fn contact_sheet(studio: &Studio, name: &str, ranges: &[[f64; 2]]) -> anyhow::Re
     let sheet = Pixels::of(&format!("-i {}", studio.file(name).display()), studio.rig.dir.path())?;
     let tiles = sheet.tiles();
     ensure!(tiles.len() == ranges.len(), "{name}: {tiles:?}");
+    let [width, height] = studio.truth.size.map(|side| side as f64);
+    let shape = width / height;
     for (tiles, range) in tiles.iter().zip(ranges) {
         let [start, end] = range.map(|s| (s * f64::from(RATE)).round() as usize);
         let due = [start, start + (end - 1 - start) / 2, end - 1];
         ensure!(tiles.len() == due.len(), "{name}: {tiles:?}");
         for (&[x, y, width, height], frame) in tiles.iter().zip(due) {
-            ensure!((width as f64 / height as f64 - 16.0 / 9.0).abs() < 0.05, "{width} x {height}");
+            ensure!((width as f64 / height as f64 - shape).abs() < 0.05, "{width} x {height}");
             studio.looks_like(frame, &sheet, [x + 2, y + 2, width - 4, height - 4])?;
         }
     }

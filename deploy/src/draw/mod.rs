@@ -115,8 +115,10 @@ impl Drawing {
         );
     }
 
-    /// The whole file, `height` pixels high; `title` is for viewers and screen readers.
+    /// The whole file, `height` pixels high and the rest of a pixel; `title` is for viewers and screen readers.
     pub fn svg(self, height: f64, title: &str) -> String {
+        // Drawn in pixels, a part of one would scale the whole.
+        let height = height.ceil();
         let dark: String = Tone::ALL
             .into_iter()
             .map(|tone| {
@@ -185,7 +187,9 @@ pub fn wrapped(text: &str, size: f64, width: f64, most: usize) -> Vec<String> {
         lines.push(left[..end].trim_end().to_owned());
         left = left[end..].trim_start();
     }
-    lines.push(fitted(left, size, width));
+    if !left.is_empty() || lines.is_empty() {
+        lines.push(fitted(left, size, width));
+    }
     lines
 }
 
@@ -225,7 +229,7 @@ mod tests {
         assert_eq!(lines("one two xxxxxxxx yyy", 9), "one|two|xxxxxx|xx yyy");
         assert_eq!((lines("one two", 1), lines("short", 2)), ("one t…".to_owned(), "short".to_owned()));
         assert_eq!((lines("", 2), lines("中文中文中文", 2)), (String::new(), "中文中文|中文".to_owned()));
-        assert_eq!(wrapped("中文", 10.0, 1.0, 3), ["中", "…"]);
+        assert_eq!(wrapped("中文", 10.0, 1.0, 3), ["中", "文"]);
     }
 
     #[test]

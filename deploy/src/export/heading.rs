@@ -40,12 +40,13 @@ fn facts(export: &Export) -> String {
         ranges => format!("{ranges} ranges"),
     };
     let length = clock.short(clock.ticks(export.media.duration_s));
-    let known = format!("times known to {} s", export.resolution_s);
+    let known = (!export.cuts.is_empty()).then(|| format!("times known to {} s", export.resolution_s));
     let left_out = match export.left_out {
         0 => None,
         left_out => Some(format!("{left_out} left out, not in the video")),
     };
-    [export.media.name().to_owned(), length, ranges, known].into_iter().chain(left_out).collect::<Vec<_>>().join(" · ")
+    let facts = [export.media.name().to_owned(), length, ranges].into_iter();
+    facts.chain(known).chain(left_out).collect::<Vec<_>>().join(" · ")
 }
 
 /// Width to height of the picture, as far as its pixels are square; a picture without a side is square.

@@ -59,7 +59,7 @@ async fn a_frame_is_the_one_of_its_number_whatever_the_container() -> anyhow::Re
     let dir = tempfile::tempdir()?;
     for name in ["v.mp4", "v.ts"] {
         // Each frame is brighter than the one before by more than two JPEGs differ.
-        let grey = "color=s=64x64:r=25:d=1,format=gray,geq=lum=20+9*N";
+        let grey = "color=s=64x64:r=25:d=1,format=yuv420p,geq=lum=20+9*N:cb=128:cr=128";
         let file = made(dir.path(), name, grey, "-color_range tv")?;
         let media = media(&file, 25, [64, 64]).await?;
         for number in [0, 1, 11, 12, 13, 24] {
@@ -88,7 +88,7 @@ async fn a_frame_is_upright_in_its_shape_and_in_its_colours() -> anyhow::Result<
     ffmpeg(&format!("-i {} -c copy -metadata:s:v:0 rotate=270", lying.display()), &turned)?;
     // Stored in half its width.
     let squeezed = made(dir.path(), "squeezed.mp4", &format!("{flag},scale=60:160,setsar=2"), "")?;
-    let colours = ":in_range=pc:out_color_matrix=bt709:out_range=tv -colorspace bt709 -color_range tv";
+    let colours = ":out_color_matrix=bt709:out_range=tv,format=yuv420p -colorspace bt709 -color_range tv";
     let hd = made(dir.path(), "hd.mp4", &format!("{flag},format=rgb24,scale=120:160{colours}"), "")?;
     for file in [turned, squeezed, hd] {
         let media = media(&file, 10, [120, 160]).await?;
