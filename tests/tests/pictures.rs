@@ -121,7 +121,7 @@ fn time_line(
         let [x, _, width, _] = bar.area()?;
         let [start, end] = range.map(|seconds| axis.x(seconds));
         ensure!((x - start).abs() < 1.0 && (x + width - end).abs() < 1.0, "{bar:?}: {range:?}");
-        let apart = (axis.seconds(x) - due.start_s).abs().max((axis.seconds(x + width) - due.end_s).abs());
+        let apart = (axis.seconds(x) - due[0]).abs().max((axis.seconds(x + width) - due[1]).abs());
         ensure!(apart <= RESOLUTION_S + 1.0 / (axis.x(1.0) - axis.x(0.0)), "{bar:?}: {due:?}");
         // Tenths of a second are known, and no more.
         let label = range.map(|s| format!("0:{:04.1}", s)).join("–");
