@@ -9,11 +9,13 @@ use std::io::Write;
 use super::ffmpeg::BEFORE;
 use super::process;
 
-/// Picture of a digit, black on white.
-const DIGIT: &str = "<svg xmlns='http://www.w3.org/2000/svg' width='32' height='32' font-family='sans-serif'>\
-                     <rect width='32' height='32' fill='#fff'/><text x='8' y='24' font-size='24'>8</text></svg>";
+/// Side of a digit's picture, pixels.
+const SIDE: usize = 32;
 /// Grey level below which a pixel counts as drawn, of 255.
 const DARK: u8 = 128;
+/// Two digits beside each other.
+const DIGITS: &str = "<svg xmlns='http://www.w3.org/2000/svg' width='64' height='32' font-family='sans-serif' font-size='24'>\
+                      <rect width='64' height='32' fill='#fff'/><text x='8' y='24'>1</text><text x='40' y='24'>8</text></svg>";
 
 /// Format of pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,13 +31,17 @@ pub enum Raster {
 /// # Errors
 /// When ffmpeg reads no SVG, and when no font is installed: what to install.
 pub async fn check() -> Result<(), String> {
-    let pixels = drawn(DIGIT, &["-pix_fmt", "gray", "-f", "rawvideo"]).await.map_err(|why| {
+    let pixels = drawn(DIGITS, &["-pix_fmt", "gray", "-f", "rawvideo"]).await.map_err(|why| {
         format!(
             "pictures in pixels are drawn by an ffmpeg that reads SVG (built with librsvg, as those of Debian and Ubuntu are), \
              and this one does not ({why}); --timeline FILE.svg needs none"
         )
     })?;
-    if pixels.iter().any(|&grey| grey < DARK) {
+    // Without a font a digit is nothing, or a box that is no digit's.
+    let half = |at: usize| -> Vec<u8> { pixels.chunks_exact(SIDE).skip(at).step_by(2).flatten().copied().collect() };
+    let (one, eight) = (half(0), half(1));
+    let is_drawn = |half: &[u8]| half.iter().any(|&grey| grey < DARK);
+    if is_drawn(&one) && is_drawn(&eight) && one != eight {
         return Ok(());
     }
     Err("no font is installed, and pictures would have no text: install one (apt install fonts-dejavu-core)".to_owned())

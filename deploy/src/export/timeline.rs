@@ -28,7 +28,7 @@ const THUMBS: [f64; 2] = [3.0, 12.0];
 /// Pixels of a thumbnail's JPEG for each pixel of the picture, for displays with finer ones.
 const DENSITY: f64 = 2.0;
 
-/// Thumbnails below the axis: equal parts of the media, each with the frame of its middle.
+/// Thumbnails below the axis, each the frame of the time above its middle.
 struct Strip {
     /// Width and height of a thumbnail, pixels.
     size: [f64; 2],
@@ -55,9 +55,9 @@ impl Strip {
         let width = (INSIDE + apart) / count - apart;
         let size = [width, width / shape];
         let mut frames = Vec::new();
-        for part in 0..count as usize {
-            let middle = media.duration_s * (part as f64 + 0.5) / count;
-            let number = pictures.rate.frame_at(middle).min(pictures.count - 1);
+        for at in 0..count as usize {
+            let middle = (at as f64 * (width + apart) + width / 2.0) / INSIDE;
+            let number = pictures.rate.frame_at(media.duration_s * middle).min(pictures.count - 1);
             let most = size.map(|side| (side * DENSITY) as u32);
             frames.push((number, frames::jpeg(media, pictures, number, most).await?));
         }
