@@ -5,17 +5,20 @@
 //! [`check`].
 
 use std::io::Write;
+use std::ops::Range;
 
 use super::ffmpeg::BEFORE;
 use super::process;
 
-/// Side of a digit's picture, pixels.
-const SIDE: usize = 32;
+/// Side of a character's picture, pixels.
+const SIDE: usize = 64;
+/// Rows of it above which a point has nothing.
+const ABOVE: usize = 36;
 /// Grey level below which a pixel counts as drawn, of 255.
 const DARK: u8 = 128;
-/// Two digits beside each other.
-const DIGITS: &str = "<svg xmlns='http://www.w3.org/2000/svg' width='64' height='32' font-family='sans-serif' font-size='24'>\
-                      <rect width='64' height='32' fill='#fff'/><text x='8' y='24'>1</text><text x='40' y='24'>8</text></svg>";
+/// A point and a digit beside each other.
+const PROBE: &str = "<svg xmlns='http://www.w3.org/2000/svg' width='128' height='64' font-family='sans-serif' font-size='48'>\
+                     <rect width='128' height='64' fill='#fff'/><text x='16' y='52'>.</text><text x='80' y='52'>8</text></svg>";
 
 /// Format of pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,17 +34,18 @@ pub enum Raster {
 /// # Errors
 /// When ffmpeg reads no SVG, and when no font is installed: what to install.
 pub async fn check() -> Result<(), String> {
-    let pixels = drawn(DIGITS, &["-pix_fmt", "gray", "-f", "rawvideo"]).await.map_err(|why| {
+    let pixels = drawn(PROBE, &["-pix_fmt", "gray", "-f", "rawvideo"]).await.map_err(|why| {
         format!(
             "pictures in pixels are drawn by an ffmpeg that reads SVG (built with librsvg, as those of Debian and Ubuntu are), \
              and this one does not ({why}); --timeline FILE.svg needs none"
         )
     })?;
-    // Without a font a digit is nothing, or a box that is no digit's.
-    let half = |at: usize| -> Vec<u8> { pixels.chunks_exact(SIDE).skip(at).step_by(2).flatten().copied().collect() };
-    let (one, eight) = (half(0), half(1));
-    let is_drawn = |half: &[u8]| half.iter().any(|&grey| grey < DARK);
-    if is_drawn(&one) && is_drawn(&eight) && one != eight {
+    // Without a font a character is nothing or a box, now this and now that: a point is as high as a digit then, or missing.
+    let is_dark = |side: usize, rows: Range<usize>| {
+        let lines = pixels.chunks_exact(SIDE).skip(side).step_by(2);
+        lines.skip(rows.start).take(rows.len()).flatten().any(|&grey| grey < DARK)
+    };
+    if is_dark(0, ABOVE..SIDE) && !is_dark(0, 0..ABOVE) && is_dark(1, 0..ABOVE) {
         return Ok(());
     }
     Err("no font is installed, and pictures would have no text: install one (apt install fonts-dejavu-core)".to_owned())
