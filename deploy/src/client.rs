@@ -115,6 +115,20 @@ impl Events {
     }
 }
 
+/// Events of a job that the broker holds, without waiting for more; none where it has none of it, or none any more.
+pub async fn events_so_far(bus: &Bus, job: &JobId) -> Vec<JobEvent> {
+    let subject = bus.subjects().events(job);
+    let (mut events, mut from) = (Vec::new(), 1);
+    while let Some(message) = bus.first_from(StreamName::Events, &subject, from).await {
+        from = message.sequence + 1;
+        match wire::decode_any(&message.payload) {
+            Ok(event) => events.push(event),
+            Err(error) => tracing::debug!(%error, "decoding an event failed, skipped"),
+        }
+    }
+    events
+}
+
 /// Cancels a job in every stage; returns what each instance did. Where no stage is there to end it, this client does.
 ///
 /// # Errors

@@ -1,12 +1,9 @@
 //! Clips: every range cut out of the media by ffmpeg, exact to the frame.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-
-use tokio::process::Command;
 
 use super::ffmpeg::{arguments, clip_name};
-use super::{Cut, Export};
+use super::{Cut, Export, process};
 
 /// Files of all ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,11 +22,7 @@ pub async fn check(dir: &Path) -> Result<(), String> {
     if dir.exists() && !dir.is_dir() {
         return Err(format!("--clips {}: there is a file of this name; name a directory", dir.display()));
     }
-    let mut ffmpeg = Command::new("ffmpeg");
-    let started = ffmpeg.arg("-version").stdin(Stdio::null()).kill_on_drop(true).output().await;
-    started
-        .map(|_| ())
-        .map_err(|e| format!("clips are cut by ffmpeg, which cannot be started ({e}): install it (apt install ffmpeg)"))
+    process::check("--clips").await
 }
 
 /// Cuts each range to a file of its own in `dir`, which is made if it is not there; files of the same names are replaced.
@@ -68,20 +61,9 @@ pub async fn cut(export: &Export, dir: &Path) -> Result<Clips, String> {
 
 /// Runs ffmpeg for one clip; the number of frames that it says it wrote.
 async fn run(export: &Export, cut: &Cut, file: &Path) -> Result<Option<u64>, String> {
-    let output = Command::new("ffmpeg")
-        .args(["-progress", "pipe:1", "-nostats"])
-        .args(arguments(export, cut, &file.to_string_lossy()))
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .map_err(|e| format!("ffmpeg cannot be started: {e}"))?;
-    if output.status.success() {
-        return Ok(frames_of(&String::from_utf8_lossy(&output.stdout)));
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-    Err(format!("ffmpeg ended with {}: {last}", output.status))
+    let report = ["-progress", "pipe:1", "-nostats"].map(str::to_owned);
+    let progress = process::run(report.into_iter().chain(arguments(export, cut, &file.to_string_lossy()))).await?;
+    Ok(frames_of(&String::from_utf8_lossy(&progress)))
 }
 
 /// Number of frames in the last report of ffmpeg's progress; none for sound alone.

@@ -45,6 +45,18 @@ impl Clock {
         format!("{:.*}", self.decimals as usize, self.seconds(ticks))
     }
 
+    /// A tick as `1:10.5`, or `1:01:10.5` from an hour on, with the decimals that are known.
+    pub fn short(self, ticks: u64) -> String {
+        let whole = ticks / self.per_second();
+        let (hours, minutes, seconds) = (whole / 3600, whole / 60 % 60, whole % 60);
+        let clock =
+            if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") };
+        match self.decimals as usize {
+            0 => clock,
+            decimals => format!("{clock}.{:0decimals$}", ticks % self.per_second()),
+        }
+    }
+
     /// A tick as `00:01:10.500`, with `point` before three decimals, as players want them: those that are not known are 0.
     pub fn stamp(self, ticks: u64, point: char) -> String {
         let whole = ticks / self.per_second();
@@ -56,6 +68,17 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_short_time_has_the_decimals_that_are_known_and_hours_where_there_are_any() {
+        let shown = |resolution_s: f64, seconds: f64| {
+            let clock = Clock::new(resolution_s);
+            clock.short(clock.ticks(seconds))
+        };
+        let due = ["0:00.0", "1:10.5", "1:10", "1:02:06", "0:07.05", "59:59.999"];
+        let cases = [(0.2, 0.0), (0.2, 70.4567), (1.0, 70.4567), (9.99, 3725.6), (0.08, 7.05), (0.001, 3599.999)];
+        assert_eq!(cases.map(|(resolution_s, seconds)| shown(resolution_s, seconds)), due);
+    }
 
     #[test]
     fn no_decimal_is_written_that_is_not_known() {

@@ -3,11 +3,13 @@
 //! Frames are found by their time stamps. The first of frames n to m begins at n / rate: a command seeks to a tenth of a frame
 //! before it, so that rounding in a container does not hide it, and stops a tenth before frame m.
 
+use super::media::Media;
+use super::rate::Rate;
 use super::{Cut, Export};
 
 /// Options before an input: no questions, errors only, files that are there are replaced, and what the input names is not
 /// opened.
-const BEFORE: [&str; 6] = ["-nostdin", "-v", "error", "-y", "-protocol_whitelist", "file"];
+pub const BEFORE: [&str; 6] = ["-nostdin", "-v", "error", "-y", "-protocol_whitelist", "file"];
 /// Options of a clip with pictures. H.264 in 4:2:0 needs even sides.
 const PICTURES: [&str; 8] =
     ["-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"];
@@ -83,30 +85,39 @@ pub fn clip_name(export: &Export, number: usize) -> String {
 
 /// Arguments of ffmpeg that cut one range to the file `output`.
 pub fn arguments(export: &Export, cut: &Cut, output: &str) -> Vec<String> {
-    let start = &export.media.start;
-    // ffmpeg seeks from the file's least time stamp on.
-    let lead = micros(start.picture_s - start.file_s);
     let (from, length) = match export.media.pictures {
         Some(pictures) => {
-            let first = (cut.frames.start * 10).saturating_sub(1);
             let frames = cut.frames.end - cut.frames.start;
-            (lead + pictures.rate.micros(first), pictures.rate.micros(frames * 10 - 1))
+            (before_frame(&export.media, pictures.rate, cut.frames.start), pictures.rate.micros(frames * 10 - 1))
         }
         None => (micros(cut.start_s), micros(cut.end_s - cut.start_s)),
     };
     let pictures: &[&str] = if export.media.pictures.is_some() { &PICTURES } else { &["-vn"] };
     let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
     let mut command = owned(&BEFORE);
-    // A name is a file's whatever it looks like.
-    let input = ["-i".to_owned(), format!("file:{}", export.media.path)];
-    let seek = ["-ss".to_owned(), seconds(from)];
-    // Before the input it is sought, and decoded from a key frame on; behind it, all before is decoded and left out.
-    command.extend(if export.media.has_index { [seek, input] } else { [input, seek] }.concat());
-    command.extend(["-t".to_owned(), seconds(length)]);
+    command.extend(part(&export.media, from, Some(length)));
     command.extend(owned(pictures));
     command.extend(owned(&CLIP));
     command.push(format!("file:{output}"));
     command
+}
+
+/// Time from which ffmpeg is to seek so that a frame is the first that it finds, microseconds from the file's least time stamp on:
+/// a tenth of a frame before it.
+pub fn before_frame(media: &Media, rate: Rate, frame: u64) -> u64 {
+    micros(media.start.picture_s - media.start.file_s) + rate.micros((frame * 10).saturating_sub(1))
+}
+
+/// Arguments of ffmpeg for the part of a media file from a time on, for so long, both in microseconds; to its end without a
+/// length.
+pub fn part(media: &Media, from: u64, length: Option<u64>) -> Vec<String> {
+    // A name is a file's whatever it looks like.
+    let input = ["-i".to_owned(), format!("file:{}", media.path)];
+    let seek = ["-ss".to_owned(), seconds(from)];
+    // Before the input it is sought, and decoded from a key frame on; behind it, all before is decoded and left out.
+    let mut part = if media.has_index { [seek, input] } else { [input, seek] }.concat();
+    part.extend(length.into_iter().flat_map(|length| ["-t".to_owned(), seconds(length)]));
+    part
 }
 
 /// Microseconds, cut off; 0 for less.

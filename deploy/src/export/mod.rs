@@ -3,24 +3,31 @@
 //! In reading order: this file (what is exported), [`media`] (the file that it is about) with [`rate`], [`timecode`] and
 //! [`start`], [`clock`] (times with no more decimals than are known), [`format`](mod@format) (which writer a name or an ending
 //! stands for), the writers: [`otio`], [`edl`] and [`fcpxml`] for editors, [`subtitles`], [`chapters`], [`ffmpeg`] (lists and
-//! commands), [`table`]; [`clips`] (ffmpeg run for each range). Golden files of every format lie in golden/.
+//! commands), [`table`]; [`clips`] ([`process`]: ffmpeg, run for each range). Pictures: [`frames`] of the media, [`heading`],
+//! [`timeline`], [`contact_sheet`], and [`raster`] (their pixels). Golden files of every format lie in golden/.
 
 pub mod chapters;
 pub mod clips;
 pub mod clock;
+pub mod contact_sheet;
 pub mod edl;
 pub mod fcpxml;
 pub mod ffmpeg;
 pub mod format;
+pub mod frames;
 #[cfg(test)]
 mod golden;
+pub mod heading;
 pub mod media;
 pub mod otio;
+pub mod process;
+pub mod raster;
 pub mod rate;
 pub mod start;
 pub mod subtitles;
 pub mod table;
 pub mod timecode;
+pub mod timeline;
 
 use std::ops::Range;
 

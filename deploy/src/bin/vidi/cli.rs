@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgGroup, Parser, Subcommand};
 use deploy::export::format::Format;
 use deploy::export::timecode::Code;
 use deploy::{bench, recording};
@@ -40,6 +40,15 @@ pub enum Command {
     Cancel {
         /// Its id.
         job: String,
+    },
+    /// Shows where a job's time went: its queue, its stages, and how these overlapped. Of any job that the broker has events of:
+    /// until an hour after its end (bus.event_age_s).
+    Trace {
+        /// Its id: `job` of `vidi ask --json`, or what `vidi ask --job` named it.
+        job: String,
+        /// Draws it to FILE.svg, in place of a table on standard output.
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
     },
     /// Shows the running stages: memory, messages, queues.
     Status {
@@ -248,6 +257,7 @@ pub struct Ask {
 
 /// Arguments of `vidi ask` about files of its answer.
 #[derive(clap::Args)]
+#[command(group = ArgGroup::new("coded").args(["files", "contact_sheet"]).multiple(true))]
 pub struct Exports {
     /// Writes the found ranges to FILE, in the format that its ending says: .otio, .edl, .fcpxml, .vtt, .srt, .ffmetadata,
     /// .txt (chapters for YouTube), .ffconcat, .sh, .csv or .json; or FORMAT:FILE, whatever the ending; repeatable.
@@ -260,14 +270,24 @@ pub struct Exports {
     #[arg(long, requires = "files")]
     pub edl_markers: bool,
     /// Drop-frame time codes, at 29.97 or 59.94 frames a second.
-    #[arg(long, requires = "files")]
+    #[arg(long, requires = "coded")]
     pub drop_frame: bool,
     /// Time code of the video's first frame, e.g. `01:00:00:00`; the file's own if none is given, or 0.
-    #[arg(long, value_name = "TIMECODE", requires = "files")]
+    #[arg(long, value_name = "TIMECODE", requires = "coded")]
     pub start_tc: Option<Code>,
     /// Cuts each found range out of the video, exact to the frame, to a file of its own in DIR (ffmpeg).
     #[arg(long, value_name = "DIR")]
     pub clips: Option<PathBuf>,
+    /// Draws the found ranges over the length of the video, with frames of it, to FILE.svg or FILE.png (ffmpeg).
+    #[arg(long, value_name = "FILE")]
+    pub timeline: Option<PathBuf>,
+    /// Draws first, middle and last frame of each found range, with time codes, to FILE.jpg (ffmpeg).
+    #[arg(long, value_name = "FILE")]
+    pub contact_sheet: Option<PathBuf>,
+    /// Ranges on a contact sheet at most; the sheet says how many are left out.
+    #[arg(long, value_name = "N", default_value_t = 12, requires = "contact_sheet",
+        value_parser = clap::value_parser!(u32).range(1..=50))]
+    pub sheet_rows: u32,
 }
 
 fn parse_span(text: &str) -> Result<[f64; 2], String> {

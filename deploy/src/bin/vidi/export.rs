@@ -1,4 +1,4 @@
-//! Files of `vidi ask`: exports of its answer, and clips.
+//! Files of `vidi ask`: exports of its answer, pictures, and clips.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use runtime::remark;
 use runtime::run::owner::media_info;
 
 use crate::cli::{Ask, Exports};
+use crate::pictures::Pictures;
 
 /// Time that the facts of a file are waited for before its question is asked. Stages that are unloaded, or busy for longer, give
 /// them after the answer.
@@ -29,6 +30,7 @@ const UNFINISHED: &str = "the answer is there, not all of its files are";
 /// Files that are wanted of an answer, each with its format.
 pub struct Plan {
     files: Vec<(PathBuf, Format)>,
+    pictures: Pictures,
     clips: Option<PathBuf>,
     wishes: Wishes,
     /// The video where this host has it.
@@ -42,18 +44,20 @@ impl Plan {
     ///
     /// # Errors
     /// For a file that cannot be written, is given twice, or is in no known format; for markers that go to no .edl; for clips
-    /// of a video that is not on this host, or without ffmpeg.
+    /// or pictures of a video that is not on this host, or without ffmpeg.
     pub async fn new(ask: &Ask, local: Option<&Path>) -> Result<Option<Self>, Fatal> {
         let wrong = |text| Fatal(Exit::Usage, text);
-        let Exports { files, format, edl_markers, drop_frame, start_tc, clips } = &ask.exports;
-        if files.is_empty() && clips.is_none() {
+        let Exports { files, format, edl_markers, drop_frame, start_tc, clips, .. } = &ask.exports;
+        let pictures = Pictures::new(&ask.exports, &ask.video, local).await.map_err(wrong)?;
+        if files.is_empty() && clips.is_none() && pictures.first().is_none() {
             return Ok(None);
         }
         let named = |argument: &PathBuf| destination(argument, *format, *edl_markers, local);
         let files = files.iter().map(named).collect::<Result<Vec<_>, String>>().map_err(wrong)?;
-        let different: BTreeSet<&PathBuf> = files.iter().map(|(file, _)| file).collect();
-        if different.len() < files.len() {
-            let text = format!("{} exports go to {} files: give each a name of its own", files.len(), different.len());
+        let all: Vec<&PathBuf> = files.iter().map(|(file, _)| file).chain(pictures.files()).collect();
+        let different: BTreeSet<&PathBuf> = all.iter().copied().collect();
+        if different.len() < all.len() {
+            let text = format!("{} exports go to {} files: give each a name of its own", all.len(), different.len());
             return Err(wrong(text));
         }
         if *edl_markers && !files.iter().any(|(_, format)| *format == Format::EdlMarkers) {
@@ -69,7 +73,7 @@ impl Plan {
         }
         let wishes = Wishes { drop_frame: *drop_frame, start: *start_tc };
         let local = local.map(Path::to_owned);
-        Ok(Some(Plan { files, clips: clips.clone(), wishes, local, quiet: ask.quiet }))
+        Ok(Some(Plan { files, pictures, clips: clips.clone(), wishes, local, quiet: ask.quiet }))
     }
 
     /// Media file of a question that is not asked yet, so that what its files cannot hold is told before the answer. None
@@ -113,11 +117,12 @@ impl Plan {
         let unfit = |(file, format): &(PathBuf, Format)| {
             format.suits(&media).err().map(|why| format!("--export {}: {why}", file.display()))
         };
-        let troubles: Vec<String> = self.files.iter().filter_map(unfit).collect();
+        let unfit = self.files.iter().filter_map(unfit);
+        let troubles: Vec<String> = unfit.chain(self.pictures.suits(&media).err()).collect();
         if troubles.is_empty() { Ok(media) } else { Err(wrong(troubles.join("; "))) }
     }
 
-    /// Writes the files of an answer and cuts its clips.
+    /// Writes the files of an answer, draws its pictures and cuts its clips.
     ///
     /// # Errors
     /// The files that cannot be made, each with the reason, once all others are; the first clip that fails.
@@ -135,7 +140,11 @@ impl Plan {
             remark!("{average}");
         }
         let wrote = self.files.iter().map(|(file, format)| self.write(file, *format, &export));
-        let troubles: Vec<String> = wrote.filter_map(Result::err).collect();
+        let mut troubles: Vec<String> = wrote.filter_map(Result::err).collect();
+        let drawing = async { Ok(self.pictures.draw(&export).await) };
+        let (drawn, undrawn) = unless_interrupted(drawing, UNFINISHED).await?;
+        drawn.iter().for_each(|sentence| self.tell(sentence));
+        troubles.extend(undrawn);
         if !troubles.is_empty() {
             return Err(failed(troubles.join("; ")));
         }
@@ -178,21 +187,30 @@ fn destination(
         Some(format) => (format, argument.to_owned()),
         None => Format::and_file(argument)?,
     };
+    if file.as_os_str().is_empty() {
+        return Err(format!("--export {}: it names no file; name a file", argument.display()));
+    }
+    writable("--export", &file, local)?;
+    Ok((file, if edl_markers && format == Format::Edl { Format::EdlMarkers } else { format }))
+}
+
+/// Checks that a file may be written: its directory is there, and it is neither a directory nor the video, which is `local`.
+///
+/// # Errors
+/// Otherwise, with what to do; `option` asked for it.
+pub fn writable(option: &str, file: &Path, local: Option<&Path>) -> Result<(), String> {
     let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let shown = file.display();
     if !dir.is_dir() {
-        return Err(format!("--export {shown}: there is no directory {}; make it first", dir.display()));
+        return Err(format!("{option} {shown}: there is no directory {}; make it first", dir.display()));
     }
-    if file.as_os_str().is_empty() || file.is_dir() {
-        return Err(format!(
-            "--export {}: {shown:?} is a directory, or no name at all; name a file",
-            argument.display()
-        ));
+    if file.is_dir() {
+        return Err(format!("{option} {shown}: this is a directory; name a file"));
     }
     if local.is_some() && file.canonicalize().ok().as_deref() == local {
-        return Err(format!("--export {shown}: this is the video itself; name another file"));
+        return Err(format!("{option} {shown}: this is the video itself; name another file"));
     }
-    Ok((file, if edl_markers && format == Format::Edl { Format::EdlMarkers } else { format }))
+    Ok(())
 }
 
 /// Does something that Ctrl-C, or SIGTERM, ends; `state` is how things are then.

@@ -1,7 +1,8 @@
 //! The `vidi` command.
 //!
 //! In reading order: [`cli`] (the command line), this file (which part does what), [`up`] (broker and stages), [`ask`]
-//! (questions), [`tasks`] (what can be asked), [`export`] (files of its answer), [`running`] (requests to a pipeline that runs), [`checkpoints`] (a model's files),
+//! (questions), [`tasks`] (what can be asked), [`export`] (files of its answer), [`pictures`] (of it), [`running`] (requests
+//! to a pipeline that runs), [`trace`](mod@trace) (where a job's time went), [`checkpoints`] (a model's files),
 //! [`demo_video`] (a video with a known truth), [`eval`] (benchmarks).
 
 mod ask;
@@ -10,8 +11,10 @@ mod cli;
 mod demo_video;
 mod eval;
 mod export;
+mod pictures;
 mod running;
 mod tasks;
+mod trace;
 mod up;
 
 use std::process::ExitCode;
@@ -64,6 +67,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Command::Ask(args) => runtime.block_on(ask::ask(&mut config, args)),
         Command::Tasks { json } => tasks::list(&config, json),
         Command::Cancel { job } => runtime.block_on(running::cancel(&config, job)),
+        Command::Trace { job, svg } => runtime.block_on(trace::trace(&config, job, svg.as_deref())),
         Command::Status { json } => runtime.block_on(running::status(&config, json)),
         Command::Inspect { model, all, json } => checkpoints::show_tensors(&config, &model, all, json),
         Command::DemoModel { dir, size, seed } => checkpoints::write_demo_model(&dir, size, seed),
