@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
 use protocol::control::{LoadReply, Verb};
 use protocol::error::StageName;
 use runtime::bus::Bus;
@@ -17,6 +18,8 @@ use super::state::App;
 use crate::client;
 use crate::up::idle::COMPUTING;
 
+/// Bytes of a body at most.
+pub const BODY_BYTES: usize = 4096;
 /// Pause between two looks whether stages are ready.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -29,8 +32,11 @@ struct Wanted {
 }
 
 /// `POST /v1/load`: starts stages, and waits until they are ready.
-pub async fn load(State(app): State<App>, body: Bytes) -> Result<Json<Value>, Problem> {
-    let stage = wanted(&body)?;
+pub async fn load(
+    State(app): State<App>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Value>, Problem> {
+    let stage = wanted(body)?;
     let started = Instant::now();
     let reply = told(&app, Verb::Load, stage).await?;
     let awaited: BTreeSet<StageName> = stage.map_or(COMPUTING.to_vec(), |stage| vec![stage]).into_iter().collect();
@@ -53,8 +59,11 @@ pub async fn load(State(app): State<App>, body: Bytes) -> Result<Json<Value>, Pr
 }
 
 /// `POST /v1/unload`: ends stages' processes once jobs in flight are answered; the bytes that they held.
-pub async fn unload(State(app): State<App>, body: Bytes) -> Result<Json<Value>, Problem> {
-    let stage = wanted(&body)?;
+pub async fn unload(
+    State(app): State<App>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Value>, Problem> {
+    let stage = wanted(body)?;
     let started = Instant::now();
     let before = used(&app.bus, &stage.map_or(COMPUTING.to_vec(), |stage| vec![stage]).into_iter().collect()).await?;
     let reply = told(&app, Verb::Unload, stage).await?;
@@ -64,11 +73,12 @@ pub async fn unload(State(app): State<App>, body: Bytes) -> Result<Json<Value>, 
     Ok(Json(json!({ "unloaded": reply.stages, "processes": reply.processes, "freed_bytes": freed_bytes, "ms": ms })))
 }
 
-fn wanted(body: &[u8]) -> Result<Option<StageName>, Problem> {
+fn wanted(body: Result<Bytes, BytesRejection>) -> Result<Option<StageName>, Problem> {
+    let body = body.map_err(|e| Problem::bad_request(format!("its body cannot be read: {}", e.body_text())))?;
     if body.trim_ascii().is_empty() {
         return Ok(None);
     }
-    let wanted: Result<Wanted, _> = serde_json::from_slice(body);
+    let wanted: Result<Wanted, _> = serde_json::from_slice(&body);
     let hint = "send no body, or {\"stage\": \"llm\"}: decode, vision, audio, fuse or llm";
     wanted.map(|wanted| wanted.stage).map_err(|e| Problem::bad_request(e.to_string()).hint(hint))
 }

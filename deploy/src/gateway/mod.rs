@@ -137,15 +137,15 @@ fn router(app: App) -> Router {
         .route("/v1/files/{id}", get(files::look).delete(files::remove))
         .route("/v1/models", get(models::models))
         .route("/v1/chat/completions", post(chat::completions))
-        .route("/v1/load", post(load::load))
-        .route("/v1/unload", post(load::unload))
+        .route("/v1/load", post(load::load).layer(DefaultBodyLimit::max(load::BODY_BYTES)))
+        .route("/v1/unload", post(load::unload).layer(DefaultBodyLimit::max(load::BODY_BYTES)))
         .route("/inference", post(inference::inference))
         .method_not_allowed_fallback(async |uri: Uri| {
             Problem::new(Kind::MethodNotAllowed, format!("{} takes another method", uri.path()))
         })
         .fallback(async |uri: Uri| Problem::new(Kind::NotFound, format!("no path {}", uri.path())))
         .layer(axum::middleware::from_fn_with_state(app.clone(), access::check))
-        // Bodies are read with the limits of section `http`.
+        // All other bodies are read with the limits of section `http`.
         .layer(DefaultBodyLimit::disable())
         .with_state(app)
 }

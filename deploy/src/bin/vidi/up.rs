@@ -44,7 +44,6 @@ pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
     let layout = if up.one_process { Layout::OneProcess } else { Layout::Processes(supervisor::Logs::Inherit) };
     let mut pipeline =
         Pipeline::start(config, &note::state_dir(), &replicas, &layout, &broker::Options::default()).await?;
-    let note = note::leave(pipeline.bus()).map_err(wrong)?;
     let mut shutdown = on_signal();
     let gateway = match listen(config, &pipeline).await {
         Ok(gateway) => gateway,
@@ -53,6 +52,7 @@ pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
             return Err(fatal);
         }
     };
+    let note = note::leave(pipeline.bus()).map_err(wrong)?;
     let outcome = tokio::select! {
         ready = pipeline.ready() => ready.map(|()| {
             let said = answer!("ready: broker {}, media below {:?}", pipeline.bus().config().url, config.decode.media_roots);
