@@ -36,7 +36,8 @@ async fn rig() -> anyhow::Result<(Rig, Client)> {
     let set = set.into_iter().chain([format!("http.upload_bytes={UPLOAD_BYTES}")]).collect();
     let rig = Rig::start(Setup { model: Some("demo".into()), keep_video: true, set, ..Setup::default() }).await?;
     let log = rig.log();
-    let address = log.lines().find_map(|line| line.strip_prefix("gateway: http://")).context("no gateway in the log")?;
+    let address =
+        log.lines().find_map(|line| line.strip_prefix("gateway: http://")).context("no gateway in the log")?;
     let client = Client { address: address.to_owned(), token: None };
     Ok((rig, client))
 }
@@ -149,7 +150,8 @@ async fn events_that_were_cut_off_go_on_where_they_were() -> anyhow::Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_ends_when_it_is_deleted_or_its_client_hangs_up_and_goes_on_where_that_was_asked_for() -> anyhow::Result<()> {
+async fn a_job_ends_when_it_is_deleted_or_its_client_hangs_up_and_goes_on_where_that_was_asked_for()
+-> anyhow::Result<()> {
     let (rig, client) = rig().await?;
     let (video, truth) = rig.demo_video(3, SECONDS)?;
     let asked = question(&truth, "retrieval")?;
@@ -160,9 +162,7 @@ async fn a_job_ends_when_it_is_deleted_or_its_client_hangs_up_and_goes_on_where_
         let state = client.get(&format!("/v1/jobs/{job}")).await?.json();
         anyhow::Ok(state["state"] == "running")
     };
-    let body = |job: &str, detach: bool| {
-        json!({ "job": job, "video": video, "query": asked.query, "max_new_tokens": 24, "detach": detach })
-    };
+    let body = |job: &str, detach: bool| json!({ "job": job, "video": video, "query": asked.query, "max_new_tokens": 24, "detach": detach });
 
     client.post("/v1/jobs", &body("deleted", false)).await?.expect(202)?;
     until("deleted runs", async || is_planned("deleted").await).await?;

@@ -41,7 +41,8 @@ pub async fn wait(app: &App, asked: Asked, each: impl FnMut(&Event)) -> Result<J
         Ok(Err(error)) => Err(Problem::unavailable(&error)),
         Err(_) => {
             let text = format!("job cancelled: no answer within {limit:?} (http.answer_s)");
-            Err(Problem::new(Kind::Job(ErrorKind::Deadline), text).hint("submit it with POST /v1/jobs, and come back for it"))
+            Err(Problem::new(Kind::Job(ErrorKind::Deadline), text)
+                .hint("submit it with POST /v1/jobs, and come back for it"))
         }
     }
 }

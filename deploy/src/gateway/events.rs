@@ -46,19 +46,18 @@ pub async fn send(pieces: &Pieces, piece: String, idle_s: f64) -> bool {
 }
 
 /// Streams events behind `Last-Event-ID`, or all; 204 where none will come.
-pub async fn events(
-    State(app): State<App>,
-    Path(job): Path<String>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
+pub async fn events(State(app): State<App>, Path(job): Path<String>, headers: HeaderMap) -> Result<Response, Problem> {
     let job = intake::job_id(&job)?;
-    let after = match headers.get("last-event-id").map(|value| value.to_str().unwrap_or_default().trim()) {
-        None | Some("") => None,
-        Some(text) => {
-            let number = text.parse::<u64>();
-            Some(number.map_err(|_| Problem::bad_request(format!("Last-Event-ID is the number of an event, not {text:?}")))?)
-        }
-    };
+    let after =
+        match headers.get("last-event-id").map(|value| value.to_str().unwrap_or_default().trim()) {
+            None | Some("") => None,
+            Some(text) => {
+                let number = text.parse::<u64>();
+                Some(number.map_err(|_| {
+                    Problem::bad_request(format!("Last-Event-ID is the number of an event, not {text:?}"))
+                })?)
+            }
+        };
     match app.last_event(&job).await? {
         // A browser that hears of no more events asks again, until it is told that there are none.
         Some(last) if last.event.is_terminal() && after.is_some_and(|after| after >= last.seq) => {

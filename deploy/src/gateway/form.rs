@@ -93,7 +93,8 @@ async fn text(mut field: Field<'_>, name: &str, idle: Duration) -> Result<String
 
 /// What a client sends next, where it does not keep silent for too long.
 async fn timely<T>(idle: Duration, next: impl Future<Output = Result<T, MultipartError>>) -> Result<T, Problem> {
-    let broken = |e: MultipartError| Problem::bad_request(format!("the form ends early or is broken: {}", e.body_text()));
+    let broken =
+        |e: MultipartError| Problem::bad_request(format!("the form ends early or is broken: {}", e.body_text()));
     match tokio::time::timeout(idle, next.map_err(broken)).await {
         Ok(next) => next,
         Err(_) => {

@@ -38,9 +38,8 @@ pub async fn states(app: &App) -> BTreeMap<StageName, StageState> {
     for _ in 0..TRIES {
         // A broker that cannot be asked has no stages.
         there.extend(client::ready(&app.bus).await.unwrap_or_default());
-        let is_awaited = |stage: &StageName| {
-            !there.contains(stage) && app.stages.state(*stage, false).state != Condition::Unloaded
-        };
+        let is_awaited =
+            |stage: &StageName| !there.contains(stage) && app.stages.state(*stage, false).state != Condition::Unloaded;
         if !StageName::ALL.iter().any(is_awaited) {
             break;
         }

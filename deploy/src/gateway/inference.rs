@@ -12,7 +12,17 @@ use crate::export::clock::resolution_s;
 
 /// Fields of the form that a JobRequest has under the same name.
 const PASSED_ON: [&str; 11] = [
-    "job", "fps", "span", "max_new_tokens", "temperature", "top_p", "seed", "deadline_s", "priority", "detach", "file_id",
+    "job",
+    "fps",
+    "span",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "deadline_s",
+    "priority",
+    "detach",
+    "file_id",
 ];
 
 /// A form with `video` (a file) or `video_path`, `question`, and `task`: `vqa` or `retrieval`; answers `{"answer": text}`.

@@ -62,7 +62,10 @@ pub async fn json_body(app: &State, request: Request) -> Result<Map<String, Valu
     let mut body = Vec::new();
     loop {
         let chunk = tokio::time::timeout(idle, stream.next()).await.map_err(|_| {
-            Problem::new(Kind::SlowClient, format!("request given up: the client sent nothing for {idle:?} (http.idle_s)"))
+            Problem::new(
+                Kind::SlowClient,
+                format!("request given up: the client sent nothing for {idle:?} (http.idle_s)"),
+            )
         })?;
         let Some(chunk) = chunk else { break };
         let chunk = chunk.map_err(|e| Problem::bad_request(format!("its body ends early: {e}")))?;
@@ -85,7 +88,8 @@ fn object(fields: BTreeMap<String, String>) -> Result<Map<String, Value>, Proble
             return Ok((name, Value::String(text)));
         }
         let value = serde_json::from_str(&text);
-        let value = value.map_err(|e| Problem::bad_request(format!("field {name:?} is {text:?}, which is no JSON: {e}")))?;
+        let value =
+            value.map_err(|e| Problem::bad_request(format!("field {name:?} is {text:?}, which is no JSON: {e}")))?;
         Ok((name, value))
     };
     fields.into_iter().map(value).collect()

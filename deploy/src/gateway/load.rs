@@ -32,10 +32,7 @@ struct Wanted {
 }
 
 /// `POST /v1/load`: starts stages, and waits until they are ready.
-pub async fn load(
-    State(app): State<App>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Value>, Problem> {
+pub async fn load(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Result<Json<Value>, Problem> {
     let stage = wanted(body)?;
     let started = Instant::now();
     let reply = told(&app, Verb::Load, stage).await?;
@@ -59,10 +56,7 @@ pub async fn load(
 }
 
 /// `POST /v1/unload`: ends stages' processes once jobs in flight are answered; the bytes that they held.
-pub async fn unload(
-    State(app): State<App>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Value>, Problem> {
+pub async fn unload(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Result<Json<Value>, Problem> {
     let stage = wanted(body)?;
     let started = Instant::now();
     let before = used(&app.bus, &stage.map_or(COMPUTING.to_vec(), |stage| vec![stage]).into_iter().collect()).await?;

@@ -45,7 +45,9 @@ pub async fn stop(patience: Duration) -> anyhow::Result<Option<Stopped>> {
         }
         if started.elapsed() >= patience {
             let pid = asked.unwrap_or_default();
-            bail!("`vidi up` (process {pid}) was asked to stop, and has not ended after {patience:?}: it finishes what is in flight; look at its log, or wait longer with --wait");
+            bail!(
+                "`vidi up` (process {pid}) was asked to stop, and has not ended after {patience:?}: it finishes what is in flight; look at its log, or wait longer with --wait"
+            );
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -31,7 +31,8 @@ async fn a_gateway_with_a_token_answers_nobody_without_it() -> anyhow::Result<()
         .spawn()?;
     let said = child.stdout.take().context("no standard output")?;
     let line = BufReader::new(said).lines().next_line().await?.context("it said nothing")?;
-    let address = line.strip_prefix("gateway: http://").and_then(|line| line.split(',').next()).context(line.clone())?;
+    let address =
+        line.strip_prefix("gateway: http://").and_then(|line| line.split(',').next()).context(line.clone())?;
     let ask = |token: Option<&str>| Client { address: address.to_owned(), token: token.map(str::to_owned) };
 
     let refused = ask(None).get("/v1/models").await?;
@@ -74,13 +75,17 @@ async fn health_says_which_stage_is_missing_until_it_is_loaded_again_and_down_en
     client.get("/health").await?.expect(200)?;
     client.post("/v1/load", &json!({ "stage": "nothing" })).await?.problem(400, "bad_request")?;
 
-    let down = |state: &std::path::Path| Command::new(vidi()?).env("VIDI_STATE", state).arg("down").output().context("down");
+    let down =
+        |state: &std::path::Path| Command::new(vidi()?).env("VIDI_STATE", state).arg("down").output().context("down");
     let output = down(&rig.dir.path().join("state"))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(output.status.success() && said.starts_with("stopped: process "), "{said}{output:?}");
     ensure!(client.get("/livez").await.is_err(), "somebody still answers");
     ensure!(rig.stop().await? < Duration::from_secs(1), "`vidi up` was still there");
     let output = down(&rig.dir.path().join("state"))?;
-    ensure!(output.status.success() && String::from_utf8_lossy(&output.stdout).starts_with("nothing to stop"), "{output:?}");
+    ensure!(
+        output.status.success() && String::from_utf8_lossy(&output.stdout).starts_with("nothing to stop"),
+        "{output:?}"
+    );
     Ok(())
 }

@@ -189,7 +189,9 @@ pub async fn head(socket: &mut BufReader<TcpStream>) -> anyhow::Result<Response>
 pub fn form(texts: &[(&str, &str)], file: Option<(&str, &[u8])>) -> Vec<u8> {
     let mut body = Vec::new();
     for (name, text) in texts {
-        body.extend(format!("--{BOUNDARY}\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n{text}\r\n").bytes());
+        body.extend(
+            format!("--{BOUNDARY}\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n{text}\r\n").bytes(),
+        );
     }
     if let Some((name, bytes)) = file {
         let head = "content-disposition: form-data";

@@ -8,7 +8,9 @@ use super::{SECONDS, ensure_true, question, rig};
 /// Whether a text is `START-END, ...` of times of this many characters.
 fn are_ranges(text: &str, length: usize) -> bool {
     let is_time = |time: &str| {
-        time.len() == length && time.chars().all(|c| c.is_ascii_digit() || c == ':' || c == '.') && time.matches(':').count() == 2
+        time.len() == length
+            && time.chars().all(|c| c.is_ascii_digit() || c == ':' || c == '.')
+            && time.matches(':').count() == 2
     };
     text.split(", ").all(|range| range.split_once('-').is_some_and(|(start, end)| is_time(start) && is_time(end)))
 }
@@ -55,7 +57,8 @@ async fn a_chat_about_a_video_is_answered_whole_and_in_chunks() -> anyhow::Resul
     let model = models["data"][0]["id"].as_str().context("no model")?.to_owned();
     let url = format!("file://{}", video.display());
     let chat = |content: Value, more: Value| {
-        let mut body = json!({ "model": model, "messages": [{ "role": "user", "content": content }], "max_tokens": 24 });
+        let mut body =
+            json!({ "model": model, "messages": [{ "role": "user", "content": content }], "max_tokens": 24 });
         for (name, value) in more.as_object().into_iter().flatten() {
             body[name] = value.clone();
         }
@@ -73,7 +76,10 @@ async fn a_chat_about_a_video_is_answered_whole_and_in_chunks() -> anyhow::Resul
     let details = &usage["prompt_tokens_details"];
     let count = |value: &Value| value.as_u64().unwrap_or_default();
     ensure!(count(&details["image_tokens"]) > 0 && count(&details["audio_tokens"]) > 0, "{usage}");
-    ensure!(count(&usage["total_tokens"]) == count(&usage["prompt_tokens"]) + count(&usage["completion_tokens"]), "{usage}");
+    ensure!(
+        count(&usage["total_tokens"]) == count(&usage["prompt_tokens"]) + count(&usage["completion_tokens"]),
+        "{usage}"
+    );
     let job = answer["vidi"]["job"].as_str().context("no job")?;
     ensure_true(asked, &client.get(&format!("/v1/jobs/{job}")).await?.json()["result"])?;
 
@@ -83,9 +89,8 @@ async fn a_chat_about_a_video_is_answered_whole_and_in_chunks() -> anyhow::Resul
     let text = json!({ "type": "text", "text": asked.query });
     let more = json!({ "stream": true, "stream_options": { "include_usage": true }, "job": "chunks" });
     let body = chat(json!([part, text]), more).to_string();
-    let mut stream = client
-        .stream("POST", "/v1/chat/completions", &[("content-type", "application/json")], body.as_bytes())
-        .await?;
+    let mut stream =
+        client.stream("POST", "/v1/chat/completions", &[("content-type", "application/json")], body.as_bytes()).await?;
     ensure!(stream.head.status == 200, "{:?}", stream.head);
     let (mut said, mut chunks, mut is_done) = (String::new(), Vec::new(), false);
     while let Some((_, data)) = stream.next().await? {

@@ -99,12 +99,18 @@ mod tests {
     fn videos_are_found_in_all_the_forms_that_clients_send() {
         let video = |source, uuid: Option<&str>| Part::Video { source, uuid: uuid.map(str::to_owned) };
         let url = || Source::Url("file:///v.mp4".to_owned());
-        assert_eq!(one(json!({"type": "video_url", "video_url": {"url": "file:///v.mp4"}, "uuid": "a"})), video(url(), Some("a")));
+        assert_eq!(
+            one(json!({"type": "video_url", "video_url": {"url": "file:///v.mp4"}, "uuid": "a"})),
+            video(url(), Some("a"))
+        );
         assert_eq!(one(json!({"type": "video_url", "video_url": null, "uuid": "a"})), video(Source::Named, Some("a")));
         assert_eq!(one(json!({"type": "video", "url": "file:///v.mp4"})), video(url(), None));
         assert_eq!(one(json!({"type": "video", "source_type": "url", "url": "file:///v.mp4"})), video(url(), None));
         let bytes = Source::Base64 { data: "AAAA".to_owned(), kind: "video/mp4".to_owned() };
-        assert_eq!(one(json!({"type": "video", "base64": "AAAA", "mime_type": "video/mp4"})), video(bytes.clone(), None));
+        assert_eq!(
+            one(json!({"type": "video", "base64": "AAAA", "mime_type": "video/mp4"})),
+            video(bytes.clone(), None)
+        );
         let old = json!({"type": "video", "source_type": "base64", "data": "AAAA", "mime_type": "video/mp4"});
         assert_eq!(one(old), video(bytes, None));
         let file = || Source::File("file-1".to_owned());

@@ -29,8 +29,16 @@ const PASSED_ON: [(&str, &str); 12] = [
 
 /// Fields that would change the answer, and that this model cannot honour.
 const NOT_HERE: [&str; 10] = [
-    "tools", "functions", "stop", "logprobs", "top_logprobs", "logit_bias", "response_format", "presence_penalty",
-    "frequency_penalty", "queries",
+    "tools",
+    "functions",
+    "stop",
+    "logprobs",
+    "top_logprobs",
+    "logit_bias",
+    "response_format",
+    "presence_penalty",
+    "frequency_penalty",
+    "queries",
 ];
 
 /// Chat as it was asked for.
@@ -111,7 +119,9 @@ fn honourable(body: &Map<String, Value>) -> Result<(), Problem> {
         return Err(Problem::bad_request(format!("{name} cannot be honoured")).hint("leave it out"));
     }
     match body.get("n").filter(|n| !n.is_null()) {
-        Some(n) if n.as_u64() != Some(1) => Err(Problem::bad_request(format!("n is 1, not {n}")).hint("ask once for each")),
+        Some(n) if n.as_u64() != Some(1) => {
+            Err(Problem::bad_request(format!("n is 1, not {n}")).hint("ask once for each"))
+        }
         _ => Ok(()),
     }
 }

@@ -6,11 +6,11 @@ use protocol::event::{Event, JobResult};
 use serde_json::{Value, json};
 
 use super::completion::Completion;
+use crate::gateway::answer;
 use crate::gateway::events::{self, Pieces};
 use crate::gateway::intake::Asked;
 use crate::gateway::problem::Problem;
 use crate::gateway::state::App;
-use crate::gateway::answer;
 
 /// Streams the answer of a job, which is cancelled when nobody takes it any more.
 pub fn streamed(app: App, asked: Asked, completion: Completion, include_usage: bool) -> Response {

@@ -63,22 +63,24 @@ async fn at(app: &State, url: &str) -> Result<Video, Problem> {
     match scheme.as_deref() {
         Some("data") => {
             let (head, data) = url["data:".len()..].split_once(',').unwrap_or_default();
-            let kind = head.strip_suffix(";base64").ok_or_else(|| {
-                Problem::bad_request("a data URL has the form data:video/mp4;base64,...")
-            })?;
+            let kind = head
+                .strip_suffix(";base64")
+                .ok_or_else(|| Problem::bad_request("a data URL has the form data:video/mp4;base64,..."))?;
             bytes(app, data, kind).await
         }
         Some("http" | "https") => {
             let text = "video not fetched: this gateway asks no other host";
             let problem = Problem::new(Kind::Job(ErrorKind::ForbiddenPath), text);
-            Err(problem.hint("upload the video (POST /v1/files) and send its file_id, or a file: URL under a media root"))
+            Err(problem
+                .hint("upload the video (POST /v1/files) and send its file_id, or a file: URL under a media root"))
         }
         // stage-decode refuses what is not below a media root.
         Some("file") => Ok(Video { path: url.to_owned(), held: None }),
         _ if url.starts_with('/') => Ok(Video { path: app.mapped(url), held: None }),
         _ => {
             let shown: String = url.chars().take(80).collect();
-            Err(Problem::bad_request(format!("no URL of a video: {shown:?}")).hint("send a file: or data: URL, or a path"))
+            Err(Problem::bad_request(format!("no URL of a video: {shown:?}"))
+                .hint("send a file: or data: URL, or a path"))
         }
     }
 }
