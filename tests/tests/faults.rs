@@ -29,7 +29,7 @@ async fn show(case: impl AsyncFnOnce(&Scale) -> Row) -> anyhow::Result<()> {
 async fn show_on_the_old_broker(case: impl AsyncFnOnce(&Scale) -> Row) -> anyhow::Result<()> {
     let _lane = lane().await?;
     let Some(old) = tests::harness::brokers().into_iter().flatten().next() else { return Ok(()) };
-    let scale = Scale { broker: Some(old), jobs: 8, ..Scale::short() };
+    let scale = Scale { broker: Some(old), ..Scale::short() };
     case(&scale).await.check().map(|row| println!("{row:?}"))
 }
 

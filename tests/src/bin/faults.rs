@@ -6,7 +6,7 @@
     reason = "a tool for developers: what it prints is read by who started it"
 )]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use tests::faults::{
@@ -22,7 +22,7 @@ struct Args {
     /// Seed of all random choices.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// File for the table; standard output if not given.
+    /// File for the table; standard output if not given. The file's chapters behind the table stay.
     #[arg(long)]
     out: Option<PathBuf>,
     /// Only cases whose name contains this.
@@ -89,7 +89,7 @@ async fn main() -> anyhow::Result<()> {
                 args.seed,
                 std::thread::available_parallelism().map_or(0, usize::from),
             );
-            std::fs::write(path, format!("{head}{text}"))?;
+            std::fs::write(path, format!("{head}{text}{}", chapters(path)))?;
         }
     }
     anyhow::ensure!(
@@ -99,6 +99,12 @@ async fn main() -> anyhow::Result<()> {
         rows.len()
     );
     Ok(())
+}
+
+/// What a file from an earlier run has from its first chapter on.
+fn chapters(path: &Path) -> String {
+    let earlier = std::fs::read_to_string(path).unwrap_or_default();
+    earlier.find("\n## ").map(|at| earlier[at..].to_owned()).unwrap_or_default()
 }
 
 fn said(row: Row) -> Row {

@@ -147,22 +147,9 @@ pub async fn two_owners(scale: &Scale) -> Row {
             load::wait_for(&rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
             let owner = owner_of(&rig, &request.job).await?;
             signal(owner, "STOP")?;
-            // The second `planned` event comes from the other owner.
-            let until = Instant::now() + Duration::from_secs(20);
-            loop {
-                let events = load::log_of(&rig.bus, &request.job).await;
-                let plans = events.iter().filter(|e| matches!(e.event, Event::Planned { .. })).count();
-                if plans > 1 || events.last().is_some_and(|e| e.event.is_terminal()) {
-                    takeovers += usize::from(plans > 1);
-                    break;
-                }
-                if Instant::now() > until {
-                    signal(owner, "CONT")?;
-                    bail!("no takeover within 20 s; {}", load::tail(&rig));
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            let taken_over = taken_over(&rig, &request.job).await;
             signal(owner, "CONT")?;
+            takeovers += usize::from(taken_over?);
             rig.events(&request.job).await?;
             // Time for the first owner to interfere.
             tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -172,11 +159,50 @@ pub async fn two_owners(scale: &Scale) -> Row {
             load::told_once(&events, &got.text)?;
         }
         ensure!(takeovers == rounds, "{takeovers} takeovers in {rounds} rounds");
+        counted_anew(&rig, request).await?;
         load::empty(&rig).await?;
-        let injected = format!("the owner of {rounds} jobs stopped until taken over, then continued");
+        let injected = format!(
+            "the owner of {rounds} jobs stopped until taken over, then continued; one job delivered twice with one number"
+        );
         Ok(Seen { injected, observed: "one end each, text told once".to_owned(), seconds: None })
     })
     .await
+}
+
+/// Waits until another owner has taken a job over, whose `planned` event is the second one, or the job has ended; whether
+/// it was taken over.
+async fn taken_over(rig: &Rig, job: &JobId) -> anyhow::Result<bool> {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let events = load::log_of(&rig.bus, job).await;
+        let plans = events.iter().filter(|e| matches!(e.event, Event::Planned { .. })).count();
+        if plans > 1 || events.last().is_some_and(|e| e.event.is_terminal()) {
+            return Ok(plans > 1);
+        }
+        ensure!(Instant::now() < until, "no takeover within 20 s; {}", load::tail(rig));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A job that is delivered to a second owner with the number of the first delivery, while the first owner is at work: the
+/// queue forgets that it delivered it, as on a full disk.
+async fn counted_anew(rig: &Rig, request: JobRequest) -> anyhow::Result<()> {
+    let request = JobRequest { job: JobId::new("counted-anew")?, max_new_tokens: 6000, ..request };
+    client::submit(&rig.bus, &request).await?;
+    load::wait_for(rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
+    let js = async_nats::jetstream::new(rig.bus.client().clone());
+    js.delete_consumer_from_stream("priority-5", StreamName::Line.on(rig.bus.subjects())).await?;
+    ensure!(
+        taken_over(rig, &request.job).await?,
+        "the answer was faster than the second delivery; {}",
+        load::tail(rig)
+    );
+    rig.events(&request.job).await?;
+    // Time for the other owner to interfere.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let events = load::log_of(&rig.bus, &request.job).await;
+    let got = load::result(&events).with_context(|| load::tail(rig))?;
+    load::told_once(&events, &got.text).with_context(|| load::tail(rig))
 }
 
 /// Process id of the owner of a job.

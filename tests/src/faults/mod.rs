@@ -54,7 +54,7 @@ impl Scale {
 
     /// Size for CI, on a machine that may be busy.
     pub fn short() -> Self {
-        Scale { jobs: 16, cancels: 8, starts: 2, seed: 1, broker: None, slack: BUSY }
+        Scale { jobs: 8, cancels: 8, starts: 2, seed: 1, broker: None, slack: BUSY }
     }
 
     /// Full size, for an idle machine.

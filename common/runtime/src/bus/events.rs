@@ -39,7 +39,7 @@ pub struct Ended(pub Box<JobEvent>);
 pub enum Refused {
     /// The job has a terminal event: nothing may follow it.
     Ended(Ended),
-    /// The job was delivered to another worker since, and that one has written, with this token; or the events that this log
+    /// Another owner has written, with this token: the job was delivered to another worker since. Or the events that this log
     /// wrote are gone, and the id was admitted again as another job, which is whose log this is now.
     Superseded(FencingToken),
 }
@@ -79,8 +79,8 @@ pub struct EventLog {
     next: u64,
     /// Date of the last event that was seen of this admission; 0 for none.
     seen_ms: u64,
-    /// Whether the id was admitted again since: what stands in the log is another job's.
-    admitted_anew: bool,
+    /// Whether another owner has written: with the same token, or of another job that was admitted under this id since.
+    taken: bool,
 }
 
 impl EventLog {
@@ -99,7 +99,7 @@ impl EventLog {
             first: None,
             next: 0,
             seen_ms,
-            admitted_anew: false,
+            taken: false,
         }
     }
 
@@ -135,6 +135,11 @@ impl EventLog {
         self.token = token;
     }
 
+    /// Token of the owner that has written last; 0 if none has.
+    pub fn last_token(&self) -> FencingToken {
+        self.tail.token
+    }
+
     /// Token of a newer owner, if one has written.
     pub fn superseded(&self) -> Option<FencingToken> {
         (self.token > FencingToken::default() && self.tail.token > self.token).then_some(self.tail.token)
@@ -148,7 +153,7 @@ impl EventLog {
     pub async fn append(&mut self, event: Event) -> Result<(), Refused> {
         loop {
             // First of all: the end of another job is not this one's.
-            if self.admitted_anew {
+            if self.taken {
                 return Err(Refused::Superseded(self.tail.token));
             }
             if let Some(ended) = self.ended() {
@@ -191,12 +196,17 @@ impl EventLog {
         let message = Conditional {
             subject: self.bus.subjects().events(&self.job),
             // Names the writer too: the same place in the log written by another must be refused, not deduplicated.
-            id: format!("{}/event-{}-{}-{}/{seq}", self.job, self.bus.instance(), self.log, self.appends),
+            id: format!("{}{}/{seq}", self.signature(), self.appends),
             headers,
             behind: self.tail.stream_sequence,
             body: wire::encode_as(self.tail.encoding, &event).into(),
         };
         Entry { event, token, message }
+    }
+
+    /// What the ids of this log's messages, and of no other's, begin with.
+    fn signature(&self) -> String {
+        format!("{}/event-{}-{}-", self.job, self.bus.instance(), self.log)
     }
 
     /// Reads every message that stands behind sequence `behind` of the job's subject and takes the last one for the tail.
@@ -213,9 +223,15 @@ impl EventLog {
             self.tail.stream_sequence = message.sequence;
             match wire::decode_any::<JobEvent>(&message.payload) {
                 Ok(event) => {
-                    // A job is admitted once: behind what was seen of one begins another.
-                    self.admitted_anew |= self.has_begun() && is_first(&event);
                     self.tail.token = token_of(&message.headers);
+                    // A job is admitted once: behind what was seen of one begins another.
+                    self.taken |= self.has_begun() && is_first(&event);
+                    // A broker that was killed may deliver a job twice with one number. Whoever comes second leaves.
+                    let is_own = message_id(&message.headers).is_some_and(|id| id.starts_with(&self.signature()));
+                    self.taken |= self.token > FencingToken::default()
+                        && self.tail.token == self.token
+                        && !is_own
+                        && !event.event.is_terminal();
                     self.tail.event = Some(event);
                 }
                 Err(error) => {
@@ -231,9 +247,9 @@ impl EventLog {
             self.tail = Tail { encoding, ..read_tail(&self.bus, &self.job).await };
             let events = read_all(&self.bus, &self.job).await;
             let later = |event: &JobEvent| is_first(event) && event.at_ms > self.seen_ms;
-            self.admitted_anew |= self.has_begun() && events.iter().any(|(_, event)| later(event));
+            self.taken |= self.has_begun() && events.iter().any(|(_, event)| later(event));
         }
-        if !self.admitted_anew {
+        if !self.taken {
             self.seen_ms = self.tail.event.as_ref().map_or(self.seen_ms, |e| e.at_ms);
         }
         own

@@ -31,11 +31,13 @@ pub const ANY: &str = ">";
 /// Pause before a broker that did not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// Whether an error is what a server may say to the second of two that make a stream at the same time: no storage left, or (2.9.10) that the
-/// stream's own subjects overlap.
+/// Whether an error is what a server may say to the second of two that make a stream at the same time: no storage left, no store
+/// made (the first one's files are there, or those of a stream that was just deleted still are), or (2.9.10) that the stream's
+/// own subjects overlap.
 fn may_be_a_race(error: &CreateStreamError) -> bool {
     let CreateStreamErrorKind::JetStream(ref e) = error.kind() else { return false };
-    [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::STREAM_SUBJECT_OVERLAP].contains(&e.error_code())
+    [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::STREAM_CREATE, ErrorCode::STREAM_SUBJECT_OVERLAP]
+        .contains(&e.error_code())
 }
 
 /// Time when a stream was made, Unix nanoseconds of the broker's clock.

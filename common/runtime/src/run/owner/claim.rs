@@ -38,7 +38,7 @@ impl<O> Worker<'_, O> {
         }
         log.write_as(Encoding::of(&delivery.message.payload));
         log.note_admitted();
-        let token = fencing::token_of(&delivery);
+        let token = fencing::token_of(&delivery, log.last_token());
         log.fence(token);
         if let Some(newer) = log.superseded() {
             drop(in_flight);
