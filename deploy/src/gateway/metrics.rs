@@ -14,7 +14,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-use stage_llm::text::task::Tasks;
 
 use super::health;
 use super::problem::{Kind, Problem};
@@ -60,8 +59,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics of which nothing is counted yet.
-    pub fn new() -> Self {
+    /// Metrics of which nothing is counted yet; `tasks` are the names that are labels.
+    pub fn new(tasks: Vec<String>) -> Self {
         let mut registry = Registry::default();
         let durations: fn() -> Histogram = || Histogram::new(CLASSES_S);
         let requests = Family::<Asked, Histogram, fn() -> Histogram>::new_with_constructor(durations);
@@ -82,7 +81,6 @@ impl Metrics {
         registry.register_with_unit("vidi_http_upload", uploaded, Unit::Bytes, upload_bytes.clone());
         registry.register_with_unit("vidi_http_spool", "Bytes of uploaded files", Unit::Bytes, spool_bytes.clone());
         registry.register("vidi_stage_state", "1 for the state that a stage is in, else 0", stages.clone());
-        let tasks = Tasks::builtin().names().map(str::to_owned).collect();
         Metrics { registry, requests, jobs, in_flight, upload_bytes, spool_bytes, stages, tasks }
     }
 
@@ -108,12 +106,6 @@ impl Metrics {
         };
         let asked = Asked { path, method, status: status.as_u16() };
         self.requests.get_or_create(&asked).observe(seconds);
-    }
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Metrics::new()
     }
 }
 
@@ -153,7 +145,7 @@ mod tests {
 
     #[test]
     fn names_that_clients_make_up_are_no_labels() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(vec!["qa".to_owned()]);
         let end = End::Cancelled { by: CancelledBy::Client, stages_stopped: Vec::new(), ms: 1 };
         for task in ["qa", "a\"b\n", "x"] {
             metrics.ended(task, &end);

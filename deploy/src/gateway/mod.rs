@@ -46,6 +46,7 @@ use protocol::error::StageName;
 use runtime::bus::Bus;
 use runtime::process::{Exit, Fatal};
 use runtime::run::Shutdown;
+use stage_llm::text::registry::Tasks;
 use tokio::net::TcpListener;
 
 use crate::up::desired::Desired;
@@ -91,7 +92,8 @@ impl Gateway {
         let listener = TcpListener::bind(addresses.as_slice()).await.map_err(unusable)?;
         let address = listener.local_addr().map_err(unusable)?;
         let spool = Spool::open(&spool_dir(http), http).await.map_err(|e| wrong(format!("{e:#}")))?;
-        let app = Arc::new(State::new(bus, config, token, spool, Stages::new(desired)));
+        let tasks = Tasks::with_file(config.llm.tasks_file.as_deref()).map_err(|e| wrong(e.to_string()))?;
+        let app = Arc::new(State::new(bus, config, tasks, token, spool, Stages::new(desired)));
         Ok(Gateway { app, listener, address })
     }
 
