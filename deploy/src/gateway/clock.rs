@@ -75,7 +75,8 @@ mod tests {
         assert_eq!(said(json!({ "parser": "lenient", "answers": answers })), "00:00:01-00:00:02\n");
         assert_eq!(said(json!({ "parser": "text", "answers": answers })), "t\nt");
         let titled = json!({ "start_s": 1.0, "end_s": 2.0, "title": "A cat." });
-        let composite = json!({ "supported": "composite", "parser": "text", "ranges": [titled, titled], "answers": answers });
+        let composite =
+            json!({ "supported": "composite", "parser": "text", "ranges": [titled, titled], "answers": answers });
         assert_eq!(said(composite), "00:00:01-00:00:02 A cat.\n00:00:01-00:00:02 A cat.");
     }
 

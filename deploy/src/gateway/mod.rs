@@ -3,13 +3,14 @@
 //! In reading order: [`problem`] (errors and their statuses), [`state`] (what requests share), [`access`] (who may ask), [`stages`]
 //! and [`health`], [`spool`], [`upload`], [`form`](mod@form) and [`files`] (uploads), [`fetch`] (videos of other hosts), [`intake`]
 //! (a body to a job), [`jobs`] and [`job_routes`], [`events`], [`export`], [`answer`] (a request that waits), [`inference`], [`chat`]
-//! and [`models`], [`clock`] (times as texts), [`load`], [`metrics`], [`openapi`], [`page`], [`serve`] (connections), this file
+//! and [`models`], [`clock`] (times as texts), [`load`], [`counts`] and [`metrics`], [`openapi`], [`page`], [`serve`] (connections), this file
 //! (routes, start and end).
 
 pub mod access;
 pub mod answer;
 pub mod chat;
 pub mod clock;
+pub mod counts;
 pub mod events;
 pub mod export;
 pub mod fetch;

@@ -13,8 +13,8 @@ use runtime::bus::{Bus, Role};
 use runtime::subject::StreamName;
 use stage_llm::text::registry::Tasks;
 
+use super::counts::Metrics;
 use super::jobs::Jobs;
-use super::metrics::Metrics;
 use super::problem::{Kind, Problem};
 use super::spool::Spool;
 use super::stages::Stages;
