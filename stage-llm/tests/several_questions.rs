@@ -11,7 +11,7 @@ use protocol::message::{JobRequest, Modality};
 use protocol::plan::MediaInfo;
 use protocol::stage::Stop;
 use stage_llm::job::answer::{LlmStage, Settings};
-use stage_llm::job::work::Work;
+use stage_llm::job::work::{Work, title};
 use stage_llm::text::registry::Tasks;
 
 use Modality::{Audio, Image};
@@ -128,6 +128,21 @@ fn many_answers_are_each_short_enough_for_one_message() {
         work.questions.iter().map(|question| question.generation.max_new_tokens).collect()
     };
     assert_eq!((limits(16), limits(64)), (vec![1024; 16], vec![256; 64]));
+}
+
+#[test]
+fn many_titles_are_each_short_enough_for_one_message() {
+    let mut tasks = Tasks::builtin();
+    let mine = "[[task]]\nname = \"mine\"\nsupported = \"composite\"\nprompt = \"{start} {end}\"\nquery = \"none\"\n\
+                [task.ranges]\nby = \"shots\"\nmin_s = 1.0\nmost = 64\n";
+    tasks.add(mine).unwrap();
+    let stage = stage();
+    let asked = JobRequest { task: "mine".to_owned(), max_new_tokens: 8192, ..request("", 12) };
+    let limit = |name: &str| {
+        let question = title(tasks.get(name).unwrap(), [0.0, 9.0], &asked, stage.prompter()).unwrap();
+        question.generation.max_new_tokens
+    };
+    assert_eq!((limit("mine"), limit("chapters")), (256, 64));
 }
 
 #[test]

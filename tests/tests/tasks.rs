@@ -172,7 +172,7 @@ async fn chapters_begin_at_the_cuts_of_a_video_and_not_where_something_moves() -
     let starts: Vec<f64> = cut.ranges.iter().map(|range| range.start_s).collect();
     let step_s = cut.resolution_s.context("no resolution")?;
     ensure!((0.9..=1.1).contains(&step_s), "a frame a second: {step_s}");
-    ensure!(starts.len() == 4, "{starts:?}");
+    ensure!(starts.len() == 4, "{starts:?} {:?}", cut.notes);
     let far = starts.iter().zip([0.0, 12.0, 24.0, 36.0]).map(|(start, cut)| (start - cut).abs()).fold(0.0, f64::max);
     ensure!(far <= step_s, "cuts at 12, 24 and 36 s were found at {starts:?}");
     ensure!(cut.answers.len() == 4 && cut.ranges.iter().all(|range| range.title.is_some()), "{:?}", cut.ranges);
@@ -205,15 +205,11 @@ async fn highlights_are_what_their_queries_find_and_each_has_a_title() -> anyhow
     let half_s = highlights.plan.duration_s / 2.0;
     let small = |range: &&TimeRange| range.end_s - range.start_s <= half_s;
     let expected: Vec<&TimeRange> = asked.iter().flat_map(|answer| &answer.ranges).filter(small).collect();
-    ensure!(!expected.is_empty() && !highlights.ranges.is_empty(), "nothing was found, and the test shows nothing");
+    let some = !expected.is_empty() && !highlights.ranges.is_empty();
+    ensure!(some, "nothing was found, and the test shows nothing: {queries:?} {asked:?} {:?}", highlights.notes);
     for range in expected {
         let holds = |whole: &&TimeRange| whole.start_s <= range.start_s && range.end_s <= whole.end_s;
-        let joined_too_long = highlights.notes.iter().any(|note| note.contains("more than 50 %"));
-        ensure!(
-            highlights.ranges.iter().any(|r| holds(&r)) || joined_too_long,
-            "{range:?} is in none of {:?}",
-            highlights.ranges
-        );
+        ensure!(highlights.ranges.iter().any(|r| holds(&r)), "{range:?} is in none of {:?}", highlights.ranges);
     }
     for (range, title) in highlights.ranges.iter().zip(titles) {
         let line = title.text.lines().map(str::trim).find(|line| !line.is_empty());

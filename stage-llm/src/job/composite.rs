@@ -28,20 +28,17 @@ pub struct Rule {
     pub most: usize,
 }
 
-/// Ranges of all answers together: near and overlapping ones joined, those over the largest share left out before and after
-/// that, the first ones kept.
+/// Ranges of all answers together: those over the largest share left out, near and overlapping ones joined as far as the whole
+/// is not over it, the first ones kept.
 pub fn of_answers(answers: &[Answer], rule: Rule, watched: Watched) -> Found {
     let largest_s = rule.largest_share * watched.duration_s;
     let is_large = |range: &TimeRange| range.end_s - range.start_s > largest_s;
     let all = clipped(answers.iter().flat_map(|answer| answer.ranges.clone()).collect(), watched);
     let count = all.len();
     let small: Vec<TimeRange> = all.into_iter().filter(|range| !is_large(range)).collect();
-    let mut large = count - small.len();
+    let large = count - small.len();
     // Ranges that touch are one, whatever the rule.
-    let whole = joined(small, rule.join_s.max(f64::MIN_POSITIVE));
-    let count = whole.len();
-    let mut ranges: Vec<TimeRange> = whole.into_iter().filter(|range| !is_large(range)).collect();
-    large += count - ranges.len();
+    let mut ranges = joined(small, rule.join_s.max(f64::MIN_POSITIVE), largest_s);
     let mut notes = Vec::new();
     if large > 0 {
         let percent = rule.largest_share * 100.0;
@@ -115,6 +112,9 @@ mod tests {
         assert_eq!(pairs(&found), [[100.0, 101.0], [110.0, 112.0], [150.0, 170.0]]);
         assert_eq!((found.notes.len(), found.resolution_s), (1, Some(10.0)));
         assert!(found.notes[0].starts_with("1 ranges cover more than 50 %"), "{:?}", found.notes);
+        let half = answer(&[[100.0, 149.0], [149.0, 170.0]], 1.0);
+        let found = of_answers(&[half], Rule { join_s: 2.0, largest_share: 0.5, most: 12 }, WATCHED);
+        assert_eq!(pairs(&found), [[100.0, 149.0], [149.0, 170.0]], "nothing is lost by being joined");
         let few = of_answers(&answers, Rule { join_s: 0.0, largest_share: 1.0, most: 1 }, WATCHED);
         assert_eq!((few.ranges.len(), pairs(&few)[0]), (1, [100.0, 199.0]), "ranges that overlap are one");
     }

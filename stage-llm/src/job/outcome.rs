@@ -49,7 +49,7 @@ impl Frame<'_> {
         let watched = watched(self.request, self.video);
         for answer in &mut answers {
             let ranges = std::mem::take(&mut answer.ranges);
-            answer.ranges = padded(joined(ranges, join_s), pad_s, watched);
+            answer.ranges = padded(joined(ranges, join_s, f64::INFINITY), pad_s, watched);
         }
         let mut result = self.result(&answers, join_s);
         match answers.as_mut_slice() {

@@ -1,26 +1,45 @@
 //! Where a video's pictures change, by the image tokens of its sampled frames.
 //!
-//! A frame's signature is the sum of some columns of its tokens. Tokens carry what the vision tower saw, so a cut to another
-//! picture moves the signature far, and motion within a shot moves it little.
+//! Every token carries the position of its frame in the video (MODEL.md 6), which is as far from one frame to the next as a cut
+//! is. It is the same for all tokens of a frame, so a frame's signature is what such an offset leaves alone: how far some
+//! columns of its tokens spread. A cut to another picture moves it far, motion within a shot little.
 
 use half::{bf16, f16};
 use protocol::plan::MediaPlan;
 use protocol::tensor::{Dtype, Tensor};
 
 /// Most columns of a token that are looked at: enough to tell pictures apart, and no work beside the encoders.
-const COLUMNS: usize = 64;
-/// Distance of two neighbouring frames over which a shot ends, in medians of the whole video.
-const MEDIANS: f32 = 4.0;
+const COLUMNS: usize = 128;
+/// Distances before and behind one that it is held against.
+const NEIGHBOURS: usize = 2;
+/// Distance over which a shot ends, in means of its neighbours: the adaptive threshold of PySceneDetect's AdaptiveDetector, and
+/// its window.
+const TIMES: f64 = 3.0;
 /// Least distance that is a change at all, as a share of the signature: rounding stays below it.
-const LEAST: f32 = 0.01;
+const LEAST: f64 = 0.02;
 
 /// Signatures of a video's sampled frames.
 #[derive(Debug, Default)]
 pub struct Pictures {
     /// Tokens of one frame; 0 without a picture.
     frame_tokens: u64,
-    /// Signature of each frame, empty until one of its tokens has come.
-    frames: Vec<Vec<f32>>,
+    frames: Vec<Sums>,
+}
+
+/// Sums over the tokens of a frame that have come.
+#[derive(Clone, Debug, Default)]
+struct Sums {
+    tokens: u64,
+    /// Of each column that is looked at the sum, and the sum of squares.
+    columns: Vec<[f64; 2]>,
+}
+
+impl Sums {
+    /// Standard deviation of each column over the tokens; empty until one has come.
+    fn spread(&self) -> Vec<f64> {
+        let n = self.tokens as f64;
+        self.columns.iter().map(|[sum, squares]| (squares / n - (sum / n).powi(2)).max(0.0).sqrt()).collect()
+    }
 }
 
 impl Pictures {
@@ -28,7 +47,7 @@ impl Pictures {
     pub fn of(plan: &MediaPlan) -> Self {
         let Some(image) = &plan.image else { return Pictures::default() };
         let frame_tokens = u64::from(image.grid[0]) * u64::from(image.grid[1]);
-        Pictures { frame_tokens, frames: vec![Vec::new(); image.frames as usize] }
+        Pictures { frame_tokens, frames: vec![Sums::default(); image.frames as usize] }
     }
 
     /// Adds image tokens `[n, D]`, the first of which is number `offset`; each token is added once.
@@ -38,10 +57,13 @@ impl Pictures {
         let dtype = rows.dtype();
         for (row, bytes) in rows.data().chunks_exact((width * dtype.size()).max(1)).enumerate() {
             let frame = (offset + row as u64).checked_div(self.frame_tokens);
-            let Some(signature) = frame.and_then(|frame| self.frames.get_mut(frame as usize)) else { return };
-            signature.resize(width.div_ceil(step), 0.0);
-            for (sum, value) in signature.iter_mut().zip(bytes.chunks_exact(dtype.size()).step_by(step)) {
-                *sum += number(dtype, value);
+            let Some(sums) = frame.and_then(|frame| self.frames.get_mut(frame as usize)) else { return };
+            sums.tokens += 1;
+            sums.columns.resize(width.div_ceil(step), [0.0; 2]);
+            for ([sum, squares], value) in sums.columns.iter_mut().zip(bytes.chunks_exact(dtype.size()).step_by(step)) {
+                let value = number(dtype, value);
+                *sum += value;
+                *squares += value * value;
             }
         }
     }
@@ -64,30 +86,33 @@ impl Pictures {
     }
 
     /// Frames at which another shot begins, each with how far it is from the one before.
-    fn changes(&self) -> Vec<(usize, f32)> {
-        let norm = |x: &[f32]| x.iter().map(|v| v * v).sum::<f32>().sqrt();
-        let distance = |pair: &[Vec<f32>]| {
-            let [a, b] = pair else { return 0.0 };
-            let apart: Vec<f32> = a.iter().zip(b).map(|(a, b)| a - b).collect();
-            let largest = norm(a).max(norm(b));
-            // A frame whose tokens never came has no signature, and says nothing.
-            if largest > 0.0 && a.len() == b.len() { norm(&apart) / largest } else { 0.0 }
+    fn changes(&self) -> Vec<(usize, f64)> {
+        let spreads: Vec<Vec<f64>> = self.frames.iter().map(Sums::spread).collect();
+        let distances: Vec<f64> = spreads.windows(2).map(|pair| distance(&pair[0], &pair[1])).collect();
+        let is_change = |&(at, d): &(usize, f64)| {
+            let around = at.saturating_sub(NEIGHBOURS)..distances.len().min(at + NEIGHBOURS + 1);
+            let others = around.len() - 1;
+            let sum: f64 = distances[around].iter().sum::<f64>() - d;
+            d > LEAST && d * others as f64 > TIMES * sum
         };
-        let distances: Vec<f32> = self.frames.windows(2).map(distance).collect();
-        let mut sorted = distances.clone();
-        sorted.sort_by(f32::total_cmp);
-        let median = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
-        let is_change = |d: &f32| d.is_finite() && *d > LEAST && *d > MEDIANS * median;
-        distances.iter().enumerate().filter(|(_, d)| is_change(d)).map(|(before, d)| (before + 1, *d)).collect()
+        distances.iter().copied().enumerate().filter(is_change).map(|(before, d)| (before + 1, d)).collect()
     }
 }
 
+/// Distance of two signatures as a share of the larger one; 0 where a frame's tokens never came, which says nothing.
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
+    let largest = norm(&mut a.iter().copied()).max(norm(&mut b.iter().copied()));
+    let apart = norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / largest;
+    if a.len() == b.len() && apart.is_finite() { apart } else { 0.0 }
+}
+
 /// Number in little-endian bytes.
-fn number(dtype: Dtype, bytes: &[u8]) -> f32 {
+fn number(dtype: Dtype, bytes: &[u8]) -> f64 {
     match (dtype, bytes) {
-        (Dtype::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-        (Dtype::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
-        (Dtype::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
+        (Dtype::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]).into(),
+        (Dtype::F16, &[a, b]) => f16::from_le_bytes([a, b]).into(),
+        (Dtype::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]).into(),
         _ => 0.0,
     }
 }
@@ -97,17 +122,25 @@ mod tests {
     use super::*;
     use protocol::plan::ImagePlan;
 
-    /// Ten frames a shot; the tokens of a shot differ a little from frame to frame.
-    fn video(shots: &[f32]) -> (MediaPlan, Vec<f32>) {
-        let image = ImagePlan::new(1, shots.len() as u64 * 10);
+    /// Video of frames a second each, each with two kinds of tokens that are `level` from their middle. The middle is another one in
+    /// every frame, as that of tokens with a position in them is.
+    fn frames(levels: &[f32]) -> (MediaPlan, Vec<f32>) {
+        let image = ImagePlan::new(1, levels.len() as u64);
         let frame_tokens = (image.grid[0] * image.grid[1]) as usize;
         let mut values = Vec::new();
-        for frame in 0..shots.len() * 10 {
-            let level = shots[frame / 10] + 0.001 * (frame % 3) as f32;
-            values.extend((0..frame_tokens).flat_map(|_| [level, 1.0, -level]));
+        for (frame, level) in levels.iter().enumerate() {
+            let middle = (frame * 7 % 5) as f32;
+            let sign = |token: usize| if token.is_multiple_of(2) { 1.0 } else { -1.0 };
+            values.extend((0..frame_tokens).flat_map(|t| [middle + sign(t) * level, 1.0, middle - sign(t) * level]));
         }
-        let duration_s = shots.len() as f64 * 10.0;
+        let duration_s = levels.len() as f64;
         (MediaPlan { content_id: String::new(), duration_s, image: Some(image), audio: None }, values)
+    }
+
+    /// Ten frames a shot, which differ a little.
+    fn video(shots: &[f32]) -> (MediaPlan, Vec<f32>) {
+        let levels = shots.iter().flat_map(|level| (0..10).map(move |frame| level + 0.001 * (frame % 3) as f32));
+        frames(&levels.collect::<Vec<f32>>())
     }
 
     fn tensor(values: &[f32]) -> Tensor<'static> {
@@ -130,6 +163,18 @@ mod tests {
         assert_eq!(noted(&plan, &values).parts(40.0, 5.0, 24), [0.0, 10.0, 20.0, 30.0]);
         let (plan, values) = video(&[1.0, 1.0, 1.0]);
         assert_eq!(noted(&plan, &values).parts(30.0, 5.0, 24), [0.0]);
+        let fade: Vec<f32> = (0..30).map(|frame| 1.0 + 0.3 * frame as f32).collect();
+        let (plan, values) = frames(&fade);
+        assert_eq!(noted(&plan, &values).parts(30.0, 5.0, 24), [0.0]);
+    }
+
+    #[test]
+    fn a_frame_whose_tokens_never_came_is_no_change() {
+        let (plan, values) = video(&[1.0, 3.0]);
+        let mut pictures = Pictures::of(&plan);
+        let from = values.len() / 4;
+        pictures.note((from / 3) as u64, &tensor(&values[from..]));
+        assert_eq!(pictures.parts(20.0, 3.0, 24), [0.0, 10.0]);
     }
 
     #[test]

@@ -18,8 +18,8 @@ pub fn clipped(mut ranges: Vec<TimeRange>, watched: Watched) -> Vec<TimeRange> {
 }
 
 /// Ranges by their start, with those that lie at most `join_s` seconds behind the one before made one with it; the first title
-/// stays. Nothing changes with 0.
-pub fn joined(mut ranges: Vec<TimeRange>, join_s: f64) -> Vec<TimeRange> {
+/// stays. What would be over `longest_s` long stays apart. Nothing changes with a `join_s` of 0.
+pub fn joined(mut ranges: Vec<TimeRange>, join_s: f64, longest_s: f64) -> Vec<TimeRange> {
     if join_s <= 0.0 {
         return ranges;
     }
@@ -27,7 +27,9 @@ pub fn joined(mut ranges: Vec<TimeRange>, join_s: f64) -> Vec<TimeRange> {
     let mut whole: Vec<TimeRange> = Vec::with_capacity(ranges.len());
     for range in ranges {
         match whole.last_mut() {
-            Some(last) if range.start_s - last.end_s <= join_s => {
+            Some(last)
+                if range.start_s - last.end_s <= join_s && range.end_s.max(last.end_s) - last.start_s <= longest_s =>
+            {
                 last.end_s = last.end_s.max(range.end_s);
                 last.title = last.title.take().or(range.title);
             }
@@ -80,8 +82,13 @@ mod tests {
     #[test]
     fn near_ranges_become_one_and_far_ones_stay_apart() {
         let some = ranges(&[[18.0, 19.0], [11.0, 14.0], [12.0, 13.0], [15.0, 16.0]]);
-        assert_eq!(pairs(&joined(some.clone(), 1.0)), [[11.0, 16.0], [18.0, 19.0]]);
-        assert_eq!(joined(some.clone(), 0.0), some, "0 leaves even the order");
+        assert_eq!(pairs(&joined(some.clone(), 1.0, f64::INFINITY)), [[11.0, 16.0], [18.0, 19.0]]);
+        assert_eq!(joined(some.clone(), 0.0, f64::INFINITY), some, "0 leaves even the order");
+        assert_eq!(
+            pairs(&joined(some, 2.0, 5.0)),
+            [[11.0, 16.0], [18.0, 19.0]],
+            "16 to 18 is near, the whole too long"
+        );
     }
 
     #[test]

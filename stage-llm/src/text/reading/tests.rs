@@ -76,6 +76,8 @@ fn what_has_no_ranges_gives_none_and_says_why() {
         ("It never happens.", "no two times"),
         ("At 00:12 and at 00:15.", "no two times"),
         ("version 1.2.3-4", "no two times"),
+        ("5-6 minutes", "no two times"),
+        ("from 1 minute 20 seconds to 2 minutes", "no two times"),
         ("[0.1, 0.2, 0.3, 0.4]", "no two times"),
         ("{\"start\": 0.1", "no two times"),
         ("0.50-0.25", "ends before it begins"),

@@ -27,7 +27,10 @@ pub struct Time {
 /// Words for seconds, longer ones first.
 const SECONDS: [&str; 5] = ["seconds", "second", "secs", "sec", "s"];
 
-/// Time at the start of a text, and the bytes that it takes; none if no time stands there.
+/// Words for units that are not read: without them "5 minutes" would be five seconds.
+const OTHERS: [&str; 11] = ["minutes", "minute", "mins", "min", "m", "hours", "hour", "hrs", "hr", "h", "ms"];
+
+/// Time at the start of a text, and the bytes that it takes; none if no time stands there, or one in a unit that is not read.
 pub fn time(text: &str) -> Option<(Time, usize)> {
     let (whole, mut at) = digits(text)?;
     let mut parts = vec![whole];
@@ -51,7 +54,7 @@ pub fn time(text: &str) -> Option<(Time, usize)> {
     }
     // The digits themselves, so that a number is the same wherever it is read.
     let value = text[..at].parse().ok()?;
-    let (unit, length) = unit(&text[at..]);
+    let (unit, length) = unit(&text[at..])?;
     Some((Time { value, unit, decimals }, at + length))
 }
 
@@ -67,16 +70,19 @@ fn decimals(text: &str) -> (f64, usize) {
     if n == 0 { (0.0, 0) } else { (text[..=n].parse().unwrap_or(0.0), n) }
 }
 
-/// Unit at the start of a text, behind white space or none, and the bytes that it takes.
-fn unit(text: &str) -> (Unit, usize) {
+/// Unit at the start of a text, behind white space or none, and the bytes that it takes; none for one that is not read.
+fn unit(text: &str) -> Option<(Unit, usize)> {
     let rest = text.trim_start_matches([' ', '\u{a0}']);
     let space = text.len() - rest.len();
     if rest.starts_with('%') {
-        return (Unit::Percent, space + 1);
+        return Some((Unit::Percent, space + 1));
     }
     let word = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
-    let is_seconds = SECONDS.iter().any(|name| rest[..word].eq_ignore_ascii_case(name));
-    if is_seconds { (Unit::Seconds, space + word) } else { (Unit::Plain, 0) }
+    let is_one_of = |names: &[&str]| names.iter().any(|name| rest[..word].eq_ignore_ascii_case(name));
+    if is_one_of(&OTHERS) {
+        return None;
+    }
+    Some(if is_one_of(&SECONDS) { (Unit::Seconds, space + word) } else { (Unit::Plain, 0) })
 }
 
 #[cfg(test)]
@@ -106,7 +112,7 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_none() {
-        for text in ["", "s", ".5", ":30", "1:02:03:04", "12:30:7"] {
+        for text in ["", "s", ".5", ":30", "1:02:03:04", "12:30:7", "5 minutes", "2h", "40 ms"] {
             assert!(time(text).is_none(), "{text:?}");
         }
     }
