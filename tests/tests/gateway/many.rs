@@ -50,7 +50,7 @@ async fn fifty(rig: &Rig, _: &Client) -> anyhow::Result<()> {
         let body = json!({ "job": job, "task": "qa", "query": asked.query, "file_id": id, "max_new_tokens": 24 });
         client.post("/v1/jobs", &body).await?.expect(202)?;
         let stream = client.events(&format!("/v1/jobs/{job}/events"), None).await?;
-        let pause = Duration::from_millis(if number % 2 == 0 { 0 } else { 150 });
+        let pause = Duration::from_millis(if number.is_multiple_of(2) { 0 } else { 150 });
         let end = last(stream, pause).await?;
         ensure!(end["kind"] == "result", "{end}");
         ensure_true(asked, &end)

@@ -24,7 +24,7 @@ async fn printed(rig: &Rig, client: &Client, package: &str, changes: &[(&str, &s
     let example = examples()?.into_iter().find(|text| text.contains(package)).context(package.to_owned())?;
     ensure!(example.lines().count() <= 12, "{example}");
     let mut program = example;
-    for (there, here) in [&[("127.0.0.1:8099", client.address.as_str())], changes].concat() {
+    for (there, here) in [&[("127.0.0.1:8099", client.address.as_str())][..], changes].concat() {
         ensure!(program.contains(there), "no {there:?} in {program}");
         program = program.replace(there, here);
     }
