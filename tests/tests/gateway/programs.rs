@@ -28,7 +28,7 @@ async fn printed(rig: &Rig, client: &Client, package: &str, changes: &[(&str, &s
         ensure!(program.contains(there), "no {there:?} in {program}");
         program = program.replace(there, here);
     }
-    let python = std::env::var("VIDI_CLIENTS").map_or(root().join(".vidi/clients"), Into::into).join("bin/python");
+    let python = std::env::var("CLIENTS_PYTHON").map_or(root().join(".vidi/clients"), Into::into).join("bin/python");
     ensure!(python.is_file(), "{} is not there: run deploy/setup.sh test", python.display());
     let output = tokio::process::Command::new(&python)
         .args(["-c", &program])
