@@ -3,7 +3,8 @@
 //! In reading order: [`up`] (broker and stages, in processes of their own or in this one), [`client`] (submit, follow,
 //! cancel), [`ask`] (one question), [`export`] (its answer as files for editors), [`model`](mod@model) (a checkpoint:
 //! inspected, planned for, quantized, made up), [`bench`] (how fast), [`eval`] (how right), [`plot`] (pictures of both),
-//! [`trace`](mod@trace) (where a job's time went), [`draw`] (pictures of answers and jobs), [`recording`] (what passed over the bus, to a file and back), [`demo_video`] (videos with a known truth).
+//! [`trace`](mod@trace) (where a job's time went), [`draw`] (pictures of answers and jobs), [`recording`] (what passed over the
+//! bus, to a file and back), [`demo_video`] (videos with a known truth), [`gateway`] (all this over HTTP).
 
 pub mod ask;
 pub mod bench;
@@ -12,6 +13,7 @@ pub mod demo_video;
 pub mod draw;
 pub mod eval;
 pub mod export;
+pub mod gateway;
 pub mod model;
 pub mod plot;
 pub mod recording;

@@ -10,6 +10,7 @@ use runtime::process::{Exit, Fatal};
 
 use super::broker::{self, Broker};
 use super::budgets;
+use super::desired::Desired;
 use super::idle::Idle;
 use super::in_process::InProcess;
 use super::merged::Merged;
@@ -117,6 +118,14 @@ impl Pipeline {
     /// A connection to its broker in the operator's role.
     pub fn bus(&self) -> &Bus {
         &self.bus
+    }
+
+    /// What loads and unloads its stages; none where they have no processes of their own.
+    pub fn desired(&self) -> Option<Desired> {
+        match &self.stages {
+            Stages::Processes(supervisor, _) => Some(supervisor.desired()),
+            Stages::OneProcess(_) => None,
+        }
     }
 
     /// What of its streams had to be made smaller than configured, and why.

@@ -1,8 +1,8 @@
 //! The `vidi` command.
 //!
 //! In reading order: [`cli`] (the command line), this file (which part does what), [`up`] (broker and stages), [`ask`]
-//! (questions), [`tasks`] (what can be asked), [`export`] (files of its answer), [`pictures`] (of it), [`running`] (requests
-//! to a pipeline that runs), [`trace`](mod@trace) (where a job's time went), [`checkpoints`] (a model's files),
+//! (questions), [`tasks`] (what can be asked), [`export`] (files of their answers), [`pictures`] (of them), [`running`] (requests
+//! to a pipeline that runs), [`gateway`] (the same over HTTP), [`trace`](mod@trace) (where a job's time went), [`checkpoints`] (a model's files),
 //! [`demo_video`] (a video with a known truth), [`eval`] (benchmarks).
 
 mod ask;
@@ -11,6 +11,7 @@ mod cli;
 mod demo_video;
 mod eval;
 mod export;
+mod gateway;
 mod pictures;
 mod running;
 mod tasks;
@@ -64,6 +65,8 @@ fn run(cli: Cli) -> Result<(), Fatal> {
     let runtime = runtime()?;
     match cli.command {
         Command::Up(args) => runtime.block_on(up::up(&mut config, args)),
+        Command::Down { wait } => runtime.block_on(up::down(wait)),
+        Command::Gateway { http } => runtime.block_on(gateway::gateway(&mut config, http)),
         Command::Ask(args) => runtime.block_on(ask::ask(&mut config, args)),
         Command::Tasks { json } => tasks::list(&config, json),
         Command::Cancel { job } => runtime.block_on(running::cancel(&config, job)),
@@ -72,9 +75,9 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Command::Inspect { model, all, json } => checkpoints::show_tensors(&config, &model, all, json),
         Command::DemoModel { dir, size, seed } => checkpoints::write_demo_model(&dir, size, seed),
         Command::DemoVideo { out, seed, seconds } => demo_video::demo_video(&out, seed, seconds),
-        Command::Plan { model, video_seconds, replicas } => {
+        Command::Plan { model, video_seconds, replicas, json } => {
             let replicas = supervisor::replicas(&replicas).map_err(|e| Fatal(Exit::Usage, e))?;
-            checkpoints::show_plan(&config, model.as_deref(), &replicas, &video_seconds)
+            checkpoints::show_plan(&config, model.as_deref(), &replicas, &video_seconds, json)
         }
         Command::Quantize { model, to, out } => checkpoints::write_quantized(&model, to, &out),
         Command::Bench(bench) => {
