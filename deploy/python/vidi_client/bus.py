@@ -64,19 +64,27 @@ class Bus:
             return self._nc
 
     async def _connected(self) -> Any:
-        """A connection. The first one fails in time; once there is one, nats-py makes it again for as long as it takes."""
-        nc, last = nats.NATS(), list[Exception]()
+        """A connection. The first one fails once each server has; later nats-py makes it again for as long as it takes."""
+        nc, servers, errors = nats.NATS(), self._url.split(","), list[Exception]()
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def note(error: Exception) -> None:
-            last[:] = [error]
+            if not failed.done():
+                errors.append(error)
+                if len(errors) >= len(servers):
+                    failed.set_result(None)
 
         given = {"max_reconnect_attempts": -1, "reconnect_time_wait": 0.25, "error_cb": note, **self._options}
-        try:
-            await asyncio.wait_for(nc.connect(self._url, **given), REQUEST_S)
-        except Exception as error:
-            await nc.close()
-            raise (last[0] if last else error) from None
-        return nc
+        connecting = asyncio.create_task(nc.connect(servers, **given))
+        await asyncio.wait([connecting, failed], timeout=REQUEST_S, return_when=asyncio.FIRST_COMPLETED)
+        if connecting.done():
+            connecting.result()
+            failed.cancel()
+            return nc
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        await nc.close()
+        raise errors[-1] if errors else asyncio.TimeoutError()
 
     def _away(self, error: Exception) -> UnavailableError:
         host = urlsplit(self._url).hostname or "the broker"
