@@ -150,14 +150,24 @@ pub async fn load(bus: &Bus, verb: Verb, stage: Option<StageName>) -> anyhow::Re
 /// # Errors
 /// When the broker cannot be asked.
 pub async fn ready(bus: &Bus) -> anyhow::Result<BTreeSet<StageName>> {
-    let prefix = bus.subjects().prefix();
+    Ok(pinged(bus).await?.iter().filter_map(|p| p.metadata.get("stage")?.parse().ok()).collect())
+}
+
+/// Name of the model that stage-llm answers with; none where none is there.
+///
+/// # Errors
+/// When the broker cannot be asked.
+pub async fn model(bus: &Bus) -> anyhow::Result<Option<String>> {
+    let is_llm = |p: &&PingResponse| p.metadata.get("stage").map(String::as_str) == Some(StageName::Llm.as_str());
+    Ok(pinged(bus).await?.iter().find(is_llm).and_then(|p| p.metadata.get("model").cloned()))
+}
+
+/// What the instances on this bus, under this prefix, say of themselves.
+async fn pinged(bus: &Bus) -> anyhow::Result<Vec<PingResponse>> {
     let pings = scatter(bus, "$SRV.PING".to_owned()).await?;
-    Ok(pings
-        .iter()
-        .filter_map(|body| serde_json::from_slice::<PingResponse>(body).ok())
-        .filter(|p| p.metadata.get("prefix").map(String::as_str) == Some(prefix))
-        .filter_map(|p| p.metadata.get("stage")?.parse().ok())
-        .collect())
+    let pings = pings.iter().filter_map(|body| serde_json::from_slice::<PingResponse>(body).ok());
+    let prefix = bus.subjects().prefix();
+    Ok(pings.filter(|p| p.metadata.get("prefix").map(String::as_str) == Some(prefix)).collect())
 }
 
 /// Status of each instance of a stage.

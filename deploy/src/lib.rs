@@ -3,7 +3,8 @@
 //! In reading order: [`up`] (broker and stages, in processes of their own or in this one), [`client`] (submit, follow,
 //! cancel), [`ask`] (one question), [`export`] (its answer as files for editors), [`model`](mod@model) (a checkpoint:
 //! inspected, planned for, quantized, made up), [`bench`] (how fast), [`eval`] (how right), [`plot`] (pictures of both),
-//! [`recording`] (what passed over the bus, to a file and back), [`demo_video`] (videos with a known truth).
+//! [`recording`] (what passed over the bus, to a file and back), [`demo_video`] (videos with a known truth), [`gateway`] (all this over
+//! HTTP).
 
 pub mod ask;
 pub mod bench;
@@ -11,6 +12,7 @@ pub mod client;
 pub mod demo_video;
 pub mod eval;
 pub mod export;
+pub mod gateway;
 pub mod model;
 pub mod plot;
 pub mod recording;

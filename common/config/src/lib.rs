@@ -3,6 +3,7 @@
 
 mod compute;
 mod fingerprint;
+mod http;
 pub mod layers;
 mod log;
 mod random;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use protocol::error::StageName;
 
 pub use compute::{ComputeConfig, KvPrecision, MediaProducts, Precision, WeightFormat};
+pub use http::HttpConfig;
 pub use log::{LogConfig, LogFormat};
 pub use random::{RandomWeights, Size};
 pub use secret::{Address, Secret};
@@ -43,6 +45,8 @@ pub struct Config {
     pub budgets: BTreeMap<StageName, u64>,
     /// `vidi up`.
     pub up: UpConfig,
+    /// The gateway for clients that speak HTTP.
+    pub http: HttpConfig,
     /// When an engine counts as hung.
     pub watchdog: WatchdogConfig,
     /// Logs.
@@ -66,6 +70,7 @@ impl Config {
         need(pair, "bus.tls_cert and bus.tls_key belong together: give both or none")?;
         self.model.check().map_err(|what| format!("configuration: {what}"))?;
         self.watchdog.check().map_err(|what| format!("configuration: {what}"))?;
+        self.http.check().map_err(|what| format!("configuration: {what}"))?;
         need(self.bus.ack_wait_s >= 0.5, "bus.ack_wait_s is at least 0.5")?;
         need(self.bus.max_deliver >= 1, "bus.max_deliver is at least 1")?;
         need(self.bus.event_age_s >= 1, "bus.event_age_s is at least 1")?;

@@ -71,9 +71,17 @@ pub async fn ask(bus: &Bus, request: &JobRequest, style: Style) -> Result<JobRes
 ///
 /// # Errors
 /// When the broker does not take it, or its events cannot be read.
-pub async fn followed(bus: &Bus, request: &JobRequest, mut each: impl FnMut(&Event)) -> anyhow::Result<End> {
-    let mut events = Events::new(bus, &request.job);
+pub async fn followed(bus: &Bus, request: &JobRequest, each: impl FnMut(&Event)) -> anyhow::Result<End> {
     client::submit(bus, request).await?;
+    to_its_end(bus, request, each).await
+}
+
+/// Follows a job that was submitted to its end; `each` is told of what comes before that.
+///
+/// # Errors
+/// When its events cannot be read.
+pub async fn to_its_end(bus: &Bus, request: &JobRequest, mut each: impl FnMut(&Event)) -> anyhow::Result<End> {
+    let mut events = Events::new(bus, &request.job);
     let mut next = first(bus, request, &mut events).await?;
     loop {
         match next.event {

@@ -1,11 +1,13 @@
 //! A checkpoint's files, without running it.
 //!
-//! In reading order: [`inspect`] (tensor by tensor), [`plan`] (what the stages will hold of it), [`quantize`] (a language
+//! In reading order: [`inspect`] (tensor by tensor), [`plan`] (what the stages will hold of it) and
+//! [`plan_json`] (the same for programs), [`quantize`] (a language
 //! model in blocks), [`demo_model`] (a random checkpoint in the layout of the real one), [`shipped`] (the trained one
 //! that comes with the project).
 
 pub mod demo_model;
 pub mod inspect;
 pub mod plan;
+pub mod plan_json;
 pub mod quantize;
 pub mod shipped;

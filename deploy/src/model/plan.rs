@@ -11,6 +11,7 @@ use protocol::bytes::Bytes;
 use protocol::error::StageName;
 use protocol::event::Mode;
 use protocol::plan::{AudioPlan, ImagePlan, SAMPLE_RATE};
+use serde::Serialize;
 use stage_llm::gemma::cache::CacheSize;
 use stage_llm::gemma::footprint::LlmFootprint;
 
@@ -34,7 +35,7 @@ pub struct MemoryPlan {
 }
 
 /// Memory that a video needs beside the stages, and how it fits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct VideoFit {
     /// Image tokens.
     pub image_tokens: u64,

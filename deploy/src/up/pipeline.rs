@@ -14,7 +14,7 @@ use super::idle::Idle;
 use super::in_process::InProcess;
 use super::merged::Merged;
 use super::room::Room;
-use super::supervisor::{Logs, Supervisor};
+use super::supervisor::{Desired, Logs, Supervisor};
 use crate::client;
 
 /// All stages are ready within this time, a large checkpoint on a slow disk included.
@@ -117,6 +117,14 @@ impl Pipeline {
     /// A connection to its broker in the operator's role.
     pub fn bus(&self) -> &Bus {
         &self.bus
+    }
+
+    /// What loads and unloads its stages; none where they have no processes of their own.
+    pub fn desired(&self) -> Option<Desired> {
+        match &self.stages {
+            Stages::Processes(supervisor, _) => Some(supervisor.desired()),
+            Stages::OneProcess(_) => None,
+        }
     }
 
     /// What of its streams had to be made smaller than configured, and why.

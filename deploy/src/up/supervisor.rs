@@ -5,11 +5,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use config::layers;
 use protocol::error::StageName;
+use runtime::bus::events::now_ms;
 use runtime::process::{Exit, Fatal};
 use runtime::run::Shutdown;
 use tokio::process::{Child, Command};
@@ -57,6 +59,8 @@ struct DesiredStage {
     loaded: watch::Sender<bool>,
     /// Processes that run now, those that drain included.
     running: watch::Sender<u64>,
+    /// Unix time of the last start of a process, or of the unloading, milliseconds.
+    since_ms: AtomicU64,
 }
 
 impl Desired {
@@ -65,6 +69,7 @@ impl Desired {
             replicas: n as u64,
             loaded: watch::Sender::new(true),
             running: watch::Sender::new(0),
+            since_ms: AtomicU64::new(now_ms()),
         };
         Desired(Arc::new(replicas.iter().map(|&(stage, n)| (stage, desired(n))).collect()))
     }
@@ -74,16 +79,29 @@ impl Desired {
         self.0.get(&stage).is_some_and(|e| e.replicas > 0)
     }
 
+    /// Whether a stage is loaded, and the Unix time since when it loads or is unloaded, milliseconds; none of a stage without
+    /// processes here.
+    pub fn since(&self, stage: StageName) -> Option<(bool, u64)> {
+        let state = self.0.get(&stage).filter(|state| state.replicas > 0)?;
+        let loaded = *state.loaded.borrow();
+        Some((loaded, state.since_ms.load(Ordering::Relaxed)))
+    }
+
     /// Loads a stage; returns how many processes are started.
     pub fn load(&self, stage: StageName) -> u64 {
         let Some(state) = self.0.get(&stage) else { return 0 };
-        if state.loaded.send_replace(true) { 0 } else { state.replicas }
+        if state.loaded.send_replace(true) {
+            return 0;
+        }
+        state.since_ms.store(now_ms(), Ordering::Relaxed);
+        state.replicas
     }
 
     /// Unloads a stage: drains its processes and waits for their end; returns how many there were.
     pub async fn unload(&self, stage: StageName) -> u64 {
         let Some(state) = self.0.get(&stage) else { return 0 };
         let processes = *state.running.borrow();
+        state.since_ms.store(now_ms(), Ordering::Relaxed);
         state.loaded.send_replace(false);
         // The sender is part of `self`.
         let _ = state.running.subscribe().wait_for(|&n| n == 0).await;
@@ -172,6 +190,7 @@ async fn keep_alive(replica: Replica, mut stopping: Shutdown, report: mpsc::Unbo
                 return;
             }
         };
+        state.since_ms.store(now_ms(), Ordering::Relaxed);
         state.running.send_modify(|n| *n += 1);
         // Waiting for a child closes its standard input, which asks it to drain: kept open until that is meant.
         let stdin = child.stdin.take();

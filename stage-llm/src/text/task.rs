@@ -54,6 +54,11 @@ impl Tasks {
         toml::from_str(include_str!("tasks.toml")).expect("tasks.toml is well formed, a test says so. This is a bug.")
     }
 
+    /// Names of the tasks.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.task.iter().map(|task| task.name.as_str())
+    }
+
     /// Task of a name.
     ///
     /// # Errors

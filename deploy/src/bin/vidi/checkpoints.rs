@@ -40,6 +40,7 @@ pub fn show_plan(
     model: Option<&Path>,
     replicas: &plan::Replicas,
     video_seconds: &[u64],
+    json: bool,
 ) -> Result<(), Fatal> {
     let wrong = |e: model::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
     let model = model.map(directory).transpose()?;
@@ -50,17 +51,31 @@ pub fn show_plan(
         false => ModelConfig::configured(&source).map_err(wrong)?,
     };
     let plan = plan::MemoryPlan::new(config, &model, replicas).map_err(wrong)?;
-    answer!("{plan}")?;
+    let mut videos = Vec::new();
+    if !json {
+        answer!("{plan}")?;
+    }
     let mut all_fit = true;
     for &seconds in video_seconds {
         let video = plan.video(seconds);
-        answer!("{seconds} s: {video}")?;
-        if video.mode.is_none() {
-            all_fit = false;
-            for remedy in plan::remedies(config, &model, replicas, seconds).map_err(wrong)? {
-                answer!("    would fit: {remedy}")?;
-            }
+        let remedies = match video.mode {
+            Some(_) => Vec::new(),
+            None => plan::remedies(config, &model, replicas, seconds).map_err(wrong)?,
+        };
+        all_fit &= video.mode.is_some();
+        if json {
+            videos.push(serde_json::json!({ "seconds": seconds, "fit": video, "would_fit": remedies }));
+            continue;
         }
+        answer!("{seconds} s: {video}")?;
+        for remedy in remedies {
+            answer!("    would fit: {remedy}")?;
+        }
+    }
+    if json {
+        let mut object = plan.to_json();
+        object["videos"] = videos.into();
+        answer!("{object}")?;
     }
     if all_fit { Ok(()) } else { Err(Fatal(Exit::DoesNotFit, "not every video fits: see above".to_owned())) }
 }

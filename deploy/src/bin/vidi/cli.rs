@@ -28,6 +28,18 @@ pub struct Cli {
 pub enum Command {
     /// Runs broker (unless bus.url names one) and stages until Ctrl-C.
     Up(Up),
+    /// Stops the `vidi up` that runs on this host: asks it to end, waits for that, and says how long it took.
+    Down {
+        /// Seconds that it may take to finish what is in flight.
+        #[arg(long, default_value_t = 60)]
+        wait: u64,
+    },
+    /// Answers HTTP requests about the pipeline that runs here, or on the broker in bus.url, until Ctrl-C.
+    Gateway {
+        /// `host:port` to listen on, else http.address, else 127.0.0.1:8099. Anything but loopback needs http.token_file.
+        #[arg(long, value_name = "ADDRESS")]
+        http: Option<String>,
+    },
     /// Asks a question about a video, of a running pipeline or of one started for it.
     Ask(Ask),
     /// Cancels a job.
@@ -97,6 +109,9 @@ pub enum Command {
         /// Processes per stage, as for `up`.
         #[arg(long, value_delimiter = ',')]
         replicas: Vec<String>,
+        /// One JSON object, bytes as numbers.
+        #[arg(long)]
+        json: bool,
     },
     /// Writes the language model's matrices in 8 or 4 bits to one file, for `llm.quantized`.
     Quantize {
@@ -171,6 +186,10 @@ pub struct Up {
     /// Runs all stages in this process: the same code, the same bus.
     #[arg(long)]
     pub one_process: bool,
+    /// Answers HTTP requests too, on this `host:port`, e.g. 127.0.0.1:8099; sets http.address. Anything but loopback needs
+    /// http.token_file.
+    #[arg(long, value_name = "ADDRESS")]
+    pub http: Option<String>,
 }
 
 /// Arguments of `vidi ask`.

@@ -1,7 +1,7 @@
 //! The `vidi` command.
 //!
 //! In reading order: [`cli`] (the command line), this file (which part does what), [`up`] (broker and stages), [`ask`]
-//! (one question), [`export`] (files of its answer), [`running`] (requests to a pipeline that runs), [`checkpoints`] (a model's files),
+//! (one question), [`export`] (files of its answer), [`running`] (requests to a pipeline that runs), [`gateway`] (the same over HTTP), [`checkpoints`] (a model's files),
 //! [`demo_video`] (a video with a known truth), [`eval`] (benchmarks).
 
 mod ask;
@@ -10,6 +10,7 @@ mod cli;
 mod demo_video;
 mod eval;
 mod export;
+mod gateway;
 mod running;
 mod up;
 
@@ -60,15 +61,17 @@ fn run(cli: Cli) -> Result<(), Fatal> {
     let runtime = runtime()?;
     match cli.command {
         Command::Up(args) => runtime.block_on(up::up(&mut config, args)),
+        Command::Down { wait } => runtime.block_on(up::down(wait)),
+        Command::Gateway { http } => runtime.block_on(gateway::gateway(&mut config, http)),
         Command::Ask(args) => runtime.block_on(ask::ask(&mut config, args)),
         Command::Cancel { job } => runtime.block_on(running::cancel(&config, job)),
         Command::Status { json } => runtime.block_on(running::status(&config, json)),
         Command::Inspect { model, all, json } => checkpoints::show_tensors(&config, &model, all, json),
         Command::DemoModel { dir, size, seed } => checkpoints::write_demo_model(&dir, size, seed),
         Command::DemoVideo { out, seed, seconds } => demo_video::demo_video(&out, seed, seconds),
-        Command::Plan { model, video_seconds, replicas } => {
+        Command::Plan { model, video_seconds, replicas, json } => {
             let replicas = supervisor::replicas(&replicas).map_err(|e| Fatal(Exit::Usage, e))?;
-            checkpoints::show_plan(&config, model.as_deref(), &replicas, &video_seconds)
+            checkpoints::show_plan(&config, model.as_deref(), &replicas, &video_seconds, json)
         }
         Command::Quantize { model, to, out } => checkpoints::write_quantized(&model, to, &out),
         Command::Bench(bench) => {

@@ -1,13 +1,17 @@
 //! `vidi up`: broker and stages for as long as this command runs.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use config::Config;
+use deploy::gateway::{self, Gateway};
 use deploy::model::shipped;
 use deploy::up::pipeline::{Layout, Pipeline};
-use deploy::up::{broker, note, supervisor};
+use deploy::up::{broker, down, note, supervisor};
 use runtime::answer;
 use runtime::process::{Exit, Fatal, on_signal, warn_of_random_weights};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::cli::Up;
 
@@ -26,12 +30,29 @@ pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
     if config.decode.media_roots.is_empty() {
         config.decode.media_roots.push(absolute(Path::new("."))?);
     }
+    if let Some(address) = up.http {
+        config.http.address = address;
+    }
+    if !config.http.address.is_empty() {
+        // Uploaded files are asked about like others.
+        let spool = gateway::spool_dir(&config.http);
+        std::fs::create_dir_all(&spool)
+            .map_err(|e| Fatal(Exit::Usage, format!("http.spool {}: {e}", spool.display())))?;
+        config.decode.media_roots.push(absolute(&spool)?);
+    }
     let replicas = supervisor::replicas(&up.replicas).map_err(|e| Fatal(Exit::Usage, e))?;
     let layout = if up.one_process { Layout::OneProcess } else { Layout::Processes(supervisor::Logs::Inherit) };
     let mut pipeline =
         Pipeline::start(config, &note::state_dir(), &replicas, &layout, &broker::Options::default()).await?;
-    let note = note::leave(pipeline.bus()).map_err(wrong)?;
     let mut shutdown = on_signal();
+    let gateway = match listen(config, &pipeline).await {
+        Ok(gateway) => gateway,
+        Err(fatal) => {
+            pipeline.stop().await;
+            return Err(fatal);
+        }
+    };
+    let note = note::leave(pipeline.bus()).map_err(wrong)?;
     let outcome = tokio::select! {
         ready = pipeline.ready() => ready.map(|()| {
             let said = answer!("ready: broker {}, media below {:?}", pipeline.bus().config().url, config.decode.media_roots);
@@ -50,11 +71,58 @@ pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
         },
     };
     tracing::info!("draining");
+    if let Some(gateway) = gateway {
+        // Whoever is answered now is, within its time to drain; the stages end after that.
+        gateway.stop().await;
+    }
     pipeline.stop().await;
     if let Err(error) = std::fs::remove_file(&note) {
         tracing::debug!(%error, "note already gone");
     }
     outcome
+}
+
+/// A gateway that runs beside the pipeline.
+struct Listening {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Listening {
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        // One that panicked answers nobody any more.
+        let _ = self.task.await;
+    }
+}
+
+/// Starts the gateway, where one is configured, before the stages are ready: it says which are not.
+async fn listen(config: &Config, pipeline: &Pipeline) -> Result<Option<Listening>, Fatal> {
+    if config.http.address.is_empty() {
+        return Ok(None);
+    }
+    let gateway = Gateway::open(config, pipeline.bus().clone(), pipeline.desired()).await?;
+    if pipeline.desired().is_none() {
+        gateway.note_loading();
+    }
+    if let Err(unwritten) = answer!("gateway: http://{}", gateway.address()) {
+        tracing::warn!("gateway on {}; {unwritten}", gateway.address());
+    }
+    let (stop, stopping) = watch::channel(false);
+    let task = tokio::spawn(gateway.run(stopping));
+    Ok(Some(Listening { stop, task }))
+}
+
+/// Stops the `vidi up` of this host.
+///
+/// # Errors
+/// When it does not end, or is somebody else's.
+pub async fn down(wait_s: u64) -> Result<(), Fatal> {
+    match down::stop(Duration::from_secs(wait_s)).await.map_err(|e| Fatal(Exit::Other, format!("{e:#}")))? {
+        Some(stopped) => answer!("stopped: process {}, in {} ms", stopped.pid, stopped.took.as_millis())?,
+        None => answer!("nothing to stop: no `vidi up` runs with its files in {}", note::state_dir().display())?,
+    }
+    Ok(())
 }
 
 /// An existing path in full.

@@ -1,0 +1,91 @@
+//! Who may ask, and what is asked of the stages: tokens, hosts, load and unload, the end.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde_json::json;
+use tests::harness::{signal, vidi};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::client::{self, Client};
+use super::{rig, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_with_a_token_answers_nobody_without_it() -> anyhow::Result<()> {
+    let (rig, open) = rig().await?;
+    let token = rig.dir.path().join("token");
+    std::fs::write(&token, "geheim\n")?;
+    let set = [
+        format!("bus.url={}", rig.broker.url()),
+        format!("http.token_file={}", token.display()),
+        format!("http.spool={}", rig.media().join("spool").display()),
+    ];
+    let set: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();
+    let mut child = tokio::process::Command::new(vidi()?)
+        .args(&set)
+        .args(["gateway", "--http", "127.0.0.1:0"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let said = child.stdout.take().context("no standard output")?;
+    let line = BufReader::new(said).lines().next_line().await?.context("it said nothing")?;
+    let address =
+        line.strip_prefix("gateway: http://").and_then(|line| line.split(',').next()).context(line.clone())?;
+    let ask = |token: Option<&str>| Client { address: address.to_owned(), token: token.map(str::to_owned) };
+
+    let refused = ask(None).get("/v1/models").await?;
+    ensure!(refused.header("www-authenticate") == "Bearer", "{refused:?}");
+    refused.problem(401, "unauthorized")?;
+    ask(Some("geheim1")).get("/v1/models").await?.problem(401, "unauthorized")?;
+    ask(None).form("/inference", &[("question", "x")], None).await?.problem(401, "unauthorized")?;
+    ask(Some("geheim")).get("/v1/models").await?.expect(200)?;
+    ask(None).get("/livez").await?.expect(200)?;
+    ask(None).get("/health").await?.expect(200)?;
+    ask(Some("geheim")).get("/nowhere").await?.problem(404, "not_found")?;
+    ask(Some("geheim")).get("/v1/jobs").await?.problem(405, "method_not_allowed")?;
+    signal(child.id().context("it has ended")?, "TERM")?;
+    ensure!(tokio::time::timeout(Duration::from_secs(30), child.wait()).await??.success());
+
+    // Where there is none, nobody listens but to this host, and no page of elsewhere gets through.
+    let all = rig.run(&["gateway", "--http", "0.0.0.0:0"])?;
+    let trouble = String::from_utf8_lossy(&all.stderr).into_owned();
+    ensure!(all.status.code() == Some(2) && trouble.contains("http.token_file"), "{}: {trouble}", all.status);
+    let mut page = open.send("GET", "/v1/models", &[("origin", "http://evil.example")], &[], 0).await?;
+    ensure!(client::head(&mut page).await?.status == 403);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_says_which_stage_is_missing_until_it_is_loaded_again_and_down_ends_it_all() -> anyhow::Result<()> {
+    let (mut rig, client) = rig().await?;
+    until("all stages are ready", async || Ok(client.get("/health").await?.status == 200)).await?;
+    let freed = client.post("/v1/unload", &json!({ "stage": "llm" })).await?.expect(200)?.json();
+    ensure!(freed["unloaded"] == json!(["llm"]) && freed["processes"] == 1, "{freed}");
+    ensure!(freed["freed_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{freed}");
+    let health = client.get("/health").await?.expect(503)?.json();
+    ensure!(health["stages"]["llm"]["state"] == "unloaded", "{health}");
+    ensure!(health["stages"]["llm"]["since_ms"].as_u64().is_some(), "{health}");
+    ensure!(health["stages"]["decode"]["state"] == "ready", "{health}");
+    client.get("/readyz").await?.expect(503)?;
+    client.get("/livez").await?.expect(200)?;
+    let loaded = client.post("/v1/load", &json!({ "stage": "llm" })).await?.expect(200)?.json();
+    ensure!(loaded["loaded"] == json!(["llm"]), "{loaded}");
+    client.get("/health").await?.expect(200)?;
+    client.post("/v1/load", &json!({ "stage": "nothing" })).await?.problem(400, "bad_request")?;
+
+    let down =
+        |state: &std::path::Path| Command::new(vidi()?).env("VIDI_STATE", state).arg("down").output().context("down");
+    let output = down(&rig.dir.path().join("state"))?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success() && said.starts_with("stopped: process "), "{said}{output:?}");
+    ensure!(client.get("/livez").await.is_err(), "somebody still answers");
+    ensure!(rig.stop().await? < Duration::from_secs(1), "`vidi up` was still there");
+    let output = down(&rig.dir.path().join("state"))?;
+    ensure!(
+        output.status.success() && String::from_utf8_lossy(&output.stdout).starts_with("nothing to stop"),
+        "{output:?}"
+    );
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! The wires of others: /inference as services have asked before, and OpenAI's chats.
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+
+use super::{SECONDS, ensure_true, question, rig};
+
+/// Whether a text is `START-END, ...` of times of this many characters.
+fn are_ranges(text: &str, length: usize) -> bool {
+    let is_time = |time: &str| {
+        time.len() == length
+            && time.chars().all(|c| c.is_ascii_digit() || c == ':' || c == '.')
+            && time.matches(':').count() == 2
+    };
+    text.split(", ").all(|range| range.split_once('-').is_some_and(|(start, end)| is_time(start) && is_time(end)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_that_asked_an_earlier_server_get_the_answers_that_they_know() -> anyhow::Result<()> {
+    let (rig, client) = rig().await?;
+    let (video, truth) = rig.demo_video(5, SECONDS)?;
+    let path = video.to_string_lossy().into_owned();
+    let asked = question(&truth, "retrieval")?;
+    let bytes = std::fs::read(&video)?;
+    let texts = [("question", asked.query.as_str()), ("task", "retrieval"), ("max_new_tokens", "24")];
+    let answer = client.form("/inference", &texts, Some(("video", &bytes))).await?.expect(200)?.json();
+    let text = answer["answer"].as_str().context("no answer")?;
+    ensure!(are_ranges(text, "00:00:00.00".len()), "{answer}");
+    let job = answer["job"].as_str().context("no job")?;
+    let done = client.get(&format!("/v1/jobs/{job}")).await?.expect(200)?.json();
+    ensure_true(asked, &done["result"])?;
+    ensure!(done["result"]["ranges"] == answer["ranges"] && done["resolution_s"] == answer["resolution_s"], "{answer}");
+
+    let asked = question(&truth, "qa")?;
+    let texts = [("video_path", path.as_str()), ("question", &asked.query), ("task", "vqa"), ("job", "words")];
+    let answer = client.form("/inference", &texts, None).await?.expect(200)?.json();
+    let done = client.get("/v1/jobs/words").await?.expect(200)?.json();
+    ensure_true(asked, &done["result"])?;
+    ensure!(answer["answer"] == done["result"]["text"], "{answer}");
+
+    let refused = async |path: &str| {
+        client.form("/inference", &[("video_path", path), ("question", "a hum"), ("task", "retrieval")], None).await
+    };
+    let forbidden = refused("/etc/passwd").await?.problem(403, "forbidden_path")?;
+    ensure!(forbidden["stage"] == "decode", "{forbidden}");
+    refused(&rig.media().join("none.mp4").to_string_lossy()).await?.problem(404, "media_not_found")?;
+    std::fs::write(rig.media().join("text.mp4"), "no video")?;
+    refused(&rig.media().join("text.mp4").to_string_lossy()).await?.problem(415, "unsupported_media")?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chat_about_a_video_is_answered_whole_and_in_chunks() -> anyhow::Result<()> {
+    let (rig, client) = rig().await?;
+    let (video, truth) = rig.demo_video(6, SECONDS)?;
+    let models = client.get("/v1/models").await?.expect(200)?.json();
+    let model = models["data"][0]["id"].as_str().context("no model")?.to_owned();
+    let url = format!("file://{}", video.display());
+    let chat = |content: Value, more: Value| {
+        let mut body =
+            json!({ "model": model, "messages": [{ "role": "user", "content": content }], "max_tokens": 24 });
+        for (name, value) in more.as_object().into_iter().flatten() {
+            body[name] = value.clone();
+        }
+        body
+    };
+
+    let asked = question(&truth, "retrieval")?;
+    let text = json!({ "type": "text", "text": asked.query });
+    let part = json!({ "type": "video_url", "video_url": { "url": url }, "uuid": "clip" });
+    let body = chat(json!([part, text]), json!({ "task": "retrieval" }));
+    let answer = client.post("/v1/chat/completions", &body).await?.expect(200)?.json();
+    let content = answer["choices"][0]["message"]["content"].as_str().context("no content")?;
+    ensure!(answer["object"] == "chat.completion" && are_ranges(content, "00:00:00".len()), "{answer}");
+    let usage = &answer["usage"];
+    let details = &usage["prompt_tokens_details"];
+    let count = |value: &Value| value.as_u64().unwrap_or_default();
+    ensure!(count(&details["image_tokens"]) > 0 && count(&details["audio_tokens"]) > 0, "{usage}");
+    ensure!(
+        count(&usage["total_tokens"]) == count(&usage["prompt_tokens"]) + count(&usage["completion_tokens"]),
+        "{usage}"
+    );
+    let job = answer["vidi"]["job"].as_str().context("no job")?;
+    ensure_true(asked, &client.get(&format!("/v1/jobs/{job}")).await?.json()["result"])?;
+
+    // The same video by its name, in chunks.
+    let asked = question(&truth, "qa")?;
+    let part = json!({ "type": "video_url", "video_url": null, "uuid": "clip" });
+    let text = json!({ "type": "text", "text": asked.query });
+    let more = json!({ "stream": true, "stream_options": { "include_usage": true }, "job": "chunks" });
+    let body = chat(json!([part, text]), more).to_string();
+    let mut stream =
+        client.stream("POST", "/v1/chat/completions", &[("content-type", "application/json")], body.as_bytes()).await?;
+    ensure!(stream.head.status == 200, "{:?}", stream.head);
+    let (mut said, mut chunks, mut is_done) = (String::new(), Vec::new(), false);
+    while let Some((_, data)) = stream.next().await? {
+        ensure!(!is_done, "{data} behind [DONE]");
+        if data == "[DONE]" {
+            is_done = true;
+            continue;
+        }
+        let chunk: Value = serde_json::from_str(&data)?;
+        said += chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
+        chunks.push(chunk);
+    }
+    let done = client.get("/v1/jobs/chunks").await?.json();
+    ensure_true(asked, &done["result"])?;
+    ensure!(is_done && done["result"]["text"] == said.trim(), "{said:?} and {done}");
+    ensure!(chunks.iter().any(|chunk| chunk["choices"][0]["finish_reason"] == "stop"), "{chunks:?}");
+    ensure!(chunks.last().is_some_and(|chunk| count(&chunk["usage"]["completion_tokens"]) > 0), "{chunks:?}");
+
+    let part = json!({ "type": "video_url", "video_url": null, "uuid": "unknown" });
+    let unknown = chat(json!([part, text]), Value::Null);
+    client.post("/v1/chat/completions", &unknown).await?.problem(404, "not_found")?;
+    let part = json!({ "type": "video_url", "video_url": { "url": "https://example.com/v.mp4" } });
+    let foreign = chat(json!([part, text]), Value::Null);
+    client.post("/v1/chat/completions", &foreign).await?.problem(403, "forbidden_path")?;
+    let tools = chat(json!([part, text]), json!({ "tools": [{}] }));
+    client.post("/v1/chat/completions", &tools).await?.problem(400, "bad_request")?;
+    Ok(())
+}

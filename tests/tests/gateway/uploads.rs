@@ -1,0 +1,98 @@
+//! Files and forms: what is uploaded, twice, half, too much, and in no form.
+
+use anyhow::{Context, ensure};
+use serde_json::json;
+use tests::harness::Rig;
+
+use super::client;
+use super::{SECONDS, UPLOAD_BYTES, ensure_true, events, question, rig, until};
+
+/// Names of the files in the spool.
+fn spooled(rig: &Rig) -> anyhow::Result<Vec<String>> {
+    let dir = std::fs::read_dir(rig.dir.path().join("state/spool"))?;
+    let mut names: Vec<String> = dir.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|name| name != "lock");
+    names.sort();
+    Ok(names)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_video_that_is_uploaded_twice_is_one_file_and_is_watched_once() -> anyhow::Result<()> {
+    let (rig, client) = rig().await?;
+    let (video, truth) = rig.demo_video(4, SECONDS)?;
+    let bytes = std::fs::read(&video)?;
+    let first = client.form("/v1/files", &[("purpose", "vision")], Some(("file", &bytes))).await?.expect(201)?.json();
+    let id = first["id"].as_str().context("no id")?.to_owned();
+    ensure!(first["bytes"] == bytes.len() && first["filename"] == "clip.mp4", "{first}");
+    let second = client.form("/v1/files", &[], Some(("file", &bytes))).await?.expect(200)?.json();
+    ensure!(second == first, "{second} and {first}");
+    ensure!(client.get(&format!("/v1/files/{id}")).await?.json() == first);
+    ensure!(spooled(&rig)?.len() == 2, "{:?}", spooled(&rig)?);
+
+    let asked = question(&truth, "retrieval")?;
+    let body = json!({ "job": "by-id", "file_id": id, "query": asked.query, "max_new_tokens": 24 });
+    client.post("/v1/jobs", &body).await?.expect(202)?;
+    let (_, result) = events(&client, "by-id", None).await?;
+    ensure_true(asked, &result)?;
+    // The same bytes in a form are the same file, whose keys and values are kept.
+    let texts = [("job", "by-form"), ("query", asked.query.as_str()), ("max_new_tokens", "24")];
+    client.form("/v1/jobs", &texts, Some(("video", &bytes))).await?.expect(202)?;
+    let (_, result) = events(&client, "by-form", None).await?;
+    ensure_true(asked, &result)?;
+    ensure!(result["cached"] == true, "{result}");
+
+    let path = format!("/v1/files/{id}");
+    // The gateway hears of a job's end after its reader.
+    until("the file is let go", async || Ok(client.delete(&path).await?.status == 200)).await?;
+    client.get(&path).await?.problem(404, "not_found")?;
+    let mut body = body;
+    body["job"] = json!("gone");
+    client.post("/v1/jobs", &body).await?.problem(404, "not_found")?;
+    ensure!(spooled(&rig)?.is_empty(), "{:?}", spooled(&rig)?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_is_too_large_or_ends_half_way_or_is_no_form_leaves_nothing() -> anyhow::Result<()> {
+    let (rig, client) = rig().await?;
+    let kind = client::form_type();
+    let head = [("content-type", kind.as_str())];
+
+    // Refused for what it says before a byte of it is read, and for what it is.
+    let mut socket = client.send("POST", "/v1/files", &head, &[], 1 << 30).await?;
+    ensure!(client::head(&mut socket).await?.status == 413);
+    let large = client::form(&[], Some(("file", &vec![7; UPLOAD_BYTES + 1])));
+    let mut socket = client.send("POST", "/v1/files", &head, &large, large.len()).await?;
+    ensure!(client::head(&mut socket).await?.status == 413);
+
+    // Cut off in the middle.
+    let half = client::form(&[], Some(("file", &vec![7; UPLOAD_BYTES / 2])));
+    let socket = client.send("POST", "/v1/files", &head, &half[..half.len() - 1000], half.len()).await?;
+    until("an upload has begun", async || Ok(spooled(&rig)?.iter().any(|name| name.starts_with("upload-")))).await?;
+    drop(socket);
+    until("nothing is left", async || Ok(spooled(&rig)?.is_empty())).await?;
+
+    // What it says is whole, and its form has no end.
+    let torn = &half[..half.len() - 1000];
+    client.ask("POST", "/v1/files", &kind, torn).await?.problem(400, "bad_request")?;
+    client.ask("POST", "/v1/files", "multipart/form-data", &half).await?.problem(400, "bad_request")?;
+    client.ask("POST", "/v1/files", &kind, b"nothing of a form").await?.problem(400, "bad_request")?;
+    client.ask("POST", "/v1/files", "application/json", b"{}").await?.problem(400, "bad_request")?;
+    client.form("/v1/files", &[("a", "b")], None).await?.problem(400, "bad_request")?;
+    client.form("/v1/files", &[], Some(("file", b""))).await?.problem(400, "bad_request")?;
+    client.form("/v1/jobs", &[("job", "a"), ("job", "b")], Some(("video", b"x"))).await?.problem(400, "bad_request")?;
+    until("nothing is left", async || {
+        // A form that was refused behind its file leaves that, whole, for its age.
+        Ok(!spooled(&rig)?.iter().any(|name| name.starts_with("upload-")))
+    })
+    .await?;
+
+    // Bodies in JSON.
+    client.ask("POST", "/v1/jobs", "application/json", b"{\"video\": ").await?.problem(400, "bad_request")?;
+    client.post("/v1/jobs", &json!({ "query": "x" })).await?.problem(400, "bad_request")?;
+    let misspelt = client.post("/v1/jobs", &json!({ "video": "/x.mp4", "qeury": "x" })).await?;
+    let misspelt = misspelt.problem(400, "bad_request")?;
+    ensure!(misspelt["message"].as_str().is_some_and(|message| message.contains("qeury")), "{misspelt}");
+    client.post("/v1/jobs", &json!({ "video": "/x.mp4", "fps": -1 })).await?.problem(400, "bad_request")?;
+    Ok(())
+}
