@@ -208,7 +208,7 @@ async def test_several_questions_have_their_answers(pipeline: Pipeline) -> None:
     questions = video.questions("retrieval")[:3]
     async with connect(pipeline.url) as client:
         if "highlights" not in {task.name for task in await client.tasks()}:
-            pytest.skip("this server offers neither highlights nor several questions")
+            pytest.skip("this server offers no highlights, and no several questions in a job")
         job = client.retrieve(video.path, [q.query for q in questions], max_new_tokens=3 * SHORT)
         result = await job
         assert [answer.query for answer in result.answers] == [q.query for q in questions]

@@ -130,6 +130,7 @@ _KINDS: dict[str, type[VidiError]] = {
     "deadline": DeadlineError,
     "slow_client": UnavailableError,
     "unavailable": UnavailableError,
+    "fetch_failed": UnavailableError,
 }
 
 
