@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
+import sys
 import time
 import warnings
 from pathlib import Path
 
+import pydantic
 import pytest
 from conftest import Pipeline, agreement
 
@@ -33,6 +36,21 @@ def test_questions_have_true_answers_in_the_forms_of_before(client: VidiClient, 
         assert float(seconds) == pytest.approx(start, abs=0.006) and (hours, minutes) == ("00", "00")
         assert type(texts) is dict and set(texts) == {"start", "end"} and end > start
     assert found[0]["start"] == client.find_timestamps_dicts(path, when.query)[0]["start"]
+
+
+def test_dictionaries_are_those_of_pydantic(client: VidiClient, pipeline: Pipeline) -> None:
+    video = pipeline.video(1)
+    found = client.find_timestamps_dicts(str(video.path), video.question("retrieval").query)
+    assert pydantic.TypeAdapter(list[dict]).validate_python(found, strict=True) == found and found
+
+
+def test_a_process_that_was_forked_asks_too(client: VidiClient) -> None:
+    assert client.is_available()
+    client._available_until = 0.0
+    child = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(0 if client.is_available() else 1))
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0 and client.is_available()
 
 
 def test_the_ranges_are_cut_out(client: VidiClient, pipeline: Pipeline, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from fractions import Fraction
 import pytest
 
 from vidi_client import DeadlineError, Done, MediaNotFoundError, Other, Range, VidiError, clips, clock, compat, connect
-from vidi_client import errors, results, sse
+from vidi_client import errors, events, results, sse
 from vidi_client.compat import TimestampRange
 from vidi_client.decode import decode
 from vidi_client.errors import ProtocolError, from_problem
@@ -124,7 +124,7 @@ def test_results_of_servers_of_other_times_are_read() -> None:
     assert old.supported is None and old.answers == () and old.resolution_s is None
     with pytest.raises(dataclasses.FrozenInstanceError):
         old.text = "x"  # type: ignore[misc]
-    unknown = results.event_of({"kind": "later", "job": "j", "seq": 3, "at_ms": 1, "x": 1})
+    unknown = events.event_of({"kind": "later", "job": "j", "seq": 3, "at_ms": 1, "x": 1})
     assert isinstance(unknown, Other) and unknown.fields["x"] == 1 and not unknown.is_terminal
 
 
@@ -195,7 +195,7 @@ def test_frame_rates_are_fractions(told: str, rate: Fraction | None) -> None:
 
 def test_an_event_that_ends_a_job_says_so() -> None:
     plain = {"text": "", "finish": "stop", "plan": {"content_id": "x", "duration_s": 1.0}, "model": {"name": "m"}}
-    done = results.event_of({"kind": "result", "job": "j", "seq": 1, "at_ms": 2, **plain})
+    done = events.event_of({"kind": "result", "job": "j", "seq": 1, "at_ms": 2, **plain})
     assert isinstance(done, Done) and done.is_terminal
-    by_deadline = results.event_of({"kind": "cancelled", "job": "j", "seq": 1, "at_ms": 2, "by": "deadline"})
-    assert isinstance(by_deadline, results.Cancelled) and isinstance(results.error_of_cancelled(by_deadline), DeadlineError)
+    by_deadline = events.event_of({"kind": "cancelled", "job": "j", "seq": 1, "at_ms": 2, "by": "deadline"})
+    assert isinstance(by_deadline, events.Cancelled) and isinstance(events.error_of_cancelled(by_deadline), DeadlineError)

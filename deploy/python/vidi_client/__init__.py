@@ -27,28 +27,8 @@ from .errors import (
     UnsupportedMediaError,
     VidiError,
 )
-from .results import (
-    Accepted,
-    Answer,
-    Box,
-    Cancelled,
-    Done,
-    Event,
-    Failed,
-    File,
-    Health,
-    JobState,
-    MediaPlan,
-    Model,
-    Other,
-    Planned,
-    Progress,
-    Queued,
-    Range,
-    Result,
-    Task,
-    Text,
-)
+from .events import Accepted, Cancelled, Done, Event, Failed, Other, Planned, Progress, Queued, Text
+from .results import Answer, Box, File, Health, JobState, MediaPlan, Model, Range, Result, Task
 
 __version__ = "0.1.0"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -12,7 +13,8 @@ from urllib.parse import urlsplit
 
 from .decode import decode
 from .errors import NotFoundError, ProtocolError, UnavailableError, VidiError
-from .results import Cancelled, Done, Failed, File, Health, JobState, Model, StageState, error_of_cancelled, event_of
+from .events import Cancelled, Done, Failed, error_of_cancelled, event_of
+from .results import File, Health, JobState, Model, StageState
 from .transport import cut_off, is_terminal
 
 try:
@@ -121,7 +123,7 @@ class Bus:
         except nats.errors.Error as error:
             raise self._away(error) from error
         finally:
-            await heard.unsubscribe()
+            await _left(heard)
 
     async def submit(self, request: Mapping[str, Any]) -> None:
         given = {name: value for name, value in request.items() if name != "detach"}
@@ -172,7 +174,7 @@ class Bus:
                         raise cut_off(job, self._reconnect_s, "the broker") from error
                 await _heard(heard)
         finally:
-            await heard.unsubscribe()
+            await _left(heard)
 
     async def cancel(self, job: str) -> JobState:
         before = await self._admitted(job)
@@ -254,6 +256,12 @@ async def _heard(heard: Any) -> None:
             await heard.next_msg(timeout=LOOK_S)
     except (nats.errors.Error, asyncio.TimeoutError):
         pass
+
+
+async def _left(heard: Any) -> None:
+    """Ends a subscription, which may have ended with its connection."""
+    with contextlib.suppress(nats.errors.Error):
+        await heard.unsubscribe()
 
 
 def unpacked(body: bytes) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 from urllib.parse import urlsplit
 
 from .errors import BadRequestError, DeadlineError, JobCancelledError, NotFoundError, VidiError
+from .events import Cancelled, Done, Event, Failed, error_of_cancelled, event_of
 from .http import Http
-from .results import Cancelled, Done, Event, Failed, File, Health, JobState, Model, Result, Task
-from .results import error_of_cancelled, event_of
+from .results import File, Health, JobState, Model, Result, Task
 from .transport import Transport, new_job
 
 if TYPE_CHECKING:
@@ -255,7 +255,11 @@ class Job:
                 yield event
 
     async def result(self, timeout: float | None = None) -> Result:
-        """The answer. Raises the job's error, and ``DeadlineError`` after ``timeout`` seconds: the job goes on then."""
+        """The answer. Raises the job's error, and ``DeadlineError`` after ``timeout`` seconds.
+
+        The job goes on then for whoever reads on; where nobody does, the gateway cancels it after http.resume_s, unless it was submitted
+        with ``detach``.
+        """
         try:
             return await asyncio.wait_for(self._result(), timeout)
         except asyncio.TimeoutError as error:

@@ -96,14 +96,26 @@ class VidiClient:
             warnings.warn(text, UserWarning, stacklevel=2)
         self.base_url = base_url
         self.use_9b, self.load_4bit, self.load_8bit = use_9b, load_4bit, load_8bit
-        self._client: Client = connect(base_url, token=token)
-        self._upload = upload
+        self._token, self._upload = token, upload
+        self._lock = threading.Lock()
+        self._made: tuple[int, Client] | None = None
         self._available_until = 0.0
         self._model_path = ""
 
+    @property
+    def _client(self) -> Client:
+        """The client of this process: none survives a fork, as of a server that loads before it forks."""
+        with self._lock:
+            if self._made is None or self._made[0] != os.getpid():
+                self._made = (os.getpid(), connect(self.base_url, token=self._token))
+            return self._made[1]
+
     def close(self) -> None:
-        """Closes the connections."""
-        self._client.close()
+        """Closes the connections; the next question makes them again."""
+        with self._lock:
+            if self._made is not None and self._made[0] == os.getpid():
+                self._made[1].close()
+            self._made = None
 
     @property
     def model_path(self) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from . import client as asynchronous
 from .errors import VidiError
-from .results import Event
+from .events import Event
 
 if TYPE_CHECKING:
     from types import TracebackType
