@@ -8,7 +8,7 @@
 `vidi_client.sync` has the same for code without an event loop, `vidi_client.compat` a drop-in for an older client class.
 """
 
-from .client import DEFAULT_URL, Client, Job, Options, connect
+from .client import DEFAULT_URL, Client, Options, connect
 from .clips import cut_clips
 from .errors import (
     BadRequestError,
@@ -28,6 +28,7 @@ from .errors import (
     VidiError,
 )
 from .events import Accepted, Cancelled, Done, Event, Failed, Other, Planned, Progress, Queued, Text
+from .job import Job
 from .results import Answer, Box, File, Health, JobState, MediaPlan, Model, Range, Result, Task
 
 __version__ = "0.1.0"

@@ -15,9 +15,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from . import client as asynchronous
+from .client import Client as AsyncClient
+from .client import connect as _connect
 from .errors import VidiError
 from .events import Event
+from .job import Job as AsyncJob
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -82,7 +84,7 @@ def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, pid: int) -
         loop.close()
 
 
-def _of_client(method: Callable[Concatenate[asynchronous.Client, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Client, P], R]:
+def _of_client(method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Client, P], R]:
     @wraps(method)
     def twin(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self._portal.run(lambda: method(self._client, *args, **kwargs))
@@ -90,10 +92,10 @@ def _of_client(method: Callable[Concatenate[asynchronous.Client, P], Coroutine[A
     return twin
 
 
-def _job_of(method: Callable[Concatenate[asynchronous.Client, P], asynchronous.Job]) -> Callable[Concatenate[Client, P], Job]:
+def _job_of(method: Callable[Concatenate[AsyncClient, P], AsyncJob]) -> Callable[Concatenate[Client, P], Job]:
     @wraps(method)
     def twin(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Job:
-        async def begun() -> asynchronous.Job:
+        async def begun() -> AsyncJob:
             return method(self._client, *args, **kwargs)
 
         return Job(self._portal, self._portal.run(begun))
@@ -101,7 +103,7 @@ def _job_of(method: Callable[Concatenate[asynchronous.Client, P], asynchronous.J
     return twin
 
 
-def _of_job(method: Callable[Concatenate[asynchronous.Job, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Job, P], R]:
+def _of_job(method: Callable[Concatenate[AsyncJob, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Job, P], R]:
     @wraps(method)
     def twin(self: Job, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self._portal.run(lambda: method(self._job, *args, **kwargs))
@@ -112,10 +114,10 @@ def _of_job(method: Callable[Concatenate[asynchronous.Job, P], Coroutine[Any, An
 class Client:
     """Asks one server, from any thread. Close it, or use it as ``with connect(url) as client``."""
 
-    def __init__(self, client: Callable[[], asynchronous.Client]) -> None:
+    def __init__(self, client: Callable[[], AsyncClient]) -> None:
         self._portal = Portal()
 
-        async def made() -> asynchronous.Client:
+        async def made() -> AsyncClient:
             return client()
 
         try:
@@ -138,19 +140,19 @@ class Client:
             self._portal.run(self._client.aclose)
             self._portal.close()
 
-    retrieve = _job_of(asynchronous.Client.retrieve)
-    ask = _job_of(asynchronous.Client.ask)
-    highlights = _job_of(asynchronous.Client.highlights)
-    chapters = _job_of(asynchronous.Client.chapters)
-    ground = _job_of(asynchronous.Client.ground)
-    submit = _job_of(asynchronous.Client.submit)
-    job = _job_of(asynchronous.Client.job)
-    upload = _of_client(asynchronous.Client.upload)
-    health = _of_client(asynchronous.Client.health)
-    models = _of_client(asynchronous.Client.models)
-    tasks = _of_client(asynchronous.Client.tasks)
-    load = _of_client(asynchronous.Client.load)
-    unload = _of_client(asynchronous.Client.unload)
+    retrieve = _job_of(AsyncClient.retrieve)
+    ask = _job_of(AsyncClient.ask)
+    highlights = _job_of(AsyncClient.highlights)
+    chapters = _job_of(AsyncClient.chapters)
+    ground = _job_of(AsyncClient.ground)
+    submit = _job_of(AsyncClient.submit)
+    job = _job_of(AsyncClient.job)
+    upload = _of_client(AsyncClient.upload)
+    health = _of_client(AsyncClient.health)
+    models = _of_client(AsyncClient.models)
+    tasks = _of_client(AsyncClient.tasks)
+    load = _of_client(AsyncClient.load)
+    unload = _of_client(AsyncClient.unload)
 
 
 async def _next(events: AsyncGenerator[Event, None]) -> Event | None:
@@ -160,7 +162,7 @@ async def _next(events: AsyncGenerator[Event, None]) -> Event | None:
 class Job:
     """Handle of a job: ``result()`` waits for its answer, iterating gives its events, each time from the first one on."""
 
-    def __init__(self, portal: Portal, job: asynchronous.Job) -> None:
+    def __init__(self, portal: Portal, job: AsyncJob) -> None:
         self._portal, self._job = portal, job
 
     @property
@@ -197,13 +199,13 @@ class Job:
         self._portal.run(self._job.submitted)
         return self
 
-    result = _of_job(asynchronous.Job.result)
-    state = _of_job(asynchronous.Job.state)
-    cancel = _of_job(asynchronous.Job.cancel)
-    export = _of_job(asynchronous.Job.export)
+    result = _of_job(AsyncJob.result)
+    state = _of_job(AsyncJob.state)
+    cancel = _of_job(AsyncJob.cancel)
+    export = _of_job(AsyncJob.export)
 
 
-def _twin_of_connect(method: Callable[P, asynchronous.Client]) -> Callable[P, Client]:
+def _twin_of_connect(method: Callable[P, AsyncClient]) -> Callable[P, Client]:
     @wraps(method)
     def twin(*args: P.args, **kwargs: P.kwargs) -> Client:
         return Client(lambda: method(*args, **kwargs))
@@ -211,4 +213,4 @@ def _twin_of_connect(method: Callable[P, asynchronous.Client]) -> Callable[P, Cl
     return twin
 
 
-connect = _twin_of_connect(asynchronous.connect)
+connect = _twin_of_connect(_connect)
