@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from conftest import Pipeline
@@ -15,7 +19,7 @@ SHORT = 24
 
 
 async def test_an_answer_is_true_and_its_events_are_numbered(pipeline: Pipeline) -> None:
-    video = pipeline.video(2)
+    video = pipeline.video
     question = video.question("retrieval")
     async with connect(pipeline.nats) as client:
         health = await client.health()
@@ -35,7 +39,7 @@ async def test_an_answer_is_true_and_its_events_are_numbered(pipeline: Pipeline)
 
 async def test_a_job_is_cancelled_and_errors_are_those_of_the_pipeline(pipeline: Pipeline) -> None:
     async with connect(pipeline.nats) as client:
-        job = client.ask(pipeline.video(1).path, "x", fps=10)
+        job = client.ask(pipeline.video.path, "x", fps=10)
         async for event in job:
             if isinstance(event, Planned):
                 break
@@ -47,13 +51,34 @@ async def test_a_job_is_cancelled_and_errors_are_those_of_the_pipeline(pipeline:
         with pytest.raises(vidi_client.NotFoundError):
             await client.job("never").state()
         with pytest.raises(vidi_client.VidiError, match="upload"):
-            await client.upload(pipeline.video(1).path)
+            await client.upload(pipeline.video.path)
 
 
 def test_the_twin_speaks_to_the_bus_too(pipeline: Pipeline) -> None:
-    question = pipeline.video(2).question("qa")
+    question = pipeline.video.question("qa")
     with sync.connect(pipeline.nats) as client:
-        assert question.is_true_of(client.ask(pipeline.video(2).path, question.query, max_new_tokens=SHORT).result())
+        assert question.is_true_of(client.ask(pipeline.video.path, question.query, max_new_tokens=SHORT).result())
+
+
+async def test_a_broker_that_refuses_the_credentials_is_told(tmp_path: Path, nobody: str) -> None:
+    port = nobody.rpartition(":")[2]
+    server = os.environ.get("VIDI_NATS_SERVER") or "nats-server"
+    broker = subprocess.Popen([server, "-p", port, "--user", "client", "--pass", "right"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        async with connect(f"nats://127.0.0.1:{port}", nats_options={"user": "client", "password": "wrong"}) as client:
+            for _ in range(100):
+                try:
+                    await client.health()
+                except vidi_client.UnavailableError:
+                    # It has only just been started.
+                    await asyncio.sleep(0.05)
+                except vidi_client.UnauthorizedError as error:
+                    assert error.kind == "unauthorized" and "right" not in str(error)
+                    return
+            pytest.fail("not refused")
+    finally:
+        broker.terminate()
+        broker.wait(10)
 
 
 async def test_a_broker_that_is_away_is_told(nobody: str) -> None:

@@ -23,7 +23,7 @@ SHORT = 24
 
 
 async def test_an_answer_is_true_and_its_events_are_numbered(pipeline: Pipeline) -> None:
-    video = pipeline.video(1)
+    video = pipeline.video
     when, what = video.question("retrieval"), video.question("qa")
     async with connect(pipeline.url) as client:
         assert (await client.health()).is_ready
@@ -50,7 +50,7 @@ async def test_an_answer_is_true_and_its_events_are_numbered(pipeline: Pipeline)
 
 
 async def test_the_same_id_is_the_same_job_and_another_question_under_it_is_refused(pipeline: Pipeline) -> None:
-    video = pipeline.video(1)
+    video = pipeline.video
     query, same = video.question("qa").query, new_job()
     async with connect(pipeline.url) as client:
         first = await client.ask(video.path, query, job=same, max_new_tokens=SHORT)
@@ -61,7 +61,7 @@ async def test_the_same_id_is_the_same_job_and_another_question_under_it_is_refu
 
 
 async def test_a_stream_that_is_cut_goes_on_where_it_was(pipeline: Pipeline, proxied: Callable[..., Proxy]) -> None:
-    video = pipeline.video(2)
+    video = pipeline.video
     question = video.question("retrieval")
     # The head of a response has some 150 bytes, an event some 100.
     proxy = proxied(cut=lambda number, head: 400 if b"/events" in head and number < 5 else None)
@@ -77,7 +77,7 @@ async def test_a_stream_that_is_cut_goes_on_where_it_was(pipeline: Pipeline, pro
 async def test_a_submission_whose_answer_is_lost_is_sent_again_and_is_one_job(
     pipeline: Pipeline, proxied: Callable[..., Proxy]
 ) -> None:
-    video = pipeline.video(1)
+    video = pipeline.video
     question = video.question("qa")
     proxy = proxied(cut=lambda number, head: 0 if number == 1 else None)
     async with connect(proxy.url) as client:
@@ -94,14 +94,14 @@ async def test_a_server_that_is_away_is_told_and_is_not_waited_for(
     began = time.monotonic()
     async with connect(nobody) as client:
         with pytest.raises(vidi_client.UnavailableError, match=nobody) as told:
-            await client.ask(pipeline.video(1).path, "x")
+            await client.ask(pipeline.video.path, "x")
         with pytest.raises(vidi_client.UnavailableError):
             await client.health()
     assert told.value.hint and time.monotonic() - began < 10
     # One that goes away while events are read.
     proxy = proxied(cut=lambda number, head: 200 if b"/events" in head else None)
     async with connect(proxy.url, reconnect_s=0.5) as client:
-        job = await client.ask(pipeline.video(1).path, "x", max_new_tokens=SHORT, detach=True).submitted()
+        job = await client.ask(pipeline.video.path, "x", max_new_tokens=SHORT, detach=True).submitted()
         proxy.close()
         with pytest.raises(vidi_client.UnavailableError):
             await job
@@ -111,7 +111,7 @@ async def test_a_server_that_is_away_is_told_and_is_not_waited_for(
 
 async def test_a_job_is_cancelled_while_it_runs(pipeline: Pipeline) -> None:
     async with connect(pipeline.url) as client:
-        job = client.ask(pipeline.video(1).path, "x", fps=10)
+        job = client.ask(pipeline.video.path, "x", fps=10)
         async for event in job:
             if isinstance(event, Planned):
                 break
@@ -124,14 +124,14 @@ async def test_a_job_is_cancelled_while_it_runs(pipeline: Pipeline) -> None:
 
 async def test_time_that_is_over_is_told(pipeline: Pipeline) -> None:
     async with connect(pipeline.url) as client:
-        job = client.ask(pipeline.video(2).path, pipeline.video(2).question("qa").query, max_new_tokens=SHORT)
+        job = client.ask(pipeline.video.path, pipeline.video.question("qa").query, max_new_tokens=SHORT)
         with pytest.raises(vidi_client.DeadlineError) as told:
             await job.result(timeout=0.001)
         assert isinstance(told.value, TimeoutError) and job.id in str(told.value)
         # It goes on.
         assert (await job).text
         with pytest.raises(vidi_client.DeadlineError):
-            await client.ask(pipeline.video(1).path, "x", fps=10, deadline_s=0.05)
+            await client.ask(pipeline.video.path, "x", fps=10, deadline_s=0.05)
 
 
 async def test_what_cannot_be_asked_says_why_and_what_to_do(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ async def test_what_cannot_be_asked_says_why_and_what_to_do(pipeline: Pipeline, 
             (client.ask("/etc/hostname", "x"), vidi_client.ForbiddenError, "forbidden_path"),
             (client.ask(broken, "x"), vidi_client.UnsupportedMediaError, "unsupported_media"),
             (client.ask(nowhere, "x", fps=-1), vidi_client.BadRequestError, "bad_request"),
-            (client.submit(pipeline.video(1).path, "x", task="poetry"), vidi_client.BadRequestError, "bad_request"),
+            (client.submit(pipeline.video.path, "x", task="poetry"), vidi_client.BadRequestError, "bad_request"),
             (client.job("never"), vidi_client.NotFoundError, "not_found"),
         ]:
             with pytest.raises(error) as told:
@@ -158,7 +158,7 @@ async def test_what_cannot_be_asked_says_why_and_what_to_do(pipeline: Pipeline, 
 async def test_a_video_that_the_server_does_not_see_is_uploaded_once(
     pipeline: Pipeline, proxied: Callable[..., Proxy], tmp_path: Path
 ) -> None:
-    video = pipeline.video(1)
+    video = pipeline.video
     elsewhere = tmp_path / "else where.mp4"
     # A box that says nothing, and that no other file has.
     elsewhere.write_bytes(video.path.read_bytes() + struct.pack(">I4s16s", 24, b"free", os.urandom(16)))
@@ -194,17 +194,17 @@ async def test_only_the_token_is_answered(guarded: str, pipeline: Pipeline) -> N
     for token in (None, "wrong"):
         async with connect(guarded, token=token) as client:
             assert (await client.health()).is_ready
-            for asked in (client.models, client.job("x").state, client.ask(pipeline.video(1).path, "x").result):
+            for asked in (client.models, client.job("x").state, client.ask(pipeline.video.path, "x").result):
                 with pytest.raises(vidi_client.UnauthorizedError) as told:
                     await asked()
                 assert told.value.status == 401 and "Bearer" in told.value.hint
-    question = pipeline.video(1).question("qa")
+    question = pipeline.video.question("qa")
     async with connect(guarded, token=TOKEN) as client:
-        assert question.is_true_of(await client.ask(pipeline.video(1).path, question.query, max_new_tokens=SHORT))
+        assert question.is_true_of(await client.ask(pipeline.video.path, question.query, max_new_tokens=SHORT))
 
 
 async def test_several_questions_have_their_answers(pipeline: Pipeline) -> None:
-    video = pipeline.video(1)
+    video = pipeline.video
     questions = video.questions("retrieval")[:3]
     async with connect(pipeline.url) as client:
         if "highlights" not in {task.name for task in await client.tasks()}:

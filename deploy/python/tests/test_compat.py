@@ -26,7 +26,7 @@ def client(pipeline: Pipeline):  # type: ignore[no-untyped-def]
 
 def test_questions_have_true_answers_in_the_forms_of_before(client: VidiClient, pipeline: Pipeline) -> None:
     assert client.is_available() is True and client.model_path == "demo-model" and client.model_version == "1.5-9B"
-    video = pipeline.video(1)
+    video = pipeline.video
     path, what, when = str(video.path), video.question("qa"), video.question("retrieval")
     assert client.ask_vqa(path, what.query) == what.text == client.ask_vqa(path, query=what.query, timeout=60)
     found = client.find_timestamps(path, when.query)
@@ -39,7 +39,7 @@ def test_questions_have_true_answers_in_the_forms_of_before(client: VidiClient, 
 
 
 def test_dictionaries_are_those_of_pydantic(client: VidiClient, pipeline: Pipeline) -> None:
-    video = pipeline.video(1)
+    video = pipeline.video
     found = client.find_timestamps_dicts(str(video.path), video.question("retrieval").query)
     assert pydantic.TypeAdapter(list[dict]).validate_python(found, strict=True) == found and found
 
@@ -54,7 +54,7 @@ def test_a_process_that_was_forked_asks_too(client: VidiClient) -> None:
 
 
 def test_the_ranges_are_cut_out(client: VidiClient, pipeline: Pipeline, tmp_path: Path) -> None:
-    video = pipeline.video(1)
+    video = pipeline.video
     found = client.find_timestamps(str(video.path), video.question("retrieval").query)
     files = client.extract_clips(str(video.path), found, str(tmp_path / "clips"))
     assert len(files) == len(found) and all(Path(file).stat().st_size > 0 for file in files)
@@ -69,12 +69,12 @@ def test_a_video_that_is_not_there_and_a_server_that_is_away_are_told_as_before(
         with pytest.raises(FileNotFoundError):
             asked(str(pipeline.media / "nowhere.mp4"), "x")
     with pytest.raises(RuntimeError, match="no question"):
-        client.ask_vqa(str(pipeline.video(1).path))
+        client.ask_vqa(str(pipeline.video.path))
     away = VidiClient(base_url=nobody)
     began = time.monotonic()
     assert away.is_available() is False and away.model_path == ""
     with pytest.raises(RuntimeError, match="unavailable"):
-        away.ask_vqa(str(pipeline.video(1).path), "x")
+        away.ask_vqa(str(pipeline.video.path), "x")
     assert time.monotonic() - began < 10
     away.close()
 
@@ -97,14 +97,14 @@ def test_a_yes_is_kept_for_seconds_and_a_no_never(pipeline: Pipeline, proxied, m
 
 def test_an_answer_that_takes_too_long_is_given_up_and_its_job_too(client: VidiClient, pipeline: Pipeline) -> None:
     with pytest.raises(TimeoutError) as told:
-        client._answer(pipeline.video(1).path, "qa", "x" * 200, 0.3)
+        client._answer(pipeline.video.path, "qa", "x" * 200, 0.3)
     assert isinstance(told.value, RuntimeError)
     state = client._client.job(told.value.job).state()  # type: ignore[attr-defined]
     assert state.state == "cancelled"
 
 
 def test_a_video_outside_of_the_media_roots_is_uploaded_on_request(pipeline: Pipeline, tmp_path: Path) -> None:
-    video = pipeline.video(2)
+    video = pipeline.video
     shutil.copy(video.path, tmp_path / "x.mp4")
     question = video.question("qa")
     client = VidiClient(base_url=pipeline.url, upload=True)
@@ -129,8 +129,8 @@ def test_flags_for_loading_are_taken_and_change_nothing(pipeline: Pipeline, monk
 def test_highlights_and_boxes_have_the_forms_of_before(client: VidiClient, pipeline: Pipeline) -> None:
     if "highlights" not in {task.name for task in client._client.tasks()}:
         pytest.skip("this server offers no highlights")
-    path = str(pipeline.video(1).path)
+    path = str(pipeline.video.path)
     for one in client.extract_highlights(path):
         assert set(one) == {"start", "end", "title"} and one["start"] < one["end"]
-    for box in client.ground_objects(path, pipeline.video(1).question("retrieval").query):
+    for box in client.ground_objects(path, pipeline.video.question("retrieval").query):
         assert set(box) == {"start", "end", "bbox"} and all(0 <= share <= 1 for share in box["bbox"])

@@ -34,7 +34,7 @@ def examples(document: Path, names: str) -> list[str]:
 def test_an_example_prints_the_true_answer(pipeline: Pipeline, document: str, names: str, number: int) -> None:
     program = examples(HERE / document, names)[number]
     assert len([line for line in program.splitlines() if line]) <= 12, "longer than a reader has patience for"
-    video = pipeline.video(1)
+    video = pipeline.video
     what, when = video.question("qa"), video.question("retrieval")
     for there, here in [
         ("http://127.0.0.1:8099", pipeline.url),

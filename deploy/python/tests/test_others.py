@@ -18,7 +18,7 @@ def seconds(code: str) -> float:
 
 def test_the_orchestrators_own_client_is_answered(pipeline: Pipeline) -> None:
     assert requests.get(f"{pipeline.url}/health", timeout=5).status_code == 200
-    video = pipeline.video(1)
+    video = pipeline.video
     what, when = video.question("qa"), video.question("retrieval")
     answers = []
     for question, task in [(what.query, "vqa"), (when.query, "retrieval")]:
@@ -38,7 +38,7 @@ def test_the_orchestrators_own_client_is_answered(pipeline: Pipeline) -> None:
 
 
 def test_the_package_openai_is_answered_whole_and_in_pieces(pipeline: Pipeline) -> None:
-    video = pipeline.video(1)
+    video = pipeline.video
     question = video.question("qa")
     client = openai.OpenAI(base_url=f"{pipeline.url}/v1", api_key="none needed", max_retries=0)
     model = client.models.list().data[0].id

@@ -16,7 +16,7 @@ SHORT = 24
 
 
 def test_it_answers_like_the_asynchronous_one(pipeline: Pipeline) -> None:
-    video = pipeline.video(1)
+    video = pipeline.video
     question = video.question("retrieval")
     with sync.connect(pipeline.url) as client:
         assert client.health().is_ready and client.models()[0].id == "demo-model"
@@ -40,7 +40,7 @@ def test_it_answers_like_the_asynchronous_one(pipeline: Pipeline) -> None:
 
 
 def test_it_works_inside_of_a_running_event_loop_and_from_many_threads(pipeline: Pipeline) -> None:
-    video = pipeline.video(1)
+    video = pipeline.video
     question = video.question("qa")
 
     async def notebook() -> None:

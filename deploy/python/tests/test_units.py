@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pickle
 from fractions import Fraction
+from xml.etree import ElementTree
 
 import pytest
 
@@ -102,6 +103,9 @@ def test_a_notebook_shows_the_time_line_and_runs_nothing() -> None:
     # 10 to 20 of 100 s of 640 pixels; a range of no length is still seen.
     assert 'x="64.0" y="2" width="64.00"' in shown and 'x="320.0" y="2" width="2.00"' in shown
     assert "<title>00:00:50.00-00:00:50.00</title>" in shown
+    # A picture that is none would be shown as nothing.
+    picture = ElementTree.fromstring(shown[shown.index("<svg") : shown.index("</svg>") + 6])
+    assert len(picture.findall("{http://www.w3.org/2000/svg}rect")) == 3
     assert "<svg" not in result(text="red")._repr_html_()
 
 

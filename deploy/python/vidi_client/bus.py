@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .decode import decode
-from .errors import NotFoundError, ProtocolError, UnavailableError, VidiError
+from .errors import NotFoundError, ProtocolError, UnauthorizedError, UnavailableError, VidiError
 from .events import Cancelled, Done, Failed, error_of_cancelled, event_of
 from .results import File, Health, JobState, Model, StageState
 from .transport import cut_off, is_terminal
@@ -88,8 +88,11 @@ class Bus:
         await nc.close()
         raise errors[-1] if errors else asyncio.TimeoutError()
 
-    def _away(self, error: Exception) -> UnavailableError:
+    def _away(self, error: Exception) -> VidiError:
         host = urlsplit(self._url).hostname or "the broker"
+        if "authorization" in str(error).lower():
+            hint = "give nats_options: user and password, or what else the broker asks for"
+            return UnauthorizedError(f"the broker on {host} refuses the credentials: {error}", kind="unauthorized", hint=hint)
         return UnavailableError(
             f"no answer from the broker on {host}: {error or type(error).__name__}",
             kind="unavailable",
