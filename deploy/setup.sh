@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what Vidi needs on Debian or Ubuntu and is missing: packages, a broker, a Rust toolchain.
-# `deploy/setup.sh test` adds what only the tests need.
+# `deploy/setup.sh test` adds what only the tests need, `deploy/setup.sh page` the browser of one of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,6 +15,9 @@ packages=(
 )
 if [ "${1:-}" = test ]; then
   packages+=(ffmpeg openssl python3-venv)
+fi
+if [ "${1:-}" = page ]; then
+  packages+=(chromium fonts-dejavu-core python3-venv)
 fi
 
 missing=()
@@ -57,13 +60,20 @@ if [ "${1:-}" = test ] &&
     otio-fcpx-xml-adapter==1.0.0 webvtt-py==0.6.0 >&2
 fi
 
-# What the tests of deploy/python need: what it depends on, its build backend, and programs of others that ask the gateway.
+# What the examples of deploy/README.md, "From your program", ask with, and what the tests of deploy/python need.
 if [ "${1:-}" = test ] &&
   ! .vidi/clients/bin/python -c 'import flit_core, httpx, msgpack, nats, openai, pytest, requests' 2>/dev/null; then
   echo "installing: httpx, nats-py, pytest, openai, requests and what else the Python client's tests need below .vidi/clients" >&2
   python3 -m venv .vidi/clients
   .vidi/clients/bin/pip install -q flit_core==4.2.0 httpx==0.28.1 nats-py==2.16.0 msgpack==1.2.4 \
     pytest==9.2.0 openai==3.57.0 requests==2.34.2 >&2
+fi
+
+# What drives the gateway's page in Chromium.
+if [ "${1:-}" = page ] && ! .vidi/page/bin/python -c 'import playwright' 2>/dev/null; then
+  echo "installing: playwright below .vidi/page" >&2
+  python3 -m venv .vidi/page
+  .vidi/page/bin/pip install -q playwright==1.63.0 >&2
 fi
 
 # nvcc without a GPU or a driver, to see that every kernel compiles for the GPU that it is for.

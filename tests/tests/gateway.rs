@@ -1,12 +1,28 @@
 //! The HTTP gateway, against a real broker and five processes with the demo model, by a client that writes its own requests.
 //!
-//! In reading order: `client` (that client), this file (jobs and their ends), `uploads` (files and forms), `shapes` (the wires of
-//! others), `access` (who may ask, and what is asked of the stages).
+//! In reading order: `client` (that client), `rig` (the pipeline that tests share, and gateways of their own), this file (jobs and
+//! their ends), `uploads` (files and forms), `fetched` (videos of other hosts), `shapes` (the wires of others), `access` (who may
+//! ask, and what is asked of the stages), `many` (clients at once, and memory), `described` (what it says of itself), `page` (in a
+//! browser), `programs` (the examples of the README), `figures` (what stands in BENCHMARKS.md).
 
 #[path = "gateway/access.rs"]
 mod access;
 #[path = "gateway/client.rs"]
 mod client;
+#[path = "gateway/described.rs"]
+mod described;
+#[path = "gateway/fetched.rs"]
+mod fetched;
+#[path = "gateway/figures.rs"]
+mod figures;
+#[path = "gateway/many.rs"]
+mod many;
+#[path = "gateway/page.rs"]
+mod page;
+#[path = "gateway/programs.rs"]
+mod programs;
+#[path = "gateway/rig.rs"]
+mod rig;
 #[path = "gateway/shapes.rs"]
 mod shapes;
 #[path = "gateway/uploads.rs"]
@@ -21,26 +37,14 @@ use protocol::error::StageName;
 use protocol::event::{CancelledBy, Event, JobResult};
 use protocol::message::JobId;
 use serde_json::{Value, json};
-use tests::harness::{Rig, Setup, signal, terminal};
+use tests::harness::{Rig, signal, terminal};
+
+use rig::{own, with_pipeline};
 
 /// Length of the videos, seconds.
 const SECONDS: u32 = 12;
-/// Bytes that an upload may have in these tests.
-const UPLOAD_BYTES: usize = 4 << 20;
 /// What happens at once happens within this time on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
-
-/// A pipeline with the demo model and a gateway, whose address its log says.
-async fn rig() -> anyhow::Result<(Rig, Client)> {
-    let set = ["http.address=127.0.0.1:0", "http.resume_s=1", "http.spool_bytes=16777216"].map(str::to_owned);
-    let set = set.into_iter().chain([format!("http.upload_bytes={UPLOAD_BYTES}")]).collect();
-    let rig = Rig::start(Setup { model: Some("demo".into()), keep_video: true, set, ..Setup::default() }).await?;
-    let log = rig.log();
-    let address =
-        log.lines().find_map(|line| line.strip_prefix("gateway: http://")).context("no gateway in the log")?;
-    let client = Client { address: address.to_owned(), token: None };
-    Ok((rig, client))
-}
 
 /// The first question of a task.
 fn question<'a>(truth: &'a Truth, task: &str) -> anyhow::Result<&'a Question> {
@@ -89,15 +93,18 @@ async fn cancelled_by(rig: &Rig, job: &str) -> anyhow::Result<CancelledBy> {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_path_is_asked_about_once_however_often_it_is_submitted_and_its_answer_is_true() -> anyhow::Result<()> {
-    let (rig, client) = rig().await?;
+#[test]
+fn a_path_is_asked_about_once_however_often_it_is_submitted_and_its_answer_is_true() -> anyhow::Result<()> {
+    with_pipeline(path_and_resubmission)
+}
+
+async fn path_and_resubmission(rig: &Rig, client: &Client) -> anyhow::Result<()> {
     let (video, truth) = rig.demo_video(1, SECONDS)?;
     let asked = question(&truth, "retrieval")?;
     let body = json!({ "job": "path-1", "video": video, "query": asked.query, "max_new_tokens": 24 });
     let taken = client.post("/v1/jobs", &body).await?.expect(202)?;
     ensure!(taken.header("location") == "/v1/jobs/path-1" && taken.json()["job"] == "path-1", "{taken:?}");
-    let (ids, last) = events(&client, "path-1", None).await?;
+    let (ids, last) = events(client, "path-1", None).await?;
     ensure!(ids == (0..ids.len() as u64).collect::<Vec<_>>(), "{ids:?}");
     ensure!(last["kind"] == "result", "{last}");
     let done = client.get("/v1/jobs/path-1").await?.expect(200)?.json();
@@ -125,9 +132,12 @@ async fn a_path_is_asked_about_once_however_often_it_is_submitted_and_its_answer
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn events_that_were_cut_off_go_on_where_they_were() -> anyhow::Result<()> {
-    let (rig, client) = rig().await?;
+#[test]
+fn events_that_were_cut_off_go_on_where_they_were() -> anyhow::Result<()> {
+    with_pipeline(cut_and_resumed)
+}
+
+async fn cut_and_resumed(rig: &Rig, client: &Client) -> anyhow::Result<()> {
     let (video, truth) = rig.demo_video(2, SECONDS)?;
     let asked = question(&truth, "retrieval")?;
     let body = json!({ "job": "cut", "video": video, "query": asked.query, "max_new_tokens": 24 });
@@ -138,21 +148,21 @@ async fn events_that_were_cut_off_go_on_where_they_were() -> anyhow::Result<()> 
         ensure!(id == Some(expected), "{id:?}");
     }
     drop(stream);
-    let (ids, last) = events(&client, "cut", Some(1)).await?;
+    let (ids, last) = events(client, "cut", Some(1)).await?;
     ensure!(ids == (2..2 + ids.len() as u64).collect::<Vec<_>>(), "{ids:?}");
     ensure!(last["kind"] == "result", "{last}");
     // A browser that comes back for more is told that there is none.
     let after = client.events("/v1/jobs/cut/events", ids.last().copied()).await?;
     ensure!(after.head.status == 204, "{:?}", after.head);
-    let wrong = client.events("/v1/jobs/cut/events", None).await?;
-    ensure!(wrong.head.status == 200, "{:?}", wrong.head);
+    let wrong = client.stream("GET", "/v1/jobs/cut/events", &[("last-event-id", "x")], &[]).await?;
+    ensure!(wrong.head.status == 400, "{:?}", wrong.head);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_ends_when_it_is_deleted_or_its_client_hangs_up_and_goes_on_where_that_was_asked_for()
 -> anyhow::Result<()> {
-    let (rig, client) = rig().await?;
+    let (rig, client) = own().await?;
     let (video, truth) = rig.demo_video(3, SECONDS)?;
     let asked = question(&truth, "retrieval")?;
     let [vision] = rig.pids(StageName::Vision)[..] else { anyhow::bail!("not one stage-vision") };
@@ -194,4 +204,25 @@ async fn a_job_ends_when_it_is_deleted_or_its_client_hangs_up_and_goes_on_where_
     let (_, last) = events(&client, "detached", None).await?;
     ensure!(last["kind"] == "result", "{last}");
     ensure_true(asked, &client.get("/v1/jobs/detached").await?.json()["result"])
+}
+
+#[test]
+fn a_video_that_does_not_fit_is_refused_with_the_figures() -> anyhow::Result<()> {
+    with_pipeline(async |rig, client| {
+        let (video, _) = rig.demo_video(8, SECONDS)?;
+        // Every picture of it: more tokens than the stream of the tests has a capacity for.
+        let body = json!({ "job": "large", "video": video, "query": "a beep", "fps": 1000 });
+        client.post("/v1/jobs", &body).await?.expect(202)?;
+        let (_, last) = events(client, "large", None).await?;
+        ensure!(last["kind"] == "failed" && last["error"]["kind"] == "does_not_fit", "{last}");
+        let state = client.get("/v1/jobs/large").await?.expect(200)?.json();
+        let needed = state["error"]["details"]["needed_bytes"].as_u64();
+        ensure!(state["error"]["status"] == 413 && needed.is_some_and(|bytes| bytes > rig::TOKEN_BYTES), "{state}");
+
+        let path = video.to_string_lossy().into_owned();
+        let texts = [("video_path", path.as_str()), ("question", "a beep"), ("task", "retrieval"), ("fps", "1000")];
+        let refused = client.form("/inference", &texts, None).await?.problem(413, "does_not_fit")?;
+        ensure!(refused["details"]["needed_bytes"].as_u64() == needed, "{refused}");
+        Ok(())
+    })
 }

@@ -29,6 +29,11 @@ pub struct HttpConfig {
     pub spool_age_s: u64,
     /// `/theirs=/ours`: beginnings of paths as clients see them, and as stage-decode does.
     pub path_map: Vec<String>,
+    /// Hosts from which videos of chats are fetched, `name` (at the port of http or https) or `name:port`; none, and nothing is
+    /// fetched. Redirects are not followed.
+    pub url_hosts: Vec<String>,
+    /// Seconds that fetching one video may take.
+    pub fetch_s: f64,
     /// Seconds that a client may send nothing while it owes bytes, or take nothing while it is owed some.
     pub idle_s: f64,
     /// Seconds that one request waits for its answer at most; then its job is cancelled.
@@ -56,6 +61,8 @@ impl Default for HttpConfig {
             spool_bytes: 32 << 30,
             spool_age_s: 24 * 3600,
             path_map: Vec::new(),
+            url_hosts: Vec::new(),
+            fetch_s: 600.0,
             idle_s: 30.0,
             answer_s: 3600.0,
             resume_s: 30.0,
@@ -78,6 +85,12 @@ impl HttpConfig {
         need(is_time(self.answer_s), "http.answer_s is over 0")?;
         need(self.resume_s.is_finite() && self.resume_s >= 0.0, "http.resume_s is at least 0")?;
         need(is_time(self.load_s), "http.load_s is over 0")?;
+        need(is_time(self.fetch_s), "http.fetch_s is over 0")?;
+        self.url_hosts.iter().try_for_each(|entry| {
+            let is_host =
+                !entry.is_empty() && !entry.contains(|c: char| c == '/' || c == '@' || c == '*' || c.is_whitespace());
+            need(is_host, &format!("http.url_hosts: {entry:?} is not a host, or host:port"))
+        })?;
         need(self.jobs >= 1, "http.jobs is at least 1")?;
         need(self.connections >= 1, "http.connections is at least 1")?;
         need(self.json_bytes >= 1024, "http.json_bytes is at least 1024")?;
@@ -118,5 +131,7 @@ mod tests {
         assert!(with(|h| h.upload_bytes = h.spool_bytes + 1).contains("http.upload_bytes"));
         assert!(with(|h| h.path_map = vec!["/app/media".to_owned()]).contains("/app/media"));
         assert!(with(|h| h.path_map = vec!["app=/mnt".to_owned()]).contains("path_map"));
+        assert!(with(|h| h.url_hosts = vec!["https://a.example".to_owned()]).contains("https://a.example"));
+        assert!(with(|h| h.fetch_s = 0.0).contains("http.fetch_s"));
     }
 }

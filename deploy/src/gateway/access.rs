@@ -10,8 +10,8 @@ use axum::response::Response;
 use super::problem::{Kind, Problem};
 use super::state::App;
 
-/// Paths that need no token: they say nothing but whether the service is there.
-const OPEN: [&str; 3] = ["/livez", "/readyz", "/health"];
+/// Paths that need no token: they say nothing but whether the service is there, and the page, which asks for the token.
+const OPEN: [&str; 4] = ["/", "/livez", "/readyz", "/health"];
 
 /// Lets a request through that may ask.
 pub async fn check(State(app): State<App>, request: Request, next: Next) -> Result<Response, Problem> {

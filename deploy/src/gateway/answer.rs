@@ -22,7 +22,7 @@ pub async fn wait(app: &App, asked: Asked, each: impl FnMut(&Event)) -> Result<J
     let _slot = app.jobs.slot()?;
     let Asked { request, detach, held } = asked;
     app.jobs.note(&request, detach)?;
-    let job = request.job.clone();
+    let (job, task) = (request.job.clone(), request.task.clone());
     let mut watch = Watch { app: app.clone(), left: Some(Left { bus: app.bus.clone(), request, detach, held }) };
     let limit = Duration::from_secs_f64(app.http.answer_s);
     let followed = async {
@@ -35,6 +35,7 @@ pub async fn wait(app: &App, asked: Asked, each: impl FnMut(&Event)) -> Result<J
         Ok(Ok(end)) => {
             let deadline_s = watch.left.take().and_then(|left| left.request.deadline_s);
             app.jobs.note_end(&job);
+            app.metrics.ended(&task, &end);
             answered(end, deadline_s)
         }
         // The job goes on, or nobody took it: it is cancelled with the watch.
@@ -71,8 +72,12 @@ impl Drop for Watch {
             let app = self.app.clone();
             tokio::spawn(async move {
                 let job = left.request.job.clone();
-                left.settle().await;
+                let task = left.request.task.clone();
+                let end = left.settle().await;
                 app.jobs.note_end(&job);
+                if let Some(end) = end {
+                    app.metrics.ended(&task, &end);
+                }
             });
         }
     }
@@ -88,7 +93,8 @@ struct Left {
 }
 
 impl Left {
-    async fn settle(self) {
+    /// Cancels the job unless it was to go on; its end, where that is heard of.
+    async fn settle(self) -> Option<End> {
         let job = &self.request.job;
         if !self.detach {
             tracing::info!(%job, "cancelling: the client hung up, or waited for too long");
@@ -96,9 +102,11 @@ impl Left {
                 tracing::warn!(%job, error = format!("{error:#}"), "cancel failed");
             }
         }
-        if let Err(error) = ask::to_its_end(&self.bus, &self.request, |_| {}).await {
+        let end = ask::to_its_end(&self.bus, &self.request, |_| {}).await;
+        if let Err(error) = &end {
             tracing::debug!(%job, error = format!("{error:#}"), "following a job failed");
         }
         drop(self.held);
+        end.ok()
     }
 }

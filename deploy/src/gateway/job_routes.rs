@@ -48,8 +48,9 @@ pub async fn submit(State(app): State<App>, request: Request) -> Result<Response
 /// Follows a job to its end, and keeps its video and its slot until then.
 async fn watch(app: App, asked: Asked, slot: OwnedSemaphorePermit) {
     let job = asked.request.job.clone();
-    if let Err(error) = ask::to_its_end(&app.bus, &asked.request, |_| {}).await {
-        tracing::warn!(%job, error = format!("{error:#}"), "following a job failed");
+    match ask::to_its_end(&app.bus, &asked.request, |_| {}).await {
+        Ok(end) => app.metrics.ended(&asked.request.task, &end),
+        Err(error) => tracing::warn!(%job, error = format!("{error:#}"), "following a job failed"),
     }
     app.jobs.note_end(&job);
     drop((asked, slot));

@@ -49,6 +49,11 @@ impl Jobs {
         })
     }
 
+    /// Jobs in flight.
+    pub fn in_flight(&self) -> usize {
+        self.most.saturating_sub(self.slots.available_permits())
+    }
+
     /// Notes a job; returns whether it is new here.
     ///
     /// # Errors

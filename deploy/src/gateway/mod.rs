@@ -1,9 +1,10 @@
 //! HTTP gateway: one more client of the bus, for programs that speak HTTP. It knows no model, and copies no frame.
 //!
 //! In reading order: [`problem`] (errors and their statuses), [`state`] (what requests share), [`access`] (who may ask), [`stages`]
-//! and [`health`], [`spool`], [`upload`], [`form`](mod@form) and [`files`] (uploads), [`intake`] (a body to a job), [`jobs`] and
-//! [`job_routes`], [`events`], [`export`], [`answer`] (a request that waits), [`inference`], [`chat`] and [`models`], [`clock`] (times as
-//! texts), [`load`], [`serve`] (connections), this file (routes, start and end).
+//! and [`health`], [`spool`], [`upload`], [`form`](mod@form) and [`files`] (uploads), [`fetch`] (videos of other hosts), [`intake`]
+//! (a body to a job), [`jobs`] and [`job_routes`], [`events`], [`export`], [`answer`] (a request that waits), [`inference`], [`chat`]
+//! and [`models`], [`clock`] (times as texts), [`load`], [`metrics`], [`openapi`], [`page`], [`serve`] (connections), this file
+//! (routes, start and end).
 
 pub mod access;
 pub mod answer;
@@ -11,6 +12,7 @@ pub mod chat;
 pub mod clock;
 pub mod events;
 pub mod export;
+pub mod fetch;
 pub mod files;
 pub mod form;
 pub mod health;
@@ -19,7 +21,10 @@ pub mod intake;
 pub mod job_routes;
 pub mod jobs;
 pub mod load;
+pub mod metrics;
 pub mod models;
+pub mod openapi;
+pub mod page;
 pub mod problem;
 pub mod serve;
 pub mod spool;
@@ -35,7 +40,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::Uri;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use config::{Config, HttpConfig, Secret};
 use protocol::error::StageName;
 use runtime::bus::Bus;
@@ -43,8 +48,8 @@ use runtime::process::{Exit, Fatal};
 use runtime::run::Shutdown;
 use tokio::net::TcpListener;
 
+use crate::up::desired::Desired;
 use crate::up::note;
-use crate::up::supervisor::Desired;
 use problem::{Kind, Problem};
 use spool::Spool;
 use stages::Stages;
@@ -123,28 +128,40 @@ impl Gateway {
     }
 }
 
-/// Every path.
+/// Every path, with what answers there.
+fn routes() -> Vec<(&'static str, MethodRouter<App>)> {
+    vec![
+        ("/", get(page::page)),
+        ("/livez", get(health::live)),
+        ("/readyz", get(health::ready)),
+        ("/health", get(health::ready)),
+        ("/metrics", get(metrics::metrics)),
+        ("/openapi.json", get(openapi::openapi)),
+        ("/v1/jobs", post(job_routes::submit)),
+        ("/v1/jobs/{job}", get(job_routes::look).delete(job_routes::cancel)),
+        ("/v1/jobs/{job}/events", get(events::events)),
+        ("/v1/jobs/{job}/export", get(export::export)),
+        ("/v1/files", post(files::upload)),
+        ("/v1/files/{id}", get(files::look).delete(files::remove)),
+        ("/v1/models", get(models::models)),
+        ("/v1/chat/completions", post(chat::completions)),
+        ("/v1/load", post(load::load).layer(DefaultBodyLimit::max(load::BODY_BYTES))),
+        ("/v1/unload", post(load::unload).layer(DefaultBodyLimit::max(load::BODY_BYTES))),
+        ("/inference", post(inference::inference)),
+    ]
+}
+
 fn router(app: App) -> Router {
-    Router::new()
-        .route("/livez", get(health::live))
-        .route("/readyz", get(health::ready))
-        .route("/health", get(health::ready))
-        .route("/v1/jobs", post(job_routes::submit))
-        .route("/v1/jobs/{job}", get(job_routes::look).delete(job_routes::cancel))
-        .route("/v1/jobs/{job}/events", get(events::events))
-        .route("/v1/jobs/{job}/export", get(export::export))
-        .route("/v1/files", post(files::upload))
-        .route("/v1/files/{id}", get(files::look).delete(files::remove))
-        .route("/v1/models", get(models::models))
-        .route("/v1/chat/completions", post(chat::completions))
-        .route("/v1/load", post(load::load).layer(DefaultBodyLimit::max(load::BODY_BYTES)))
-        .route("/v1/unload", post(load::unload).layer(DefaultBodyLimit::max(load::BODY_BYTES)))
-        .route("/inference", post(inference::inference))
+    let empty = Router::new();
+    routes()
+        .into_iter()
+        .fold(empty, |router, (path, method)| router.route(path, method))
         .method_not_allowed_fallback(async |uri: Uri| {
             Problem::new(Kind::MethodNotAllowed, format!("{} takes another method", uri.path()))
         })
         .fallback(async |uri: Uri| Problem::new(Kind::NotFound, format!("no path {}", uri.path())))
         .layer(axum::middleware::from_fn_with_state(app.clone(), access::check))
+        .layer(axum::middleware::from_fn_with_state(app.clone(), metrics::measure))
         // All other bodies are read with the limits of section `http`.
         .layer(DefaultBodyLimit::disable())
         .with_state(app)

@@ -34,6 +34,8 @@ pub enum Kind {
     SpoolFull,
     /// The broker, a supervisor or the spool's disk does not do what was asked.
     Unavailable,
+    /// A host that has the video does not give it.
+    FetchFailed,
     /// Somebody else cancelled the job.
     Cancelled,
 }
@@ -60,6 +62,7 @@ impl Kind {
             Kind::SlowClient => StatusCode::REQUEST_TIMEOUT,
             Kind::SpoolFull => StatusCode::INSUFFICIENT_STORAGE,
             Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Kind::FetchFailed => StatusCode::BAD_GATEWAY,
         }
     }
 
@@ -76,6 +79,7 @@ impl Kind {
             Kind::SlowClient => Some("slow_client".to_owned()),
             Kind::SpoolFull => Some("spool_full".to_owned()),
             Kind::Unavailable => Some("unavailable".to_owned()),
+            Kind::FetchFailed => Some("fetch_failed".to_owned()),
             Kind::Cancelled => Some("cancelled".to_owned()),
         }
         .unwrap_or_default()
@@ -186,8 +190,48 @@ impl IntoResponse for Problem {
 }
 
 #[cfg(test)]
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 24] = [
+        Kind::Job(ErrorKind::BadRequest),
+        Kind::Job(ErrorKind::MediaNotFound),
+        Kind::Job(ErrorKind::ForbiddenPath),
+        Kind::Job(ErrorKind::UnsupportedMedia),
+        Kind::Job(ErrorKind::TooShort),
+        Kind::Job(ErrorKind::DoesNotFit),
+        Kind::Job(ErrorKind::OutOfMemory),
+        Kind::Job(ErrorKind::Deadline),
+        Kind::Job(ErrorKind::PoisonMessage),
+        Kind::Job(ErrorKind::WorkerLost),
+        Kind::Job(ErrorKind::Busy),
+        Kind::Job(ErrorKind::Model),
+        Kind::Job(ErrorKind::Internal),
+        Kind::Unauthorized,
+        Kind::ForbiddenOrigin,
+        Kind::NotFound,
+        Kind::MethodNotAllowed,
+        Kind::Conflict,
+        Kind::TooLarge,
+        Kind::SlowClient,
+        Kind::SpoolFull,
+        Kind::Unavailable,
+        Kind::FetchFailed,
+        Kind::Cancelled,
+    ];
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kind_stands_with_its_status_in_the_readme() {
+        let readme = include_str!("../../README.md");
+        for kind in Kind::ALL {
+            let row = format!("| `{}` | {} |", kind.name(), kind.status().as_u16());
+            assert!(readme.contains(&row), "deploy/README.md has no row {row}");
+        }
+    }
 
     #[test]
     fn kinds_have_the_statuses_that_the_design_gives_them() {

@@ -49,6 +49,25 @@ struct Index {
     files: BTreeMap<String, Stored>,
     /// Bytes of uploads that are not finished.
     unfinished: u64,
+    /// Bytes that were ever uploaded.
+    received: u64,
+}
+
+/// Bytes of the uploaded files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of whole files.
+    pub stored: u64,
+    /// Bytes of uploads that are not finished.
+    pub unfinished: u64,
+    /// Bytes that came since the start, kept or not.
+    pub received: u64,
+}
+
+impl Index {
+    fn stored(&self) -> u64 {
+        self.files.values().map(|stored| stored.facts.bytes).sum()
+    }
 }
 
 /// Directory of uploaded files, which is this process's alone.
@@ -74,7 +93,7 @@ impl Spool {
         };
         let dir = dir.canonicalize().with_context(|| format!("spool {}", dir.display()))?;
         let files = read(&dir).with_context(|| format!("spool {}", dir.display()))?;
-        let index = Mutex::new(Index { files, unfinished: 0 });
+        let index = Mutex::new(Index { files, ..Index::default() });
         let age = Duration::from_secs(http.spool_age_s);
         let spool = Spool { dir, quota: http.spool_bytes, age, index, _lock: lock };
         spool.sweep();
@@ -150,9 +169,10 @@ impl Spool {
     pub fn reserve(&self, bytes: u64) -> Result<(), Problem> {
         let mut index = self.index();
         loop {
-            let stored: u64 = index.files.values().map(|stored| stored.facts.bytes).sum();
+            let stored = index.stored();
             if stored + index.unfinished + bytes <= self.quota {
                 index.unfinished += bytes;
+                index.received += bytes;
                 return Ok(());
             }
             let idle = index.files.iter().filter(|(_, stored)| stored.holders == 0);
@@ -175,6 +195,12 @@ impl Spool {
     pub fn release(&self, bytes: u64) {
         let mut index = self.index();
         index.unfinished = index.unfinished.saturating_sub(bytes);
+    }
+
+    /// Bytes of all files.
+    pub fn usage(&self) -> Usage {
+        let index = self.index();
+        Usage { stored: index.stored(), unfinished: index.unfinished, received: index.received }
     }
 
     /// Removes the files that were not used for too long.

@@ -8,7 +8,7 @@ use protocol::error::StageName;
 use runtime::bus::events::now_ms;
 use serde::Serialize;
 
-use crate::up::supervisor::Desired;
+use crate::up::desired::Desired;
 
 /// State of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -22,6 +22,21 @@ pub enum Condition {
     Unloaded,
     /// It does not answer, and nobody here knows of a process.
     Missing,
+}
+
+impl Condition {
+    /// Every state.
+    pub const ALL: [Condition; 4] = [Condition::Ready, Condition::Loading, Condition::Unloaded, Condition::Missing];
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Condition::Ready => "ready",
+            Condition::Loading => "loading",
+            Condition::Unloaded => "unloaded",
+            Condition::Missing => "missing",
+        }
+    }
 }
 
 /// State of a stage, and since when.

@@ -13,6 +13,7 @@ use runtime::bus::{Bus, Role};
 use runtime::subject::StreamName;
 
 use super::jobs::Jobs;
+use super::metrics::Metrics;
 use super::problem::{Kind, Problem};
 use super::spool::Spool;
 use super::stages::Stages;
@@ -38,6 +39,8 @@ pub struct State {
     pub paths: Vec<(PathBuf, PathBuf)>,
     /// Jobs that came this way.
     pub jobs: Jobs,
+    /// What is counted.
+    pub metrics: Metrics,
     /// Uploaded files.
     pub spool: Arc<Spool>,
     /// What is known of the stages' processes.
@@ -65,6 +68,7 @@ impl State {
             // Checked with the configuration.
             paths: http.mapped_paths().unwrap_or_default(),
             jobs: Jobs::new(http.jobs, Duration::from_secs(bus.config().event_age_s)),
+            metrics: Metrics::new(),
             spool: Arc::new(spool),
             stages,
             named: Mutex::default(),

@@ -16,7 +16,7 @@ use runtime::bus::{Bus, BusError, BusErrorKind};
 use runtime::run::control;
 use runtime::subject::StreamName;
 
-use super::supervisor::Desired;
+use super::desired::Desired;
 
 /// Stages that compute, in the order in which they are unloaded: the owner of jobs first, so that a job in flight still
 /// finds the others.

@@ -2,12 +2,14 @@
 //!
 //! In reading order: [`profile`] (configurations by name), [`stages`] (any stage from one binary), [`lock`] and [`private`]
 //! (whose a directory is, and files that nobody else reads), [`lifeline`] (a child that ends with this process), [`room`]
-//! and [`broker`] (a nats-server of our own, and streams that fit its disk), [`merged`] (what stages read), [`supervisor`] (stages as child processes), [`idle`] (which of them are loaded),
+//! and [`broker`] (a nats-server of our own, and streams that fit its disk), [`merged`] (what stages read), [`desired`] and [`supervisor`]
+//! (stages as child processes), [`idle`] (which of them are loaded),
 //! [`in_process`] (stages in this process), [`budgets`] (what each process may hold), [`pipeline`] (broker and stages
 //! together), [`note`] (how clients on this host find them), [`down`] (how another process stops them).
 
 pub mod broker;
 pub mod budgets;
+pub mod desired;
 pub mod down;
 pub mod idle;
 pub mod in_process;

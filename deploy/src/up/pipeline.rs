@@ -10,11 +10,12 @@ use runtime::process::{Exit, Fatal};
 
 use super::broker::{self, Broker};
 use super::budgets;
+use super::desired::Desired;
 use super::idle::Idle;
 use super::in_process::InProcess;
 use super::merged::Merged;
 use super::room::Room;
-use super::supervisor::{Desired, Logs, Supervisor};
+use super::supervisor::{Logs, Supervisor};
 use crate::client;
 
 /// All stages are ready within this time, a large checkpoint on a slow disk included.

@@ -1,21 +1,19 @@
 //! Stages as child processes: started, restarted when they die, drained at the end.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use config::layers;
 use protocol::error::StageName;
-use runtime::bus::events::now_ms;
 use runtime::process::{Exit, Fatal};
 use runtime::run::Shutdown;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
+
+use super::desired::Desired;
 
 /// Pause before a stage that died is restarted; doubles up to [`LONGEST_PAUSE`] while it keeps dying.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -45,68 +43,6 @@ pub struct Supervisor {
     stop: watch::Sender<bool>,
     fatal: mpsc::UnboundedReceiver<Fatal>,
     desired: Desired,
-}
-
-/// Desired state of every stage: loaded, with its processes, or unloaded, with none. The supervisor's tasks follow it;
-/// whoever loads and unloads stages changes it.
-#[derive(Clone)]
-pub struct Desired(Arc<BTreeMap<StageName, DesiredStage>>);
-
-/// Desired and actual state of one stage.
-struct DesiredStage {
-    /// Processes of the stage while it is loaded.
-    replicas: u64,
-    loaded: watch::Sender<bool>,
-    /// Processes that run now, those that drain included.
-    running: watch::Sender<u64>,
-    /// Unix time of the last start of a process, or of the unloading, milliseconds.
-    since_ms: AtomicU64,
-}
-
-impl Desired {
-    fn new(replicas: &[(StageName, usize)]) -> Self {
-        let desired = |n: usize| DesiredStage {
-            replicas: n as u64,
-            loaded: watch::Sender::new(true),
-            running: watch::Sender::new(0),
-            since_ms: AtomicU64::new(now_ms()),
-        };
-        Desired(Arc::new(replicas.iter().map(|&(stage, n)| (stage, desired(n))).collect()))
-    }
-
-    /// Whether this supervisor runs processes of a stage.
-    pub fn has(&self, stage: StageName) -> bool {
-        self.0.get(&stage).is_some_and(|e| e.replicas > 0)
-    }
-
-    /// Whether a stage is loaded, and the Unix time since when it loads or is unloaded, milliseconds; none of a stage without
-    /// processes here.
-    pub fn since(&self, stage: StageName) -> Option<(bool, u64)> {
-        let state = self.0.get(&stage).filter(|state| state.replicas > 0)?;
-        let loaded = *state.loaded.borrow();
-        Some((loaded, state.since_ms.load(Ordering::Relaxed)))
-    }
-
-    /// Loads a stage; returns how many processes are started.
-    pub fn load(&self, stage: StageName) -> u64 {
-        let Some(state) = self.0.get(&stage) else { return 0 };
-        if state.loaded.send_replace(true) {
-            return 0;
-        }
-        state.since_ms.store(now_ms(), Ordering::Relaxed);
-        state.replicas
-    }
-
-    /// Unloads a stage: drains its processes and waits for their end; returns how many there were.
-    pub async fn unload(&self, stage: StageName) -> u64 {
-        let Some(state) = self.0.get(&stage) else { return 0 };
-        let processes = *state.running.borrow();
-        state.since_ms.store(now_ms(), Ordering::Relaxed);
-        state.loaded.send_replace(false);
-        // The sender is part of `self`.
-        let _ = state.running.subscribe().wait_for(|&n| n == 0).await;
-        processes
-    }
 }
 
 /// One process of a stage, which is restarted when it dies.
@@ -172,8 +108,8 @@ enum Ended {
 
 async fn keep_alive(replica: Replica, mut stopping: Shutdown, report: mpsc::UnboundedSender<Fatal>) {
     let desired = replica.desired.clone();
-    let state = &desired.0[&replica.stage];
-    let mut loaded = state.loaded.subscribe();
+    let Some(state) = desired.of(replica.stage) else { return };
+    let mut loaded = state.loaded();
     let mut pause = FIRST_PAUSE;
     loop {
         // The sender is in `desired`.
@@ -190,8 +126,7 @@ async fn keep_alive(replica: Replica, mut stopping: Shutdown, report: mpsc::Unbo
                 return;
             }
         };
-        state.since_ms.store(now_ms(), Ordering::Relaxed);
-        state.running.send_modify(|n| *n += 1);
+        state.note_start();
         // Waiting for a child closes its standard input, which asks it to drain: kept open until that is meant.
         let stdin = child.stdin.take();
         let ended = tokio::select! {
@@ -212,7 +147,7 @@ async fn keep_alive(replica: Replica, mut stopping: Shutdown, report: mpsc::Unbo
                 drain(&replica, child, patience).await;
             }
         }
-        state.running.send_modify(|n| *n -= 1);
+        state.note_end();
         let status = match ended {
             Ended::Stopped => return,
             Ended::Unloaded => continue,

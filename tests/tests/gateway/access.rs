@@ -1,38 +1,26 @@
 //! Who may ask, and what is asked of the stages: tokens, hosts, load and unload, the end.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::json;
-use tests::harness::{signal, vidi};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tests::harness::{Rig, Setup, signal, vidi};
 
 use super::client::{self, Client};
-use super::{rig, until};
+use super::rig::{Alone, start, with_pipeline};
+use super::until;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_with_a_token_answers_nobody_without_it() -> anyhow::Result<()> {
-    let (rig, open) = rig().await?;
+#[test]
+fn a_gateway_with_a_token_answers_nobody_without_it() -> anyhow::Result<()> {
+    with_pipeline(token)
+}
+
+async fn token(rig: &Rig, open: &Client) -> anyhow::Result<()> {
     let token = rig.dir.path().join("token");
     std::fs::write(&token, "geheim\n")?;
-    let set = [
-        format!("bus.url={}", rig.broker.url()),
-        format!("http.token_file={}", token.display()),
-        format!("http.spool={}", rig.media().join("spool").display()),
-    ];
-    let set: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();
-    let mut child = tokio::process::Command::new(vidi()?)
-        .args(&set)
-        .args(["gateway", "--http", "127.0.0.1:0"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let said = child.stdout.take().context("no standard output")?;
-    let line = BufReader::new(said).lines().next_line().await?.context("it said nothing")?;
-    let address =
-        line.strip_prefix("gateway: http://").and_then(|line| line.split(',').next()).context(line.clone())?;
+    let file = format!("http.token_file={}", token.display());
+    let Alone { client: Client { address, .. }, mut child, .. } = Alone::start(rig, "closed", &[&file], &[]).await?;
     let ask = |token: Option<&str>| Client { address: address.to_owned(), token: token.map(str::to_owned) };
 
     let refused = ask(None).get("/v1/models").await?;
@@ -43,6 +31,8 @@ async fn a_gateway_with_a_token_answers_nobody_without_it() -> anyhow::Result<()
     ask(Some("geheim")).get("/v1/models").await?.expect(200)?;
     ask(None).get("/livez").await?.expect(200)?;
     ask(None).get("/health").await?.expect(200)?;
+    ask(None).get("/").await?.expect(200)?;
+    ask(None).get("/metrics").await?.problem(401, "unauthorized")?;
     ask(Some("geheim")).get("/nowhere").await?.problem(404, "not_found")?;
     ask(Some("geheim")).get("/v1/jobs").await?.problem(405, "method_not_allowed")?;
     signal(child.id().context("it has ended")?, "TERM")?;
@@ -59,7 +49,7 @@ async fn a_gateway_with_a_token_answers_nobody_without_it() -> anyhow::Result<()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_says_which_stage_is_missing_until_it_is_loaded_again_and_down_ends_it_all() -> anyhow::Result<()> {
-    let (mut rig, client) = rig().await?;
+    let (mut rig, client) = start(Setup::default()).await?;
     until("all stages are ready", async || Ok(client.get("/health").await?.status == 200)).await?;
     let freed = client.post("/v1/unload", &json!({ "stage": "llm" })).await?.expect(200)?.json();
     ensure!(freed["unloaded"] == json!(["llm"]) && freed["processes"] == 1, "{freed}");

@@ -113,7 +113,7 @@ impl Client {
         if let Some(token) = &self.token {
             head += &format!("authorization: Bearer {token}\r\n");
         }
-        if method == "POST" {
+        if length > 0 || method == "POST" {
             head += &format!("content-length: {length}\r\n");
         }
         socket.write_all(format!("{head}\r\n").as_bytes()).await?;
@@ -202,6 +202,11 @@ pub fn form(texts: &[(&str, &str)], file: Option<(&str, &[u8])>) -> Vec<u8> {
     }
     body.extend(format!("--{BOUNDARY}--\r\n").bytes());
     body
+}
+
+/// Where the bytes of a file begin in a [`form`] with a file and no texts.
+pub fn file_at(form: &[u8]) -> anyhow::Result<usize> {
+    Ok(form.windows(4).position(|four| four == b"\r\n\r\n").context("no head of a file")? + 4)
 }
 
 /// Content type of [`form`].

@@ -2,8 +2,11 @@
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
+use tests::harness::Rig;
 
-use super::{SECONDS, ensure_true, question, rig};
+use super::client::Client;
+use super::rig::{Alone, with_pipeline};
+use super::{SECONDS, ensure_true, question};
 
 /// Whether a text is `START-END, ...` of times of this many characters.
 fn are_ranges(text: &str, length: usize) -> bool {
@@ -15,9 +18,12 @@ fn are_ranges(text: &str, length: usize) -> bool {
     text.split(", ").all(|range| range.split_once('-').is_some_and(|(start, end)| is_time(start) && is_time(end)))
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn services_that_asked_an_earlier_server_get_the_answers_that_they_know() -> anyhow::Result<()> {
-    let (rig, client) = rig().await?;
+#[test]
+fn services_that_asked_an_earlier_server_get_the_answers_that_they_know() -> anyhow::Result<()> {
+    with_pipeline(earlier_wire)
+}
+
+async fn earlier_wire(rig: &Rig, client: &Client) -> anyhow::Result<()> {
     let (video, truth) = rig.demo_video(5, SECONDS)?;
     let path = video.to_string_lossy().into_owned();
     let asked = question(&truth, "retrieval")?;
@@ -38,6 +44,13 @@ async fn services_that_asked_an_earlier_server_get_the_answers_that_they_know() 
     ensure_true(asked, &done["result"])?;
     ensure!(answer["answer"] == done["result"]["text"], "{answer}");
 
+    // A container sees it elsewhere.
+    let map = format!("http.path_map=[\"/app/media={}\"]", rig.media().display());
+    let gateway = Alone::start(rig, "mapped", &[&map], &[]).await?;
+    let texts = [("video_path", "/app/media/5.mp4"), ("question", asked.query.as_str()), ("task", "vqa")];
+    let mapped = gateway.client.form("/inference", &texts, None).await?.expect(200)?.json();
+    ensure!(mapped["answer"] == answer["answer"], "{mapped} and {answer}");
+
     let refused = async |path: &str| {
         client.form("/inference", &[("video_path", path), ("question", "a hum"), ("task", "retrieval")], None).await
     };
@@ -49,9 +62,12 @@ async fn services_that_asked_an_earlier_server_get_the_answers_that_they_know() 
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_chat_about_a_video_is_answered_whole_and_in_chunks() -> anyhow::Result<()> {
-    let (rig, client) = rig().await?;
+#[test]
+fn a_chat_about_a_video_is_answered_whole_and_in_chunks() -> anyhow::Result<()> {
+    with_pipeline(chats)
+}
+
+async fn chats(rig: &Rig, client: &Client) -> anyhow::Result<()> {
     let (video, truth) = rig.demo_video(6, SECONDS)?;
     let models = client.get("/v1/models").await?.expect(200)?.json();
     let model = models["data"][0]["id"].as_str().context("no model")?.to_owned();

@@ -4,21 +4,21 @@ use anyhow::{Context, ensure};
 use serde_json::json;
 use tests::harness::Rig;
 
-use super::client;
-use super::{SECONDS, UPLOAD_BYTES, ensure_true, events, question, rig, until};
+use super::client::{self, Client};
+use super::rig::{Alone, with_pipeline};
+use super::{SECONDS, ensure_true, events, question, until};
 
-/// Names of the files in the spool.
-fn spooled(rig: &Rig) -> anyhow::Result<Vec<String>> {
-    let dir = std::fs::read_dir(rig.dir.path().join("state/spool"))?;
-    let mut names: Vec<String> = dir.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.retain(|name| name != "lock");
-    names.sort();
-    Ok(names)
+/// Bytes that an upload may have here.
+const UPLOAD_BYTES: usize = 1 << 20;
+
+#[test]
+fn a_video_that_is_uploaded_twice_is_one_file_and_is_watched_once() -> anyhow::Result<()> {
+    with_pipeline(uploaded_twice)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_video_that_is_uploaded_twice_is_one_file_and_is_watched_once() -> anyhow::Result<()> {
-    let (rig, client) = rig().await?;
+async fn uploaded_twice(rig: &Rig, _: &Client) -> anyhow::Result<()> {
+    let gateway = Alone::start(rig, "twice", &[], &[]).await?;
+    let client = &gateway.client;
     let (video, truth) = rig.demo_video(4, SECONDS)?;
     let bytes = std::fs::read(&video)?;
     let first = client.form("/v1/files", &[("purpose", "vision")], Some(("file", &bytes))).await?.expect(201)?.json();
@@ -27,17 +27,17 @@ async fn a_video_that_is_uploaded_twice_is_one_file_and_is_watched_once() -> any
     let second = client.form("/v1/files", &[], Some(("file", &bytes))).await?.expect(200)?.json();
     ensure!(second == first, "{second} and {first}");
     ensure!(client.get(&format!("/v1/files/{id}")).await?.json() == first);
-    ensure!(spooled(&rig)?.len() == 2, "{:?}", spooled(&rig)?);
+    ensure!(gateway.spooled()?.len() == 2, "{:?}", gateway.spooled()?);
 
     let asked = question(&truth, "retrieval")?;
     let body = json!({ "job": "by-id", "file_id": id, "query": asked.query, "max_new_tokens": 24 });
     client.post("/v1/jobs", &body).await?.expect(202)?;
-    let (_, result) = events(&client, "by-id", None).await?;
+    let (_, result) = events(client, "by-id", None).await?;
     ensure_true(asked, &result)?;
     // The same bytes in a form are the same file, whose keys and values are kept.
     let texts = [("job", "by-form"), ("query", asked.query.as_str()), ("max_new_tokens", "24")];
     client.form("/v1/jobs", &texts, Some(("video", &bytes))).await?.expect(202)?;
-    let (_, result) = events(&client, "by-form", None).await?;
+    let (_, result) = events(client, "by-form", None).await?;
     ensure_true(asked, &result)?;
     ensure!(result["cached"] == true, "{result}");
 
@@ -48,13 +48,19 @@ async fn a_video_that_is_uploaded_twice_is_one_file_and_is_watched_once() -> any
     let mut body = body;
     body["job"] = json!("gone");
     client.post("/v1/jobs", &body).await?.problem(404, "not_found")?;
-    ensure!(spooled(&rig)?.is_empty(), "{:?}", spooled(&rig)?);
+    ensure!(gateway.spooled()?.is_empty(), "{:?}", gateway.spooled()?);
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_upload_that_is_too_large_or_ends_half_way_or_is_no_form_leaves_nothing() -> anyhow::Result<()> {
-    let (rig, client) = rig().await?;
+#[test]
+fn an_upload_that_is_too_large_or_ends_half_way_or_is_no_form_leaves_nothing() -> anyhow::Result<()> {
+    with_pipeline(spoilt)
+}
+
+async fn spoilt(rig: &Rig, _: &Client) -> anyhow::Result<()> {
+    let limits = format!("http.upload_bytes={UPLOAD_BYTES}");
+    let gateway = Alone::start(rig, "spoilt", &[&limits, "http.spool_bytes=16777216"], &[]).await?;
+    let client = &gateway.client;
     let kind = client::form_type();
     let head = [("content-type", kind.as_str())];
 
@@ -68,9 +74,10 @@ async fn an_upload_that_is_too_large_or_ends_half_way_or_is_no_form_leaves_nothi
     // Cut off in the middle.
     let half = client::form(&[], Some(("file", &vec![7; UPLOAD_BYTES / 2])));
     let socket = client.send("POST", "/v1/files", &head, &half[..half.len() - 1000], half.len()).await?;
-    until("an upload has begun", async || Ok(spooled(&rig)?.iter().any(|name| name.starts_with("upload-")))).await?;
+    until("an upload has begun", async || Ok(gateway.spooled()?.iter().any(|name| name.starts_with("upload-"))))
+        .await?;
     drop(socket);
-    until("nothing is left", async || Ok(spooled(&rig)?.is_empty())).await?;
+    until("nothing is left", async || Ok(gateway.spooled()?.is_empty())).await?;
 
     // What it says is whole, and its form has no end.
     let torn = &half[..half.len() - 1000];
@@ -83,7 +90,7 @@ async fn an_upload_that_is_too_large_or_ends_half_way_or_is_no_form_leaves_nothi
     client.form("/v1/jobs", &[("job", "a"), ("job", "b")], Some(("video", b"x"))).await?.problem(400, "bad_request")?;
     until("nothing is left", async || {
         // A form that was refused behind its file leaves that, whole, for its age.
-        Ok(!spooled(&rig)?.iter().any(|name| name.starts_with("upload-")))
+        Ok(!gateway.spooled()?.iter().any(|name| name.starts_with("upload-")))
     })
     .await?;
 

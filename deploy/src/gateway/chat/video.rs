@@ -2,9 +2,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use protocol::error::ErrorKind;
 
 use super::part::Source;
+use crate::gateway::fetch;
 use crate::gateway::intake::file_id;
 use crate::gateway::problem::{Kind, Problem};
 use crate::gateway::spool::{Held, no_file};
@@ -25,7 +25,7 @@ pub struct Video {
 /// Finds the video, and notes its name where it gets one.
 ///
 /// # Errors
-/// `bad_request`, `not_found`, `forbidden_path` for a host that is not to be asked, and those of uploads.
+/// `bad_request`, `not_found`, those of uploads, and of [`fetch::fetch`].
 pub async fn find(app: &State, source: Source, uuid: Option<&str>) -> Result<Video, Problem> {
     let video = match source {
         Source::Named => named(app, uuid.unwrap_or_default())?,
@@ -69,10 +69,8 @@ async fn at(app: &State, url: &str) -> Result<Video, Problem> {
             bytes(app, data, kind).await
         }
         Some("http" | "https") => {
-            let text = "video not fetched: this gateway asks no other host";
-            let problem = Problem::new(Kind::Job(ErrorKind::ForbiddenPath), text);
-            Err(problem
-                .hint("upload the video (POST /v1/files) and send its file_id, or a file: URL under a media root"))
+            let held = fetch::fetch(app, url).await?;
+            Ok(Video { path: String::new(), held: Some(held) })
         }
         // stage-decode refuses what is not below a media root.
         Some("file") => Ok(Video { path: url.to_owned(), held: None }),
