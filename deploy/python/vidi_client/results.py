@@ -207,6 +207,12 @@ class Task:
     about: str = ""
     #: ``trained``, ``composite`` or ``experimental``; none where the server does not say.
     supported: str | None = None
+    #: Parser of its answers; empty where the server does not say.
+    parser: str = ""
+    #: ``required``, or ``none`` where it takes no query.
+    query: str = ""
+    #: Whether it takes several.
+    queries: bool = False
 
 
 @dataclass(frozen=True)
