@@ -7,11 +7,13 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pydantic
 import pytest
 from conftest import Pipeline, agreement
+from proxy import Proxy
 
 from vidi_client import compat
 from vidi_client.compat import VidiClient
@@ -79,7 +81,9 @@ def test_a_video_that_is_not_there_and_a_server_that_is_away_are_told_as_before(
     away.close()
 
 
-def test_a_yes_is_kept_for_seconds_and_a_no_never(pipeline: Pipeline, proxied, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_yes_is_kept_for_seconds_and_a_no_never(
+    proxied: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
     away = [True]
     proxy = proxied(cut=lambda *_: 0 if away[0] else None)
     client = VidiClient(base_url=proxy.url)

@@ -1,7 +1,7 @@
 """Drop-in for services that had a `VidiClient` class of their own, with its names and its forms of answers.
 
-What differs: the server has loaded its model, so there is nothing to load here. Every error is a ``RuntimeError`` with the kind and hint of the
-pipeline's; a missing video is a ``FileNotFoundError`` as well, an answer that does not come in time a ``TimeoutError`` as well.
+What differs: the server has loaded its model, so there is nothing to load here. Every error is a ``RuntimeError`` with the kind and hint
+of the pipeline's; a missing video is a ``FileNotFoundError`` as well, an answer that does not come in time a ``TimeoutError`` as well.
 """
 
 from __future__ import annotations
@@ -203,7 +203,10 @@ class VidiClient:
         ]
 
     def ground_objects(self, video_path: str | os.PathLike[str], query: str, timeout: float = 300) -> list[dict[str, Any]]:
-        """Where in the picture something is: dictionaries with ``start``, ``end`` and ``bbox``, [x, y, width, height] as shares from 0 to 1."""
+        """Where in the picture something is: dictionaries with ``start``, ``end`` and ``bbox``.
+
+        That is [x, y, width, height], as shares of the picture's width and height.
+        """
         boxes = self._answer(video_path, "grounding", query, timeout).boxes
         return [
             {"start": format_hundredths(one.start_s), "end": format_hundredths(one.end_s), "bbox": _sized(one.bbox)}
