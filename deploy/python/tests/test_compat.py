@@ -101,7 +101,7 @@ def test_a_yes_is_kept_for_seconds_and_a_no_never(
 
 def test_an_answer_that_takes_too_long_is_given_up_and_its_job_too(client: VidiClient, pipeline: Pipeline) -> None:
     with pytest.raises(TimeoutError) as told:
-        client._answer(pipeline.video.path, "qa", "x" * 200, 0.3)
+        client._answer(pipeline.video.path, "qa", "x" * 200, 0.01)
     assert isinstance(told.value, RuntimeError)
     state = client._client.job(told.value.job).state()  # type: ignore[attr-defined]
     assert state.state == "cancelled"

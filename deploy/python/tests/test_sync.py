@@ -15,6 +15,11 @@ from vidi_client import Done, sync
 SHORT = 24
 
 
+def loops() -> set[threading.Thread]:
+    """Threads of clients."""
+    return {thread for thread in threading.enumerate() if thread.name == "vidi-client"}
+
+
 def test_it_answers_like_the_asynchronous_one(pipeline: Pipeline) -> None:
     video = pipeline.video
     question = video.question("retrieval")
@@ -52,12 +57,13 @@ def test_it_works_inside_of_a_running_event_loop_and_from_many_threads(pipeline:
 
             assert all(await asyncio.gather(*[asyncio.to_thread(ask) for _ in range(4)]))
 
-    before = threading.active_count()
+    before = loops()
     asyncio.run(notebook())
-    assert not [thread for thread in threading.enumerate() if thread.name == "vidi-client"], before
+    assert loops() == before
 
 
 def test_one_that_was_closed_says_so_and_one_that_was_forgotten_leaves_no_thread(pipeline: Pipeline) -> None:
+    before = loops()
     client = sync.connect(pipeline.url)
     job = client.job("x")
     client.close()
@@ -65,9 +71,9 @@ def test_one_that_was_closed_says_so_and_one_that_was_forgotten_leaves_no_thread
     with pytest.raises(vidi_client.VidiError, match="closed"):
         job.result()
     client = sync.connect(pipeline.url)
-    assert [thread for thread in threading.enumerate() if thread.name == "vidi-client"]
+    assert len(loops() - before) == 1
     del client, job
-    assert not [thread for thread in threading.enumerate() if thread.name == "vidi-client"]
+    assert loops() == before
 
 
 def test_it_has_what_the_asynchronous_one_has() -> None:
