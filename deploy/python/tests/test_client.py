@@ -217,7 +217,8 @@ async def test_several_questions_have_their_answers(pipeline: Pipeline) -> None:
         parts = await client.chapters(video.path)
         assert parts.ranges[0].start_s == 0 and parts.ranges[-1].end_s == parts.plan.duration_s
         assert parts.supported == "composite" and all(part.title for part in parts.ranges)
-        best = await client.highlights(video.path, [q.query for q in questions])
+        # Of one query: what is near is joined, and what is over half of the video is left out.
+        best = await client.highlights(video.path, [questions[0].query])
         assert best.supported == "composite" and best.ranges and all(one.title for one in best.ranges)
         placed = await client.ground(video.path, questions[0].query)
         assert placed.supported == "experimental" and (placed.boxes or placed.reason)

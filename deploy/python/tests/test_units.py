@@ -132,6 +132,22 @@ def test_results_of_servers_of_other_times_are_read() -> None:
     assert isinstance(unknown, Other) and unknown.fields["x"] == 1 and not unknown.is_terminal
 
 
+def test_highlights_and_boxes_have_the_forms_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranges = [{"start_s": 61.0, "end_s": 62.5, "title": "a cut"}, {"start_s": 70.0, "end_s": 71.0}]
+    answer = result(ranges=ranges, boxes=[{"start_s": 1.0, "end_s": 2.0, "bbox": [0.25, 0.5, 0.75, 1.0]}])
+    asked: list[tuple[str, str, float]] = []
+    monkeypatch.setattr(compat.VidiClient, "_answer", lambda _, path, *task: asked.append(task) or answer)
+    client = compat.VidiClient()
+    assert client.extract_highlights("x.mp4") == [
+        {"start": "00:01:01.00", "end": "00:01:02.50", "title": "a cut"},
+        {"start": "00:01:10.00", "end": "00:01:11.00", "title": ""},
+    ]
+    assert client.ground_objects("x.mp4", "a cup", timeout=9) == [
+        {"start": "00:00:01.00", "end": "00:00:02.00", "bbox": [0.25, 0.5, 0.5, 0.5]}
+    ]
+    assert asked == [("highlights", "", 300), ("grounding", "a cup", 9)]
+
+
 def test_a_message_that_is_none_says_which_field() -> None:
     for data, says in [
         ({"text": 1, "finish": "stop", "plan": {}, "model": {}}, "Result.text"),
