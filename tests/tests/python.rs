@@ -46,8 +46,8 @@ fn installed(dir: &Path) -> anyhow::Result<PathBuf> {
     let offline = ["--no-deps", "--no-index"];
     let build = [&pip[..], &["wheel"], &offline, &["--no-build-isolation", "--wheel-dir", &to, &from]].concat();
     run(&build, dir, &[])?;
-    let built = std::fs::read_dir(&wheels)?.collect::<Result<Vec<_>, _>>()?;
-    let [wheel] = &built[..] else { anyhow::bail!("not one wheel: {built:?}") };
+    let made = std::fs::read_dir(&wheels)?.collect::<Result<Vec<_>, _>>()?;
+    let [wheel] = &made[..] else { anyhow::bail!("not one wheel: {made:?}") };
     let wheel = wheel.path();
     run(&[&pip[..], &["install"], &offline, &["--target", &into, &wheel.to_string_lossy()]].concat(), dir, &[])?;
     let (there, due) = (files(&target)?, files(&source)?);
