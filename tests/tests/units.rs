@@ -11,7 +11,9 @@ use serde_json::Value;
 use stage_audio::LogMel;
 use stage_fuse::frequency::frequencies;
 use stage_fuse::position::sinusoid;
-use stage_llm::text::task::{Tasks, format_hms, fractions};
+use stage_llm::text::reading::Watched;
+use stage_llm::text::reading::reference::{format_hms, fractions};
+use stage_llm::text::registry::Tasks;
 use stage_vision::pixels::pixel_table;
 
 fn path(file: &str) -> PathBuf {
@@ -100,7 +102,7 @@ fn answers_are_read_as_by_the_oracle_to_the_last_bit() {
     let tasks = Tasks::builtin();
     for case in json("postprocess").as_array().unwrap() {
         let (text, duration_s) = (case["text"].as_str().unwrap(), case["duration"].as_f64().unwrap());
-        let ranges = tasks.get("retrieval").unwrap().ranges(text, duration_s, 0.0);
+        let ranges = tasks.get("retrieval").unwrap().parser.read(text, Watched::whole(duration_s)).ranges;
         let seconds: Vec<(f64, f64)> = ranges.iter().map(|r| (r.start_s, r.end_s)).collect();
         let pairs = |name: &str| serde_json::from_value::<Vec<(f64, f64)>>(case[name].clone()).unwrap();
         assert_eq!((fractions(text), seconds), (pairs("fractions"), pairs("seconds")), "{case}");

@@ -191,6 +191,8 @@ pub struct LlmConfig {
     pub chunk_rows: usize,
     /// Length of a prompt at most.
     pub max_prompt_tokens: usize,
+    /// TOML file with tasks of your own; one with the name of a built-in task takes the place of it. `vidi tasks` lists all.
+    pub tasks_file: Option<PathBuf>,
     /// Linear layers: `dense` (in `compute.dtype`), `q8` or `q4`.
     pub weights: WeightFormat,
     /// A file of `vidi quantize`, for `weights` of `q8` and `q4`; without one they are quantized while they load.
@@ -209,6 +211,7 @@ impl Default for LlmConfig {
             end_tokens: vec![107],
             chunk_rows: 4096,
             max_prompt_tokens: 4096,
+            tasks_file: None,
             weights: WeightFormat::Dense,
             quantized: None,
             kv: KvPrecision::Dense,

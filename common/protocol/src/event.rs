@@ -1,6 +1,6 @@
 //! Events that a client hears of its job: a gapless sequence of events that ends in exactly one terminal one.
 
-use std::collections::BTreeMap;
+mod result;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +9,11 @@ use crate::job_id::JobId;
 use crate::plan::MediaPlan;
 use crate::wire::{Message, version};
 use crate::wire_error::WireError;
+
+pub(crate) use result::is_zero;
+pub use result::{
+    Answer, Finish, JobResult, ModelName, StageMemory, StageTiming, Supported, TimeRange, TimedBox, Timings,
+};
 
 /// Event on `events.<job>`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,97 +60,6 @@ pub enum CancelledBy {
     Operator,
 }
 
-/// Reason for which generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Finish {
-    /// The model said it was done.
-    Stop,
-    /// `max_new_tokens` were generated.
-    Length,
-}
-
-/// Time range of an answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TimeRange {
-    /// Start, seconds from the start of the video.
-    pub start_s: f64,
-    /// End, seconds from the start of the video.
-    pub end_s: f64,
-    /// Title of the range, if the task gives it one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub title: Option<String>,
-}
-
-/// Time that one stage's work on a job took.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct StageTiming {
-    /// Seconds computing, summed over replicas.
-    pub busy_s: f64,
-    /// Seconds waiting for whoever takes the output, summed over replicas.
-    pub wait_s: f64,
-    /// Unix time of the first work, milliseconds.
-    pub first_at_ms: u64,
-    /// Unix time of the last work, milliseconds.
-    pub last_at_ms: u64,
-}
-
-/// Timings of a whole job.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Timings {
-    /// Timing of each stage.
-    pub stages: BTreeMap<StageName, StageTiming>,
-    /// Seconds from the owner's taking the job to the first generated token.
-    pub first_token_s: f64,
-    /// Generated tokens a second, from the first one on.
-    pub tokens_per_s: f64,
-}
-
-/// Memory of one stage, bytes.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct StageMemory {
-    /// Bytes that any of its processes held at most while it worked on the job.
-    pub peak_bytes: u64,
-    /// Bytes that it may hold; 0 without a budget.
-    pub budget_bytes: u64,
-}
-
-/// Model that answered.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct ModelName {
-    /// Name of the checkpoint directory, or `random:SIZE`.
-    pub name: String,
-    /// Compute type.
-    pub dtype: String,
-    /// Type of the language model's linear layers.
-    pub weights: String,
-    /// Type of the image and audio keys and values.
-    pub kv: String,
-}
-
-/// Result of an answered job.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct JobResult {
-    /// Answer, without special tokens, stripped.
-    pub text: String,
-    /// Generated token ids, the end token included.
-    pub token_ids: Vec<u32>,
-    /// Reason for which generation ended.
-    pub finish: Finish,
-    /// Time ranges, for tasks that answer with them.
-    pub ranges: Vec<TimeRange>,
-    /// Totals of the video.
-    pub plan: MediaPlan,
-    /// Whether the video's keys and values were there already.
-    pub cached: bool,
-    /// Timings of the job.
-    pub timings: Timings,
-    /// Memory of each stage.
-    pub memory: BTreeMap<StageName, StageMemory>,
-    /// Model that answered.
-    pub model: ModelName,
-}
-
 /// Event in the life of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -183,6 +97,9 @@ pub enum Event {
         /// 0 in events of before 2026-11-26, which do not say it.
         #[serde(default)]
         at: u64,
+        /// Question that the answer is to, from 0; none in a job with one question.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        question: Option<u32>,
     },
     /// Terminal: the answer.
     Result(Box<JobResult>),

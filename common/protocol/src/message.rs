@@ -11,6 +11,6 @@ mod request;
 
 pub use crate::job_id::JobId;
 pub use batch::{FeatureBatch, FrameBatch, Modality, PcmWindow, TokenBatch};
-pub use job::JobRequest;
+pub use job::{JobRequest, MOST_QUERIES};
 pub use output::Output;
 pub use request::{DecodeRequest, ProbeReply, ProbeRequest, Segment};

@@ -219,3 +219,41 @@ fn a_client_may_leave_out_what_has_a_default() {
         decode_any(br#"{"job": "a-1", "video": "x.mp4", "query": "a cat", "new field": [1]}"#).unwrap();
     assert_eq!(json, JobRequest::new(JobId::new("a-1").unwrap(), "x.mp4", "a cat"));
 }
+
+#[test]
+fn a_request_for_one_question_is_written_as_before_there_were_several() {
+    let request = JobRequest::new(JobId::new("job").unwrap(), "video.mp4", "a cat");
+    let value = serde_json::to_value(&request).unwrap();
+    let mut names: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    names.sort_unstable();
+    let before = [
+        "deadline_s",
+        "fps",
+        "job",
+        "max_new_tokens",
+        "priority",
+        "query",
+        "seed",
+        "span",
+        "task",
+        "temperature",
+        "top_p",
+        "v",
+        "video",
+    ];
+    assert_eq!(names, before);
+    let text = serde_json::to_value(Event::Text { delta: "a".to_owned(), at: 0, question: None }).unwrap();
+    assert_eq!(text, serde_json::json!({"kind": "text", "delta": "a", "at": 0}));
+}
+
+#[test]
+fn requests_that_ask_twice_or_too_much_are_refused() {
+    let request = || JobRequest::new(JobId::new("job").unwrap(), "video.mp4", "");
+    let refused = |request: &JobRequest| request.check().is_err_and(|e| e.kind() == WireErrorKind::Value);
+    let several = |count: usize| JobRequest { queries: vec!["a cat".to_owned(); count], ..request() };
+    assert!(several(64).check().is_ok() && refused(&several(65)));
+    assert!(refused(&JobRequest { query: "a dog".to_owned(), ..several(1) }));
+    assert!(
+        refused(&JobRequest { pad_s: -1.0, ..request() }) && refused(&JobRequest { join_s: f64::NAN, ..request() })
+    );
+}

@@ -1,4 +1,4 @@
-//! `vidi ask`: one question, its progress, its answer.
+//! `vidi ask`: questions, their progress, their answers.
 //!
 //! In reading order: this file (the job from its submission to its end), [`progress`] (what is shown meanwhile), [`outcome`]
 //! (how its end is shown).

@@ -2,12 +2,13 @@
 
 use config::RandomWeights;
 use protocol::error::{JobError, StageName};
-use protocol::event::{CancelledBy, JobResult};
+use protocol::event::{Answer, CancelledBy, JobResult, Supported, TimeRange, TimedBox};
 use protocol::message::JobRequest;
 use protocol::plan::MediaPlan;
 use runtime::output::Unwritten;
 use runtime::process::{Exit, Fatal};
 use runtime::{answer, remark};
+use stage_llm::text::reading::reference::format_hms;
 
 use super::Style;
 
@@ -62,20 +63,55 @@ pub fn print(request: &JobRequest, result: &JobResult, style: Style) -> Result<(
     if let Some(noise) = noise(result) {
         return answer!("{noise}");
     }
-    if result.ranges.is_empty() {
-        // A terminal obeys control characters; an answer has no business commanding it.
-        let harmless =
-            |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c };
-        return answer!("{}", result.text.chars().map(harmless).collect::<String>());
+    remarks(result).iter().for_each(|sentence| remark!("{sentence}"));
+    answer!("{}", shown(result))
+}
+
+/// Sentences on what an answer is worth and what it leaves out.
+fn remarks(result: &JobResult) -> Vec<String> {
+    let mut sentences = Vec::new();
+    if result.supported == Some(Supported::Experimental) {
+        let task = &result.task;
+        sentences
+            .push(format!("task {task:?} is experimental: this model was not trained for it, and may answer nonsense"));
     }
-    for range in &result.ranges {
-        answer!(
-            "{}-{}",
-            stage_llm::text::task::format_hms(range.start_s),
-            stage_llm::text::task::format_hms(range.end_s)
-        )?;
+    sentences.extend(result.reason.iter().map(|reason| format!("no times: {reason}")));
+    sentences.extend(result.notes.iter().cloned());
+    sentences
+}
+
+/// An answer as lines: its ranges, boxes or text; of several questions, each below its query.
+fn shown(result: &JobResult) -> String {
+    if result.supported == Some(Supported::Composite) || result.answers.is_empty() {
+        return one(&result.text, &result.ranges, &result.boxes);
     }
-    Ok(())
+    let answered = |answer: &Answer| {
+        let reason = answer.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+        let lines = one(&answer.text, &answer.ranges, &answer.boxes);
+        let lines: Vec<String> = lines.lines().map(|line| format!("  {line}")).collect();
+        format!("{}{reason}\n{}", harmless(&answer.query), lines.join("\n"))
+    };
+    result.answers.iter().map(answered).collect::<Vec<_>>().join("\n")
+}
+
+/// One answer as lines, in whole seconds: what is below them is seldom known.
+fn one(text: &str, ranges: &[TimeRange], boxes: &[TimedBox]) -> String {
+    let range = |r: &TimeRange| {
+        let times = format!("{}-{}", format_hms(r.start_s), format_hms(r.end_s));
+        r.title.as_ref().map_or(times.clone(), |title| format!("{times} {}", harmless(title)))
+    };
+    let timed = |b: &TimedBox| {
+        let times = format!("{}-{}", format_hms(b.start_s), format_hms(b.end_s));
+        format!("{times} [{}]", b.bbox.map(|side| format!("{side:.3}")).join(", "))
+    };
+    let lines: Vec<String> = ranges.iter().map(range).chain(boxes.iter().map(timed)).collect();
+    if lines.is_empty() { harmless(text) } else { lines.join("\n") }
+}
+
+/// Text without what a terminal obeys: an answer has no business commanding it.
+fn harmless(text: &str) -> String {
+    let one = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c };
+    text.chars().map(one).collect()
 }
 
 /// The line that stands for an answer of random weights; none for a model that somebody trained.
@@ -83,7 +119,7 @@ fn noise(result: &JobResult) -> Option<String> {
     // `random` alone may be a directory; what the stages make names its size.
     let name = Some(&result.model.name).filter(|name| name.contains(':'))?;
     let weights: RandomWeights = name.parse().ok()?;
-    let (tokens, text) = (result.token_ids.len(), &result.text);
+    let (tokens, text) = (result.answer_tokens(), &result.text);
     Some(format!("{tokens} tokens of {weights}, which is no answer: {text:?}"))
 }
 
@@ -98,4 +134,58 @@ fn replaced(plan: &MediaPlan) -> Option<String> {
         image.frames,
         named.join(", ")
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::event::Finish;
+
+    fn range(start_s: f64, end_s: f64, title: Option<&str>) -> TimeRange {
+        TimeRange { start_s, end_s, title: title.map(str::to_owned) }
+    }
+
+    /// Result as an old stage-llm writes it: without what came since.
+    fn old() -> JobResult {
+        let json = serde_json::json!({
+            "text": "0.1-0.2", "token_ids": [1], "finish": "stop", "ranges": [], "cached": false,
+            "plan": MediaPlan::default(), "timings": protocol::event::Timings::default(), "memory": {},
+            "model": protocol::event::ModelName::default(),
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn an_answer_is_its_ranges_and_else_its_text_without_control_characters() {
+        let ranges = vec![range(12.9, 61.0, None)];
+        assert_eq!(shown(&JobResult { ranges, ..old() }), "00:00:12-00:01:01");
+        assert_eq!(shown(&JobResult { text: "a\u{1b}[2Jb".to_owned(), ..old() }), "a\u{fffd}[2Jb");
+    }
+
+    #[test]
+    fn several_answers_stand_below_their_queries_and_titles_beside_their_ranges() {
+        let answer = |query: &str, ranges: Vec<TimeRange>| Answer {
+            query: query.to_owned(),
+            text: "never".to_owned(),
+            token_ids: Vec::new(),
+            finish: Finish::Stop,
+            reason: ranges.is_empty().then(|| "why".to_owned()),
+            ranges,
+            boxes: Vec::new(),
+            resolution_s: None,
+        };
+        let answers = vec![answer("a cat", vec![range(1.0, 2.0, None)]), answer("a dog", Vec::new())];
+        let several = JobResult { answers: answers.clone(), ..old() };
+        assert_eq!(shown(&several), "a cat\n  00:00:01-00:00:02\na dog (why)\n  never");
+        let ranges = vec![range(1.0, 2.0, Some("A cat."))];
+        let composite = JobResult { answers, ranges, supported: Some(Supported::Composite), ..old() };
+        assert_eq!(shown(&composite), "00:00:01-00:00:02 A cat.");
+    }
+
+    #[test]
+    fn what_an_experimental_task_answers_is_said_to_be_that() {
+        let result = JobResult { supported: Some(Supported::Experimental), notes: vec!["a note".to_owned()], ..old() };
+        assert!(remarks(&result)[0].contains("not trained") && remarks(&result)[1] == "a note");
+        assert!(remarks(&old()).is_empty());
+    }
 }

@@ -35,9 +35,9 @@ pub struct Bench {
     /// With --pipeline: jobs to answer for each.
     #[arg(long, default_value_t = 8)]
     jobs: usize,
-    /// With --pipeline: the question.
+    /// With --pipeline: the question of every job; given several times, all of them in each job.
     #[arg(long, default_value = "a person")]
-    query: String,
+    query: Vec<String>,
     /// With --pipeline: length of an answer at most.
     #[arg(long, default_value_t = 32)]
     max_new_tokens: u32,
@@ -101,7 +101,7 @@ impl Bench {
         config.llm.keep_video = self.keep_video;
         config.decode.media_roots.extend(video.parent().map(Path::to_owned));
         let replicas = crate::up::supervisor::replicas(&self.replicas).map_err(|e| usage(&e))?;
-        let question = pipeline::Question { video, query: self.query.clone(), max_new_tokens: self.max_new_tokens };
+        let question = pipeline::Question { video, queries: self.query.clone(), max_new_tokens: self.max_new_tokens };
         let rows = pipeline::run(&config, &question, &replicas, &self.concurrent, self.jobs).await?;
         self.write(&serde_json::json!({ "video": question.video, "rows": rows }))?;
         self.draw(|path| show::pipeline_plot(&rows, path))?;

@@ -23,13 +23,13 @@ use crate::up::broker;
 use crate::up::pipeline::{Layout, Pipeline};
 use crate::up::supervisor::Logs;
 
-/// Question of every job.
+/// Questions of every job.
 #[derive(Clone, Debug)]
 pub struct Question {
     /// The video, which stage-decode opens.
     pub video: PathBuf,
-    /// The question.
-    pub query: String,
+    /// The question; several are asked together.
+    pub queries: Vec<String>,
     /// Length of an answer at most.
     pub max_new_tokens: u32,
 }
@@ -122,7 +122,7 @@ async fn measure(bus: &Bus, question: &Question, concurrent: usize, jobs: usize)
         media_tokens_per_s: rate(|r| {
             r.plan.image.as_ref().map_or(0, |i| i.tokens) + r.plan.audio.as_ref().map_or(0, |a| a.tokens)
         }),
-        answer_tokens_per_s: rate(|r| r.token_ids.len() as u64),
+        answer_tokens_per_s: rate(|r| r.answer_tokens() as u64),
         p50_ms: quantile(latencies.clone(), 0.5),
         p99_ms: quantile(latencies, 0.99),
         busy: after
@@ -145,7 +145,7 @@ async fn asked(bus: &Bus, question: &Question, name: &str) -> anyhow::Result<Job
     let job = JobId::new(format!("bench-{}-{name}", now_ms()))?;
     let request = JobRequest {
         max_new_tokens: question.max_new_tokens,
-        ..JobRequest::new(job, question.video.to_string_lossy(), question.query.clone())
+        ..JobRequest::new(job, question.video.to_string_lossy(), "").with_queries(question.queries.clone())
     };
     client::submit(bus, &request).await?;
     let mut events = Events::new(bus, &request.job);

@@ -14,7 +14,7 @@ use runtime::bus::events::now_ms;
 use runtime::process::{Exit, Fatal, on_signal};
 use runtime::run::Shutdown;
 use runtime::{answer, remark};
-use stage_llm::text::task::format_hms;
+use stage_llm::text::reading::reference::format_hms;
 
 use super::answers::AnswerFile;
 use super::line::{Asking, Failure, Line, Outcome, model_text};

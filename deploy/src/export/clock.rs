@@ -1,30 +1,14 @@
 //! Times of an answer as text, with no more decimals than are known.
 
+use protocol::event::JobResult;
+use stage_llm::text::reading::resolution::resolution_s;
+
 /// Decimals that any format writes at most.
 const MOST_DECIMALS: u32 = 3;
 
-/// Resolution of an answer's times, seconds: the model answers with fractions of what it watched, so one is as fine as the
-/// decimals that it wrote, the fewest of them. An answer without fractions has those that the model was taught: 2 under 100 s,
-/// 3 under 1000 s, 4 from there on.
-pub fn resolution_s(answer: &str, watched_s: f64) -> f64 {
-    let taught = match watched_s {
-        s if s < 100.0 => 2,
-        s if s < 1000.0 => 3,
-        _ => 4,
-    };
-    let decimals = written_decimals(answer).unwrap_or(taught);
-    // Beyond this no f64 tells them apart.
-    let resolution_s = watched_s / 10f64.powi(decimals.min(12) as i32);
-    // Microseconds are below every frame; a quotient's 17 digits are no figure for a person.
-    (resolution_s * 1e6).round() / 1e6
-}
-
-/// Fewest digits behind the point of any number in a text.
-fn written_decimals(text: &str) -> Option<usize> {
-    let bytes = text.as_bytes();
-    let points = bytes.windows(2).enumerate().filter(|(_, pair)| pair[0].is_ascii_digit() && pair[1] == b'.');
-    let decimals = points.map(|(at, _)| bytes[at + 2..].iter().take_while(|b| b.is_ascii_digit()).count());
-    decimals.filter(|&n| n > 0).min()
+/// Resolution of a result's times, seconds: as it says; one of a stage-llm of before that has fractions in its text.
+pub fn resolution_of(result: &JobResult) -> f64 {
+    result.resolution_s.unwrap_or_else(|| resolution_s(&result.text, result.plan.duration_s))
 }
 
 /// Clock that ticks as finely as a power of ten of a second allows that is not coarser than a resolution.
@@ -72,21 +56,6 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_answer_is_as_fine_as_it_is_written() {
-        for (answer, watched_s, resolution) in [
-            ("0.10-0.25", 20.0, 0.2),
-            ("0.123-0.456, 0.50-0.600", 500.0, 5.0),
-            ("0.1234-0.4321", 3660.0, 0.366),
-            ("none.", 62.3, 0.623),
-            ("", 999.0, 0.999),
-            ("", 1000.0, 0.1),
-            ("0.5.", 30.0, 3.0),
-        ] {
-            assert_eq!(resolution_s(answer, watched_s), resolution, "{answer:?}");
-        }
-    }
 
     #[test]
     fn no_decimal_is_written_that_is_not_known() {

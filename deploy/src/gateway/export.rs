@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use clap::ValueEnum;
 use protocol::event::Event;
+use protocol::message::JobRequest;
 use runtime::run::owner::media_info;
 use serde::Deserialize;
 
@@ -66,12 +67,13 @@ pub async fn export(
         let text = "nothing exported: the job did not come through this gateway, which does not know its video";
         return Err(Problem::bad_request(text).hint("add &video=PATH&query=QUESTION"));
     };
-    let query = wanted.query.or(request.map(|r| r.query)).unwrap_or_default();
+    let asked = |r: JobRequest| if r.queries.is_empty() { r.query } else { r.queries.join("; ") };
+    let query = wanted.query.or(request.map(asked)).unwrap_or_default();
     let facts = media_info(&app.bus, &video).await?;
     let own = Start::of(std::path::Path::new(&video)).await;
     let wishes = Wishes { drop_frame: wanted.drop_frame, start };
     let media = Media::new(&video, &facts, own, wishes).map_err(unfit)?;
-    let resolution_s = clock::resolution_s(&result.text, result.plan.duration_s);
+    let resolution_s = clock::resolution_of(&result);
     let export = Export::new(media, &query, &result.ranges, resolution_s);
     let text = format.write(&export).map_err(unfit)?;
     let file = format!("attachment; filename=\"{job}.{}\"", ending(format));

@@ -8,11 +8,15 @@ use super::form::{self, Form};
 use super::problem::Problem;
 use super::state::App;
 use super::{answer, clock, intake};
-use crate::export::clock::resolution_s;
+use crate::export::clock::resolution_of;
 
 /// Fields of the form that a JobRequest has under the same name.
-const PASSED_ON: [&str; 11] = [
+const PASSED_ON: [&str; 15] = [
     "job",
+    "queries",
+    "parser",
+    "pad_s",
+    "join_s",
     "fps",
     "span",
     "max_new_tokens",
@@ -38,7 +42,7 @@ pub async fn inference(State(app): State<App>, request: Request) -> Result<Json<
             "video_path" => body.insert("video".to_owned(), json!(text)),
             "question" | "query" => body.insert("query".to_owned(), json!(text)),
             "task" => body.insert(name, json!(if text == "vqa" { "qa" } else { text.as_str() })),
-            "job" | "file_id" => body.insert(name, json!(text)),
+            "job" | "file_id" | "parser" => body.insert(name, json!(text)),
             other if PASSED_ON.contains(&other) => {
                 let value: Result<Value, _> = serde_json::from_str(&text);
                 let wrong = |e| Problem::bad_request(format!("field {other:?} is {text:?}: {e}"));
@@ -53,13 +57,26 @@ pub async fn inference(State(app): State<App>, request: Request) -> Result<Json<
     }
     body.entry("task").or_insert_with(|| json!("qa"));
     let asked = intake::job(&app, body, file.map(|(_, held)| held))?;
-    let (job, is_retrieval) = (asked.request.job.clone(), asked.request.task == "retrieval");
+    let job = asked.request.job.clone();
     let result = answer::wait(&app, asked, |_| {}).await?;
-    let text = if is_retrieval { clock::hundredths(&result.ranges) } else { result.text.clone() };
-    Ok(Json(json!({
-        "answer": text,
+    let mut body = json!({
+        "answer": clock::text(&result, clock::hundredths),
         "ranges": result.ranges,
         "job": job,
-        "resolution_s": resolution_s(&result.text, result.plan.duration_s),
-    })))
+        "resolution_s": resolution_of(&result),
+    });
+    // What only some answers have.
+    let Value::Object(more) = json!({
+        "supported": result.supported,
+        "answers": result.answers,
+        "boxes": result.boxes,
+        "reason": result.reason,
+        "notes": result.notes,
+    }) else {
+        return Ok(Json(body));
+    };
+    for (name, value) in more.into_iter().filter(|(_, value)| !value.is_null() && *value != json!([])) {
+        body[name] = value;
+    }
+    Ok(Json(body))
 }

@@ -18,7 +18,7 @@ use super::spool::{Held, no_file};
 use super::state::State;
 
 /// Fields of a request that are texts in a form too; all others are written there as in JSON.
-const TEXTS: [&str; 5] = ["job", "video", "task", "query", "file_id"];
+const TEXTS: [&str; 6] = ["job", "video", "task", "query", "parser", "file_id"];
 
 /// Job as it was asked for.
 pub struct Asked {
@@ -136,11 +136,14 @@ pub fn job(app: &State, mut body: Map<String, Value>, mut held: Option<Held>) ->
 
 /// Refuses fields that no JobRequest has: misspelt ones would be ignored on the bus.
 fn known(request: &JobRequest, names: &[String]) -> Result<(), Problem> {
-    let request = serde_json::to_value(request).unwrap_or_default();
-    match names.iter().find(|name| request.get(name.as_str()).is_none()) {
+    // Some are not written where they have their default.
+    let some = Some("text".to_owned());
+    let whole = JobRequest { queries: vec![String::new()], parser: some, pad_s: 1.0, join_s: 1.0, ..request.clone() };
+    let whole = serde_json::to_value(whole).unwrap_or_default();
+    match names.iter().find(|name| whole.get(name.as_str()).is_none()) {
         None => Ok(()),
         Some(name) => {
-            let known = request.as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>().join(", "));
+            let known = whole.as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>().join(", "));
             let hint = format!("known are {}, file_id, detach", known.unwrap_or_default());
             Err(Problem::bad_request(format!("no field {name:?}")).hint(hint))
         }

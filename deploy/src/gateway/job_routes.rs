@@ -112,7 +112,7 @@ fn shown(event: &JobEvent) -> Value {
     match &event.event {
         Event::Result(result) => {
             body["result"] = json!(result);
-            body["resolution_s"] = json!(clock::resolution_s(&result.text, result.plan.duration_s));
+            body["resolution_s"] = json!(clock::resolution_of(result));
         }
         Event::Failed { error } => {
             let problem = Problem::from(error.clone());

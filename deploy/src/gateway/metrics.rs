@@ -1,121 +1,18 @@
-//! `GET /metrics`: what the gateway counts, in the text format that Prometheus reads (OpenMetrics).
+//! `GET /metrics`: what the gateway counts.
 
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::header;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
-use stage_llm::text::task::Tasks;
 
 use super::health;
 use super::problem::{Kind, Problem};
-use super::stages::Condition;
 use super::state::App;
-use crate::ask::End;
 
-/// Upper ends of the classes of durations, seconds.
-const CLASSES_S: [f64; 9] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 600.0];
 /// Type of the body.
 const CONTENT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Asked {
-    /// Path of the route, with its parameters' names.
-    path: String,
-    method: &'static str,
-    status: u16,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Ended {
-    task: String,
-    outcome: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StageLabel {
-    stage: &'static str,
-    state: &'static str,
-}
-
-/// What the gateway counts.
-pub struct Metrics {
-    registry: Registry,
-    requests: Family<Asked, Histogram, fn() -> Histogram>,
-    jobs: Family<Ended, Counter>,
-    in_flight: Gauge,
-    upload_bytes: Counter,
-    spool_bytes: Gauge,
-    stages: Family<StageLabel, Gauge>,
-    tasks: Vec<String>,
-}
-
-impl Metrics {
-    /// Metrics of which nothing is counted yet.
-    pub fn new() -> Self {
-        let mut registry = Registry::default();
-        let durations: fn() -> Histogram = || Histogram::new(CLASSES_S);
-        let requests = Family::<Asked, Histogram, fn() -> Histogram>::new_with_constructor(durations);
-        let (jobs, in_flight) = (Family::<Ended, Counter>::default(), Gauge::default());
-        let (upload_bytes, spool_bytes) = (Counter::default(), Gauge::default());
-        let stages = Family::<StageLabel, Gauge>::default();
-        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("vidi_build", "Version of this program", build);
-        registry.register_with_unit(
-            "vidi_http_request",
-            "Time from the head of a request to the head of its response",
-            Unit::Seconds,
-            requests.clone(),
-        );
-        registry.register("vidi_http_jobs", "Jobs that came by HTTP and have ended", jobs.clone());
-        registry.register("vidi_http_jobs_in_flight", "Jobs that came by HTTP and are in flight", in_flight.clone());
-        let uploaded = "Bytes of files that were uploaded or fetched, kept or not";
-        registry.register_with_unit("vidi_http_upload", uploaded, Unit::Bytes, upload_bytes.clone());
-        registry.register_with_unit("vidi_http_spool", "Bytes of uploaded files", Unit::Bytes, spool_bytes.clone());
-        registry.register("vidi_stage_state", "1 for the state that a stage is in, else 0", stages.clone());
-        let tasks = Tasks::builtin().names().map(str::to_owned).collect();
-        Metrics { registry, requests, jobs, in_flight, upload_bytes, spool_bytes, stages, tasks }
-    }
-
-    /// Counts the end of a job of a task.
-    pub fn ended(&self, task: &str, end: &End) {
-        // Whoever asks may make names up; a label must not.
-        let task = self.tasks.iter().find(|known| *known == task).map_or("other", String::as_str).to_owned();
-        let outcome = match end {
-            End::Answered(_) => "answered",
-            End::Failed(_) => "failed",
-            End::Cancelled { .. } => "cancelled",
-        };
-        self.jobs.get_or_create(&Ended { task, outcome }).inc();
-    }
-
-    fn asked(&self, path: Option<&MatchedPath>, method: &Method, status: StatusCode, seconds: f64) {
-        let path = path.map_or("none", MatchedPath::as_str).to_owned();
-        let method = match *method {
-            Method::GET => "GET",
-            Method::POST => "POST",
-            Method::DELETE => "DELETE",
-            _ => "other",
-        };
-        let asked = Asked { path, method, status: status.as_u16() };
-        self.requests.get_or_create(&asked).observe(seconds);
-    }
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Metrics::new()
-    }
-}
 
 /// Measures a request.
 pub async fn measure(State(app): State<App>, request: Request, next: Next) -> Response {
@@ -128,42 +25,8 @@ pub async fn measure(State(app): State<App>, request: Request, next: Next) -> Re
 
 /// What is counted, and what is so now.
 pub async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
-    let metrics = &app.metrics;
-    for (stage, state) in health::states(&app).await {
-        for condition in Condition::ALL {
-            let label = StageLabel { stage: stage.as_str(), state: condition.as_str() };
-            metrics.stages.get_or_create(&label).set(i64::from(condition == state.state));
-        }
-    }
-    let figure = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    let usage = app.spool.usage();
-    metrics.in_flight.set(figure(app.jobs.in_flight() as u64));
-    metrics.spool_bytes.set(figure(usage.stored + usage.unfinished));
-    metrics.upload_bytes.inner().store(usage.received, std::sync::atomic::Ordering::Relaxed);
-    let mut text = String::new();
-    encode(&mut text, &metrics.registry)
-        .map_err(|e| Problem::new(Kind::Unavailable, format!("metrics not written: {e}")))?;
+    let stages = health::states(&app).await;
+    let text = app.metrics.text(app.jobs.in_flight(), app.spool.usage(), &stages);
+    let text = text.map_err(|e| Problem::new(Kind::Unavailable, format!("metrics not written: {e}")))?;
     Ok(([(header::CONTENT_TYPE, CONTENT)], text).into_response())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use protocol::event::CancelledBy;
-
-    #[test]
-    fn names_that_clients_make_up_are_no_labels() {
-        let metrics = Metrics::new();
-        let end = End::Cancelled { by: CancelledBy::Client, stages_stopped: Vec::new(), ms: 1 };
-        for task in ["qa", "a\"b\n", "x"] {
-            metrics.ended(task, &end);
-        }
-        metrics.asked(None, &Method::from_bytes(b"MADEUP").unwrap(), StatusCode::NOT_FOUND, 0.01);
-        let mut text = String::new();
-        encode(&mut text, &metrics.registry).unwrap();
-        assert!(text.contains("vidi_http_jobs_total{task=\"qa\",outcome=\"cancelled\"} 1\n"), "{text}");
-        assert!(text.contains("vidi_http_jobs_total{task=\"other\",outcome=\"cancelled\"} 2\n"), "{text}");
-        let asked = "vidi_http_request_seconds_count{path=\"none\",method=\"other\",status=\"404\"} 1\n";
-        assert!(text.contains(asked) && !text.contains("MADEUP"), "{text}");
-    }
 }

@@ -3,13 +3,14 @@
 //! In reading order: [`problem`] (errors and their statuses), [`state`] (what requests share), [`access`] (who may ask), [`stages`]
 //! and [`health`], [`spool`], [`upload`], [`form`](mod@form) and [`files`] (uploads), [`fetch`] (videos of other hosts), [`intake`]
 //! (a body to a job), [`jobs`] and [`job_routes`], [`events`], [`export`], [`answer`] (a request that waits), [`inference`], [`chat`]
-//! and [`models`], [`clock`] (times as texts), [`load`], [`metrics`], [`openapi`], [`page`], [`serve`] (connections), this file
+//! and [`models`], [`clock`] (times as texts), [`load`], [`counts`] and [`metrics`], [`openapi`], [`page`], [`serve`] (connections), this file
 //! (routes, start and end).
 
 pub mod access;
 pub mod answer;
 pub mod chat;
 pub mod clock;
+pub mod counts;
 pub mod events;
 pub mod export;
 pub mod fetch;
@@ -46,6 +47,7 @@ use protocol::error::StageName;
 use runtime::bus::Bus;
 use runtime::process::{Exit, Fatal};
 use runtime::run::Shutdown;
+use stage_llm::text::registry::Tasks;
 use tokio::net::TcpListener;
 
 use crate::up::desired::Desired;
@@ -91,7 +93,8 @@ impl Gateway {
         let listener = TcpListener::bind(addresses.as_slice()).await.map_err(unusable)?;
         let address = listener.local_addr().map_err(unusable)?;
         let spool = Spool::open(&spool_dir(http), http).await.map_err(|e| wrong(format!("{e:#}")))?;
-        let app = Arc::new(State::new(bus, config, token, spool, Stages::new(desired)));
+        let tasks = Tasks::with_file(config.llm.tasks_file.as_deref()).map_err(|e| wrong(e.to_string()))?;
+        let app = Arc::new(State::new(bus, config, tasks, token, spool, Stages::new(desired)));
         Ok(Gateway { app, listener, address })
     }
 

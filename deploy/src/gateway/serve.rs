@@ -13,6 +13,8 @@ use tokio::sync::Semaphore;
 
 /// Pause before a connection is accepted where the system has just given none.
 const AGAIN: Duration = Duration::from_millis(100);
+/// Bytes of a connection's reads that wait for whoever handles them, at most: what many uploads at once hold.
+const READ_BYTES: usize = 64 << 10;
 /// Requests in flight have this long to be answered when the gateway stops.
 const DRAIN_WAIT: Duration = Duration::from_secs(5);
 
@@ -54,6 +56,7 @@ async fn connection(stream: TcpStream, router: Router, idle: Duration, mut shutd
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
+        .max_buf_size(READ_BYTES)
         .half_close(false)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);

@@ -11,9 +11,10 @@ use protocol::message::JobId;
 use protocol::wire;
 use runtime::bus::{Bus, Role};
 use runtime::subject::StreamName;
+use stage_llm::text::registry::Tasks;
 
+use super::counts::Metrics;
 use super::jobs::Jobs;
-use super::metrics::Metrics;
 use super::problem::{Kind, Problem};
 use super::spool::Spool;
 use super::stages::Stages;
@@ -31,6 +32,8 @@ pub struct State {
     pub bus: Bus,
     /// Section `http`.
     pub http: HttpConfig,
+    /// Tasks that this process's configuration knows.
+    pub tasks: Tasks,
     /// Name of the model, where this process's configuration says it.
     pub model: String,
     /// Token that requests carry; none where nobody needs one.
@@ -60,7 +63,7 @@ struct Named {
 
 impl State {
     /// State of a gateway on a bus.
-    pub fn new(bus: Bus, config: &Config, token: Option<Secret>, spool: Spool, stages: Stages) -> Self {
+    pub fn new(bus: Bus, config: &Config, tasks: Tasks, token: Option<Secret>, spool: Spool, stages: Stages) -> Self {
         let http = config.http.clone();
         State {
             model: config.model.name(),
@@ -68,7 +71,8 @@ impl State {
             // Checked with the configuration.
             paths: http.mapped_paths().unwrap_or_default(),
             jobs: Jobs::new(http.jobs, Duration::from_secs(bus.config().event_age_s)),
-            metrics: Metrics::new(),
+            metrics: Metrics::new(tasks.iter().map(|task| task.name.clone()).collect()),
+            tasks,
             spool: Arc::new(spool),
             stages,
             named: Mutex::default(),

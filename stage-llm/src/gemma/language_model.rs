@@ -181,7 +181,7 @@ impl Gemma {
                 gap.end
             );
         }
-        let x = self.forward(&Tensor::new(ids, &self.device)?, text, video, observe)?; // [n, D]
+        let x = self.forward(&Tensor::new(ids, &self.device)?, &mut [text], video, observe)?; // [n, D]
         observe.see(Boundary::TextHidden(self.layers.len()), &x)?;
         if observe.wants_all_rows() {
             let normed = self.norm.forward(&x, MediaProducts::Dense)?.dense();
@@ -204,34 +204,49 @@ impl Gemma {
     /// # Errors
     /// As `decode`.
     pub fn decode_from(&self, id: &Tensor, text: &mut TextCache, video: &VideoCache) -> Result<Tensor> {
-        let x = self.forward(id, text, video, &mut ())?; // [1, D]
+        let x = self.forward(id, &mut [text], video, &mut ())?; // [1, D]
         self.last_logits(&x)
     }
 
+    /// Reads one generated token of each of several texts about one video, and returns the logits `[texts, vocabulary]` in f32
+    /// after them. The weights are read once for all: a step of several texts takes little longer than one of one.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode); another number of tokens than of texts.
+    pub fn decode_each(&self, ids: &[u32], texts: &mut [&mut TextCache], video: &VideoCache) -> Result<Tensor> {
+        if ids.len() != texts.len() {
+            candle_core::bail!("forward pass refused: {} tokens for {} texts", ids.len(), texts.len());
+        }
+        let x = self.forward(&Tensor::new(ids, &self.device)?, texts, video, &mut ())?; // [texts, D]
+        self.head(&self.norm.forward(&x, MediaProducts::Dense)?.dense())
+    }
+
+    /// Rows after the last layer, `[n, D]`, of `n` tokens: as many for each of `texts`, in their order.
     fn forward(
         &self,
         ids: &Tensor,
-        text: &mut TextCache,
+        texts: &mut [&mut TextCache],
         video: &VideoCache,
         observe: &mut dyn Observe,
     ) -> Result<Tensor> {
         let n = ids.dims1()?;
-        let free = text.capacity() - text.len();
-        if n == 0 || n > free {
-            candle_core::bail!("forward pass refused: {n} text tokens for a cache with a free capacity of {free}");
+        let each = n / texts.len().max(1);
+        let free = texts.iter().map(|text| text.capacity() - text.len()).min().unwrap_or(0);
+        if each == 0 || each > free {
+            candle_core::bail!("forward pass refused: {each} text tokens for a cache with a free capacity of {free}");
         }
         let x = self.embed_tokens.gather(ids, self.dtype, self.embedding_scale)?; // [n, D]
         let mut normed = self.layers[0].input_layernorm.forward(&x, MediaProducts::Dense)?;
         for (i, layer) in self.layers.iter().enumerate() {
             observe.see(Boundary::TextHidden(i), &x)?;
-            let attended = layer.self_attn.forward(&normed.dense(), i, text, video)?;
+            let attended = layer.self_attn.forward(&normed.dense(), i, texts, video)?;
             let Some(next) = self.layers.get(i + 1) else {
                 layer.residual(&x, &attended, MediaProducts::Dense)?;
                 break;
             };
             normed = layer.residual_then(&x, &attended, next, MediaProducts::Dense)?;
         }
-        text.advance(n);
+        texts.iter_mut().for_each(|text| text.advance(each));
         Ok(x)
     }
 

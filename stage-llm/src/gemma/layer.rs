@@ -81,16 +81,35 @@ impl Attention {
     }
 
     /// Attention of text to text, to image and to audio: three softmaxes. Their sum is taken before the one `o_proj`,
-    /// which is linear; the reference sums after it. `x` `[n, D]` is normed and follows the tokens of `text`.
-    pub(super) fn forward(&self, x: &Tensor, layer: usize, text: &TextCache, video: &VideoCache) -> Result<Tensor> {
-        let (n, at, cache) = (x.dim(0)?, text.len(), text.layer(layer));
+    /// which is linear; the reference sums after it. `x` `[n, D]` is normed; as many of its rows follow the tokens of each of
+    /// `texts`, in their order.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        layer: usize,
+        texts: &[&mut TextCache],
+        video: &VideoCache,
+    ) -> Result<Tensor> {
         let qkv = self.qkv_proj.forward(x)?; // [n, (heads + 2 kv_heads) * head_dim]
-        let rotated = text.rope().rotate_and_write(&qkv, self.heads, at, &cache.k, &cache.v)?;
+        if let [text] = texts {
+            return self.o_proj.forward(&self.attend(&qkv, layer, text, video)?); // [n, D]
+        }
+        let rows = x.dim(0)? / texts.len().max(1);
+        let own =
+            |(i, text): (usize, &&mut TextCache)| self.attend(&qkv.narrow(0, i * rows, rows)?, layer, text, video);
+        let attended = texts.iter().enumerate().map(own).collect::<Result<Vec<Tensor>>>()?;
+        self.o_proj.forward(&Tensor::cat(&attended, 0)?) // [n, D]
+    }
+
+    /// Attention of projected rows `[n, (heads + 2 kv_heads) * head_dim]` of one text, `[n, heads * head_dim]`.
+    fn attend(&self, qkv: &Tensor, layer: usize, text: &TextCache, video: &VideoCache) -> Result<Tensor> {
+        let (n, at, cache) = (qkv.dim(0)?, text.len(), text.layer(layer));
+        let rotated = text.rope().rotate_and_write(qkv, self.heads, at, &cache.k, &cache.v)?;
         let queries = Queries { rotated: &rotated, plain: &qkv.narrow(1, 0, self.heads * self.head_dim)? };
         let causal = Visible::Causal { first: at, window: self.window };
         let mut segments = vec![segment(cache, at + n, causal)];
         segments.extend(video.present().map(|h| segment(h.layer(layer), h.tokens() as usize, Visible::All)));
-        self.o_proj.forward(&attend_segments(queries, &segments, self.scoring)?) // [n, D]
+        attend_segments(queries, &segments, self.scoring)
     }
 
     /// Attention of image or audio tokens with values `[n, kv_heads * head_dim]`, each to itself alone, `[n, D]`: a

@@ -1,31 +1,28 @@
 //! Stage that answers a job from start to end: check, plan, obtain the video's keys and values, answer.
 
-use std::collections::BTreeMap;
-
-use candle_core::Tensor;
-use compute::failure::Failure;
 use config::{ComputeConfig, KvPrecision, LlmConfig, WeightFormat};
 use model::checkpoint::Weights;
 use model::config_json::ModelConfig;
 use protocol::error::{JobError, StageName};
-use protocol::event::{Event, Finish, JobResult, Mode, ModelName};
+use protocol::event::{Answer, Event, JobResult, Mode, ModelName, TimeRange};
 use protocol::message::JobRequest;
 use protocol::stage::{JobPort, Stop};
 
 use crate::gemma::Gemma;
-use crate::gemma::cache::{MediaCache, TextCache, VideoCache};
 use crate::gemma::footprint::{HINT, LlmFootprint};
 use crate::gemma::observe::Observe;
-use crate::job::compact::compacted;
+use crate::job::composite::{self, Found, Rule, titled};
 use crate::job::fit::{Fit, host_bytes};
-use crate::job::generate::{Ending, Pace, generate};
 use crate::job::in_flight::{Job, here};
 use crate::job::kept::{self, Kept, Video, VideoKey};
+use crate::job::outcome::{self, Frame};
 use crate::job::prefill::Prefill;
-use crate::text::detokenize::{Detokenizer, decode};
-use crate::text::prompt::{Prompter, strip};
-use crate::text::sample::Sampler;
-use crate::text::task::{Task, Tasks};
+use crate::job::reply::Replies;
+use crate::job::work::{self, Work};
+use crate::text::prompt::Prompter;
+use crate::text::reading::Watched;
+use crate::text::registry::Tasks;
+use crate::text::task::RangeSource;
 
 /// Settings of a worker.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +51,8 @@ impl LlmStage {
     /// Stage with its model loaded, once it is clear that it fits.
     ///
     /// # Errors
-    /// `does_not_fit` with the figures, before a byte is read; `model` for a checkpoint that cannot be used.
+    /// `does_not_fit` with the figures, before a byte is read; `bad_request` for a file of tasks that is wrong; `model` for
+    /// a checkpoint that cannot be used.
     pub fn new(
         config: &ModelConfig,
         weights: &Weights,
@@ -69,8 +67,9 @@ impl LlmStage {
             "loading the language model: {footprint}"
         );
         footprint.fixed.check(StageName::Llm, settings.budget_bytes, HINT)?;
+        let tasks = Tasks::with_file(settings.llm.tasks_file.as_deref())?;
         let model = Gemma::new(config, weights, &settings.llm, settings.compute.media_products)?;
-        Ok(LlmStage { model, prompter, tasks: Tasks::builtin(), footprint, settings, kept: Kept::default() })
+        Ok(LlmStage { model, prompter, tasks, footprint, settings, kept: Kept::default() })
     }
 
     /// Tokens that pass the layers together at most.
@@ -120,9 +119,7 @@ impl LlmStage {
     }
 
     fn answer_job(&mut self, job: &mut Job<'_>) -> Result<JobResult, Stop> {
-        let task = self.tasks.get(&job.request.task).map_err(here)?;
-        let prompt = self.prompter.encode(&task.question(&job.request.query).map_err(here)?).map_err(here)?;
-        let question = Question { task, prompt };
+        let work = Work::new(&self.tasks, job.request, &self.prompter).map_err(here)?;
 
         // The video is probed even if it is kept: the file may have changed.
         let plan = job.media_plan()?;
@@ -132,7 +129,7 @@ impl LlmStage {
             budget_bytes: self.settings.budget_bytes,
             gpu_bytes: self.settings.compute.card_bytes,
             host_bytes: host_bytes().map(|free| free + self.kept.bytes()),
-            text_tokens: question.text_tokens(job.request) as u64,
+            text_tokens: work.text_tokens() as u64,
         };
         // A kept video that is too large beside this question's text is released, and the job is planned as any other.
         let known = self.kept.find(key.as_ref()).filter(|video| fit.check(&video.plan, true).is_ok());
@@ -148,13 +145,14 @@ impl LlmStage {
         let video = match known {
             Some(video) => video,
             None => {
-                let prompt_tokens = question.prompt.len() as u64;
+                let prompt_tokens = work.prompt_tokens();
                 let prefill = Prefill { model: &self.model, llm: &self.settings.llm, fit, prompt_tokens };
-                let (plan, cache) = prefill.run(plan, mode, job)?;
-                Video { key, plan, cache }
+                let (plan, cache, pictures) = prefill.run(plan, mode, job)?;
+                Video { key, plan, cache, pictures }
             }
         };
-        let outcome = self.reply(&question, &video, cached, job);
+        let alone = if mode == Mode::Phases { fit.alone() } else { fit };
+        let outcome = self.reply(&work, &video, alone, cached, job);
         // After a job in phases the encoders come back: a video that does not fit beside them is not kept.
         if self.settings.llm.keep_video && kept::is_sound(&outcome) && fit.leaves(video.cache.bytes()) {
             self.kept.put(video);
@@ -162,67 +160,40 @@ impl LlmStage {
         outcome
     }
 
-    /// Reads the prompt and answers it.
+    /// Reads the prompts and answers them.
     fn reply(
         &self,
-        question: &Question<'_>,
+        work: &Work<'_>,
         video: &Video,
+        fit: Fit,
         cached: bool,
         job: &mut Job<'_>,
     ) -> Result<JobResult, Stop> {
-        let capacity = question.text_tokens(job.request);
-        let read = || {
-            let mut text = self.model.text_cache(capacity)?;
-            let logits = self.model.prefill(&question.prompt, &mut text, &video.cache, job.observe)?;
-            Ok((text, logits))
+        let replies = Replies {
+            model: &self.model,
+            prompter: &self.prompter,
+            end_tokens: &self.settings.llm.end_tokens,
+            fit,
+            plan: &video.plan,
+            video: &video.cache,
         };
-        let (mut text, logits) = compacted(read).map_err(|e| here(Failure(e).into()))?;
-        let media: u64 = video.cache.present().map(MediaCache::tokens).sum();
-        let total = media + question.prompt.len() as u64;
-        job.progress.tell(job.port, total, total)?;
-
-        let answer = self.write(logits, &mut text, &video.cache, job)?;
-        let whole_text = decode(self.prompter.tokenizer(), &answer.ids).map_err(here)?;
-        let whole_text = strip(&whole_text);
-        let start_s = job.request.span.map_or(0.0, |[start, _]| start);
-        let plan = video.plan.clone();
-        Ok(JobResult {
-            text: whole_text.to_owned(),
-            ranges: question.task.ranges(whole_text, plan.duration_s, start_s),
-            timings: job.clock.timings(answer.ids.len()),
-            token_ids: answer.ids,
-            finish: answer.finish,
-            plan,
-            cached,
-            memory: BTreeMap::new(),
-            model: self.model_name(),
-        })
-    }
-
-    /// Generates the answer and sends its text as it grows.
-    fn write(
-        &self,
-        logits: Tensor,
-        text: &mut TextCache,
-        video: &VideoCache,
-        job: &mut Job<'_>,
-    ) -> Result<Answer, Stop> {
-        let Job { request, port, observe, clock, .. } = job;
-        let ending = Ending { end_tokens: &self.settings.llm.end_tokens, max_new_tokens: new_tokens(request) };
-        let mut sampler = Sampler::new(request.temperature, request.top_p, request.seed);
-        let pace = Pace::of(&self.model, &sampler);
-        let mut detokenizer = Detokenizer::new(self.prompter.tokenizer());
-        let mut ids = Vec::new();
-        let mut told = Told::default();
-        let finish = generate(&self.model, logits, text, video, &mut sampler, pace, ending, *observe, &mut |id| {
-            clock.token();
-            ids.push(id);
-            let delta = detokenizer.push(id).map_err(here)?;
-            told.tell(*port, delta)?;
-            if port.cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
-        })?;
-        told.tell(*port, detokenizer.flush().map_err(here)?)?;
-        Ok(Answer { ids, finish })
+        let watched = outcome::watched(job.request, video);
+        let written = replies.write(&work.questions, work.several.then_some(0), 0, job)?;
+        let mut answers: Vec<Answer> =
+            work.questions.iter().zip(written).map(|(question, text)| outcome::read(question, text, watched)).collect();
+        let request = job.request;
+        let frame = |clock| Frame { request, work, video, cached, clock, model: self.model_name() };
+        let Some(source) = &work.task.ranges else { return Ok(frame(&job.clock).of_answers(answers)) };
+        let (mut found, join_s) = ranges_of(source, &answers, video, watched, request);
+        let ask = |r: &TimeRange| {
+            let within = [r.start_s - watched.start_s, r.end_s - watched.start_s];
+            work::title(work.task, within, request, &self.prompter).map_err(here)
+        };
+        let questions = found.ranges.iter().map(ask).collect::<Result<Vec<_>, Stop>>()?;
+        let written = replies.write(&questions, Some(answers.len() as u32), work.prompt_tokens(), job)?;
+        found.ranges = titled(found.ranges, written.iter().map(|title| title.text.as_str()));
+        answers.extend(questions.iter().zip(written).map(|(question, text)| outcome::read(question, text, watched)));
+        Ok(frame(&job.clock).of_ranges(found, answers, join_s))
     }
 
     fn model_name(&self) -> ModelName {
@@ -242,43 +213,23 @@ impl LlmStage {
     }
 }
 
-/// Question of a job, as the model reads it.
-struct Question<'a> {
-    task: &'a Task,
-    prompt: Vec<u32>,
-}
-
-impl Question<'_> {
-    /// Most tokens of prompt and answer.
-    fn text_tokens(&self, request: &JobRequest) -> usize {
-        self.prompt.len() + new_tokens(request)
-    }
-}
-
-struct Answer {
-    ids: Vec<u32>,
-    finish: Finish,
-}
-
-/// Most tokens of an answer.
-fn new_tokens(request: &JobRequest) -> usize {
-    request.max_new_tokens.max(1) as usize
-}
-
-/// The text of an answer that its client has been told.
-#[derive(Default)]
-struct Told {
-    bytes: u64,
-}
-
-impl Told {
-    /// Tells the client the next piece, and where in the answer it stands.
-    fn tell(&mut self, port: &mut dyn JobPort, delta: String) -> Result<(), Stop> {
-        if delta.is_empty() {
-            return Ok(());
+/// Ranges of a composite task, and the seconds that they could be apart to become one.
+fn ranges_of(
+    source: &RangeSource,
+    answers: &[Answer],
+    video: &Video,
+    watched: Watched,
+    request: &JobRequest,
+) -> (Found, f64) {
+    match source {
+        RangeSource::Queries { join_s, largest_share, most, .. } => {
+            let join_s = if request.join_s > 0.0 { request.join_s } else { *join_s };
+            let rule = Rule { join_s, largest_share: *largest_share, most: *most };
+            (composite::of_answers(answers, rule, watched), join_s)
         }
-        let at = self.bytes;
-        self.bytes += delta.len() as u64;
-        port.event(Event::Text { delta, at })
+        RangeSource::Shots { min_s, most } => {
+            let frames = video.plan.image.as_ref().map_or(0, |image| image.frames);
+            (composite::of_pictures(&video.pictures, frames, *min_s, *most, watched), 0.0)
+        }
     }
 }

@@ -42,6 +42,15 @@ impl Fit {
         Fit { budget_bytes: self.gpu_bytes.or(self.budget_bytes), ..self }
     }
 
+    /// The same for several texts at once, each with a cache of its own, of so many tokens.
+    pub fn texts(self, tokens: impl Iterator<Item = usize>) -> Self {
+        let LlmFootprint { text_token_bytes, chunk_bytes, .. } = self.footprint;
+        let (token, chunk) = (text_token_bytes.max(1), chunk_bytes.max(1));
+        // Each cache takes whole chunks.
+        let whole = |n: usize| (n as u64).saturating_mul(token).div_ceil(chunk).saturating_mul(chunk).div_ceil(token);
+        Fit { text_tokens: tokens.map(whole).fold(0, u64::saturating_add), ..self }
+    }
+
     /// Size of a plan's caches. Before the sound is decoded its length is the container's word, so a second is added
     /// unless the plan is `exact`.
     pub fn caches(&self, plan: &MediaPlan, exact: bool) -> CacheSize {

@@ -78,6 +78,67 @@ pub fn generate(
     Ok(Finish::Length)
 }
 
+/// Answer that grows beside others about the same video.
+pub struct Voice {
+    /// Logits `[vocabulary]` after the prompt or the last token.
+    pub logits: Tensor,
+    /// Keys and values of prompt and answer.
+    pub text: TextCache,
+    /// Sampler of its tokens.
+    pub sampler: Sampler,
+    /// Most tokens of the answer.
+    pub max_new_tokens: usize,
+}
+
+/// Generates several answers together, a token of each a step; an answer that has ended leaves, and its memory is free.
+/// `each` is called with an answer's number and every token as soon as it is chosen.
+///
+/// # Errors
+/// Errors of `each` and of the model.
+pub fn generate_together(
+    model: &Gemma,
+    voices: Vec<Voice>,
+    video: &VideoCache,
+    end_tokens: &[u32],
+    each: &mut dyn FnMut(usize, u32) -> Result<(), Stop>,
+) -> Result<Vec<Finish>, Stop> {
+    let mut finishes = vec![Finish::Length; voices.len()];
+    let mut live: Vec<(usize, Voice)> = voices.into_iter().enumerate().collect();
+    for written in 1.. {
+        let mut ids = Vec::new();
+        let mut next = Vec::new();
+        for (at, mut voice) in live {
+            let id = choice(&mut voice)?;
+            each(at, id)?;
+            if end_tokens.contains(&id) {
+                finishes[at] = Finish::Stop;
+            } else if written < voice.max_new_tokens {
+                ids.push(id);
+                next.push((at, voice));
+            }
+        }
+        live = next;
+        if live.is_empty() {
+            break;
+        }
+        let mut texts: Vec<&mut TextCache> = live.iter_mut().map(|(_, voice)| &mut voice.text).collect();
+        let logits = model.decode_each(&ids, &mut texts, video).map_err(Failure)?; // [live, vocabulary]
+        for (row, (_, voice)) in live.iter_mut().enumerate() {
+            voice.logits = logits.get(row).map_err(Failure)?;
+        }
+    }
+    Ok(finishes)
+}
+
+/// Next token of an answer; a greedy one is chosen on the device.
+fn choice(voice: &mut Voice) -> Result<u32, Stop> {
+    if voice.sampler.is_greedy() {
+        let id = first_largest(&voice.logits).and_then(|id| id.to_vec1::<u32>()).map_err(Failure)?;
+        return Ok(checked(id[0])?);
+    }
+    Ok(voice.sampler.next(&voice.logits.to_vec1::<f32>().map_err(Failure)?)?)
+}
+
 /// Token of the largest logit, and the logits after it, whose computation begins before the token has come to the host.
 fn ahead(
     model: &Gemma,

@@ -11,6 +11,7 @@ use crate::gemma::cache::{MediaCache, VideoCache};
 use crate::gemma::chunk::Chunk;
 use crate::job::compact::compacted;
 use crate::job::fit::Fit;
+use crate::job::pictures::Pictures;
 
 /// Tokens of a job's video that have come, and those that are still to come.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub struct Intake {
     /// Whether the audio part of `plan` is the decoder's word; until then it is the container's.
     audio_settled: bool,
     video: VideoCache,
+    pictures: Pictures,
     fit: Fit,
     chunk_rows: usize,
 }
@@ -33,7 +35,8 @@ impl Intake {
         let image = plan.image.as_ref().map(|i| allocated(model, i.tokens));
         let video = VideoCache { image: image.transpose()?, audio: None };
         let audio_settled = plan.audio.is_none();
-        Ok(Intake { plan, audio_settled, video, fit, chunk_rows: chunk_rows.max(1) })
+        let pictures = Pictures::of(&plan);
+        Ok(Intake { plan, audio_settled, video, pictures, fit, chunk_rows: chunk_rows.max(1) })
     }
 
     /// Plan of the video, as far as it is settled.
@@ -46,9 +49,9 @@ impl Intake {
         &self.video
     }
 
-    /// Plan, as far as it is settled, and the keys and values.
-    pub fn into_parts(self) -> (MediaPlan, VideoCache) {
-        (self.plan, self.video)
+    /// Plan, as far as it is settled, the keys and values, and what is known of the pictures.
+    pub fn into_parts(self) -> (MediaPlan, VideoCache, Pictures) {
+        (self.plan, self.video, self.pictures)
     }
 
     /// Number of image and audio tokens taken, and of all.
@@ -93,6 +96,9 @@ impl Intake {
             for offset in new.clone().step_by(self.chunk_rows) {
                 let n = (new.end - offset).min(self.chunk_rows as u64);
                 let rows = batch.tensor.narrow((offset - batch.offset) as usize, n as usize);
+                if modality == Modality::Image {
+                    self.pictures.note(offset, &rows);
+                }
                 chunks.push(Chunk { modality, offset, tokens: upload(&rows, model.device()).map_err(Failure)? });
             }
         }

@@ -8,6 +8,7 @@ use protocol::plan::MediaPlan;
 use protocol::stage::Stop;
 
 use crate::gemma::cache::VideoCache;
+use crate::job::pictures::Pictures;
 
 /// Identity of a video's keys and values: all that they depend on, besides the model and its formats, of which a
 /// process has one.
@@ -38,6 +39,8 @@ pub struct Video {
     pub plan: MediaPlan,
     /// Keys and values of every token.
     pub cache: VideoCache,
+    /// What is known of its pictures.
+    pub pictures: Pictures,
 }
 
 /// Video that is kept between two questions, if any.
@@ -103,7 +106,7 @@ mod tests {
 
     fn kept(key: Option<VideoKey>) -> Kept {
         let mut kept = Kept::default();
-        kept.put(Video { key, plan: plan("a"), cache: VideoCache::default() });
+        kept.put(Video { key, plan: plan("a"), cache: VideoCache::default(), pictures: Pictures::default() });
         kept
     }
 

@@ -20,6 +20,7 @@ use crate::job::compact::compacted;
 use crate::job::fit::Fit;
 use crate::job::in_flight::{Job, here};
 use crate::job::intake::Intake;
+use crate::job::pictures::Pictures;
 
 /// Divisor of the tokens that are still to come: a pass through the layers waits for this share of them.
 const LEFT_SHARE: usize = 4;
@@ -30,6 +31,9 @@ const LEAST_ROWS: usize = 512;
 /// enough that a cancelled job's work is soon over.
 const AHEAD: usize = 1;
 
+/// Settled plan of a video, its keys and values, and what is known of its pictures.
+pub type Prefilled = (MediaPlan, VideoCache, Pictures);
+
 /// Prefill of a video's cache for one job.
 pub struct Prefill<'a> {
     /// Model with the layers.
@@ -38,18 +42,18 @@ pub struct Prefill<'a> {
     pub llm: &'a LlmConfig,
     /// Memory that the job may hold.
     pub fit: Fit,
-    /// Number of tokens that the prompt adds to the job's progress.
+    /// Number of tokens that the prompts add to the job's progress.
     pub prompt_tokens: u64,
 }
 
 impl Prefill<'_> {
-    /// Asks for a plan's tokens, takes them until none is missing, and returns the settled plan with its keys and
-    /// values.
+    /// Asks for a plan's tokens, takes them until none is missing, and returns the settled plan with its keys and values, and
+    /// what is known of its pictures.
     ///
     /// # Errors
     /// `does_not_fit` when the sound is longer than its container said; `unsupported_media` when nothing is left of
     /// picture and sound; errors of the model and of the port.
-    pub fn run(&self, plan: MediaPlan, mode: Mode, job: &mut Job<'_>) -> Result<(MediaPlan, VideoCache), Stop> {
+    pub fn run(&self, plan: MediaPlan, mode: Mode, job: &mut Job<'_>) -> Result<Prefilled, Stop> {
         job.port.request_decode(whole(job.request, plan.clone()))?;
         let fit = match mode {
             Mode::Streaming => self.fit,
@@ -62,7 +66,7 @@ impl Prefill<'_> {
         };
         let mut intake = Intake::new(self.model, plan, fit, self.llm.chunk_rows).map_err(here)?;
         self.take(&mut intake, job)?;
-        let (plan, cache) = intake.into_parts();
+        let (plan, cache, pictures) = intake.into_parts();
         if plan.image.is_none() && plan.audio.is_none() {
             return Err(here(
                 JobError::new(
@@ -72,7 +76,7 @@ impl Prefill<'_> {
                 .hint("give another file or span"),
             ));
         }
-        Ok((plan, cache))
+        Ok((plan, cache, pictures))
     }
 
     /// Takes tokens until none is missing.

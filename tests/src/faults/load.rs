@@ -193,7 +193,7 @@ impl Load {
 pub fn told_once(events: &[JobEvent], answer: &str) -> anyhow::Result<()> {
     let mut told = String::new();
     for event in events {
-        let Event::Text { delta, at } = &event.event else { continue };
+        let Event::Text { delta, at, .. } = &event.event else { continue };
         ensure!(
             *at == told.len() as u64,
             "event {} begins at byte {at}, {} were told before it",

@@ -30,7 +30,9 @@ use protocol::plan::{AudioPlan, FRAME_BYTES, ImagePlan};
 use stage_llm::job::generate::Ending;
 use stage_llm::text::detokenize::decode;
 use stage_llm::text::prompt::strip;
-use stage_llm::text::task::{Tasks, format_hms};
+use stage_llm::text::reading::Watched;
+use stage_llm::text::reading::reference::format_hms;
+use stage_llm::text::registry::Tasks;
 use stage_vision::pixels::pixel_table;
 
 use crate::delivery::Delivery;
@@ -249,10 +251,10 @@ fn answer_rows(facts: &Facts, answer: &Answer, pipeline: &Pipeline) -> anyhow::R
 
 /// Time ranges of an answer, whatever the task: the oracle looks for them in every answer.
 fn time_ranges(text: &str, duration_s: f64) -> anyhow::Result<TimeRanges> {
-    let ranges = Tasks::builtin().get("retrieval")?.ranges(text, duration_s, 0.0);
+    let ranges = Tasks::builtin().get("retrieval")?.parser.read(text, Watched::whole(duration_s)).ranges;
     let written = |start, end| format!("{}-{}", format_hms(start), format_hms(end));
     Ok(TimeRanges {
-        fractions: stage_llm::text::task::fractions(text),
+        fractions: stage_llm::text::reading::reference::fractions(text),
         seconds: ranges.iter().map(|r| (r.start_s, r.end_s)).collect(),
         formatted: ranges.iter().map(|r| written(r.start_s, r.end_s)).collect::<Vec<_>>().join(", "),
     })

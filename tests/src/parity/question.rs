@@ -1,7 +1,7 @@
 //! Question of the oracle, as a job would ask it.
 
 use stage_llm::text::prompt::pieces;
-use stage_llm::text::task::Tasks;
+use stage_llm::text::registry::Tasks;
 
 use super::golden::Facts;
 

@@ -15,7 +15,7 @@ use super::rig::{Alone, with_pipeline};
 use super::{SECONDS, ensure_true, question};
 
 /// Bytes that a fetched file may have here.
-const UPLOAD_BYTES: usize = 8 << 20;
+const UPLOAD_BYTES: usize = 64 << 20;
 
 /// Host that gives a video, and what else one could be asked for; its address.
 async fn host(video: Vec<u8>) -> anyhow::Result<String> {

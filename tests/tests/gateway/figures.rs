@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use deploy::ask::{self, End};
 use protocol::message::{JobId, JobRequest};
+use runtime::remark;
 use serde_json::{Value, json};
 use tests::harness::Rig;
 use tokio::io::AsyncWriteExt;
@@ -27,7 +28,7 @@ fn percentiles(mut times: Vec<Duration>) -> (f64, f64) {
 
 fn tell(what: &str, times: Vec<Duration>) {
     let (median, ninety) = percentiles(times);
-    eprintln!("{what}: median {median:.2} ms, 90 % below {ninety:.2} ms");
+    remark!("{what}: median {median:.2} ms, 90 % below {ninety:.2} ms");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,7 +56,7 @@ async fn overhead(rig: &Rig, client: &Client) -> anyhow::Result<()> {
         let End::Answered(result) = end else { anyhow::bail!("{end:?}") };
         ensure!(asked.answer.judge(&result).is_true(), "{result:?}");
         if number == 0 {
-            eprintln!("a demo job of {SECONDS} s of video, not kept, over the bus: {:.0} ms", took.as_secs_f64() * 1e3);
+            remark!("a demo job of {SECONDS} s of video, not kept, over the bus: {:.0} ms", took.as_secs_f64() * 1e3);
             continue;
         }
         bus.push(took);
@@ -69,7 +70,7 @@ async fn overhead(rig: &Rig, client: &Client) -> anyhow::Result<()> {
     let more: f64 = percentiles(http.clone()).0 - percentiles(bus.clone()).0;
     tell(&format!("{JOBS} questions about a kept video over the bus"), bus);
     tell(&format!("{JOBS} of the same by POST /inference"), http);
-    eprintln!("overhead: {more:.2} ms");
+    remark!("overhead: {more:.2} ms");
     Ok(())
 }
 
@@ -143,10 +144,10 @@ async fn upload(rig: &Rig) -> anyhow::Result<()> {
     let by_http = speed(started);
     let (_, most) = gateway.memory()?;
     let mb = |bytes: u64| bytes as f64 / 1e6;
-    eprintln!(
+    remark!(
         "upload of {:.1} GB: {by_http:.0} MB/s; the same file written without HTTP: {plain_speed:.0} MB/s",
         UPLOAD_BYTES as f64 / 1e9
     );
-    eprintln!("memory of the gateway: {:.1} MB before, {:.1} MB at most", mb(before), mb(most));
+    remark!("memory of the gateway: {:.1} MB before, {:.1} MB at most", mb(before), mb(most));
     Ok(())
 }

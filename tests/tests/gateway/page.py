@@ -64,9 +64,9 @@ def is_drawn(page, selector):
 
 def asked(page, task, query):
     """Asks by keyboard alone, once the video is chosen."""
-    page.get_by_label("Task").select_option(task)
-    page.get_by_label("Question").fill(query)
-    page.get_by_label("Question").press("Control+Enter")
+    page.get_by_role("combobox", name="Task").select_option(task)
+    page.get_by_role("textbox", name="Question").fill(query)
+    page.get_by_role("textbox", name="Question").press("Control+Enter")
     expect(page.get_by_role("status").filter(has_text="found").or_(page.get_by_text("Answered."))).to_be_visible(timeout=WAIT_MS)
 
 
@@ -83,7 +83,7 @@ def main():
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(URL)
         expect(page.get_by_text("all stages are ready")).to_be_visible(timeout=WAIT_MS)
-        page.get_by_role("button", name="Ask").click()
+        page.get_by_role("button", name="Ask", exact=True).click()
         expect(page.get_by_role("alert")).to_contain_text("Choose a video first")
 
         drop(page)
@@ -117,10 +117,10 @@ def main():
         need(page.locator("#log li").count() > 3, "the events are not listed")
         # A video that nobody can watch.
         page.set_input_files("#file", {"name": "text.mp4", "mimeType": "video/mp4", "buffer": b"no video"})
-        page.get_by_label("Question").fill("a beep")
-        page.get_by_role("button", name="Ask").click()
+        page.get_by_role("textbox", name="Question").fill("a beep")
+        page.get_by_role("button", name="Ask", exact=True).click()
         expect(page.get_by_role("alert")).not_to_be_empty(timeout=WAIT_MS)
-        expect(page.get_by_role("button", name="Ask")).to_be_enabled()
+        expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
         browser.close()
     # The browser itself tells of a status of 4xx; nothing else may be there.
     strange = [text for text in said if "Failed to load resource" not in text]

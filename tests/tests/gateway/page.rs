@@ -14,7 +14,7 @@ const SECONDS: u32 = 20;
 
 #[test]
 fn the_page_shows_the_true_ranges_of_a_video_that_is_dropped_on_it() -> anyhow::Result<()> {
-    let python = std::env::var("VIDI_PAGE").map_or(root().join(".vidi/page"), Into::into).join("bin/python");
+    let python = std::env::var("PAGE_PYTHON").map_or(root().join(".vidi/page"), Into::into).join("bin/python");
     if !python.is_file() || !Path::new("/usr/bin/chromium").is_file() {
         eprintln!("skipped: {} or /usr/bin/chromium is not there: run deploy/setup.sh page", python.display());
         return Ok(());
@@ -25,7 +25,7 @@ fn the_page_shows_the_true_ranges_of_a_video_that_is_dropped_on_it() -> anyhow::
 async fn driven(python: &Path, rig: &Rig, client: &Client) -> anyhow::Result<()> {
     let (video, _) = rig.demo_video(7, SECONDS)?;
     // The picture of deploy/README.md comes from here.
-    let screenshot = std::env::var("VIDI_SCREENSHOT").map_or(rig.dir.path().join("page.png"), Into::into);
+    let screenshot = std::env::var("PAGE_SCREENSHOT").map_or(rig.dir.path().join("page.png"), Into::into);
     let output = tokio::process::Command::new(python)
         .arg(root().join("tests/tests/gateway/page.py"))
         .arg(format!("http://{}/", client.address))

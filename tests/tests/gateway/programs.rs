@@ -24,11 +24,11 @@ async fn printed(rig: &Rig, client: &Client, package: &str, changes: &[(&str, &s
     let example = examples()?.into_iter().find(|text| text.contains(package)).context(package.to_owned())?;
     ensure!(example.lines().count() <= 12, "{example}");
     let mut program = example;
-    for (there, here) in [&[("127.0.0.1:8099", client.address.as_str())], changes].concat() {
+    for (there, here) in [&[("127.0.0.1:8099", client.address.as_str())][..], changes].concat() {
         ensure!(program.contains(there), "no {there:?} in {program}");
         program = program.replace(there, here);
     }
-    let python = std::env::var("VIDI_CLIENTS").map_or(root().join(".vidi/clients"), Into::into).join("bin/python");
+    let python = std::env::var("CLIENTS_PYTHON").map_or(root().join(".vidi/clients"), Into::into).join("bin/python");
     ensure!(python.is_file(), "{} is not there: run deploy/setup.sh test", python.display());
     let output = tokio::process::Command::new(&python)
         .args(["-c", &program])

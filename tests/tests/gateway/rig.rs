@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use super::client::Client;
 
 /// Capacity of the token stream: several of the tests' videos, and not one of which every picture is looked at.
-pub const TOKEN_BYTES: u64 = 24 << 20;
+pub const TOKEN_BYTES: u64 = 12 << 20;
 
 /// Runtime of all tests, which what they share lives in.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime starts"));

@@ -1,12 +1,13 @@
 //! The wires of others: /inference as services have asked before, and OpenAI's chats.
 
 use anyhow::{Context, ensure};
+use deploy::demo_video::truth::Question;
 use serde_json::{Value, json};
 use tests::harness::Rig;
 
 use super::client::Client;
 use super::rig::{Alone, with_pipeline};
-use super::{SECONDS, ensure_true, question};
+use super::{SECONDS, ensure_true, events, question};
 
 /// Whether a text is `START-END, ...` of times of this many characters.
 fn are_ranges(text: &str, length: usize) -> bool {
@@ -133,5 +134,57 @@ async fn chats(rig: &Rig, client: &Client) -> anyhow::Result<()> {
     client.post("/v1/chat/completions", &foreign).await?.problem(403, "forbidden_path")?;
     let tools = chat(json!([part, text]), json!({ "tools": [{}] }));
     client.post("/v1/chat/completions", &tools).await?.problem(400, "bad_request")?;
+    Ok(())
+}
+
+#[test]
+fn several_questions_of_one_request_are_each_answered_truly_on_every_wire() -> anyhow::Result<()> {
+    with_pipeline(several)
+}
+
+async fn several(rig: &Rig, client: &Client) -> anyhow::Result<()> {
+    let (video, truth) = rig.demo_video(14, SECONDS)?;
+    let path = video.to_string_lossy().into_owned();
+    let asked: Vec<&Question> = truth.questions.iter().filter(|q| q.task == "retrieval").take(3).collect();
+    let queries = json!(asked.iter().map(|question| &question.query).collect::<Vec<_>>());
+    let body = json!({ "job": "several", "video": path, "queries": queries, "max_new_tokens": 24 });
+    client.post("/v1/jobs", &body).await?.expect(202)?;
+    let (_, result) = events(client, "several", None).await?;
+    let answers = result["answers"].as_array().context("no answers")?;
+    ensure!(answers.len() == asked.len(), "{result}");
+    for (question, answer) in asked.iter().zip(answers) {
+        let mut alone = result.clone();
+        (alone["text"], alone["ranges"]) = (answer["text"].clone(), answer["ranges"].clone());
+        ensure_true(question, &alone)?;
+    }
+
+    let lines = |text: &Value| text.as_str().map_or(0, |text| text.split('\n').count());
+    let texts = [("video_path", path.as_str()), ("task", "retrieval"), ("queries", &queries.to_string())];
+    let answer = client.form("/inference", &texts, None).await?.expect(200)?.json();
+    ensure!(lines(&answer["answer"]) == asked.len() && answer["ranges"] == result["ranges"], "{answer}");
+    ensure!(answer["supported"] == "trained" && answer["answers"][0]["query"] == asked[0].query.as_str(), "{answer}");
+    let part = json!({ "type": "video_url", "video_url": { "url": path } });
+    let chat = |more: Value| json!({ "task": more["task"], "queries": more["queries"], "messages": [{ "role": "user", "content": [part] }] });
+    let body = chat(json!({ "task": "retrieval", "queries": queries }));
+    let answer = client.post("/v1/chat/completions", &body).await?.expect(200)?.json();
+    ensure!(lines(&answer["choices"][0]["message"]["content"]) == asked.len(), "{answer}");
+    ensure!(answer["vidi"]["answers"].as_array().map(Vec::len) == Some(asked.len()), "{answer}");
+
+    // Made of several questions: the ranges are those of the queries, each with a title, whatever this model makes of that.
+    let body = chat(json!({ "task": "highlights", "queries": queries }));
+    let answer = client.post("/v1/chat/completions", &body).await?.expect(200)?.json();
+    let ranges = answer["vidi"]["ranges"].as_array().context("no ranges")?;
+    ensure!(answer["vidi"]["supported"] == "composite" && !ranges.is_empty(), "{answer}");
+    ensure!(ranges.iter().all(|range| range["title"].is_string()), "{answer}");
+
+    let models = client.get("/v1/models").await?.expect(200)?.json();
+    let tasks = models["data"][0]["tasks"].as_array().context("no tasks")?;
+    let supported = |name: &str| tasks.iter().find(|task| task["name"] == name).map(|task| task["supported"].clone());
+    ensure!(
+        supported("qa") == Some(json!("trained")) && supported("grounding") == Some(json!("experimental")),
+        "{models}"
+    );
+    let both = json!({ "video": path, "query": "a hum", "queries": queries });
+    client.post("/v1/jobs", &both).await?.problem(400, "bad_request")?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::check::{allowed, check_span};
+use crate::event::is_zero;
 use crate::job_id::JobId;
 use crate::wire::{Message, VERSION, version};
 use crate::wire_error::WireError;
@@ -23,6 +24,18 @@ pub struct JobRequest {
     /// Question, in words.
     #[serde(default)]
     pub query: String,
+    /// Questions, several at once about one video, in place of `query`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queries: Vec<String>,
+    /// Parser of the answer, in place of the task's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parser: Option<String>,
+    /// Seconds to add to both ends of each range.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub pad_s: f64,
+    /// Seconds that two ranges may be apart to become one; 0 joins none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub join_s: f64,
     /// Part of the video that alone counts: start and end in seconds.
     #[serde(default)]
     pub span: Option<[f64; 2]>,
@@ -49,6 +62,9 @@ pub struct JobRequest {
     pub priority: u8,
 }
 
+/// Most questions of one job.
+pub const MOST_QUERIES: usize = 64;
+
 fn retrieval() -> String {
     "retrieval".to_owned()
 }
@@ -71,6 +87,10 @@ impl JobRequest {
             video: video.into(),
             task: retrieval(),
             query: query.into(),
+            queries: Vec::new(),
+            parser: None,
+            pad_s: 0.0,
+            join_s: 0.0,
             span: None,
             fps: one(),
             max_new_tokens: max_new_tokens(),
@@ -81,11 +101,22 @@ impl JobRequest {
             priority: priority(),
         }
     }
+
+    /// The same request with these questions: one in `query`, several in `queries`.
+    pub fn with_queries(self, mut queries: Vec<String>) -> Self {
+        let query = if queries.len() == 1 { queries.remove(0) } else { String::new() };
+        JobRequest { query, queries, ..self }
+    }
 }
 
 impl Message for JobRequest {
     fn check(&self) -> Result<(), WireError> {
         check_span(self.span)?;
+        let several = self.queries.is_empty() || self.query.is_empty();
+        allowed(several, "query and queries exclude each other: keep one")?;
+        allowed(self.queries.len() <= MOST_QUERIES, "queries are 64 at most")?;
+        let seconds = |s: f64| s.is_finite() && s >= 0.0;
+        allowed(seconds(self.pad_s) && seconds(self.join_s), "pad_s and join_s are 0 or more seconds")?;
         allowed(self.fps.is_finite() && self.fps > 0.0 && self.fps <= 1000.0, "fps is over 0, at most 1000")?;
         allowed((1..=8192).contains(&self.max_new_tokens), "max_new_tokens is 1 to 8192")?;
         allowed((0.0..=10.0).contains(&self.temperature), "temperature is 0 to 10")?;

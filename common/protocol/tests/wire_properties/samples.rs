@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use protocol::control::{ControlReply, ControlRequest};
 use protocol::error::{ErrorKind, JobError, StageName};
-use protocol::event::{CancelledBy, Event, Finish, JobEvent, JobResult, Mode, ModelName, StageMemory, StageTiming};
-use protocol::event::{TimeRange, Timings};
+use protocol::event::{
+    Answer, CancelledBy, Event, Finish, JobEvent, JobResult, Mode, ModelName, StageMemory, StageTiming,
+};
+use protocol::event::{Supported, TimeRange, TimedBox, Timings};
 use protocol::message::{DecodeRequest, FeatureBatch, FrameBatch, JobId, JobRequest, Modality, PcmWindow, ProbeReply};
 use protocol::message::{ProbeRequest, Segment, TokenBatch};
 use protocol::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, ImagePlan, MediaInfo, MediaPlan, WINDOW_SAMPLES};
@@ -54,11 +56,14 @@ prop_compose! {
 prop_compose! {
     pub fn request()(
         job in job(), video in any::<String>(), task in "[a-z]{0,12}", query in any::<String>(), span in span(),
-        fps in 0.001..1000f64, max_new_tokens in 1u32..=8192, temperature in 0.0..=10f64, top_p in 0.001..=1f64,
+        fps in 0.001..1000f64, max_new_tokens in 1u32..=8192, (temperature, top_p) in (0.0..=10f64, 0.001..=1f64),
         seed in any::<u64>(), deadline_s in prop::option::of(0.001..1e6f64), priority in 0u8..=9,
+        (several, parser, pad_s, join_s) in
+            (prop::collection::vec(any::<String>(), 0..4), prop::option::of(any::<String>()), seconds(), seconds()),
     ) -> JobRequest {
+        let (query, queries) = if several.is_empty() { (query, several) } else { (String::new(), several) };
         JobRequest {
-            span, fps, max_new_tokens, temperature, top_p, seed, deadline_s, priority, task,
+            queries, parser, pad_s, join_s, span, fps, max_new_tokens, temperature, top_p, seed, deadline_s, priority, task,
             ..JobRequest::new(job, video, query)
         }
     }
@@ -120,36 +125,65 @@ prop_compose! {
     }
 }
 
-fn result() -> impl Strategy<Value = JobResult> {
+fn ranges() -> impl Strategy<Value = Vec<TimeRange>> {
     let range = (seconds(), seconds(), prop::option::of(any::<String>()));
-    let ranges =
-        prop::collection::vec(range.prop_map(|(start_s, end_s, title)| TimeRange { start_s, end_s, title }), 0..4);
-    let timing = (seconds(), seconds(), any::<u64>(), any::<u64>());
-    let timing = timing.prop_map(|(busy_s, wait_s, first_at_ms, last_at_ms)| StageTiming {
-        busy_s,
-        wait_s,
-        first_at_ms,
-        last_at_ms,
-    });
-    let stages = prop::collection::btree_map(stage(), timing, 0..5);
-    let memory = (any::<u64>(), any::<u64>());
-    let memory = memory.prop_map(|(peak_bytes, budget_bytes)| StageMemory { peak_bytes, budget_bytes });
-    let memory = prop::collection::btree_map(stage(), memory, 0..5);
-    let answer = (any::<String>(), prop::collection::vec(any::<u32>(), 0..40), any::<bool>(), any::<bool>());
-    (answer, ranges, plan(), stages, seconds(), memory).prop_map(|(answer, ranges, plan, stages, s, memory)| {
-        let (text, token_ids, stopped, cached) = answer;
+    prop::collection::vec(range.prop_map(|(start_s, end_s, title)| TimeRange { start_s, end_s, title }), 0..4)
+}
+
+fn boxes() -> impl Strategy<Value = Vec<TimedBox>> {
+    let timed = (seconds(), seconds(), prop::array::uniform4(0.0..=1f64));
+    prop::collection::vec(timed.prop_map(|(start_s, end_s, bbox)| TimedBox { start_s, end_s, bbox }), 0..4)
+}
+
+fn finish() -> impl Strategy<Value = Finish> {
+    prop::sample::select(vec![Finish::Stop, Finish::Length])
+}
+
+prop_compose! {
+    fn one_answer()(
+        query in any::<String>(), text in any::<String>(), token_ids in prop::collection::vec(any::<u32>(), 0..40),
+        finish in finish(), ranges in ranges(), boxes in boxes(), reason in prop::option::of(any::<String>()),
+        resolution_s in prop::option::of(seconds()),
+    ) -> Answer {
+        Answer { query, text, token_ids, finish, ranges, boxes, reason, resolution_s }
+    }
+}
+
+prop_compose! {
+    fn timings()(
+        stages in prop::collection::btree_map(
+            stage(),
+            (seconds(), seconds(), any::<u64>(), any::<u64>()).prop_map(|(busy_s, wait_s, first_at_ms, last_at_ms)| {
+                StageTiming { busy_s, wait_s, first_at_ms, last_at_ms }
+            }),
+            0..5,
+        ),
+        s in seconds(),
+    ) -> Timings {
+        Timings { stages, first_token_s: s, tokens_per_s: s }
+    }
+}
+
+prop_compose! {
+    fn result()(
+        answer in one_answer(), plan in plan(), cached in any::<bool>(), timings in timings(),
+        memory in prop::collection::btree_map(stage(), (any::<u64>(), any::<u64>()), 0..5), task in "[a-z]{0,12}",
+        supported in prop::option::of(prop::sample::select(vec![
+            Supported::Trained, Supported::Composite, Supported::Experimental,
+        ])),
+        parser in "[a-z]{0,9}", pads in (seconds(), seconds()), notes in prop::collection::vec(any::<String>(), 0..3),
+        answers in prop::collection::vec(one_answer(), 0..3),
+    ) -> JobResult {
+        let Answer { text, token_ids, finish, ranges, boxes, reason, resolution_s, .. } = answer;
+        let memory = memory.into_iter().map(|(stage, (peak_bytes, budget_bytes))| {
+            (stage, StageMemory { peak_bytes, budget_bytes })
+        });
         JobResult {
-            text,
-            token_ids,
-            finish: if stopped { Finish::Stop } else { Finish::Length },
-            ranges,
-            plan,
-            cached,
-            timings: Timings { stages, first_token_s: s, tokens_per_s: s },
-            memory,
+            text, token_ids, finish, ranges, plan, cached, timings, memory: memory.collect(),
             model: ModelName { name: "m".to_owned(), ..ModelName::default() },
+            task, supported, parser, resolution_s, boxes, reason, pad_s: pads.0, join_s: pads.1, notes, answers,
         }
-    })
+    }
 }
 
 pub fn event() -> impl Strategy<Value = JobEvent> {
@@ -160,7 +194,11 @@ pub fn event() -> impl Strategy<Value = JobEvent> {
         any::<u64>().prop_map(|rank| Event::Queued { rank }),
         (plan(), mode, any::<bool>()).prop_map(|(plan, mode, cached)| Event::Planned { plan, mode, cached }),
         (stage(), any::<u64>(), any::<u64>()).prop_map(|(stage, done, total)| Event::Progress { stage, done, total }),
-        (any::<String>(), any::<u64>()).prop_map(|(delta, at)| Event::Text { delta, at }),
+        (any::<String>(), any::<u64>(), prop::option::of(any::<u32>())).prop_map(|(delta, at, question)| Event::Text {
+            delta,
+            at,
+            question
+        }),
         result().prop_map(|r| Event::Result(Box::new(r))),
         job_error().prop_map(|error| Event::Failed { error }),
         (by, prop::collection::vec(stage(), 0..5), any::<u64>())

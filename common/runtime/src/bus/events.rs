@@ -5,6 +5,7 @@
 //! both end it. An owner also writes down its fencing token, which grows with every delivery of the job: once a newer owner
 //! has written, an older one (it was paused, say) is refused.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_nats::HeaderMap;
@@ -260,16 +261,19 @@ impl EventLog {
         self.next > 0 || self.seen_ms > 0
     }
 
-    /// Bytes of answer text that the log holds: a new owner goes on behind them. Waits for a broker that is away.
-    pub async fn text_written(&self) -> usize {
+    /// Bytes of each answer's text that the log holds, by its question: a new owner goes on behind them. Waits for a broker
+    /// that is away.
+    pub async fn text_written(&self) -> BTreeMap<Option<u32>, usize> {
+        let mut written = BTreeMap::new();
         if self.first.is_some_and(|first| first <= ADMITTED_EVENTS) {
-            return 0;
+            return written;
         }
-        let texts = |event: &JobEvent| match &event.event {
-            Event::Text { delta, .. } => delta.len(),
-            _ => 0,
-        };
-        read_all(&self.bus, &self.job).await.iter().map(|(_, event)| texts(event)).sum()
+        for (_, event) in read_all(&self.bus, &self.job).await {
+            if let Event::Text { delta, question, .. } = &event.event {
+                *written.entry(*question).or_default() += delta.len();
+            }
+        }
+        written
     }
 }
 

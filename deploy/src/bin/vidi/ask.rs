@@ -75,7 +75,11 @@ pub async fn ask(config: &mut Config, mut ask: Ask) -> Result<(), Fatal> {
 /// The true answer, where a truth is given.
 fn truth(ask: &Ask) -> Result<Option<Answer>, Fatal> {
     let Some(file) = &ask.truth else { return Ok(None) };
-    let truth = Truth::read(file).and_then(|truth| truth.answer(&ask.task, &ask.query).cloned());
+    let [query] = ask.queries.as_slice() else {
+        let text = format!("--truth judges one question, {} are asked", ask.queries.len());
+        return Err(Fatal(Exit::Usage, text));
+    };
+    let truth = Truth::read(file).and_then(|truth| truth.answer(&ask.task, query).cloned());
     let answer = truth.map_err(|e| Fatal(Exit::Usage, e))?;
     Ok(Some(ask.span.map_or(answer.clone(), |span| answer.within(span))))
 }
@@ -126,6 +130,9 @@ fn request(ask: &Ask, local: Option<&Path>) -> Result<JobRequest, Fatal> {
     let video = local.map_or(ask.video.clone(), |p| p.to_string_lossy().into_owned());
     let request = JobRequest {
         task: ask.task.clone(),
+        parser: ask.parser.clone(),
+        pad_s: ask.pad,
+        join_s: ask.join,
         span: ask.span,
         fps: ask.fps,
         max_new_tokens: ask.max_new_tokens,
@@ -134,7 +141,7 @@ fn request(ask: &Ask, local: Option<&Path>) -> Result<JobRequest, Fatal> {
         seed: ask.seed,
         deadline_s: ask.deadline,
         priority: ask.priority,
-        ..JobRequest::new(job, video, ask.query.clone())
+        ..JobRequest::new(job, video, "").with_queries(ask.queries.clone())
     };
     protocol::wire::Message::check(&request).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
     Ok(request)

@@ -42,6 +42,12 @@ pub enum Command {
     },
     /// Asks a question about a video, of a running pipeline or of one started for it.
     Ask(Ask),
+    /// Lists what can be asked: the built-in tasks and those of `llm.tasks_file`.
+    Tasks {
+        /// One JSON list, with every field.
+        #[arg(long)]
+        json: bool,
+    },
     /// Cancels a job.
     Cancel {
         /// Its id.
@@ -197,11 +203,21 @@ pub struct Up {
 pub struct Ask {
     /// Video or sound file.
     pub video: String,
-    /// The question.
-    pub query: String,
-    /// `retrieval` (when does it happen) or `qa` (free text).
+    /// The question. Several share one look at the video and are answered together; a task may need none.
+    #[arg(value_name = "QUERY")]
+    pub queries: Vec<String>,
+    /// Task: `retrieval` (when does it happen), `qa` (free text), or another that `vidi tasks` lists.
     #[arg(long, default_value = "retrieval")]
     pub task: String,
+    /// Parser of the answer, in place of the task's own: text, reference, lenient or boxes.
+    #[arg(long)]
+    pub parser: Option<String>,
+    /// Seconds to add to both ends of each range.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
+    pub pad: f64,
+    /// Seconds that two ranges may be apart to become one.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
+    pub join: f64,
     /// Checkpoint directory, or `demo`, for a pipeline started for this question; VIDI_MODEL and model.dir say the same.
     #[arg(long)]
     pub model: Option<PathBuf>,

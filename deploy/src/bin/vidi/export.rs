@@ -123,8 +123,8 @@ impl Plan {
     /// The files that cannot be made, each with the reason, once all others are; the first clip that fails.
     pub async fn carry_out(&self, request: &JobRequest, result: &JobResult, media: Media) -> Result<(), Fatal> {
         let failed = |text: String| Fatal(Exit::Other, format!("export failed: {text}"));
-        let resolution_s = clock::resolution_s(&result.text, result.plan.duration_s);
-        let export = Export::new(media, &request.query, &result.ranges, resolution_s);
+        let resolution_s = clock::resolution_of(result);
+        let export = Export::new(media, &asked(request), &result.ranges, resolution_s);
         if export.left_out > 0 {
             remark!("exports leave out {} ranges that are not in the video", export.left_out);
         }
@@ -160,6 +160,11 @@ impl Plan {
             remark!("{text}");
         }
     }
+}
+
+/// What a request asks, on one line: its question, or all of them.
+fn asked(request: &JobRequest) -> String {
+    if request.queries.is_empty() { request.query.clone() } else { request.queries.join("; ") }
 }
 
 /// Format and file of an `--export`, which can be written there.

@@ -1,7 +1,8 @@
 //! The `vidi` command.
 //!
 //! In reading order: [`cli`] (the command line), this file (which part does what), [`up`] (broker and stages), [`ask`]
-//! (one question), [`export`] (files of its answer), [`running`] (requests to a pipeline that runs), [`gateway`] (the same over HTTP), [`checkpoints`] (a model's files),
+//! (questions), [`tasks`] (what can be asked), [`export`] (files of their answers), [`running`] (requests to a pipeline that runs),
+//! [`gateway`] (the same over HTTP), [`checkpoints`] (a model's files),
 //! [`demo_video`] (a video with a known truth), [`eval`] (benchmarks).
 
 mod ask;
@@ -12,6 +13,7 @@ mod eval;
 mod export;
 mod gateway;
 mod running;
+mod tasks;
 mod up;
 
 use std::process::ExitCode;
@@ -64,6 +66,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Command::Down { wait } => runtime.block_on(up::down(wait)),
         Command::Gateway { http } => runtime.block_on(gateway::gateway(&mut config, http)),
         Command::Ask(args) => runtime.block_on(ask::ask(&mut config, args)),
+        Command::Tasks { json } => tasks::list(&config, json),
         Command::Cancel { job } => runtime.block_on(running::cancel(&config, job)),
         Command::Status { json } => runtime.block_on(running::status(&config, json)),
         Command::Inspect { model, all, json } => checkpoints::show_tensors(&config, &model, all, json),

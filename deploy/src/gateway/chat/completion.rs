@@ -4,8 +4,11 @@ use protocol::event::{Finish, JobResult};
 use protocol::message::JobRequest;
 use runtime::bus::events::now_ms;
 use serde_json::{Value, json};
+use stage_llm::text::reading::Parser;
+use stage_llm::text::registry::Tasks;
+use stage_llm::text::task::Task;
 
-use crate::export::clock::resolution_s;
+use crate::export::clock::resolution_of;
 use crate::gateway::clock;
 
 /// What all bodies about one answer have in common.
@@ -15,23 +18,26 @@ pub struct Completion {
     created_s: u64,
     model: String,
     task: String,
+    grows: bool,
 }
 
 impl Completion {
-    /// Completion of a job by a model.
-    pub fn new(request: &JobRequest, model: String) -> Self {
+    /// Completion of a job by a model that knows these tasks.
+    pub fn new(request: &JobRequest, model: String, tasks: &Tasks) -> Self {
         let (job, task) = (request.job.to_string(), request.task.clone());
-        Completion { id: format!("chatcmpl-{job}"), job, created_s: now_ms() / 1000, model, task }
+        let is_text = |task: &Task| task.parser == Parser::Text && task.ranges.is_none();
+        let grows = tasks.get(&task).is_ok_and(is_text) && request.queries.is_empty() && request.parser.is_none();
+        Completion { id: format!("chatcmpl-{job}"), job, created_s: now_ms() / 1000, model, task, grows }
     }
 
-    /// Whether the answer is made of time ranges, which are known at its end alone.
-    pub fn is_retrieval(&self) -> bool {
-        self.task == "retrieval"
+    /// Whether the answer is the model's own words to one question, as they come; others are known at their end alone.
+    pub fn grows(&self) -> bool {
+        self.grows
     }
 
-    /// Text of an answer: for retrieval `HH:MM:SS-HH:MM:SS, ...`.
+    /// Text of an answer; of ranges `HH:MM:SS-HH:MM:SS, ...`.
     pub fn text(&self, result: &JobResult) -> String {
-        if self.is_retrieval() { clock::whole_seconds(&result.ranges) } else { result.text.clone() }
+        clock::text(result, clock::whole_seconds)
     }
 
     /// Body of the whole answer.
@@ -89,8 +95,13 @@ impl Completion {
             "task": self.task,
             "text": result.text,
             "ranges": result.ranges,
-            "resolution_s": resolution_s(&result.text, result.plan.duration_s),
+            "resolution_s": resolution_of(result),
             "cached": result.cached,
+            "supported": result.supported,
+            "answers": result.answers,
+            "boxes": result.boxes,
+            "reason": result.reason,
+            "notes": result.notes,
         })
     }
 }
@@ -106,7 +117,8 @@ fn finish(result: &JobResult) -> &'static str {
 fn usage(result: &JobResult) -> Value {
     let image = result.plan.image.as_ref().map_or(0, |image| image.tokens);
     let audio = result.plan.audio.as_ref().map_or(0, |audio| audio.tokens);
-    let written = result.token_ids.len() as u64;
+    let of_several: usize = result.answers.iter().map(|answer| answer.token_ids.len()).sum();
+    let written = (result.token_ids.len() + of_several) as u64;
     let cached = if result.cached { image + audio } else { 0 };
     json!({
         "prompt_tokens": image + audio,

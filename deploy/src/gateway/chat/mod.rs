@@ -23,7 +23,7 @@ use request::Chat;
 pub async fn completions(State(app): State<App>, request: Request) -> Result<Response, Problem> {
     let body = intake::json_body(&app, request).await?;
     let Chat { asked, stream, include_usage } = request::chat(&app, body).await?;
-    let completion = Completion::new(&asked.request, models::name(&app).await);
+    let completion = Completion::new(&asked.request, models::name(&app).await, &app.tasks);
     if stream {
         return Ok(stream::streamed(app, asked, completion, include_usage));
     }

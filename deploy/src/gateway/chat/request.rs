@@ -12,8 +12,12 @@ use crate::gateway::state::State;
 const TASK: &str = "qa";
 
 /// Fields that a JobRequest has under another name, or the same.
-const PASSED_ON: [(&str, &str); 12] = [
+const PASSED_ON: [(&str, &str); 16] = [
     ("task", "task"),
+    ("queries", "queries"),
+    ("parser", "parser"),
+    ("pad_s", "pad_s"),
+    ("join_s", "join_s"),
     ("fps", "fps"),
     ("span", "span"),
     ("temperature", "temperature"),
@@ -28,7 +32,7 @@ const PASSED_ON: [(&str, &str); 12] = [
 ];
 
 /// Fields that would change the answer, and that this model cannot honour.
-const NOT_HERE: [&str; 10] = [
+const NOT_HERE: [&str; 9] = [
     "tools",
     "functions",
     "stop",
@@ -38,7 +42,6 @@ const NOT_HERE: [&str; 10] = [
     "response_format",
     "presence_penalty",
     "frequency_penalty",
-    "queries",
 ];
 
 /// Chat as it was asked for.
@@ -158,7 +161,7 @@ mod tests {
         let asked = |body: Value| honourable(body.as_object().unwrap());
         let fine = json!({"n": 1, "stop": null, "tools": [], "presence_penalty": 0, "response_format": {"type": "text"}, "user": "x"});
         assert_eq!(asked(fine), Ok(()));
-        for wrong in [json!({"n": 2}), json!({"stop": "x"}), json!({"tools": [{}]}), json!({"queries": ["a"]})] {
+        for wrong in [json!({"n": 2}), json!({"stop": "x"}), json!({"tools": [{}]})] {
             assert!(asked(wrong.clone()).is_err(), "{wrong}");
         }
     }

@@ -42,7 +42,7 @@ impl Chunks {
     /// Passes on what there is to tell of an event, where the reader is fast enough: text that it misses comes at the end.
     fn note(&mut self, event: &Event) {
         match event {
-            Event::Text { delta, at } if !self.completion.is_retrieval() => {
+            Event::Text { delta, at, .. } if self.completion.grows() => {
                 let Some(new) = unsaid(delta, *at, self.said.len()) else { return };
                 let chunk = self.completion.chunk(json!({ "content": new }));
                 if self.pieces.try_send(Ok(Bytes::from(data(&chunk)))).is_ok() {

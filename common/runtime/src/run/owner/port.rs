@@ -13,7 +13,7 @@ use super::capacity::{self, Waited};
 use super::missing;
 use super::probe;
 use super::state::JobState;
-use super::text::HeldText;
+use super::text::{HeldText, Piece};
 use crate::bus::events::{EventLog, FencingToken};
 use crate::bus::{Attempt, Bus};
 use crate::run::checkpoint::Checkpoint;
@@ -134,10 +134,7 @@ impl OwnerPort {
         self.pulse.pause();
         let told = self.runtime.block_on(self.text.take(&self.log));
         self.pulse.step();
-        match told {
-            Some((delta, at)) => self.append(Event::Text { delta, at }),
-            None => Ok(()),
-        }
+        told.into_iter().try_for_each(|Piece { delta, at, question }| self.append(Event::Text { delta, at, question }))
     }
 
     /// Once nothing was heard of the job's work for too long, asks for what is missing once more: a broker that was killed
@@ -317,8 +314,8 @@ impl JobPort for OwnerPort {
 
     fn event(&mut self, event: Event) -> Result<(), Stop> {
         match event {
-            Event::Text { delta, at } => {
-                if self.text.push(&delta, at) {
+            Event::Text { delta, at, question } => {
+                if self.text.push(&delta, at, question) {
                     self.flush_text()?;
                 }
                 Ok(())
