@@ -60,11 +60,13 @@ if [ "${1:-}" = test ] &&
     otio-fcpx-xml-adapter==1.0.0 webvtt-py==0.6.0 >&2
 fi
 
-# What the examples of deploy/README.md, "From your program", ask with.
-if [ "${1:-}" = test ] && ! .vidi/clients/bin/python -c 'import openai, requests' 2>/dev/null; then
-  echo "installing: openai and requests below .vidi/clients" >&2
+# What the examples of deploy/README.md, "From your program", ask with, and what the tests of deploy/python need.
+if [ "${1:-}" = test ] &&
+  ! .vidi/clients/bin/python -c 'import flit_core, httpx, msgpack, nats, openai, pytest, requests' 2>/dev/null; then
+  echo "installing: httpx, nats-py, pytest, openai, requests and what else the Python client's tests need below .vidi/clients" >&2
   python3 -m venv .vidi/clients
-  .vidi/clients/bin/pip install -q openai==3.57.0 requests==2.34.2 >&2
+  .vidi/clients/bin/pip install -q flit_core==4.2.0 httpx==0.28.1 nats-py==2.16.0 msgpack==1.2.4 \
+    pytest==9.2.0 openai==3.57.0 requests==2.34.2 >&2
 fi
 
 # What drives the gateway's page in Chromium.
