@@ -39,7 +39,7 @@ use protocol::message::JobId;
 use serde_json::{Value, json};
 use tests::harness::{Rig, signal, terminal};
 
-use rig::{own, with_pipeline};
+use rig::{clip, own, with_pipeline};
 
 /// Length of the videos, seconds.
 const SECONDS: u32 = 12;
@@ -99,7 +99,7 @@ fn a_path_is_asked_about_once_however_often_it_is_submitted_and_its_answer_is_tr
 }
 
 async fn path_and_resubmission(rig: &Rig, client: &Client) -> anyhow::Result<()> {
-    let (video, truth) = rig.demo_video(1, SECONDS)?;
+    let (video, truth) = clip(rig).await?;
     let asked = question(&truth, "retrieval")?;
     let body = json!({ "job": "path-1", "video": video, "query": asked.query, "max_new_tokens": 24 });
     let taken = client.post("/v1/jobs", &body).await?.expect(202)?;
@@ -138,7 +138,7 @@ fn events_that_were_cut_off_go_on_where_they_were() -> anyhow::Result<()> {
 }
 
 async fn cut_and_resumed(rig: &Rig, client: &Client) -> anyhow::Result<()> {
-    let (video, truth) = rig.demo_video(2, SECONDS)?;
+    let (video, truth) = clip(rig).await?;
     let asked = question(&truth, "retrieval")?;
     let body = json!({ "job": "cut", "video": video, "query": asked.query, "max_new_tokens": 24 });
     client.post("/v1/jobs", &body).await?.expect(202)?;
@@ -209,7 +209,7 @@ async fn a_job_ends_when_it_is_deleted_or_its_client_hangs_up_and_goes_on_where_
 #[test]
 fn a_video_that_does_not_fit_is_refused_with_the_figures() -> anyhow::Result<()> {
     with_pipeline(async |rig, client| {
-        let (video, _) = rig.demo_video(8, SECONDS)?;
+        let (video, _) = clip(rig).await?;
         // Every picture of it: more tokens than the stream of the tests has a capacity for.
         let body = json!({ "job": "large", "video": video, "query": "a beep", "fps": 10 });
         client.post("/v1/jobs", &body).await?.expect(202)?;

@@ -5,8 +5,8 @@ use serde_json::json;
 use tests::harness::Rig;
 
 use super::client::Client;
-use super::rig::{Alone, with_pipeline};
-use super::{SECONDS, events, question};
+use super::rig::{Alone, clip, with_pipeline};
+use super::{events, question};
 
 #[test]
 fn the_description_has_every_method_of_every_path() -> anyhow::Result<()> {
@@ -37,7 +37,7 @@ fn what_is_counted_is_what_was_done() -> anyhow::Result<()> {
 async fn counted(rig: &Rig, _: &Client) -> anyhow::Result<()> {
     let gateway = Alone::start(rig, "counted", &[], &[]).await?;
     let client = &gateway.client;
-    let (video, truth) = rig.demo_video(10, SECONDS)?;
+    let (video, truth) = clip(rig).await?;
     let asked = question(&truth, "qa")?;
     let bytes = std::fs::read(&video)?;
     let file = client.form("/v1/files", &[], Some(("file", &bytes))).await?.expect(201)?.json();

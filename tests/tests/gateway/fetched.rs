@@ -11,8 +11,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 
 use super::client::{Client, Response};
-use super::rig::{Alone, with_pipeline};
-use super::{SECONDS, ensure_true, question};
+use super::rig::{Alone, clip, with_pipeline};
+use super::{ensure_true, question};
 
 /// Bytes that a fetched file may have here.
 const UPLOAD_BYTES: usize = 64 << 20;
@@ -98,7 +98,7 @@ fn videos_are_fetched_from_named_hosts_alone_and_no_further_than_they_may() -> a
 }
 
 async fn fetched(rig: &Rig, open: &Client) -> anyhow::Result<()> {
-    let (video, truth) = rig.demo_video(9, SECONDS)?;
+    let (video, truth) = clip(rig).await?;
     let asked = question(&truth, "retrieval")?;
     let address = host(std::fs::read(&video)?).await?;
     let (_server, port) = secure_host(video.parent().context("no directory")?).await?;
@@ -110,7 +110,7 @@ async fn fetched(rig: &Rig, open: &Client) -> anyhow::Result<()> {
     let client = &gateway.client;
 
     let both =
-        [(format!("http://{address}/clip.mp4?key=1"), "plain"), (format!("https://127.0.0.1:{port}/9.mp4"), "secure")];
+        [(format!("http://{address}/clip.mp4?key=1"), "plain"), (format!("https://127.0.0.1:{port}/5.mp4"), "secure")];
     for (url, job) in both {
         let answer = ask(client, &url, asked, job).await?.expect(200)?.json();
         ensure!(answer["object"] == "chat.completion", "{answer}");
@@ -132,7 +132,7 @@ async fn fetched(rig: &Rig, open: &Client) -> anyhow::Result<()> {
     }
     // No TLS there, and a host that is not named: by this gateway, and by one that names none.
     ask(client, &format!("https://{address}/clip.mp4?key=1"), asked, "refused").await?.problem(502, "fetch_failed")?;
-    for url in [format!("http://localhost:{port}/9.mp4"), "http://127.0.0.1:9/9.mp4".to_owned()] {
+    for url in [format!("http://localhost:{port}/5.mp4"), "http://127.0.0.1:9/5.mp4".to_owned()] {
         ask(client, &url, asked, "refused").await?.problem(403, "forbidden_path")?;
     }
     ask(open, &format!("http://{address}/clip.mp4"), asked, "refused").await?.problem(403, "forbidden_path")?;

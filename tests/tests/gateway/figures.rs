@@ -11,7 +11,7 @@ use tests::harness::Rig;
 use tokio::io::AsyncWriteExt;
 
 use super::client::{self, Client};
-use super::rig::{Alone, own};
+use super::rig::{Alone, clip, own};
 use super::{SECONDS, ensure_true, question};
 
 /// Jobs of each way.
@@ -42,7 +42,7 @@ async fn figures() -> anyhow::Result<()> {
 
 /// The same question about a kept video over the bus alone and over HTTP, in turn; and a video that is not kept, once.
 async fn overhead(rig: &Rig, client: &Client) -> anyhow::Result<()> {
-    let (video, truth) = rig.demo_video(1, SECONDS)?;
+    let (video, truth) = clip(rig).await?;
     let asked = question(&truth, "qa")?;
     let (mut bus, mut http) = (Vec::new(), Vec::new());
     for number in 0..=JOBS {
@@ -76,7 +76,7 @@ async fn overhead(rig: &Rig, client: &Client) -> anyhow::Result<()> {
 
 /// When a reader of server-sent events has an event after a subscriber of the bus has.
 async fn latency(rig: &Rig, client: &Client) -> anyhow::Result<()> {
-    let (video, truth) = rig.demo_video(1, SECONDS)?;
+    let (video, truth) = clip(rig).await?;
     let asked = question(&truth, "retrieval")?;
     let mut late = Vec::new();
     for number in 0..JOBS / 4 {

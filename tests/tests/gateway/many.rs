@@ -9,8 +9,8 @@ use tests::harness::Rig;
 use tokio::io::AsyncWriteExt;
 
 use super::client::{self, Client, EventStream};
-use super::rig::{Alone, with_pipeline};
-use super::{SECONDS, ensure_true, question, until};
+use super::rig::{Alone, clip, with_pipeline};
+use super::{ensure_true, question, until};
 
 /// Clients at once.
 const CLIENTS: usize = 50;
@@ -39,7 +39,7 @@ fn fifty_clients_at_once_get_their_answers_though_half_of_them_hardly_read() -> 
 async fn fifty(rig: &Rig, _: &Client) -> anyhow::Result<()> {
     let gateway = Alone::start(rig, "fifty", &[], &[]).await?;
     let client = &gateway.client;
-    let (video, truth) = rig.demo_video(11, SECONDS)?;
+    let (video, truth) = clip(rig).await?;
     let asked = question(&truth, "qa")?;
     let bytes = std::fs::read(&video)?;
     let first = client.form("/v1/files", &[], Some(("file", &bytes))).await?.expect(201)?.json();

@@ -77,7 +77,7 @@ def main():
     words = next(q for q in truth["questions"] if q["task"] == "qa")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1180, "height": 900})
+        page = browser.new_page(viewport={"width": 1180, "height": 960})
         said = []
         page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -112,6 +112,7 @@ def main():
         need(start - 0.1 <= now <= max(end, start + 1.0), f"the video is at {now} s, and the range begins at {start} s")
         page.locator("#video").evaluate("(video) => video.pause()")
         page.mouse.move(0, 0)
+        page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=SCREENSHOT)
 
         need(page.locator("#log li").count() > 3, "the events are not listed")

@@ -25,7 +25,7 @@ fn the_page_shows_the_true_ranges_of_a_video_that_is_dropped_on_it() -> anyhow::
 async fn driven(python: &Path, rig: &Rig, client: &Client) -> anyhow::Result<()> {
     let (video, _) = rig.demo_video(7, SECONDS)?;
     // The picture of deploy/README.md comes from here.
-    let screenshot = std::env::var("PAGE_SCREENSHOT").map_or(rig.dir.path().join("page.png"), Into::into);
+    let screenshot = std::env::var("PAGE_SCREENSHOT").map_or(rig.dir.path().join("page.jpg"), Into::into);
     let output = tokio::process::Command::new(python)
         .arg(root().join("tests/tests/gateway/page.py"))
         .arg(format!("http://{}/", client.address))

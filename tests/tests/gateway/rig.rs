@@ -5,11 +5,13 @@ use std::process::Stdio;
 use std::sync::{Arc, LazyLock, Weak};
 
 use anyhow::Context;
+use deploy::demo_video::truth::Truth;
 use tests::harness::{Rig, Setup, vidi};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
+use super::SECONDS;
 use super::client::Client;
 
 /// Capacity of the token stream: several of the tests' videos, and not one of which every picture is looked at.
@@ -19,6 +21,8 @@ pub const TOKEN_BYTES: u64 = 12 << 20;
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime starts"));
 /// Pipeline that tests share, while one of them runs.
 static SHARED: Mutex<Weak<(Rig, Client)>> = Mutex::const_new(Weak::new());
+/// Whoever makes the video of all tests.
+static MAKING: Mutex<()> = Mutex::const_new(());
 
 /// Runs a test on the pipeline that is shared by those which leave its processes alone.
 pub fn with_pipeline(test: impl AsyncFnOnce(&Rig, &Client) -> anyhow::Result<()>) -> anyhow::Result<()> {
@@ -54,6 +58,18 @@ pub async fn start(mut setup: Setup) -> anyhow::Result<(Rig, Client)> {
         log.lines().find_map(|line| line.strip_prefix("gateway: http://")).context("no gateway in the log")?;
     let client = Client { address: address.to_owned(), token: None };
     Ok((rig, client))
+}
+
+/// The video that most tests ask about, and its truth; made once for each pipeline.
+pub async fn clip(rig: &Rig) -> anyhow::Result<(PathBuf, Truth)> {
+    let _one_at_a_time = MAKING.lock().await;
+    let video = rig.media().join("5.mp4");
+    let truth = video.with_extension("json");
+    // The truth is written last.
+    if truth.is_file() {
+        return Ok((video, Truth::read(&truth).map_err(anyhow::Error::msg)?));
+    }
+    rig.demo_video(5, SECONDS)
 }
 
 /// Gateway alone, in a process and with a spool of its own, on the broker of a pipeline.

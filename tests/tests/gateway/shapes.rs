@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tests::harness::Rig;
 
 use super::client::Client;
-use super::rig::{Alone, with_pipeline};
+use super::rig::{Alone, clip, with_pipeline};
 use super::{SECONDS, ensure_true, events, question};
 
 /// Whether a text is `START-END, ...` of times of this many characters.
@@ -25,7 +25,7 @@ fn services_that_asked_an_earlier_server_get_the_answers_that_they_know() -> any
 }
 
 async fn earlier_wire(rig: &Rig, client: &Client) -> anyhow::Result<()> {
-    let (video, truth) = rig.demo_video(5, SECONDS)?;
+    let (video, truth) = clip(rig).await?;
     let path = video.to_string_lossy().into_owned();
     let asked = question(&truth, "retrieval")?;
     let bytes = std::fs::read(&video)?;
@@ -69,7 +69,7 @@ fn a_chat_about_a_video_is_answered_whole_and_in_chunks() -> anyhow::Result<()> 
 }
 
 async fn chats(rig: &Rig, client: &Client) -> anyhow::Result<()> {
-    let (video, truth) = rig.demo_video(6, SECONDS)?;
+    let (video, truth) = clip(rig).await?;
     let models = client.get("/v1/models").await?.expect(200)?.json();
     let model = models["data"][0]["id"].as_str().context("no model")?.to_owned();
     let url = format!("file://{}", video.display());

@@ -5,21 +5,19 @@ use serde_json::json;
 use tests::harness::Rig;
 
 use super::client::{self, Client};
-use super::rig::{Alone, with_pipeline};
-use super::{SECONDS, ensure_true, events, question, until};
+use super::rig::{Alone, clip, own, with_pipeline};
+use super::{ensure_true, events, question, until};
 
 /// Bytes that an upload may have here.
 const UPLOAD_BYTES: usize = 1 << 20;
 
-#[test]
-fn a_video_that_is_uploaded_twice_is_one_file_and_is_watched_once() -> anyhow::Result<()> {
-    with_pipeline(uploaded_twice)
-}
-
-async fn uploaded_twice(rig: &Rig, _: &Client) -> anyhow::Result<()> {
-    let gateway = Alone::start(rig, "twice", &[], &[]).await?;
+#[tokio::test(flavor = "multi_thread")]
+async fn a_video_that_is_uploaded_twice_is_one_file_and_is_watched_once() -> anyhow::Result<()> {
+    // Nobody else's video takes the place of the one that is kept.
+    let (rig, _) = own().await?;
+    let gateway = Alone::start(&rig, "twice", &[], &[]).await?;
     let client = &gateway.client;
-    let (video, truth) = rig.demo_video(4, SECONDS)?;
+    let (video, truth) = clip(&rig).await?;
     let bytes = std::fs::read(&video)?;
     let first = client.form("/v1/files", &[("purpose", "vision")], Some(("file", &bytes))).await?.expect(201)?.json();
     let id = first["id"].as_str().context("no id")?.to_owned();
