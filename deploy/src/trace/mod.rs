@@ -211,6 +211,16 @@ pub(crate) mod tests {
             timings,
             memory: BTreeMap::new(),
             model: ModelName::default(),
+            task: "qa".to_owned(),
+            supported: None,
+            parser: "text".to_owned(),
+            resolution_s: None,
+            boxes: Vec::new(),
+            reason: None,
+            pad_s: 0.0,
+            join_s: 0.0,
+            notes: Vec::new(),
+            answers: Vec::new(),
         };
         let mode = protocol::event::Mode::Streaming;
         vec![
