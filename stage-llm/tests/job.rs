@@ -130,7 +130,7 @@ fn a_seed_gives_the_same_answer_again() {
 #[test]
 fn a_request_that_cannot_be_answered_is_refused_before_anything_is_probed() {
     let mut other = request("a cat", 6);
-    other.task = "highlights".to_owned();
+    other.task = "summaries".to_owned();
     for asked in [other, request("", 6), request(&"x".repeat(100_000), 6)] {
         let mut port = port();
         let error = failure(answer(&asked, &mut port));

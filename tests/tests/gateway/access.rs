@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use protocol::error::StageName;
 use serde_json::json;
 use tests::harness::{Rig, Setup, signal, vidi};
 
@@ -47,6 +48,16 @@ async fn token(rig: &Rig, open: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What `/health` says while stage-llm's process is there and its model is not: it is stopped as soon as it runs.
+async fn health_while_loading(rig: &Rig, client: &Client) -> anyhow::Result<serde_json::Value> {
+    until("stage-llm has a process", async || Ok(!rig.pids(StageName::Llm).is_empty())).await?;
+    let loading = rig.pids(StageName::Llm)[0];
+    signal(loading, "STOP")?;
+    let health = client.get("/health").await;
+    signal(loading, "CONT")?;
+    Ok(health?.expect(503)?.json())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn health_says_which_stage_is_missing_until_it_is_loaded_again_and_down_ends_it_all() -> anyhow::Result<()> {
     let (mut rig, client) = start(Setup::default()).await?;
@@ -60,8 +71,12 @@ async fn health_says_which_stage_is_missing_until_it_is_loaded_again_and_down_en
     ensure!(health["stages"]["decode"]["state"] == "ready", "{health}");
     client.get("/readyz").await?.expect(503)?;
     client.get("/livez").await?.expect(200)?;
-    let loaded = client.post("/v1/load", &json!({ "stage": "llm" })).await?.expect(200)?.json();
+    let load = json!({ "stage": "llm" });
+    let (loaded, health) = tokio::join!(client.post("/v1/load", &load), health_while_loading(&rig, &client));
+    let (loaded, health) = (loaded?.expect(200)?.json(), health?);
     ensure!(loaded["loaded"] == json!(["llm"]), "{loaded}");
+    ensure!(health["stages"]["llm"]["state"] == "loading", "{health}");
+    ensure!(health["stages"]["llm"]["since_ms"].as_u64().is_some(), "{health}");
     client.get("/health").await?.expect(200)?;
     client.post("/v1/load", &json!({ "stage": "nothing" })).await?.problem(400, "bad_request")?;
 
