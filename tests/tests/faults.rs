@@ -59,6 +59,7 @@ cases! {
     jobs_are_answered_though_the_broker_comes_back_with_a_smaller_limit: show(broker::smaller_payload);
     jobs_are_answered_though_the_broker_stands_still: show(broker::paused);
     text_is_told_once_though_the_broker_stands_still_in_an_answer: show(broker::paused_in_an_answer);
+    answers_are_true_and_told_once_though_the_broker_stands_still_in_them: show(broker::paused_in_true_answers);
     jobs_are_answered_once_a_full_disk_has_room_again: show(broker::disk_full);
     garbage_on_any_subject_kills_nothing: show(messages::poison);
     a_poison_message_fails_its_own_job_and_is_kept: show(messages::poison_of_a_job);

@@ -49,7 +49,7 @@ async fn main() -> anyhow::Result<()> {
     }
     run!("kill" killed::any_stage, "deadly message" killed::by_a_message, "deadly job" killed::by_a_job,
         "owners" killed::two_owners, "supervisor" supervisor::killed, "end of a supervisor" supervisor::killed_for_good, "two supervisors" supervisor::two_at_once, "start" killed::start_together, "restart" broker::restarted,
-        "payload" broker::smaller_payload, "pause" broker::paused, "answer" broker::paused_in_an_answer, "disk" broker::disk_full, "garbage" messages::poison,
+        "payload" broker::smaller_payload, "pause" broker::paused, "answer" broker::paused_in_an_answer, "true answers" broker::paused_in_true_answers, "disk" broker::disk_full, "garbage" messages::poison,
         "poison" messages::poison_of_a_job, "refused" messages::refused_end, "duplicates" messages::duplicates, "order" messages::out_of_order, "lost" messages::lost,
         "full stream" flow::full_stream, "many" flow::no_deadlock, "slow" flow::slow_consumer, "long" flow::long_video, "cancel" ends::cancel,
         "waiting" ends::cancel_without_a_worker, "deadline" ends::deadline, "gone" ends::client_gone,
@@ -83,7 +83,7 @@ async fn main() -> anyhow::Result<()> {
                  `cargo build --workspace --bins`, on {} CPU cores, in {seconds:.0} s; CI runs the same cases at a smaller size \
                  (`cargo test --workspace --test faults`). Every case has real processes (`vidi up`) and a real broker. Answers are \
                  the demo model's about made videos: they are true, and have the token ids of the same questions asked undisturbed. \
-                 Cases that need an answer without end have the golden checkpoint `tied`, of random weights. Seconds are \
+                 Cases that need an answer without end, or of 1,500 tokens, have the golden checkpoint `tied`, of random weights. Seconds are \
                  those of the whole case, or, where the expected outcome names a time, of that.\n\n",
                 args.jobs,
                 args.seed,

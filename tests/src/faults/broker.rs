@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use deploy::up::supervisor::RESTARTING;
 use protocol::event::Event;
+use protocol::message::{JobId, JobRequest};
 
-use super::load::{self, Load, true_setup};
+use super::load::{self, Load, setup, true_setup};
 use super::long_answer::{LongAnswer, SCENE};
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
 use crate::disk::Disk;
-use crate::harness::{Rig, Setup, signal};
+use crate::harness::{Rig, Setup, signal, video};
 
 /// SIGKILL of the broker while jobs are in flight, and a new one on the same files.
 pub async fn restarted(scale: &Scale) -> Row {
@@ -83,13 +84,46 @@ pub async fn paused(scale: &Scale) -> Row {
 /// that pieces of text are sent again which the broker has stored.
 pub async fn paused_in_an_answer(scale: &Scale) -> Row {
     let rounds = (scale.jobs / 5).clamp(3, 40);
-    let expected = "one end each, true answers, every piece of text once and where it says that it stands";
+    let expected = "one end each, every piece of text once and where it says that it stands";
     let name = "broker stopped for 6 s in the middle of an answer".to_owned();
+    let case = Case { name, expected, bound_s: scale.bound(20.0 + rounds as f64 * 20.0) };
+    case.run(async {
+        let rig = Rig::start(setup(scale)).await?;
+        let clip = rig.media().join("answer.mp4");
+        video(&clip, 2)?;
+        let mut dice = Dice::new(scale.seed);
+        let pid = rig.broker.pid().context("broker is gone")?;
+        for round in 0..rounds {
+            let job = JobId::new(format!("answer-{round}"))?;
+            let request = JobRequest { max_new_tokens: 1500, ..JobRequest::new(job, clip.to_string_lossy(), "a dog") };
+            load::submit(&rig.bus, &request).await?;
+            load::wait_for(&rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
+            tokio::time::sleep(dice.pause(20, 800)).await;
+            signal(pid, "STOP")?;
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            signal(pid, "CONT")?;
+            rig.events(&request.job).await?;
+            let events = load::log_of(&rig.bus, &request.job).await;
+            let got = load::result(&events).with_context(|| load::tail(&rig))?;
+            load::told_once(&events, &got.text).with_context(|| format!("{}; {}", request.job, load::tail(&rig)))?;
+        }
+        load::empty(&rig).await?;
+        let injected = format!("SIGSTOP for 6 s in each of {rounds} answers of 1,500 tokens");
+        Ok(Seen { injected, observed: format!("{rounds} answers, text told once"), seconds: None })
+    })
+    .await
+}
+
+/// The same in the middle of many short answers, whose truth is known.
+pub async fn paused_in_true_answers(scale: &Scale) -> Row {
+    let rounds = (scale.jobs / 5).clamp(2, 20);
+    let expected = "one end each, true answers, every piece of text once and where it says that it stands";
+    let name = "broker stopped for 6 s in the middle of true answers".to_owned();
     let case = Case { name, expected, bound_s: scale.bound(20.0 + rounds as f64 * 20.0) };
     case.run(async {
         let rig = Rig::start(true_setup(scale)).await?;
         let (video, truth) = rig.demo_video(SCENE.0, SCENE.1)?;
-        let long = LongAnswer::new(&rig.bus, &video, &truth, 12).await.with_context(|| load::tail(&rig))?;
+        let long = LongAnswer::new(&rig.bus, &video, &truth).await.with_context(|| load::tail(&rig))?;
         let mut dice = Dice::new(scale.seed);
         let pid = rig.broker.pid().context("broker is gone")?;
         for round in 0..rounds {
@@ -105,7 +139,7 @@ pub async fn paused_in_an_answer(scale: &Scale) -> Row {
             long.check(&events).with_context(|| format!("{}; {}", request.job, load::tail(&rig)))?;
         }
         load::empty(&rig).await?;
-        let injected = format!("SIGSTOP for 6 s in each of {rounds} answers of {} tokens", long.tokens());
+        let injected = format!("SIGSTOP for 6 s in each of {rounds} jobs of 64 answers, {} tokens", long.tokens());
         Ok(Seen { injected, observed: format!("{rounds} true answers, text told once"), seconds: None })
     })
     .await

@@ -140,7 +140,7 @@ pub async fn two_owners(scale: &Scale) -> Row {
     case.run(async {
         let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..true_setup(scale) }).await?;
         let (video, truth) = rig.demo_video(SCENE.0, SCENE.1)?;
-        let long = LongAnswer::new(&rig.bus, &video, &truth, 12).await.with_context(|| load::tail(&rig))?;
+        let long = LongAnswer::new(&rig.bus, &video, &truth).await.with_context(|| load::tail(&rig))?;
         let mut takeovers = 0;
         let rounds = (scale.jobs / 16).clamp(1, 5);
         for round in 0..rounds {

@@ -16,6 +16,9 @@ use super::load::{self, followed};
 /// Seed of the scene whose questions are all answered truly, and its length, seconds.
 pub const SCENE: (u64, u32) = (1, 8);
 
+/// Questions of the job: as many as a job may have.
+const QUESTIONS: usize = 64;
+
 /// The questions, and the token ids of their true answers in an undisturbed run.
 pub struct LongAnswer {
     request: JobRequest,
@@ -23,13 +26,13 @@ pub struct LongAnswer {
 }
 
 impl LongAnswer {
-    /// Asks when each thing of a [`SCENE`] is there, `times` times each, in one job, and holds the answers against the truth.
+    /// Asks when each thing of a [`SCENE`] is there, again and again in one job, and holds the answers against the truth.
     ///
     /// # Errors
     /// That of the job, or an answer that is not true.
-    pub async fn new(bus: &Bus, video: &Path, truth: &Truth, times: usize) -> anyhow::Result<Self> {
+    pub async fn new(bus: &Bus, video: &Path, truth: &Truth) -> anyhow::Result<Self> {
         let questions: Vec<_> = truth.questions.iter().filter(|q| q.task == "retrieval").collect();
-        let all = questions.iter().cycle().take(questions.len() * times);
+        let all = questions.iter().cycle().take(QUESTIONS);
         let request = JobRequest {
             queries: all.clone().map(|q| q.query.clone()).collect(),
             max_new_tokens: 24,

@@ -40,7 +40,7 @@ pub async fn killed(scale: &Scale) -> Row {
         let mut up = place.up("up-0", &demo)?;
         let mut bus = up.ready(Role::Client).await?;
         let (video, truth) = demo_video(&place.media(), SCENE.0, SCENE.1)?;
-        let long = LongAnswer::new(&bus, &video, &truth, 12).await.with_context(|| up.log())?;
+        let long = LongAnswer::new(&bus, &video, &truth).await.with_context(|| up.log())?;
         let mut slowest = Duration::ZERO;
         for round in 1..=rounds {
             let request = long.request(&format!("killed-{round}"))?;
