@@ -73,7 +73,7 @@ fi
 if [ "${1:-}" = page ] && ! .vidi/page/bin/python -c 'import playwright' 2>/dev/null; then
   echo "installing: playwright below .vidi/page" >&2
   python3 -m venv .vidi/page
-  .vidi/page/bin/pip install -q playwright==1.63.0 >&2
+  .vidi/page/bin/pip install -q playwright==1.65.2 >&2
 fi
 
 # nvcc without a GPU or a driver, to see that every kernel compiles for the GPU that it is for.
