@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use deploy::up::supervisor::RESTARTING;
-use protocol::event::Event;
+use protocol::event::{Event, JobEvent};
 use protocol::message::{JobId, JobRequest};
 
 use super::load::{self, Load, setup, true_setup};
@@ -92,18 +92,10 @@ pub async fn paused_in_an_answer(scale: &Scale) -> Row {
         let clip = rig.media().join("answer.mp4");
         video(&clip, 2)?;
         let mut dice = Dice::new(scale.seed);
-        let pid = rig.broker.pid().context("broker is gone")?;
         for round in 0..rounds {
             let job = JobId::new(format!("answer-{round}"))?;
             let request = JobRequest { max_new_tokens: 1500, ..JobRequest::new(job, clip.to_string_lossy(), "a dog") };
-            load::submit(&rig.bus, &request).await?;
-            load::wait_for(&rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
-            tokio::time::sleep(dice.pause(20, 800)).await;
-            signal(pid, "STOP")?;
-            tokio::time::sleep(Duration::from_secs(6)).await;
-            signal(pid, "CONT")?;
-            rig.events(&request.job).await?;
-            let events = load::log_of(&rig.bus, &request.job).await;
+            let events = stopped_in_text(&rig, &request, &mut dice).await?;
             let got = load::result(&events).with_context(|| load::tail(&rig))?;
             load::told_once(&events, &got.text).with_context(|| format!("{}; {}", request.job, load::tail(&rig)))?;
         }
@@ -112,6 +104,19 @@ pub async fn paused_in_an_answer(scale: &Scale) -> Row {
         Ok(Seen { injected, observed: format!("{rounds} answers, text told once"), seconds: None })
     })
     .await
+}
+
+/// Submits a job, and stops the broker for 6 s soon after its first text; all that stands in its log in the end.
+async fn stopped_in_text(rig: &Rig, request: &JobRequest, dice: &mut Dice) -> anyhow::Result<Vec<JobEvent>> {
+    let broker = rig.broker.pid().context("broker is gone")?;
+    load::submit(&rig.bus, request).await?;
+    load::wait_for(rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
+    tokio::time::sleep(dice.pause(20, 800)).await;
+    signal(broker, "STOP")?;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    signal(broker, "CONT")?;
+    rig.events(&request.job).await?;
+    Ok(load::log_of(&rig.bus, &request.job).await)
 }
 
 /// The same in the middle of many short answers, whose truth is known.
@@ -125,17 +130,9 @@ pub async fn paused_in_true_answers(scale: &Scale) -> Row {
         let (video, truth) = rig.demo_video(SCENE.0, SCENE.1)?;
         let long = LongAnswer::new(&rig.bus, &video, &truth).await.with_context(|| load::tail(&rig))?;
         let mut dice = Dice::new(scale.seed);
-        let pid = rig.broker.pid().context("broker is gone")?;
         for round in 0..rounds {
             let request = long.request(&format!("answer-{round}"))?;
-            load::submit(&rig.bus, &request).await?;
-            load::wait_for(&rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
-            tokio::time::sleep(dice.pause(20, 800)).await;
-            signal(pid, "STOP")?;
-            tokio::time::sleep(Duration::from_secs(6)).await;
-            signal(pid, "CONT")?;
-            rig.events(&request.job).await?;
-            let events = load::log_of(&rig.bus, &request.job).await;
+            let events = stopped_in_text(&rig, &request, &mut dice).await?;
             long.check(&events).with_context(|| format!("{}; {}", request.job, load::tail(&rig)))?;
         }
         load::empty(&rig).await?;
