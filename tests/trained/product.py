@@ -67,10 +67,10 @@ class Product:
         with open(path) as f:
             return json.load(f)
 
-    def ask(self, video, task, query):
-        """-> the result as `vidi ask --json` prints it"""
-        command = [self.vidi, "ask", video, query, "--task", task, "--json", "--quiet"]
+    def ask(self, video, task, *queries):
+        """-> the result as `vidi ask --json` prints it; several queries are one job"""
+        command = [self.vidi, "ask", video, *queries, "--task", task, "--json", "--quiet"]
         done = subprocess.run(command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{video}: {query}: {done.stderr.strip()}\n{self.said().decode(errors='replace')[-3000:]}")
+            raise SystemExit(f"{video}: {', '.join(queries)}: {done.stderr.strip()}\n{self.said().decode(errors='replace')[-3000:]}")
         return json.loads(done.stdout)
