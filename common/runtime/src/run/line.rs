@@ -142,7 +142,8 @@ impl Line {
         }
     }
 
-    /// First job of a queue, if there is one now. A queue that is gone is made again.
+    /// First job of a queue, if there is one now. Queues that are gone are made again: all at once, as they go together and
+    /// nats-server 2.9.10 answers no look at one that is gone (ten waits of [`LOOK_WAIT`] one after the other).
     async fn look(&self, queue: &WorkQueue) -> Option<Delivery> {
         let look = async { queue.consumer().fetch().max_messages(1).messages().await.ok()?.next().await };
         // Without a limit, a look that a dying broker never answers would be the last one.
@@ -150,14 +151,19 @@ impl Line {
             Ok(Some(Ok(message))) => Delivery::new(&self.bus, message),
             Ok(Some(Err(error))) => {
                 tracing::debug!(%error, "look at a queue not answered");
-                queue.restore(&self.bus).await;
+                self.restore().await;
                 None
             }
             Ok(None) => None,
             Err(_) => {
-                queue.restore(&self.bus).await;
+                self.restore().await;
                 None
             }
         }
+    }
+
+    /// Makes the queues again that are gone.
+    async fn restore(&self) {
+        join_all(self.queues.iter().map(|(_, queue)| queue.restore(&self.bus))).await;
     }
 }

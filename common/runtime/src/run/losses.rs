@@ -42,6 +42,11 @@ impl Roll {
         jobs.retain(|(job, _)| !registry.has_ended(job));
         jobs.iter().cloned().collect()
     }
+
+    /// Strikes off a job that has ended.
+    fn strike(&self, job: &JobId) {
+        self.0.lock().expect("no holder panics. This is a bug.").retain(|(other, _)| other != job);
+    }
 }
 
 /// Looks, until `shutdown`, whether every stream is there. Every stage-llm worker does.
@@ -63,18 +68,22 @@ pub async fn watch(bus: Bus, line: Line, roll: Roll, registry: Registry, mut shu
         // Other workers may still be on their way back to the broker.
         tokio::time::sleep(EVERY).await;
         for (job, encoding) in roll.going(&registry) {
-            if !registry.is_in_flight(&job) {
-                end_if_lost(&bus, &line, &job, encoding).await;
+            if !registry.is_in_flight(&job) && end_if_lost(&bus, &line, &job, encoding).await {
+                // Or it would end again, for nobody, when the store is lost once more.
+                roll.strike(&job);
             }
         }
     }
 }
 
-/// Ends a job that stands in line no more and that nobody owns.
-async fn end_if_lost(bus: &Bus, line: &Line, job: &JobId, encoding: Encoding) {
+/// Ends a job that stands in line no more and that nobody owns. Returns whether it has ended now.
+async fn end_if_lost(bus: &Bus, line: &Line, job: &JobId, encoding: Encoding) -> bool {
     let mut log = EventLog::open(bus, job).await;
-    if log.ended().is_some() || line.holds(job).await || owner_is_there(bus, job).await {
-        return;
+    if log.ended().is_some() {
+        return true;
+    }
+    if line.holds(job).await || owner_is_there(bus, job).await {
+        return false;
     }
     log.write_as(encoding);
     log.note_admitted();
@@ -84,4 +93,5 @@ async fn end_if_lost(bus: &Bus, line: &Line, job: &JobId, encoding: Encoding) {
     tracing::error!(%job, %error, "job failed");
     // Refused only if the job has ended meanwhile.
     let _ = log.append(Event::Failed { error }).await;
+    true
 }
