@@ -8,6 +8,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use runtime::run::Shutdown;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -49,8 +50,11 @@ pub async fn serve(listener: TcpListener, router: Router, idle: Duration, most: 
 }
 
 async fn connection(stream: TcpStream, router: Router, idle: Duration, mut shutdown: Shutdown) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "setting TCP_NODELAY failed");
+    // TCP_USER_TIMEOUT ends a connection whose client takes nothing of what was written to it: its handler may have given up
+    // long ago, but hyper waits for the last bytes without an end, and the connection would stay counted.
+    let set = stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_tcp_user_timeout(Some(idle)));
+    if let Err(error) = set {
+        tracing::debug!(%error, "setting TCP_NODELAY and TCP_USER_TIMEOUT failed");
     }
     // Without half_close a client that hangs up ends the handler of its request.
     let connection = http1::Builder::new()

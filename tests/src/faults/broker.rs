@@ -60,8 +60,10 @@ pub async fn smaller_payload(scale: &Scale) -> Row {
 /// SIGSTOP of the broker for 15 s.
 pub async fn paused(scale: &Scale) -> Row {
     let expected = "every job answered truly, as in an undisturbed run; all stages there without a restart";
-    let case =
-        Case { name: "broker stopped for 15 s".to_owned(), expected, bound_s: scale.bound(45.0 + scale.jobs as f64) };
+    // From then on nats-server 2.9.10 forgets frames in its queue now and then, each of which is missed after six seconds.
+    let job_s = if scale.broker.is_some() { 1.5 } else { 1.0 };
+    let bound_s = scale.bound(45.0 + scale.jobs as f64 * job_s);
+    let case = Case { name: "broker stopped for 15 s".to_owned(), expected, bound_s };
     case.run(async {
         let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..true_setup(scale) }).await?;
         let load = Load::new(&rig).await?;

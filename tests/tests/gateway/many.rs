@@ -6,7 +6,8 @@ use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use serde_json::json;
 use tests::harness::Rig;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::client::{self, Client, EventStream};
 use super::rig::{Alone, clip, with_pipeline};
@@ -98,5 +99,25 @@ fn who_keeps_silent_half_way_is_given_up_and_leaves_nothing() -> anyhow::Result<
         let mut socket = gateway.client.send("POST", "/v1/files", &head, &form[..50_000], form.len()).await?;
         ensure!(client::head(&mut socket).await?.status == 408);
         until("nothing is left", async || Ok(gateway.spooled()?.is_empty())).await
+    })
+}
+
+/// More requests for the page than the buffers of two sockets hold answers to.
+const PAGES: usize = 600;
+
+#[test]
+fn who_takes_nothing_is_cut_off_and_makes_room_for_others() -> anyhow::Result<()> {
+    with_pipeline(async |rig, _| {
+        let gateway = Alone::start(rig, "full", &["http.idle_s=1", "http.connections=1"], &[]).await?;
+        let mut silent = TcpStream::connect(&gateway.client.address).await?;
+        let asked = format!("GET / HTTP/1.1\r\nhost: {}\r\n\r\n", gateway.client.address).repeat(PAGES);
+        silent.write_all(asked.as_bytes()).await?;
+        gateway.client.get("/").await?.expect(200)?;
+        let mut taken = Vec::new();
+        // What the system holds may still come; then the connection is reset, or ends.
+        let _ = silent.read_to_end(&mut taken).await;
+        let pages = taken.windows(6).filter(|text| text == b"200 OK").count();
+        ensure!((1..PAGES).contains(&pages), "{pages} of {PAGES} answers were sent to a client that took none");
+        Ok(())
     })
 }

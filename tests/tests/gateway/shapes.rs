@@ -188,3 +188,31 @@ async fn several(rig: &Rig, client: &Client) -> anyhow::Result<()> {
     client.post("/v1/jobs", &both).await?.problem(400, "bad_request")?;
     Ok(())
 }
+
+#[test]
+fn chapters_and_boxes_are_asked_for_as_any_other_task() -> anyhow::Result<()> {
+    with_pipeline(parts_and_boxes)
+}
+
+async fn parts_and_boxes(rig: &Rig, client: &Client) -> anyhow::Result<()> {
+    let (video, truth) = clip(rig).await?;
+    let body = json!({ "job": "chapters", "video": video, "task": "chapters", "max_new_tokens": 24 });
+    client.post("/v1/jobs", &body).await?.expect(202)?;
+    let (_, result) = events(client, "chapters", None).await?;
+    ensure!(result["kind"] == "result" && result["supported"] == "composite", "{result}");
+    // Nothing in a made video is a cut: it is one chapter, which the model's words name.
+    let ranges = result["ranges"].as_array().context("no ranges")?;
+    ensure!(ranges.len() == 1 && ranges[0]["start_s"] == 0.0, "{result}");
+    ensure!(ranges[0]["end_s"].as_f64().is_some_and(|end| (end - truth.duration).abs() < 0.5), "{result}");
+    ensure!(ranges[0]["title"] == result["answers"][0]["text"] && ranges[0]["title"] != "", "{result}");
+
+    let asked = question(&truth, "retrieval")?;
+    let body =
+        json!({ "job": "boxes", "video": video, "task": "grounding", "query": asked.query, "max_new_tokens": 24 });
+    client.post("/v1/jobs", &body).await?.expect(202)?;
+    let (_, result) = events(client, "boxes", None).await?;
+    // This model has never seen a box: it is said, and what is no box is not made one.
+    ensure!(result["kind"] == "result" && result["supported"] == "experimental", "{result}");
+    ensure!(result["boxes"].as_array().is_none_or(Vec::is_empty) && result["text"] != "", "{result}");
+    Ok(())
+}
