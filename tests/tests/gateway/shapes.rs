@@ -203,7 +203,7 @@ async fn parts_and_boxes(rig: &Rig, client: &Client) -> anyhow::Result<()> {
     // Nothing in a made video is a cut: it is one chapter, which the model's words name.
     let ranges = result["ranges"].as_array().context("no ranges")?;
     ensure!(ranges.len() == 1 && ranges[0]["start_s"] == 0.0, "{result}");
-    ensure!(ranges[0]["end_s"].as_f64().is_some_and(|end| (end - truth.duration).abs() < 0.5), "{result}");
+    ensure!(ranges[0]["end_s"].as_f64().is_some_and(|end| (end - f64::from(truth.seconds)).abs() < 0.5), "{result}");
     ensure!(ranges[0]["title"] == result["answers"][0]["text"] && ranges[0]["title"] != "", "{result}");
 
     let asked = question(&truth, "retrieval")?;
