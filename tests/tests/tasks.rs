@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, ensure};
 use deploy::client::{self, Events};
 use deploy::demo_video::truth::Answer;
-use protocol::error::StageName;
+use protocol::error::{ErrorKind, StageName};
 use protocol::event::{Event, JobEvent, JobResult, Supported, TimeRange};
 use protocol::message::{JobId, JobRequest};
 use tests::harness::{Rig, Setup, ffmpeg, signal, terminal, video, vidi};
@@ -140,6 +140,26 @@ async fn whoever_takes_over_several_questions_tells_of_each_answer_what_is_left(
     let planned = events.iter().filter(|e| matches!(e.event, Event::Planned { .. })).count();
     ensure!(planned == 2, "the job had one owner, and the test shows nothing: {events:?}");
     check_told(&events).with_context(|| rig.log())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_the_broker_does_not_take_ends_its_job_with_the_figures() -> anyhow::Result<()> {
+    // Results of this model without an end token are as long as they may be.
+    let rig =
+        Rig::start(Setup { max_payload: 16 << 10, set: vec!["llm.end_tokens=[1]".to_owned()], ..Setup::default() })
+            .await?;
+    let clip = rig.media().join("clip.mp4");
+    video(&clip, 4)?;
+    let queries: Vec<String> = (0..16).map(|n| format!("a dog {n}")).collect();
+    let queries: Vec<&str> = queries.iter().map(String::as_str).collect();
+    let job = JobRequest { max_new_tokens: 200, ..request("too-long", &clip, "qa", &queries)? };
+    let events = rig.answer(&job).await?;
+    let Event::Failed { error } = terminal(&events)? else { anyhow::bail!("{:?}", terminal(&events)) };
+    ensure!(error.kind == ErrorKind::DoesNotFit && error.hint.contains("max_payload"), "{error:?}");
+    ensure!(error.message.contains("messages of 15360"), "{error:?}");
+    let job = request("short", &clip, "qa", &queries[..1])?;
+    result(&rig.answer(&job).await?)?;
+    Ok(())
 }
 
 /// Pictures that move, each of another kind.

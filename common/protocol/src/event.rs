@@ -124,4 +124,18 @@ impl Event {
     pub fn is_terminal(&self) -> bool {
         matches!(self, Event::Result(_) | Event::Failed { .. } | Event::Cancelled { .. })
     }
+
+    /// What it is called on the wire, in `kind`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Event::Accepted {} => "accepted",
+            Event::Queued { .. } => "queued",
+            Event::Planned { .. } => "planned",
+            Event::Progress { .. } => "progress",
+            Event::Text { .. } => "text",
+            Event::Result(_) => "result",
+            Event::Failed { .. } => "failed",
+            Event::Cancelled { .. } => "cancelled",
+        }
+    }
 }

@@ -65,6 +65,8 @@ proptest! {
         same_for_clients(&probe);
         same_for_clients(&reply);
         same_for_clients(&event);
+        let text = serde_json::to_value(&event).unwrap();
+        prop_assert_eq!(&text["kind"], event.event.kind());
         same_for_clients(&control);
         same_for_clients(&answer);
     }

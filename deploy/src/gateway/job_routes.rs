@@ -102,12 +102,9 @@ pub async fn cancel(State(app): State<App>, Path(job): Path<String>) -> Result<J
 fn shown(event: &JobEvent) -> Value {
     let mut body = json!({ "job": event.job, "seq": event.seq, "at_ms": event.at_ms });
     body["state"] = json!(match &event.event {
-        Event::Accepted {} => "accepted",
-        Event::Queued { .. } => "queued",
         Event::Planned { .. } | Event::Progress { .. } | Event::Text { .. } => "running",
         Event::Result(_) => "done",
-        Event::Failed { .. } => "failed",
-        Event::Cancelled { .. } => "cancelled",
+        told => told.kind(),
     });
     match &event.event {
         Event::Result(result) => {

@@ -8,28 +8,21 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use async_nats::HeaderMap;
-use async_nats::jetstream::message::StreamMessage;
-
 pub use super::clock::now_ms;
 use super::conditional::{Conditional, Stored, message_id};
 use super::handle::Bus;
-use super::headers::headers;
+use super::headers::FencingToken;
+use super::past_events::{Tail, is_first, read_all, read_tail};
 use crate::subject::StreamName;
+use protocol::error::{ErrorKind, JobError};
 use protocol::event::{Event, JobEvent};
 use protocol::message::JobId;
 use protocol::wire::{self, Encoding};
 
-/// Header with the fencing token of the owner that wrote an event.
-const FENCING_TOKEN: &str = "Vidi-Claim";
 /// Logs opened by this process; tells their message ids apart.
 static OPENED: AtomicU64 = AtomicU64::new(0);
 /// Events that a job has before it has an owner: `accepted` and `queued`.
 const ADMITTED_EVENTS: u64 = 2;
-
-/// Number of one owner of a job; an owner that the job was delivered to later has a larger one. 0: nobody owns it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FencingToken(pub u64);
 
 /// Event that ended a job.
 #[derive(Clone, Debug)]
@@ -43,17 +36,6 @@ pub enum Refused {
     /// Another owner has written, with this token: the job was delivered to another worker since. Or the events that this log
     /// wrote are gone, and the id was admitted again as another job, which is whose log this is now.
     Superseded(FencingToken),
-}
-
-/// End of a job's log, as last seen.
-#[derive(Clone, Debug, Default)]
-struct Tail {
-    /// Sequence on the stream of the last event; 0 if there is none.
-    stream_sequence: u64,
-    event: Option<JobEvent>,
-    /// Token of the owner that wrote it; 0 if none did.
-    token: FencingToken,
-    encoding: Encoding,
 }
 
 /// Event on its way into the log.
@@ -146,7 +128,8 @@ impl EventLog {
         (self.token > FencingToken::default() && self.tail.token > self.token).then_some(self.tail.token)
     }
 
-    /// Appends an event; waits for a broker that is away.
+    /// Appends an event; waits for a broker that is away. One that the broker does not take, as it is too large for a message,
+    /// ends the job with the figures instead.
     ///
     /// # Errors
     /// [`Refused::Ended`] when the job has a terminal event, [`Refused::Superseded`] when a newer owner has written, or the id
@@ -163,7 +146,7 @@ impl EventLog {
             if let Some(newer) = self.superseded() {
                 return Err(Refused::Superseded(newer));
             }
-            let entry = self.entry(event.clone());
+            let entry = self.entry_that_fits(event.clone());
             let behind = self.tail.stream_sequence;
             let stored = match self.bus.store_behind(&entry.message).await {
                 Stored::At(sequence) => Some(sequence),
@@ -184,6 +167,21 @@ impl EventLog {
         }
     }
 
+    /// The next entry of this log, or the failure that takes its place.
+    fn entry_that_fits(&mut self, event: Event) -> Entry {
+        let entry = self.entry(event);
+        let (bytes, most) = (entry.message.body.len(), self.bus.max_message());
+        // A failure is as small as its sentence.
+        if bytes <= most || matches!(entry.event.event, Event::Failed { .. }) {
+            return entry;
+        }
+        let text = format!("an event of {bytes} bytes, and the broker takes messages of {most}");
+        let error = JobError::new(ErrorKind::DoesNotFit, text)
+            .hint("ask fewer questions in a job, or raise max_payload in the server's configuration (deploy/nats.conf sets 8 MB)");
+        tracing::error!(job = %self.job, %error, "job failed");
+        self.entry(Event::Failed { error })
+    }
+
     /// The next entry of this log as one message that is never made again: however often it is sent, its bytes, its id and
     /// its place are the same.
     fn entry(&mut self, event: Event) -> Entry {
@@ -192,13 +190,11 @@ impl EventLog {
         let event = JobEvent { v: wire::VERSION, job: self.job.clone(), seq, at_ms: self.bus.known_ms(), event };
         // A token stands until a newer one.
         let token = self.token.max(self.tail.token);
-        let mut headers = headers(&self.job);
-        headers.insert(FENCING_TOKEN, token.0.to_string().as_str());
         let message = Conditional {
             subject: self.bus.subjects().events(&self.job),
             // Names the writer too: the same place in the log written by another must be refused, not deduplicated.
             id: format!("{}{}/{seq}", self.signature(), self.appends),
-            headers,
+            headers: token.headers(&self.job),
             behind: self.tail.stream_sequence,
             body: wire::encode_as(self.tail.encoding, &event).into(),
         };
@@ -224,7 +220,7 @@ impl EventLog {
             self.tail.stream_sequence = message.sequence;
             match wire::decode_any::<JobEvent>(&message.payload) {
                 Ok(event) => {
-                    self.tail.token = token_of(&message.headers);
+                    self.tail.token = FencingToken::of(&message.headers);
                     // A job is admitted once: behind what was seen of one begins another.
                     self.taken |= self.has_begun() && is_first(&event);
                     // A broker that was killed may deliver a job twice with one number. Whoever comes second leaves.
@@ -275,49 +271,4 @@ impl EventLog {
         }
         written
     }
-}
-
-/// Whether an event is the one that a job's log begins with.
-fn is_first(event: &JobEvent) -> bool {
-    matches!(event.event, Event::Accepted {})
-}
-
-/// Every readable event of a job, with the message that it came in; waits for a broker that is away.
-async fn read_all(bus: &Bus, job: &JobId) -> Vec<(StreamMessage, JobEvent)> {
-    let subject = bus.subjects().events(job);
-    let mut events = Vec::new();
-    let mut from = 1;
-    while let Some(message) = bus.first_from(StreamName::Events, &subject, from).await {
-        from = message.sequence + 1;
-        if let Ok(event) = wire::decode_any::<JobEvent>(&message.payload) {
-            events.push((message, event));
-        }
-    }
-    events
-}
-
-/// Reads the last event on a job's subject, waiting for a broker that is away.
-async fn read_tail(bus: &Bus, job: &JobId) -> Tail {
-    let subject = bus.subjects().events(job);
-    let Some(message) = bus.last_on(StreamName::Events, &subject).await else { return Tail::default() };
-    if let Ok(event) = wire::decode_any::<JobEvent>(&message.payload) {
-        return tail(&message, event, message.sequence);
-    }
-    // A stranger wrote there: the log goes on behind it, from the last event that can be read.
-    tracing::warn!(%job, "event unreadable, skipped");
-    bus.note_unreadable();
-    let events = read_all(bus, job).await;
-    match events.into_iter().next_back() {
-        Some((readable, event)) => tail(&readable, event, message.sequence.max(readable.sequence)),
-        None => Tail { stream_sequence: message.sequence, ..Tail::default() },
-    }
-}
-
-fn tail(message: &StreamMessage, event: JobEvent, stream_sequence: u64) -> Tail {
-    let token = token_of(&message.headers);
-    Tail { stream_sequence, event: Some(event), token, encoding: Encoding::of(&message.payload) }
-}
-
-fn token_of(headers: &HeaderMap) -> FencingToken {
-    FencingToken(headers.get(FENCING_TOKEN).and_then(|t| t.as_str().parse().ok()).unwrap_or(0))
 }

@@ -90,9 +90,13 @@ impl Bus {
     /// would not hold a few of them.
     pub fn max_body(&self) -> usize {
         let stream = self.config.stream_bytes.max(0) as usize / STREAM_MESSAGES;
+        self.max_message().min(stream.saturating_sub(HEADER_BYTES)).min(self.config.message_bytes)
+    }
+
+    /// Bytes of a body that the server takes, in one message with our headers.
+    pub fn max_message(&self) -> usize {
         // Each connection hears of the limit when it is made again; until both have, the smaller one holds.
-        let max_payload = self.client.max_payload().min(self.outlet.client().max_payload());
-        max_payload.min(stream).saturating_sub(HEADER_BYTES).min(self.config.message_bytes)
+        self.client.max_payload().min(self.outlet.client().max_payload()).saturating_sub(HEADER_BYTES)
     }
 
     /// Publishes one message that may be lost.

@@ -1,4 +1,4 @@
-//! Headers of messages about a job, and which attempt at its work a message belongs to.
+//! Headers of messages about a job: which attempt at its work a message belongs to, and which owner wrote an event.
 
 use async_nats::HeaderMap;
 
@@ -6,6 +6,9 @@ use protocol::message::JobId;
 
 /// Header with the number of a later [`Attempt`].
 const ATTEMPT: &str = "Vidi-Attempt";
+
+/// Header with the fencing token of the owner that wrote an event.
+const FENCING_TOKEN: &str = "Vidi-Claim";
 
 /// Headers of every message about a job (PROTOCOL.md).
 pub fn headers(job: &JobId) -> HeaderMap {
@@ -45,6 +48,24 @@ impl Attempt {
             Some((kind, offset)) if self.0 > 0 => format!("{kind}-again-{}/{offset}", self.0),
             _ => first,
         }
+    }
+}
+
+/// Number of one owner of a job; an owner that the job was delivered to later has a larger one. 0: nobody owns it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FencingToken(pub u64);
+
+impl FencingToken {
+    /// Token of the owner that wrote a message with these headers.
+    pub fn of(headers: &HeaderMap) -> Self {
+        FencingToken(headers.get(FENCING_TOKEN).and_then(|t| t.as_str().parse().ok()).unwrap_or(0))
+    }
+
+    /// Headers of an event that the owner writes.
+    pub fn headers(self, job: &JobId) -> HeaderMap {
+        let mut headers = headers(job);
+        headers.insert(FENCING_TOKEN, self.0.to_string().as_str());
+        headers
     }
 }
 

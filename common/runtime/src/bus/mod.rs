@@ -4,7 +4,7 @@
 //! `connect` (who a process is to the broker), `headers` (what stands beside a body), [`size`] and [`streams`] (what exists
 //! on the server), `queue` (work queues), `tries` (asking until the broker answers, with `held_up`), `publish` (storing a
 //! message), [`follow`] (reading a subject for as long as it takes), `conditional` (writing behind a known message), `clock`
-//! and `time` (what time it is there), [`events`] (what a client hears), `purge` (what a job leaves behind), [`capacity`]
+//! and `time` (what time it is there), [`events`] (what a client hears, with `past_events`), `purge` (what a job leaves behind), [`capacity`]
 //! (whose tokens fit the token stream).
 
 mod address;
@@ -18,6 +18,7 @@ pub mod follow;
 mod handle;
 mod headers;
 mod held_up;
+mod past_events;
 mod publish;
 mod purge;
 mod queue;
@@ -29,6 +30,6 @@ mod tries;
 
 pub use error::{BusError, BusErrorKind};
 pub use handle::Bus;
-pub use headers::{Attempt, headers};
+pub use headers::{Attempt, FencingToken, headers};
 pub use queue::WorkQueue;
 pub use role::Role;

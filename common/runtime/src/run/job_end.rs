@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::bus::events::{FencingToken, Refused};
+use crate::bus::FencingToken;
+use crate::bus::events::Refused;
 use protocol::event::CancelledBy;
 
 /// Reason for which work on a job stops before its answer.

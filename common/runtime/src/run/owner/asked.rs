@@ -2,7 +2,7 @@
 
 use super::missing;
 use crate::bus::Attempt;
-use crate::bus::events::FencingToken;
+use crate::bus::FencingToken;
 use protocol::coverage::VideoCoverage;
 use protocol::message::DecodeRequest;
 

@@ -2,7 +2,8 @@
 
 use super::fencing;
 use super::worker::{Settled, Worker};
-use crate::bus::events::{EventLog, FencingToken};
+use crate::bus::FencingToken;
+use crate::bus::events::EventLog;
 use crate::run::dead::bury;
 use crate::run::inbox::Delivery;
 use crate::run::registry::InFlight;

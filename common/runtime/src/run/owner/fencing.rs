@@ -1,6 +1,6 @@
 //! Fencing tokens: of two owners of one job, the one that it was delivered to later has the larger one.
 
-use crate::bus::events::FencingToken;
+use crate::bus::FencingToken;
 use crate::run::inbox::Delivery;
 
 /// Deliveries of one message that have tokens of their own.

@@ -57,7 +57,7 @@ impl<O> Worker<'_, O> {
         match ended {
             Ok(()) => {}
             Err(Refused::Ended(other)) => {
-                tracing::info!(kind = ?std::mem::discriminant(&other.0.event), "job had ended already");
+                tracing::info!(end = other.0.event.kind(), "job had ended already");
             }
             Err(Refused::Superseded(newer)) => {
                 self.listener.forget(&job);

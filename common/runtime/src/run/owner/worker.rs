@@ -3,7 +3,7 @@
 use super::clearing::Clearing;
 use super::fencing;
 use crate::bus::Bus;
-use crate::bus::events::FencingToken;
+use crate::bus::FencingToken;
 use crate::run::engine::Engine;
 use crate::run::inbox::Delivery;
 use crate::run::listener::Listener;
