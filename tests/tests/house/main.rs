@@ -1,4 +1,5 @@
-//! Checks of house rules that no compiler makes: the length of functions, and import circles between files.
+//! Checks of house rules that no compiler makes: the length of functions, import circles between files, and examples in
+//! documentation.
 //!
 //! In reading order: [`source`] (source files without comments, literals and tests), [`functions`], [`imports`], and the
 //! checks of this repository. tests/invariants.sh checks the dependencies between crates.
@@ -6,6 +7,8 @@
 mod functions;
 mod imports;
 mod source;
+
+use std::path::Path;
 
 use functions::functions;
 use source::{Crate, crates};
@@ -44,6 +47,27 @@ fn no_files_of_a_crate_import_each_other_in_a_circle() {
         found.is_empty(),
         "files that import each other in a circle: move what both need to a file of its own, or to the side that makes \
          the arrow single\n{}",
+        found.join("\n")
+    );
+}
+
+#[test]
+fn no_documentation_has_an_example_which_nobody_would_run() {
+    let mut found = Vec::new();
+    for file in crates().into_iter().flat_map(|c| c.files) {
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(&file.path)).unwrap();
+        let fences = text.lines().map(str::trim_start).filter_map(|line| {
+            let said = line.strip_prefix("//!").or_else(|| line.strip_prefix("///"))?;
+            said.trim_start().strip_prefix("```")
+        });
+        // Each second fence ends a block.
+        for language in fences.step_by(2).filter(|language| *language != "text") {
+            found.push(format!("{}: ```{language}", file.path.display()));
+        }
+    }
+    assert!(
+        found.is_empty(),
+        "examples in documentation, which tests/run.sh does not run (--all-targets): make tests of them, or text\n{}",
         found.join("\n")
     );
 }
