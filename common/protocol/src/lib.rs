@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`error`] (why a job fails), [`job_id`], [`plan`] (totals of a video), [`tensor`] (numbers as
 //! bytes), [`message`], [`event`], [`control`] and [`report`] (what travels), [`wire`] and [`wire_error`] (bytes to
-//! messages and back), [`rows`] (which rows are there), [`coverage`] (of how many), [`stage`] (what a stage is),
+//! messages and back) with [`json`], [`rows`] (which rows are there), [`coverage`] (of how many), [`stage`] (what a stage is),
 //! [`memory`] (what a process holds), [`bytes`] (sizes for a person).
 
 pub mod bytes;
@@ -11,6 +11,7 @@ pub mod coverage;
 pub mod error;
 pub mod event;
 pub mod job_id;
+pub mod json;
 pub mod memory;
 pub mod message;
 pub mod plan;

@@ -8,6 +8,7 @@ use axum::extract::Request;
 use axum::http::header;
 use futures::StreamExt;
 use protocol::bytes::Bytes;
+use protocol::json::unmarked;
 use protocol::message::{JobId, JobRequest};
 use protocol::wire::Message;
 use serde_json::{Map, Value, json};
@@ -74,7 +75,7 @@ pub async fn json_body(app: &State, request: Request) -> Result<Map<String, Valu
         }
         body.extend_from_slice(&chunk);
     }
-    match serde_json::from_slice(&body) {
+    match serde_json::from_slice(unmarked(&body)) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Problem::bad_request("its body is JSON, and no object")),
         Err(e) => Err(Problem::bad_request(format!("its body is no JSON: {e}")).hint("send a JSON object, or a form")),

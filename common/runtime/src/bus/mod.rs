@@ -29,6 +29,6 @@ mod tries;
 
 pub use error::{BusError, BusErrorKind};
 pub use handle::Bus;
-pub use headers::{Attempt, headers};
+pub use headers::{Attempt, headers, job_of};
 pub use queue::WorkQueue;
 pub use role::Role;
