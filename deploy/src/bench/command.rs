@@ -10,6 +10,7 @@ use runtime::process::{Exit, Fatal};
 use super::load::{LoadSource, RecordedLoad};
 use super::{failed, pipeline, show, stage};
 
+use crate::replace;
 /// Arguments of `vidi bench`.
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["stage", "pipeline"]))]
@@ -110,7 +111,7 @@ impl Bench {
 
     fn write(&self, object: &serde_json::Value) -> Result<(), Fatal> {
         let Some(path) = &self.json else { return Ok(()) };
-        std::fs::write(path, object.to_string()).map_err(|e| usage(&format!("{}: {e}", path.display())))
+        replace::write(path, object.to_string().as_bytes()).map_err(|e| usage(&format!("{}: {e}", path.display())))
     }
 
     fn draw(&self, plot: impl Fn(&Path) -> std::io::Result<()>) -> Result<(), Fatal> {

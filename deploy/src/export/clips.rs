@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::ffmpeg::{arguments, clip_name};
 use super::{Cut, Export, process};
 
+use crate::replace::Unfinished;
 /// Files of all ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Clips {
@@ -35,9 +36,7 @@ pub async fn cut(export: &Export, dir: &Path) -> Result<Clips, String> {
     let mut clips = Clips::default();
     for (at, cut) in export.cuts.iter().enumerate() {
         let file = dir.join(clip_name(export, at + 1));
-        let frames = run(export, cut, &file).await.map_err(|why| {
-            // There may be none.
-            let _ = std::fs::remove_file(&file);
+        let frames = written(export, cut, &file).await.map_err(|why| {
             let (clock, ticks) = (export.clock(), export.ticks(cut));
             let [from, to] = [ticks.start, ticks.end].map(|tick| clock.stamp(tick, '.'));
             let (number, all) = (at + 1, export.cuts.len());
@@ -57,6 +56,14 @@ pub async fn cut(export: &Export, dir: &Path) -> Result<Clips, String> {
         clips.files.push(file);
     }
     Ok(clips)
+}
+
+/// Writes one clip, as [`run`].
+async fn written(export: &Export, cut: &Cut, file: &Path) -> Result<Option<u64>, String> {
+    let clip = Unfinished::begin(file).map_err(|e| e.to_string())?;
+    let frames = run(export, cut, clip.path()).await?;
+    clip.finish().map_err(|e| e.to_string())?;
+    Ok(frames)
 }
 
 /// Runs ffmpeg for one clip; the number of frames that it says it wrote.

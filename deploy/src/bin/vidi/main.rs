@@ -79,7 +79,11 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             let replicas = supervisor::replicas(&replicas).map_err(|e| Fatal(Exit::Usage, e))?;
             checkpoints::show_plan(&config, model.as_deref(), &replicas, &video_seconds, json)
         }
-        Command::Quantize { model, to, out } => checkpoints::write_quantized(&model, to, &out),
+        Command::Quantize { model, to, out } => {
+            // Ctrl-C leaves nothing of an unfinished file.
+            let stop = runtime.block_on(async { on_signal() });
+            checkpoints::write_quantized(&model, to, &out, &stop)
+        }
         Command::Bench(bench) => {
             up::use_model(&mut config, bench.model.clone())?;
             warn_of_random_weights(&config);

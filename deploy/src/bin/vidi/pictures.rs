@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use deploy::export::media::Media;
 use deploy::export::raster::{self, Raster};
 use deploy::export::{Export, contact_sheet, process, timeline};
+use deploy::replace;
 
 use crate::cli::Exports;
 use crate::export::writable;
@@ -99,7 +100,7 @@ async fn written(file: &Path, svg: Result<String, String>, raster: Option<Raster
         (svg, _) => svg.map(String::into_bytes),
     };
     let named = |why: String| format!("{}: {why}", file.display());
-    std::fs::write(file, bytes.map_err(named)?).map_err(|e| named(e.to_string()))
+    replace::write(file, &bytes.map_err(named)?).map_err(|e| named(e.to_string()))
 }
 
 /// Ending of a file's name, in small letters; empty without one.
