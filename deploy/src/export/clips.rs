@@ -1,11 +1,12 @@
 //! Clips: every range cut out of the media by ffmpeg, exact to the frame.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::ffmpeg::{arguments, clip_name};
 use super::{Cut, Export, process};
-
 use crate::replace::Unfinished;
+
 /// Files of all ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Clips {
@@ -29,8 +30,8 @@ pub async fn check(dir: &Path) -> Result<(), String> {
 /// Cuts each range to a file of its own in `dir`, which is made if it is not there; files of the same names are replaced.
 ///
 /// # Errors
-/// The first clip that fails, by its name and range, with ffmpeg's last words. What was cut before it stays; the clip itself
-/// is removed.
+/// The first clip that fails, by its name and range, with ffmpeg's last words. What was cut before it stays, and what
+/// had its name before.
 pub async fn cut(export: &Export, dir: &Path) -> Result<Clips, String> {
     std::fs::create_dir_all(dir).map_err(|e| format!("no directory {} for clips: {e}", dir.display()))?;
     let mut clips = Clips::default();
@@ -68,8 +69,8 @@ async fn written(export: &Export, cut: &Cut, file: &Path) -> Result<Option<u64>,
 
 /// Runs ffmpeg for one clip; the number of frames that it says it wrote.
 async fn run(export: &Export, cut: &Cut, file: &Path) -> Result<Option<u64>, String> {
-    let report = ["-progress", "pipe:1", "-nostats"].map(str::to_owned);
-    let progress = process::run(report.into_iter().chain(arguments(export, cut, &file.to_string_lossy()))).await?;
+    let report = ["-progress", "pipe:1", "-nostats"].map(OsString::from);
+    let progress = process::run(report.into_iter().chain(arguments(export, cut, file))).await?;
     Ok(frames_of(&String::from_utf8_lossy(&progress)))
 }
 

@@ -1,6 +1,7 @@
 //! Stages as child processes: started, restarted when they die, drained at the end.
 
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -217,7 +218,8 @@ impl Replica {
             .unwrap_or_else(|_| std::thread::available_parallelism().map_or(1, usize::from).to_string());
         let mut command = Command::new(program);
         // The configuration is merged: a stage has no use for what it was merged from.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(layers::PREFIX)) {
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(layers::PREFIX.as_bytes()))
+        {
             command.env_remove(name);
         }
         command

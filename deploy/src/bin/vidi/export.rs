@@ -67,8 +67,10 @@ impl Plan {
         if let Some(dir) = clips {
             clips::check(dir).await.map_err(wrong)?;
             if local.is_none() {
-                let text =
-                    format!("--clips cuts a video of this host, and {} is not here: export .sh instead", ask.video);
+                let text = format!(
+                    "--clips cuts a video of this host, and {} is not here: export .sh instead",
+                    ask.video.display()
+                );
                 return Err(wrong(text));
             }
         }

@@ -26,7 +26,7 @@ impl Pictures {
     /// # Errors
     /// For a file that cannot be written or whose ending says no format, a video that is not on this host, and where no
     /// picture can be drawn.
-    pub async fn new(exports: &Exports, video: &str, local: Option<&Path>) -> Result<Self, String> {
+    pub async fn new(exports: &Exports, video: &Path, local: Option<&Path>) -> Result<Self, String> {
         let Exports { timeline, contact_sheet, sheet_rows, .. } = exports;
         let timeline = timeline.as_ref().map(|file| Ok::<_, String>((file.clone(), form(file)?))).transpose()?;
         if let Some((file, _)) = &timeline {
@@ -41,7 +41,7 @@ impl Pictures {
         let pictures = Pictures { timeline, sheet: contact_sheet.clone(), rows: *sheet_rows as usize };
         let Some(option) = pictures.first() else { return Ok(pictures) };
         if local.is_none() {
-            return Err(format!("{option} shows frames of a video of this host, and {video} is not here"));
+            return Err(format!("{option} shows frames of a video of this host, and {} is not here", video.display()));
         }
         process::check(option).await?;
         if pictures.sheet.is_some() || matches!(pictures.timeline, Some((_, Some(_)))) {
