@@ -157,7 +157,7 @@ fn a_flag_wins_over_a_variable_and_an_empty_variable_is_not_set_in_any_process()
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.success(), "{elsewhere}: {}: {said}", output.status);
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-        ensure!(answer["token_ids"].as_array().is_some_and(|ids| ids.len() == 2), "{answer}");
+        ensure!(answer["token_ids"].as_array().is_some_and(|ids| !ids.is_empty()), "{answer}");
     }
     let unset = print(None, &empty.map(|name| (name, "")), &[])?;
     ensure!(unset.status.success() && unset.stdout == print(None, &[], &[])?.stdout);

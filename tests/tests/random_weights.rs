@@ -299,7 +299,7 @@ fn inspect_refuses_a_converted_checkpoint_by_name_and_tells_of_other_end_tokens(
         (
             serde_json::json!({"rope_theta": 50000.0, "rope_type": "linear", "factor": 2.0}),
             6,
-            "rope_parameters.factor = 2.0 is not supported",
+            "rope_parameters.rope_type = \"linear\" is not supported",
         ),
     ] {
         newer["rope_parameters"] = parameters;

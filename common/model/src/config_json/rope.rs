@@ -25,7 +25,9 @@ pub fn refused(config: &Map<String, Value>) -> Option<(String, Value, String)> {
         let Some(parameters) = value.as_object() else {
             return Some((outer.to_owned(), value.clone(), "an object".to_owned()));
         };
-        for (key, value) in parameters.iter().filter(|(_, value)| !value.is_null()) {
+        // The kind says more than its figures: it is looked at first.
+        let (kinds, figures): (Vec<_>, Vec<_>) = parameters.iter().partition(|(key, _)| KINDS.contains(&key.as_str()));
+        for (key, value) in kinds.into_iter().chain(figures).filter(|(_, value)| !value.is_null()) {
             let supported = match key.as_str() {
                 THETA if outer == PARAMETERS => wrong_theta(config, value),
                 "partial_rotary_factor" => (value.as_f64() != Some(1.0)).then(|| "1".to_owned()),

@@ -171,9 +171,10 @@ mod tests {
             ),
             (
                 json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
-                ["rope_scaling.factor = 2.0", "without this key", "Vidi"],
+                ["rope_scaling.rope_type = \"linear\"", "only \"default\"", "Vidi"],
             ),
             (json!({"rope_scaling": {"type": "dynamic"}}), ["rope_scaling.type = \"dynamic\"", "\"default\"", "Vidi"]),
+            (json!({"rope_scaling": {"factor": 8.0}}), ["rope_scaling.factor = 8.0", "without this key", "Vidi"]),
             (json!({"rope_scaling": "linear"}), ["rope_scaling = \"linear\"", "only an object", "Vidi"]),
             (
                 json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}),
