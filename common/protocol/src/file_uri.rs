@@ -49,12 +49,15 @@ pub fn path(text: &str) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-/// What follows scheme and host of a `file:` URI; none for what is no such URI. The host is taken to be this one.
+/// What follows scheme and host of a `file:` URI; none for what is no such URI, or one of another host.
 fn local_part(text: &str) -> Option<&str> {
     let (scheme, rest) = text.split_at_checked(SCHEME.len())?;
-    scheme
-        .eq_ignore_ascii_case(SCHEME)
-        .then(|| rest.strip_prefix("//").map_or(rest, |host| host.find('/').map_or(rest, |at| &host[at..])))
+    if !scheme.eq_ignore_ascii_case(SCHEME) {
+        return None;
+    }
+    let Some(authority) = rest.strip_prefix("//") else { return Some(rest) };
+    let (host, path) = authority.split_at(authority.find('/')?);
+    matches!(host, "" | "localhost").then_some(path)
 }
 
 #[cfg(test)]
@@ -84,6 +87,8 @@ mod tests {
             ("FILE:/x%20y.mp4", "/x y.mp4"),
             ("file://localhost/x.mp4", "/x.mp4"),
             ("file:///100%.mp4", "/100%.mp4"),
+            ("file://elsewhere/x.mp4", "file://elsewhere/x.mp4"),
+            ("file://elsewhere", "file://elsewhere"),
             ("/file:/x", "/file:/x"),
             ("\u{e9}\u{e9}\u{e9}", "\u{e9}\u{e9}\u{e9}"),
         ] {
