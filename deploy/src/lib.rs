@@ -4,7 +4,8 @@
 //! cancel), [`ask`] (one question), [`export`] (its answer as files for editors), [`model`](mod@model) (a checkpoint:
 //! inspected, planned for, quantized, made up), [`bench`] (how fast), [`eval`] (how right), [`plot`] (pictures of both),
 //! [`trace`](mod@trace) (where a job's time went), [`draw`] (pictures of answers and jobs), [`recording`] (what passed over the
-//! bus, to a file and back), [`demo_video`] (videos with a known truth), [`gateway`] (all this over HTTP).
+//! bus, to a file and back), [`demo_video`] (videos with a known truth), [`gateway`] (all this over HTTP), [`replace`]
+//! (files that a command line names).
 
 pub mod ask;
 pub mod bench;
@@ -17,5 +18,6 @@ pub mod gateway;
 pub mod model;
 pub mod plot;
 pub mod recording;
+pub mod replace;
 pub mod trace;
 pub mod up;

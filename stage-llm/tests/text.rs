@@ -85,6 +85,40 @@ fn a_question_that_is_too_long_is_refused_with_the_figures() {
 }
 
 #[test]
+fn truncation_and_padding_that_a_file_stores_change_no_prompt() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    let question = "0123456789".repeat(3);
+    let plain = prompter(dir.path(), 100).encode(&question).unwrap();
+    let untouched = fixture::tokenizer().to_string().parse::<tokenizers::Tokenizer>().unwrap();
+    let truncation = |direction: &str| serde_json::json!({"direction": direction, "max_length": 7, "strategy": "LongestFirst", "stride": 0});
+    let padding = |strategy: serde_json::Value, direction: &str| {
+        serde_json::json!({"strategy": strategy, "direction": direction, "pad_to_multiple_of": 64,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"})
+    };
+    let none = serde_json::Value::Null;
+    for (truncation, padding) in [
+        (truncation("Right"), none.clone()),
+        (truncation("Left"), none.clone()),
+        (none.clone(), padding("BatchLongest".into(), "Right")),
+        (none.clone(), padding(serde_json::json!({"Fixed": 90}), "Left")),
+        (truncation("Right"), padding(serde_json::json!({"Fixed": 90}), "Right")),
+    ] {
+        let mut tokenizer = fixture::tokenizer();
+        (tokenizer["truncation"], tokenizer["padding"]) = (truncation, padding);
+        let text = tokenizer.to_string();
+        std::fs::write(&path, &text).unwrap();
+        // As it is stored, it does something to the prompt's pieces.
+        let stored = text.parse::<tokenizers::Tokenizer>().unwrap();
+        let [_, after] = pieces(&question);
+        let length = |tokenizer: &tokenizers::Tokenizer| tokenizer.encode_fast(after.as_str(), true).unwrap().len();
+        assert_ne!(length(&stored), length(&untouched), "{text}");
+        let prompter = stage_llm::text::prompt::Prompter::open(&path, 512, 100).unwrap();
+        assert_eq!(prompter.encode(&question).unwrap(), plain, "{text}");
+    }
+}
+
+#[test]
 fn a_tokenizer_that_is_missing_damaged_or_too_large_is_named() {
     use model::checkpoint::CheckpointErrorKind::{Malformed, Missing};
     let dir = tempfile::tempdir().unwrap();

@@ -92,7 +92,7 @@ async fn clips_and_the_scripts_clips_begin_and_end_with_the_very_frames_of_their
         ensure!(cut.files.len() == 3 && cut.uneven.is_empty(), "{what}: {cut:?}");
 
         let script = dir.path().join("cut.sh");
-        std::fs::write(&script, commands::script(export))?;
+        std::fs::write(&script, commands::script(export).map_err(anyhow::Error::msg)?)?;
         let status = Command::new("sh").arg(&script).current_dir(dir.path()).stdin(Stdio::null()).status()?;
         ensure!(status.success(), "{what}: the script ended with {status}");
         for (at, (range, file)) in export.cuts.iter().zip(&cut.files).enumerate() {
@@ -117,7 +117,7 @@ async fn a_clip_that_fails_is_an_error_that_names_it_and_leaves_no_file() -> any
     let error = clips::cut(&export, &clips).await.err().context("a clip of nothing")?;
     ensure!(error.contains("clip 2 of 3") && error.contains("sample-02.mp4"), "{error}");
     ensure!(clips.join("sample-01.mp4").is_file() && !clips.join("sample-02.mp4").exists(), "{error}");
-    export.media.path = "/gone.mp4".to_owned();
+    export.media.path = "/gone.mp4".into();
     let error = clips::cut(&export, &clips).await.err().context("a clip of no file")?;
     ensure!(error.contains("clip 1 of 3") && error.contains("No such file"), "{error}");
     Ok(())

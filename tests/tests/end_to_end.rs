@@ -269,6 +269,42 @@ async fn clients_may_speak_json_submit_twice_and_come_late() -> anyhow::Result<(
     let wrong = serde_json::json!({ "job": "wrong", "video": 7 });
     rig.bus.client().publish(rig.bus.subjects().jobs(), wrong.to_string().into()).await?;
     ensure!(error_kind(&rig.events(&JobId::new("wrong")?).await?)? == ErrorKind::BadRequest);
+    oddly_written(&rig, &clip).await
+}
+
+/// JSON as editors, shells and other languages write it: what can be read is answered, and of the rest it is told what is
+/// wrong and where, as soon as its job is known.
+async fn oddly_written(rig: &Rig, clip: &Path) -> anyhow::Result<()> {
+    let jobs = rig.bus.subjects().jobs();
+    let body = |job: &str, more: &str| {
+        format!(
+            "{{\"job\": \"{job}\",\n \"video\": \"{}\", \"query\": \"a dog\", \"max_new_tokens\": 2{more}",
+            clip.display()
+        )
+    };
+    for (job, before) in [("space", " \r\n\t"), ("mark", "\u{feff}"), ("both", "\u{feff}\n ")] {
+        rig.bus.client().publish(jobs.clone(), (before.to_owned() + &body(job, "}")).into()).await?;
+        result(&rig.events(&JobId::new(job)?).await?).with_context(|| rig.log())?;
+    }
+    let mut named = async_nats::HeaderMap::new();
+    named.insert("Vidi-Job", "header");
+    let cases = [
+        ("nan", body("nan", ", \"fps\": NaN}"), "line 2 column"),
+        ("cut", body("cut", ", \"par"), "line 2 column"),
+        ("comma", body("comma", ",}"), "line 2 column"),
+        ("marked", format!("\u{feff} {}", body("marked", ", \"fps\": Infinity}")), "line 2 column"),
+        ("header", "{\"video\": \"/x.mp4\", \"job\": \"hea".to_owned(), "line 1 column 31"),
+    ];
+    for (job, text, place) in cases {
+        let headers = if job == "header" { named.clone() } else { async_nats::HeaderMap::new() };
+        rig.bus.client().publish_with_headers(jobs.clone(), headers, text.into()).await?;
+        let events = rig.events(&JobId::new(job)?).await?;
+        ensure!(error_kind(&events)? == ErrorKind::BadRequest, "{job}: {events:?}");
+        let Some(Event::Failed { error }) = events.last().map(|event| &event.event) else {
+            anyhow::bail!("{events:?}")
+        };
+        ensure!(error.message.contains(place), "{job}: {error}");
+    }
     Ok(())
 }
 

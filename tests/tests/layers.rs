@@ -13,7 +13,7 @@ use protocol::error::StageName;
 use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
 use runtime::subject::{StreamName, Subjects};
-use tests::harness::{Rig, Setup, root, terminal, video, vidi};
+use tests::harness::{Rig, Setup, checkpoint, root, terminal, video, vidi};
 use tests::own::file_of;
 
 /// What tests misspell on purpose.
@@ -126,6 +126,44 @@ async fn a_stage_computes_with_what_was_merged_by_the_process_that_started_it() 
     Ok(())
 }
 
+/// The flag's checkpoint is the one that five processes serve, and variables that are empty are not there in any of them.
+#[test]
+fn a_flag_wins_over_a_variable_and_an_empty_variable_is_not_set_in_any_process() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let clip = dir.path().join("clip.mp4");
+    video(&clip, 2)?;
+    let empty = [
+        "VIDI_BUS_URL",
+        "VIDI_BUS_PASSWORD_FILE",
+        "VIDI_CONFIG",
+        "VIDI_PROFILE",
+        "VIDI_SHARE",
+        "VIDI_DECODE_MEDIA_ROOTS",
+        "VIDI_LLM_KV",
+    ];
+    for (elsewhere, value) in
+        [("VIDI_MODEL_DIR", "/nowhere"), ("VIDI_MODEL", "/nowhere"), ("VIDI_MODEL_WEIGHTS", "random:9b")]
+    {
+        let output = Command::new(vidi()?)
+            .arg("ask")
+            .arg(&clip)
+            .args(["a dog", "--json", "--max-new-tokens", "2", "--model"])
+            .arg(checkpoint("tied"))
+            .envs(empty.map(|name| (name, "")))
+            .env(elsewhere, value)
+            .env("VIDI_STATE", dir.path())
+            .stdin(Stdio::null())
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "{elsewhere}: {}: {said}", output.status);
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        ensure!(answer["token_ids"].as_array().is_some_and(|ids| !ids.is_empty()), "{answer}");
+    }
+    let unset = print(None, &empty.map(|name| (name, "")), &[])?;
+    ensure!(unset.status.success() && unset.stdout == print(None, &[], &[])?.stdout);
+    Ok(())
+}
+
 /// Stages that are started again read the merged configuration again: a second supervisor must not have changed it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_vidi_up_is_refused_before_it_touches_what_the_first_one_merged() -> anyhow::Result<()> {
@@ -160,7 +198,7 @@ fn every_variable_that_the_tree_names_is_known() -> anyhow::Result<()> {
         if MISSPELT.iter().any(|wrong| name.strip_prefix(PREFIX) == Some(wrong)) {
             continue;
         }
-        let outcome = Config::load(None, [(name.clone(), String::new())], &[]);
+        let outcome = Config::load(None, [(name.clone(), "x".to_owned())], &[]);
         ensure!(!outcome.as_ref().is_err_and(|e| e.contains("names no section")), "{name}: {outcome:?}");
     }
     Ok(())

@@ -287,6 +287,36 @@ fn inspect_refuses_a_converted_checkpoint_by_name_and_tells_of_other_end_tokens(
         ensure!(output.status.code() == Some(6), "{key}: {:?} {said}", output.status);
         ensure!(said.contains("config.json") && said.contains(shown), "{key}: {said}");
     }
+    // As transformers 5 writes it, and what it cannot mean here.
+    let mut newer = original.clone();
+    newer.as_object_mut().context("an object")?.remove("rope_theta");
+    for (parameters, status, shown) in [
+        (
+            serde_json::json!({"rope_theta": 50000.0, "rope_type": "default"}),
+            0,
+            "rope_theta = 50000.0 (config.json, rope_parameters.rope_theta)",
+        ),
+        (
+            serde_json::json!({"rope_theta": 50000.0, "rope_type": "linear", "factor": 2.0}),
+            6,
+            "rope_parameters.rope_type = \"linear\" is not supported",
+        ),
+    ] {
+        newer["rope_parameters"] = parameters;
+        std::fs::write(&file, newer.to_string())?;
+        let output = run(&["inspect", path])?;
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned() + &said(&output);
+        ensure!(output.status.code() == Some(status) && printed.contains(shown), "{:?} {printed}", output.status);
+    }
+    let output = with("sliding_window", 48.into())?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    for line in [
+        "sliding_window = 48 (config.json)",
+        "rope_theta = 10000.0 (config.json)",
+        "mm_projector_type = \"mlp2x_gelu\" (default)",
+    ] {
+        ensure!(printed.lines().any(|printed| printed == line), "{line}: {printed}");
+    }
     let output = with("eos_token_id", serde_json::json!([1, 107]))?;
     ensure!(output.status.success(), "{}", said(&output));
     let printed = String::from_utf8_lossy(&output.stdout);

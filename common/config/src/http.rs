@@ -12,6 +12,7 @@ pub struct HttpConfig {
     /// Without `token_file` it must be a loopback address.
     pub address: String,
     /// File with the token that requests carry (`Authorization: Bearer TOKEN`); white space around it does not count.
+    #[serde(with = "crate::path::optional")]
     pub token_file: Option<PathBuf>,
     /// Names in the `Host` header that are answered where there is no token, besides IP addresses: a web page that gives its own
     /// name this machine's address must not reach the gateway through a browser.
@@ -22,6 +23,7 @@ pub struct HttpConfig {
     pub upload_bytes: u64,
     /// Directory of uploaded files, which stage-decode has to see under the same path, below a media root; `vidi up` makes it one.
     /// None: `spool` in the state directory.
+    #[serde(with = "crate::path::optional")]
     pub spool: Option<PathBuf>,
     /// Bytes of all uploaded files at most; those that were used least recently, and that no job needs, make way for new ones.
     pub spool_bytes: u64,

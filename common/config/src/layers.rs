@@ -3,7 +3,10 @@
 //! They are merged once, by the process that a user started. What that process starts reads the outcome
 //! ([`Config::merged`]) and nothing else: a layer that was read a second time would win over those above it.
 
+use std::ffi::OsString;
 use std::path::Path;
+
+use protocol::file_uri;
 
 use crate::Config;
 use crate::secret::without_secrets;
@@ -11,14 +14,19 @@ use crate::secret::without_secrets;
 /// What every environment variable of this project begins with.
 pub const PREFIX: &str = "VIDI_";
 
-/// The checkpoint's directory: the short name of `VIDI_MODEL_DIR`.
+/// The checkpoint's directory: the short name of the one below.
 const MODEL: &str = "VIDI_MODEL";
+/// The checkpoint's directory.
+const MODEL_DIR: &str = "VIDI_MODEL_DIR";
+/// The configuration file: says the same as `--config`.
+pub const CONFIG: &str = "VIDI_CONFIG";
+/// The profile: says the same as `--profile`.
+pub const PROFILE: &str = "VIDI_PROFILE";
 
 /// Environment variables that name no key of the configuration; `VIDI_<SECTION>_<KEY>` are all others.
 pub const VARIABLES: [&str; 7] = [
-    // Arguments of the command line: --config, --profile, --model.
-    "VIDI_CONFIG",
-    "VIDI_PROFILE",
+    CONFIG,
+    PROFILE,
     MODEL,
     // Where `vidi up` says what it runs.
     "VIDI_STATE",
@@ -31,6 +39,10 @@ pub const VARIABLES: [&str; 7] = [
 
 /// Keys whose values are secrets, or may hold some: no error shows them, and they are texts whatever they look like.
 const SECRETS: [(&str, &str); 2] = [("bus", "password"), ("bus", "url")];
+
+/// Keys of a section that say the same thing in two ways: a layer that has one of them says nothing by the other, whatever the
+/// layers below it have.
+const EITHER: [(&str, [&str; 2]); 2] = [("model", ["dir", "weights"]), ("bus", ["password", "password_file"])];
 
 /// More letters than these apart, one name is no misspelling of another.
 const NEAR: usize = 3;
@@ -63,17 +75,19 @@ impl Config {
             Some(text) => text.parse().map_err(|e| format!("profile: {e}"))?,
         };
         if let Some(path) = file {
-            put_file(&mut table, path)?;
+            lay(&mut table, of_file(path)?);
         }
-        put_environment(&mut table, env)?;
+        lay(&mut table, of_environment(env)?);
+        let mut flags = toml::Table::new();
         for item in overrides {
             let named = item.split_once('=').and_then(|(path, value)| Some((path.split_once('.')?, value)));
             // What was meant may be a password.
             let shown = || without_secrets(item.split('=').next().unwrap_or_default());
             let ((section, key), value) =
                 named.ok_or_else(|| format!("--set {}...: not section.key=value", shown()))?;
-            put(&mut table, section, key, parsed(section, key, value));
+            put(&mut flags, section, key, parsed(section, key, value));
         }
+        lay(&mut table, flags);
         let config: Config = table.try_into().map_err(|e| format!("configuration: {e}"))?;
         config.check()?;
         Ok(config)
@@ -103,36 +117,64 @@ impl Config {
     }
 }
 
-/// Variables of this process that begin with [`PREFIX`].
+/// A variable of this process. One that is empty is not set: `NAME=` is how scripts and container files leave one out.
+pub fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// Variables of this process that name keys of the configuration, and any other that begin with [`PREFIX`] but are none of
+/// [`VARIABLES`]. Those that are empty are not set.
 ///
 /// # Errors
-/// One whose value is not UTF-8.
+/// One whose value is not UTF-8; a checkpoint's directory may be.
 pub fn environment() -> Result<Vec<(String, String)>, String> {
     let ours = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
-    ours.filter(|(name, _)| name.starts_with(PREFIX))
+    ours.filter(|(name, value)| is_setting(name) && !value.is_empty())
         .map(|(name, value)| match value.into_string() {
             Ok(value) => Ok((name, value)),
-            Err(_) => Err(format!("environment: {name} is not UTF-8")),
+            Err(path) if [MODEL, MODEL_DIR].contains(&name.as_str()) => Ok((name, file_uri::text(Path::new(&path)))),
+            Err(value) => Err(format!(
+                "environment: {name} = {value:?} is not UTF-8; the path of a file is written with percent-encoding there, as \
+                 file:///media/%FF"
+            )),
         })
         .collect()
 }
 
-/// Lays a file over what is there, key by key.
-fn put_file(table: &mut toml::Table, path: &Path) -> Result<(), String> {
+/// Whether a variable is one of the configuration: other programs' and those of [`VARIABLES`] are not.
+fn is_setting(name: &str) -> bool {
+    name == MODEL || (name.starts_with(PREFIX) && !VARIABLES.contains(&name))
+}
+
+/// What a file says.
+fn of_file(path: &Path) -> Result<toml::Table, String> {
     let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
     let text = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
     // Checked on its own first, so that a mistake is reported with its line.
     toml::from_str::<Config>(&text).map_err(|e| wrong(&mistake(&text, &e)))?;
-    let over: toml::Table = text.parse().map_err(|e| wrong(&mistake(&text, &e)))?;
+    text.parse().map_err(|e| wrong(&mistake(&text, &e)))
+}
+
+/// Lays a layer over those below it, key by key.
+fn lay(table: &mut toml::Table, over: toml::Table) {
     for (section, keys) in over {
         match (table.get_mut(&section), keys) {
-            (Some(toml::Value::Table(under)), toml::Value::Table(keys)) => under.extend(keys),
+            (Some(toml::Value::Table(under)), toml::Value::Table(keys)) => {
+                let says = |key: &str| keys.get(key).is_some_and(|value| value.as_str() != Some(""));
+                for (_, [one, other]) in EITHER.into_iter().filter(|(name, _)| *name == section) {
+                    for (said, unsaid) in [(one, other), (other, one)] {
+                        if says(said) {
+                            under.remove(unsaid);
+                        }
+                    }
+                }
+                under.extend(keys);
+            }
             (_, keys) => {
                 table.insert(section, keys);
             }
         }
     }
-    Ok(())
 }
 
 /// A mistake in a file and where it is, without the line itself: a password may stand there.
@@ -143,27 +185,27 @@ fn mistake(text: &str, error: &toml::de::Error) -> String {
     format!("line {line}, column {column}: {}", error.message())
 }
 
-/// Lays `VIDI_<SECTION>_<KEY>` over what is there; a name that is neither that nor one of [`VARIABLES`] is refused.
-fn put_environment(table: &mut toml::Table, env: impl IntoIterator<Item = (String, String)>) -> Result<(), String> {
+/// What `VIDI_<SECTION>_<KEY>` say; a name that is neither that nor one of [`VARIABLES`] is refused. Empty ones say nothing.
+fn of_environment(env: impl IntoIterator<Item = (String, String)>) -> Result<toml::Table, String> {
     let sections = sections();
-    let mut ours: Vec<(String, String)> = env.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
+    let mut table = toml::Table::new();
+    let mut ours: Vec<(String, String)> =
+        env.into_iter().filter(|(name, value)| is_setting(name) && !value.is_empty()).collect();
     // The long name of the checkpoint wins over the short one, wherever they stand.
     ours.sort();
     for (name, value) in ours {
-        if name == MODEL {
-            put(table, "model", "dir", toml::Value::String(value));
-            continue;
-        }
-        if VARIABLES.contains(&name.as_str()) {
+        if [MODEL, MODEL_DIR].contains(&name.as_str()) {
+            // A directory may be called `7`, or `true`.
+            put(&mut table, "model", "dir", toml::Value::String(value));
             continue;
         }
         let rest = name[PREFIX.len()..].to_ascii_lowercase();
         match rest.split_once('_').filter(|(section, _)| sections.iter().any(|s| s == section)) {
-            Some((section, key)) => put(table, section, key, parsed(section, key, &value)),
+            Some((section, key)) => put(&mut table, section, key, parsed(section, key, &value)),
             None => return Err(unknown(&name, &sections)),
         }
     }
-    Ok(())
+    Ok(table)
 }
 
 /// The sections of a configuration.
@@ -254,6 +296,60 @@ mod tests {
         assert_eq!(dir(std::slice::from_ref(&short), &[]), Path::new("7"));
         assert_eq!(dir(&[long.clone(), short.clone()], &[]), Path::new("long"));
         assert_eq!(dir(&[short, long], &["model.dir=flag"]), Path::new("flag"));
+    }
+
+    #[test]
+    fn an_empty_variable_is_not_set() {
+        let names = ["BUS_URL", "BUS_ACK_WAIT_S", "BUS_PASSWORD_FILE", "MODEL", "MODEL_WEIGHTS", "DECODE_MEDIA_ROOTS"];
+        let env = names.map(|name| (format!("{PREFIX}{name}"), String::new()));
+        assert_eq!(Config::load(None, env, &[]).unwrap(), Config::default());
+        // Nor is it the way to empty what a layer below has.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "[bus]\nurl = \"nats://here\"\n[decode]\ndump = \"\"\n").unwrap();
+        let config = Config::load(Some(file.path()), [("VIDI_BUS_URL".to_owned(), String::new())], &[]).unwrap();
+        assert_eq!((config.bus.url.exposed(), config.decode.dump), ("nats://here", None));
+    }
+
+    #[test]
+    fn of_two_keys_that_say_the_same_thing_the_upper_layer_has_its_own() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let model = |text: &str, env: &[(&str, &str)], set: &[&str]| {
+            std::fs::write(file.path(), text).unwrap();
+            let env: Vec<_> = env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+            let set: Vec<String> = set.iter().map(|&s| s.to_owned()).collect();
+            Config::load(Some(file.path()), env, &set).map(|c| (c.model.dir, c.model.weights.map(|w| w.to_string())))
+        };
+        let (dir, weights) = ("[model]\ndir = \"a\"\n", "[model]\nweights = \"random:tiny\"\n");
+        let of_dir = |dir: &str| Ok((dir.into(), None));
+        let random = Ok(("".into(), Some("random:tiny".to_owned())));
+        assert_eq!(model(dir, &[], &["model.weights=random:tiny"]), random);
+        assert_eq!(model(dir, &[("VIDI_MODEL_WEIGHTS", "random:tiny")], &[]), random);
+        assert_eq!(model(weights, &[("VIDI_MODEL", "b")], &[]), of_dir("b"));
+        assert_eq!(model("", &[("VIDI_MODEL_WEIGHTS", "random:tiny")], &["model.dir=c"]), of_dir("c"));
+        assert_eq!(model(dir, &[("VIDI_MODEL_WEIGHTS", "")], &[]), of_dir("a"));
+        for env in [&[("VIDI_MODEL", "b"), ("VIDI_MODEL_WEIGHTS", "random:tiny")][..], &[]] {
+            let set: &[&str] = if env.is_empty() { &["model.dir=c", "model.weights=random:tiny"] } else { &[] };
+            assert!(model("", env, set).unwrap_err().contains("exclude each other"));
+        }
+        std::fs::write(file.path(), "[bus]\npassword = \"p\"\n").unwrap();
+        let config = Config::load(Some(file.path()), [("VIDI_BUS_PASSWORD_FILE".to_owned(), "f".to_owned())], &[]);
+        assert!(config.unwrap().bus.password.is_empty());
+    }
+
+    #[test]
+    fn paths_that_are_not_utf_8_are_merged_shown_and_read_again() {
+        let odd = |text: &str| file_uri::path(text);
+        let mut config = Config::default();
+        config.model.dir = odd("file:///m/%FF a");
+        config.decode.media_roots = vec![odd("file:///v/%E9"), "/plain".into()];
+        (config.decode.dump, config.llm.quantized) = (Some(odd("file:rel/%FE")), Some("q8".into()));
+        (config.http.spool, config.bus.nkey_file) =
+            (Some(odd("file:///%FF")), Some(odd("file:///k/%FF{stage}/{stage}")));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), config.exposed_toml()).unwrap();
+        assert_eq!(Config::merged(file.path()).unwrap(), config);
+        assert!(config.to_toml().contains("dir = \"file:///m/%FF%20a\""), "{}", config.to_toml());
+        assert_eq!(config.bus.of_role("llm").nkey_file, Some(odd("file:///k/%FFllm/llm")));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod fingerprint;
 mod http;
 pub mod layers;
 mod log;
+mod path;
 mod random;
 mod secret;
 mod sections;

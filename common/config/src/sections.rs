@@ -1,6 +1,8 @@
 //! Sections of the configuration: the broker, the checkpoint, the stages and `vidi up`.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,16 +30,22 @@ pub struct BusConfig {
     /// Password of `user`, where one process is configured alone (`VIDI_BUS_PASSWORD`). It is never shown.
     pub password: Secret,
     /// File with the password of `user`; white space around it does not count.
+    #[serde(with = "crate::path::optional")]
     pub password_file: Option<PathBuf>,
     /// File with an nkey seed.
+    #[serde(with = "crate::path::optional")]
     pub nkey_file: Option<PathBuf>,
     /// File with a JWT and its seed (`.creds`).
+    #[serde(with = "crate::path::optional")]
     pub credentials_file: Option<PathBuf>,
     /// Certificate authority (PEM) that the broker's certificate must come from; with it, only TLS is spoken.
+    #[serde(with = "crate::path::optional")]
     pub tls_ca: Option<PathBuf>,
     /// Client certificate for TLS (PEM), with `tls_key`.
+    #[serde(with = "crate::path::optional")]
     pub tls_cert: Option<PathBuf>,
     /// Key of `tls_cert` (PEM).
+    #[serde(with = "crate::path::optional")]
     pub tls_key: Option<PathBuf>,
     /// Seconds without an acknowledgement or a sign of progress after which a message goes to another worker.
     pub ack_wait_s: f64,
@@ -93,7 +101,7 @@ impl BusConfig {
     /// The same section with the role of a process in place of `{stage}`.
     pub fn of_role(&self, role: &str) -> Self {
         let named = |text: &str| text.replace(ROLE, role);
-        let file = |path: &Option<PathBuf>| path.as_ref().map(|p| PathBuf::from(named(&p.to_string_lossy())));
+        let file = |path: &Option<PathBuf>| path.as_ref().map(|path| of_role(path, role));
         BusConfig {
             user: named(&self.user),
             password_file: file(&self.password_file),
@@ -106,11 +114,24 @@ impl BusConfig {
     }
 }
 
+/// A file's name with the role of a process in place of `{stage}`; the name need not be UTF-8.
+fn of_role(path: &Path, role: &str) -> PathBuf {
+    let mut named = Vec::new();
+    let mut left = path.as_os_str().as_bytes();
+    while let [first, more @ ..] = left {
+        let rest = left.strip_prefix(ROLE.as_bytes());
+        named.extend_from_slice(if rest.is_some() { role.as_bytes() } else { std::slice::from_ref(first) });
+        left = rest.unwrap_or(more);
+    }
+    PathBuf::from(OsString::from_vec(named))
+}
+
 /// Section `model`: where the checkpoint is, by one of its two keys.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelSource {
     /// Directory with config.json, shards, index and tokenizer.
+    #[serde(with = "crate::path")]
     pub dir: PathBuf,
     /// `random:SIZE` (tiny, realdims, 9b; `random` is 9b), the same as `--weights`: no files, the stages make the model that
     /// `vidi demo-model --size SIZE` writes while they load it. Its answers mean nothing.
@@ -151,10 +172,12 @@ impl ModelSource {
 #[serde(default, deny_unknown_fields)]
 pub struct DecodeConfig {
     /// Only files below these directories are opened.
+    #[serde(with = "crate::path::list")]
     pub media_roots: Vec<PathBuf>,
     /// Frames that leave together.
     pub batch_frames: usize,
     /// Writes frames.npy and pcm.npy of the last job here.
+    #[serde(with = "crate::path::optional")]
     pub dump: Option<PathBuf>,
     /// Largest number of pixels of a picture; a file with larger ones is refused before any of it is decoded. A decoder
     /// took 8 (JPEG) to 16 (H.264) bytes a pixel: 0.3 to 0.6 GB at the default of 8192 x 4320, cameras' largest size.
@@ -192,10 +215,12 @@ pub struct LlmConfig {
     /// Length of a prompt at most.
     pub max_prompt_tokens: usize,
     /// TOML file with tasks of your own; one with the name of a built-in task takes the place of it. `vidi tasks` lists all.
+    #[serde(with = "crate::path::optional")]
     pub tasks_file: Option<PathBuf>,
     /// Linear layers: `dense` (in `compute.dtype`), `q8` or `q4`.
     pub weights: WeightFormat,
     /// A file of `vidi quantize`, for `weights` of `q8` and `q4`; without one they are quantized while they load.
+    #[serde(with = "crate::path::optional")]
     pub quantized: Option<PathBuf>,
     /// Keys and values of image and audio tokens: `dense` (in `compute.dtype`), `q8` or `q4`.
     pub kv: KvPrecision,

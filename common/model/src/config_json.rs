@@ -1,14 +1,17 @@
 //! The checkpoint's `config.json`: geometry of the language model, the towers and the adapters (MODEL.md 1).
 
+pub(crate) mod rope;
+mod settings;
 pub mod supported;
 mod towers;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
+pub use settings::Setting;
 pub use towers::{AudioConfig, VisionConfig};
 
 /// Geometry of the whole model. Absent keys have the values of Vidi 1.5 9B.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelConfig {
     /// Width of the language model, D.
@@ -68,7 +71,7 @@ pub struct ModelConfig {
 macro_rules! defaulted {
     ($name:ident, $type:ty, $value:expr, $doc:literal) => {
         #[doc = $doc]
-        #[derive(Clone, Debug, PartialEq, Deserialize)]
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(transparent)]
         pub struct $name(pub $type);
         impl Default for $name {
@@ -194,7 +197,16 @@ impl ModelConfig {
         need(self.mm_image_pool_size.0 == 2, "mm_image_pool_size must be 2")?;
         need(self.mm_audio_pool_size.0 == 5, "mm_audio_pool_size must be 5")?;
         need(self.vision_layers() > 0, "mm_vision_select_layer selects no encoder layer")?;
-        need(self.query_pre_attn_scalar > 0.0, "query_pre_attn_scalar must be over 0")?;
+        for (key, value) in [
+            ("query_pre_attn_scalar", Some(self.query_pre_attn_scalar)),
+            ("rope_theta", Some(self.rope_theta)),
+            ("rms_norm_eps", Some(self.rms_norm_eps)),
+            ("attn_logit_softcapping", self.attn_logit_softcapping),
+            ("final_logit_softcapping", self.final_logit_softcapping),
+            ("mm_vision_config.layer_norm_eps", Some(self.vision.layer_norm_eps)),
+        ] {
+            need(value.is_none_or(|value| value > 0.0), &format!("{key} must be over 0"))?;
+        }
         need(self.projector_depth().is_some(), "mm_projector_type is not mlp<depth>x_gelu or linear")
     }
 

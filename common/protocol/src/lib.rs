@@ -2,15 +2,17 @@
 //!
 //! In reading order: [`error`] (why a job fails), [`job_id`], [`plan`] (totals of a video), [`tensor`] (numbers as
 //! bytes), [`message`], [`event`], [`control`] and [`report`] (what travels), [`wire`] and [`wire_error`] (bytes to
-//! messages and back), [`rows`] (which rows are there), [`coverage`] (of how many), [`stage`] (what a stage is),
-//! [`memory`] (what a process holds), [`bytes`] (sizes for a person).
+//! messages and back) with [`json`], [`rows`] (which rows are there), [`coverage`] (of how many), [`stage`] (what a stage is),
+//! [`memory`] (what a process holds), [`bytes`] (sizes for a person), [`file_uri`] (paths as text).
 
 pub mod bytes;
 pub mod control;
 pub mod coverage;
 pub mod error;
 pub mod event;
+pub mod file_uri;
 pub mod job_id;
+pub mod json;
 pub mod memory;
 pub mod message;
 pub mod plan;

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::job_id::JobId;
+use crate::json;
 pub use crate::wire_error::{WireError, WireErrorKind};
 
 /// Version of every message in this crate; it also stands in the subjects.
@@ -40,9 +41,10 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// Encoding of a body: JSON if it starts with `{`.
+    /// Encoding of a body: JSON if it starts with `{`, behind a byte-order mark and white space, with neither of which a
+    /// message in MessagePack starts.
     pub fn of(body: &[u8]) -> Self {
-        if body.first() == Some(&b'{') { Encoding::Json } else { Encoding::MessagePack }
+        if json::is_object(body) { Encoding::Json } else { Encoding::MessagePack }
     }
 }
 
@@ -95,6 +97,7 @@ where
                 };
                 WireError::new(kind, e.to_string())
             };
+            let body = json::unmarked(body);
             check_version(serde_json::from_slice::<Versioned>(body).map_err(malformed)?.v)?;
             let message: M = serde_json::from_slice(body).map_err(malformed)?;
             message.check()?;

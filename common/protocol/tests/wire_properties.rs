@@ -40,6 +40,12 @@ where
         assert_eq!(Encoding::of(&body), encoding);
         assert_eq!(&decode_any::<M>(&body).unwrap(), message);
     }
+    let json = encode_as(Encoding::Json, message);
+    for before in [" \r\n\t", "\u{feff}", "\u{feff} \n"] {
+        let body = [before.as_bytes(), &json].concat();
+        assert_eq!(Encoding::of(&body), Encoding::Json);
+        assert_eq!(&decode_any::<M>(&body).unwrap(), message);
+    }
 }
 
 proptest! {

@@ -135,8 +135,8 @@ impl From<Unwritten> for Fatal {
 /// Sources of a process's configuration.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ConfigArgs {
-    /// Configuration file (TOML).
-    #[arg(long, env = "VIDI_CONFIG", global = true)]
+    /// Configuration file (TOML); VIDI_CONFIG says the same.
+    #[arg(long, global = true)]
     pub config: Option<PathBuf>,
     /// Sets one configuration key, e.g. `--set bus.url=nats://127.0.0.1:4222`; repeatable.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", global = true)]
@@ -163,8 +163,9 @@ impl ConfigArgs {
     pub fn load_over(&self, profile: Option<&str>) -> Result<Config, Fatal> {
         let weights = self.weights.map(|weights| format!("model.weights={weights}"));
         let set: Vec<String> = self.set.iter().cloned().chain(weights).collect();
+        let file = self.config.clone().or_else(|| layers::variable(layers::CONFIG).map(PathBuf::from));
         layers::environment()
-            .and_then(|env| Config::layered(profile, self.config.as_deref(), env, &set))
+            .and_then(|env| Config::layered(profile, file.as_deref(), env, &set))
             .map_err(|e| Fatal(Exit::Usage, e))
     }
 }
@@ -235,7 +236,7 @@ fn serve_main<F: Future<Output = Result<(), Fatal>>>(
 /// # Errors
 /// The exit of a process that was asked for its help or version, or in a way that it does not understand; it has said so.
 pub fn command_line<T: Parser>() -> Result<T, ExitCode> {
-    T::try_parse().map_err(|said| match said.print() {
+    T::try_parse().map_err(|said| match said.print().and_then(|()| tell_unreadable(said.kind())) {
         Err(e) if !said.use_stderr() => {
             let Fatal(exit, text) = Unwritten::from(e).into();
             remark!("error: {text}");
@@ -243,6 +244,15 @@ pub fn command_line<T: Parser>() -> Result<T, ExitCode> {
         }
         _ => u8::try_from(said.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
     })
+}
+
+/// Names the arguments that are not UTF-8, where that is what was wrong with one of them: the parser does not.
+fn tell_unreadable(kind: clap::error::ErrorKind) -> std::io::Result<()> {
+    if kind == clap::error::ErrorKind::InvalidUtf8 {
+        let odd: Vec<_> = std::env::args_os().filter(|argument| argument.to_str().is_none()).collect();
+        remark!("not UTF-8: {odd:?}; a path in --set is written with percent-encoding, as file:///media/%FF");
+    }
+    Ok(())
 }
 
 /// Runtime for the bus; computing has threads of its own.

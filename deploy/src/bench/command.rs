@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use config::Config;
 use model::config_json::ModelConfig;
 use protocol::error::StageName;
+use protocol::file_uri;
 use runtime::process::{Exit, Fatal};
 
 use super::load::{LoadSource, RecordedLoad};
 use super::{failed, pipeline, show, stage};
+use crate::replace;
 
 /// Arguments of `vidi bench`.
 #[derive(clap::Args)]
@@ -87,7 +89,9 @@ impl Bench {
         };
         let source = taken.as_ref().map_or(LoadSource::Synthetic(&model), LoadSource::Recorded);
         let rows = stage::run(config, stage, &source, &counts, self.messages).await?;
-        self.write(&serde_json::json!({ "stage": stage, "from": self.from, "rows": rows }))?;
+        self.write(
+            &serde_json::json!({ "stage": stage, "from": self.from.as_deref().map(file_uri::text), "rows": rows }),
+        )?;
         self.draw(|path| show::stage_plot(stage, &rows, path))?;
         Ok(show::stage_table(stage, &rows)?)
     }
@@ -103,14 +107,14 @@ impl Bench {
         let replicas = crate::up::supervisor::replicas(&self.replicas).map_err(|e| usage(&e))?;
         let question = pipeline::Question { video, queries: self.query.clone(), max_new_tokens: self.max_new_tokens };
         let rows = pipeline::run(&config, &question, &replicas, &self.concurrent, self.jobs).await?;
-        self.write(&serde_json::json!({ "video": question.video, "rows": rows }))?;
+        self.write(&serde_json::json!({ "video": file_uri::text(&question.video), "rows": rows }))?;
         self.draw(|path| show::pipeline_plot(&rows, path))?;
         Ok(show::pipeline_table(&rows)?)
     }
 
     fn write(&self, object: &serde_json::Value) -> Result<(), Fatal> {
         let Some(path) = &self.json else { return Ok(()) };
-        std::fs::write(path, object.to_string()).map_err(|e| usage(&format!("{}: {e}", path.display())))
+        replace::write(path, object.to_string().as_bytes()).map_err(|e| usage(&format!("{}: {e}", path.display())))
     }
 
     fn draw(&self, plot: impl Fn(&Path) -> std::io::Result<()>) -> Result<(), Fatal> {

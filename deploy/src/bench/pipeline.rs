@@ -11,6 +11,7 @@ use config::Config;
 use futures::StreamExt;
 use protocol::error::StageName;
 use protocol::event::{Event, JobResult};
+use protocol::file_uri;
 use protocol::message::{JobId, JobRequest};
 use runtime::bus::Bus;
 use runtime::bus::events::now_ms;
@@ -145,7 +146,7 @@ async fn asked(bus: &Bus, question: &Question, name: &str) -> anyhow::Result<Job
     let job = JobId::new(format!("bench-{}-{name}", now_ms()))?;
     let request = JobRequest {
         max_new_tokens: question.max_new_tokens,
-        ..JobRequest::new(job, question.video.to_string_lossy(), "").with_queries(question.queries.clone())
+        ..JobRequest::new(job, file_uri::text(&question.video), "").with_queries(question.queries.clone())
     };
     client::submit(bus, &request).await?;
     let mut events = Events::new(bus, &request.job);

@@ -8,6 +8,7 @@ use runtime::output::Unwritten;
 
 use super::{pipeline, stage};
 use crate::plot::{Line, Plot};
+use crate::replace;
 
 /// Prints the table of one stage.
 ///
@@ -89,7 +90,7 @@ fn joined(shares: &[f64]) -> String {
 pub fn stage_plot(stage: StageName, rows: &[stage::Row], path: &Path) -> std::io::Result<()> {
     let points: Vec<(f64, f64)> = rows.iter().map(|r| (r.replicas as f64, r.messages_per_s)).collect();
     let title = format!("stage-{stage}: messages a second over replicas (grey: perfect scaling)");
-    std::fs::write(path, plot(&title, &points))
+    replace::write(path, plot(&title, &points).as_bytes())
 }
 
 /// Writes a plot (SVG) of a pipeline's throughput over concurrent jobs, beside perfect scaling.
@@ -98,7 +99,7 @@ pub fn stage_plot(stage: StageName, rows: &[stage::Row], path: &Path) -> std::io
 /// The file system's.
 pub fn pipeline_plot(rows: &[pipeline::Row], path: &Path) -> std::io::Result<()> {
     let points: Vec<(f64, f64)> = rows.iter().map(|r| (r.concurrent as f64, r.jobs_per_s)).collect();
-    std::fs::write(path, plot("jobs a second over concurrent jobs (grey: perfect scaling)", &points))
+    replace::write(path, plot("jobs a second over concurrent jobs (grey: perfect scaling)", &points).as_bytes())
 }
 
 /// SVG of joined points, beside the line through the origin and the first of them.

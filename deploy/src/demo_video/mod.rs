@@ -26,7 +26,12 @@ pub const SECONDS: std::ops::RangeInclusive<u32> = 8..=64;
 /// What cannot be encoded or written.
 #[cfg(feature = "gstreamer")]
 pub fn make(out: &std::path::Path, seed: u64, seconds: u32) -> anyhow::Result<(truth::Truth, std::path::PathBuf)> {
+    use std::io::Write;
+
     use anyhow::Context;
+
+    use crate::replace;
+
     let scene = draw::scene(seed, seconds);
     let painter = picture::Painter::new(&scene, seed);
     let pictures = encoding::Pictures {
@@ -37,10 +42,15 @@ pub fn make(out: &std::path::Path, seed: u64, seconds: u32) -> anyhow::Result<(t
     };
     let track =
         scene.voice.audible.then(|| encoding::Track { rate: sound::RATE, samples: sound::samples(&scene, seed) });
-    encoding::encode(out, &pictures, track)?;
-    let truth = truth::Truth::of(&scene, seed, questions::questions(&scene));
     let file = out.with_extension("json");
+    let named = |file: &std::path::Path| format!("cannot write {}", file.display());
+    let video = replace::Unfinished::begin(out).with_context(|| named(out))?;
+    let mut beside = replace::Unfinished::begin(&file).with_context(|| named(&file))?;
+    encoding::encode(video.path(), &pictures, track)?;
+    let truth = truth::Truth::of(&scene, seed, questions::questions(&scene));
     let text = serde_json::to_string_pretty(&truth).context("truth to JSON. This is a bug.")?;
-    std::fs::write(&file, text + "\n").with_context(|| format!("cannot write {}", file.display()))?;
+    writeln!(beside.file(), "{text}").with_context(|| named(&file))?;
+    video.finish().with_context(|| named(out))?;
+    beside.finish().with_context(|| named(&file))?;
     Ok((truth, file))
 }

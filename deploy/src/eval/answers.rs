@@ -45,6 +45,9 @@ impl AnswerFile {
     pub fn open(path: &Path, queries: &[Query], asking: Asking) -> Result<Self, EvalError> {
         let opened = File::options().read(true).append(true).create(true).open(path);
         let mut file = opened.map_err(EvalError::writing(path))?;
+        if !file.metadata().map_err(EvalError::reading(path))?.is_file() {
+            return Err(EvalError::malformed(path, format!("it is no regular file: {REMEDY}")));
+        }
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::Error(why)) => return Err(EvalError::writing(path)(why)),
@@ -282,6 +285,12 @@ mod tests {
         std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(mixed.as_bytes()).unwrap();
         let error = AnswerFile::open(&path, &queries, ASKING).unwrap_err().to_string();
         assert!(error.contains("line 3: its answers are by a ("), "{error}");
+    }
+
+    #[test]
+    fn what_keeps_no_answers_is_refused() {
+        let error = AnswerFile::open(Path::new("/dev/null"), &queries(), ASKING).unwrap_err().to_string();
+        assert!(error.contains("no regular file"), "{error}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use protocol::error::JobError;
 use protocol::event::{CancelledBy, JobResult};
+use protocol::file_uri;
 use protocol::message::{JobId, JobRequest};
 use protocol::wire::Message;
 use runtime::bus::Bus;
@@ -51,7 +52,7 @@ impl Options {
             fps: self.asking.fps,
             max_new_tokens: self.asking.max_new_tokens,
             deadline_s: self.deadline_s,
-            ..JobRequest::new(job, video.to_string_lossy(), query.query.clone())
+            ..JobRequest::new(job, file_uri::text(video), query.query.clone())
         };
         request.check().map_err(wrong)?;
         Ok(request)

@@ -1,9 +1,11 @@
 //! Clips: every range cut out of the media by ffmpeg, exact to the frame.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::ffmpeg::{arguments, clip_name};
 use super::{Cut, Export, process};
+use crate::replace::Unfinished;
 
 /// Files of all ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,16 +30,14 @@ pub async fn check(dir: &Path) -> Result<(), String> {
 /// Cuts each range to a file of its own in `dir`, which is made if it is not there; files of the same names are replaced.
 ///
 /// # Errors
-/// The first clip that fails, by its name and range, with ffmpeg's last words. What was cut before it stays; the clip itself
-/// is removed.
+/// The first clip that fails, by its name and range, with ffmpeg's last words. What was cut before it stays, and what
+/// had its name before.
 pub async fn cut(export: &Export, dir: &Path) -> Result<Clips, String> {
     std::fs::create_dir_all(dir).map_err(|e| format!("no directory {} for clips: {e}", dir.display()))?;
     let mut clips = Clips::default();
     for (at, cut) in export.cuts.iter().enumerate() {
         let file = dir.join(clip_name(export, at + 1));
-        let frames = run(export, cut, &file).await.map_err(|why| {
-            // There may be none.
-            let _ = std::fs::remove_file(&file);
+        let frames = written(export, cut, &file).await.map_err(|why| {
             let (clock, ticks) = (export.clock(), export.ticks(cut));
             let [from, to] = [ticks.start, ticks.end].map(|tick| clock.stamp(tick, '.'));
             let (number, all) = (at + 1, export.cuts.len());
@@ -59,10 +59,18 @@ pub async fn cut(export: &Export, dir: &Path) -> Result<Clips, String> {
     Ok(clips)
 }
 
+/// Writes one clip, as [`run`].
+async fn written(export: &Export, cut: &Cut, file: &Path) -> Result<Option<u64>, String> {
+    let clip = Unfinished::begin(file).map_err(|e| e.to_string())?;
+    let frames = run(export, cut, clip.path()).await?;
+    clip.finish().map_err(|e| e.to_string())?;
+    Ok(frames)
+}
+
 /// Runs ffmpeg for one clip; the number of frames that it says it wrote.
 async fn run(export: &Export, cut: &Cut, file: &Path) -> Result<Option<u64>, String> {
-    let report = ["-progress", "pipe:1", "-nostats"].map(str::to_owned);
-    let progress = process::run(report.into_iter().chain(arguments(export, cut, &file.to_string_lossy()))).await?;
+    let report = ["-progress", "pipe:1", "-nostats"].map(OsString::from);
+    let progress = process::run(report.into_iter().chain(arguments(export, cut, file))).await?;
     Ok(frames_of(&String::from_utf8_lossy(&progress)))
 }
 

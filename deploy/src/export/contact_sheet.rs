@@ -92,7 +92,7 @@ fn drawn(export: &Export, rows: &[Vec<Tile>], height: f64) -> Result<String, Str
         drawing.text(Tone::Ink, LABEL, Anchor::Start, [MARGIN, y + 14.0], &sentence);
         y += 34.0;
     }
-    Ok(drawing.svg(y, export.name()))
+    Ok(drawing.svg(y, &export.name()))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ pub fn fcpxml(export: &Export) -> Result<String, String> {
     let pictures = export.pictures("fcpxml")?;
     let time = |frames: u64| time(pictures, frames);
     let [width, height] = pictures.size;
-    let (file, name, uri) = (escaped(export.media.name()), escaped(export.name()), export.media.uri());
+    let (file, name, uri) = (escaped(&export.media.name()), escaped(&export.name()), export.media.uri());
     let sound = if export.media.has_audio { r#" hasAudio="1" audioSources="1""# } else { "" };
     let codes = if pictures.codes.is_drop() { "DF" } else { "NDF" };
     let (start, duration, frame) = (time(pictures.first), time(pictures.count), time(1));

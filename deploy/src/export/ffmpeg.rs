@@ -3,6 +3,9 @@
 //! Frames are found by their time stamps. The first of frames n to m begins at n / rate: a command seeks to a tenth of a frame
 //! before it, so that rounding in a container does not hide it, and stops a tenth before frame m.
 
+use std::ffi::OsString;
+use std::path::Path;
+
 use super::media::Media;
 use super::rate::Rate;
 use super::{Cut, Export};
@@ -37,20 +40,18 @@ const CLIP: [&str; 14] = [
 /// of key frames alone, and the script for all.
 ///
 /// # Errors
-/// For a path with a line break, which the format cannot hold.
+/// For a path with a line break or that is not UTF-8, which the format cannot hold.
 pub fn ffconcat(export: &Export) -> Result<String, String> {
-    if export.media.path.contains(['\n', '\r']) {
-        return Err(format!(
-            "ffconcat cannot hold a line break, and {:?} has one: rename it, or use sh",
-            export.media.path
-        ));
+    let path = export.media.text("ffconcat", "--clips")?;
+    if path.contains(['\n', '\r']) {
+        return Err(format!("ffconcat cannot hold a line break, and {path:?} has one: rename it, or use sh"));
     }
     let mut list = format!("ffconcat version 1.0\n# query: {}\n", export.query);
     for note in export.notes() {
         list += &format!("# {note}\n");
     }
     let start = micros(export.media.start.picture_s);
-    let path = export.media.path.replace('\'', r"'\''");
+    let path = path.replace('\'', r"'\''");
     for cut in &export.cuts {
         let (from, to) = match export.media.pictures {
             Some(pictures) => (pictures.rate.micros(cut.frames.start * 10), pictures.rate.micros(cut.frames.end * 10)),
@@ -62,18 +63,22 @@ pub fn ffconcat(export: &Export) -> Result<String, String> {
 }
 
 /// A script that cuts each range into a file of its own in the working directory, exact to the frame.
-pub fn script(export: &Export) -> String {
+///
+/// # Errors
+/// For a path that is not UTF-8.
+pub fn script(export: &Export) -> Result<String, String> {
+    export.media.text("a script", "--clips")?;
     let mut script = format!("#!/bin/sh\n# query: {}\n", export.query);
     for note in export.notes() {
         script += &format!("# {note}\n");
     }
     script += "set -e\n";
     for (at, cut) in export.cuts.iter().enumerate() {
-        let command = arguments(export, cut, &clip_name(export, at + 1));
-        let words: Vec<String> = command.iter().map(|word| quoted(word)).collect();
+        let command = arguments(export, cut, Path::new(&clip_name(export, at + 1)));
+        let words: Vec<String> = command.iter().map(|word| quoted(&word.to_string_lossy())).collect();
         script += &format!("# {}\nffmpeg {}\n", cut.title, words.join(" "));
     }
-    script
+    Ok(script)
 }
 
 /// Name of a clip: the media's, with the number of the range, from 1.
@@ -84,7 +89,7 @@ pub fn clip_name(export: &Export, number: usize) -> String {
 }
 
 /// Arguments of ffmpeg that cut one range to the file `output`.
-pub fn arguments(export: &Export, cut: &Cut, output: &str) -> Vec<String> {
+pub fn arguments(export: &Export, cut: &Cut, output: &Path) -> Vec<OsString> {
     let (from, length) = match export.media.pictures {
         Some(pictures) => {
             let frames = cut.frames.end - cut.frames.start;
@@ -93,12 +98,12 @@ pub fn arguments(export: &Export, cut: &Cut, output: &str) -> Vec<String> {
         None => (micros(cut.start_s), micros(cut.end_s - cut.start_s)),
     };
     let pictures: &[&str] = if export.media.pictures.is_some() { &PICTURES } else { &["-vn"] };
-    let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+    let owned = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
     let mut command = owned(&BEFORE);
     command.extend(part(&export.media, from, Some(length)));
     command.extend(owned(pictures));
     command.extend(owned(&CLIP));
-    command.push(format!("file:{output}"));
+    command.push(of_file(output));
     command
 }
 
@@ -110,14 +115,20 @@ pub fn before_frame(media: &Media, rate: Rate, frame: u64) -> u64 {
 
 /// Arguments of ffmpeg for the part of a media file from a time on, for so long, both in microseconds; to its end without a
 /// length.
-pub fn part(media: &Media, from: u64, length: Option<u64>) -> Vec<String> {
-    // A name is a file's whatever it looks like.
-    let input = ["-i".to_owned(), format!("file:{}", media.path)];
-    let seek = ["-ss".to_owned(), seconds(from)];
+pub fn part(media: &Media, from: u64, length: Option<u64>) -> Vec<OsString> {
+    let input = ["-i".into(), of_file(&media.path)];
+    let seek = ["-ss".into(), seconds(from).into()];
     // Before the input it is sought, and decoded from a key frame on; behind it, all before is decoded and left out.
     let mut part = if media.has_index { [seek, input] } else { [input, seek] }.concat();
-    part.extend(length.into_iter().flat_map(|length| ["-t".to_owned(), seconds(length)]));
+    part.extend(length.into_iter().flat_map(|length| ["-t".into(), seconds(length).into()]));
     part
+}
+
+/// A file as ffmpeg and ffprobe take it: a name is a file's whatever it looks like, and need not be UTF-8.
+pub fn of_file(path: &Path) -> OsString {
+    let mut argument = OsString::from("file:");
+    argument.push(path);
+    argument
 }
 
 /// Microseconds, cut off; 0 for less.
@@ -148,26 +159,31 @@ mod tests {
     fn a_file_that_does_not_start_at_zero_is_cut_from_its_first_picture_on() {
         let mut export = example(25.0, false);
         (export.media.start.file_s, export.media.start.picture_s) = (1.4, 1.48);
-        let command = arguments(&export, &export.cuts[0], "x.mp4");
+        let command = arguments(&export, &export.cuts[0], Path::new("x.mp4"));
         // Frame 1763 begins at 70.52 s, a tenth of a frame is 4 ms, and the first picture 80 ms behind the file's start.
         assert!(command.windows(2).any(|pair| pair == ["-ss", "70.596000"]), "{command:?}");
         assert!(ffconcat(&export).unwrap().contains("inpoint 72.000000\noutpoint 96.680000\n"));
         export.media.has_index = false;
-        let slower = arguments(&export, &export.cuts[0], "x.mp4");
-        let place = |command: &[String], word: &str| command.iter().position(|w| w == word);
+        let slower = arguments(&export, &export.cuts[0], Path::new("x.mp4"));
+        let place = |command: &[OsString], word: &str| command.iter().position(|w| w == word);
         assert!(place(&command, "-ss") < place(&command, "-i") && place(&slower, "-i") < place(&slower, "-ss"));
-        export.media.path = "/a\nb.mp4".to_owned();
-        assert!(ffconcat(&export).unwrap_err().contains("use sh") && script(&export).contains("'file:/a\nb.mp4'"));
+        export.media.path = "/a\nb.mp4".into();
+        assert!(ffconcat(&export).unwrap_err().contains("use sh"));
+        assert!(script(&export).unwrap().contains("'file:/a\nb.mp4'"));
+        export.media.path = protocol::file_uri::path("file:///%FF.mp4");
+        assert!(ffconcat(&export).is_err() && script(&export).unwrap_err().contains("use --clips"));
+        let odd = of_file(&export.media.path);
+        assert!(arguments(&export, &export.cuts[0], Path::new("x.mp4")).contains(&odd));
     }
 
     #[test]
     fn sound_alone_is_cut_by_seconds() {
         let mut export = example(25.0, false);
         export.media.pictures = None;
-        let command = arguments(&export, &export.cuts[0], "x.m4a");
+        let command = arguments(&export, &export.cuts[0], Path::new("x.m4a"));
         assert!(command.windows(2).any(|pair| pair == ["-ss", "70.500000"]), "{command:?}");
         assert!(command.windows(2).any(|pair| pair == ["-t", "24.700000"]), "{command:?}");
-        assert!(command.contains(&"-vn".to_owned()) && !command.contains(&"libx264".to_owned()));
+        assert!(command.contains(&"-vn".into()) && !command.contains(&"libx264".into()));
         assert!(clip_name(&export, 7).ends_with("-07.m4a"));
     }
 

@@ -1,5 +1,7 @@
 //! Formats of exports, by name and by the ending of a file's name.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -71,9 +73,11 @@ impl Format {
     /// # Errors
     /// As [`of`](Self::of).
     pub fn and_file(argument: &Path) -> Result<(Self, PathBuf), String> {
-        let named = argument.to_str().and_then(|text| {
-            let (name, file) = text.split_once(':')?;
-            Some((Format::from_str(name, true).ok()?, PathBuf::from(file)))
+        let bytes = argument.as_os_str().as_bytes();
+        let named = bytes.iter().position(|byte| *byte == b':').and_then(|colon| {
+            let name = std::str::from_utf8(&bytes[..colon]).ok()?;
+            let file = Path::new(OsStr::from_bytes(&bytes[colon + 1..]));
+            Some((Format::from_str(name, true).ok()?, file.to_owned()))
         });
         named.map_or_else(|| Ok((Format::of(argument)?, argument.to_owned())), Ok)
     }
@@ -105,7 +109,7 @@ impl Format {
             Format::Ffmetadata => Ok(chapters::ffmetadata(export)),
             Format::Youtube => chapters::youtube(export),
             Format::Ffconcat => ffmpeg::ffconcat(export),
-            Format::Sh => Ok(ffmpeg::script(export)),
+            Format::Sh => ffmpeg::script(export),
             Format::Csv => Ok(table::csv(export)),
             Format::Json => Ok(table::json(export)),
         }
@@ -125,6 +129,8 @@ mod tests {
         // No format is called so: it is the file's name.
         assert_eq!(both("take:2.csv"), (Format::Csv, PathBuf::from("take:2.csv")));
         assert!(Format::and_file(Path::new("take:2")).is_err());
+        let odd = Path::new(OsStr::from_bytes(b"json:\xff:x"));
+        assert_eq!(Format::and_file(odd), Ok((Format::Json, OsStr::from_bytes(b"\xff:x").into())));
     }
 
     #[test]
@@ -133,7 +139,7 @@ mod tests {
         for format in Format::value_variants() {
             assert_eq!(format.suits(&media), Ok(()), "{format:?}");
         }
-        media.path = "/a\nb.mp4".to_owned();
+        media.path = "/a\nb.mp4".into();
         media.duration_s = 29.9;
         media.pictures = None;
         let refused =

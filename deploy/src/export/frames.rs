@@ -1,5 +1,7 @@
 //! Single frames of the media as JPEG, as they are shown: upright, with square pixels.
 
+use std::ffi::OsString;
+
 use super::ffmpeg::{BEFORE, before_frame, part};
 use super::media::{Media, Pictures};
 use super::process;
@@ -17,7 +19,7 @@ const START: [u8; 3] = [0xff, 0xd8, 0xff];
 pub async fn jpeg(media: &Media, pictures: &Pictures, number: u64, most: [u32; 2]) -> Result<Vec<u8>, String> {
     let named = |why: String| {
         let code = pictures.codes.label(pictures.first + number);
-        format!("no frame {number} ({code}) of {}: {why}", media.path)
+        format!("no frame {number} ({code}) of {}: {why}", media.path.display())
     };
     let at = before_frame(media, pictures.rate, number);
     let first = taken(part(media, at, None), Some("1"), most).await.map_err(named)?;
@@ -32,7 +34,7 @@ pub async fn jpeg(media: &Media, pictures: &Pictures, number: u64, most: [u32; 2
 }
 
 /// Frames of a part of the media, one JPEG behind the other.
-async fn taken(part: Vec<String>, frames: Option<&str>, [width, height]: [u32; 2]) -> Result<Vec<u8>, String> {
+async fn taken(part: Vec<OsString>, frames: Option<&str>, [width, height]: [u32; 2]) -> Result<Vec<u8>, String> {
     // `dar` is the shape as shown: ffmpeg has turned the picture before this. A JPEG's colours are those of BT.601, whatever
     // the video's are.
     let scale = format!(
@@ -41,6 +43,6 @@ async fn taken(part: Vec<String>, frames: Option<&str>, [width, height]: [u32; 2
     );
     let form = ["-map", "0:v:0", "-vf", &scale, "-c:v", "mjpeg", "-q:v", "3", "-f", "image2pipe", "pipe:1"];
     let frames = frames.into_iter().flat_map(|count| ["-frames:v", count]);
-    let arguments = BEFORE.into_iter().map(str::to_owned).chain(part);
-    process::run(arguments.chain(frames.chain(form).map(str::to_owned))).await
+    let arguments = BEFORE.into_iter().map(OsString::from).chain(part);
+    process::run(arguments.chain(frames.chain(form).map(OsString::from))).await
 }

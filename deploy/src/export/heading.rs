@@ -20,7 +20,7 @@ const TITLE_LINES: usize = 2;
 /// Draws the question and the facts of its answer; the place below them, pixels from the top.
 pub fn heading(drawing: &mut Drawing, export: &Export) -> f64 {
     let mut y = MARGIN;
-    for line in wrapped(export.name(), TITLE, INSIDE, TITLE_LINES) {
+    for line in wrapped(&export.name(), TITLE, INSIDE, TITLE_LINES) {
         drawing.text(Tone::Ink, TITLE, Anchor::Start, [MARGIN, y], &line);
         y += 24.0;
     }
@@ -45,7 +45,7 @@ fn facts(export: &Export) -> String {
         0 => None,
         left_out => Some(format!("{left_out} left out, not in the video")),
     };
-    let facts = [export.media.name().to_owned(), length, ranges].into_iter();
+    let facts = [export.media.name().into_owned(), length, ranges].into_iter();
     facts.chain(known).chain(left_out).collect::<Vec<_>>().join(" · ")
 }
 

@@ -1,15 +1,15 @@
 //! What an export knows of the media file.
 
-use std::path::Path;
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::path::PathBuf;
 
+use protocol::file_uri;
 use protocol::plan::MediaInfo;
 
 use super::rate::Rate;
 use super::start::Start;
 use super::timecode::{Code, Timecodes};
-
-/// Characters of a URI's path that stand for themselves (RFC 3986, `pchar` without those that programs trip over).
-const PLAIN: &[u8] = b"-._~/";
 
 /// Containers with an index, in which ffmpeg seeks to a key frame before the time that is asked for.
 const INDEXED: [&str; 4] = ["mp4", "mov", "matroska", "webm"];
@@ -27,7 +27,7 @@ pub struct Wishes {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Media {
     /// Path of the file, absolute.
-    pub path: String,
+    pub path: PathBuf,
     /// Length, seconds.
     pub duration_s: f64,
     /// Pictures; none for sound alone.
@@ -74,7 +74,7 @@ impl Media {
             Ok::<_, String>(Pictures { rate, count: info.frames, size: [info.width, info.height], codes, first })
         });
         Ok(Media {
-            path: path_of(video),
+            path: file_uri::path(video),
             duration_s: info.duration_s,
             pictures: pictures.transpose()?,
             has_audio: info.has_audio,
@@ -83,49 +83,40 @@ impl Media {
         })
     }
 
-    /// Name of the file, without its folder.
-    pub fn name(&self) -> &str {
-        Path::new(&self.path).file_name().and_then(|name| name.to_str()).unwrap_or(&self.path)
+    /// Name of the file, without its folder, to be shown.
+    pub fn name(&self) -> Cow<'_, str> {
+        self.shown(self.path.file_name())
     }
 
-    /// Name of the file, without folder and ending.
-    pub fn stem(&self) -> &str {
-        Path::new(&self.path).file_stem().and_then(|name| name.to_str()).unwrap_or(&self.path)
+    /// Name of the file, without folder and ending, to be shown.
+    pub fn stem(&self) -> Cow<'_, str> {
+        self.shown(self.path.file_stem())
+    }
+
+    fn shown<'a>(&'a self, name: Option<&'a OsStr>) -> Cow<'a, str> {
+        name.unwrap_or(self.path.as_os_str()).to_string_lossy()
+    }
+
+    /// The path where a format needs it as text.
+    ///
+    /// # Errors
+    /// For one that is not UTF-8; `what` needs it, and `instead` does not.
+    pub fn text(&self, what: &str, instead: &str) -> Result<&str, String> {
+        let odd =
+            || format!("{what} is UTF-8, and the name {} is not: rename it, or use {instead}", self.path.display());
+        self.path.to_str().ok_or_else(odd)
     }
 
     /// `file:` URI of the file.
     pub fn uri(&self) -> String {
-        let mut uri = "file://".to_owned();
-        for byte in self.path.bytes() {
-            if byte.is_ascii_alphanumeric() || PLAIN.contains(&byte) {
-                uri.push(char::from(byte));
-            } else {
-                uri += &format!("%{byte:02X}");
-            }
-        }
-        uri
+        file_uri::uri(&self.path)
     }
-}
-
-/// Path that a job's `video` names, which may be a `file:` URI.
-fn path_of(video: &str) -> String {
-    let is_uri = video.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("file:"));
-    let Some(rest) = video.get(5..).filter(|_| is_uri) else { return video.to_owned() };
-    // The host is this one: stage-decode takes no other.
-    let path = rest.strip_prefix("//").map_or(rest, |host| host.find('/').map_or(rest, |at| &host[at..]));
-    let mut bytes = Vec::new();
-    let mut left = path.as_bytes();
-    while let [first, more @ ..] = left {
-        let escaped = more.get(..2).filter(|hex| *first == b'%' && hex.iter().all(u8::is_ascii_hexdigit));
-        let byte = escaped.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
-        bytes.push(byte.unwrap_or(*first));
-        left = if byte.is_some() { &more[2..] } else { more };
-    }
-    String::from_utf8(bytes).unwrap_or_else(|_| path.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn info(avg_fps: f64) -> MediaInfo {
@@ -172,16 +163,10 @@ mod tests {
         let odd = "/media/a \"b\" & c's 100%é.mp4";
         let media = Media::new(odd, &info(25.0), Start::default(), Wishes::default()).unwrap();
         assert_eq!(media.uri(), "file:///media/a%20%22b%22%20%26%20c%27s%20100%25%C3%A9.mp4");
-        assert_eq!((media.name(), media.stem()), ("a \"b\" & c's 100%é.mp4", "a \"b\" & c's 100%é"));
-        for (video, path) in [
-            (media.uri().as_str(), odd),
-            ("FILE:/x%20y.mp4", "/x y.mp4"),
-            ("file://localhost/x.mp4", "/x.mp4"),
-            ("file:///100%.mp4", "/100%.mp4"),
-            ("/file:/x", "/file:/x"),
-            ("é", "é"),
-        ] {
-            assert_eq!(path_of(video), path);
-        }
+        assert_eq!((&*media.name(), &*media.stem()), ("a \"b\" & c's 100%é.mp4", "a \"b\" & c's 100%é"));
+        let by_uri = Media::new(&media.uri(), &info(25.0), Start::default(), Wishes::default()).unwrap();
+        assert_eq!(by_uri.path, Path::new(odd));
+        let not_utf8 = Media::new("file:///x/%FF.mp4", &info(25.0), Start::default(), Wishes::default()).unwrap();
+        assert_eq!((not_utf8.uri().as_str(), &*not_utf8.stem()), ("file:///x/%FF.mp4", "\u{fffd}"));
     }
 }

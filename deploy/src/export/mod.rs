@@ -29,6 +29,7 @@ pub mod table;
 pub mod timecode;
 pub mod timeline;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use protocol::event::TimeRange;
@@ -103,8 +104,8 @@ impl Export {
     }
 
     /// Name of the whole: the question, or the file's name where there is none.
-    pub fn name(&self) -> &str {
-        if self.query.is_empty() { self.media.name() } else { &self.query }
+    pub fn name(&self) -> Cow<'_, str> {
+        if self.query.is_empty() { self.media.name() } else { Cow::Borrowed(&self.query) }
     }
 
     /// Sentences for formats with comments: how exact the times are, and whether the frame rate is an average.
@@ -137,7 +138,7 @@ impl Cut {
             first..pictures.rate.frame_at(end_s).clamp(first + 1, pictures.count)
         });
         let titles =
-            [on_one_line(range.title.as_deref().unwrap_or_default()), query.to_owned(), media.stem().to_owned()];
+            [on_one_line(range.title.as_deref().unwrap_or_default()), query.to_owned(), media.stem().into_owned()];
         let title = titles.into_iter().find(|title| !title.is_empty())?;
         Some(Cut { start_s, end_s, frames, title })
     }

@@ -4,10 +4,11 @@
 //! them (librsvg needs Pango, Pango fontconfig, fontconfig one of the font packages). A build of one's own may not: hence
 //! [`check`].
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::ops::Range;
 
-use super::ffmpeg::BEFORE;
+use super::ffmpeg::{BEFORE, of_file};
 use super::process;
 
 /// Side of a character's picture, pixels.
@@ -69,7 +70,8 @@ async fn drawn(svg: &str, form: &[&str]) -> Result<Vec<u8>, String> {
     // ffmpeg must know the length of what it reads, and of a pipe it does not.
     let mut file = tempfile::NamedTempFile::new().map_err(trouble)?;
     file.write_all(svg.as_bytes()).map_err(trouble)?;
-    let input = format!("file:{}", file.path().display());
-    let arguments = [&BEFORE[..], &["-f", "svg_pipe", "-i", &input], form, &["pipe:1"]].concat();
-    process::run(arguments).await
+    let input = of_file(file.path());
+    let before = BEFORE.into_iter().chain(["-f", "svg_pipe", "-i"]).map(OsStr::new);
+    let after = form.iter().copied().chain(["pipe:1"]).map(OsStr::new);
+    process::run(before.chain([input.as_os_str()]).chain(after)).await
 }

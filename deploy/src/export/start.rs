@@ -9,6 +9,7 @@ use std::process::Stdio;
 use serde::Deserialize;
 use tokio::process::Command;
 
+use super::ffmpeg::of_file;
 use super::timecode::Code;
 
 /// Start of a media file.
@@ -29,7 +30,7 @@ impl Start {
         // What the file names is not opened.
         let output = Command::new("ffprobe")
             .args(["-v", "error", "-protocol_whitelist", "file", "-of", "json", "-show_entries", entries])
-            .arg(format!("file:{}", file.display()))
+            .arg(of_file(file))
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output()

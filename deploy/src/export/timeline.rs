@@ -89,7 +89,7 @@ fn drawn(export: &Export, strip: Option<&Strip>) -> String {
         }
         end += height + MARGIN / 2.0;
     }
-    drawing.svg(end, export.name())
+    drawing.svg(end, &export.name())
 }
 
 /// Place of a time from left to right, pixels.

@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use clap::ValueEnum;
 use protocol::event::Event;
+use protocol::file_uri;
 use protocol::message::JobRequest;
 use runtime::run::owner::media_info;
 use serde::Deserialize;
@@ -70,7 +71,7 @@ pub async fn export(
     let asked = |r: JobRequest| if r.queries.is_empty() { r.query } else { r.queries.join("; ") };
     let query = wanted.query.or(request.map(asked)).unwrap_or_default();
     let facts = media_info(&app.bus, &video).await?;
-    let own = Start::of(std::path::Path::new(&video)).await;
+    let own = Start::of(&file_uri::path(&video)).await;
     let wishes = Wishes { drop_frame: wanted.drop_frame, start };
     let media = Media::new(&video, &facts, own, wishes).map_err(unfit)?;
     let resolution_s = clock::resolution_of(&result);

@@ -8,6 +8,8 @@ use axum::extract::Request;
 use axum::http::header;
 use futures::StreamExt;
 use protocol::bytes::Bytes;
+use protocol::file_uri;
+use protocol::json::unmarked;
 use protocol::message::{JobId, JobRequest};
 use protocol::wire::Message;
 use serde_json::{Map, Value, json};
@@ -74,7 +76,7 @@ pub async fn json_body(app: &State, request: Request) -> Result<Map<String, Valu
         }
         body.extend_from_slice(&chunk);
     }
-    match serde_json::from_slice(&body) {
+    match serde_json::from_slice(unmarked(&body)) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Problem::bad_request("its body is JSON, and no object")),
         Err(e) => Err(Problem::bad_request(format!("its body is no JSON: {e}")).hint("send a JSON object, or a form")),
@@ -117,7 +119,7 @@ pub fn job(app: &State, mut body: Map<String, Value>, mut held: Option<Held>) ->
         if body.get("video").is_some_and(|video| !video.is_null()) {
             return Err(Problem::bad_request("it has a video's path and an uploaded one: keep one"));
         }
-        body.insert("video".to_owned(), json!(held.path.to_string_lossy()));
+        body.insert("video".to_owned(), json!(file_uri::text(&held.path)));
     }
     let Some(video) = body.get("video").and_then(Value::as_str) else {
         let hint = "give `video` (a path under a media root), `file_id`, or a form with the file `video`";

@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use protocol::control::{LoadReply, Verb};
 use protocol::error::StageName;
+use protocol::json::unmarked;
 use runtime::bus::Bus;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -69,10 +70,11 @@ pub async fn unload(State(app): State<App>, body: Result<Bytes, BytesRejection>)
 
 fn wanted(body: Result<Bytes, BytesRejection>) -> Result<Option<StageName>, Problem> {
     let body = body.map_err(|e| Problem::bad_request(format!("its body cannot be read: {}", e.body_text())))?;
+    let body = unmarked(&body);
     if body.trim_ascii().is_empty() {
         return Ok(None);
     }
-    let wanted: Result<Wanted, _> = serde_json::from_slice(&body);
+    let wanted: Result<Wanted, _> = serde_json::from_slice(body);
     let hint = "send no body, or {\"stage\": \"llm\"}: decode, vision, audio, fuse or llm";
     wanted.map(|wanted| wanted.stage).map_err(|e| Problem::bad_request(e.to_string()).hint(hint))
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use config::{Config, HttpConfig, Secret};
 use protocol::event::JobEvent;
+use protocol::file_uri;
 use protocol::message::JobId;
 use protocol::wire;
 use runtime::bus::{Bus, Role};
@@ -109,8 +110,8 @@ impl State {
     /// Path of a video as stage-decode sees it, of one as the client does.
     pub fn mapped(&self, video: &str) -> String {
         let mapped = self.paths.iter().find_map(|(theirs, ours)| {
-            let rest = std::path::Path::new(video).strip_prefix(theirs).ok()?;
-            Some(ours.join(rest).to_string_lossy().into_owned())
+            let path = file_uri::path(video);
+            Some(file_uri::text(&ours.join(path.strip_prefix(theirs).ok()?)))
         });
         mapped.unwrap_or_else(|| video.to_owned())
     }

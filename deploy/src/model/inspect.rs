@@ -8,7 +8,7 @@ use std::path::Path;
 use candle_core::DType;
 use config::{LlmConfig, MediaProducts};
 use model::checkpoint::{Checkpoint, CheckpointError, Need, Weights};
-use model::config_json::ModelConfig;
+use model::config_json::{ModelConfig, Setting};
 use protocol::error::StageName;
 use runtime::answer;
 use runtime::output::Unwritten;
@@ -52,6 +52,8 @@ pub struct TensorRow {
 pub struct Inspection {
     /// Every tensor, by name.
     pub tensors: Vec<TensorRow>,
+    /// Every key of the geometry, with its value and where that is from.
+    pub settings: Vec<Setting>,
     /// Bytes that each stage holds in f32.
     pub stage_bytes: BTreeMap<StageName, u64>,
     /// Warnings of what may make answers other than expected, without making the checkpoint unusable.
@@ -100,6 +102,7 @@ pub fn needs(config: &ModelConfig, untied: bool) -> Result<BTreeMap<StageName, V
 /// A directory whose configuration, index or shards cannot even be opened, or which is another model's or converted.
 pub fn inspect(dir: &Path, end_tokens: &[u32]) -> Result<Inspection, CheckpointError> {
     let checkpoint = Checkpoint::open(dir)?;
+    let (_, settings) = ModelConfig::read_with_settings(dir)?;
     let config = checkpoint.config();
     let untied = !config.tie_word_embeddings && checkpoint.info("lm_head.weight").is_some();
     let needs = needs(config, untied)?;
@@ -141,14 +144,22 @@ pub fn inspect(dir: &Path, end_tokens: &[u32]) -> Result<Inspection, CheckpointE
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let tokenizer = stage_llm::Prompter::open(&dir.join("tokenizer.json"), config.vocab_size, 1).map(drop);
     let warnings = config.end_tokens_warning(end_tokens).into_iter().collect();
-    Ok(Inspection { tensors, stage_bytes, warnings, tokenizer: tokenizer.map_err(|e| e.to_string()) })
+    Ok(Inspection { tensors, settings, stage_bytes, warnings, tokenizer: tokenizer.map_err(|e| e.to_string()) })
 }
 
-/// Prints a table of the tensors, without those that are in order unless `all`.
+/// Prints what was read of config.json, and a table of the tensors, without those that are in order unless `all`.
 ///
 /// # Errors
 /// When standard output cannot be written.
 pub fn print(inspection: &Inspection, all: bool) -> Result<(), Unwritten> {
+    for Setting { key, value, from } in &inspection.settings {
+        let from = match from {
+            Some(from) if from == key => "config.json",
+            Some(from) => &format!("config.json, {from}"),
+            None => "default",
+        };
+        answer!("{key} = {value} ({from})")?;
+    }
     let shape = |s: &Option<Vec<usize>>| s.as_ref().map_or("-".to_owned(), |s| format!("{s:?}"));
     let mut count: BTreeMap<&str, usize> = BTreeMap::new();
     for row in &inspection.tensors {

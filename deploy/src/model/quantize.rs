@@ -5,12 +5,11 @@
 //! give the same bytes, whatever the number of threads.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Tensor};
 use compute::random::Normal;
 use config::WeightFormat;
@@ -19,6 +18,8 @@ use serde_json::json;
 use stage_llm::gemma::quantized::{BlockFormat, Blocks, Strips, WeightMatrix};
 use stage_llm::gemma::untied;
 use stage_llm::gemma::weights::{FileInfo, Matrix, VERSION, matrices, quantized};
+
+use crate::replace::Unfinished;
 
 /// Rows of activations that a matrix's error is measured with.
 const PROBES: usize = 16;
@@ -37,27 +38,31 @@ pub struct MatrixReport {
 }
 
 /// Writes `file` from the checkpoint in `dir`; `each` hears of every matrix, and how many there are. No more than a
-/// strip of a matrix is held at a time. The file appears under its name when it is whole.
+/// strip of a matrix is held at a time. The file appears under its name when it is whole, and in the place of a regular file or
+/// of nothing; else nothing is left of it.
 ///
 /// # Errors
-/// A checkpoint that cannot be used, `weights` that is no block format, what the file system refuses.
+/// A checkpoint that cannot be used, `weights` that is no block format, what the file system refuses, and once `stopped` says
+/// so, which is asked before each strip.
 pub fn quantize(
     dir: &Path,
     weights: WeightFormat,
     file: &Path,
+    stopped: &dyn Fn() -> bool,
     each: &mut dyn FnMut(&MatrixReport, usize),
 ) -> anyhow::Result<()> {
+    let at = || format!("{}", file.display());
+    let mut unfinished = Unfinished::begin(file).with_context(at)?;
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
     let source = Weights::new(checkpoint.clone(), DType::F32, Device::Cpu);
     let list = matrices(checkpoint.config(), weights, untied(checkpoint.config(), &source));
     let formats = list.iter().map(|m| m.format).collect::<Option<Vec<_>>>();
     let formats = formats.context("only q8 and q4 are block formats")?;
-    let unfinished = file.with_extension("unfinished");
-    let at = || format!("{}", unfinished.display());
-    let mut out = File::create(&unfinished).with_context(at)?;
+    let out = unfinished.file();
     out.write_all(&header(weights, &list, &formats)?).with_context(at)?;
     for (matrix, &format) in list.iter().zip(&formats) {
         for rows in Strips::cut(matrix.rows(), matrix.columns) {
+            ensure!(!stopped(), "interrupted: {} is not written", file.display());
             out.write_all(&quantized(&source, matrix, format, rows)?).with_context(at)?;
         }
         let bytes = matrix.rows() * format.row_bytes(matrix.columns)?;
@@ -65,8 +70,7 @@ pub fn quantize(
         let report = MatrixReport { name: matrix.name.clone(), format, bytes: bytes as u64, error };
         each(&report, list.len());
     }
-    out.sync_all().with_context(at)?;
-    std::fs::rename(&unfinished, file).with_context(|| format!("{}", file.display()))
+    unfinished.finish().with_context(at)
 }
 
 /// Header length and header, padded with spaces so that the bytes start at a multiple of 8.
@@ -137,9 +141,9 @@ mod tests {
         let exact = logits(&checkpoint, WeightFormat::Dense, None).unwrap();
         for weights in [WeightFormat::Q8, WeightFormat::Q4] {
             let mut reports = Vec::new();
-            quantize(&checkpoint, weights, &file, &mut |r, _| reports.push(r.clone())).unwrap();
+            quantize(&checkpoint, weights, &file, &|| false, &mut |r, _| reports.push(r.clone())).unwrap();
             let bytes = std::fs::read(&file).unwrap();
-            quantize(&checkpoint, weights, &file, &mut |_, _| ()).unwrap();
+            quantize(&checkpoint, weights, &file, &|| false, &mut |_, _| ()).unwrap();
             assert!(bytes == std::fs::read(&file).unwrap(), "{weights:?}: other bytes the second time");
             // The embedding, and four matrices of each of four layers.
             assert_eq!(reports.len(), 1 + 4 * 4);
@@ -154,13 +158,48 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_finished_leaves_nothing_and_two_formats_at_once_are_two_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let (checkpoint, out) = (dir.path().join("model"), dir.path().join("out"));
+        model(&checkpoint);
+        std::fs::create_dir(&out).unwrap();
+        let [q8, q4] = ["m.q8", "m.q4"].map(|name| out.join(name));
+        let names = || std::fs::read_dir(&out).unwrap().count();
+        // The second one begins while the first is half done, and ends before it.
+        let mut inner = false;
+        quantize(&checkpoint, WeightFormat::Q8, &q8, &|| false, &mut |_, _| {
+            if !std::mem::replace(&mut inner, true) {
+                quantize(&checkpoint, WeightFormat::Q4, &q4, &|| false, &mut |_, _| ()).unwrap();
+            }
+        })
+        .unwrap();
+        assert!(names() == 2 && logits(&checkpoint, WeightFormat::Q8, Some(&q8)).is_ok());
+        assert!(logits(&checkpoint, WeightFormat::Q4, Some(&q4)).is_ok());
+        let whole = std::fs::read(&q8).unwrap();
+        let strips = std::cell::Cell::new(0);
+        let stopped = || strips.replace(strips.get() + 1) >= 3;
+        let error = quantize(&checkpoint, WeightFormat::Q4, &q8, &stopped, &mut |_, _| ()).unwrap_err();
+        assert!(error.to_string().contains("interrupted"), "{error}");
+        assert!(names() == 2 && std::fs::read(&q8).unwrap() == whole);
+        // Told before anything is computed, whoever asks.
+        let link = out.join("link");
+        std::os::unix::fs::symlink(&q8, &link).unwrap();
+        for place in [link.as_path(), Path::new("/dev/null"), out.as_path()] {
+            let error = quantize(Path::new("/nowhere"), WeightFormat::Q8, place, &|| false, &mut |_, _| ());
+            let error = format!("{:#}", error.unwrap_err());
+            assert!(error.contains("only a regular file is replaced"), "{error}");
+        }
+        assert!(names() == 3 && std::fs::read(&q8).unwrap() == whole);
+    }
+
+    #[test]
     fn a_file_that_is_missing_cut_or_of_another_format_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let (checkpoint, file) = (dir.path().join("model"), dir.path().join("q8"));
         model(&checkpoint);
         let kind = |weights| logits(&checkpoint, weights, Some(&file)).unwrap_err();
         assert_eq!(kind(WeightFormat::Q8).kind(), CheckpointErrorKind::Missing);
-        quantize(&checkpoint, WeightFormat::Q8, &file, &mut |_, _| ()).unwrap();
+        quantize(&checkpoint, WeightFormat::Q8, &file, &|| false, &mut |_, _| ()).unwrap();
         let other = kind(WeightFormat::Q4);
         assert!(other.kind() == CheckpointErrorKind::Misshapen && other.to_string().contains("Q8"), "{other}");
         let bytes = std::fs::read(&file).unwrap();
@@ -171,6 +210,6 @@ mod tests {
         }
         std::fs::write(&file, b"12345678not json").unwrap();
         assert_eq!(kind(WeightFormat::Q8).kind(), CheckpointErrorKind::Malformed);
-        assert!(quantize(&checkpoint, WeightFormat::Dense, &file, &mut |_, _| ()).is_err());
+        assert!(quantize(&checkpoint, WeightFormat::Dense, &file, &|| false, &mut |_, _| ()).is_err());
     }
 }

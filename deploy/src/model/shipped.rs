@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use config::layers;
+
 /// What stands for its directory on a command line and in a configuration. A directory of that name is `./demo`.
 pub const NAME: &str = "demo";
 /// Its directory's own name.
@@ -17,7 +19,7 @@ pub fn resolve(model: &Path) -> Result<PathBuf, String> {
     if model != Path::new(NAME) {
         return Ok(model.to_owned());
     }
-    let share = std::env::var_os(SHARE).map(PathBuf::from);
+    let share = layers::variable(SHARE).map(PathBuf::from);
     first_of(&places(share, std::env::current_exe().ok().as_deref()))
 }
 

@@ -1,10 +1,12 @@
 //! A nats-server on loopback, for pipelines whose configuration names no broker.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use config::layers;
 use tokio::process::Command;
 
 use super::lifeline::Kept;
@@ -124,8 +126,9 @@ impl Broker {
         }
         loop {
             let Some(pid) = self.server.pid() else { bail!("nats-server {} at start", self.server.ended().await) };
+            let ending = format!("_{pid}{PORTS}");
             let ports =
-                port_files(&self.dir)?.into_iter().find(|p| p.to_string_lossy().ends_with(&format!("_{pid}{PORTS}")));
+                port_files(&self.dir)?.into_iter().find(|p| p.as_os_str().as_bytes().ends_with(ending.as_bytes()));
             if let Some(path) = ports
                 && let Ok(text) = std::fs::read(path)
                 && let Ok(ports) = serde_json::from_slice::<Ports>(&text)
@@ -154,19 +157,26 @@ fn write_config(dir: &Path, options: &Options) -> anyhow::Result<PathBuf> {
     let config = dir.join("nats.conf");
     // Pending bytes per subscriber: eight messages of the largest size, as the server's own default is.
     let store = options.max_file_store.map_or(String::new(), |bytes| format!(", max_file_store: {bytes}"));
-    let text = format!(
-        "host: 127.0.0.1\nmax_payload: {}\njetstream {{ store_dir: {:?}{store} }}\n",
-        options.max_payload,
-        dir.join(STORE),
-    );
-    private::write(&config, text.as_bytes())?;
+    let text = [
+        format!("host: 127.0.0.1\nmax_payload: {}\njetstream {{ store_dir: \"", options.max_payload).into_bytes(),
+        escaped(&dir.join(STORE)),
+        format!("\"{store} }}\n").into_bytes(),
+    ]
+    .concat();
+    private::write(&config, &text)?;
     Ok(config)
+}
+
+/// A path between quotation marks, as the server reads it: any bytes, UTF-8 or not.
+fn escaped(path: &Path) -> Vec<u8> {
+    let special = |byte: u8| matches!(byte, b'"' | b'\\');
+    path.as_os_str().as_bytes().iter().flat_map(|&b| special(b).then_some(b'\\').into_iter().chain([b])).collect()
 }
 
 /// Files in which servers have said on which ports they listen.
 fn port_files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(dir).with_context(|| format!("broker directory {}", dir.display()))?;
-    Ok(entries.flatten().map(|e| e.path()).filter(|p| p.to_string_lossy().ends_with(PORTS)).collect())
+    Ok(entries.flatten().map(|e| e.path()).filter(|p| p.as_os_str().as_bytes().ends_with(PORTS.as_bytes())).collect())
 }
 
 /// Removes what servers that were killed have left: where process ids come again (in a container, say), it would be taken
@@ -180,7 +190,7 @@ fn forget_ports(dir: &Path) -> anyhow::Result<()> {
 
 /// The executable of the server.
 fn find() -> anyhow::Result<PathBuf> {
-    if let Some(program) = std::env::var_os("VIDI_NATS_SERVER") {
+    if let Some(program) = layers::variable("VIDI_NATS_SERVER") {
         return Ok(program.into());
     }
     let paths = std::env::var_os("PATH").unwrap_or_default();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::bail;
-use config::Config;
+use config::{Config, layers};
 use runtime::bus::{Bus, BusErrorKind, Role};
 use runtime::process::Fatal;
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,7 @@ impl Note {
 
 /// The directory for what outlives a process: `VIDI_STATE`, else `vidi` below the user's state directory.
 pub fn state_dir() -> PathBuf {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let var = |name: &str| layers::variable(name).map(PathBuf::from);
     var("VIDI_STATE")
         .or_else(|| var("XDG_STATE_HOME").map(|d| d.join("vidi")))
         .or_else(|| var("HOME").map(|d| d.join(".local/state/vidi")))

@@ -1,6 +1,8 @@
 //! Stages as child processes: started, restarted when they die, drained at the end.
 
 use std::fs::File;
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -24,6 +26,9 @@ const STABLE: Duration = Duration::from_secs(10);
 const DRAIN_WAIT: Duration = Duration::from_secs(20);
 /// Time that a stage has to drain when it is unloaded: the job in flight is answered first.
 const UNLOAD_WAIT: Duration = Duration::from_secs(600);
+
+/// Variable with the number of threads that compute.
+const THREADS: &str = "RAYON_NUM_THREADS";
 
 /// Log line of a process that exited by itself and is restarted.
 pub const RESTARTING: &str = "stage exited, restarting";
@@ -213,15 +218,16 @@ impl Replica {
             }
         };
         // candle reads /proc/cpuinfo at every matmul unless this is set.
-        let threads = std::env::var("RAYON_NUM_THREADS")
-            .unwrap_or_else(|_| std::thread::available_parallelism().map_or(1, usize::from).to_string());
+        let given = layers::variable(THREADS).and_then(|count| count.to_str()?.parse::<NonZeroUsize>().ok());
+        let threads = given.or_else(|| std::thread::available_parallelism().ok()).map_or(1, usize::from).to_string();
         let mut command = Command::new(program);
         // The configuration is merged: a stage has no use for what it was merged from.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(layers::PREFIX)) {
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(layers::PREFIX.as_bytes()))
+        {
             command.env_remove(name);
         }
         command
-            .env("RAYON_NUM_THREADS", threads)
+            .env(THREADS, threads)
             .args(["stage", self.stage.as_str(), "--supervised"])
             .arg(&self.config)
             .args(self.own_broker.then(|| format!("--broker-of={}", std::process::id())))

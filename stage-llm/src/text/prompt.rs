@@ -33,7 +33,8 @@ impl Prompter {
         Prompter::parse(&json, path, vocabulary, max_tokens)
     }
 
-    /// Prompter from the text of a `tokenizer.json`; errors call it `path`.
+    /// Prompter from the text of a `tokenizer.json`; errors call it `path`. Truncation and padding that it stores are switched
+    /// off, as transformers does where nobody asks for them.
     ///
     /// # Errors
     /// [`CheckpointErrorKind::Malformed`] with the path; a tokenizer with ids beyond `vocabulary`, the rows of the
@@ -41,7 +42,9 @@ impl Prompter {
     pub fn parse(json: &str, path: &Path, vocabulary: usize, max_tokens: usize) -> Result<Self, CheckpointError> {
         let malformed =
             |what: String| CheckpointError::new(CheckpointErrorKind::Malformed, format!("{}: {what}", path.display()));
-        let tokenizer = json.parse::<Tokenizer>().map_err(|e| malformed(e.to_string()))?;
+        let mut tokenizer = json.parse::<Tokenizer>().map_err(|e| malformed(e.to_string()))?;
+        // What a training run has left in the file would cut the prompt, or fill it up, without a word.
+        tokenizer.with_truncation(None).map_err(|e| malformed(e.to_string()))?.with_padding(None);
         let last = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
         if last as usize >= vocabulary {
             return Err(malformed(format!("has token {last}, the model's embedding {vocabulary} rows")));

@@ -186,6 +186,16 @@ async fn several(rig: &Rig, client: &Client) -> anyhow::Result<()> {
     );
     let both = json!({ "video": path, "query": "a hum", "queries": queries });
     client.post("/v1/jobs", &both).await?.problem(400, "bad_request")?;
+    // Read behind a byte-order mark and white space; what is no JSON is told by line and column.
+    for (text, said) in [
+        (format!("\u{feff} \r\n{both}"), "query and queries"),
+        ("{\n \"video\": \"/x.mp4\", \"fps\": NaN}".to_owned(), "line 2 column"),
+        ("{\n \"video\": \"/x.m".to_owned(), "line 2 column"),
+    ] {
+        let refused = client.ask("POST", "/v1/jobs", "application/json", text.as_bytes()).await?;
+        ensure!(refused.json()["message"].as_str().is_some_and(|message| message.contains(said)), "{refused:?}");
+        refused.problem(400, "bad_request")?;
+    }
     Ok(())
 }
 

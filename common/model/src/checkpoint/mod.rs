@@ -15,9 +15,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use serde_json::{Map, Value};
 
-use crate::config_json::ModelConfig;
 use crate::config_json::supported::{refused_key, refused_name};
+use crate::config_json::{ModelConfig, Setting, rope};
 use crate::demo_model::{DEFAULT_SEED, Dims, tensors};
 use config::ModelSource;
 
@@ -61,15 +62,26 @@ impl ModelConfig {
     /// A file that is missing, malformed or of an impossible geometry; one of another model, or of a checkpoint that was
     /// converted for another program.
     pub fn read(dir: &Path) -> Result<Self, CheckpointError> {
+        ModelConfig::read_with_settings(dir).map(|(config, _)| config)
+    }
+
+    /// [`read`](Self::read), and every key with its value and where that is from.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub fn read_with_settings(dir: &Path) -> Result<(Self, Vec<Setting>), CheckpointError> {
         let path = dir.join("config.json");
         let text = read(&path)?;
+        let file: Map<String, Value> = parse(&text, &path)?;
         // Before the geometry, which another model may state in other words.
-        if let Some(what) = refused_key(&parse(&text, &path)?) {
+        if let Some(what) = refused_key(&file) {
             return Err(unsupported(&path, &what));
         }
-        let config: ModelConfig = parse(&text, &path)?;
+        let mut config: ModelConfig = parse(&text, &path)?;
+        config.rope_theta = rope::theta(&file).unwrap_or(config.rope_theta);
         config.check().map_err(malformed(&path))?;
-        Ok(config)
+        let settings = config.settings(&file);
+        Ok((config, settings))
     }
 
     /// The geometry of the model that a configuration names. Random weights have one without a file.

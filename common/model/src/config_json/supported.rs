@@ -6,6 +6,8 @@
 
 use serde_json::{Map, Value};
 
+use super::{ModelConfig, rope};
+
 /// What to do about a checkpoint that was converted.
 const CONVERTED: &str = "convert from the original checkpoint instead (llm.weights = \"q8\" or \"q4\" and `vidi quantize` \
                          make 8 and 4 bits of its weights)";
@@ -13,16 +15,19 @@ const CONVERTED: &str = "convert from the original checkpoint instead (llm.weigh
 const OTHER_MODEL: &str = "use a checkpoint of Vidi 1.5";
 /// The activation of every variant of the model (MODEL.md 3 and 7).
 const GELU: &str = "gelu_pytorch_tanh";
+/// Attention of even and of odd layers, as `layer_types` calls it (MODEL.md 7).
+const LAYERS: [&str; 2] = ["sliding_attention", "full_attention"];
 
 /// The only value of a key that is computed; absent and `null` stand for it.
 enum Only {
     Absent,
     Text(&'static str),
     False,
+    Number(u64),
 }
 
-/// Keys with one value each, and what to do about another.
-const KEYS: [(&str, Only, &str); 8] = [
+/// Keys with one value each, and what to do about another; a dot stands before one inside another.
+const KEYS: [(&str, Only, &str); 15] = [
     ("model_type", Only::Text("dattn_gemma2"), OTHER_MODEL),
     ("quantization", Only::Absent, CONVERTED),
     ("quantization_config", Only::Absent, CONVERTED),
@@ -31,6 +36,13 @@ const KEYS: [(&str, Only, &str); 8] = [
     ("attention_bias", Only::False, OTHER_MODEL),
     ("hidden_activation", Only::Text(GELU), OTHER_MODEL),
     ("hidden_act", Only::Text(GELU), OTHER_MODEL),
+    ("text_config", Only::Absent, OTHER_MODEL),
+    ("mm_image_grid_points", Only::Absent, OTHER_MODEL),
+    ("partial_rotary_factor", Only::Number(1), OTHER_MODEL),
+    ("use_bidirectional_attention", Only::False, OTHER_MODEL),
+    ("mm_vision_config.hidden_act", Only::Text(GELU), OTHER_MODEL),
+    ("mm_audio_config.activation_function", Only::Text("gelu"), OTHER_MODEL),
+    ("mm_audio_config.scale_embedding", Only::False, OTHER_MODEL),
 ];
 
 /// Ends of tensor names that a conversion leaves, and whose they are.
@@ -50,12 +62,25 @@ const SHOWN: usize = 120;
 
 /// The first key of a `config.json` by which its checkpoint is refused: its value, what is supported, and what to do.
 pub fn refused_key(config: &Map<String, Value>) -> Option<String> {
+    let refused = |(key, value, supported): (String, Value, String)| {
+        format!("{key} = {} is not supported, only {supported}: {OTHER_MODEL}", shown(&value))
+    };
+    other_value(config).or_else(|| rope::refused(config).or_else(|| other_layers(config)).map(refused))
+}
+
+/// The first of [`KEYS`] with another value than its own.
+fn other_value(config: &Map<String, Value>) -> Option<String> {
     KEYS.iter().find_map(|(key, only, advice)| {
-        let value = config.get(*key).filter(|value| !value.is_null())?;
+        let value = match key.split_once('.') {
+            Some((outer, inner)) => config.get(outer)?.get(inner),
+            None => config.get(*key),
+        };
+        let value = value.filter(|value| !value.is_null())?;
         let (fits, supported) = match only {
             Only::Absent => (false, "weights of 16 or 32 bits, without this key".to_owned()),
             Only::Text(text) => (value == text, format!("{text:?}")),
             Only::False => (value == false, "false".to_owned()),
+            Only::Number(number) => (value.as_f64() == Some(*number as f64), number.to_string()),
         };
         let made_for = match *key {
             "quantization" => " (made for MLX)".to_owned(),
@@ -64,9 +89,25 @@ pub fn refused_key(config: &Map<String, Value>) -> Option<String> {
             }
             _ => String::new(),
         };
-        let shown: String = value.to_string().chars().take(SHOWN).collect();
-        (!fits).then(|| format!("{key} = {shown}{made_for} is not supported, only {supported}: {advice}"))
+        (!fits).then(|| format!("{key} = {}{made_for} is not supported, only {supported}: {advice}", shown(value)))
     })
+}
+
+/// `layer_types` where they are not those of the model, with what is supported.
+fn other_layers(config: &Map<String, Value>) -> Option<(String, Value, String)> {
+    let key = "layer_types";
+    let types = config.get(key).filter(|value| !value.is_null())?;
+    let layers = config.get("num_hidden_layers").and_then(Value::as_u64);
+    let layers = layers.unwrap_or(ModelConfig::default().num_hidden_layers as u64);
+    let listed = types.as_array().map(Vec::as_slice).unwrap_or_default();
+    let alternate = listed.iter().enumerate().all(|(at, kind)| kind == LAYERS[at % 2]);
+    let fits = alternate && listed.len() as u64 == layers;
+    (!fits).then(|| (key.to_owned(), types.clone(), format!("{LAYERS:?} by turns, {layers} in all")))
+}
+
+/// As much of a value as a person reads.
+fn shown(value: &Value) -> String {
+    value.to_string().chars().take(SHOWN).collect()
 }
 
 /// The first tensor by whose name a checkpoint is refused, and what to do. Names that merely nobody asks for are none.
@@ -117,6 +158,42 @@ mod tests {
                 ["hidden_activation = \"silu\"", "only \"gelu_pytorch_tanh\"", "Vidi"],
             ),
             (json!({"hidden_act": "gelu"}), ["hidden_act = \"gelu\"", "only \"gelu_pytorch_tanh\"", "Vidi"]),
+            (json!({"text_config": {}}), ["text_config = {}", "without this key", "of Vidi 1.5"]),
+            (json!({"partial_rotary_factor": 0.5}), ["partial_rotary_factor = 0.5", "only 1:", "of Vidi 1.5"]),
+            (json!({"use_bidirectional_attention": true}), ["attention = true", "only false", "of Vidi 1.5"]),
+            (
+                json!({"mm_vision_config": {"hidden_act": "quick_gelu"}}),
+                ["mm_vision_config.hidden_act = \"quick_gelu\"", "only \"gelu_pytorch_tanh\"", "Vidi"],
+            ),
+            (
+                json!({"mm_audio_config": {"activation_function": "relu"}}),
+                ["mm_audio_config.activation_function = \"relu\"", "only \"gelu\"", "Vidi"],
+            ),
+            (
+                json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+                ["rope_scaling.rope_type = \"linear\"", "only \"default\"", "Vidi"],
+            ),
+            (json!({"rope_scaling": {"type": "dynamic"}}), ["rope_scaling.type = \"dynamic\"", "\"default\"", "Vidi"]),
+            (json!({"rope_scaling": {"factor": 8.0}}), ["rope_scaling.factor = 8.0", "without this key", "Vidi"]),
+            (json!({"rope_scaling": "linear"}), ["rope_scaling = \"linear\"", "only an object", "Vidi"]),
+            (
+                json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}),
+                ["rope_parameters.rope_type = \"yarn\"", "only \"default\"", "Vidi"],
+            ),
+            (
+                json!({"rope_parameters": {"rope_theta": 1e6}, "rope_theta": 1e4}),
+                ["rope_parameters.rope_theta = 1000000.0", "10000, as rope_theta itself says", "Vidi"],
+            ),
+            (json!({"rope_parameters": {"rope_theta": "x"}}), ["rope_theta = \"x\"", "only a number", "Vidi"]),
+            (
+                json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}),
+                ["rope_parameters.full_attention = {", "without this key", "Vidi"],
+            ),
+            (
+                json!({"layer_types": ["full_attention", "sliding_attention"], "num_hidden_layers": 2}),
+                ["layer_types = [\"full_attention\"", "by turns, 2 in all", "Vidi"],
+            ),
+            (json!({"layer_types": ["sliding_attention"]}), ["layer_types = [\"sl", "by turns, 42 in all", "Vidi"]),
         ] {
             let message = refused(config.clone()).unwrap_or_else(|| panic!("{config} is taken"));
             assert!(said.iter().all(|part| message.contains(part)), "{message}");
@@ -128,6 +205,11 @@ mod tests {
         let real = crate::demo_model::config_json::json(&crate::demo_model::Dims::of(config::Size::NineB));
         assert_eq!(refused(serde_json::from_str(&real).unwrap()), None);
         assert_eq!(refused(json!({})), None);
+        // As transformers 5 writes it.
+        let newer = json!({"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}, "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "rope_scaling": null});
+        assert_eq!(refused(newer), None);
+        assert_eq!(refused(json!({"rope_scaling": {"type": "default"}, "partial_rotary_factor": 1.0})), None);
         let null: Map<String, Value> = KEYS.iter().map(|(key, ..)| ((*key).to_owned(), Value::Null)).collect();
         assert_eq!(refused_key(&null), None);
     }

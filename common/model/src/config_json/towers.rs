@@ -1,9 +1,9 @@
 //! Geometry of the two encoders, which the real `config.json` leaves to its defaults.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Geometry of the vision encoder: SigLIP 2 so400m/14-384 unless config.json says otherwise.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VisionConfig {
     /// Width V.
@@ -44,7 +44,7 @@ impl VisionConfig {
 }
 
 /// Geometry of the audio encoder: Whisper large-v3's unless config.json says otherwise. Its layer norms use 1e-5.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AudioConfig {
     /// Width A.

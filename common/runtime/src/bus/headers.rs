@@ -4,6 +4,8 @@ use async_nats::HeaderMap;
 
 use protocol::message::JobId;
 
+/// Header with a job's id.
+const JOB: &str = "Vidi-Job";
 /// Header with the number of a later [`Attempt`].
 const ATTEMPT: &str = "Vidi-Attempt";
 
@@ -13,9 +15,14 @@ const FENCING_TOKEN: &str = "Vidi-Claim";
 /// Headers of every message about a job (PROTOCOL.md).
 pub fn headers(job: &JobId) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert("Vidi-Job", job.as_str());
+    headers.insert(JOB, job.as_str());
     headers.insert("traceparent", trace_parent(job).as_str());
     headers
+}
+
+/// Job that a message is about by its headers.
+pub fn job_of(headers: Option<&HeaderMap>) -> Option<JobId> {
+    JobId::new(headers?.get(JOB)?.as_str()).ok()
 }
 
 /// Attempt at a job's work that a message belongs to: what is asked for again, and all that is made of it, has ids of its

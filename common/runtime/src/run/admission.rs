@@ -15,10 +15,11 @@ use super::losses::Roll;
 use super::registry::Registry;
 use super::shutdown::Shutdown;
 use crate::bus::events::EventLog;
-use crate::bus::{Bus, BusError, headers};
+use crate::bus::{Bus, BusError, headers, job_of};
 use crate::subject::StreamName;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::event::{CancelledBy, Event};
+use protocol::json;
 use protocol::message::{JobId, JobRequest};
 use protocol::wire::{self, Encoding};
 
@@ -156,7 +157,7 @@ pub fn waited_too_long(most: Duration) -> JobError {
         .hint("submit it again when there is less to do, start more stage-llm workers, or raise bus.job_age_s")
 }
 
-/// A request that cannot be understood ends in a `failed` event if it at least names its job.
+/// A request that cannot be understood ends in a `failed` event if its job is known: by the request, or by its header.
 async fn refuse(bus: &Bus, delivery: &Delivery, error: JobError) {
     #[derive(serde::Deserialize)]
     struct Named {
@@ -165,11 +166,14 @@ async fn refuse(bus: &Bus, delivery: &Delivery, error: JobError) {
     let body = &delivery.message.payload;
     let encoding = Encoding::of(body);
     let named = match encoding {
-        Encoding::Json => serde_json::from_slice::<Named>(body).ok(),
-        Encoding::MessagePack => wire::decode_loosely::<Named>(body),
+        Encoding::Json => match serde_json::from_slice::<Named>(json::unmarked(body)) {
+            Ok(Named { job }) => Some(job),
+            Err(_) => json::named_job(body),
+        },
+        Encoding::MessagePack => wire::decode_loosely::<Named>(body).map(|Named { job }| job),
     };
     bus.note_unreadable();
-    let Some(Named { job }) = named else {
+    let Some(job) = named.or_else(|| job_of(delivery.message.headers.as_ref())) else {
         return bury(bus, StageName::Llm, None, delivery, &error).await;
     };
     let mut log = EventLog::open(bus, &job).await;

@@ -13,6 +13,7 @@ use deploy::up::pipeline::{Layout, Pipeline};
 use deploy::up::{broker, note, supervisor};
 use protocol::error::StageName;
 use protocol::event::JobResult;
+use protocol::file_uri;
 use protocol::message::{JobId, JobRequest};
 use runtime::bus::{Bus, Role};
 use runtime::process::{Exit, Fatal, on_signal};
@@ -47,15 +48,13 @@ struct Answered {
 /// truth.
 pub async fn ask(config: &mut Config, mut ask: Ask) -> Result<(), Fatal> {
     let truth = truth(&ask)?;
-    // A file that is not here may be there where stage-decode runs.
-    let local = Path::new(&ask.video).canonicalize().ok();
+    let (video, local) = named(&ask.video)?;
     let plan = Plan::new(&ask, local.as_deref()).await?;
-    let model = ask.model.take();
     let dump = ask.dump.take();
-    let request = request(&ask, local.as_deref())?;
+    let request = request(&ask, local.as_deref().unwrap_or(&video))?;
     let style = Style { json: ask.json, quiet: ask.quiet };
     let question = Question { request, style, plan };
-    let Answered { result, media } = answered(config, &question, local.as_deref(), model, dump).await?;
+    let Answered { result, media } = answered(config, &question, &video, local.as_deref(), dump).await?;
     if let (Some(plan), Some(media)) = (&question.plan, media) {
         plan.carry_out(&question.request, &result, media).await?;
     }
@@ -72,6 +71,28 @@ pub async fn ask(config: &mut Config, mut ask: Ask) -> Result<(), Fatal> {
     Err(Fatal(Exit::Other, text))
 }
 
+/// The video that an argument names, and its place on this host. It may be there where stage-decode runs, and not here.
+///
+/// # Errors
+/// For a relative path that leads nowhere: stage-decode takes absolute ones.
+fn named(argument: &Path) -> Result<(PathBuf, Option<PathBuf>), Fatal> {
+    let video = argument.to_str().map_or_else(|| argument.to_owned(), file_uri::path);
+    match video.canonicalize() {
+        Ok(local) => Ok((video, Some(local))),
+        Err(_) if video.is_absolute() => Ok((video, None)),
+        Err(error) => Err(missing(&video, &error)),
+    }
+}
+
+/// A video that is not there.
+fn missing(video: &Path, error: &std::io::Error) -> Fatal {
+    let here = match (video.is_absolute(), std::env::current_dir()) {
+        (false, Ok(dir)) => format!(" (in {})", dir.display()),
+        _ => String::new(),
+    };
+    Fatal(Exit::Usage, format!("{}{here}: {error}; name a video that is there", video.display()))
+}
+
 /// The true answer, where a truth is given.
 fn truth(ask: &Ask) -> Result<Option<Answer>, Fatal> {
     let Some(file) = &ask.truth else { return Ok(None) };
@@ -84,12 +105,12 @@ fn truth(ask: &Ask) -> Result<Option<Answer>, Fatal> {
     Ok(Some(ask.span.map_or(answer.clone(), |span| answer.within(span))))
 }
 
-/// Asks and shows the answer; `local` is the video where this host has it.
+/// Asks and shows the answer; `local` is the place of the video where this host has it.
 async fn answered(
     config: &mut Config,
     question: &Question,
+    video: &Path,
     local: Option<&Path>,
-    model: Option<PathBuf>,
     dump: Option<PathBuf>,
 ) -> Result<Answered, Fatal> {
     let shared = if config.bus.url.is_empty() {
@@ -104,15 +125,13 @@ async fn answered(
         }
         return follow(&bus, question).await;
     }
-    use_model(config, model)?;
+    // Stages that are started here see what is here.
+    let local = local.ok_or_else(|| missing(video, &std::io::ErrorKind::NotFound.into()))?;
+    use_model(config)?;
     if let Some(warning) = config.model.warning() {
         remark!("warning: {warning}");
     }
-    if let Some(parent) = local.and_then(Path::parent) {
-        config.decode.media_roots.push(parent.to_owned());
-    } else if config.decode.media_roots.is_empty() {
-        config.decode.media_roots.push(absolute(Path::new("."))?);
-    }
+    config.decode.media_roots.extend(local.parent().map(Path::to_owned));
     if let Some(dump) = dump {
         std::fs::create_dir_all(&dump).map_err(|e| Fatal(Exit::Usage, format!("{}: {e}", dump.display())))?;
         config.decode.dump = Some(absolute(&dump)?);
@@ -120,14 +139,13 @@ async fn answered(
     ask_own(config, question).await
 }
 
-/// The job that a command line describes; `local` is the video where this host has it.
-fn request(ask: &Ask, local: Option<&Path>) -> Result<JobRequest, Fatal> {
+/// The job that a command line describes.
+fn request(ask: &Ask, video: &Path) -> Result<JobRequest, Fatal> {
     let job = match &ask.job {
         Some(job) => JobId::new(job.clone()),
         None => JobId::new(format!("ask-{}-{}", std::process::id(), runtime::bus::events::now_ms())),
     };
     let job = job.map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
-    let video = local.map_or(ask.video.clone(), |p| p.to_string_lossy().into_owned());
     let request = JobRequest {
         task: ask.task.clone(),
         parser: ask.parser.clone(),
@@ -141,7 +159,7 @@ fn request(ask: &Ask, local: Option<&Path>) -> Result<JobRequest, Fatal> {
         seed: ask.seed,
         deadline_s: ask.deadline,
         priority: ask.priority,
-        ..JobRequest::new(job, video, "").with_queries(ask.queries.clone())
+        ..JobRequest::new(job, file_uri::text(video), "").with_queries(ask.queries.clone())
     };
     protocol::wire::Message::check(&request).map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
     Ok(request)

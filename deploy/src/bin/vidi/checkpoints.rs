@@ -6,9 +6,11 @@ use std::path::Path;
 use config::Size;
 use config::{Config, ModelSource, WeightFormat};
 use deploy::model::{demo_model, inspect, plan, quantize};
+use model::checkpoint::CheckpointError;
 use model::config_json::ModelConfig;
 use runtime::answer;
 use runtime::process::{Exit, Fatal};
+use runtime::run::Shutdown;
 
 use crate::cli::Bits;
 use crate::up::directory;
@@ -42,7 +44,7 @@ pub fn show_plan(
     video_seconds: &[u64],
     json: bool,
 ) -> Result<(), Fatal> {
-    let wrong = |e: model::checkpoint::CheckpointError| Fatal(Exit::Model, e.to_string());
+    let wrong = |e: CheckpointError| Fatal(Exit::Model, e.to_string());
     let model = model.map(directory).transpose()?;
     let source = ModelSource { dir: model.unwrap_or_default(), weights: config.model.weights };
     source.check().map_err(|e| Fatal(Exit::Usage, e))?;
@@ -84,7 +86,7 @@ pub fn show_plan(
 ///
 /// # Errors
 /// For a checkpoint that cannot be read, or a file that cannot be written.
-pub fn write_quantized(model: &Path, to: Bits, out: &Path) -> Result<(), Fatal> {
+pub fn write_quantized(model: &Path, to: Bits, out: &Path, stop: &Shutdown) -> Result<(), Fatal> {
     let model = &directory(model)?;
     let weights = match to {
         Bits::Q8 => WeightFormat::Q8,
@@ -94,7 +96,7 @@ pub fn write_quantized(model: &Path, to: Bits, out: &Path) -> Result<(), Fatal> 
     let mut worst: BTreeMap<&'static str, (f64, String)> = BTreeMap::new();
     // The file is written whoever reads along.
     let mut shown = answer!("relative error of matmuls:");
-    let done = quantize::quantize(model, weights, out, &mut |matrix, count| {
+    let done = quantize::quantize(model, weights, out, &|| *stop.borrow(), &mut |matrix, count| {
         bar.set_length(count as u64);
         bar.inc(1);
         if shown.is_ok() {
@@ -107,7 +109,7 @@ pub fn write_quantized(model: &Path, to: Bits, out: &Path) -> Result<(), Fatal> 
         }
     });
     bar.finish_and_clear();
-    done.map_err(|e| Fatal(Exit::Model, format!("{e:#}")))?;
+    done.map_err(|e| Fatal(exit_of(&e), format!("{e:#}")))?;
     shown?;
     for (kind, (error, name)) in &worst {
         answer!("worst of {kind}: {error:.2e} ({name})")?;
@@ -119,6 +121,17 @@ pub fn write_quantized(model: &Path, to: Bits, out: &Path) -> Result<(), Fatal> 
         out.display()
     )?;
     Ok(())
+}
+
+/// Status of a file that was not written: the checkpoint's fault, or the command line's, or the disk's.
+fn exit_of(error: &anyhow::Error) -> Exit {
+    if error.downcast_ref::<CheckpointError>().is_some() {
+        return Exit::Model;
+    }
+    match error.downcast_ref::<std::io::Error>() {
+        Some(error) if error.kind() == std::io::ErrorKind::InvalidInput => Exit::Usage,
+        _ => Exit::Other,
+    }
 }
 
 /// `vidi demo-model`: writes a random checkpoint.

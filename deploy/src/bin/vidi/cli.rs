@@ -16,8 +16,8 @@ use runtime::process::ConfigArgs;
 pub struct Cli {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Profile of the machine, below all other configuration: 4090-shared, 4090, h200 or cpu-demo.
-    #[arg(long, env = "VIDI_PROFILE", global = true)]
+    /// Profile of the machine, below all other configuration: 4090-shared, 4090, h200 or cpu-demo; VIDI_PROFILE says the same.
+    #[arg(long, global = true)]
     pub profile: Option<String>,
     #[command(subcommand)]
     pub command: Command,
@@ -210,8 +210,8 @@ pub struct Up {
 /// Arguments of `vidi ask`.
 #[derive(clap::Args)]
 pub struct Ask {
-    /// Video or sound file.
-    pub video: String,
+    /// Video or sound file, by its path or `file:` URI.
+    pub video: PathBuf,
     /// The question. Several share one look at the video and are answered together; a task may need none.
     #[arg(value_name = "QUERY")]
     pub queries: Vec<String>,

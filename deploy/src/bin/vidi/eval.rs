@@ -8,6 +8,7 @@ use deploy::eval::line::Asking;
 use deploy::eval::score::score;
 use deploy::eval::suite::{Suite, Truth};
 use deploy::eval::{EvalError, run, show};
+use deploy::replace;
 use runtime::bus::Role;
 use runtime::process::Fatal;
 
@@ -123,5 +124,5 @@ pub async fn eval(config: &Config, action: Eval) -> Result<(), Fatal> {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), EvalError> {
-    std::fs::write(path, text).map_err(EvalError::writing(path))
+    replace::write(path, text.as_bytes()).map_err(EvalError::writing(path))
 }

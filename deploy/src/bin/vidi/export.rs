@@ -8,6 +8,7 @@ use deploy::export::format::Format;
 use deploy::export::media::{Media, Wishes};
 use deploy::export::start::Start;
 use deploy::export::{Export, clips, clock};
+use deploy::replace;
 use protocol::error::JobError;
 use protocol::event::JobResult;
 use protocol::message::JobRequest;
@@ -66,8 +67,10 @@ impl Plan {
         if let Some(dir) = clips {
             clips::check(dir).await.map_err(wrong)?;
             if local.is_none() {
-                let text =
-                    format!("--clips cuts a video of this host, and {} is not here: export .sh instead", ask.video);
+                let text = format!(
+                    "--clips cuts a video of this host, and {} is not here: export .sh instead",
+                    ask.video.display()
+                );
                 return Err(wrong(text));
             }
         }
@@ -159,7 +162,7 @@ impl Plan {
     fn write(&self, file: &Path, format: Format, export: &Export) -> Result<(), String> {
         let named = |why: String| format!("{}: {why}", file.display());
         let text = format.write(export).map_err(named)?;
-        std::fs::write(file, text).map_err(|e| named(e.to_string()))?;
+        replace::write(file, text.as_bytes()).map_err(|e| named(e.to_string()))?;
         self.tell(&format!("export: {}, {} ranges", file.display(), export.cuts.len()));
         Ok(())
     }

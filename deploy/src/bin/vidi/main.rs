@@ -20,10 +20,11 @@ mod up;
 
 use std::process::ExitCode;
 
-use config::Config;
+use config::{Config, layers};
 use deploy::recording;
 use deploy::up::{profile, stages, supervisor};
 use protocol::control::Verb;
+use protocol::file_uri;
 use runtime::bus::Role;
 use runtime::process::{Exit, Fatal, command_line, on_signal, runtime, warn_of_random_weights};
 use runtime::{answer, remark, telemetry};
@@ -50,8 +51,22 @@ fn configuration(cli: &Cli) -> Result<Config, Fatal> {
     if let Command::Stage { supervised: Some(merged), .. } = &cli.command {
         return Config::merged(merged).map_err(wrong);
     }
-    let profile = cli.profile.as_deref().map(profile::text).transpose().map_err(wrong)?;
-    cli.config.load_over(profile)
+    let of_environment = || {
+        let name = layers::variable(layers::PROFILE)?;
+        Some(name.into_string().map_err(|name| format!("environment: {} = {name:?} is not UTF-8", layers::PROFILE)))
+    };
+    let named = cli.profile.clone().map(Ok).or_else(of_environment).transpose().map_err(wrong)?;
+    let profile = named.as_deref().map(profile::text).transpose().map_err(wrong)?;
+    let model = match &cli.command {
+        Command::Up(up) => up.model.as_deref(),
+        Command::Ask(ask) => ask.model.as_deref(),
+        Command::Bench(bench) => bench.model.as_deref(),
+        _ => None,
+    };
+    let mut args = cli.config.clone();
+    // A flag as any other, so that it wins over random weights that a layer below names.
+    args.set.extend(model.map(|dir| format!("model.dir={}", toml::Value::String(file_uri::text(dir)))));
+    args.load_over(profile)
 }
 
 fn run(cli: Cli) -> Result<(), Fatal> {
@@ -79,9 +94,13 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             let replicas = supervisor::replicas(&replicas).map_err(|e| Fatal(Exit::Usage, e))?;
             checkpoints::show_plan(&config, model.as_deref(), &replicas, &video_seconds, json)
         }
-        Command::Quantize { model, to, out } => checkpoints::write_quantized(&model, to, &out),
+        Command::Quantize { model, to, out } => {
+            // Ctrl-C leaves nothing of an unfinished file.
+            let stop = runtime.block_on(async { on_signal() });
+            checkpoints::write_quantized(&model, to, &out, &stop)
+        }
         Command::Bench(bench) => {
-            up::use_model(&mut config, bench.model.clone())?;
+            up::use_model(&mut config)?;
             warn_of_random_weights(&config);
             runtime.block_on(bench.run(&config))
         }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use deploy::export::media::Media;
 use deploy::export::raster::{self, Raster};
 use deploy::export::{Export, contact_sheet, process, timeline};
+use deploy::replace;
 
 use crate::cli::Exports;
 use crate::export::writable;
@@ -25,7 +26,7 @@ impl Pictures {
     /// # Errors
     /// For a file that cannot be written or whose ending says no format, a video that is not on this host, and where no
     /// picture can be drawn.
-    pub async fn new(exports: &Exports, video: &str, local: Option<&Path>) -> Result<Self, String> {
+    pub async fn new(exports: &Exports, video: &Path, local: Option<&Path>) -> Result<Self, String> {
         let Exports { timeline, contact_sheet, sheet_rows, .. } = exports;
         let timeline = timeline.as_ref().map(|file| Ok::<_, String>((file.clone(), form(file)?))).transpose()?;
         if let Some((file, _)) = &timeline {
@@ -40,7 +41,7 @@ impl Pictures {
         let pictures = Pictures { timeline, sheet: contact_sheet.clone(), rows: *sheet_rows as usize };
         let Some(option) = pictures.first() else { return Ok(pictures) };
         if local.is_none() {
-            return Err(format!("{option} shows frames of a video of this host, and {video} is not here"));
+            return Err(format!("{option} shows frames of a video of this host, and {} is not here", video.display()));
         }
         process::check(option).await?;
         if pictures.sheet.is_some() || matches!(pictures.timeline, Some((_, Some(_)))) {
@@ -99,7 +100,7 @@ async fn written(file: &Path, svg: Result<String, String>, raster: Option<Raster
         (svg, _) => svg.map(String::into_bytes),
     };
     let named = |why: String| format!("{}: {why}", file.display());
-    std::fs::write(file, bytes.map_err(named)?).map_err(|e| named(e.to_string()))
+    replace::write(file, &bytes.map_err(named)?).map_err(|e| named(e.to_string()))
 }
 
 /// Ending of a file's name, in small letters; empty without one.

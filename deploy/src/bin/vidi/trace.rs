@@ -4,6 +4,7 @@ use std::path::Path;
 
 use config::Config;
 use deploy::client::events_so_far;
+use deploy::replace;
 use deploy::trace::{Trace, gantt, text};
 use protocol::message::JobId;
 use runtime::bus::Role;
@@ -37,7 +38,7 @@ pub async fn trace(config: &Config, job: String, svg: Option<&Path>) -> Result<(
     })?;
     let Some(file) = svg else { return Ok(answer!("{}", text::text(&trace))?) };
     let unwritten = |e| Fatal(Exit::Other, format!("trace failed: {}: {e}", file.display()));
-    std::fs::write(file, gantt::svg(&trace)).map_err(unwritten)?;
+    replace::write(file, gantt::svg(&trace).as_bytes()).map_err(unwritten)?;
     remark!("trace: {}", file.display());
     Ok(())
 }

@@ -22,7 +22,7 @@ use crate::cli::Up;
 pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
     let wrong = |e: anyhow::Error| Fatal(Exit::Usage, format!("{e:#}"));
     let _own = note::own_state().await.map_err(wrong)?;
-    use_model(config, up.model)?;
+    use_model(config)?;
     warn_of_random_weights(config);
     for root in up.media_roots {
         config.decode.media_roots.push(absolute(&root)?);
@@ -133,15 +133,11 @@ pub fn absolute(path: &Path) -> Result<PathBuf, Fatal> {
     path.canonicalize().map_err(|e| Fatal(Exit::Usage, format!("{}: {e}", path.display())))
 }
 
-/// Makes `model`, else the configured one, the checkpoint to serve.
+/// Makes the configured checkpoint the one to serve.
 ///
 /// # Errors
-/// When there is none; when there are random weights too.
-pub fn use_model(config: &mut Config, model: Option<PathBuf>) -> Result<(), Fatal> {
-    if let Some(model) = model {
-        config.model.dir = model;
-    }
-    config.model.check().map_err(|e| Fatal(Exit::Usage, e))?;
+/// When there is none.
+pub fn use_model(config: &mut Config) -> Result<(), Fatal> {
     if config.model.weights.is_some() {
         return Ok(());
     }

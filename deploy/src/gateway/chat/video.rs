@@ -73,7 +73,7 @@ async fn at(app: &State, url: &str) -> Result<Video, Problem> {
             Ok(Video { path: String::new(), held: Some(held) })
         }
         // stage-decode refuses what is not below a media root.
-        Some("file") => Ok(Video { path: url.to_owned(), held: None }),
+        Some("file") => Ok(Video { path: app.mapped(url), held: None }),
         _ if url.starts_with('/') => Ok(Video { path: app.mapped(url), held: None }),
         _ => {
             let shown: String = url.chars().take(80).collect();
