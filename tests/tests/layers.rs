@@ -31,6 +31,27 @@ fn print(file: Option<&str>, env: &[(&str, &str)], flags: &[&str]) -> anyhow::Re
     Ok(command.envs(env.iter().copied()).args(flags).args(["config", "print"]).stdin(Stdio::null()).output()?)
 }
 
+#[test]
+fn settings_count_on_both_sides_of_a_subcommand_and_the_last_one_wins() -> anyhow::Result<()> {
+    let set = [
+        "--set",
+        "llm.kv=q8",
+        "--set=bus.ack_wait_s=7",
+        "config",
+        "--set",
+        "llm.kv=q4",
+        "print",
+        "--set=bus.max_deliver=9",
+    ];
+    let output = Command::new(vidi()?).args(set).stdin(Stdio::null()).output()?;
+    let said = String::from_utf8(output.stdout)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for line in ["kv = \"q4\"", "ack_wait_s = 7.0", "max_deliver = 9"] {
+        ensure!(said.lines().any(|printed| printed == line), "no {line} in {said}");
+    }
+    Ok(())
+}
+
 /// What each layer says of the format of keys and values, and which one is in force.
 #[test]
 fn a_profile_is_below_a_file_below_the_environment_below_a_flag() -> anyhow::Result<()> {

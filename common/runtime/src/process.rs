@@ -1,6 +1,7 @@
 //! One process that is one stage: configuration, logs, broker, model, run loop, and an exit status that says what was
-//! wrong. Each stage's `main` is one call of [`main`].
+//! wrong.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -170,54 +171,16 @@ impl ConfigArgs {
     }
 }
 
-#[derive(Parser)]
-#[command(version, about = "One stage of Vidi 1.5 on a message bus; `vidi up` starts all five")]
-struct Args {
-    #[command(flatten)]
-    config: ConfigArgs,
-}
-
-/// Whole `main` of a stage.
-pub fn main<S>(open: impl FnOnce(&Config) -> Result<S, JobError>) -> ExitCode
+/// Whole `main` of a process that is one stage, for who has parsed its command line.
+pub fn main<S>(args: &ConfigArgs, open: impl FnOnce(&Config) -> Result<S, JobError>) -> ExitCode
 where
     S: Stage + Send + 'static,
 {
-    match command_line::<Args>() {
-        Ok(args) => main_with(&args.config, open),
-        Err(exit) => exit,
-    }
-}
-
-/// [`main`] for who has parsed a command line already.
-pub fn main_with<S>(args: &ConfigArgs, open: impl FnOnce(&Config) -> Result<S, JobError>) -> ExitCode
-where
-    S: Stage + Send + 'static,
-{
-    serve_main(args, |config, shutdown| async move { serve(&config, open, shutdown).await })
-}
-
-/// Whole `main` of stage-llm.
-pub fn main_owner<O>(open: impl FnOnce(&Config) -> Result<O, JobError>) -> ExitCode
-where
-    O: Owner + Send + 'static,
-{
-    match command_line::<Args>() {
-        Ok(args) => {
-            serve_main(&args.config, |config, shutdown| async move { serve_owner(&config, open, shutdown).await })
-        }
-        Err(exit) => exit,
-    }
-}
-
-fn serve_main<F: Future<Output = Result<(), Fatal>>>(
-    args: &ConfigArgs,
-    serve: impl FnOnce(Config, Shutdown) -> F,
-) -> ExitCode {
     let outcome = args.load().and_then(|config| {
         telemetry::init(&config.log).map_err(|e| Fatal(Exit::Usage, e))?;
         warn_of_random_weights(&config);
         let runtime = runtime()?;
-        let outcome = runtime.block_on(async { serve(config, on_signal()).await });
+        let outcome = runtime.block_on(async { serve(&config, open, on_signal()).await });
         // An engine may be in the middle of something that nobody waits for any more.
         runtime.shutdown_background();
         outcome
@@ -231,19 +194,42 @@ fn serve_main<F: Future<Output = Result<(), Fatal>>>(
     }
 }
 
-/// Parses this process's command line.
+/// Parses this process's command line. `--set` counts on both sides of a subcommand: the parser would keep those behind it, and
+/// lose the others.
 ///
 /// # Errors
 /// The exit of a process that was asked for its help or version, or in a way that it does not understand; it has said so.
 pub fn command_line<T: Parser>() -> Result<T, ExitCode> {
-    T::try_parse().map_err(|said| match said.print().and_then(|()| tell_unreadable(said.kind())) {
-        Err(e) if !said.use_stderr() => {
-            let Fatal(exit, text) = Unwritten::from(e).into();
-            remark!("error: {text}");
-            exit.into()
+    T::try_parse_from(settings_first(std::env::args_os())).map_err(|said| {
+        match said.print().and_then(|()| tell_unreadable(said.kind())) {
+            Err(e) if !said.use_stderr() => {
+                let Fatal(exit, text) = Unwritten::from(e).into();
+                remark!("error: {text}");
+                exit.into()
+            }
+            _ => u8::try_from(said.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
         }
-        _ => u8::try_from(said.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
     })
+}
+
+/// The arguments with every `--set` before all others but the program's name, in their order.
+fn settings_first(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut left = arguments.into_iter();
+    let (mut settings, mut others) = (left.next().into_iter().collect::<Vec<_>>(), Vec::new());
+    while let Some(argument) = left.next() {
+        if argument == "--" {
+            others.push(argument);
+            break;
+        }
+        let alone = argument == "--set";
+        if alone || argument.as_encoded_bytes().starts_with(b"--set=") {
+            settings.push(argument);
+            settings.extend(alone.then(|| left.next()).flatten());
+        } else {
+            others.push(argument);
+        }
+    }
+    settings.into_iter().chain(others).chain(left).collect()
 }
 
 /// Names the arguments that are not UTF-8, where that is what was wrong with one of them: the parser does not.

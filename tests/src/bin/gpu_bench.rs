@@ -73,9 +73,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     match args.command {
         Some(Part::Decode) => {
-            return runtime::process::main_with(&args.config, |config| {
-                Ok(SyntheticDecode::new(config.decode.batch_frames))
-            });
+            return runtime::process::main(&args.config, |config| Ok(SyntheticDecode::new(config.decode.batch_frames)));
         }
         Some(Part::Kernels(kernels)) => return kernels::run(&kernels),
         Some(Part::Stages) => return stages::run(&args.config),
