@@ -13,7 +13,7 @@ use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
 use runtime::bus::Role;
 use runtime::process::Exit;
-use tests::faults::load::followed;
+use tests::faults::look::followed;
 use tests::harness::{Rig, Setup, root, signal, terminal, video, vidi};
 use tests::own::Place;
 

@@ -9,6 +9,7 @@ use protocol::message::{JobId, JobRequest};
 
 use super::load::{self, Load, setup, true_setup};
 use super::long_answer::{LongAnswer, SCENE};
+use super::look;
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
 use crate::disk::Disk;
@@ -98,10 +99,10 @@ pub async fn paused_in_an_answer(scale: &Scale) -> Row {
             let job = JobId::new(format!("answer-{round}"))?;
             let request = JobRequest { max_new_tokens: 1500, ..JobRequest::new(job, clip.to_string_lossy(), "a dog") };
             let events = stopped_in_text(&rig, &request, &mut dice).await?;
-            let got = load::result(&events).with_context(|| load::tail(&rig))?;
-            load::told_once(&events, &got.text).with_context(|| format!("{}; {}", request.job, load::tail(&rig)))?;
+            let got = look::result(&events).with_context(|| look::tail(&rig))?;
+            look::told_once(&events, &got.text).with_context(|| format!("{}; {}", request.job, look::tail(&rig)))?;
         }
-        load::empty(&rig).await?;
+        look::empty(&rig).await?;
         let injected = format!("SIGSTOP for 6 s in each of {rounds} answers of 1,500 tokens");
         Ok(Seen { injected, observed: format!("{rounds} answers, text told once"), seconds: None })
     })
@@ -112,13 +113,13 @@ pub async fn paused_in_an_answer(scale: &Scale) -> Row {
 async fn stopped_in_text(rig: &Rig, request: &JobRequest, dice: &mut Dice) -> anyhow::Result<Vec<JobEvent>> {
     let broker = rig.broker.pid().context("broker is gone")?;
     load::submit(&rig.bus, request).await?;
-    load::wait_for(rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
+    look::wait_for(rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
     tokio::time::sleep(dice.pause(20, 800)).await;
     signal(broker, "STOP")?;
     tokio::time::sleep(Duration::from_secs(6)).await;
     signal(broker, "CONT")?;
     rig.events(&request.job).await?;
-    Ok(load::log_of(&rig.bus, &request.job).await)
+    Ok(look::log_of(&rig.bus, &request.job).await)
 }
 
 /// The same in the middle of many short answers, whose truth is known.
@@ -130,14 +131,14 @@ pub async fn paused_in_true_answers(scale: &Scale) -> Row {
     case.run(async {
         let rig = Rig::start(true_setup(scale)).await?;
         let (video, truth) = rig.demo_video(SCENE.0, SCENE.1)?;
-        let long = LongAnswer::new(&rig.bus, &video, &truth).await.with_context(|| load::tail(&rig))?;
+        let long = LongAnswer::new(&rig.bus, &video, &truth).await.with_context(|| look::tail(&rig))?;
         let mut dice = Dice::new(scale.seed);
         for round in 0..rounds {
             let request = long.request(&format!("answer-{round}"))?;
             let events = stopped_in_text(&rig, &request, &mut dice).await?;
-            long.check(&events).with_context(|| format!("{}; {}", request.job, load::tail(&rig)))?;
+            long.check(&events).with_context(|| format!("{}; {}", request.job, look::tail(&rig)))?;
         }
-        load::empty(&rig).await?;
+        look::empty(&rig).await?;
         let injected = format!("SIGSTOP for 6 s in each of {rounds} jobs of 64 answers, {} tokens", long.tokens());
         Ok(Seen { injected, observed: format!("{rounds} true answers, text told once"), seconds: None })
     })
@@ -178,7 +179,7 @@ pub async fn disk_full(scale: &Scale) -> Row {
         long.check(&rig, &[request]).await?;
         let requests = load.submit(&rig.bus, "room", 5).await?;
         load.check(&rig, &requests).await?;
-        ensure!(restarts == 0, "{restarts} stages died; {}", load::tail(&rig));
+        ensure!(restarts == 0, "{restarts} stages died; {}", look::tail(&rig));
         let injected = format!("a 96 MiB disk filled to the last byte (job taken meanwhile: {taken}), then freed");
         let observed = format!("all answered {:.1} s after there was space", freed.elapsed().as_secs_f64());
         Ok(Seen { injected, observed, seconds: None })

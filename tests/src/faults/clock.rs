@@ -10,6 +10,7 @@ use protocol::message::JobRequest;
 use runtime::bus::events::now_ms;
 
 use super::load::{self, setup};
+use super::look;
 use super::shim::Shim;
 use super::{Case, Row, Scale, Seen};
 use crate::harness::{Rig, Setup, terminal};
@@ -41,7 +42,7 @@ async fn clock_off(scale: &Scale, off_ms: i64) -> anyhow::Result<f64> {
     let from = now_ms();
     let events = rig.answer(&request).await?;
     let to = now_ms();
-    let result = load::result(&events).with_context(|| load::tail(&rig))?;
+    let result = look::result(&events).with_context(|| look::tail(&rig))?;
     let mut dated: Vec<u64> = events.iter().map(|e| e.at_ms).collect();
     dated.extend(result.timings.stages.values().flat_map(|t| [t.first_at_ms, t.last_at_ms]));
     // A stage may have begun to wait before the job, and what is rounded may be rounded up.
@@ -61,7 +62,7 @@ async fn clock_off(scale: &Scale, off_ms: i64) -> anyhow::Result<f64> {
         let events = ended.context("not ended 58 s after its deadline")??;
         match terminal(&events)? {
             Event::Cancelled { by: CancelledBy::Deadline, .. } => {}
-            other => bail!("{other:?}; {}", load::tail(&rig)),
+            other => bail!("{other:?}; {}", look::tail(&rig)),
         }
         latest = latest.max(submitted.elapsed().as_secs_f64() - 2.0);
     }

@@ -10,6 +10,7 @@ use protocol::message::{JobId, JobRequest};
 use runtime::bus::{Bus, Role};
 
 use super::load::{self, Load, setup, true_setup};
+use super::look;
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
 use crate::harness::{Rig, Setup, signal, terminal};
@@ -36,7 +37,7 @@ pub(super) fn endless(rig: &Rig, name: &str) -> anyhow::Result<JobRequest> {
 /// When there is no answer.
 pub(super) async fn short_answer(rig: &Rig, name: &str) -> anyhow::Result<Vec<u32>> {
     let request = JobRequest { max_new_tokens: 4, ..endless(rig, name)? };
-    Ok(load::result(&rig.answer(&request).await?).with_context(|| load::tail(rig))?.token_ids.clone())
+    Ok(look::result(&rig.answer(&request).await?).with_context(|| look::tail(rig))?.token_ids.clone())
 }
 
 /// Who cancelled a job.
@@ -72,11 +73,11 @@ pub async fn cancel(scale: &Scale) -> Row {
             stopped += replies?.iter().filter(|r| r.stopped).count();
             // Until no stream holds anything of the job.
             loop {
-                let left = load::left_over(&rig.bus).await?;
+                let left = look::left_over(&rig.bus).await?;
                 if left.is_empty() {
                     break;
                 }
-                ensure!(asked.elapsed().as_secs() < 10, "{left:?} is left; {}", load::tail(&rig));
+                ensure!(asked.elapsed().as_secs() < 10, "{left:?} is left; {}", look::tail(&rig));
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             slowest = slowest.max(asked.elapsed());
@@ -84,10 +85,10 @@ pub async fn cancel(scale: &Scale) -> Row {
         tokio::time::sleep(Duration::from_millis(300)).await;
         for i in 0..scale.cancels {
             let job = JobId::new(format!("cancel-{i}"))?;
-            cancelled_by(&load::log_of(&rig.bus, &job).await)?;
+            cancelled_by(&look::log_of(&rig.bus, &job).await)?;
         }
         ensure!(short_answer(&rig, "after").await? == answer, "another answer");
-        load::empty(&rig).await?;
+        look::empty(&rig).await?;
         let injected = format!("{} cancels 0 to 2.5 s after submission", scale.cancels);
         let observed =
             format!("all cancelled, {stopped} batches stopped; slowest to be gone {:.2} s", slowest.as_secs_f64());
@@ -109,11 +110,11 @@ pub async fn cancel_without_a_worker(scale: &Scale) -> Row {
         let working = endless(&rig, "working")?;
         let waiting = endless(&rig, "waiting")?;
         client::submit(&rig.bus, &working).await?;
-        load::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
+        look::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
         client::submit(&rig.bus, &waiting).await?;
-        load::wait_for(&rig, &waiting.job, |e| matches!(e, Event::Queued { .. })).await?;
+        look::wait_for(&rig, &waiting.job, |e| matches!(e, Event::Queued { .. })).await?;
         let mut slowest = cancel_in(&rig, &waiting).await?;
-        let going_on = load::log_of(&rig.bus, &working.job).await;
+        let going_on = look::log_of(&rig.bus, &working.job).await;
         ensure!(!going_on.iter().any(|e| e.event.is_terminal()), "the job in flight ended too");
         // A stopped worker keeps its job and answers nobody.
         let owner = *rig.pids(StageName::Llm).first().context("no stage-llm")?;
@@ -122,8 +123,8 @@ pub async fn cancel_without_a_worker(scale: &Scale) -> Row {
         signal(owner, "CONT")?;
         slowest = slowest.max(took?);
         short_answer(&rig, "after").await?;
-        load::empty(&rig).await?;
-        cancelled_by(&load::log_of(&rig.bus, &working.job).await)?;
+        look::empty(&rig).await?;
+        cancelled_by(&look::log_of(&rig.bus, &working.job).await)?;
         let injected = "one job queued, one whose owner was stopped".to_owned();
         let observed = format!("both cancelled, slowest {:.2} s", slowest.as_secs_f64());
         Ok(Seen { injected, observed, seconds: Some(slowest.as_secs_f64()) })
@@ -166,7 +167,7 @@ pub async fn deadline(scale: &Scale) -> Row {
             let ended = events.last().map_or(0, |e| e.at_ms);
             latest = latest.max((ended - at) as f64 / 1e3 - request.deadline_s.unwrap_or_default());
         }
-        load::empty(&rig).await?;
+        look::empty(&rig).await?;
         short_answer(&rig, "after").await?;
         let injected = "4 jobs of 1.5 to 3 s, two owners: two in flight, two queued".to_owned();
         let observed =

@@ -11,6 +11,7 @@ use protocol::message::{JobId, JobRequest};
 use runtime::subject::StreamName;
 
 use super::load::{self, Load, true_setup};
+use super::look;
 use super::{Case, Row, Scale, Seen};
 use crate::harness::{Rig, Setup, signal, terminal};
 
@@ -26,7 +27,7 @@ pub async fn full_stream(scale: &Scale) -> Row {
         let load = Load::long(&rig, 60).await?;
         let vision = *rig.pids(StageName::Vision).first().context("no stage-vision")?;
         let decode = *rig.pids(StageName::Decode).first().context("no stage-decode")?;
-        let before = load::resident(decode);
+        let before = look::resident(decode);
         signal(vision, "STOP")?;
         let request = load.request("full", 0);
         load::submit(&rig.bus, &request).await?;
@@ -34,7 +35,7 @@ pub async fn full_stream(scale: &Scale) -> Row {
         let (mut most, mut held) = (0, 0);
         let started = Instant::now();
         while started.elapsed() < Duration::from_secs(6) {
-            most = most.max(load::resident(decode));
+            most = most.max(look::resident(decode));
             held = held.max(frames.get_info().await?.state.bytes);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -84,7 +85,7 @@ pub async fn no_deadlock(scale: &Scale) -> Row {
         let events = rig.answer(&request).await?;
         let Event::Failed { error } = terminal(&events)? else { bail!("{:?}", events.last()) };
         ensure!(error.kind == ErrorKind::DoesNotFit && error.details.contains_key("needed_bytes"), "{error:?}");
-        load::empty(&rig).await?;
+        look::empty(&rig).await?;
         let injected = format!("{n} jobs, 3 owners (one killed), token stream of 2.5 MB, others of 4 MiB");
         Ok(Seen { injected, observed: format!("{n} right answers; {error}"), seconds: None })
     })
@@ -112,7 +113,7 @@ pub async fn slow_consumer(scale: &Scale) -> Row {
         // longer than a pull request lasts.
         tokio::time::sleep(Duration::from_secs(8)).await;
         let mut read = 0;
-        let whole = load::log_of(&rig.bus, &requests[0].job).await.len();
+        let whole = look::log_of(&rig.bus, &requests[0].job).await.len();
         while read < whole {
             tokio::time::timeout(Duration::from_secs(10), late.recv()).await?.context("the reader ended")?;
             read += 1;
@@ -148,7 +149,7 @@ pub async fn long_video(scale: &Scale) -> Row {
         let mut pids: Vec<(String, u32)> =
             watched.iter().flat_map(|&s| rig.pids(s).into_iter().map(move |pid| (s.to_string(), pid))).collect();
         pids.push(("broker".to_owned(), rig.broker.pid().context("broker is gone")?));
-        let before: Vec<u64> = pids.iter().map(|(_, pid)| load::resident(*pid)).collect();
+        let before: Vec<u64> = pids.iter().map(|(_, pid)| look::resident(*pid)).collect();
         let mut most = before.clone();
         let job = JobId::new("long")?;
         let request = JobRequest { max_new_tokens: 4, ..JobRequest::new(job, clip.to_string_lossy(), "a dog") };
@@ -156,14 +157,14 @@ pub async fn long_video(scale: &Scale) -> Row {
         let until = Instant::now() + Duration::from_secs(u64::from(seconds));
         loop {
             for ((_, pid), most) in pids.iter().zip(&mut most) {
-                *most = (*most).max(load::resident(*pid));
+                *most = (*most).max(look::resident(*pid));
             }
-            let events = load::log_of(&rig.bus, &request.job).await;
+            let events = look::log_of(&rig.bus, &request.job).await;
             if events.last().is_some_and(|e| e.event.is_terminal()) {
-                load::result(&events).with_context(|| load::tail(&rig))?;
+                look::result(&events).with_context(|| look::tail(&rig))?;
                 break;
             }
-            ensure!(Instant::now() < until, "no answer after {seconds} s; {}", load::tail(&rig));
+            ensure!(Instant::now() < until, "no answer after {seconds} s; {}", look::tail(&rig));
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let requests = load.submit(&rig.bus, "after", 2).await?;

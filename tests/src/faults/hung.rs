@@ -8,6 +8,7 @@ use protocol::error::StageName;
 use protocol::event::Event;
 
 use super::load::{self, setup};
+use super::look;
 use super::shim::Shim;
 use super::{Case, Row, Scale, Seen};
 use crate::harness::{Rig, Setup};
@@ -47,11 +48,11 @@ async fn hung_engine(scale: &Scale, stage: StageName) -> anyhow::Result<f64> {
     // Long enough to be met in the middle.
     let tokens = if stage == StageName::Llm { 3000 } else { 24 };
     let undisturbed =
-        load::result(&rig.answer(&load::long_job(&rig, "undisturbed", tokens)?).await?)?.token_ids.clone();
+        look::result(&rig.answer(&load::long_job(&rig, "undisturbed", tokens)?).await?)?.token_ids.clone();
     let before = rig.pids(stage);
     let request = load::long_job(&rig, "hangs", tokens)?;
     client::submit(&rig.bus, &request).await?;
-    load::wait_for(&rig, &request.job, |e| match stage {
+    look::wait_for(&rig, &request.job, |e| match stage {
         StageName::Llm => matches!(e, Event::Text { .. }),
         _ => matches!(e, Event::Planned { .. }),
     })
@@ -60,13 +61,13 @@ async fn hung_engine(scale: &Scale, stage: StageName) -> anyhow::Result<f64> {
     let hung = Instant::now();
     // Well over the bound, and below the time that the rig waits: who never ends is told from who is late.
     let events = tokio::time::timeout(Duration::from_secs(100), rig.events(&request.job)).await;
-    let events = events.with_context(|| format!("not ended 100 s after it hung; {}", load::tail(&rig)))??;
+    let events = events.with_context(|| format!("not ended 100 s after it hung; {}", look::tail(&rig)))??;
     let seconds = hung.elapsed().as_secs_f64();
-    ensure!(load::result(&events).with_context(|| load::tail(&rig))?.token_ids == undisturbed, "another answer");
+    ensure!(look::result(&events).with_context(|| look::tail(&rig))?.token_ids == undisturbed, "another answer");
     let said = format!("the engine of stage-{stage} hangs: no step of ");
-    ensure!(rig.log().contains(&said), "nothing was said; {}", load::tail(&rig));
+    ensure!(rig.log().contains(&said), "nothing was said; {}", look::tail(&rig));
     rig.wait_ready().await?;
     ensure!(rig.pids(stage) != before, "the process that hung is still there");
-    load::empty(&rig).await?;
+    look::empty(&rig).await?;
     Ok(seconds)
 }

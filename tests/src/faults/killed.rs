@@ -15,6 +15,7 @@ use runtime::subject::StreamName;
 
 use super::load::{self, Load, true_setup};
 use super::long_answer::{LongAnswer, SCENE};
+use super::look;
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
 use crate::harness::{Rig, Setup, signal, terminal};
@@ -89,11 +90,11 @@ async fn each_time(scale: &Scale, stage: StageName, kind: ErrorKind) -> anyhow::
     let started = Instant::now();
     let (mut kills, mut seen) = (0, delivered_before);
     let end = loop {
-        let events = load::log_of(&rig.bus, &request.job).await;
+        let events = look::log_of(&rig.bus, &request.job).await;
         if events.last().is_some_and(|e| e.event.is_terminal()) {
             break terminal(&events)?.clone();
         }
-        ensure!(started.elapsed().as_secs() < 55, "not ended after {kills} kills; {}", load::tail(&rig));
+        ensure!(started.elapsed().as_secs() < 55, "not ended after {kills} kills; {}", look::tail(&rig));
         // One kill per delivery: a worker that is still starting has no message.
         let delivered = stream.consumer_info(&consumer).await.map_or(seen, |i| i.delivered.consumer_sequence);
         if delivered > seen
@@ -109,7 +110,7 @@ async fn each_time(scale: &Scale, stage: StageName, kind: ErrorKind) -> anyhow::
     let Event::Failed { error } = end else { bail!("{end:?} after {kills} kills") };
     ensure!(error.kind == kind && error.stage == Some(stage), "{error:?}");
     let seconds = started.elapsed().as_secs_f64();
-    let buried = load::dead(&rig.bus).await?;
+    let buried = look::dead(&rig.bus).await?;
     ensure!(buried.iter().any(|s| s.ends_with(&format!("{stage}.deadly"))), "not kept: {buried:?}");
     rig.wait_ready().await?;
     let neighbours = load.submit(&rig.bus, "after", 3).await?;
@@ -140,13 +141,13 @@ pub async fn two_owners(scale: &Scale) -> Row {
     case.run(async {
         let rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..true_setup(scale) }).await?;
         let (video, truth) = rig.demo_video(SCENE.0, SCENE.1)?;
-        let long = LongAnswer::new(&rig.bus, &video, &truth).await.with_context(|| load::tail(&rig))?;
+        let long = LongAnswer::new(&rig.bus, &video, &truth).await.with_context(|| look::tail(&rig))?;
         let mut takeovers = 0;
         let rounds = (scale.jobs / 16).clamp(1, 5);
         for round in 0..rounds {
             let request = long.request(&format!("two-{round}"))?;
             client::submit(&rig.bus, &request).await?;
-            load::wait_for(&rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
+            look::wait_for(&rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
             let owner = owner_of(&rig, &request.job).await?;
             signal(owner, "STOP")?;
             let taken_over = taken_over(&rig, &request.job).await;
@@ -156,7 +157,7 @@ pub async fn two_owners(scale: &Scale) -> Row {
         }
         ensure!(takeovers == rounds, "{takeovers} takeovers in {rounds} rounds");
         counted_anew(&rig, &long).await?;
-        load::empty(&rig).await?;
+        look::empty(&rig).await?;
         let injected = format!(
             "the owner of {rounds} jobs of {} tokens stopped until taken over, then continued; one job delivered twice \
              with one number",
@@ -172,12 +173,12 @@ pub async fn two_owners(scale: &Scale) -> Row {
 async fn taken_over(rig: &Rig, job: &JobId) -> anyhow::Result<bool> {
     let until = Instant::now() + Duration::from_secs(20);
     loop {
-        let events = load::log_of(&rig.bus, job).await;
+        let events = look::log_of(&rig.bus, job).await;
         let plans = events.iter().filter(|e| matches!(e.event, Event::Planned { .. })).count();
         if plans > 1 || events.last().is_some_and(|e| e.event.is_terminal()) {
             return Ok(plans > 1);
         }
-        ensure!(Instant::now() < until, "no takeover within 20 s; {}", load::tail(rig));
+        ensure!(Instant::now() < until, "no takeover within 20 s; {}", look::tail(rig));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -187,13 +188,13 @@ async fn taken_over(rig: &Rig, job: &JobId) -> anyhow::Result<bool> {
 async fn counted_anew(rig: &Rig, long: &LongAnswer) -> anyhow::Result<()> {
     let request = long.request("counted-anew")?;
     client::submit(&rig.bus, &request).await?;
-    load::wait_for(rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
+    look::wait_for(rig, &request.job, |e| matches!(e, Event::Text { .. })).await?;
     let js = async_nats::jetstream::new(rig.bus.client().clone());
     js.delete_consumer_from_stream("priority-5", StreamName::Line.on(rig.bus.subjects())).await?;
     ensure!(
         taken_over(rig, &request.job).await?,
         "the answer was faster than the second delivery; {}",
-        load::tail(rig)
+        look::tail(rig)
     );
     ended_by_one(rig, long, &request).await
 }
@@ -203,7 +204,7 @@ async fn ended_by_one(rig: &Rig, long: &LongAnswer, request: &JobRequest) -> any
     rig.events(&request.job).await?;
     // Time for the other owner to interfere.
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    long.check(&load::log_of(&rig.bus, &request.job).await).with_context(|| load::tail(rig))
+    long.check(&look::log_of(&rig.bus, &request.job).await).with_context(|| look::tail(rig))
 }
 
 /// Process id of the owner of a job.
@@ -233,7 +234,7 @@ pub async fn start_together(scale: &Scale) -> Row {
             load.check(&rig, &first).await?;
             slowest = slowest.max(started.elapsed());
             let ended = rig.log().matches(RESTARTING).count();
-            ensure!(ended == 0, "{ended} stages ended; {}", load::tail(&rig));
+            ensure!(ended == 0, "{ended} stages ended; {}", look::tail(&rig));
         }
         let injected = format!("15 processes started at once, {} times", scale.starts);
         let observed = format!("ready and answered each time, at most {:.1} s", slowest.as_secs_f64());

@@ -1,4 +1,4 @@
-//! Jobs whose true answers are known, and the conditions on a pipeline once all jobs have ended.
+//! Jobs whose true answers are known.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use runtime::bus::Bus;
 use runtime::subject::StreamName;
 use tokio::sync::OnceCell;
 
-use super::Scale;
+use super::{Scale, look};
 use crate::harness::{Rig, Setup, ffmpeg, terminal};
 
 /// Settings of every rig of the suite: quick redelivery, and a patience that ends within a case. Its weights are random
@@ -120,7 +120,7 @@ impl Load {
             ..JobRequest::new(job, video.to_string_lossy(), query)
         };
         let events = rig.answer(&request).await?;
-        let (told, truth) = (result(&events).with_context(|| rig.log())?, &question.answer);
+        let (told, truth) = (look::result(&events).with_context(|| rig.log())?, &question.answer);
         let verdict = truth.judge(told);
         ensure!(verdict.is_true(), "{query:?}: {:?}, and the truth is {truth} ({verdict})", told.text);
         self.answers.push(told.token_ids.clone());
@@ -164,9 +164,9 @@ impl Load {
             rig.events(&request.job).await?;
         }
         for request in requests {
-            self.check_answer(rig, request).await.with_context(|| format!("{}; {}", request.job, tail(rig)))?;
+            self.check_answer(rig, request).await.with_context(|| format!("{}; {}", request.job, look::tail(rig)))?;
         }
-        empty(rig).await
+        look::empty(rig).await
     }
 
     /// Checks that an ended job has its undisturbed answer.
@@ -174,36 +174,16 @@ impl Load {
     /// # Errors
     /// The difference.
     pub async fn check_answer(&self, rig: &Rig, request: &JobRequest) -> anyhow::Result<()> {
-        let events = log_of(&rig.bus, &request.job).await;
-        let got = result(&events)?;
+        let events = look::log_of(&rig.bus, &request.job).await;
+        let got = look::result(&events)?;
         let at = self
             .kinds
             .iter()
             .position(|k| (&k.video, &k.query) == (&request.video, &request.query))
             .context("no such kind")?;
         ensure!(got.token_ids == self.answers[at], "{:?} is not {:?}", got.token_ids, self.answers[at]);
-        told_once(&events, &got.text)
+        look::told_once(&events, &got.text)
     }
-}
-
-/// Checks that the text events of a job give its answer, each piece once and where it says that it stands.
-///
-/// # Errors
-/// The first piece that does not.
-pub fn told_once(events: &[JobEvent], answer: &str) -> anyhow::Result<()> {
-    let mut told = String::new();
-    for event in events {
-        let Event::Text { delta, at, .. } = &event.event else { continue };
-        ensure!(
-            *at == told.len() as u64,
-            "event {} begins at byte {at}, {} were told before it",
-            event.seq,
-            told.len()
-        );
-        told.push_str(delta);
-    }
-    ensure!(told.trim() == answer, "{} bytes of text were told, the answer has {}", told.len(), answer.len());
-    Ok(())
 }
 
 /// Submits, with retries while the broker is unreachable.
@@ -219,146 +199,6 @@ pub async fn submit(bus: &Bus, request: &JobRequest) -> anyhow::Result<()> {
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
-}
-
-/// A job's result, after checking that it is the one end of a gapless log.
-///
-/// # Errors
-/// The defect of the log, or another end.
-pub fn result(events: &[JobEvent]) -> anyhow::Result<&JobResult> {
-    match terminal(events)? {
-        Event::Result(result) => Ok(result),
-        other => bail!("{other:?}"),
-    }
-}
-
-/// All readable events on a job's subject, also those after the terminal one.
-pub async fn log_of(bus: &Bus, job: &JobId) -> Vec<JobEvent> {
-    let subject = bus.subjects().events(job);
-    let mut events = Vec::new();
-    let mut from = 1;
-    while let Some(message) = bus.first_from(StreamName::Events, &subject, from).await {
-        from = message.sequence + 1;
-        events.extend(wire::decode_any::<JobEvent>(&message.payload).ok());
-    }
-    events
-}
-
-/// All events of a job up to the terminal one, for who has a connection and no rig.
-///
-/// # Errors
-/// When it does not end within two minutes.
-pub async fn followed(bus: &Bus, job: &JobId) -> anyhow::Result<Vec<JobEvent>> {
-    let mut events = client::Events::new(bus, job);
-    let mut heard: Vec<JobEvent> = Vec::new();
-    let all = async {
-        while !heard.last().is_some_and(|e| e.event.is_terminal()) {
-            heard.push(events.next().await?);
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(Duration::from_secs(120), all).await.with_context(|| format!("{job} does not end"))??;
-    Ok(heard)
-}
-
-/// Waits until no stream but the events holds anything of any job, and no capacity is reserved.
-///
-/// # Errors
-/// The rest that is still there after two minutes.
-pub async fn empty(rig: &Rig) -> anyhow::Result<()> {
-    let until = Instant::now() + Duration::from_secs(120);
-    loop {
-        let left = left_over(&rig.bus).await?;
-        if left.is_empty() {
-            return Ok(());
-        }
-        ensure!(Instant::now() < until, "left behind after 2 minutes: {left:?}; {}", tail(rig));
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-/// Subjects that hold messages, and jobs that hold a reservation of capacity.
-///
-/// # Errors
-/// When the broker cannot be asked.
-pub async fn left_over(bus: &Bus) -> anyhow::Result<Vec<String>> {
-    let mut left: Vec<String> =
-        bus.capacity_holders().await.iter().map(|job| format!("reservation of {job}")).collect();
-    for stream in StreamName::ALL {
-        if !matches!(stream, StreamName::Events | StreamName::Dead | StreamName::Capacity) {
-            left.extend(bus.subjects_in(stream).await?);
-        }
-    }
-    Ok(left)
-}
-
-/// Subjects of the messages kept for an operator.
-///
-/// # Errors
-/// When the broker cannot be asked.
-pub async fn dead(bus: &Bus) -> anyhow::Result<Vec<String>> {
-    Ok(bus.subjects_in(StreamName::Dead).await?)
-}
-
-/// Last 40 lines of a rig's log.
-pub fn tail(rig: &Rig) -> String {
-    let log = rig.log();
-    let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(40)..].join("\n")
-}
-
-/// Waits until a job has an event that `wanted` accepts.
-///
-/// # Errors
-/// If there is none within two minutes.
-pub async fn wait_for(rig: &Rig, job: &JobId, wanted: impl Fn(&Event) -> bool) -> anyhow::Result<()> {
-    let until = Instant::now() + Duration::from_secs(120);
-    while !log_of(&rig.bus, job).await.iter().any(|e| wanted(&e.event)) {
-        ensure!(Instant::now() < until, "{job} has no such event after 2 minutes; {}", tail(rig));
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(())
-}
-
-/// Resident bytes of a process.
-pub fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-    line.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
-}
-
-/// The most threads that a process has until this is awaited.
-pub fn most_threads(pid: u32) -> impl Future<Output = anyhow::Result<usize>> {
-    let (enough, mut over) = tokio::sync::oneshot::channel::<()>();
-    let counting = tokio::spawn(async move {
-        let mut most = 0;
-        while matches!(over.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Empty)) {
-            most = most.max(std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count));
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        most
-    });
-    async move {
-        drop(enough);
-        Ok(counting.await?)
-    }
-}
-
-/// Number of terminal events of each kind that the jobs had.
-pub async fn count_kinds(bus: &Bus, requests: &[JobRequest]) -> HashMap<&'static str, usize> {
-    let mut counts = HashMap::new();
-    for request in requests {
-        for event in log_of(bus, &request.job).await {
-            let kind = match event.event {
-                Event::Result(_) => "result",
-                Event::Failed { .. } => "failed",
-                Event::Cancelled { .. } => "cancelled",
-                _ => continue,
-            };
-            *counts.entry(kind).or_default() += 1;
-        }
-    }
-    counts
 }
 
 /// Path of a new long video, for jobs that are to last.

@@ -11,7 +11,7 @@ use protocol::event::{Event, JobEvent};
 use protocol::message::{JobId, JobRequest};
 use runtime::bus::Bus;
 
-use super::load::{self, followed};
+use super::look::{self, followed};
 
 /// Seed of the scene whose questions are all answered truly, and its length, seconds.
 pub const SCENE: (u64, u32) = (1, 8);
@@ -40,7 +40,7 @@ impl LongAnswer {
         };
         client::submit(bus, &request).await?;
         let events = followed(bus, &request.job).await?;
-        let told = load::result(&events)?;
+        let told = look::result(&events)?;
         ensure!(told.answers.len() == request.queries.len(), "{} answers", told.answers.len());
         for (answer, question) in told.answers.iter().zip(all) {
             let verdict = question.answer.judge_of(&answer.text, &answer.ranges);
@@ -71,7 +71,7 @@ impl LongAnswer {
     /// # Errors
     /// The difference.
     pub fn check(&self, events: &[JobEvent]) -> anyhow::Result<()> {
-        let got = load::result(events)?;
+        let got = look::result(events)?;
         ensure!(got.answers.len() == self.answers.len(), "{} answers", got.answers.len());
         for (answer, truth) in got.answers.iter().zip(&self.answers) {
             ensure!(answer.token_ids == *truth, "{:?}: {:?} is not {truth:?}", answer.query, answer.token_ids);
@@ -89,7 +89,7 @@ impl LongAnswer {
             ensure!(*at == before as u64, "event {seq}: byte {at} of {question:?}, {before} were told before it");
             text.push_str(delta);
         }
-        for (number, answer) in (0..).zip(&load::result(events)?.answers) {
+        for (number, answer) in (0..).zip(&look::result(events)?.answers) {
             let text = told.get(&number).map_or("", |text| text.trim());
             ensure!(text == answer.text, "question {number}: {text:?} was told, the answer is {:?}", answer.text);
         }

@@ -12,7 +12,8 @@ use runtime::subject::StreamName;
 use tokio::task::JoinHandle;
 
 use super::ends::endless;
-use super::load::{self, Load, true_setup};
+use super::load::{Load, true_setup};
+use super::look;
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
 use crate::harness::{Rig, Setup};
@@ -58,14 +59,14 @@ impl Clients {
         let name = self.0.first().map_or(String::new(), |(request, _)| request.job.to_string());
         for (request, following) in self.0 {
             let end = tokio::time::timeout(END_WAIT, following).await;
-            match end.with_context(|| format!("{} has no end; {}", request.job, load::tail(rig)))?? {
+            match end.with_context(|| format!("{} has no end; {}", request.job, look::tail(rig)))?? {
                 Ok(Event::Result(_)) => answered += 1,
                 Ok(Event::Failed { error }) if error.kind == ErrorKind::WorkerLost && !error.hint.is_empty() => {}
                 // It had ended when its end was lost.
                 Err(error) if error.to_string().contains("has lost the events") => {}
                 other => bail!("{}: {other:?}", request.job),
             }
-            let log = load::log_of(&rig.bus, &request.job).await;
+            let log = look::log_of(&rig.bus, &request.job).await;
             let ends = log.iter().filter(|e| e.event.is_terminal()).count();
             ensure!(ends <= 1, "{}: {ends} ends", request.job);
         }
@@ -157,7 +158,7 @@ pub async fn empty_store(scale: &Scale) -> Row {
         }
         let working = endless(&rig, "working")?;
         client::submit(&rig.bus, &working).await?;
-        load::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
+        look::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
         rig.kill_broker().await?;
         let started = Instant::now();
         let took = rig.stop().await?;

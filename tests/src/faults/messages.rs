@@ -16,6 +16,7 @@ use runtime::bus::Bus;
 use runtime::subject::StreamName;
 
 use super::load::{self, Load, true_setup};
+use super::look;
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
 use crate::harness::{Rig, Setup, signal, terminal};
@@ -47,7 +48,7 @@ pub async fn poison(scale: &Scale) -> Row {
         let load = Load::new(&rig).await?;
         load.warm_up(&rig).await?;
         let before: BTreeMap<u32, u64> =
-            StageName::ALL.iter().flat_map(|&s| rig.pids(s)).map(|pid| (pid, load::resident(pid))).collect();
+            StageName::ALL.iter().flat_map(|&s| rig.pids(s)).map(|pid| (pid, look::resident(pid))).collect();
         let requests = load.submit(&rig.bus, "poison", scale.jobs.min(20)).await?;
         let subjects = rig.bus.subjects();
         let stranger = JobId::new("stranger")?;
@@ -79,8 +80,8 @@ pub async fn poison(scale: &Scale) -> Row {
         rig.bus.client().flush().await?;
         load.check(&rig, &requests).await?;
         for (pid, was) in &before {
-            let now = load::resident(*pid);
-            ensure!(now > 0, "process {pid} died; {}", load::tail(&rig));
+            let now = look::resident(*pid);
+            ensure!(now > 0, "process {pid} died; {}", look::tail(&rig));
             ensure!(now < was + (64 << 20), "process {pid} grew from {was} to {now} bytes");
         }
         let mut counted = 0;
@@ -110,15 +111,15 @@ pub async fn poison_of_a_job(scale: &Scale) -> Row {
             let mut request = JobRequest::new(JobId::new(format!("victim-{stage}"))?, long.to_string_lossy(), "a dog");
             request.max_new_tokens = 4000;
             client::submit(&rig.bus, &request).await?;
-            load::wait_for(&rig, &request.job, |e| matches!(e, Event::Planned { .. })).await?;
+            look::wait_for(&rig, &request.job, |e| matches!(e, Event::Planned { .. })).await?;
             let neighbour = load.submit(&rig.bus, &format!("neighbour-{stage}"), 1).await?;
             let subject = rig.bus.subjects().input(stage, &request.job);
             rig.bus.client().publish(subject, Bytes::from_static(&[0xc1, 0xc1])).await?;
             rig.events(&request.job).await?;
-            let events = load::log_of(&rig.bus, &request.job).await;
+            let events = look::log_of(&rig.bus, &request.job).await;
             let Event::Failed { error } = terminal(&events)? else { bail!("{stage}: {:?}", terminal(&events)?) };
             ensure!(error.kind == ErrorKind::PoisonMessage && error.stage == Some(stage), "{error:?}");
-            let kept = load::dead(&rig.bus).await?;
+            let kept = look::dead(&rig.bus).await?;
             ensure!(kept.iter().any(|s| s.ends_with(&format!("{stage}.{}", request.job))), "not kept: {kept:?}");
             load.check(&rig, &neighbour).await?;
         }
@@ -140,7 +141,7 @@ pub async fn refused_end(scale: &Scale) -> Row {
         let end = rig.events(&other[0].job).await?.last().context("no events")?.clone();
         let request = load.request("refused", 0);
         client::submit(&rig.bus, &request).await?;
-        load::wait_for(&rig, &request.job, |e| matches!(e, Event::Planned { .. })).await?;
+        look::wait_for(&rig, &request.job, |e| matches!(e, Event::Planned { .. })).await?;
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("Nats-Expected-Last-Subject-Sequence", "1000000");
         let body = Bytes::from(wire::encode(&JobEvent { job: request.job.clone(), ..end }));
@@ -238,7 +239,7 @@ pub async fn out_of_order(scale: &Scale) -> Row {
         }
         load.check(&rig, &[request]).await?;
         ensure!(moved["vision"] > 10 && moved["fuse"] > 3, "too few messages to reorder: {moved:?}");
-        load::empty(&rig).await?;
+        look::empty(&rig).await?;
         let injected = format!("queues put in random order: {moved:?} messages").replace('"', "");
         Ok(Seen { injected, observed: "right answer".to_owned(), seconds: None })
     })
@@ -278,11 +279,11 @@ pub async fn lost(scale: &Scale) -> Row {
                 ended = rig.events(&request.job) => ended.map(drop)?,
                 broken = busy => return broken,
             }
-            long.check_answer(&rig, &request).await.with_context(|| load::tail(&rig))?;
+            long.check_answer(&rig, &request).await.with_context(|| look::tail(&rig))?;
         }
         let again = rig.log().matches("what is missing is asked for again").count();
-        ensure!(again >= 3, "asked again {again} times, not 3; {}", load::tail(&rig));
-        load::empty(&rig).await?;
+        ensure!(again >= 3, "asked again {again} times, not 3; {}", look::tail(&rig));
+        look::empty(&rig).await?;
         let injected = "the last message of vision's, audio's and fuse's queue deleted".to_owned();
         Ok(Seen { injected, observed: format!("3 right answers, and {neighbours} neighbours'"), seconds: None })
     })

@@ -8,6 +8,7 @@ use protocol::message::{JobId, JobRequest, ProbeReply, ProbeRequest};
 use protocol::wire;
 
 use super::load::{self, setup};
+use super::look;
 use super::{Case, Row, Scale, Seen};
 use crate::harness::Rig;
 
@@ -25,7 +26,7 @@ pub async fn probes(scale: &Scale) -> Row {
             videos.push(other);
         }
         let pid = *rig.pids(StageName::Decode).first().context("no stage-decode")?;
-        let threads = load::most_threads(pid);
+        let threads = look::most_threads(pid);
         let started = Instant::now();
         let asked = videos.iter().map(|video| {
             let request = ProbeRequest { v: wire::VERSION, video: video.to_string_lossy().into_owned() };
@@ -38,7 +39,7 @@ pub async fn probes(scale: &Scale) -> Row {
         };
         let (answers, events) = tokio::join!(futures::future::join_all(asked), rig.answer(&job));
         let took = started.elapsed();
-        load::result(&events?).with_context(|| load::tail(&rig))?;
+        look::result(&events?).with_context(|| look::tail(&rig))?;
         let (mut facts, mut busy, mut silent) = (0, 0, 0);
         for answer in answers {
             match answer.map(|message| wire::decode_any::<ProbeReply>(&message.payload)) {

@@ -8,8 +8,8 @@ use protocol::event::Event;
 use runtime::bus::Role;
 use runtime::process::Exit;
 
-use super::load::followed;
 use super::long_answer::{LongAnswer, SCENE};
+use super::look::followed;
 use super::{Case, Row, Scale, Seen};
 use crate::harness::{demo_video, video};
 use crate::own::{Own, Place, file_of};

@@ -16,6 +16,7 @@ use runtime::subject::StreamName;
 
 use super::ends::{cancel_in, cancelled_by, endless, short_answer};
 use super::load::{self, Load, setup, true_setup};
+use super::look;
 use super::{Case, Row, Scale, Seen};
 use crate::harness::{Rig, signal, terminal};
 
@@ -73,7 +74,7 @@ pub async fn flood(scale: &Scale) -> Row {
                 let Some(Event::Failed { error }) = end.last().map(|e| &e.event) else { bail!("{end:?}") };
                 // By admission, or by its owner: no question may be as long as the second kind's either.
                 ensure!(error.kind == ErrorKind::BadRequest, "{}: {error:?}", request.job);
-                terminal(&load::log_of(&rig.bus, &request.job).await)?;
+                terminal(&look::log_of(&rig.bus, &request.job).await)?;
             }
             load.check(&rig, &[urgent]).await?;
             counts.push(format!("{} of {bytes} bytes", filled.len()));
@@ -96,7 +97,7 @@ pub async fn cancel_before_admission(scale: &Scale) -> Row {
         let owner = *rig.pids(StageName::Llm).first().context("no stage-llm")?;
         let working = endless(&rig, "working")?;
         client::submit(&rig.bus, &working).await?;
-        load::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
+        look::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
         signal(owner, "STOP")?;
         let requests =
             (0..jobs).map(|i| endless(&rig, &format!("queued-{i}"))).collect::<anyhow::Result<Vec<JobRequest>>>();
@@ -117,11 +118,11 @@ pub async fn cancel_before_admission(scale: &Scale) -> Row {
         }
         for request in std::iter::once(&working).chain(&requests) {
             rig.events(&request.job).await?;
-            let events = load::log_of(&rig.bus, &request.job).await;
+            let events = look::log_of(&rig.bus, &request.job).await;
             ensure!(cancelled_by(&events)? == CancelledBy::Client, "{}", request.job);
         }
         ensure!(short_answer(&rig, "after").await? == answer, "another answer");
-        load::empty(&rig).await?;
+        look::empty(&rig).await?;
         let injected = format!("{jobs} jobs submitted while stage-llm was stopped; cancels; stage-llm killed");
         let observed = format!("all cancelled once; the last two in line within {:.2} s", slowest.as_secs_f64());
         Ok(Seen { injected, observed, seconds: Some(slowest.as_secs_f64()) })
@@ -140,14 +141,14 @@ pub async fn cancel_in_a_probe(scale: &Scale) -> Row {
         signal(decode, "STOP")?;
         let probing = load.request("probing", 0);
         client::submit(&rig.bus, &probing).await?;
-        load::wait_for(&rig, &probing.job, |e| matches!(e, Event::Queued { .. })).await?;
+        look::wait_for(&rig, &probing.job, |e| matches!(e, Event::Queued { .. })).await?;
         tokio::time::sleep(Duration::from_millis(700)).await;
         let cancelled = cancel_in(&rig, &probing).await;
         signal(decode, "CONT")?;
         let mut slowest = cancelled?;
         let begun = Instant::now();
         let next = load.submit(&rig.bus, "next", 1).await?;
-        load::wait_for(&rig, &next[0].job, |e| matches!(e, Event::Planned { .. })).await?;
+        look::wait_for(&rig, &next[0].job, |e| matches!(e, Event::Planned { .. })).await?;
         slowest = slowest.max(begun.elapsed());
         load.check(&rig, &next).await?;
         let injected = "stage-decode stopped, a job cancelled while its owner waited for it".to_owned();
@@ -173,22 +174,22 @@ pub async fn ages(scale: &Scale) -> Row {
         // In line for longer than events are kept.
         let working = endless(&rig, "working")?;
         client::submit(&rig.bus, &working).await?;
-        load::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
+        look::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
         let waiting = short("waiting")?;
         client::submit(&rig.bus, &waiting).await?;
         tokio::time::sleep(Duration::from_secs(5)).await;
         cancel_in(&rig, &working).await?;
-        let answer = load::result(&rig.answer(&waiting).await?)?.token_ids.clone();
+        let answer = look::result(&rig.answer(&waiting).await?)?.token_ids.clone();
         // The id again: after an answer, and after a cancel and a restart of the broker.
         for again in ["an answer", "a cancel"] {
             gone(&rig, &waiting.job).await?;
-            let events = rig.answer(&waiting).await.with_context(|| load::tail(&rig))?;
-            let got = load::result(&events).with_context(|| format!("after {again}; {}", load::tail(&rig)))?;
+            let events = rig.answer(&waiting).await.with_context(|| look::tail(&rig))?;
+            let got = look::result(&events).with_context(|| format!("after {again}; {}", look::tail(&rig)))?;
             ensure!(got.token_ids == answer, "after {again}: another answer");
             if again == "an answer" {
                 gone(&rig, &waiting.job).await?;
                 client::submit(&rig.bus, &JobRequest { max_new_tokens: 8192, ..waiting.clone() }).await?;
-                load::wait_for(&rig, &waiting.job, |e| matches!(e, Event::Planned { .. })).await?;
+                look::wait_for(&rig, &waiting.job, |e| matches!(e, Event::Planned { .. })).await?;
                 client::cancel(&rig.bus, &waiting.job).await?;
                 cancelled_by(&rig.events(&waiting.job).await?)?;
                 rig.restart_broker().await?;
@@ -198,17 +199,17 @@ pub async fn ages(scale: &Scale) -> Row {
         // In line for longer than a job may wait.
         let working = endless(&rig, "working-on")?;
         client::submit(&rig.bus, &working).await?;
-        load::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
+        look::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
         let late = short("late")?;
         client::submit(&rig.bus, &late).await?;
-        load::wait_for(&rig, &late.job, |e| matches!(e, Event::Queued { .. })).await?;
+        look::wait_for(&rig, &late.job, |e| matches!(e, Event::Queued { .. })).await?;
         // As a worker does that comes late to clear up behind an earlier job of this id: it is in line, and stays there.
         rig.bus.purge_job(&late.job).await;
         let end = rig.events(&late.job).await?;
         let Event::Failed { error } = terminal(&end)? else { bail!("{end:?}") };
         ensure!(error.kind == ErrorKind::Deadline && error.hint.contains("job_age_s"), "{error:?}");
         cancel_in(&rig, &working).await?;
-        load::empty(&rig).await?;
+        look::empty(&rig).await?;
         let injected =
             "events kept for 2 s; jobs 5 and 9 s in line; one id four times, the broker restarted".to_owned();
         Ok(Seen { injected, observed: "gapless, answered each time, failed as deadline".to_owned(), seconds: None })
@@ -226,7 +227,7 @@ async fn late_end(rig: &Rig) -> anyhow::Result<()> {
     let events = rig.bus.stream(StreamName::Events).await;
     events.purge().filter(rig.bus.subjects().events(&working.job)).await?;
     client::submit(&rig.bus, &working).await?;
-    load::wait_for(rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
+    look::wait_for(rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
     let refused = late.append(Event::Failed { error: JobError::new(ErrorKind::Internal, "late") }).await;
     ensure!(matches!(refused, Err(Refused::Superseded(_))), "the end of another job: {refused:?}");
     cancel_in(rig, &working).await?;
@@ -250,17 +251,17 @@ pub async fn idle(scale: &Scale) -> Row {
             Ok(request)
         };
         let first = ask("first", 5).await?;
-        load::wait_for(&rig, &first.job, |e| matches!(e, Event::Planned { .. })).await?;
+        look::wait_for(&rig, &first.job, |e| matches!(e, Event::Planned { .. })).await?;
         let jobs = 400;
         for i in 0..jobs {
             ask(&format!("waits-{i}"), 5).await?;
         }
         let (urgent, holder) = (ask("urgent", 9).await?, ask("holder", 8).await?);
-        load::wait_for(&rig, &holder.job, |e| matches!(e, Event::Queued { .. })).await?;
+        look::wait_for(&rig, &holder.job, |e| matches!(e, Event::Queued { .. })).await?;
         // Behind them all in the stream, and gone: its queue has nothing more to deliver below it.
         for (done, next) in [(&first, &urgent), (&urgent, &holder)] {
             client::cancel(&rig.bus, &done.job).await?;
-            load::wait_for(&rig, &next.job, |e| matches!(e, Event::Planned { .. })).await?;
+            look::wait_for(&rig, &next.job, |e| matches!(e, Event::Planned { .. })).await?;
         }
         let mut read = rig.bus.client().subscribe("$JS.API.STREAM.MSG.GET.VIDI_LINE").await?;
         rig.bus.client().flush().await?;
@@ -280,8 +281,8 @@ pub async fn idle(scale: &Scale) -> Row {
 /// Waits until no event of a job is kept any more.
 async fn gone(rig: &Rig, job: &JobId) -> anyhow::Result<()> {
     let until = Instant::now() + Duration::from_secs(30);
-    while !load::log_of(&rig.bus, job).await.is_empty() {
-        ensure!(Instant::now() < until, "the events of {job} are still there; {}", load::tail(rig));
+    while !look::log_of(&rig.bus, job).await.is_empty() {
+        ensure!(Instant::now() < until, "the events of {job} are still there; {}", look::tail(rig));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok(())

@@ -15,6 +15,7 @@ use protocol::wire;
 use runtime::bus::headers;
 
 use super::load::{self, setup};
+use super::look;
 use super::{Case, Row, Scale, Seen};
 use crate::harness::{Rig, checkpoint, terminal, vidi};
 
@@ -42,7 +43,7 @@ pub async fn other_weights(scale: &Scale) -> Row {
         for stage in [StageName::Vision, StageName::Llm] {
             let request = load::long_job(&rig, &format!("mixed-{stage}"), 8192)?;
             client::submit(&rig.bus, &request).await?;
-            load::wait_for(&rig, &request.job, |e| matches!(e, Event::Planned { .. })).await?;
+            look::wait_for(&rig, &request.job, |e| matches!(e, Event::Planned { .. })).await?;
             let mut with = headers(&request.job);
             with.insert("Vidi-Checkpoint", "stranger@0123456789abcdef");
             let body = match stage {
@@ -57,7 +58,7 @@ pub async fn other_weights(scale: &Scale) -> Row {
             ensure!(error.kind == ErrorKind::Model && error.stage == Some(stage), "{error:?}");
             ensure!(error.message.contains("stranger@") && error.message.contains("tied@"), "{error:?}");
         }
-        load::result(&rig.answer(&load::long_job(&rig, "after", 8)?).await?).with_context(|| load::tail(&rig))?;
+        look::result(&rig.answer(&load::long_job(&rig, "after", 8)?).await?).with_context(|| look::tail(&rig))?;
         let injected = "3 stages of another checkpoint started, 2 messages of another one published".to_owned();
         Ok(Seen { injected, observed: "refused by name, later job answered".to_owned(), seconds: None })
     })
@@ -83,7 +84,7 @@ async fn ended(mut child: std::process::Child) -> anyhow::Result<String> {
 
 /// A token of the job, made with other weights.
 async fn strange_tokens(rig: &Rig, job: &JobId) -> anyhow::Result<Bytes> {
-    let events = load::log_of(&rig.bus, job).await;
+    let events = look::log_of(&rig.bus, job).await;
     let plan = events.iter().find_map(|e| match &e.event {
         Event::Planned { plan, .. } => Some(plan.clone()),
         _ => None,
