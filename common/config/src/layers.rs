@@ -133,9 +133,9 @@ pub fn environment() -> Result<Vec<(String, String)>, String> {
         .map(|(name, value)| match value.into_string() {
             Ok(value) => Ok((name, value)),
             Err(path) if [MODEL, MODEL_DIR].contains(&name.as_str()) => Ok((name, file_uri::text(Path::new(&path)))),
-            Err(value) => Err(format!(
-                "environment: {name} = {value:?} is not UTF-8; the path of a file is written with percent-encoding there, as \
-                 file:///media/%FF"
+            // The value may be a password.
+            Err(_) => Err(format!(
+                "environment: {name} is not UTF-8; the path of a file is written with percent-encoding there, as file:///media/%FF"
             )),
         })
         .collect()

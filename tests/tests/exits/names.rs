@@ -100,11 +100,18 @@ fn names_that_are_not_utf_8_are_files_as_others_are() -> anyhow::Result<()> {
     let printed = run(&["config".as_ref(), "print".as_ref()])?;
     ensure!(String::from_utf8_lossy(&printed.stdout).contains("max_prompt_tokens = 77"), "{}", said(&printed));
     // What is text is refused by name.
-    let set = OsString::from_vec(b"log.filter=\xff".to_vec());
-    expect(&run(&["config".as_ref(), "print".as_ref(), "--set".as_ref(), &set])?, Exit::Usage, "log.filter=\\xFF")?;
+    let set = OsString::from_vec(b"log.filter=geheim\xff".to_vec());
+    expect(
+        &run(&["config".as_ref(), "print".as_ref(), "--set".as_ref(), &set])?,
+        Exit::Usage,
+        "argument 4 (log.filter=...)",
+    )?;
     let mut command = Command::new(vidi()?);
-    let output = command.args(["config", "print"]).env("VIDI_LOG_FILTER", odd("info")).stdin(Stdio::null()).output()?;
-    expect(&output, Exit::Usage, "VIDI_LOG_FILTER")
+    let output =
+        command.args(["config", "print"]).env("VIDI_LOG_FILTER", odd("geheim")).stdin(Stdio::null()).output()?;
+    expect(&output, Exit::Usage, "VIDI_LOG_FILTER")?;
+    ensure!(!said(&output).contains("geheim"), "{}", said(&output));
+    Ok(())
 }
 
 #[test]
