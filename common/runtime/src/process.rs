@@ -232,11 +232,17 @@ fn settings_first(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString
     settings.into_iter().chain(others).chain(left).collect()
 }
 
-/// Names the arguments that are not UTF-8, where that is what was wrong with one of them: the parser does not.
+/// Says which arguments are not UTF-8, where that is what was wrong with one of them: the parser does not. What stands behind an
+/// equals sign may be a password.
 fn tell_unreadable(kind: clap::error::ErrorKind) -> std::io::Result<()> {
     if kind == clap::error::ErrorKind::InvalidUtf8 {
-        let odd: Vec<_> = std::env::args_os().filter(|argument| argument.to_str().is_none()).collect();
-        remark!("not UTF-8: {odd:?}; a path in --set is written with percent-encoding, as file:///media/%FF");
+        let odd = std::env::args_os().enumerate().filter(|(_, argument)| argument.to_str().is_none());
+        let shown = odd.map(|(at, argument)| match argument.to_string_lossy().split_once('=') {
+            Some((name, _)) => format!("argument {at} ({name}=...)"),
+            None => format!("argument {at}"),
+        });
+        let shown = shown.collect::<Vec<_>>().join(", ");
+        remark!("not UTF-8: {shown}; a path in --set is written with percent-encoding, as file:///media/%FF");
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use super::media::Media;
+use super::process::of_file;
 use super::rate::Rate;
 use super::{Cut, Export};
 
@@ -122,13 +123,6 @@ pub fn part(media: &Media, from: u64, length: Option<u64>) -> Vec<OsString> {
     let mut part = if media.has_index { [seek, input] } else { [input, seek] }.concat();
     part.extend(length.into_iter().flat_map(|length| ["-t".into(), seconds(length).into()]));
     part
-}
-
-/// A file as ffmpeg and ffprobe take it: a name is a file's whatever it looks like, and need not be UTF-8.
-pub fn of_file(path: &Path) -> OsString {
-    let mut argument = OsString::from("file:");
-    argument.push(path);
-    argument
 }
 
 /// Microseconds, cut off; 0 for less.

@@ -1,9 +1,17 @@
 //! A run of ffmpeg.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::Stdio;
 
 use tokio::process::Command;
+
+/// A file as ffmpeg and ffprobe take it: a name is a file's whatever it looks like, and need not be UTF-8.
+pub fn of_file(path: &Path) -> OsString {
+    let mut argument = OsString::from("file:");
+    argument.push(path);
+    argument
+}
 
 /// Checks that ffmpeg can be started, for an option.
 ///

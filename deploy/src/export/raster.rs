@@ -8,8 +8,8 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::ops::Range;
 
-use super::ffmpeg::{BEFORE, of_file};
-use super::process;
+use super::ffmpeg::BEFORE;
+use super::process::{self, of_file};
 
 /// Side of a character's picture, pixels.
 const SIDE: usize = 64;

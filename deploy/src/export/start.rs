@@ -9,7 +9,7 @@ use std::process::Stdio;
 use serde::Deserialize;
 use tokio::process::Command;
 
-use super::ffmpeg::of_file;
+use super::process::of_file;
 use super::timecode::Code;
 
 /// Start of a media file.

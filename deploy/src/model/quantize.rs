@@ -5,11 +5,11 @@
 //! give the same bytes, whatever the number of threads.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{Error, ErrorKind, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
 use compute::random::Normal;
 use config::WeightFormat;
@@ -62,7 +62,10 @@ pub fn quantize(
     out.write_all(&header(weights, &list, &formats)?).with_context(at)?;
     for (matrix, &format) in list.iter().zip(&formats) {
         for rows in Strips::cut(matrix.rows(), matrix.columns) {
-            ensure!(!stopped(), "interrupted: {} is not written", file.display());
+            if stopped() {
+                let text = format!("interrupted: {} is not written", file.display());
+                return Err(Error::new(ErrorKind::Interrupted, text).into());
+            }
             out.write_all(&quantized(&source, matrix, format, rows)?).with_context(at)?;
         }
         let bytes = matrix.rows() * format.row_bytes(matrix.columns)?;

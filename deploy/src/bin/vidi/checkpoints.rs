@@ -123,14 +123,12 @@ pub fn write_quantized(model: &Path, to: Bits, out: &Path, stop: &Shutdown) -> R
     Ok(())
 }
 
-/// Status of a file that was not written: the checkpoint's fault, or the command line's, or the disk's.
+/// Status of a file that was not written: the command line's fault, the disk's, or the checkpoint's.
 fn exit_of(error: &anyhow::Error) -> Exit {
-    if error.downcast_ref::<CheckpointError>().is_some() {
-        return Exit::Model;
-    }
     match error.downcast_ref::<std::io::Error>() {
         Some(error) if error.kind() == std::io::ErrorKind::InvalidInput => Exit::Usage,
-        _ => Exit::Other,
+        Some(_) => Exit::Other,
+        None => Exit::Model,
     }
 }
 
