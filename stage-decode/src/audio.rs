@@ -1,5 +1,6 @@
 //! Decoding of an audio track to 16 kHz mono, as `ffmpeg -f s16le -ac 1 -ar 16000` gives it (MODEL.md 2.3).
 
+use std::ops::Range;
 use std::path::Path;
 
 use gstreamer as gst;
@@ -10,7 +11,7 @@ use protocol::stage::Stop;
 use crate::downmix::Downmix;
 use crate::failure;
 use crate::media_file::MediaFile;
-use crate::pipeline::{self, Interruption, Limits, TrackPipeline};
+use crate::pipeline::{self, Interruption, Kind, Limits, TrackPipeline};
 use crate::probe::{AudioTrack, Trim};
 use crate::resample::Resampler;
 use crate::spool::Spool;
@@ -26,11 +27,25 @@ pub(crate) fn decode(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Spool, Stop> {
     pipeline::init()?;
-    let convert = pipeline::element("audioconvert")?;
-    let caps = gst_audio::AudioCapsBuilder::new_interleaved().format(gst_audio::AudioFormat::F32le).build();
+    let mut writer = SpoolWriter::new(track.trim.clone()).map_err(|e| spool_failed(&e))?;
+    for pass in 0..track.trim.passes.len().max(1) {
+        writer.begin(pass);
+        decode_pass(media, track, limits, cancelled, &mut writer)?;
+    }
+    Ok(writer.finish()?)
+}
+
+/// Decodes the track once, as far as the writer takes something of it.
+fn decode_pass(
+    media: &MediaFile,
+    track: &AudioTrack,
+    limits: Limits,
+    cancelled: &dyn Fn() -> bool,
+    writer: &mut SpoolWriter,
+) -> Result<(), Stop> {
+    let (convert, caps) = pipeline::tail(Kind::Audio)?;
     let pipeline = TrackPipeline::start(media, track.selection.clone(), &convert, &caps, limits)?;
-    let mut writer = SpoolWriter::new(track.trim).map_err(|e| spool_failed(&e))?;
-    loop {
+    while !writer.is_done() {
         let sample = match pipeline.pull(cancelled) {
             Ok(Some(sample)) => sample,
             Ok(None) => break,
@@ -42,8 +57,7 @@ pub(crate) fn decode(
         };
         writer.take(media.path(), &sample)?;
     }
-    drop(pipeline);
-    Ok(writer.finish()?)
+    Ok(())
 }
 
 /// `internal` for a temporary directory that does not take the audio.
@@ -57,12 +71,16 @@ pub(crate) fn spool_failed(error: &std::io::Error) -> JobError {
 struct SpoolWriter {
     trim: Trim,
     format: Option<gst_audio::AudioInfo>,
+    /// Samples a second of the first format; 0 before it.
+    rate: u32,
     downmix: Option<Downmix>,
     resampler: Option<Resampler>,
-    /// Decoded samples per channel still to drop.
-    skip: u64,
-    /// Decoded samples per channel still to keep after those.
-    keep: u64,
+    /// Pass over the track.
+    pass: usize,
+    /// Number of the next decoded sample of each channel in that pass.
+    at: u64,
+    /// Decoded samples that are kept, in this pass; none before the first one tells their rate.
+    kept: Vec<Range<u64>>,
     /// Decoded samples that may turn out to be the padding at the end.
     held: Vec<f32>,
     /// Number of samples of that padding.
@@ -77,16 +95,40 @@ impl SpoolWriter {
         Ok(SpoolWriter {
             trim,
             format: None,
+            rate: 0,
             downmix: None,
             resampler: None,
-            skip: 0,
-            keep: u64::MAX,
+            pass: 0,
+            at: 0,
+            kept: Vec::new(),
             held: Vec::new(),
             hold: 0,
             mono: Vec::new(),
             resampled: Vec::new(),
             spool: Spool::new()?,
         })
+    }
+
+    /// Begins a pass over the track.
+    fn begin(&mut self, pass: usize) {
+        (self.pass, self.at) = (pass, 0);
+        if self.rate > 0 {
+            let all = vec![0..u64::MAX];
+            let parts = self.trim.passes.get(pass).unwrap_or(&all);
+            self.kept = parts.iter().map(|part| self.scaled(part.start)..self.scaled(part.end)).collect();
+        }
+    }
+
+    /// Samples of the first format in so many ticks.
+    fn scaled(&self, ticks: u64) -> u64 {
+        let per_second = u128::from(self.trim.timescale);
+        let scaled = (u128::from(ticks) * u128::from(self.rate) + per_second / 2).checked_div(per_second);
+        scaled.map_or(ticks, |samples| u64::try_from(samples).unwrap_or(u64::MAX))
+    }
+
+    /// Whether nothing that is still to come in this pass is kept.
+    fn is_done(&self) -> bool {
+        self.rate > 0 && self.kept.last().is_none_or(|part| part.end <= self.at)
     }
 
     fn take(&mut self, path: &Path, sample: &gst::Sample) -> Result<(), JobError> {
@@ -103,26 +145,24 @@ impl SpoolWriter {
         if let Some(downmix) = &self.downmix {
             downmix.mix(&interleaved, &mut self.mono);
         }
-        let skipped = self.skip.min(self.mono.len() as u64);
-        self.skip -= skipped;
-        let kept = self.keep.min(self.mono.len() as u64 - skipped);
-        self.keep -= kept;
-        self.held.extend_from_slice(&self.mono[skipped as usize..(skipped + kept) as usize]);
+        let (start, end) = (self.at, self.at + self.mono.len() as u64);
+        let first = self.kept.partition_point(|part| part.end <= start);
+        for part in self.kept[first..].iter().take_while(|part| part.start < end) {
+            let (from, to) = (part.start.max(start) - start, part.end.min(end) - start);
+            self.held.extend_from_slice(&self.mono[from as usize..to as usize]);
+        }
+        self.at = end;
         let ready = self.held.len().saturating_sub(self.hold);
         let ready: Vec<f32> = self.held.drain(..ready).collect();
         self.pass_on(&ready).map_err(|e| spool_failed(&e))
     }
 
-    /// Restarts downmix and resampler for another sample rate or layout; the trim is in samples of the first one.
+    /// Restarts downmix and resampler for another sample rate or layout; what is kept is in samples of the first one.
     fn retune(&mut self, info: gst_audio::AudioInfo) -> Result<(), JobError> {
-        if self.format.is_none() {
-            let ticks = u128::from(self.trim.timescale);
-            let rate = u128::from(info.rate());
-            let scaled =
-                |t: u64| (u128::from(t) * rate + ticks / 2).checked_div(ticks).map_or(t, |samples| samples as u64);
-            self.skip = scaled(self.trim.skip);
-            self.keep = self.trim.keep.map_or(u64::MAX, scaled);
-            self.hold = scaled(self.trim.discard) as usize;
+        if self.rate == 0 {
+            self.rate = info.rate();
+            self.hold = self.scaled(self.trim.discard) as usize;
+            self.begin(self.pass);
         }
         self.flush().map_err(|e| spool_failed(&e))?;
         self.downmix = Some(Downmix::new(&info));

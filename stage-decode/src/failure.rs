@@ -39,6 +39,13 @@ pub(crate) fn reference(path: &Path, what: &str) -> JobError {
         .hint("give the media file itself, below a media root: stage-decode fetches nothing")
 }
 
+/// `unsupported_media` for a picture, still or animated.
+pub(crate) fn still(path: &Path, what: &str) -> JobError {
+    let text = format!("cannot decode {}: it is {what}, which is not read as a film", path.display());
+    JobError::new(ErrorKind::UnsupportedMedia, text)
+        .hint("if it is animated, convert it: ffmpeg -i IN -pix_fmt yuv420p OUT.mp4")
+}
+
 /// `unsupported_media` for pictures above the configured size.
 pub(crate) fn too_large(path: &Path, [width, height]: [u32; 2], max_pixels: u64) -> JobError {
     let pixels = u64::from(width) * u64::from(height);

@@ -1,8 +1,8 @@
 //! Index of ISO base media files (mp4, mov, m4a): `moov`, and for fragmented files `moof`.
 //!
 //! Format: ISO/IEC 14496-12. Which samples count as shown follows ffmpeg's demuxer (`libavformat/mov.c`,
-//! `mov_fix_index`): video samples whose composition time lies in an edit; audio from the start of the edit to the end
-//! of the packet in which it ends. In reading order: `boxes` (the parts of a file), `spans` (times that are shown),
+//! `mov_fix_index`), edit by edit in the order of the list: video samples whose composition time lies in the edit; audio
+//! from the start of the edit to the end of the packet in which it ends. In reading order: `boxes` (the parts of a file), `spans` (times that are shown),
 //! `track` (one track's tables), and this file, the whole index.
 
 mod boxes;
@@ -57,6 +57,7 @@ impl Movie {
                     if top.iter().any(|b| b.cut) {
                         track.keep_present(bytes)?;
                     }
+                    track.read_chunks(bytes)?;
                     movie.tracks.push(track);
                 }
                 b"cmov" => return Err(bad("it is compressed (cmov)")),
@@ -79,6 +80,11 @@ impl Movie {
             }
         }
         Ok(Some(movie))
+    }
+
+    /// Whether a track holds the chapters of another: what it shows is no film.
+    pub(crate) fn is_chapters(&self, track: &Track) -> bool {
+        self.tracks.iter().any(|other| other.chapters.contains(&track.id))
     }
 
     /// Adds the samples of a track fragment to its track.

@@ -10,13 +10,14 @@ use gstreamer_audio as gst_audio;
 use protocol::stage::Stop;
 
 use super::bytes::Bytes;
-use super::examined::{AudioTrack, Examined, Trim, VideoTrack, blank, codec_name, samples, upright};
+use super::choice::note;
+use super::examined::{AudioTrack, Examined, Trim, VideoTrack, blank, codec_name, samples};
 use super::{mp3, ogg};
 use crate::failure;
 use crate::media_file::MediaFile;
-use crate::picture::Turn;
+use crate::picture::Orientation;
 use crate::pipeline::{self, Kind, Limits, MediaSource, Refusal, Selection, lock};
-use crate::timeline::{MAX_LISTED, Timeline};
+use crate::timeline::{MAX_LISTED, Pass, Timeline};
 
 /// Counts of one parsed pad.
 #[derive(Default)]
@@ -29,7 +30,7 @@ struct Counted {
     times: Vec<Option<gst::ClockTime>>,
     /// First timestamp and end of the last packet, in nanoseconds.
     span: Option<(u64, u64)>,
-    turn: Turn,
+    orientation: Orientation,
 }
 
 impl Counted {
@@ -180,8 +181,7 @@ fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, progress: Arc<AtomicU64>)
                 gst::EventView::Caps(caps) => counted.caps = Some(caps.caps_owned()),
                 gst::EventView::Tag(tag) => {
                     if let Some(orientation) = tag.tag().get::<gst::tags::ImageOrientation>() {
-                        let degrees = orientation.get().strip_prefix("rotate-").and_then(|d| d.parse().ok());
-                        counted.turn = Turn::from_degrees(degrees.unwrap_or(0));
+                        counted.orientation = Orientation::from_tag(orientation.get());
                     }
                 }
                 _ => {}
@@ -205,10 +205,22 @@ fn sum_up(
         info.duration_s = tracks.iter().map(|t| t.length_s()).fold(0.0, f64::max);
     }
     // As ffmpeg selects: the largest picture, the audio with the most channels, of equals the first.
-    let of_kind = |kind: Kind| tracks.iter().rev().filter(move |t| t.caps_name().is_some_and(|name| kind.takes(name)));
+    let of_kind = |kind: Kind| tracks.iter().filter(move |t| t.caps_name().is_some_and(|name| kind.takes(name)));
     let number = |t: &Counted, name: &str| t.field::<i32>(name).unwrap_or(0) as u32;
-    let video = of_kind(Kind::Video).max_by_key(|t| u64::from(number(t, "width")) * u64::from(number(t, "height")));
-    let audio = of_kind(Kind::Audio).max_by_key(|t| number(t, "channels"));
+    let mut best = |kind: Kind, rank: &dyn Fn(&Counted) -> u64| {
+        let mut all: Vec<&Counted> = of_kind(kind).map(|t| &**t).collect();
+        all.sort_by_key(|t| std::cmp::Reverse(rank(t)));
+        for track in all {
+            if track.caps.as_ref().is_some_and(|caps| pipeline::decodes(caps)) {
+                return Some(track);
+            }
+            let codec = track.codec();
+            info.notes.push(note(kind, None, &codec, "GStreamer has no decoder for it"));
+        }
+        None
+    };
+    let video = best(Kind::Video, &|t| u64::from(number(t, "width")) * u64::from(number(t, "height")));
+    let audio = best(Kind::Audio, &|t| number(t, "channels").into());
     // The only track of a kind needs no name, and without a container its name may change from run to run.
     let selection = |kind, t: &Counted| {
         let track = if of_kind(kind).count() > 1 { t.name.clone() } else { None };
@@ -216,17 +228,19 @@ fn sum_up(
     };
 
     let video = video.map(|track| {
-        (info.width, info.height) = upright(track.turn, number(track, "width"), number(track, "height"));
+        let orientation = track.orientation;
+        (info.width, info.height) = orientation.shown(number(track, "width"), number(track, "height"));
+        (info.rotation, info.mirrored) = (orientation.turn.degrees(), orientation.mirrored);
         info.frames = track.buffers;
         let told = track.field::<gst::Fraction>("framerate").filter(|f| f.numer() > 0);
         info.avg_fps = match told {
             Some(rate) => f64::from(rate.numer()) / f64::from(rate.denom()),
             None => track.buffers as f64 / track.length_s().max(1e-3),
         };
-        info.rotation = track.turn.degrees();
         info.codecs.push(track.codec());
         let timeline = Timeline::new(track.times.iter().map(|at| Some((at.as_ref()?.nseconds(), true))));
-        VideoTrack { selection: selection(Kind::Video, track), timeline, turn: track.turn }
+        let pass = Pass { frames: track.buffers, timeline };
+        VideoTrack { selection: selection(Kind::Video, track), passes: vec![pass], orientation }
     });
     let audio = audio.map(|track| {
         let trim = match track.codec().as_str() {
