@@ -11,6 +11,7 @@ use protocol::stage::Stop;
 use crate::downmix::Downmix;
 use crate::failure;
 use crate::media_file::MediaFile;
+use crate::pcm::{self, Pcm};
 use crate::pipeline::{self, Interruption, Kind, Limits, TrackPipeline};
 use crate::probe::{AudioTrack, Trim};
 use crate::resample::Resampler;
@@ -30,7 +31,10 @@ pub(crate) fn decode(
     let mut writer = SpoolWriter::new(track.trim.clone()).map_err(|e| spool_failed(&e))?;
     for pass in 0..track.trim.passes.len().max(1) {
         writer.begin(pass);
-        decode_pass(media, track, limits, cancelled, &mut writer)?;
+        match &track.pcm {
+            Some(pcm) => read_pass(media, pcm, cancelled, &mut writer)?,
+            None => decode_pass(media, track, limits, cancelled, &mut writer)?,
+        }
     }
     Ok(writer.finish()?)
 }
@@ -56,6 +60,37 @@ fn decode_pass(
             Err(other) => return Err(other.into()),
         };
         writer.take(media.path(), &sample)?;
+    }
+    Ok(())
+}
+
+/// Reads uncompressed sound once, as far as the writer takes something of it.
+fn read_pass(media: &MediaFile, pcm: &Pcm, cancelled: &dyn Fn() -> bool, writer: &mut SpoolWriter) -> Result<(), Stop> {
+    let format = gst_audio::AudioInfo::builder(gst_audio::AudioFormat::F32le, pcm.rate, pcm.channels).build();
+    let format = format.map_err(|e| failure::unsupported(media.path(), &e.to_string()))?;
+    writer.expect(&format)?;
+    let mut interleaved = Vec::new();
+    for &(at, samples) in &*pcm.chunks {
+        for from in (0..samples).step_by(pcm::BLOCK as usize) {
+            if cancelled() {
+                return Err(Stop::Cancelled);
+            }
+            if writer.is_done() {
+                return Ok(());
+            }
+            let count = pcm::BLOCK.min(samples - from);
+            if !writer.wants(count) {
+                writer.at += count;
+                continue;
+            }
+            let read = pcm.read(media.file(), at, from, count, &mut interleaved);
+            read.map_err(|e| failure::unreadable(media.path(), &e))?;
+            writer.mix(&interleaved)?;
+            if interleaved.len() as u64 != count * u64::from(pcm.channels) {
+                tracing::warn!(file = %media.path().display(), "the file ends within its sound, the rest is missing");
+                return Ok(());
+            }
+        }
     }
     Ok(())
 }
@@ -135,15 +170,29 @@ impl SpoolWriter {
         let odd = |what: &str| failure::unsupported(path, what);
         let caps = sample.caps().ok_or_else(|| odd("decoded audio has no format"))?;
         let info = gst_audio::AudioInfo::from_caps(caps).map_err(|e| odd(&format!("{caps}: {e}")))?;
-        if self.format.as_ref() != Some(&info) {
-            self.retune(info)?;
-        }
+        self.expect(&info)?;
         let map =
             sample.buffer().and_then(|b| b.map_readable().ok()).ok_or_else(|| odd("decoded audio has no data"))?;
         let interleaved: Vec<f32> = map.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        self.mix(&interleaved)
+    }
+
+    /// Prepares for samples of a format.
+    fn expect(&mut self, format: &gst_audio::AudioInfo) -> Result<(), JobError> {
+        if self.format.as_ref() == Some(format) { Ok(()) } else { self.retune(format.clone()) }
+    }
+
+    /// Whether any of the next `count` samples is kept.
+    fn wants(&self, count: u64) -> bool {
+        let next = self.kept.partition_point(|part| part.end <= self.at);
+        self.kept.get(next).is_some_and(|part| part.start < self.at + count)
+    }
+
+    /// Takes interleaved samples of the format that is expected.
+    fn mix(&mut self, interleaved: &[f32]) -> Result<(), JobError> {
         self.mono.clear();
         if let Some(downmix) = &self.downmix {
-            downmix.mix(&interleaved, &mut self.mono);
+            downmix.mix(interleaved, &mut self.mono);
         }
         let (start, end) = (self.at, self.at + self.mono.len() as u64);
         let first = self.kept.partition_point(|part| part.end <= start);

@@ -92,7 +92,8 @@ fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_
             // GStreamer's name of an mp4 track is its number, in three digits at least.
             let name = Some(format!("{:03}", track.id));
             let selection = Selection { kind, track: name, unmarked: false, overlays: movie.overlays(track) };
-            let codec = codec_name(&String::from_utf8_lossy(&track.codec));
+            let is_pcm = track.pcm.is_some() && !movie.fragmented;
+            let codec = if is_pcm { "pcm".to_owned() } else { codec_name(&String::from_utf8_lossy(&track.codec)) };
             Candidate {
                 track,
                 number: track.id.into(),
@@ -130,7 +131,8 @@ fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_
         info.codecs.push(codec);
         let passes = track.heard(movie.timescale);
         let trim = Trim { passes, timescale: track.timescale.into(), ..Trim::default() };
-        AudioTrack { selection, trim }
+        let pcm = track.pcm.clone().filter(|_| !movie.fragmented);
+        AudioTrack { selection, pcm, trim }
     });
     Ok(Examined { info, video, audio })
 }
@@ -168,7 +170,7 @@ fn from_segment<'s>(segment: &'s matroska::Segment, choice: &mut Choice<'_>) -> 
         info.audio_samples = samples(segment.audio_s(track));
         info.codecs.push(codec);
         let trim = Trim { discard: track.discard_ns, timescale: 1_000_000_000, ..Trim::after(track.delay_ns, None) };
-        AudioTrack { selection, trim }
+        AudioTrack { selection, pcm: None, trim }
     });
     Ok(Examined { info, video, audio })
 }

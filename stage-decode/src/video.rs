@@ -216,8 +216,7 @@ impl FrameBuilder {
         let conversion = Conversion {
             matrix: told.map_or(VideoColorMatrix::Unknown, |c| c.matrix()),
             // swscale takes grey without colours as it is (`libswscale/utils.c`, `handle_jpeg`).
-            full_range: info.n_components() == 1
-                || decoded.is_some_and(|c| c.range() == VideoColorRange::Range0_255),
+            full_range: info.n_components() == 1 || decoded.is_some_and(|c| c.range() == VideoColorRange::Range0_255),
         };
         self.converter.convert(&frame, conversion, &mut self.picture);
         let upright = self.picture.shown(track.orientation, &mut self.turned);

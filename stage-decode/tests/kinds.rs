@@ -53,6 +53,31 @@ fn more_than_33_million_samples_of_pcm_are_a_sound_of_three_minutes() {
 }
 
 #[test]
+fn uncompressed_sound_of_every_encoding_is_ffmpegs() {
+    let dir = tempdir().unwrap();
+    let low =
+        "pcm_s8 pcm_s16le pcm_s16be pcm_s24le pcm_s24be pcm_s32le pcm_s32be pcm_f32le pcm_f32be pcm_f64le pcm_f64be";
+    // Above 65,535 Hz QuickTime describes sound in another way (`lpcm`).
+    let codecs = low.split(' ').flat_map(|codec| [(codec, 44_100), (codec, 96_000)]);
+    for (codec, rate) in
+        codecs.chain([("pcm_u8", 44_100), ("pcm_u8", 96_000), ("pcm_alaw", 44_100), ("adpcm_ima_qt", 44_100)])
+    {
+        let path = make(dir.path(), "a.mov", &[sound(rate, 2.0)], &format!("-c:a {codec}"));
+        let (info, kept) = decode(&path);
+        assert!(info.notes.is_empty(), "{codec}: {:?}", info.notes);
+        check_samples(&format!("{codec} {rate}"), &kept.pcm(), &reference_sound(&path, ""));
+    }
+    for codec in ["pcm_s24le", "pcm_s24be"] {
+        let path = make(dir.path(), "plain.mov", &[sound(48_000, 2.0)], &format!("-c:a {codec}"));
+        let camera = dir.path().join("camera.mp4");
+        Mp4::read(&path).as_ipcm(0, codec == "pcm_s24le").write(&camera);
+        let (info, kept) = decode(&camera);
+        assert_eq!(info.codecs, ["pcm"]);
+        check_samples(codec, &kept.pcm(), &reference_sound(&path, ""));
+    }
+}
+
+#[test]
 fn chapter_pictures_are_no_film() {
     for codec in ["-c:v mjpeg", X264] {
         let dir = tempdir().unwrap();
@@ -230,7 +255,6 @@ fn films_of_single_pictures_keep_their_colours() {
         ("png.mov", "-c:v png"),
         ("grey.mov", "-c:v png -pix_fmt gray"),
         ("jpeg2000.mov", "-c:v jpeg2000 -pix_fmt rgb24"),
-        ("jpeg2000.mkv", "-c:v jpeg2000 -pix_fmt yuv420p"),
         ("420.avi", "-c:v mjpeg -q:v 2 -pix_fmt yuvj420p"),
         ("422.avi", "-c:v mjpeg -q:v 2 -pix_fmt yuvj422p"),
         ("444.mov", "-c:v mjpeg -q:v 2 -pix_fmt yuvj444p"),
@@ -241,6 +265,10 @@ fn films_of_single_pictures_keep_their_colours() {
         let (info, kept) = decode(&path);
         check_frames(&path, &info, &kept);
     }
+    // GStreamer's demuxer does not know JPEG 2000 in Matroska.
+    let path = make(dir.path(), "jpeg2000.mkv", &[picture("160x120", "5", 2.0)], "-c:v jpeg2000");
+    let error = refused(&path);
+    assert!(error.contains("video track 1 (V_MS/VFW/FOURCC) is not read"), "{error}");
 }
 
 #[test]
@@ -281,6 +309,18 @@ fn a_matrix_that_the_bitstream_tells_is_used_and_believed_before_the_container()
             let (info, kept) = decode(&path);
             check_frames(&path, &info, &kept);
         }
+    }
+}
+
+#[test]
+fn fields_of_hevc_that_come_one_by_one_are_pictures() {
+    let dir = tempdir().unwrap();
+    for name in ["a.mp4", "a.mkv", "a.ts"] {
+        let options = "-vf separatefields -c:v libx265 -preset ultrafast -x265-params log-level=error:interlace=1";
+        let path = make(dir.path(), name, &[picture("160x128", "12", 4.0)], options);
+        let (info, kept) = decode(&path);
+        assert_eq!((info.width, info.height), (160, 64), "{name}");
+        check_frames(&path, &info, &kept);
     }
 }
 

@@ -191,6 +191,9 @@ fn attach(
             // A picture that does not decode is replaced by the one before it, however many there are.
             decoder.set_property("max-errors", -1i32);
         }
+        if let Some(pad) = decoder.static_pad("src") {
+            probes::show_fields(&pad);
+        }
         pipeline.add(&decoder).map_err(|_| refused())?;
         decoder.link(tail).map_err(|_| refused())?;
         decoder.sync_state_with_parent().map_err(|_| refused())?;

@@ -59,6 +59,26 @@ fn vp8_size(pad: &gst::Pad, buffer: &gst::Buffer) -> Option<[u32; 2]> {
     (tag & 1 == 0).then(|| [side(width, width_high), side(height, height_high)])
 }
 
+/// Announces fields that come one by one as pictures of their own, as ffmpeg shows them (HEVC with `field_seq_flag`): the
+/// elements behind a decoder take no fields.
+pub(super) fn show_fields(pad: &gst::Pad) {
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
+        if let Some(gst::PadProbeData::Event(event)) = &mut info.data
+            && let gst::EventView::Caps(caps) = event.view()
+            && let Some(structure) = caps.caps().structure(0)
+            && structure.get::<&str>("interlace-mode") == Ok("alternate")
+            && let Ok(height) = structure.get::<i32>("height")
+        {
+            let mut shown = structure.to_owned();
+            shown.set("height", height / 2);
+            shown.set("interlace-mode", "progressive");
+            let caps = gst::Caps::builder_full().structure(shown).build();
+            *event = gst::event::Caps::builder(&caps).seqnum(event.seqnum()).build();
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
 /// Counts the buffers that pass a pad as progress.
 pub(super) fn count_progress(pad: &gst::Pad, shared: &Arc<Shared>) {
     let shared = shared.clone();

@@ -5,6 +5,7 @@ use std::ops::Range;
 use protocol::plan::{MediaInfo, SAMPLE_RATE};
 use protocol::wire::VERSION;
 
+use crate::pcm::Pcm;
 use crate::picture::Orientation;
 use crate::pipeline::Selection;
 use crate::timeline::Pass;
@@ -30,6 +31,8 @@ pub(crate) struct VideoTrack {
 #[derive(Clone, Debug)]
 pub(crate) struct AudioTrack {
     pub(crate) selection: Selection,
+    /// Uncompressed sound that is read without GStreamer.
+    pub(crate) pcm: Option<Pcm>,
     pub(crate) trim: Trim,
 }
 
@@ -92,7 +95,7 @@ pub(super) fn codec_name(code: &str) -> String {
         "A_VORBIS" | "audio/x-vorbis" => "vorbis",
         "ac-3" | "A_AC3" | "audio/x-ac3" => "ac3",
         "ec-3" | "A_EAC3" | "audio/x-eac3" => "eac3",
-        "audio/x-raw" | "A_PCM/INT/LIT" | "sowt" | "twos" => "pcm",
+        "audio/x-raw" | "A_PCM/INT/LIT" => "pcm",
         other => other,
     };
     name.to_owned()

@@ -2,10 +2,12 @@
 //!
 //! Format: ISO/IEC 14496-12. Which samples count as shown follows ffmpeg's demuxer (`libavformat/mov.c`,
 //! `mov_fix_index`), edit by edit in the order of the list: video samples whose composition time lies in the edit; audio
-//! from the start of the edit to the end of the packet in which it ends. In reading order: `boxes` (the parts of a file), `spans` (times that are shown),
+//! from the start of the edit to the end of the packet in which it ends. In reading order: `boxes` (the parts of a file), `spans` (times that are shown), `sound`
+//! (uncompressed sound),
 //! `track` (one track's tables), and this file, the whole index.
 
 mod boxes;
+mod sound;
 mod spans;
 mod track;
 
@@ -58,6 +60,7 @@ impl Movie {
                         track.keep_present(bytes)?;
                     }
                     track.read_chunks(bytes)?;
+                    track.locate_pcm(bytes)?;
                     movie.tracks.push(track);
                 }
                 b"cmov" => return Err(bad("it is compressed (cmov)")),

@@ -19,6 +19,9 @@ use crate::picture::Orientation;
 use crate::pipeline::{self, Kind, Limits, MediaSource, Refusal, Selection, lock};
 use crate::timeline::{MAX_LISTED, Pass, Timeline};
 
+/// Longest time that one picture is shown in a broadcast.
+const LAST_PICTURE_S: f64 = 0.1;
+
 /// Counts of one parsed pad.
 #[derive(Default)]
 struct Counted {
@@ -201,6 +204,13 @@ fn sum_up(
 ) -> Examined {
     let mut info = blank("", duration_s);
     let tracks: Vec<_> = tracks.iter().map(|t| lock(t)).filter(|t| t.buffers > 0).collect();
+    // Demuxers of MPEG streams leave out how long the last picture is shown.
+    let spans = || tracks.iter().filter_map(|t| t.span);
+    let (start, end) = (spans().map(|s| s.0).min().unwrap_or(0), spans().map(|s| s.1).max().unwrap_or(0));
+    let spanned_s = (end - start) as f64 / 1e9;
+    if (0.0..LAST_PICTURE_S).contains(&(spanned_s - duration_s)) {
+        info.duration_s = spanned_s;
+    }
     if duration_s == 0.0 {
         info.duration_s = tracks.iter().map(|t| t.length_s()).fold(0.0, f64::max);
     }
@@ -251,7 +261,7 @@ fn sum_up(
         info.has_audio = true;
         info.audio_samples = samples(track.length_s());
         info.codecs.push(track.codec());
-        AudioTrack { selection: selection(Kind::Audio, track), trim }
+        AudioTrack { selection: selection(Kind::Audio, track), pcm: None, trim }
     });
     info.container = container.unwrap_or_else(|| info.codecs.first().cloned().unwrap_or_default());
     Examined { info, video, audio }

@@ -4,7 +4,9 @@ use std::io;
 use std::ops::Range;
 
 use super::boxes::{LengthField, bad, boxes, clock, table};
+use super::sound;
 use super::spans::Spans;
+use crate::pcm::{Encoding, Pcm};
 use crate::picture::Orientation;
 use crate::probe::bytes::Bytes;
 use crate::timeline::{MAX_LISTED, Pass, Timeline};
@@ -51,8 +53,12 @@ pub(crate) struct Track {
     sizes: Range<u64>,
     /// Content of the table of the chunks' sample counts.
     chunk_runs: Range<u64>,
-    /// First chunk and samples per chunk of each run of chunks; read only of PCM with edits.
+    /// First chunk and samples per chunk of each run of chunks; read only of PCM.
     chunk_samples: Vec<(u32, u32)>,
+    /// Encoding, channels and samples a second of uncompressed sound.
+    encoding: Option<(Encoding, u32, u32)>,
+    /// Uncompressed sound, and where it lies.
+    pub(crate) pcm: Option<Pcm>,
     /// Content of the table of the chunks' positions.
     chunks: Range<u64>,
     /// Bytes of a chunk's position.
@@ -171,18 +177,48 @@ impl Track {
             (self.width, self.height) = (size >> 16, size & 0xffff);
         } else if &self.handler == b"soun" {
             self.channels = bytes.u32(entry + 24)? >> 16;
+            let end = entry.saturating_add(bytes.u32(entry)?.into()).min(body.end);
+            // A description that is cut short is left to the demuxer.
+            self.encoding = sound::encoding(bytes, entry..end).unwrap_or_default();
         }
         Ok(())
     }
 
-    /// Reads where the chunks of PCM begin, if edits cut it: ffmpeg cuts between its packets, which lie within chunks.
+    /// Reads how PCM lies in chunks: ffmpeg cuts it between its packets, which lie within chunks.
     pub(super) fn read_chunks(&mut self, bytes: &mut Bytes<'_>) -> io::Result<()> {
         let samples_as_ticks = matches!(self.durations[..], [(_, 1)]) && self.offsets.is_empty();
-        if &self.handler == b"soun" && samples_as_ticks && !self.edits.is_empty() && !self.chunk_runs.is_empty() {
+        if &self.handler == b"soun" && samples_as_ticks && !self.chunk_runs.is_empty() {
             let rows = table::<12>(bytes, &self.chunk_runs)?;
             self.chunk_samples =
                 rows.iter().map(|&[a, b, c, d, e, f, g, h, ..]| pair([a, b, c, d, e, f, g, h])).collect();
         }
+        Ok(())
+    }
+
+    /// Locates uncompressed sound: its chunks, as far as its samples go.
+    pub(super) fn locate_pcm(&mut self, bytes: &mut Bytes<'_>) -> io::Result<()> {
+        let Some((encoding, channels, rate)) = self.encoding else { return Ok(()) };
+        if self.chunk_samples.is_empty() || self.chunks.is_empty() {
+            return Ok(());
+        }
+        let (mut left, count) = (self.totals().0, u64::from(bytes.u32(self.chunks.start + 4)?));
+        let mut runs = self.chunk_samples.iter().peekable();
+        let (mut chunks, mut in_chunk) = (Vec::new(), 0);
+        for chunk in 0..count {
+            bytes.spend(1)?;
+            while let Some((_, samples)) = runs.next_if(|(first, _)| u64::from(*first) <= chunk + 1) {
+                in_chunk = u64::from(*samples);
+            }
+            let place = self.chunks.start + 8 + chunk * self.chunk_width;
+            let at = if self.chunk_width == 8 { bytes.u64(place)? } else { bytes.u32(place)?.into() };
+            let samples = in_chunk.min(left);
+            left -= samples;
+            chunks.push((at, samples));
+            if left == 0 {
+                break;
+            }
+        }
+        self.pcm = Some(Pcm { encoding, channels, rate, chunks: chunks.into() });
         Ok(())
     }
 
