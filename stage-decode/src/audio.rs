@@ -12,7 +12,7 @@ use crate::downmix::Downmix;
 use crate::failure;
 use crate::media_file::MediaFile;
 use crate::pcm::{self, Pcm};
-use crate::pipeline::{self, Interruption, Kind, Limits, TrackPipeline};
+use crate::pipeline::{self, Interruption, Kind, Limits, Selection, TrackPipeline};
 use crate::probe::{AudioTrack, Trim};
 use crate::resample::Resampler;
 use crate::spool::Spool;
@@ -29,26 +29,27 @@ pub(crate) fn decode(
 ) -> Result<Spool, Stop> {
     pipeline::init()?;
     let mut writer = SpoolWriter::new(track.trim.clone()).map_err(|e| spool_failed(&e))?;
-    for pass in 0..track.trim.passes.len().max(1) {
+    for pass in 0..track.trim.passes.len().max(1 + track.links.len()) {
         writer.begin(pass);
+        let selection = pass.checked_sub(1).and_then(|pass| track.links.get(pass)).unwrap_or(&track.selection);
         match &track.pcm {
             Some(pcm) => read_pass(media, pcm, cancelled, &mut writer)?,
-            None => decode_pass(media, track, limits, cancelled, &mut writer)?,
+            None => decode_pass(media, selection, limits, cancelled, &mut writer)?,
         }
     }
     Ok(writer.finish()?)
 }
 
-/// Decodes the track once, as far as the writer takes something of it.
+/// Decodes a track once, as far as the writer takes something of it.
 fn decode_pass(
     media: &MediaFile,
-    track: &AudioTrack,
+    selection: &Selection,
     limits: Limits,
     cancelled: &dyn Fn() -> bool,
     writer: &mut SpoolWriter,
 ) -> Result<(), Stop> {
     let (convert, caps) = pipeline::tail(Kind::Audio)?;
-    let pipeline = TrackPipeline::start(media, track.selection.clone(), &convert, &caps, limits)?;
+    let pipeline = TrackPipeline::start(media, selection.clone(), &convert, &caps, limits)?;
     while !writer.is_done() {
         let sample = match pipeline.pull(cancelled) {
             Ok(Some(sample)) => sample,

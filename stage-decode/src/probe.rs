@@ -91,7 +91,8 @@ fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_
         let candidate = |track: &'m mp4::Track| {
             // GStreamer's name of an mp4 track is its number, in three digits at least.
             let name = Some(format!("{:03}", track.id));
-            let selection = Selection { kind, track: name, unmarked: false, overlays: movie.overlays(track) };
+            let selection =
+                Selection { kind, track: name, is_later: false, unmarked: false, overlays: movie.overlays(track) };
             let is_pcm = track.pcm.is_some() && !movie.fragmented;
             let codec = if is_pcm { "pcm".to_owned() } else { codec_name(&String::from_utf8_lossy(&track.codec)) };
             Candidate {
@@ -132,7 +133,7 @@ fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_
         let passes = track.heard(movie.timescale);
         let trim = Trim { passes, timescale: track.timescale.into(), ..Trim::default() };
         let pcm = track.pcm.clone().filter(|_| !movie.fragmented);
-        AudioTrack { selection, pcm, trim }
+        AudioTrack { selection, links: Vec::new(), pcm, trim }
     });
     Ok(Examined { info, video, audio })
 }
@@ -143,7 +144,8 @@ fn from_segment<'s>(segment: &'s matroska::Segment, choice: &mut Choice<'_>) -> 
         let candidate = |track: &'s matroska::Track| {
             // GStreamer's name of a Matroska track is its number and UID, in three digits at least.
             let name = format!("{:03}:{:03}", track.number, track.uid);
-            let selection = Selection { kind, track: Some(name), unmarked: true, overlays: Vec::new() };
+            let selection =
+                Selection { kind, track: Some(name), is_later: false, unmarked: true, overlays: Vec::new() };
             Candidate { track, number: track.number, codec: codec_name(&track.codec), selection, excess: None }
         };
         segment.tracks.iter().filter(|t| t.kind == number && t.blocks > 0).map(candidate).collect()
@@ -165,12 +167,16 @@ fn from_segment<'s>(segment: &'s matroska::Segment, choice: &mut Choice<'_>) -> 
         let pass = Pass { frames: track.blocks, timeline: segment.timeline(track) };
         VideoTrack { selection, passes: vec![pass], orientation }
     });
+    if let Some(at) = segment.next {
+        let text = format!("another recording begins at byte {at}, which is not read: ffmpeg -f concat joins both");
+        info.notes.push(text);
+    }
     let audio = choice.first(sounds)?.map(|Candidate { track, codec, selection, .. }| {
         info.has_audio = true;
         info.audio_samples = samples(segment.audio_s(track));
         info.codecs.push(codec);
         let trim = Trim { discard: track.discard_ns, timescale: 1_000_000_000, ..Trim::after(track.delay_ns, None) };
-        AudioTrack { selection, pcm: None, trim }
+        AudioTrack { selection, links: Vec::new(), pcm: None, trim }
     });
     Ok(Examined { info, video, audio })
 }

@@ -207,16 +207,19 @@ impl FrameBuilder {
         let buffer = sample.buffer().ok_or_else(|| odd("a decoded picture has no data"))?;
         let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info)
             .map_err(|_| odd("a decoded picture cannot be mapped"))?;
-        // Parser and container tell the matrix; where neither does, ffmpeg's decoders tell what they read from the
-        // pictures, and others choose one by picture size, but ffmpeg takes BT.601. The range is read from the text because
-        // `VideoInfo` drops it when there is no matrix.
-        let decoded = colorimetry(caps);
-        let told = pipeline.parsed_caps().as_deref().and_then(colorimetry);
-        let told = told.or_else(|| decoded.clone().filter(|_| pipeline.is_ffmpegs()));
+        // ffmpeg believes the pictures, which its decoders tell of, before parser and container, and ProRes alone even where
+        // it tells nothing. Other decoders choose a matrix by picture size; where nobody tells one, ffmpeg takes BT.601. The
+        // range is read from the text because `VideoInfo` drops it when there is no matrix.
+        let (decoded, parsed) = (colorimetry(caps), pipeline.parsed_caps());
+        let is_prores = parsed.as_deref().and_then(|c| c.structure(0)).is_some_and(|s| s.name() == "video/x-prores");
+        let known = |c: &VideoColorimetry| c.matrix() != VideoColorMatrix::Unknown;
+        let own = decoded.clone().filter(|c| pipeline.is_ffmpegs() && known(c));
+        let told = parsed.as_deref().and_then(colorimetry);
+        let full = |c: &Option<VideoColorimetry>| c.as_ref().is_some_and(|c| c.range() == VideoColorRange::Range0_255);
         let conversion = Conversion {
-            matrix: told.map_or(VideoColorMatrix::Unknown, |c| c.matrix()),
+            matrix: own.or(told.clone().filter(|_| !is_prores)).map_or(VideoColorMatrix::Unknown, |c| c.matrix()),
             // swscale takes grey without colours as it is (`libswscale/utils.c`, `handle_jpeg`).
-            full_range: info.n_components() == 1 || decoded.is_some_and(|c| c.range() == VideoColorRange::Range0_255),
+            full_range: info.n_components() == 1 || full(&decoded) || full(&told),
         };
         self.converter.convert(&frame, conversion, &mut self.picture);
         let upright = self.picture.shown(track.orientation, &mut self.turned);

@@ -95,10 +95,10 @@ pub(super) fn connect(
         if selection.kind.takes(&name) && !other && !rest.shared.found.swap(true, Ordering::Relaxed) {
             return rest.take(pad, &selection);
         }
-        let (rest, kind) = (rest.clone(), selection.kind);
+        let (rest, kind, is_later) = (rest.clone(), selection.kind, selection.is_later);
         pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
             let ended = matches!(&info.data, Some(gst::PadProbeData::Event(e)) if e.type_() == gst::EventType::Eos);
-            if ended && !rest.shared.found.load(Ordering::Relaxed) {
+            if ended && !is_later && !rest.shared.found.load(Ordering::Relaxed) {
                 rest.fail(failure::unsupported(&rest.path, &format!("no readable {} track", kind.noun())));
             }
             gst::PadProbeReturn::Ok
@@ -178,7 +178,7 @@ fn attach(
     pad: &gst::Pad,
     caps: &gst::CapsRef,
     tail: &gst::Element,
-    shared: &Shared,
+    shared: &Arc<Shared>,
 ) -> Result<(), JobError> {
     let refused = || failure::unsupported(path, &format!("GStreamer cannot link a decoder to {caps}"));
     let entry = if is_raw(caps) {
@@ -192,7 +192,10 @@ fn attach(
             decoder.set_property("max-errors", -1i32);
         }
         if let Some(pad) = decoder.static_pad("src") {
-            probes::show_fields(&pad);
+            probes::refuse_fields(&pad, path, shared);
+        }
+        if let Some(pad) = decoder.static_pad("sink").filter(|_| is_ffmpegs) {
+            probes::forget_told_colours(&pad);
         }
         pipeline.add(&decoder).map_err(|_| refused())?;
         decoder.link(tail).map_err(|_| refused())?;

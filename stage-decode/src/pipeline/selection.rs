@@ -35,6 +35,8 @@ pub(crate) struct Selection {
     pub(crate) kind: Kind,
     /// Name that the demuxer gives the track; none for the first track of the kind.
     pub(crate) track: Option<String>,
+    /// Whether the track begins after others have ended (a later link of a chained Ogg file).
+    pub(crate) is_later: bool,
     /// Whether the marks of codec delay and padding are removed before the decoder: [`crate::probe::Trim`] cuts both.
     pub(crate) unmarked: bool,
     /// Bytes of the file that the demuxer reads otherwise than they are.

@@ -6,8 +6,8 @@ use crate::media_file::MediaFile;
 use crate::pipeline::{self, Kind, Limits, Selection};
 
 /// Codecs that are not tried: their decoders take whatever a container holds of them.
-const UNTRIED: [&str; 13] =
-    ["h264", "h265", "vp8", "vp9", "av1", "opus", "mp3", "flac", "vorbis", "ac3", "eac3", "pcm", "mpeg4"];
+const UNTRIED: [&str; 12] =
+    ["h264", "vp8", "vp9", "av1", "opus", "mp3", "flac", "vorbis", "ac3", "eac3", "pcm", "mpeg4"];
 
 /// A track that might be used.
 pub(super) struct Candidate<'t, T> {

@@ -31,6 +31,8 @@ pub(crate) struct VideoTrack {
 #[derive(Clone, Debug)]
 pub(crate) struct AudioTrack {
     pub(crate) selection: Selection,
+    /// Tracks that follow it one after the other (the later links of a chained Ogg file).
+    pub(crate) links: Vec<Selection>,
     /// Uncompressed sound that is read without GStreamer.
     pub(crate) pcm: Option<Pcm>,
     pub(crate) trim: Trim,

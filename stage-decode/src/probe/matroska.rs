@@ -24,6 +24,8 @@ pub(crate) struct Segment {
     /// Duration in steps; 0 if the file does not say.
     duration: f64,
     pub(crate) tracks: Vec<Track>,
+    /// Position of another recording behind this one, which GStreamer's demuxer does not go on to.
+    pub(crate) next: Option<u64>,
     webm: bool,
 }
 
@@ -106,6 +108,10 @@ impl Segment {
         while at < bytes.size() {
             bytes.spend(1)?;
             let Ok(found) = element(bytes, at, bytes.size()) else { break };
+            if found.id == id::EBML {
+                segment.next = Some(at);
+                break;
+            }
             at = match found.id {
                 // Their children are read by this same loop, so that those of unknown size need no end.
                 id::SEGMENT | id::CLUSTER => found.body.start,

@@ -33,6 +33,8 @@ struct Counted {
     times: Vec<Option<gst::ClockTime>>,
     /// First timestamp and end of the last packet, in nanoseconds.
     span: Option<(u64, u64)>,
+    /// Number of the link of a chained file that it belongs to.
+    link: usize,
     orientation: Orientation,
 }
 
@@ -91,12 +93,19 @@ pub(super) fn scan(
     built.map_err(|_| failure::no_element("parsebin"))?;
     let tracks = Tracks::default();
     let progress = Arc::new(AtomicU64::new(0));
+    let is_ogg = bytes.array::<4>(0).is_ok_and(|start| &start == b"OggS");
     parse.connect_pad_added({
         let (pipeline, tracks, progress) = (running.0.downgrade(), tracks.clone(), progress.clone());
         move |_, pad| {
             let Some(whole) = pipeline.upgrade() else { return };
-            let counted = Arc::new(Mutex::new(Counted::default()));
-            lock(&tracks).push(counted.clone());
+            let mut tracks = lock(&tracks);
+            // In Ogg all tracks of a link begin before there is data of any.
+            let last = tracks.last().map_or(0, |track| lock(track).link);
+            let flows = tracks.iter().map(|t| lock(t)).filter(|t| t.link == last).all(|t| t.buffers > 0);
+            let link = if is_ogg && flows && !tracks.is_empty() { last + 1 } else { last };
+            let counted = Arc::new(Mutex::new(Counted { link, ..Counted::default() }));
+            tracks.push(counted.clone());
+            drop(tracks);
             lock(&counted).name = pipeline::track_name(pad);
             watch(pad, counted, progress.clone());
             pipeline::discard(&whole, pad);
@@ -215,7 +224,9 @@ fn sum_up(
         info.duration_s = tracks.iter().map(|t| t.length_s()).fold(0.0, f64::max);
     }
     // As ffmpeg selects: the largest picture, the audio with the most channels, of equals the first.
-    let of_kind = |kind: Kind| tracks.iter().filter(move |t| t.caps_name().is_some_and(|name| kind.takes(name)));
+    let every = |kind: Kind| tracks.iter().filter(move |t| t.caps_name().is_some_and(|name| kind.takes(name)));
+    let of_kind = |kind: Kind| every(kind).filter(|t| t.link == 0);
+    let is_chained = tracks.iter().any(|t| t.link > 0);
     let number = |t: &Counted, name: &str| t.field::<i32>(name).unwrap_or(0) as u32;
     let mut best = |kind: Kind, rank: &dyn Fn(&Counted) -> u64| {
         let mut all: Vec<&Counted> = of_kind(kind).map(|t| &**t).collect();
@@ -233,10 +244,15 @@ fn sum_up(
     let audio = best(Kind::Audio, &|t| number(t, "channels").into());
     // The only track of a kind needs no name, and without a container its name may change from run to run.
     let selection = |kind, t: &Counted| {
-        let track = if of_kind(kind).count() > 1 { t.name.clone() } else { None };
-        Selection { kind, track, unmarked: false, overlays: Vec::new() }
+        let track = if every(kind).count() > 1 { t.name.clone() } else { None };
+        Selection { kind, track, is_later: t.link > 0, unmarked: false, overlays: Vec::new() }
     };
 
+    if is_chained && video.is_some() {
+        let text =
+            "of the picture only the first of several recordings that follow each other is read: ffmpeg joins them";
+        info.notes.push(text.to_owned());
+    }
     let video = video.map(|track| {
         let orientation = track.orientation;
         (info.width, info.height) = orientation.shown(number(track, "width"), number(track, "height"));
@@ -255,13 +271,15 @@ fn sum_up(
     let audio = audio.map(|track| {
         let trim = match track.codec().as_str() {
             "mp3" => mp3::trim(bytes),
-            "vorbis" => ogg::trim(bytes),
+            "vorbis" if !is_chained => ogg::trim(bytes),
             _ => Trim::default(),
         };
         info.has_audio = true;
-        info.audio_samples = samples(track.length_s());
+        let later = || every(Kind::Audio).filter(|t| t.link > 0 && t.caps_name() == track.caps_name());
+        info.audio_samples = samples(track.length_s() + later().map(|t| t.length_s()).sum::<f64>());
+        let links = later().map(|t| selection(Kind::Audio, t)).collect();
         info.codecs.push(track.codec());
-        AudioTrack { selection: selection(Kind::Audio, track), pcm: None, trim }
+        AudioTrack { selection: selection(Kind::Audio, track), links, pcm: None, trim }
     });
     info.container = container.unwrap_or_else(|| info.codecs.first().cloned().unwrap_or_default());
     Examined { info, video, audio }
