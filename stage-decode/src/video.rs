@@ -213,11 +213,11 @@ impl FrameBuilder {
         let (decoded, parsed) = (colorimetry(caps), pipeline.parsed_caps());
         let is_prores = parsed.as_deref().and_then(|c| c.structure(0)).is_some_and(|s| s.name() == "video/x-prores");
         let known = |c: &VideoColorimetry| c.matrix() != VideoColorMatrix::Unknown;
-        let own = decoded.clone().filter(|c| pipeline.is_ffmpegs() && known(c));
+        let own = decoded.filter(|c| pipeline.is_ffmpegs() && known(c));
         let told = parsed.as_deref().and_then(colorimetry);
         let full = |c: &Option<VideoColorimetry>| c.as_ref().is_some_and(|c| c.range() == VideoColorRange::Range0_255);
         let conversion = Conversion {
-            matrix: own.or(told.clone().filter(|_| !is_prores)).map_or(VideoColorMatrix::Unknown, |c| c.matrix()),
+            matrix: own.or(told.filter(|_| !is_prores)).map_or(VideoColorMatrix::Unknown, |c| c.matrix()),
             // swscale takes grey without colours as it is (`libswscale/utils.c`, `handle_jpeg`).
             full_range: info.n_components() == 1 || full(&decoded) || full(&told),
         };

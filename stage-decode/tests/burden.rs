@@ -49,7 +49,7 @@ impl Track {
         let handler = [&number(0)[..], &number(0), &self.handler, &[0; 13]].concat();
         let entry = match &self.handler {
             b"vide" => boxed(b"avc1", &[&[0; 24][..], &[0, 64, 0, 64], &[0; 50]].concat()),
-            _ => boxed(b"sowt", &[&[0; 16][..], &[0, 1, 0, 16], &[0; 8]].concat()),
+            _ => boxed(b"sowt", &[&[0; 16][..], &[0, 1, 0, 16, 0, 0, 0, 0, 0xbb, 0x80, 0, 0]].concat()),
         };
         let description = boxed(b"stsd", &[&number(0)[..], &number(1), &entry].concat());
         let mut tables = [

@@ -366,6 +366,23 @@ fn of_joined_webm_recordings_the_first_is_seen_and_the_result_says_so() {
 }
 
 #[test]
+fn a_cut_inside_the_index_of_a_fragment_keeps_the_fragments_before_it() {
+    let dir = tempdir().unwrap();
+    let options = format!("{X264} -g 10 -bf 0 -c:a aac -movflags frag_keyframe+empty_moov");
+    let path = film(dir.path(), "a.mp4", &options);
+    let bytes = std::fs::read(&path).unwrap();
+    let places: Vec<usize> = bytes.windows(4).enumerate().filter(|(_, w)| *w == b"moof").map(|(at, _)| at).collect();
+    assert_eq!(places.len(), 5);
+    std::fs::write(&path, &bytes[..places[3] + 60]).unwrap();
+    let (info, kept) = decode_at(&path, 10.0);
+    assert_eq!((info.frames, kept.frames(0).len()), (30, 30));
+    let shown =
+        support::reference::ffprobe(&path, "-count_frames -select_streams v:0 -show_entries stream=nb_read_frames");
+    assert_eq!(shown[0], "30");
+    check_samples("the fragments before", &kept.pcm(), &reference_sound(&path, ""));
+}
+
+#[test]
 fn a_podcast_with_one_picture_is_heard_and_slides_are_all_seen() {
     let dir = tempdir().unwrap();
     for name in ["one.mp4", "one.mkv"] {

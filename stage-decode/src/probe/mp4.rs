@@ -76,7 +76,8 @@ impl Movie {
         }
         if movie.fragmented {
             movie.tracks.iter_mut().for_each(|t| t.fragment_at = t.totals().1 as i64);
-            for moof in top.iter().filter(|b| &b.name == b"moof") {
+            // The media of a fragment whose index the file cuts short are not there either.
+            for moof in top.iter().filter(|b| &b.name == b"moof" && !b.cut) {
                 for traf in boxes(bytes, moof.body.clone())?.iter().filter(|b| &b.name == b"traf") {
                     movie.fragment(bytes, traf.body.clone())?;
                 }
