@@ -149,9 +149,10 @@ impl SpoolWriter {
     fn begin(&mut self, pass: usize) {
         (self.pass, self.at) = (pass, 0);
         if self.rate > 0 {
-            let all = [0..u64::MAX];
-            let parts = self.trim.passes.get(pass).map_or(&all[..], |parts| &parts[..]);
-            self.kept = parts.iter().map(|part| self.scaled(part.start)..self.scaled(part.end)).collect();
+            self.kept = match self.trim.passes.get(pass) {
+                Some(parts) => parts.iter().map(|part| self.scaled(part.start)..self.scaled(part.end)).collect(),
+                None => std::iter::once(0..u64::MAX).collect(),
+            };
         }
     }
 
