@@ -86,37 +86,35 @@ pub(crate) fn examine(media: &MediaFile, limits: Limits, cancelled: &dyn Fn() ->
 
 /// Facts and tracks of an mp4 or mov file.
 fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_>) -> Result<Examined, Stop> {
-    let candidates = |kind: Kind, handler: &[u8; 4]| -> Vec<Candidate<'m, mp4::Track>> {
-        let films = movie.tracks.iter().filter(|t| &t.handler == handler && t.average_rate() > 0.0);
-        let candidate = |track: &'m mp4::Track| {
+    let chapters = movie.chapters();
+    let select = |kind| {
+        move |track: &'m mp4::Track| {
             // GStreamer's name of an mp4 track is its number, in three digits at least.
             let name = Some(format!("{:03}", track.id));
-            let selection =
-                Selection { kind, track: name, is_later: false, unmarked: false, overlays: movie.overlays(track) };
+            Selection { kind, track: name, is_later: false, unmarked: false, overlays: movie.overlays(track) }
+        }
+    };
+    let candidates = |handler: &[u8; 4]| -> Vec<Candidate<'m, mp4::Track>> {
+        let films = movie.tracks.iter().filter(|t| &t.handler == handler && t.average_rate() > 0.0);
+        let candidate = |track: &'m mp4::Track| {
             let is_pcm = track.pcm.is_some() && !movie.fragmented;
             let codec = if is_pcm { "pcm".to_owned() } else { codec_name(&String::from_utf8_lossy(&track.codec)) };
-            Candidate {
-                track,
-                number: track.id.into(),
-                codec,
-                selection,
-                excess: track.excess_of_edits(movie.timescale),
-            }
+            Candidate { track, number: track.id.into(), codec, excess: track.excess_of_edits(movie.timescale) }
         };
-        films.filter(|t| !movie.is_chapters(t)).map(candidate).collect()
+        films.filter(|t| !chapters.contains(&t.id)).map(candidate).collect()
     };
     // A still picture beside a video is a thumbnail.
     let still = |t: &mp4::Track| matches!(&t.codec, b"jpeg" | b"png ");
     let area = |t: &mp4::Track| u64::from(t.width) * u64::from(t.height);
-    let mut films = candidates(Kind::Video, b"vide");
+    let mut films = candidates(b"vide");
     films.sort_by_key(|c| {
         std::cmp::Reverse((!still(c.track), c.track.enabled, area(c.track), std::cmp::Reverse(c.number)))
     });
-    let mut sounds = candidates(Kind::Audio, b"soun");
+    let mut sounds = candidates(b"soun");
     sounds.sort_by_key(|c| std::cmp::Reverse((c.track.enabled, c.track.channels, std::cmp::Reverse(c.number))));
 
     let mut info = blank(if quicktime { "mov" } else { "mp4" }, movie.duration_s());
-    let video = choice.first(films)?.map(|Candidate { track, codec, selection, .. }| {
+    let video = choice.first(films, &select(Kind::Video))?.map(|(Candidate { track, codec, .. }, selection)| {
         let passes = track.pictures(movie.timescale);
         info.frames = passes.iter().map(|pass| pass.frames).sum();
         info.avg_fps = track.average_rate();
@@ -126,7 +124,7 @@ fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_
         info.codecs.push(codec);
         VideoTrack { selection, passes, orientation }
     });
-    let audio = choice.first(sounds)?.map(|Candidate { track, codec, selection, .. }| {
+    let audio = choice.first(sounds, &select(Kind::Audio))?.map(|(Candidate { track, codec, .. }, selection)| {
         info.has_audio = true;
         info.audio_samples = samples(track.audio_s(movie.timescale));
         info.codecs.push(codec);
@@ -140,24 +138,30 @@ fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_
 
 /// Facts and tracks of a Matroska or WebM file.
 fn from_segment<'s>(segment: &'s matroska::Segment, choice: &mut Choice<'_>) -> Result<Examined, Stop> {
-    let candidates = |kind: Kind, number: u64| -> Vec<Candidate<'s, matroska::Track>> {
-        let candidate = |track: &'s matroska::Track| {
+    let select = |kind| {
+        move |track: &'s matroska::Track| {
             // GStreamer's name of a Matroska track is its number and UID, in three digits at least.
             let name = format!("{:03}:{:03}", track.number, track.uid);
-            let selection =
-                Selection { kind, track: Some(name), is_later: false, unmarked: true, overlays: Vec::new() };
-            Candidate { track, number: track.number, codec: codec_name(&track.codec), selection, excess: None }
+            Selection { kind, track: Some(name), is_later: false, unmarked: true, overlays: Vec::new() }
+        }
+    };
+    let candidates = |number: u64| -> Vec<Candidate<'s, matroska::Track>> {
+        let candidate = |track: &'s matroska::Track| Candidate {
+            track,
+            number: track.number,
+            codec: codec_name(&track.codec),
+            excess: None,
         };
         segment.tracks.iter().filter(|t| t.kind == number && t.blocks > 0).map(candidate).collect()
     };
     let area = |t: &matroska::Track| u64::from(t.width) * u64::from(t.height);
-    let mut films = candidates(Kind::Video, matroska::VIDEO);
+    let mut films = candidates(matroska::VIDEO);
     films.sort_by_key(|c| std::cmp::Reverse((c.track.default, area(c.track), std::cmp::Reverse(c.track.uid))));
-    let mut sounds = candidates(Kind::Audio, matroska::AUDIO);
+    let mut sounds = candidates(matroska::AUDIO);
     sounds.sort_by_key(|c| std::cmp::Reverse((c.track.default, c.track.channels, std::cmp::Reverse(c.track.uid))));
 
     let mut info = blank(segment.container(), segment.duration_s());
-    let video = choice.first(films)?.map(|Candidate { track, codec, selection, .. }| {
+    let video = choice.first(films, &select(Kind::Video))?.map(|(Candidate { track, codec, .. }, selection)| {
         info.frames = track.blocks;
         info.avg_fps = segment.average_rate(track);
         let orientation = track.orientation;
@@ -171,7 +175,7 @@ fn from_segment<'s>(segment: &'s matroska::Segment, choice: &mut Choice<'_>) -> 
         let text = format!("another recording begins at byte {at}, which is not read: ffmpeg -f concat joins both");
         info.notes.push(text);
     }
-    let audio = choice.first(sounds)?.map(|Candidate { track, codec, selection, .. }| {
+    let audio = choice.first(sounds, &select(Kind::Audio))?.map(|(Candidate { track, codec, .. }, selection)| {
         info.has_audio = true;
         info.audio_samples = samples(segment.audio_s(track));
         info.codecs.push(codec);

@@ -9,13 +9,15 @@ use crate::pipeline::{self, Kind, Limits, Selection};
 const UNTRIED: [&str; 12] =
     ["h264", "vp8", "vp9", "av1", "opus", "mp3", "flac", "vorbis", "ac3", "eac3", "pcm", "mpeg4"];
 
+/// Tracks of a kind that are tried at most.
+const MAX_TRIED: usize = 8;
+
 /// A track that might be used.
 pub(super) struct Candidate<'t, T> {
     pub(super) track: &'t T,
     /// Number of the track in its container.
     pub(super) number: u64,
     pub(super) codec: String,
-    pub(super) selection: Selection,
     /// Why it is not used, if that is known without a look at its content.
     pub(super) excess: Option<String>,
 }
@@ -34,21 +36,26 @@ impl<'f> Choice<'f> {
         Choice { media, limits, cancelled, notes: Vec::new() }
     }
 
-    /// The first of the candidates, best first, that decodes.
+    /// The first of the candidates, best first, that decodes, and how the demuxer is to see the file for it. That is made for
+    /// one after the other: it grows with the tracks of the file.
     ///
     /// # Errors
     /// `Cancelled`, and the refusal of the whole file.
-    pub(super) fn first<'t, T>(&mut self, candidates: Vec<Candidate<'t, T>>) -> Result<Option<Candidate<'t, T>>, Stop> {
-        for candidate in candidates {
+    pub(super) fn first<'t, T>(
+        &mut self,
+        candidates: Vec<Candidate<'t, T>>,
+        select: &dyn Fn(&'t T) -> Selection,
+    ) -> Result<Option<(Candidate<'t, T>, Selection)>, Stop> {
+        for candidate in candidates.into_iter().take(MAX_TRIED) {
+            let selection = select(candidate.track);
             let tried = candidate.excess.is_none() && !UNTRIED.contains(&candidate.codec.as_str());
             let reason = match tried {
-                true => pipeline::trial(self.media, &candidate.selection, self.limits, self.cancelled)?
+                true => pipeline::trial(self.media, &selection, self.limits, self.cancelled)?
                     .map(|error| reason(self.media, &error.message)),
                 false => candidate.excess.clone(),
             };
-            let Some(reason) = reason else { return Ok(Some(candidate)) };
-            let kind = candidate.selection.kind;
-            self.notes.push(note(kind, Some(candidate.number), &candidate.codec, &reason));
+            let Some(reason) = reason else { return Ok(Some((candidate, selection))) };
+            self.notes.push(note(selection.kind, Some(candidate.number), &candidate.codec, &reason));
         }
         Ok(None)
     }

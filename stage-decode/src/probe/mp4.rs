@@ -11,6 +11,7 @@ mod sound;
 mod spans;
 mod track;
 
+use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
 
@@ -86,9 +87,9 @@ impl Movie {
         Ok(Some(movie))
     }
 
-    /// Whether a track holds the chapters of another: what it shows is no film.
-    pub(crate) fn is_chapters(&self, track: &Track) -> bool {
-        self.tracks.iter().any(|other| other.chapters.contains(&track.id))
+    /// Numbers of the tracks that hold the chapters of another: what they show is no film.
+    pub(crate) fn chapters(&self) -> HashSet<u32> {
+        self.tracks.iter().flat_map(|track| track.chapters.iter().copied()).collect()
     }
 
     /// Adds the samples of a track fragment to its track.
