@@ -26,6 +26,14 @@ const PACKAGES: [(&str, &str); 16] = [
     ("application/ogg", "gstreamer1.0-plugins-base"),
 ];
 
+/// Debian packages, each with an element that shows that it is installed.
+const WITNESSES: [(&str, &str); 4] = [
+    ("gstreamer1.0-libav", "avdec_h264"),
+    ("gstreamer1.0-plugins-base", "oggdemux"),
+    ("gstreamer1.0-plugins-good", "qtdemux"),
+    ("gstreamer1.0-plugins-bad", "tsdemux"),
+];
+
 /// `unsupported_media` for a file that cannot be decoded, and why.
 pub(crate) fn unsupported(path: &Path, what: &str) -> JobError {
     JobError::new(ErrorKind::UnsupportedMedia, format!("cannot decode {}: {what}", path.display()))
@@ -37,6 +45,13 @@ pub(crate) fn reference(path: &Path, what: &str) -> JobError {
     let text = format!("cannot decode {}: it is {what}, which only names media elsewhere", path.display());
     JobError::new(ErrorKind::UnsupportedMedia, text)
         .hint("give the media file itself, below a media root: stage-decode fetches nothing")
+}
+
+/// `unsupported_media` for a picture, still or animated.
+pub(crate) fn still(path: &Path, what: &str) -> JobError {
+    let text = format!("cannot decode {}: it is {what}, which is not read as a film", path.display());
+    JobError::new(ErrorKind::UnsupportedMedia, text)
+        .hint("if it is animated, convert it: ffmpeg -i IN -pix_fmt yuv420p OUT.mp4")
 }
 
 /// `unsupported_media` for pictures above the configured size.
@@ -60,16 +75,24 @@ pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> JobError {
 pub(crate) fn no_plugin(path: &Path, caps: &gst::CapsRef) -> JobError {
     let name = caps.structure(0).map_or("unknown", |s| s.name().as_str());
     let codec = pbutils::pb_utils_get_codec_description(caps);
-    let package = PACKAGES.iter().find(|(caps, _)| *caps == name).map(|(_, package)| *package);
-    let hint = match package {
-        Some(package) => format!("install {package} where stage-decode runs"),
-        None => "install gstreamer1.0-libav, gstreamer1.0-plugins-good and gstreamer1.0-plugins-bad".to_owned(),
-    };
+    let hint = hint(name, &|element| gst::ElementFactory::find(element).is_some());
     JobError::new(
         ErrorKind::UnsupportedMedia,
         format!("cannot decode {}: GStreamer has no plugin for {codec} ({name})", path.display()),
     )
     .hint(hint)
+}
+
+/// What to do about caps that no element takes: install what is not there, else convert the file.
+fn hint(caps_name: &str, has: &dyn Fn(&str) -> bool) -> String {
+    let package = PACKAGES.iter().find(|(caps, _)| *caps == caps_name).map(|(_, package)| *package);
+    let wanted = WITNESSES.iter().filter(|(of, _)| package.is_none_or(|package| package == *of));
+    let missing: Vec<&str> = wanted.filter(|(_, element)| !has(element)).map(|(package, _)| *package).collect();
+    if missing.is_empty() {
+        return "none of the installed plugins reads it; convert it: ffmpeg -i IN -c:v libx264 -c:a aac OUT.mp4"
+            .to_owned();
+    }
+    format!("install {} where stage-decode runs", missing.join(", "))
 }
 
 /// `internal` for an element of GStreamer's core or base plugins that is missing.
@@ -115,13 +138,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_plugin_is_named_with_the_package_that_has_it() {
+    fn a_missing_plugin_is_named_with_the_package_that_has_it_unless_that_is_installed() {
         crate::pipeline::init().unwrap();
+        assert!(hint("video/x-h265", &|_| false).contains("install gstreamer1.0-libav where"));
+        assert!(hint("video/x-h265", &|element| element != "qtdemux").contains("ffmpeg -i IN"));
+        let others = hint("audio/x-new", &|element| element == "avdec_h264");
+        assert!(others.contains("plugins-good, gstreamer1.0-plugins-bad") && !others.contains("libav"), "{others}");
         let caps = gst::Caps::builder("video/x-h265").build();
         let error = no_plugin(Path::new("/films/a.mp4"), &caps);
         assert_eq!(error.kind, ErrorKind::UnsupportedMedia);
         assert!(error.message.contains("/films/a.mp4") && error.message.contains("H.265"), "{error}");
-        assert!(error.hint.contains("gstreamer1.0-libav"), "{error}");
         // What GStreamer itself finds missing arrives as a message.
         let source = gst::ElementFactory::make("fakesrc").build().unwrap();
         let message = pbutils::MissingPluginMessage::builder_for_decoder(&caps).src(&source).build();

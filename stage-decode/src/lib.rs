@@ -3,7 +3,7 @@
 //! In reading order: `media_path` (which files may be opened), `beneath` (how), `media_file` (an open file), `offline`
 //! (threads without a network), `probe` (facts of a file, without decoding), `pipeline` (a GStreamer pipeline that decodes one track); for video `timeline` (the
 //! number of a decoded picture), `picks` (which numbers are used), `video` (both on a pipeline), `color` (YUV to RGB as
-//! swscale does it), [`picture`] (rotation), [`resize`] (Pillow's bicubic); for audio `audio`, `downmix`, `resample` (as
+//! swscale does it), [`picture`] (rotation), [`resize`] (Pillow's bicubic); for audio `audio`, `pcm` (sound that needs no decoder), `downmix`, `resample` (as
 //! libswresample does it), `spool` (samples on disk until their number is known); `batch` (rows to messages), [`stage`]
 //! (video and audio at once, into one port), [`npy`] and [`dump`] (the delivered rows, for the reference),
 //! [`open`](mod@open) (the stage as a process serves it); `failure` and `identity` serve several of them.
@@ -37,6 +37,8 @@ mod media_file;
 mod media_path;
 #[cfg(feature = "gstreamer")]
 mod offline;
+#[cfg(feature = "gstreamer")]
+mod pcm;
 #[cfg(feature = "gstreamer")]
 mod picks;
 #[cfg(feature = "gstreamer")]

@@ -18,6 +18,17 @@ impl Picks {
         self.first.saturating_add(index.saturating_mul(self.step))
     }
 
+    /// The picks from the `index`-th on below the number `end`, with numbers counted from `start` on.
+    pub(crate) fn part(self, index: u64, start: u64, end: u64) -> Picks {
+        let first = self.number(index);
+        let below = end.saturating_sub(first).div_ceil(self.step);
+        Picks {
+            first: first.saturating_sub(start),
+            step: self.step,
+            count: below.min(self.count.saturating_sub(index)),
+        }
+    }
+
     /// Whether the range holds the number of a picked picture.
     fn any_in(self, numbers: Range<u64>) -> bool {
         let index = numbers.start.saturating_sub(self.first).div_ceil(self.step);
@@ -95,6 +106,17 @@ mod tests {
     fn picked_pictures_pass_and_at_the_end_the_last() {
         assert_eq!([0, 1, 2].map(|i| PICKS.number(i)), [1, 4, 7]);
         assert_eq!(passed(0..11), [1, 4, 7, 10]);
+    }
+
+    #[test]
+    fn picks_are_parted_at_any_number_and_none_is_lost() {
+        for border in 0..12 {
+            let below = PICKS.part(0, 0, border);
+            let above = PICKS.part(below.count, border, u64::MAX);
+            let numbers = (0..below.count).map(|i| below.number(i));
+            let numbers = numbers.chain((0..above.count).map(|i| border + above.number(i)));
+            assert_eq!(numbers.collect::<Vec<_>>(), [1, 4, 7], "{border}");
+        }
     }
 
     #[test]

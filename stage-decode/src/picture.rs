@@ -8,10 +8,10 @@ pub struct Picture {
     pixels: Vec<[u8; 4]>,
 }
 
-/// Rotation that turns a decoded picture upright.
+/// Turn of a decoded picture.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Turn {
-    /// None: it is upright already.
+    /// None.
     #[default]
     None,
     /// By 90 degrees, clockwise.
@@ -33,9 +33,7 @@ impl Turn {
             _ => Turn::None,
         }
     }
-}
 
-impl Turn {
     /// The clockwise angle in degrees.
     pub fn degrees(self) -> u32 {
         match self {
@@ -44,6 +42,50 @@ impl Turn {
             Turn::Half => 180,
             Turn::Left => 270,
         }
+    }
+}
+
+/// One of the eight ways in which a decoded picture may have to be shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Orientation {
+    /// Whether left and right are exchanged, before the turn.
+    pub mirrored: bool,
+    /// Turn after that.
+    pub turn: Turn,
+}
+
+impl Orientation {
+    /// The orientation that is a turn alone.
+    pub fn turned(turn: Turn) -> Self {
+        Orientation { mirrored: false, turn }
+    }
+
+    /// The orientation of a display matrix with `x' = a x + c y` and `y' = b x + d y` (ISO/IEC 14496-12, `tkhd`), whatever
+    /// its scale; none for an angle that is not a multiple of 90 degrees.
+    pub fn from_matrix([a, b, c, d]: [i32; 4]) -> Self {
+        let (mirrored, turn) = match [a, b, c, d].map(i32::signum) {
+            [0, 1, -1, 0] => (false, Turn::Right),
+            [-1, 0, 0, -1] => (false, Turn::Half),
+            [0, -1, 1, 0] => (false, Turn::Left),
+            [-1, 0, 0, 1] => (true, Turn::None),
+            [0, -1, -1, 0] => (true, Turn::Right),
+            [1, 0, 0, -1] => (true, Turn::Half),
+            [0, 1, 1, 0] => (true, Turn::Left),
+            _ => (false, Turn::None),
+        };
+        Orientation { mirrored, turn }
+    }
+
+    /// The orientation of GStreamer's tag `image-orientation`, which counts as EXIF does: `rotate-90`, `flip-rotate-90`.
+    pub fn from_tag(tag: &str) -> Self {
+        let (mirrored, rest) = tag.strip_prefix("flip-").map_or((false, tag), |rest| (true, rest));
+        let degrees = rest.strip_prefix("rotate-").and_then(|degrees| degrees.parse().ok());
+        degrees.map_or(Orientation::default(), |degrees| Orientation { mirrored, turn: Turn::from_degrees(degrees) })
+    }
+
+    /// Width and height as shown, of stored ones.
+    pub fn shown(self, width: u32, height: u32) -> (u32, u32) {
+        if matches!(self.turn, Turn::Left | Turn::Right) { (height, width) } else { (width, height) }
     }
 }
 
@@ -86,27 +128,23 @@ impl Picture {
         self.pixels.chunks_exact_mut(width.max(1))
     }
 
-    /// The picture turned upright, in `out`.
-    pub fn turned<'a>(&'a self, turn: Turn, out: &'a mut Picture) -> &'a Picture {
+    /// The picture as it is to be shown, in `out`.
+    pub fn shown<'a>(&'a self, orientation: Orientation, out: &'a mut Picture) -> &'a Picture {
+        if orientation == Orientation::default() {
+            return self;
+        }
         let (w, h) = (self.width, self.height);
-        let at = |x: usize, y: usize| self.pixels[y * w + x];
-        match turn {
-            Turn::None => return self,
-            Turn::Right => {
-                for (y, row) in out.rows_mut(h, w).enumerate() {
-                    row.iter_mut().enumerate().for_each(|(x, p)| *p = at(y, h - 1 - x));
-                }
+        let at = |x: usize, y: usize| self.pixels[y * w + if orientation.mirrored { w - 1 - x } else { x }];
+        fn fill((width, height): (usize, usize), out: &mut Picture, from: impl Fn(usize, usize) -> [u8; 4]) {
+            for (y, row) in out.rows_mut(width, height).enumerate() {
+                row.iter_mut().enumerate().for_each(|(x, pixel)| *pixel = from(x, y));
             }
-            Turn::Half => {
-                for (y, row) in out.rows_mut(w, h).enumerate() {
-                    row.iter_mut().enumerate().for_each(|(x, p)| *p = at(w - 1 - x, h - 1 - y));
-                }
-            }
-            Turn::Left => {
-                for (y, row) in out.rows_mut(h, w).enumerate() {
-                    row.iter_mut().enumerate().for_each(|(x, p)| *p = at(w - 1 - y, x));
-                }
-            }
+        }
+        match orientation.turn {
+            Turn::None => fill((w, h), out, at),
+            Turn::Right => fill((h, w), out, |x, y| at(y, h - 1 - x)),
+            Turn::Half => fill((w, h), out, |x, y| at(w - 1 - x, h - 1 - y)),
+            Turn::Left => fill((h, w), out, |x, y| at(w - 1 - y, x)),
         }
         out
     }
@@ -125,11 +163,52 @@ mod tests {
     fn a_turn_to_the_right_brings_the_bottom_left_corner_to_the_top_left() {
         let lying = picture(3, &[&[1, 2, 3], &[4, 5, 6]]);
         let mut out = Picture::default();
-        let upright = |turn, out: &mut Picture| lying.turned(turn, out).to_rgb();
-        assert_eq!(upright(Turn::Right, &mut out), picture(2, &[&[4, 1], &[5, 2], &[6, 3]]).to_rgb());
-        assert_eq!((out.width(), out.height()), (2, 3));
-        assert_eq!(upright(Turn::Left, &mut out), picture(2, &[&[3, 6], &[2, 5], &[1, 4]]).to_rgb());
-        assert_eq!(upright(Turn::Half, &mut out), picture(3, &[&[6, 5, 4], &[3, 2, 1]]).to_rgb());
-        assert_eq!(upright(Turn::None, &mut out), lying.to_rgb());
+        let mut upright = |mirrored, turn| {
+            let shown = lying.shown(Orientation { mirrored, turn }, &mut out);
+            (shown.width(), shown.to_rgb().chunks(3).map(|p| p[0]).collect::<Vec<_>>())
+        };
+        assert_eq!(upright(false, Turn::None), (3, vec![1, 2, 3, 4, 5, 6]));
+        assert_eq!(upright(false, Turn::Right), (2, vec![4, 1, 5, 2, 6, 3]));
+        assert_eq!(upright(false, Turn::Half), (3, vec![6, 5, 4, 3, 2, 1]));
+        assert_eq!(upright(false, Turn::Left), (2, vec![3, 6, 2, 5, 1, 4]));
+        assert_eq!(upright(true, Turn::None), (3, vec![3, 2, 1, 6, 5, 4]));
+        assert_eq!(upright(true, Turn::Right), (2, vec![6, 3, 5, 2, 4, 1]));
+        assert_eq!(upright(true, Turn::Half), (3, vec![4, 5, 6, 1, 2, 3]));
+        assert_eq!(upright(true, Turn::Left), (2, vec![1, 4, 2, 5, 3, 6]));
+    }
+
+    #[test]
+    fn an_orientation_moves_corners_as_its_matrix_does() {
+        let lying = picture(2, &[&[1, 2], &[3, 4]]);
+        for matrix in [
+            [1, 0, 0, 1],
+            [0, 1, -1, 0],
+            [-1, 0, 0, -1],
+            [0, -1, 1, 0],
+            [-1, 0, 0, 1],
+            [0, -1, -1, 0],
+            [1, 0, 0, -1],
+            [0, 1, 1, 0],
+        ] {
+            let [a, b, c, d] = matrix;
+            let mut out = Picture::default();
+            let shown = lying.shown(Orientation::from_matrix(matrix.map(|v| v * 0x1_0000)), &mut out);
+            let values: Vec<u8> = shown.rows().flatten().map(|p| p[0]).collect();
+            // Corners lie at -1 and 1, so that the matrix turns about the middle.
+            for (x, y, value) in [(-1, -1, 1), (1, -1, 2), (-1, 1, 3), (1, 1, 4)] {
+                let (to_x, to_y) = (a * x + c * y, b * x + d * y);
+                let place = (to_y + 1) / 2 * 2 + (to_x + 1) / 2;
+                assert_eq!(values[place as usize], value, "{matrix:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn tags_name_all_eight_orientations() {
+        let named = |tag| Orientation::from_tag(tag);
+        assert_eq!(named("rotate-270"), Orientation::turned(Turn::Left));
+        assert_eq!(named("flip-rotate-0"), Orientation { mirrored: true, turn: Turn::None });
+        assert_eq!(named("flip-rotate-180"), Orientation { mirrored: true, turn: Turn::Half });
+        assert_eq!([named("upside-down"), named("flip-rotate-x")], [Orientation::default(); 2]);
     }
 }

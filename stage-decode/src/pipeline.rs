@@ -4,7 +4,8 @@
 //! chooses the decoder that ffmpeg would use, and never one that runs on a GPU. In reading order: `init` (GStreamer
 //! itself), `limits` (on the work of a file), `selection` (which track), `shared` (what the pipeline's threads report),
 //! `source` (the open file), `plug` (which demuxers and parsers), `probes` (what watches and changes the flow between
-//! elements), `connect` (from the demuxed track to its decoder), and this file, the pipeline itself.
+//! elements), `connect` (from the demuxed track to its decoder), this file, the pipeline itself, and `trial` (whether a
+//! track decodes).
 
 mod connect;
 mod init;
@@ -14,14 +15,16 @@ mod probes;
 mod selection;
 mod shared;
 mod source;
+mod trial;
 
-pub(crate) use connect::{discard, track_name};
+pub(crate) use connect::{decodes, discard, track_name};
 pub(crate) use init::init;
 pub(crate) use limits::Limits;
 pub(crate) use plug::parser;
 pub(crate) use selection::{Kind, Overlay, Selection};
 pub(crate) use shared::{Refusal, lock};
 pub(crate) use source::MediaSource;
+pub(crate) use trial::trial;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,9 +33,12 @@ use std::time::Instant;
 use gst::prelude::*;
 use gstreamer as gst;
 use gstreamer_app as gst_app;
+use gstreamer_audio as gst_audio;
+use gstreamer_video as gst_video;
 use protocol::error::JobError;
 use protocol::stage::Stop;
 
+use crate::color;
 use crate::failure;
 use crate::media_file::MediaFile;
 use shared::Shared;
@@ -67,6 +73,21 @@ impl From<Interruption> for Stop {
 /// A new element of GStreamer's core or base plugins, by its factory's name.
 pub(crate) fn element(name: &str) -> Result<gst::Element, JobError> {
     gst::ElementFactory::make(name).build().map_err(|_| failure::no_element(name))
+}
+
+/// The converter behind a decoder, and the caps of what comes out of it.
+pub(crate) fn tail(kind: Kind) -> Result<(gst::Element, gst::Caps), JobError> {
+    Ok(match kind {
+        Kind::Video => {
+            let caps = gst_video::VideoCapsBuilder::new().format_list(color::FORMATS).build();
+            (element("videoconvert")?, caps)
+        }
+        Kind::Audio => {
+            let samples = gst_audio::AudioFormat::F32le;
+            let caps = gst_audio::AudioCapsBuilder::new_interleaved().format(samples).build();
+            (element("audioconvert")?, caps)
+        }
+    })
 }
 
 /// Running pipeline of one track.
@@ -123,6 +144,11 @@ impl TrackPipeline {
     /// Caps of the track in front of its decoder, once they are known.
     pub(crate) fn parsed_caps(&self) -> Option<gst::Caps> {
         lock(&self.shared.parsed).clone()
+    }
+
+    /// Whether the decoder is one of ffmpeg's.
+    pub(crate) fn is_ffmpegs(&self) -> bool {
+        self.shared.is_ffmpegs.load(Ordering::Relaxed)
     }
 
     /// The next sample; `None` at the end.

@@ -6,6 +6,14 @@ pub(crate) const MAX_LISTED: usize = 1 << 22;
 /// Bound on the rounding of demuxers, which convert the container's ticks to nanoseconds.
 const ROUNDING_NS: u64 = 1_000;
 
+/// Pictures that are shown in one pass over a track. An edit list that goes back in time takes several.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pass {
+    /// Number of the pictures.
+    pub(crate) frames: u64,
+    pub(crate) timeline: Timeline,
+}
+
 /// Times at which a track's pictures are shown, in nanoseconds as the demuxer gives them, sorted.
 ///
 /// Both lists are empty where the container does not give every picture a time (AVI): decoded pictures are then

@@ -12,14 +12,15 @@ use protocol::error::JobError;
 use protocol::plan::FRAME_BYTES;
 use protocol::stage::Stop;
 
-use crate::color::{self, Conversion, Converter};
+use crate::color::{Conversion, Converter};
 use crate::failure;
 use crate::media_file::MediaFile;
 use crate::picks::{Passed, PickFilter, Picks};
 use crate::picture::Picture;
-use crate::pipeline::{self, Interruption, Limits, TrackPipeline, lock};
+use crate::pipeline::{self, Interruption, Kind, Limits, TrackPipeline, lock};
 use crate::probe::VideoTrack;
 use crate::resize::Resizer;
+use crate::timeline::Pass;
 
 /// Sampled frame.
 #[derive(Clone, Debug)]
@@ -44,11 +45,35 @@ pub(crate) fn decode(
     deliver: &mut dyn FnMut(Frame) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
     pipeline::init()?;
+    let (mut delivered, mut before) = (0, 0);
+    let last = track.passes.len().saturating_sub(1);
+    for (i, pass) in track.passes.iter().enumerate() {
+        // What is planned beyond the last picture is the last picture.
+        let end = if i == last { u64::MAX } else { before + pass.frames };
+        let within = picks.part(delivered, before, end);
+        if within.count > 0 {
+            decode_pass(media, track, pass, within, limits, cancelled, deliver)?;
+        }
+        delivered += within.count;
+        before = end;
+    }
+    Ok(())
+}
+
+/// Decodes the picks of one pass over the track.
+fn decode_pass(
+    media: &MediaFile,
+    track: &VideoTrack,
+    pass: &Pass,
+    picks: Picks,
+    limits: Limits,
+    cancelled: &dyn Fn() -> bool,
+    deliver: &mut dyn FnMut(Frame) -> Result<(), Stop>,
+) -> Result<(), Stop> {
     let path = media.path();
-    let convert = pipeline::element("videoconvert")?;
+    let (convert, caps) = pipeline::tail(Kind::Video)?;
     let pad = convert.static_pad("sink").ok_or_else(|| failure::no_element("videoconvert"))?;
-    filter_buffers(&pad, PickFilter::new(track.timeline.clone(), picks));
-    let caps = gst_video::VideoCapsBuilder::new().format_list(color::FORMATS).build();
+    filter_buffers(&pad, PickFilter::new(pass.timeline.clone(), picks));
     let pipeline = TrackPipeline::start(media, track.selection.clone(), &convert, &caps, limits)?;
 
     let mut builder = FrameBuilder::default();
@@ -154,7 +179,7 @@ impl Decoded {
         if let Some(frame) = &self.frame {
             return Ok(frame.clone());
         }
-        let frame = builder.build(path, &self.sample, pipeline.parsed_caps(), track)?;
+        let frame = builder.build(path, &self.sample, pipeline, track)?;
         Ok(self.frame.insert(frame).clone())
     }
 }
@@ -173,7 +198,7 @@ impl FrameBuilder {
         &mut self,
         path: &Path,
         sample: &gst::Sample,
-        parsed: Option<gst::Caps>,
+        pipeline: &TrackPipeline,
         track: &VideoTrack,
     ) -> Result<Vec<u8>, JobError> {
         let odd = |what: &str| failure::unsupported(path, what);
@@ -182,14 +207,22 @@ impl FrameBuilder {
         let buffer = sample.buffer().ok_or_else(|| odd("a decoded picture has no data"))?;
         let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info)
             .map_err(|_| odd("a decoded picture cannot be mapped"))?;
-        // Where the stream gives no matrix, decoders choose one by picture size, but ffmpeg takes BT.601. The range is
-        // read from the text because `VideoInfo` drops it when there is no matrix.
+        // ffmpeg believes the pictures, which its decoders tell of, before parser and container, and ProRes alone even where
+        // it tells nothing. Other decoders choose a matrix by picture size; where nobody tells one, ffmpeg takes BT.601. The
+        // range is read from the text because `VideoInfo` drops it when there is no matrix.
+        let (decoded, parsed) = (colorimetry(caps), pipeline.parsed_caps());
+        let is_prores = parsed.as_deref().and_then(|c| c.structure(0)).is_some_and(|s| s.name() == "video/x-prores");
+        let known = |c: &VideoColorimetry| c.matrix() != VideoColorMatrix::Unknown;
+        let own = decoded.filter(|c| pipeline.is_ffmpegs() && known(c));
+        let told = parsed.as_deref().and_then(colorimetry);
+        let full = |c: &Option<VideoColorimetry>| c.as_ref().is_some_and(|c| c.range() == VideoColorRange::Range0_255);
         let conversion = Conversion {
-            matrix: parsed.as_deref().and_then(colorimetry).map_or(VideoColorMatrix::Unknown, |c| c.matrix()),
-            full_range: colorimetry(caps).is_some_and(|c| c.range() == VideoColorRange::Range0_255),
+            matrix: own.or(told.filter(|_| !is_prores)).map_or(VideoColorMatrix::Unknown, |c| c.matrix()),
+            // swscale takes grey without colours as it is (`libswscale/utils.c`, `handle_jpeg`).
+            full_range: info.n_components() == 1 || full(&decoded) || full(&told),
         };
         self.converter.convert(&frame, conversion, &mut self.picture);
-        let upright = self.picture.turned(track.turn, &mut self.turned);
+        let upright = self.picture.shown(track.orientation, &mut self.turned);
         let mut out = vec![0; FRAME_BYTES];
         self.resizer.resize(upright, &mut out);
         Ok(out)

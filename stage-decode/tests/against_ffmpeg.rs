@@ -5,80 +5,10 @@
 
 mod support;
 
-use std::path::Path;
-
-use protocol::plan::{FRAME_BYTES, MediaInfo, frame_step};
-use stage_decode::picture::Picture;
-use stage_decode::resize::Resizer;
-use support::{Kept, decode, input, make, picture, psnr, run, snr, sound, words};
+use protocol::plan::MediaInfo;
+use support::reference::{SAME, check_frames, check_sound};
+use support::{decode, input, make, picture, run, snr, sound, words};
 use tempfile::tempdir;
-
-/// dB that the same picture, or the same sound, must reach.
-const SAME: f64 = 40.0;
-
-fn ffprobe(path: &Path, arguments: &str) -> Vec<String> {
-    let mut all = words("-v error -of csv=p=0");
-    all.extend(words(arguments));
-    all.push(path.to_str().unwrap().to_owned());
-    let text = String::from_utf8(run("ffprobe", &all)).unwrap();
-    text.lines().flat_map(|l| l.split(',')).map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect()
-}
-
-/// The pictures that ffmpeg gives for every `step`-th frame from `first` on, scaled.
-fn reference_frames(path: &Path, info: &MediaInfo, step: u64, first: u64) -> Vec<Vec<u8>> {
-    let mut all = words("-v error -i");
-    all.push(path.to_str().unwrap().to_owned());
-    all.push("-vf".to_owned());
-    all.push(format!("select='gte(n,{first})*not(mod(n-{first},{step}))'"));
-    all.extend(words("-vsync passthrough -f rawvideo -pix_fmt rgb24 -"));
-    let raw = run("ffmpeg", &all);
-    let (width, height) = (info.width as usize, info.height as usize);
-    assert_eq!(raw.len() % (width * height * 3), 0, "ffmpeg shows another size than {width} x {height}");
-    let mut resizer = Resizer::default();
-    let scaled = |rgb: &[u8]| {
-        let mut out = vec![0; FRAME_BYTES];
-        resizer.resize(&Picture::from_rgb(width, height, rgb), &mut out);
-        out
-    };
-    raw.chunks_exact(width * height * 3).map(scaled).collect()
-}
-
-fn check_frames(path: &Path, info: &MediaInfo, kept: &Kept) {
-    let shown = ffprobe(path, "-count_frames -select_streams v:0 -show_entries stream=nb_read_frames");
-    assert_eq!(info.frames.to_string(), shown[0], "frames of {}", path.display());
-    let duration: f64 = ffprobe(path, "-show_entries format=duration")[0].parse().unwrap();
-    assert!((info.duration_s - duration).abs() < 2e-3, "{} s, ffprobe says {duration}", info.duration_s);
-
-    let step = frame_step(info.avg_fps, 1.0);
-    let ours = kept.frames(0);
-    let theirs = reference_frames(path, info, step, 0);
-    let after = reference_frames(path, info, step, 1);
-    assert!(ours.len() >= 3, "{} frames prove little", ours.len());
-    assert_eq!(ours.len(), theirs.len());
-    for (i, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
-        let same = psnr(ours, theirs);
-        assert!(same > SAME, "frame {i} of {}: {same:.1} dB", path.display());
-        if let Some(after) = after.get(i) {
-            assert!(psnr(ours, after) < same.min(SAME), "frame {i} cannot be told from the next");
-        }
-    }
-}
-
-fn check_sound(path: &Path, kept: &Kept) {
-    let mut all = words("-v error -i");
-    all.push(path.to_str().unwrap().to_owned());
-    all.extend(words("-f s16le -ac 1 -acodec pcm_s16le -ar 16000 -"));
-    let raw = run("ffmpeg", &all);
-    let theirs: Vec<i16> = raw.as_chunks::<2>().0.iter().map(|b| i16::from_le_bytes(*b)).collect();
-    let ours = kept.pcm();
-    assert!(theirs.len() > 16_000 && theirs.iter().any(|&s| s.unsigned_abs() > 1_000), "a sound to compare with");
-    assert!(ours.len().abs_diff(theirs.len()) <= 1, "{} samples, ffmpeg has {}", ours.len(), theirs.len());
-    let same = snr(&theirs, &ours);
-    assert!(same > SAME, "{}: {same:.1} dB", path.display());
-    assert!(snr(&theirs[1..], &ours) < SAME, "a shift by one sample would not show");
-    let plan = kept.windows[0].plan.audio.as_ref().unwrap();
-    assert_eq!(plan.samples, ours.len() as u64, "the plan is exact");
-}
 
 fn both(name: &str, inputs: &[Vec<String>], options: &str) -> MediaInfo {
     let dir = tempdir().unwrap();

@@ -35,7 +35,13 @@ fn stage() -> FuseStage {
 
 fn plan(frames: u64, samples: u64) -> MediaPlan {
     let image = (frames > 0).then(|| ImagePlan::new(30, frames));
-    MediaPlan { content_id: "sampled:0".to_owned(), duration_s: 5.0, image, audio: AudioPlan::new(samples) }
+    MediaPlan {
+        content_id: "sampled:0".to_owned(),
+        duration_s: 5.0,
+        image,
+        audio: AudioPlan::new(samples),
+        notes: Vec::new(),
+    }
 }
 
 fn rows(n: usize, width: usize) -> Tensor<'static> {

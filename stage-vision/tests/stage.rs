@@ -26,7 +26,7 @@ fn stage(batch: usize, weights: &(ModelConfig, model::checkpoint::Weights)) -> V
 
 fn plan(frames: u64) -> MediaPlan {
     let image = (frames > 0).then(|| ImagePlan::new(30, frames));
-    MediaPlan { content_id: "sampled:0".to_owned(), duration_s: 5.0, image, audio: None }
+    MediaPlan { content_id: "sampled:0".to_owned(), duration_s: 5.0, image, audio: None, notes: Vec::new() }
 }
 
 /// Frames that differ from each other and within themselves.

@@ -261,11 +261,13 @@ impl JobPort for InProcess<'_> {
             width: FRAME_SIDE as u32,
             height: FRAME_SIDE as u32,
             rotation: 0,
+            mirrored: false,
             has_audio: self.video.pcm.is_some(),
             audio_samples: self.video.pcm.map_or(0, |p| p.len() as u64),
             container: String::new(),
             codecs: Vec::new(),
             content_id: "in-process".to_owned(),
+            notes: Vec::new(),
         })
     }
 

@@ -47,11 +47,13 @@ impl Sample {
             width: width.parse()?,
             height: height.parse()?,
             rotation: 0,
+            mirrored: false,
             has_audio: true,
             audio_samples: 64_000,
             container: if ending == "mkv" { "matroska" } else { ending }.to_owned(),
             codecs: Vec::new(),
             content_id: String::new(),
+            notes: Vec::new(),
         };
         let start = Start::of(&file).await;
         let media = Media::new(&file.to_string_lossy(), &info, start, Wishes::default()).map_err(anyhow::Error::msg)?;

@@ -63,11 +63,13 @@ fn frames_are_sampled_as_by_the_oracle() {
             width: 64,
             height: 64,
             rotation: 0,
+            mirrored: false,
             has_audio: false,
             audio_samples: 0,
             container: String::new(),
             codecs: Vec::new(),
             content_id: String::new(),
+            notes: Vec::new(),
         };
         match MediaPlan::new(&info, None, 1.0) {
             Ok(plan) => {

@@ -204,7 +204,7 @@ mod tests {
     fn plan() -> MediaPlan {
         // 1,960 image tokens, and 100 audio tokens by the container's word.
         let (image, audio) = (Some(ImagePlan::new(1, 10)), AudioPlan::new(160_000));
-        MediaPlan { content_id: String::new(), duration_s: 10.0, image, audio }
+        MediaPlan { content_id: String::new(), duration_s: 10.0, image, audio, notes: Vec::new() }
     }
 
     fn batch(plan: &MediaPlan, modality: Modality, tokens: Range<u64>) -> TokenBatch<'static> {

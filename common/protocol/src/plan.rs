@@ -31,6 +31,11 @@ pub const FRAME_BYTES: usize = FRAME_SIDE * FRAME_SIDE * 3;
 /// Frames or windows that a plan may hold at most: two days at 30 fps, far above any real video.
 pub const MAX_ITEMS: u64 = 1 << 23;
 
+/// Notes that a plan takes over from a probe at most.
+const MAX_NOTES: usize = 8;
+/// Bytes of a note at most.
+const NOTE_BYTES: usize = 1 << 10;
+
 /// Frames of a video's first message.
 const FIRST_FRAMES: u64 = 2;
 
@@ -59,6 +64,9 @@ pub struct MediaInfo {
     pub height: u32,
     /// Clockwise turn, in degrees, that shows the picture upright: 0, 90, 180, 270.
     pub rotation: u32,
+    /// Whether left and right are exchanged before that turn.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub mirrored: bool,
     /// Whether there is a sound track.
     pub has_audio: bool,
     /// Length of the sound at 16 kHz as far as the container tells; exact only once decoded.
@@ -69,6 +77,13 @@ pub struct MediaInfo {
     pub codecs: Vec<String>,
     /// Identity of the content: `sampled:` and a hash of size, mtime and samples of the bytes.
     pub content_id: String,
+    /// Sentences about tracks that are there and are not read, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// Image part of a plan.
@@ -116,6 +131,9 @@ pub struct MediaPlan {
     /// Audio part; none without sound, or with less than 0.2 s of it.
     #[serde(default)]
     pub audio: Option<AudioPlan>,
+    /// Sentences about what of the file is not used, or otherwise than asked, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Tokens per side of a frame's grid for `frames` sampled frames: 14 down to 5 (MODEL.md 4, step 2).
@@ -202,7 +220,7 @@ impl MediaPlan {
     /// Plans what stage-decode probed: whole, or only `span` (start and end in seconds), at `fps`.
     ///
     /// # Errors
-    /// `too_short` with fewer than two sampled frames, `bad_request` for a rate or span that picks nothing,
+    /// `too_short` with fewer than two sampled frames and no sound, `bad_request` for a span that picks nothing,
     /// `unsupported_media` without picture and sound.
     pub fn new(info: &MediaInfo, span: Option<[f64; 2]>, fps: f64) -> Result<Self, JobError> {
         let duration_s = match span {
@@ -216,12 +234,22 @@ impl MediaPlan {
                 format!("span {start} to {end} s picks nothing of a video of {} s", info.duration_s),
             ));
         }
-        let image = if info.frames > 0 { Some(Self::image(info, span, fps)?) } else { None };
         let audio = if info.has_audio {
             let (first, end) = sample_range(info.audio_samples, span);
             AudioPlan::new(end - first)
         } else {
             None
+        };
+        let mut notes: Vec<String> =
+            info.notes.iter().filter(|note| note.len() <= NOTE_BYTES).take(MAX_NOTES).cloned().collect();
+        let image = if info.frames > 0 { Self::image(info, span, fps, &mut notes) } else { Ok(None) };
+        let image = match image {
+            // A picture beside a sound is no film: the sound is what was asked about.
+            Err(error) if error.kind == ErrorKind::TooShort && audio.is_some() => {
+                notes.push(format!("the picture is not used: {}", error.message));
+                None
+            }
+            image => image?,
         };
         if image.is_none() && audio.is_none() {
             return Err(JobError::new(
@@ -230,17 +258,20 @@ impl MediaPlan {
             )
             .hint("give a file with a video or audio track"));
         }
-        Ok(MediaPlan { content_id: info.content_id.clone(), duration_s, image, audio })
+        Ok(MediaPlan { content_id: info.content_id.clone(), duration_s, image, audio, notes })
     }
 
-    fn image(info: &MediaInfo, span: Option<[f64; 2]>, fps: f64) -> Result<ImagePlan, JobError> {
-        let step = frame_step(info.avg_fps, fps);
+    fn image(
+        info: &MediaInfo,
+        span: Option<[f64; 2]>,
+        fps: f64,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<ImagePlan>, JobError> {
+        let mut step = frame_step(info.avg_fps, fps);
         if step == 0 {
-            return Err(JobError::new(
-                ErrorKind::BadRequest,
-                format!("the video has {:.3} frames a second, too few to sample at fps {fps}", info.avg_fps),
-            )
-            .hint(format!("ask with fps {:.3} or lower", info.avg_fps)));
+            let rate = info.avg_fps;
+            notes.push(format!("every frame is taken: the video has {rate:.3} frames a second, fewer than fps {fps}"));
+            step = 1;
         }
         let (first, end) = frame_range(info, span);
         let frames = (end - first).div_ceil(step);
@@ -257,13 +288,17 @@ impl MediaPlan {
             .detail("frames", info.frames)
             .detail("sampled", frames));
         }
-        Ok(ImagePlan::new(step, frames))
+        Ok(Some(ImagePlan::new(step, frames)))
     }
 
     /// Refuses a plan whose figures do not follow from each other.
     pub(crate) fn check(&self) -> Result<(), WireError> {
         if !(self.duration_s.is_finite() && self.duration_s >= 0.0) || self.content_id.len() > 256 {
             return Err(WireError::new(WireErrorKind::Value, "plan.duration_s or plan.content_id"));
+        }
+        // What a plan adds to those of a probe are one for the picture and one for the rate.
+        if self.notes.len() > MAX_NOTES + 2 || self.notes.iter().any(|note| note.len() > NOTE_BYTES) {
+            return Err(WireError::new(WireErrorKind::Value, "plan.notes"));
         }
         self.image.as_ref().map_or(Ok(()), ImagePlan::check)?;
         self.audio.as_ref().map_or(Ok(()), AudioPlan::check)

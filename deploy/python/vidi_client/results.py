@@ -80,6 +80,8 @@ class MediaPlan:
     duration_s: float
     image: ImagePlan | None = None
     audio: AudioPlan | None = None
+    #: Sentences about tracks that are not read, and what was planned otherwise than asked.
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

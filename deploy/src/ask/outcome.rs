@@ -47,7 +47,7 @@ fn ended(exit: Exit, text: String, shown: Result<(), Unwritten>) -> Fatal {
     }
 }
 
-/// Prints an answer to standard output, and to standard error which frames of the video it does not rest on.
+/// Prints an answer to standard output, and to standard error which frames and tracks of the video it does not rest on.
 ///
 /// # Errors
 /// When standard output cannot be written.
@@ -55,6 +55,7 @@ pub fn print(request: &JobRequest, result: &JobResult, style: Style) -> Result<(
     if let Some(warning) = replaced(&result.plan) {
         remark!("{warning}");
     }
+    result.plan.notes.iter().for_each(|note| remark!("{note}"));
     if style.json {
         let mut object = serde_json::to_value(result).unwrap_or_default();
         object["job"] = serde_json::json!(request.job);

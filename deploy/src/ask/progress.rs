@@ -87,7 +87,13 @@ mod tests {
     #[test]
     fn who_asks_about_a_known_video_reads_that_no_stage_has_to_look_at_it() {
         let image = Some(ImagePlan::new(30, 10));
-        let plan = MediaPlan { content_id: String::new(), duration_s: 10.0, image, audio: AudioPlan::new(160_000) };
+        let plan = MediaPlan {
+            content_id: String::new(),
+            duration_s: 10.0,
+            image,
+            audio: AudioPlan::new(160_000),
+            notes: Vec::new(),
+        };
         let first = plan_line(&plan, Mode::Streaming, false);
         assert_eq!(first, "plan: 10.0 s, 10 frames, 1960 image tokens, about 100 audio tokens, Streaming");
         let second = plan_line(&plan, Mode::Streaming, true);

@@ -158,7 +158,7 @@ fn synthetic(
 ) -> anyhow::Result<Output<'static>> {
     let image = ImagePlan::new(1, (messages * FRAMES_PER_MESSAGE).max(2));
     let per_frame = image.tokens_per_frame();
-    let plan = |image, audio| MediaPlan { content_id: String::new(), duration_s: 1.0, image, audio };
+    let plan = |image, audio| MediaPlan { duration_s: 1.0, image, audio, ..MediaPlan::default() };
     let (v, job) = (wire::VERSION, job.clone());
     Ok(match stage {
         StageName::Vision => {

@@ -26,11 +26,13 @@ pub fn example(average: f64, drop_frame: bool) -> Export {
         width: 1920,
         height: 1080,
         rotation: 0,
+        mirrored: false,
         has_audio: true,
         audio_samples: 58_560_000,
         container: "mp4".to_owned(),
         codecs: vec!["h264".to_owned(), "aac".to_owned()],
         content_id: String::new(),
+        notes: Vec::new(),
     };
     let wishes = Wishes { drop_frame, start: None };
     let media = Media::new("/media/a \"b\" & c's 100%.mp4", &info, Start::default(), wishes).unwrap();

@@ -128,11 +128,13 @@ mod tests {
             width: 320,
             height: 180,
             rotation: 0,
+            mirrored: false,
             has_audio: true,
             audio_samples: 160_000,
             container: "mp4".to_owned(),
             codecs: Vec::new(),
             content_id: String::new(),
+            notes: Vec::new(),
         }
     }
 

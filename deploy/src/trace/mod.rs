@@ -194,7 +194,8 @@ pub(crate) mod tests {
 
     /// A job that is admitted at 1000, taken at 1500, and answered at 5000.
     pub fn answered() -> Vec<JobEvent> {
-        let plan = MediaPlan { content_id: String::new(), duration_s: 10.0, image: None, audio: None };
+        let plan =
+            MediaPlan { content_id: String::new(), duration_s: 10.0, image: None, audio: None, notes: Vec::new() };
         let stages = [
             (StageName::Decode, timing(1700, 2700, 0.75, 0.25)),
             (StageName::Vision, timing(1800, 3800, 2.0, 0.0)),

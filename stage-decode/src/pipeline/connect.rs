@@ -14,12 +14,9 @@ use super::selection::{Kind, Selection};
 use super::shared::{Shared, lock};
 use crate::failure;
 
-/// Preferred decoders by caps name, best first: ffmpeg's own, so that the output is ffmpeg's.
-const PREFERRED: [(&str, &[&str]); 9] = [
-    ("video/x-h264", &["avdec_h264"]),
-    ("video/x-h265", &["avdec_h265"]),
+/// Preferred decoders by caps name, best first, where ffmpeg has several.
+const PREFERRED: [(&str, &[&str]); 6] = [
     ("video/x-vp9", &["avdec_vp9", "vp9dec"]),
-    ("video/x-vp8", &["avdec_vp8", "vp8dec"]),
     ("video/x-av1", &["dav1ddec", "av1dec"]),
     ("audio/x-opus", &["avdec_opus", "opusdec"]),
     ("audio/x-flac", &["avdec_flac", "flacdec"]),
@@ -29,7 +26,7 @@ const PREFERRED: [(&str, &[&str]); 9] = [
 
 /// Decoders that may be plugged besides ffmpeg's, whose names start with [`FFMPEG`]. None of them reads anything but its
 /// input.
-const DECODERS: [&str; 25] = [
+const DECODERS: [&str; 26] = [
     "a52dec",
     "adpcmdec",
     "alawdec",
@@ -48,6 +45,7 @@ const DECODERS: [&str; 25] = [
     "mulawdec",
     "openh264dec",
     "opusdec",
+    "pngdec",
     "sbcdec",
     "speexdec",
     "theoradec",
@@ -58,6 +56,8 @@ const DECODERS: [&str; 25] = [
 ];
 /// Start of the names of ffmpeg's decoders.
 const FFMPEG: &str = "avdec_";
+/// One of them is not plugged: as GStreamer 1.22 drives it, every picture but the first comes out wrong.
+const WRONG: &str = "avdec_png";
 
 /// Rest of a pipeline, to which the selected track is linked.
 #[derive(Clone)]
@@ -95,10 +95,10 @@ pub(super) fn connect(
         if selection.kind.takes(&name) && !other && !rest.shared.found.swap(true, Ordering::Relaxed) {
             return rest.take(pad, &selection);
         }
-        let (rest, kind) = (rest.clone(), selection.kind);
+        let (rest, kind, is_later) = (rest.clone(), selection.kind, selection.is_later);
         pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
             let ended = matches!(&info.data, Some(gst::PadProbeData::Event(e)) if e.type_() == gst::EventType::Eos);
-            if ended && !rest.shared.found.load(Ordering::Relaxed) {
+            if ended && !is_later && !rest.shared.found.load(Ordering::Relaxed) {
                 rest.fail(failure::unsupported(&rest.path, &format!("no readable {} track", kind.noun())));
             }
             gst::PadProbeReturn::Ok
@@ -149,7 +149,7 @@ impl Rest {
         if let Some(Err(error)) = size.map(|size| self.limits.check(&self.path, size)) {
             return self.shared.refusal.set(error);
         }
-        if let Err(error) = attach(&self.path, &pipeline, pad, caps, &tail) {
+        if let Err(error) = attach(&self.path, &pipeline, pad, caps, &tail, &self.shared) {
             self.fail(error);
         }
     }
@@ -178,16 +178,24 @@ fn attach(
     pad: &gst::Pad,
     caps: &gst::CapsRef,
     tail: &gst::Element,
+    shared: &Arc<Shared>,
 ) -> Result<(), JobError> {
     let refused = || failure::unsupported(path, &format!("GStreamer cannot link a decoder to {caps}"));
-    let is_raw = caps.structure(0).is_some_and(|s| s.name().ends_with("/x-raw"));
-    let entry = if is_raw {
+    let entry = if is_raw(caps) {
         tail.clone()
     } else {
         let decoder = decoder_for(caps).ok_or_else(|| failure::no_plugin(path, caps))?;
+        let is_ffmpegs = decoder.factory().is_some_and(|factory| factory.name().starts_with(FFMPEG));
+        shared.is_ffmpegs.store(is_ffmpegs, Ordering::Relaxed);
         if decoder.has_property("max-errors") {
             // A picture that does not decode is replaced by the one before it, however many there are.
             decoder.set_property("max-errors", -1i32);
+        }
+        if let Some(pad) = decoder.static_pad("src") {
+            probes::refuse_fields(&pad, path, shared);
+        }
+        if let Some(pad) = decoder.static_pad("sink").filter(|_| is_ffmpegs) {
+            probes::forget_told_colours(&pad);
         }
         pipeline.add(&decoder).map_err(|_| refused())?;
         decoder.link(tail).map_err(|_| refused())?;
@@ -198,26 +206,40 @@ fn attach(
     pad.link(&target).map(|_| ()).map_err(|_| refused())
 }
 
-/// A decoder for parsed caps: a preferred one, else the listed one of the highest rank. None of them runs on a GPU.
+/// Whether there is a decoder for parsed caps, or they need none.
+pub(crate) fn decodes(caps: &gst::CapsRef) -> bool {
+    is_raw(caps) || decoder_for(caps).is_some()
+}
+
+/// Whether caps are those of decoded pictures or samples.
+fn is_raw(caps: &gst::CapsRef) -> bool {
+    caps.structure(0).is_some_and(|s| s.name().ends_with("/x-raw"))
+}
+
+/// A decoder for parsed caps: a preferred one, else ffmpeg's, so that the output is ffmpeg's, else a listed one; of equals
+/// that of the highest rank. None of them runs on a GPU.
 fn decoder_for(caps: &gst::CapsRef) -> Option<gst::Element> {
     let structure = caps.structure(0)?;
     let name = structure.name().as_str();
     let listed = PREFERRED.iter().find(|(caps, _)| *caps == name).map_or(&[][..], |(_, names)| *names);
     let mpeg: &[&str] = match (name, structure.get::<i32>("mpegversion").ok()) {
         ("audio/mpeg", Some(1)) if structure.get::<i32>("layer") == Ok(3) => &["avdec_mp3float", "mpg123audiodec"],
+        ("audio/mpeg", Some(1)) => &["avdec_mp2float", "avdec_mp1float"],
         ("audio/mpeg", Some(2 | 4)) => &["avdec_aac"],
+        ("video/mpeg", Some(1 | 2)) => &["avdec_mpeg2video"],
         _ => &[],
     };
     let fits = |f: &gst::ElementFactory| f.can_sink_any_caps(caps);
     let mut named = listed.iter().chain(mpeg).filter_map(|name| gst::ElementFactory::find(name)).filter(fits);
     named.find_map(|f| f.create().build().ok()).or_else(|| {
         let kind = gst::ElementFactoryType::DECODER;
+        let is_ffmpegs = |f: &gst::ElementFactory| f.name().starts_with(FFMPEG) && f.name() != WRONG;
         let mut factories: Vec<_> = gst::ElementFactory::factories_with_type(kind, gst::Rank::MARGINAL)
             .into_iter()
             .filter(fits)
-            .filter(|f| f.name().starts_with(FFMPEG) || DECODERS.contains(&f.name().as_str()))
+            .filter(|f| is_ffmpegs(f) || DECODERS.contains(&f.name().as_str()))
             .collect();
-        factories.sort_by_key(|f| std::cmp::Reverse(f.rank()));
+        factories.sort_by_key(|f| std::cmp::Reverse((is_ffmpegs(f), f.rank())));
         factories.iter().find_map(|f| f.create().build().ok())
     })
 }

@@ -10,7 +10,8 @@ use gstreamer_audio as gst_audio;
 use gstreamer_video as gst_video;
 
 use super::limits::Limits;
-use super::shared::Shared;
+use super::shared::{Shared, lock};
+use crate::failure;
 
 /// Refuses a file whose pictures exceed the limit, before anything behind the pad gets one.
 pub(super) fn limit_pixels(pad: &gst::Pad, path: &Path, limits: Limits, shared: &Arc<Shared>) {
@@ -57,6 +58,42 @@ fn vp8_size(pad: &gst::Pad, buffer: &gst::Buffer) -> Option<[u32; 2]> {
     let [tag, _, _, 0x9d, 0x01, 0x2a, width, width_high, height, height_high] = header else { return None };
     let side = |low, high| u32::from(u16::from_le_bytes([low, high]) & 0x3fff);
     (tag & 1 == 0).then(|| [side(width, width_high), side(height, height_high)])
+}
+
+/// Reports a decoder that gives fields one by one (HEVC with `field_seq_flag`): no element behind it takes them.
+pub(super) fn refuse_fields(pad: &gst::Pad, path: &Path, shared: &Arc<Shared>) {
+    let (path, shared) = (path.to_owned(), shared.clone());
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(gst::PadProbeData::Event(event)) = &info.data
+            && let gst::EventView::Caps(caps) = event.view()
+            && caps.caps().structure(0).is_some_and(|s| s.get::<&str>("interlace-mode") == Ok("alternate"))
+        {
+            let what = "its fields come one by one; join them with ffmpeg -i IN -vf tinterlace=merge OUT.mp4";
+            lock(&shared.failure).get_or_insert(failure::unsupported(&path, what));
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Takes the colours that a container tells from the caps in front of a decoder of ffmpeg's: it would believe them before
+/// those in the pictures, and says then what it read itself.
+pub(super) fn forget_told_colours(pad: &gst::Pad) {
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
+        if let Some(gst::PadProbeData::Event(event)) = &mut info.data
+            && let gst::EventView::Caps(caps) = event.view()
+        {
+            let mut caps = caps.caps_owned();
+            for structure in caps.make_mut().iter_mut() {
+                structure.remove_field("colorimetry");
+                // Matroska's demuxer gives whole pictures, and does not say so.
+                if structure.name() == "image/jpeg" {
+                    structure.set("parsed", true);
+                }
+            }
+            *event = gst::event::Caps::builder(&caps).seqnum(event.seqnum()).build();
+        }
+        gst::PadProbeReturn::Ok
+    });
 }
 
 /// Counts the buffers that pass a pad as progress.

@@ -1,5 +1,8 @@
 //! Selection of the track to decode, and the bytes that the demuxer is shown in place of the file's own.
 
+/// Caps names of still pictures that also make films.
+const FILMS_OF_STILLS: [&str; 5] = ["image/jpeg", "image/png", "image/x-j2c", "image/x-jpc", "image/jp2"];
+
 /// Kind of a track.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -8,10 +11,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Whether a track with caps of this name is of this kind. Motion JPEG has the caps name of a still picture.
+    /// Whether a track with caps of this name is of this kind. Films of single pictures (Motion JPEG, PNG, JPEG 2000) have
+    /// the caps name of a still picture.
     pub(crate) fn takes(self, caps_name: &str) -> bool {
         match self {
-            Kind::Video => caps_name.starts_with("video/") || caps_name == "image/jpeg",
+            Kind::Video => caps_name.starts_with("video/") || FILMS_OF_STILLS.contains(&caps_name),
             Kind::Audio => caps_name.starts_with("audio/"),
         }
     }
@@ -31,6 +35,8 @@ pub(crate) struct Selection {
     pub(crate) kind: Kind,
     /// Name that the demuxer gives the track; none for the first track of the kind.
     pub(crate) track: Option<String>,
+    /// Whether the track begins after others have ended (a later link of a chained Ogg file).
+    pub(crate) is_later: bool,
     /// Whether the marks of codec delay and padding are removed before the decoder: [`crate::probe::Trim`] cuts both.
     pub(crate) unmarked: bool,
     /// Bytes of the file that the demuxer reads otherwise than they are.

@@ -17,6 +17,8 @@ pub(super) struct Shared {
     pub(super) progress: AtomicU64,
     /// Whether the selected track has been found.
     pub(super) found: AtomicBool,
+    /// Whether the decoder is one of ffmpeg's.
+    pub(super) is_ffmpegs: AtomicBool,
     /// Caps of the selected track in front of its decoder.
     pub(super) parsed: Mutex<Option<gst::Caps>>,
 }

@@ -1,11 +1,14 @@
 //! Result of examining a file, whatever its container.
 
+use std::ops::Range;
+
 use protocol::plan::{MediaInfo, SAMPLE_RATE};
 use protocol::wire::VERSION;
 
-use crate::picture::Turn;
+use crate::pcm::Pcm;
+use crate::picture::Orientation;
 use crate::pipeline::Selection;
-use crate::timeline::Timeline;
+use crate::timeline::Pass;
 
 /// Facts about a file, and its selected tracks with what decoding needs to arrive at the same facts.
 #[derive(Clone, Debug)]
@@ -19,28 +22,39 @@ pub(crate) struct Examined {
 #[derive(Clone, Debug)]
 pub(crate) struct VideoTrack {
     pub(crate) selection: Selection,
-    pub(crate) timeline: Timeline,
-    pub(crate) turn: Turn,
+    /// Pictures that are shown, pass by pass.
+    pub(crate) passes: Vec<Pass>,
+    pub(crate) orientation: Orientation,
 }
 
 /// Selected audio track.
 #[derive(Clone, Debug)]
 pub(crate) struct AudioTrack {
     pub(crate) selection: Selection,
+    /// Tracks that follow it one after the other (the later links of a chained Ogg file).
+    pub(crate) links: Vec<Selection>,
+    /// Uncompressed sound that is read without GStreamer.
+    pub(crate) pcm: Option<Pcm>,
     pub(crate) trim: Trim,
 }
 
-/// Decoded audio that is not part of the track: codec priming, padding, and what an edit list cuts off.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Decoded audio that is part of the track: what codec priming, padding and an edit list leave.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Trim {
-    /// Ticks to drop at the start.
-    pub(crate) skip: u64,
-    /// Ticks to keep after those; none for all.
-    pub(crate) keep: Option<u64>,
+    /// Ticks to keep, in passes over the track, each in ascending order; of none all.
+    pub(crate) passes: Vec<Vec<Range<u64>>>,
     /// Ticks to drop at the end.
     pub(crate) discard: u64,
     /// Ticks per second; 0 if a tick is a sample.
     pub(crate) timescale: u64,
+}
+
+impl Trim {
+    /// Keeps `keep` ticks after the first `skip`; all of them for none.
+    pub(crate) fn after(skip: u64, keep: Option<u64>) -> Self {
+        let end = keep.map_or(u64::MAX, |keep| skip.saturating_add(keep));
+        Trim { passes: vec![vec![skip..end]], ..Trim::default() }
+    }
 }
 
 /// Facts of a file without tracks, to be filled in.
@@ -53,22 +67,19 @@ pub(super) fn blank(container: &str, duration_s: f64) -> MediaInfo {
         width: 0,
         height: 0,
         rotation: 0,
+        mirrored: false,
         has_audio: false,
         audio_samples: 0,
         container: container.to_owned(),
         codecs: Vec::new(),
         content_id: String::new(),
+        notes: Vec::new(),
     }
 }
 
 /// Number of samples at 16 kHz in so many seconds.
 pub(super) fn samples(seconds: f64) -> u64 {
     (seconds * SAMPLE_RATE as f64).round() as u64
-}
-
-/// Width and height once the picture is turned upright.
-pub(super) fn upright(turn: Turn, width: u32, height: u32) -> (u32, u32) {
-    if matches!(turn, Turn::Left | Turn::Right) { (height, width) } else { (width, height) }
 }
 
 /// Common name of a codec; the container's code where none is listed.
@@ -86,7 +97,7 @@ pub(super) fn codec_name(code: &str) -> String {
         "A_VORBIS" | "audio/x-vorbis" => "vorbis",
         "ac-3" | "A_AC3" | "audio/x-ac3" => "ac3",
         "ec-3" | "A_EAC3" | "audio/x-eac3" => "eac3",
-        "audio/x-raw" | "A_PCM/INT/LIT" | "sowt" | "twos" => "pcm",
+        "audio/x-raw" | "A_PCM/INT/LIT" => "pcm",
         other => other,
     };
     name.to_owned()

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::bytes::Bytes;
 use super::ebml::{children, element, float, number, signed, text, unsigned};
+use crate::picture::{Orientation, Turn};
 use crate::timeline::{MAX_LISTED, Timeline};
 
 /// Type of a video track (RFC 9559, TrackType).
@@ -23,6 +24,8 @@ pub(crate) struct Segment {
     /// Duration in steps; 0 if the file does not say.
     duration: f64,
     pub(crate) tracks: Vec<Track>,
+    /// Position of another recording behind this one, which GStreamer's demuxer does not go on to.
+    pub(crate) next: Option<u64>,
     webm: bool,
 }
 
@@ -38,6 +41,7 @@ pub(crate) struct Track {
     pub(crate) width: u32,
     pub(crate) height: u32,
     pub(crate) channels: u32,
+    pub(crate) orientation: Orientation,
     /// Nanoseconds per frame; 0 if the file does not say.
     frame_ns: u64,
     /// Nanoseconds of audio to drop at the start.
@@ -71,6 +75,11 @@ mod id {
     pub(super) const VIDEO: u32 = 0xe0;
     pub(super) const WIDTH: u32 = 0xb0;
     pub(super) const HEIGHT: u32 = 0xba;
+    pub(super) const PROJECTION: u32 = 0x7670;
+    pub(super) const PROJECTION_TYPE: u32 = 0x7671;
+    pub(super) const YAW: u32 = 0x7673;
+    pub(super) const PITCH: u32 = 0x7674;
+    pub(super) const ROLL: u32 = 0x7675;
     pub(super) const AUDIO: u32 = 0xe1;
     pub(super) const CHANNELS: u32 = 0x9f;
     pub(super) const CLUSTER: u32 = 0x1f43_b675;
@@ -99,6 +108,10 @@ impl Segment {
         while at < bytes.size() {
             bytes.spend(1)?;
             let Ok(found) = element(bytes, at, bytes.size()) else { break };
+            if found.id == id::EBML {
+                segment.next = Some(at);
+                break;
+            }
             at = match found.id {
                 // Their children are read by this same loop, so that those of unknown size need no end.
                 id::SEGMENT | id::CLUSTER => found.body.start,
@@ -155,6 +168,10 @@ impl Segment {
                     id::CODEC_DELAY => track.delay_ns = unsigned(bytes, body)?,
                     id::VIDEO | id::AUDIO => {
                         for detail in children(bytes, body)? {
+                            if detail.id == id::PROJECTION {
+                                track.orientation = projection(bytes, &detail.body)?;
+                                continue;
+                            }
                             let value = unsigned(bytes, &detail.body).unwrap_or(0) as u32;
                             match detail.id {
                                 id::WIDTH => track.width = value,
@@ -243,4 +260,22 @@ impl Segment {
         let start = track.span.map_or(0, |s| s.0) as f64 * self.scale_ns as f64 / 1e9;
         (self.track_end_s(track) - start - track.discard_ns.saturating_add(track.delay_ns) as f64 / 1e9).max(0.0)
     }
+}
+
+/// Orientation of a flat picture, as ffmpeg takes it (`libavformat/matroskadec.c`, `mkv_create_display_matrix`): a yaw of
+/// 180 degrees mirrors it, and the roll that follows is counter-clockwise. RFC 9559, 5.1.4.1.28.41.
+fn projection(bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<Orientation> {
+    let (mut kind, mut yaw, mut pitch, mut roll) = (0, 0.0, 0.0, 0.0);
+    for child in children(bytes, body)? {
+        match child.id {
+            id::PROJECTION_TYPE => kind = unsigned(bytes, &child.body)?,
+            id::YAW => yaw = float(bytes, &child.body)?,
+            id::PITCH => pitch = float(bytes, &child.body)?,
+            id::ROLL => roll = float(bytes, &child.body)?,
+            _ => {}
+        }
+    }
+    let flat = kind == 0 && pitch == 0.0 && (yaw == 0.0 || f64::abs(yaw) == 180.0) && f64::is_finite(roll);
+    let turn = Turn::from_degrees((-roll).rem_euclid(360.0).round() as u32);
+    Ok(if flat { Orientation { mirrored: yaw != 0.0, turn } } else { Orientation::default() })
 }

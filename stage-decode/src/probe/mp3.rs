@@ -38,7 +38,6 @@ fn read(bytes: &mut Bytes<'_>) -> Option<Trim> {
     if !matches!(&name, b"Xing" | b"Info") {
         return None;
     }
-    let mut trim = Trim::default();
     let flags = bytes.u32(at + 4).ok()?;
     at += 8;
     let mut frames = 0;
@@ -49,13 +48,11 @@ fn read(bytes: &mut Bytes<'_>) -> Option<Trim> {
     at += 4 * u64::from(flags >> 1 & 1) + 100 * u64::from(flags >> 2 & 1) + 4 * u64::from(flags >> 3 & 1);
     let version = bytes.u32(at).ok()?.to_be_bytes();
     if !matches!(&version, b"LAME" | b"Lavf" | b"Lavc") {
-        return Some(trim);
+        return None;
     }
     let pads = bytes.u32(at + 20).ok()? & 0xff_ffff;
-    trim.skip = u64::from(pads >> 12) + DECODER_DELAY;
-    if frames > 0 {
-        let end = (frames * frame_samples + DECODER_DELAY).saturating_sub(u64::from(pads & 0xfff));
-        trim.keep = Some(end.min(frames * frame_samples).saturating_sub(trim.skip));
-    }
-    Some(trim)
+    let skip = u64::from(pads >> 12) + DECODER_DELAY;
+    let end = (frames * frame_samples + DECODER_DELAY).saturating_sub(u64::from(pads & 0xfff));
+    let keep = (frames > 0).then(|| end.min(frames * frame_samples).saturating_sub(skip));
+    Some(Trim::after(skip, keep))
 }

@@ -1,14 +1,17 @@
 //! Index of ISO base media files (mp4, mov, m4a): `moov`, and for fragmented files `moof`.
 //!
 //! Format: ISO/IEC 14496-12. Which samples count as shown follows ffmpeg's demuxer (`libavformat/mov.c`,
-//! `mov_fix_index`): video samples whose composition time lies in an edit; audio from the start of the edit to the end
-//! of the packet in which it ends. In reading order: `boxes` (the parts of a file), `spans` (times that are shown),
+//! `mov_fix_index`), edit by edit in the order of the list: video samples whose composition time lies in the edit; audio
+//! from the start of the edit to the end of the packet in which it ends. In reading order: `boxes` (the parts of a file), `spans` (times that are shown), `sound`
+//! (uncompressed sound),
 //! `track` (one track's tables), and this file, the whole index.
 
 mod boxes;
+mod sound;
 mod spans;
 mod track;
 
+use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
 
@@ -57,6 +60,8 @@ impl Movie {
                     if top.iter().any(|b| b.cut) {
                         track.keep_present(bytes)?;
                     }
+                    track.read_chunks(bytes)?;
+                    track.locate_pcm(bytes)?;
                     movie.tracks.push(track);
                 }
                 b"cmov" => return Err(bad("it is compressed (cmov)")),
@@ -72,13 +77,19 @@ impl Movie {
         }
         if movie.fragmented {
             movie.tracks.iter_mut().for_each(|t| t.fragment_at = t.totals().1 as i64);
-            for moof in top.iter().filter(|b| &b.name == b"moof") {
+            // The media of a fragment whose index the file cuts short are not there either.
+            for moof in top.iter().filter(|b| &b.name == b"moof" && !b.cut) {
                 for traf in boxes(bytes, moof.body.clone())?.iter().filter(|b| &b.name == b"traf") {
                     movie.fragment(bytes, traf.body.clone())?;
                 }
             }
         }
         Ok(Some(movie))
+    }
+
+    /// Numbers of the tracks that hold the chapters of another: what they show is no film.
+    pub(crate) fn chapters(&self) -> HashSet<u32> {
+        self.tracks.iter().flat_map(|track| track.chapters.iter().copied()).collect()
     }
 
     /// Adds the samples of a track fragment to its track.

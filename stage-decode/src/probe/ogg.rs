@@ -12,7 +12,7 @@ const HEADER_BYTES: u64 = 27;
 
 /// Samples to keep of a Vorbis stream; all if the file does not say.
 pub(super) fn trim(bytes: &mut Bytes<'_>) -> Trim {
-    Trim { keep: last_position(bytes), ..Trim::default() }
+    last_position(bytes).map_or_else(Trim::default, |end| Trim::after(0, Some(end)))
 }
 
 fn last_position(bytes: &mut Bytes<'_>) -> Option<u64> {

@@ -10,13 +10,17 @@ use gstreamer_audio as gst_audio;
 use protocol::stage::Stop;
 
 use super::bytes::Bytes;
-use super::examined::{AudioTrack, Examined, Trim, VideoTrack, blank, codec_name, samples, upright};
+use super::choice::note;
+use super::examined::{AudioTrack, Examined, Trim, VideoTrack, blank, codec_name, samples};
 use super::{mp3, ogg};
 use crate::failure;
 use crate::media_file::MediaFile;
-use crate::picture::Turn;
+use crate::picture::Orientation;
 use crate::pipeline::{self, Kind, Limits, MediaSource, Refusal, Selection, lock};
-use crate::timeline::{MAX_LISTED, Timeline};
+use crate::timeline::{MAX_LISTED, Pass, Timeline};
+
+/// Longest time that one picture is shown in a broadcast.
+const LAST_PICTURE_S: f64 = 0.1;
 
 /// Counts of one parsed pad.
 #[derive(Default)]
@@ -29,7 +33,9 @@ struct Counted {
     times: Vec<Option<gst::ClockTime>>,
     /// First timestamp and end of the last packet, in nanoseconds.
     span: Option<(u64, u64)>,
-    turn: Turn,
+    /// Number of the link of a chained file that it belongs to.
+    link: usize,
+    orientation: Orientation,
 }
 
 impl Counted {
@@ -87,12 +93,19 @@ pub(super) fn scan(
     built.map_err(|_| failure::no_element("parsebin"))?;
     let tracks = Tracks::default();
     let progress = Arc::new(AtomicU64::new(0));
+    let is_ogg = bytes.array::<4>(0).is_ok_and(|start| &start == b"OggS");
     parse.connect_pad_added({
         let (pipeline, tracks, progress) = (running.0.downgrade(), tracks.clone(), progress.clone());
         move |_, pad| {
             let Some(whole) = pipeline.upgrade() else { return };
-            let counted = Arc::new(Mutex::new(Counted::default()));
-            lock(&tracks).push(counted.clone());
+            let mut tracks = lock(&tracks);
+            // In Ogg all tracks of a link begin before there is data of any.
+            let last = tracks.last().map_or(0, |track| lock(track).link);
+            let flows = tracks.iter().map(|t| lock(t)).filter(|t| t.link == last).all(|t| t.buffers > 0);
+            let link = if is_ogg && flows && !tracks.is_empty() { last + 1 } else { last };
+            let counted = Arc::new(Mutex::new(Counted { link, ..Counted::default() }));
+            tracks.push(counted.clone());
+            drop(tracks);
             lock(&counted).name = pipeline::track_name(pad);
             watch(pad, counted, progress.clone());
             pipeline::discard(&whole, pad);
@@ -180,8 +193,7 @@ fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, progress: Arc<AtomicU64>)
                 gst::EventView::Caps(caps) => counted.caps = Some(caps.caps_owned()),
                 gst::EventView::Tag(tag) => {
                     if let Some(orientation) = tag.tag().get::<gst::tags::ImageOrientation>() {
-                        let degrees = orientation.get().strip_prefix("rotate-").and_then(|d| d.parse().ok());
-                        counted.turn = Turn::from_degrees(degrees.unwrap_or(0));
+                        counted.orientation = Orientation::from_tag(orientation.get());
                     }
                 }
                 _ => {}
@@ -201,43 +213,73 @@ fn sum_up(
 ) -> Examined {
     let mut info = blank("", duration_s);
     let tracks: Vec<_> = tracks.iter().map(|t| lock(t)).filter(|t| t.buffers > 0).collect();
+    // Demuxers of MPEG streams leave out how long the last picture is shown.
+    let spans = || tracks.iter().filter_map(|t| t.span);
+    let (start, end) = (spans().map(|s| s.0).min().unwrap_or(0), spans().map(|s| s.1).max().unwrap_or(0));
+    let spanned_s = (end - start) as f64 / 1e9;
+    if (0.0..LAST_PICTURE_S).contains(&(spanned_s - duration_s)) {
+        info.duration_s = spanned_s;
+    }
     if duration_s == 0.0 {
         info.duration_s = tracks.iter().map(|t| t.length_s()).fold(0.0, f64::max);
     }
     // As ffmpeg selects: the largest picture, the audio with the most channels, of equals the first.
-    let of_kind = |kind: Kind| tracks.iter().rev().filter(move |t| t.caps_name().is_some_and(|name| kind.takes(name)));
+    let every = |kind: Kind| tracks.iter().filter(move |t| t.caps_name().is_some_and(|name| kind.takes(name)));
+    let of_kind = |kind: Kind| every(kind).filter(|t| t.link == 0);
+    let is_chained = tracks.iter().any(|t| t.link > 0);
     let number = |t: &Counted, name: &str| t.field::<i32>(name).unwrap_or(0) as u32;
-    let video = of_kind(Kind::Video).max_by_key(|t| u64::from(number(t, "width")) * u64::from(number(t, "height")));
-    let audio = of_kind(Kind::Audio).max_by_key(|t| number(t, "channels"));
+    let mut best = |kind: Kind, rank: &dyn Fn(&Counted) -> u64| {
+        let mut all: Vec<&Counted> = of_kind(kind).map(|t| &**t).collect();
+        all.sort_by_key(|t| std::cmp::Reverse(rank(t)));
+        for track in all {
+            if track.caps.as_ref().is_some_and(|caps| pipeline::decodes(caps)) {
+                return Some(track);
+            }
+            let codec = track.codec();
+            info.notes.push(note(kind, None, &codec, "GStreamer has no decoder for it"));
+        }
+        None
+    };
+    let video = best(Kind::Video, &|t| u64::from(number(t, "width")) * u64::from(number(t, "height")));
+    let audio = best(Kind::Audio, &|t| number(t, "channels").into());
     // The only track of a kind needs no name, and without a container its name may change from run to run.
     let selection = |kind, t: &Counted| {
-        let track = if of_kind(kind).count() > 1 { t.name.clone() } else { None };
-        Selection { kind, track, unmarked: false, overlays: Vec::new() }
+        let track = if every(kind).count() > 1 { t.name.clone() } else { None };
+        Selection { kind, track, is_later: t.link > 0, unmarked: false, overlays: Vec::new() }
     };
 
+    if is_chained && video.is_some() {
+        let text =
+            "of the picture only the first of several recordings that follow each other is read: ffmpeg joins them";
+        info.notes.push(text.to_owned());
+    }
     let video = video.map(|track| {
-        (info.width, info.height) = upright(track.turn, number(track, "width"), number(track, "height"));
+        let orientation = track.orientation;
+        (info.width, info.height) = orientation.shown(number(track, "width"), number(track, "height"));
+        (info.rotation, info.mirrored) = (orientation.turn.degrees(), orientation.mirrored);
         info.frames = track.buffers;
         let told = track.field::<gst::Fraction>("framerate").filter(|f| f.numer() > 0);
         info.avg_fps = match told {
             Some(rate) => f64::from(rate.numer()) / f64::from(rate.denom()),
             None => track.buffers as f64 / track.length_s().max(1e-3),
         };
-        info.rotation = track.turn.degrees();
         info.codecs.push(track.codec());
         let timeline = Timeline::new(track.times.iter().map(|at| Some((at.as_ref()?.nseconds(), true))));
-        VideoTrack { selection: selection(Kind::Video, track), timeline, turn: track.turn }
+        let pass = Pass { frames: track.buffers, timeline };
+        VideoTrack { selection: selection(Kind::Video, track), passes: vec![pass], orientation }
     });
     let audio = audio.map(|track| {
         let trim = match track.codec().as_str() {
             "mp3" => mp3::trim(bytes),
-            "vorbis" => ogg::trim(bytes),
+            "vorbis" if !is_chained => ogg::trim(bytes),
             _ => Trim::default(),
         };
         info.has_audio = true;
-        info.audio_samples = samples(track.length_s());
+        let later = || every(Kind::Audio).filter(|t| t.link > 0 && t.caps_name() == track.caps_name());
+        info.audio_samples = samples(track.length_s() + later().map(|t| t.length_s()).sum::<f64>());
+        let links = later().map(|t| selection(Kind::Audio, t)).collect();
         info.codecs.push(track.codec());
-        AudioTrack { selection: selection(Kind::Audio, track), trim }
+        AudioTrack { selection: selection(Kind::Audio, track), links, pcm: None, trim }
     });
     info.container = container.unwrap_or_else(|| info.codecs.first().cloned().unwrap_or_default());
     Examined { info, video, audio }

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod boxes;
+pub mod reference;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -111,9 +114,14 @@ pub fn stage(dir: &Path) -> DecodeStage {
     DecodeStage::new(config).unwrap()
 }
 
-/// The request for all of a file.
+/// The request for all of a file, at a frame a second.
 pub fn request(path: &Path, info: &MediaInfo, span: Option<[f64; 2]>) -> DecodeRequest {
-    let plan = MediaPlan::new(info, span, 1.0).unwrap();
+    request_at(path, info, span, 1.0)
+}
+
+/// The request for all of a file, at a rate.
+pub fn request_at(path: &Path, info: &MediaInfo, span: Option<[f64; 2]>, fps: f64) -> DecodeRequest {
+    let plan = MediaPlan::new(info, span, fps).unwrap();
     let segment = Segment {
         first_frame: 0,
         frames: plan.image.as_ref().map_or(0, |i| i.frames),
@@ -132,12 +140,18 @@ pub fn request(path: &Path, info: &MediaInfo, span: Option<[f64; 2]>) -> DecodeR
     request
 }
 
-/// Probes and decodes all of a file.
+/// Probes and decodes all of a file, at a frame a second.
 pub fn decode(path: &Path) -> (MediaInfo, Kept) {
+    decode_at(path, 1.0)
+}
+
+/// Probes and decodes all of a file, at a rate.
+pub fn decode_at(path: &Path, fps: f64) -> (MediaInfo, Kept) {
     let mut stage = stage(path.parent().unwrap());
-    let info = stage.probe(path.to_str().unwrap()).unwrap();
+    let info = stage.probe(path.to_str().unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut kept = Kept::default();
-    stage.process(request(path, &info, None), &mut kept).unwrap();
+    let done = stage.process(request_at(path, &info, None, fps), &mut kept);
+    done.unwrap_or_else(|e| panic!("{}: {e:?}", path.display()));
     (info, kept)
 }
 

@@ -146,7 +146,13 @@ mod tests {
 
     fn plan(frames: u64, audio_samples: u64) -> MediaPlan {
         let image = Some(ImagePlan::new(1, frames));
-        MediaPlan { content_id: String::new(), duration_s: 1.0, image, audio: AudioPlan::new(audio_samples) }
+        MediaPlan {
+            content_id: String::new(),
+            duration_s: 1.0,
+            image,
+            audio: AudioPlan::new(audio_samples),
+            notes: Vec::new(),
+        }
     }
 
     #[test]

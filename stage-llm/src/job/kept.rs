@@ -101,7 +101,7 @@ mod tests {
 
     fn plan(content_id: &str) -> MediaPlan {
         let image = Some(ImagePlan::new(30, 10));
-        MediaPlan { content_id: content_id.to_owned(), duration_s: 10.0, image, audio: None }
+        MediaPlan { content_id: content_id.to_owned(), duration_s: 10.0, image, audio: None, notes: Vec::new() }
     }
 
     fn kept(key: Option<VideoKey>) -> Kept {

@@ -134,7 +134,10 @@ mod tests {
             values.extend((0..frame_tokens).flat_map(|t| [middle + sign(t) * level, 1.0, middle - sign(t) * level]));
         }
         let duration_s = levels.len() as f64;
-        (MediaPlan { content_id: String::new(), duration_s, image: Some(image), audio: None }, values)
+        (
+            MediaPlan { content_id: String::new(), duration_s, image: Some(image), audio: None, notes: Vec::new() },
+            values,
+        )
     }
 
     /// Ten frames a shot, which differ a little.
@@ -203,7 +206,8 @@ mod tests {
 
     #[test]
     fn sound_alone_is_one_part() {
-        let plan = MediaPlan { content_id: String::new(), duration_s: 30.0, image: None, audio: None };
+        let plan =
+            MediaPlan { content_id: String::new(), duration_s: 30.0, image: None, audio: None, notes: Vec::new() };
         assert_eq!(Pictures::of(&plan).parts(30.0, 5.0, 24), [0.0]);
     }
 }

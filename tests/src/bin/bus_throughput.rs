@@ -107,7 +107,8 @@ fn job(name: &str) -> anyhow::Result<JobId> {
 fn made(messages: usize, rows: usize, round: &str) -> anyhow::Result<Vec<Bytes>> {
     let frames = (messages * rows).div_ceil(25) as u64;
     let image = ImagePlan::new(1, frames.max(2000));
-    let plan = MediaPlan { content_id: String::new(), duration_s: 1.0, image: Some(image), audio: None };
+    let plan =
+        MediaPlan { content_id: String::new(), duration_s: 1.0, image: Some(image), audio: None, notes: Vec::new() };
     (0..messages)
         .map(|i| {
             let tensor = Tensor::new(Dtype::F32, &[rows, WIDTH], vec![(i & 0xff) as u8; rows * WIDTH * 4])?;

@@ -89,6 +89,7 @@ fn measure(config: &Config) -> Result<(), String> {
         duration_s: SECONDS as f64,
         image: Some(ImagePlan::new(1, SECONDS)),
         audio: AudioPlan::new(SECONDS * SAMPLE_RATE),
+        notes: Vec::new(),
     };
     let request = DecodeRequest {
         v: VERSION,

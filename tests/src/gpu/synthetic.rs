@@ -65,11 +65,13 @@ fn info(video: &str) -> Result<MediaInfo, JobError> {
         width: FRAME_SIDE as u32,
         height: FRAME_SIDE as u32,
         rotation: 0,
+        mirrored: false,
         has_audio: audio_samples > 0,
         audio_samples,
         container: "synthetic".to_owned(),
         codecs: Vec::new(),
         content_id: video.to_owned(),
+        notes: Vec::new(),
     })
 }
 

@@ -27,11 +27,13 @@ async fn media(file: &Path, frames: u64, size: [u32; 2]) -> anyhow::Result<Media
         width: size[0],
         height: size[1],
         rotation: 0,
+        mirrored: false,
         has_audio: false,
         audio_samples: 0,
         container: if file.extension().is_some_and(|e| e == "ts") { "mpegts" } else { "mp4" }.to_owned(),
         codecs: Vec::new(),
         content_id: String::new(),
+        notes: Vec::new(),
     };
     let start = Start::of(file).await;
     Media::new(&file.to_string_lossy(), &info, start, Wishes::default()).map_err(anyhow::Error::msg)

@@ -40,6 +40,7 @@ prop_compose! {
     pub fn plan()(
         content_id in "[a-z0-9:]{0,80}", duration_s in seconds(),
         image in prop::option::of((1u64..100, 2u64..2000)), replaced in prop::collection::btree_set(0u64..2, 0..3), samples in prop::option::of(3200u64..2_000_000),
+        notes in prop::collection::vec("[a-z ]{0,80}", 0..4),
     ) -> MediaPlan {
         MediaPlan {
             content_id,
@@ -49,6 +50,7 @@ prop_compose! {
                 ImagePlan { replaced, ..ImagePlan::new(step, frames) }
             }),
             audio: samples.and_then(AudioPlan::new),
+            notes,
         }
     }
 }
@@ -78,13 +80,14 @@ prop_compose! {
 prop_compose! {
     fn info()(
         duration_s in seconds(), frames in any::<u64>(), avg_fps in 0.0..1000f64, width in any::<u32>(),
-        height in any::<u32>(), quarter in 0u32..4, has_audio in any::<bool>(), audio_samples in any::<u64>(),
+        height in any::<u32>(), quarter in 0u32..4, mirrored in any::<bool>(), has_audio in any::<bool>(), audio_samples in any::<u64>(),
         container in any::<String>(), codecs in prop::collection::vec(any::<String>(), 0..4), content_id in any::<String>(),
+        notes in prop::collection::vec(any::<String>(), 0..4),
     ) -> MediaInfo {
         let rotation = 90 * quarter;
         MediaInfo {
-            v: 1, duration_s, frames, avg_fps, width, height, rotation, has_audio, audio_samples, container, codecs,
-            content_id,
+            v: 1, duration_s, frames, avg_fps, width, height, rotation, mirrored, has_audio, audio_samples, container, codecs,
+            content_id, notes,
         }
     }
 }

@@ -4,14 +4,23 @@ use std::io;
 use std::ops::Range;
 
 use super::boxes::{LengthField, bad, boxes, clock, table};
+use super::sound;
 use super::spans::Spans;
+use crate::pcm::{Encoding, Pcm};
+use crate::picture::Orientation;
 use crate::probe::bytes::Bytes;
-use crate::timeline::{MAX_LISTED, Timeline};
+use crate::timeline::{MAX_LISTED, Pass, Timeline};
 
 /// Limit on the nesting of boxes in a track.
 const MAX_DEPTH: u32 = 8;
 /// Limit on the samples of a track that are looked at one by one: six days of video at 60 pictures per second.
 pub(super) const MAX_SAMPLES: u64 = 1 << 25;
+/// Limit on the parts of an edit list that each go forward only: for each the media are decoded once more.
+const MAX_PASSES: usize = 16;
+/// Limit on the rows that are looked at to find the edits of a sound.
+const MAX_LOOKS: u64 = 1 << 28;
+/// Samples of PCM that ffmpeg takes together at most (`libavformat/mov.c`, `mov_build_index`).
+const PCM_PACKET: u64 = 1024;
 
 /// A track's index; tables are kept only as far as they are needed.
 #[derive(Debug, Default)]
@@ -30,8 +39,9 @@ pub(crate) struct Track {
     pub(crate) width: u32,
     /// Stored height of the picture.
     pub(crate) height: u32,
-    /// Clockwise rotation in degrees.
-    pub(crate) rotation: u32,
+    pub(crate) orientation: Orientation,
+    /// Numbers of the tracks that hold the chapters of this one: their titles, or a picture for each.
+    pub(super) chapters: Vec<u32>,
     pub(crate) channels: u32,
     /// Runs of samples: their number and the duration of each, in ticks.
     durations: Vec<(u32, u32)>,
@@ -43,6 +53,12 @@ pub(crate) struct Track {
     sizes: Range<u64>,
     /// Content of the table of the chunks' sample counts.
     chunk_runs: Range<u64>,
+    /// First chunk and samples per chunk of each run of chunks; read only of PCM.
+    chunk_samples: Vec<(u32, u32)>,
+    /// Encoding, channels and samples a second of uncompressed sound.
+    encoding: Option<(Encoding, u32, u32)>,
+    /// Uncompressed sound, and where it lies.
+    pub(crate) pcm: Option<Pcm>,
     /// Content of the table of the chunks' positions.
     chunks: Range<u64>,
     /// Bytes of a chunk's position.
@@ -82,6 +98,7 @@ impl Track {
                     self.descend(bytes, body, depth + 1)?;
                 }
                 b"tkhd" => self.header(bytes, &body)?,
+                b"tref" => self.references(bytes, body)?,
                 b"mdhd" => {
                     let field;
                     (self.timescale, _, field) = clock(bytes, &body)?;
@@ -137,13 +154,18 @@ impl Track {
         self.id = bytes.u32(at + if long { 20 } else { 12 })?;
         let matrix = at + if long { 52 } else { 40 };
         let mut cell = |i: u64| bytes.u32(matrix + 4 * i).map(|v| v as i32);
-        let (a, b, c, d) = (cell(0)?, cell(1)?, cell(3)?, cell(4)?);
-        self.rotation = match (a.signum(), b.signum(), c.signum(), d.signum()) {
-            (0, 1, -1, 0) => 90,
-            (-1, 0, 0, -1) => 180,
-            (0, -1, 1, 0) => 270,
-            _ => 0,
-        };
+        self.orientation = Orientation::from_matrix([cell(0)?, cell(1)?, cell(3)?, cell(4)?]);
+        Ok(())
+    }
+
+    fn references(&mut self, bytes: &mut Bytes<'_>, body: Range<u64>) -> io::Result<()> {
+        for found in boxes(bytes, body)?.iter().filter(|found| &found.name == b"chap") {
+            let count = (found.body.end - found.body.start) / 4;
+            bytes.spend(count)?;
+            for i in 0..count {
+                self.chapters.push(bytes.u32(found.body.start + 4 * i)?);
+            }
+        }
         Ok(())
     }
 
@@ -155,7 +177,48 @@ impl Track {
             (self.width, self.height) = (size >> 16, size & 0xffff);
         } else if &self.handler == b"soun" {
             self.channels = bytes.u32(entry + 24)? >> 16;
+            let end = entry.saturating_add(bytes.u32(entry)?.into()).min(body.end);
+            // A description that is cut short is left to the demuxer.
+            self.encoding = sound::encoding(bytes, entry..end).unwrap_or_default();
         }
+        Ok(())
+    }
+
+    /// Reads how PCM lies in chunks: ffmpeg cuts it between its packets, which lie within chunks.
+    pub(super) fn read_chunks(&mut self, bytes: &mut Bytes<'_>) -> io::Result<()> {
+        let samples_as_ticks = matches!(self.durations[..], [(_, 1)]) && self.offsets.is_empty();
+        if &self.handler == b"soun" && samples_as_ticks && !self.chunk_runs.is_empty() {
+            let rows = table::<12>(bytes, &self.chunk_runs)?;
+            self.chunk_samples =
+                rows.iter().map(|&[a, b, c, d, e, f, g, h, ..]| pair([a, b, c, d, e, f, g, h])).collect();
+        }
+        Ok(())
+    }
+
+    /// Locates uncompressed sound: its chunks, as far as its samples go.
+    pub(super) fn locate_pcm(&mut self, bytes: &mut Bytes<'_>) -> io::Result<()> {
+        let Some((encoding, channels, rate)) = self.encoding else { return Ok(()) };
+        if self.chunk_samples.is_empty() || self.chunks.is_empty() {
+            return Ok(());
+        }
+        let (mut left, count) = (self.totals().0, u64::from(bytes.u32(self.chunks.start + 4)?));
+        let mut runs = self.chunk_samples.iter().peekable();
+        let (mut chunks, mut in_chunk) = (Vec::new(), 0);
+        for chunk in 0..count {
+            bytes.spend(1)?;
+            while let Some((_, samples)) = runs.next_if(|(first, _)| u64::from(*first) <= chunk + 1) {
+                in_chunk = u64::from(*samples);
+            }
+            let place = self.chunks.start + 8 + chunk * self.chunk_width;
+            let at = if self.chunk_width == 8 { bytes.u64(place)? } else { bytes.u32(place)?.into() };
+            let samples = in_chunk.min(left);
+            left -= samples;
+            chunks.push((at, samples));
+            if left == 0 {
+                break;
+            }
+        }
+        self.pcm = Some(Pcm { encoding, channels, rate, chunks: chunks.into() });
         Ok(())
     }
 
@@ -291,8 +354,29 @@ impl Track {
         self.spans().map(|span| span.end).max().unwrap_or(0).max(0) as u64
     }
 
+    /// Start of the first packet of PCM that starts at a time or later.
+    fn pcm_packet_from(&self, time: u64) -> Option<u64> {
+        let all = self.totals().0;
+        let mut at = 0;
+        for (i, &(first, count)) in self.chunk_samples.iter().enumerate() {
+            let next = self.chunk_samples.get(i + 1).map_or(u64::MAX, |&(next, _)| next.into());
+            let count = u64::from(count);
+            let end = next.saturating_sub(first.into()).saturating_mul(count).saturating_add(at).min(all);
+            if time < end {
+                let offset = (time - at) % count;
+                let start = time - offset + offset.next_multiple_of(PCM_PACKET).min(count);
+                return (start < all).then_some(start);
+            }
+            at = end;
+        }
+        None
+    }
+
     /// Start of the first indexed sample, in decoding order, that starts at a time or later.
     fn start_from(&self, time: i64) -> Option<i64> {
+        if !self.chunk_samples.is_empty() {
+            return i64::try_from(self.pcm_packet_from(time.max(0) as u64)?).ok();
+        }
         if !self.offsets.is_empty() {
             return self.spans().map(|span| span.start).find(|start| *start >= time);
         }
@@ -324,42 +408,84 @@ impl Track {
         })
     }
 
-    /// Number of the pictures that are shown, and the times at which GStreamer shows them: it delays all by what the
+    /// The edits in the order of the list, in passes over the media: one pass goes forward only.
+    fn passes(&self, movie_timescale: u32) -> Vec<Vec<Range<i64>>> {
+        in_passes(self.shown(movie_timescale).into_iter())
+    }
+
+    /// What is too much about the edit list, if something is: the media are decoded once more for each jump back, and
+    /// every edit of a sound is looked up in its tables.
+    pub(crate) fn excess_of_edits(&self, movie_timescale: u32) -> Option<String> {
+        let passes = self.passes(movie_timescale).len();
+        if passes > MAX_PASSES {
+            return Some(format!("its edit list goes back in time {} times, more than {}", passes - 1, MAX_PASSES - 1));
+        }
+        let samples = if self.offsets.is_empty() { 0 } else { self.totals().0 };
+        let rows = (self.durations.len() + self.chunk_samples.len()) as u64 + samples;
+        let looks = rows.saturating_mul(self.edits.len() as u64);
+        (&self.handler == b"soun" && looks > MAX_LOOKS)
+            .then(|| format!("its {} edits of {rows} rows of tables are too many to look up", self.edits.len()))
+    }
+
+    /// The pictures that are shown, pass by pass, and the times at which GStreamer shows them: it delays all by what the
     /// index says, else so that the least composition offset is not negative.
-    pub(crate) fn pictures(&self, movie_timescale: u32) -> (u64, Timeline) {
+    pub(crate) fn pictures(&self, movie_timescale: u32) -> Vec<Pass> {
         let least = || self.offsets.iter().map(|&(_, offset)| i64::from(offset)).min().unwrap_or(0).min(0);
         let delay = self.delay.unwrap_or_else(|| -least());
         let nanoseconds = |ticks: i64| {
             let delayed = u128::try_from(i128::from(ticks) + i128::from(delay)).ok()?;
             u64::try_from(delayed * 1_000_000_000 / u128::from(self.timescale.max(1))).ok()
         };
-        let edits = Spans::new(self.shown(movie_timescale));
         let indexed = || self.spans().map(|span| span.start);
-        let mut cursor = edits.cursor();
-        let frames = indexed().filter(|&ticks| cursor.contains(ticks)).count() as u64 + self.fragment_samples;
         let unlisted = self.fragment_samples - self.fragment_times.len() as u64;
-        let times = indexed().chain(self.fragment_times.iter().copied()).map(Some);
-        let times = times.chain((unlisted > 0).then_some(None));
-        let mut cursor = edits.cursor();
-        (frames, Timeline::new(times.map(|ticks| Some((nanoseconds(ticks?)?, cursor.contains(ticks?))))))
+        let pass = |edits| {
+            let edits = Spans::new(edits);
+            let mut cursor = edits.cursor();
+            let frames = indexed().filter(|&ticks| cursor.contains(ticks)).count() as u64 + self.fragment_samples;
+            let times = indexed().chain(self.fragment_times.iter().copied()).map(Some);
+            let times = times.chain((unlisted > 0).then_some(None));
+            let mut cursor = edits.cursor();
+            let timeline = Timeline::new(times.map(|ticks| Some((nanoseconds(ticks?)?, cursor.contains(ticks?)))));
+            Pass { frames, timeline }
+        };
+        self.passes(movie_timescale).into_iter().map(pass).collect()
     }
 
-    /// Ticks of audio to drop at the start, and ticks to keep after those; `None` keeps all.
-    pub(crate) fn shown_audio(&self, movie_timescale: u32) -> (u64, Option<u64>) {
-        let shown = self.shown(movie_timescale);
-        let (Some(first), Some(last)) = (shown.first(), shown.last()) else { return (0, None) };
-        if first.start == i64::MIN {
-            return (0, None);
+    /// Ticks of the decoded sound that are heard, pass by pass; of none all. As ffmpeg cuts (`mov_fix_index`): the first
+    /// edit starts at its very sample, every later one with its first whole packet, and each ends after a whole packet.
+    pub(crate) fn heard(&self, movie_timescale: u32) -> Vec<Vec<Range<u64>>> {
+        let edits = self.shown(movie_timescale);
+        if edits.first().is_none_or(|first| first.start == i64::MIN) {
+            return Vec::new();
         }
-        // At the end only whole packets are dropped.
-        let end = self.start_from(last.end);
-        (first.start as u64, end.map(|end| end.saturating_sub(first.start).max(0) as u64))
+        let heard = edits.iter().enumerate().filter_map(|(i, edit)| {
+            let start = if i == 0 { edit.start } else { self.start_from(edit.start)? };
+            let end = self.start_from(edit.end).unwrap_or(i64::MAX);
+            Some(start.max(0) as u64..end.max(0) as u64)
+        });
+        in_passes(heard)
     }
 
-    /// Estimated seconds of audio that are kept.
+    /// Estimated seconds of audio that are heard.
     pub(crate) fn audio_s(&self, movie_timescale: u32) -> f64 {
-        let (skip, keep) = self.shown_audio(movie_timescale);
         let (_, all) = self.totals();
-        keep.unwrap_or(all.saturating_sub(skip)) as f64 / f64::from(self.timescale.max(1))
+        let heard = self.heard(movie_timescale);
+        let ticks = match &heard[..] {
+            [] => all,
+            passes => passes.iter().flatten().map(|part| part.end.min(all).saturating_sub(part.start)).sum(),
+        };
+        ticks as f64 / f64::from(self.timescale.max(1))
     }
+}
+
+/// Spans in the order of a list, in passes: within one each starts where the one before it ends, or later.
+fn in_passes<T: Copy + Ord>(spans: impl Iterator<Item = Range<T>>) -> Vec<Vec<Range<T>>> {
+    let mut passes: Vec<Vec<Range<T>>> = Vec::new();
+    for span in spans.filter(|span| !span.is_empty()) {
+        match passes.last_mut() {
+            Some(pass) if pass.last().is_none_or(|last| last.end <= span.start) => pass.push(span),
+            _ => passes.push(vec![span]),
+        }
+    }
+    passes
 }

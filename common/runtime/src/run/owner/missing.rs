@@ -39,7 +39,7 @@ mod tests {
     /// Ten frames of 196 tokens, and three windows of 300.
     fn plan() -> MediaPlan {
         let (image, audio) = (Some(ImagePlan::new(1, 10)), AudioPlan::new(3 * WINDOW_SAMPLES));
-        MediaPlan { content_id: String::new(), duration_s: 90.0, image, audio }
+        MediaPlan { content_id: String::new(), duration_s: 90.0, image, audio, notes: Vec::new() }
     }
 
     fn batch(plan: MediaPlan, modality: Modality, tokens: Range<u64>) -> TokenBatch<'static> {

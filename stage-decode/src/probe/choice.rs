@@ -1,0 +1,81 @@
+//! Choice of a track: the one that ffmpeg would take, of those that decode here. What is left out for that is noted.
+
+use protocol::stage::Stop;
+
+use crate::media_file::MediaFile;
+use crate::pipeline::{self, Kind, Limits, Selection};
+
+/// Codecs that are not tried: their decoders take whatever a container holds of them.
+const UNTRIED: [&str; 12] =
+    ["h264", "vp8", "vp9", "av1", "opus", "mp3", "flac", "vorbis", "ac3", "eac3", "pcm", "mpeg4"];
+
+/// Tracks of a kind that are tried at most.
+const MAX_TRIED: usize = 8;
+
+/// A track that might be used.
+pub(super) struct Candidate<'t, T> {
+    pub(super) track: &'t T,
+    /// Number of the track in its container.
+    pub(super) number: u64,
+    pub(super) codec: String,
+    /// Why it is not used, if that is known without a look at its content.
+    pub(super) excess: Option<String>,
+}
+
+/// Chooser of the tracks of a file.
+pub(super) struct Choice<'f> {
+    media: &'f MediaFile,
+    limits: Limits,
+    cancelled: &'f dyn Fn() -> bool,
+    /// A sentence for each track that would have been used, had it been readable.
+    pub(super) notes: Vec<String>,
+}
+
+impl<'f> Choice<'f> {
+    pub(super) fn new(media: &'f MediaFile, limits: Limits, cancelled: &'f dyn Fn() -> bool) -> Self {
+        Choice { media, limits, cancelled, notes: Vec::new() }
+    }
+
+    /// The first of the candidates, best first, that decodes, and how the demuxer is to see the file for it. That is made for
+    /// one after the other: it grows with the tracks of the file.
+    ///
+    /// # Errors
+    /// `Cancelled`, and the refusal of the whole file.
+    pub(super) fn first<'t, T>(
+        &mut self,
+        candidates: Vec<Candidate<'t, T>>,
+        select: &dyn Fn(&'t T) -> Selection,
+    ) -> Result<Option<(Candidate<'t, T>, Selection)>, Stop> {
+        for candidate in candidates.into_iter().take(MAX_TRIED) {
+            let selection = select(candidate.track);
+            let tried = candidate.excess.is_none() && !UNTRIED.contains(&candidate.codec.as_str());
+            let reason = match tried {
+                true => pipeline::trial(self.media, &selection, self.limits, self.cancelled)?
+                    .map(|error| reason(self.media, &error.message)),
+                false => candidate.excess.clone(),
+            };
+            let Some(reason) = reason else { return Ok(Some((candidate, selection))) };
+            self.notes.push(note(selection.kind, Some(candidate.number), &candidate.codec, &reason));
+        }
+        Ok(None)
+    }
+}
+
+/// What an error about a file says, without the file's name.
+fn reason(media: &MediaFile, message: &str) -> String {
+    let named = format!("cannot decode {}: ", media.path().display());
+    message.strip_prefix(&named).unwrap_or(message).to_owned()
+}
+
+/// Sentence about a track that is not used.
+pub(super) fn note(kind: Kind, number: Option<u64>, codec: &str, reason: &str) -> String {
+    let number = number.map_or(String::new(), |number| format!(" {number}"));
+    let encoder = match kind {
+        Kind::Video => "-c:a copy",
+        Kind::Audio => "-c:v copy",
+    };
+    format!(
+        "{} track{number} ({codec}) is not read: {reason} (ffmpeg -i IN {encoder} OUT.mp4 converts it)",
+        kind.noun()
+    )
+}
