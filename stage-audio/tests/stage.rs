@@ -26,8 +26,13 @@ fn stage() -> AudioStage {
 }
 
 fn window(pcm: &[i16], index: u64, samples: u64) -> PcmWindow<'static> {
-    let plan =
-        MediaPlan { content_id: "sampled:0".to_owned(), duration_s: 5.0, image: None, audio: AudioPlan::new(samples) };
+    let plan = MediaPlan {
+        content_id: "sampled:0".to_owned(),
+        duration_s: 5.0,
+        image: None,
+        audio: AudioPlan::new(samples),
+        notes: Vec::new(),
+    };
     PcmWindow { v: 1, job: tiny::job(), plan, index, tensor: protocol::tensor::Tensor::from_i16(pcm) }
 }
 

@@ -1,21 +1,18 @@
 //! Jobs whose true answers are known.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use deploy::client;
 use deploy::demo_video::truth::Truth;
-use protocol::event::{Event, JobEvent, JobResult};
 use protocol::message::{JobId, JobRequest};
-use protocol::wire;
 use runtime::bus::Bus;
-use runtime::subject::StreamName;
 use tokio::sync::OnceCell;
 
 use super::{Scale, look};
-use crate::harness::{Rig, Setup, ffmpeg, terminal};
+use crate::harness::{Rig, Setup, ffmpeg};
 
 /// Settings of every rig of the suite: quick redelivery, and a patience that ends within a case. Its weights are random
 /// ones, whose answers go on for as long as a case asks for.
