@@ -2,6 +2,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+pub mod elementary;
 pub mod failure;
 pub mod kernels;
 #[cfg(feature = "cuda")]

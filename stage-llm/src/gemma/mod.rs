@@ -1,6 +1,6 @@
 //! Gemma 2 with decomposed attention, and what it computes with.
 //!
-//! In reading order: [`elementary`] (exp and tanh), [`kv`] (keys or values of a layer, in 16, 8 or 4 bits),
+//! In reading order: [`kv`] (keys or values of a layer, in 16, 8 or 4 bits),
 //! [`attention`] (softmax over long caches), [`rope`] (rotary positions), [`fold`] (the output projection of tokens
 //! that see only themselves), [`choose`] (the largest logit), [`quantized`] (weights in blocks), [`weights`] (where
 //! they come from), [`kernels`] (CUDA kernels, their check and their speed), [`cache`] (keys and values of a job),
@@ -11,7 +11,6 @@ pub mod attention;
 pub mod cache;
 pub mod choose;
 pub mod chunk;
-pub mod elementary;
 pub mod fold;
 pub mod footprint;
 pub mod kernels;

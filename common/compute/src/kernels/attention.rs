@@ -1,17 +1,20 @@
 //! Attention of the vision and the audio encoder: every row sees every row.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::{self, Arg};
-use super::real::{Real, elements, elements_mut, with_real};
+use super::matmul::{View, matmul};
+use super::real::{Real, elements, rounded, with_real};
+use crate::elementary::{softmax, vectorized};
 
 #[cfg(feature = "cuda")]
 static ATTENTION: cuda::Kernels = cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")));
 
-/// Scores that exist at a time on the CPU: 64 MiB of them.
-const SCORES: usize = 1 << 24;
+/// Queries of a block on the CPU: their scores, 64 rows of 729 or 1,500, are multiplied, weighed and multiplied again without leaving
+/// a core's own cache.
+const BLOCK: usize = 64;
 
 /// `softmax(q k^T scale) v` over the `rows` of each of a batch's sequences, head by head. `qkv` `[batch, rows, 3 H W]` is
 /// what one matmul makes of the rows: queries, then keys, then values, each of H heads of width W. The outcome is
@@ -44,29 +47,47 @@ impl Attention {
         Ok((batch, rows, width / 3).into())
     }
 
-    /// One sequence after the other, `block` queries at a time: the scores of a whole batch would be its largest tensor
-    /// by far.
-    fn blockwise(&self, qkv: &Tensor, block: usize) -> Result<Tensor> {
-        let (batch, rows, width) = qkv.dims3()?;
-        let head = width / 3 / self.heads;
-        let block = block.clamp(1, rows.max(1));
-        let sequence = |i: usize| {
-            let part = |n: usize| {
-                let part = qkv.get(i)?.reshape((rows, 3, self.heads, head))?.narrow(1, n, 1)?.squeeze(1)?;
-                part.transpose(0, 1)?.contiguous() // [heads, rows, head]
-            };
-            let q = (part(0)?.to_dtype(DType::F32)? * f64::from(self.scale))?;
-            let k = part(1)?.to_dtype(DType::F32)?.t()?;
-            let v = part(2)?;
-            let mut mixed = Vec::new();
-            for start in (0..rows).step_by(block) {
-                let scores = q.narrow(1, start, block.min(rows - start))?.contiguous()?.matmul(&k)?; // [heads, block, rows]
-                scores.inplace_op1(&Softmax)?;
-                mixed.push(scores.to_dtype(v.dtype())?.matmul(&v)?);
+    /// The outcome of `qkv` `[batch, rows, 3 H W]` in f32, `block` queries of a sequence at a time; `round` makes of a weight what
+    /// it is when it meets the values. No score outlives its block: those of a batch would be its largest tensor by far.
+    fn blockwise(&self, qkv: &[f32], [rows, all]: [usize; 2], block: usize, round: Option<fn(f32) -> f32>) -> Vec<f32> {
+        let (width, head) = (all / 3, all / 3 / self.heads);
+        let mut out = vec![0f32; qkv.len() / 3];
+        let sequences = out.par_chunks_mut(rows * width).zip(qkv.par_chunks(rows * all));
+        sequences.for_each(|(out, qkv)| {
+            let blocks = out.par_chunks_mut(block * width).enumerate();
+            blocks.for_each_init(
+                || vec![0f32; block * rows],
+                |scores, (i, out)| {
+                    let queries = out.len() / width;
+                    let scores = &mut scores[..queries * rows];
+                    for h in 0..self.heads {
+                        let part = |n: usize, first: usize| &qkv[first * all + n * width + h * head..];
+                        let q = View::new(part(0, i * block), [queries, head], [all, 1]);
+                        let k = View::new(part(1, 0), [head, rows], [1, all]);
+                        let v = View::new(part(2, 0), [rows, head], [all, 1]);
+                        matmul(scores, rows, q, k, self.scale);
+                        weigh(scores, rows, round);
+                        matmul(&mut out[h * head..], width, View::new(scores, [queries, rows], [rows, 1]), v, 1.0);
+                    }
+                },
+            );
+        });
+        out
+    }
+}
+
+/// Rows of scores to weights, in place, each then through `round`.
+fn weigh(scores: &mut [f32], columns: usize, round: Option<fn(f32) -> f32>) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for row in scores.chunks_exact_mut(columns) {
+                softmax(row);
             }
-            Tensor::cat(&mixed, 1)?.transpose(0, 1)?.reshape((rows, width / 3))
-        };
-        Tensor::stack(&(0..batch).map(sequence).collect::<Result<Vec<_>>>()?, 0)
+        },
+    );
+    if let Some(round) = round {
+        scores.iter_mut().for_each(|weight| *weight = round(*weight));
     }
 }
 
@@ -77,20 +98,17 @@ impl CustomOp1 for Attention {
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         use candle_core::backend::BackendStorage;
-        let shape = Attention::shape(layout)?;
-        if shape.elem_count() == 0 {
-            return Ok((with_real!(qkv.dtype(), T => T::storage(Vec::new())), shape));
-        }
-        // The matmuls are candle's, which take tensors.
-        let qkv = with_real!(qkv.dtype(), T => {
-            Tensor::from_slice(elements::<T>(qkv, layout)?, layout.shape(), &Device::Cpu)?
-        });
-        let mixed = self.blockwise(&qkv, SCORES / (self.heads * shape.dims()[1]))?;
-        let (storage, _) = mixed.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(storage) => Ok((storage.clone(), shape)),
-            _ => candle_core::bail!("the CPU's outcome is elsewhere"),
-        }
+        let (shape, dims) = (Attention::shape(layout)?, [layout.dims()[1], layout.dims()[2]]);
+        let out = match qkv.dtype() {
+            _ if shape.elem_count() == 0 => with_real!(qkv.dtype(), T => T::storage(Vec::new())),
+            DType::F32 => f32::storage(self.blockwise(elements(qkv, layout)?, dims, BLOCK, None)),
+            dtype => with_real!(dtype, T => {
+                let wide: Vec<f32> = elements::<T>(qkv, layout)?.iter().map(|x| x.wide()).collect();
+                let out = self.blockwise(&wide, dims, BLOCK, Some(rounded::<T>));
+                T::storage(out.into_iter().map(T::narrow).collect())
+            }),
+        };
+        Ok((out, shape))
     }
 
     #[cfg(feature = "cuda")]
@@ -120,35 +138,11 @@ impl CustomOp1 for Attention {
     }
 }
 
-/// Softmax over the last axis of f32, in place. Only the CPU needs it.
-struct Softmax;
-
-impl InplaceOp1 for Softmax {
-    fn name(&self) -> &'static str {
-        "softmax"
-    }
-
-    fn cpu_fwd(&self, scores: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let columns = layout.dims()[layout.dims().len() - 1];
-        elements_mut::<f32>(scores, layout)?.par_chunks_mut(columns).for_each(|row| {
-            let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut sum = 0.0;
-            for score in &mut *row {
-                *score = (*score - most).exp();
-                sum += *score;
-            }
-            for share in row {
-                *share /= sum;
-            }
-        });
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::random::Draws;
+    use candle_core::Device;
 
     /// What summing in another order may change: a score of 8 or 16 products, the sizes of which sum to 10 and are then
     /// scaled, by 16 x 6e-8 x 10 x 0.3 = 3e-6 at most, so the weights by as much of themselves, and a mean of values up
@@ -190,13 +184,23 @@ mod tests {
 
     #[test]
     fn attention_in_blocks_of_queries_is_attention() -> Result<()> {
-        let qkv = Draws::default().normal((1, 150, 3 * 2 * 16))?;
+        let (rows, all) = (150, 3 * 2 * 16);
+        let qkv = Draws::default().normal((2, rows, all))?.flatten_all()?.to_vec1()?;
         let op = Attention { heads: 2, scale: 0.25 };
-        let whole = op.blockwise(&qkv, 150)?;
-        for block in [0, 1, 64, 149] {
-            let off = (op.blockwise(&qkv, block)? - &whole)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+        let whole = op.blockwise(&qkv, [rows, all], rows, None);
+        for block in [1, 64, 149] {
+            let blocks = op.blockwise(&qkv, [rows, all], block, None);
+            let off = blocks.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(off < REORDERED, "blocks of {block}: {off}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn attention_to_a_number_that_is_none_is_none() -> Result<()> {
+        let qkv = Tensor::new(&[[[1f32, 1., 1.], [f32::NAN, 1., 1.]]], &Device::Cpu)?;
+        let y = attention(&qkv, 1, 1.0)?.flatten_all()?.to_vec1::<f32>()?;
+        assert!(y[0] == 1.0 && y[1].is_nan(), "{y:?}");
         Ok(())
     }
 }

@@ -5,7 +5,7 @@
 //! `common/compute/kernels/*.cu` with the feature `cuda`. Both take f32, bf16 and f16 (called T below), compute in f32 inside and
 //! round to T where the reference stores T (MODEL.md 9). Tensors are contiguous; weights are on the tensor's device.
 //!
-//! In reading order: [`pointwise`], [`e4m3`] and [`rows`], [`norm`] and [`add_norm`], [`linear`], [`attention`], [`vision`],
+//! In reading order: [`pointwise`], [`e4m3`] and [`rows`], [`norm`] and [`add_norm`], [`linear`], `matmul` and [`attention`], [`vision`],
 //! then `cuda` and `cublaslt` (how kernels and matmuls are launched), [`check`] (whether they are right) and [`bench`] (how
 //! fast they are).
 
@@ -19,6 +19,7 @@ pub mod cublaslt;
 pub mod cuda;
 pub mod e4m3;
 pub mod linear;
+mod matmul;
 pub mod norm;
 pub mod pointwise;
 mod real;

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::real::{Real, elements, elements_mut, expect, rounded, weights, with_real};
+use crate::elementary::{self, vectorized};
 
 #[cfg(feature = "cuda")]
 static POINTWISE: cuda::Kernels = cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/pointwise.fatbin")));
@@ -79,12 +80,6 @@ pub fn geglu(gate_up: &Tensor) -> Result<Tensor> {
 }
 
 /// As candle evaluates it in f32.
-fn gelu_tanh_of(x: f32) -> f32 {
-    const SQRT_TWO_OVER_PI: f32 = 0.797_884_6;
-    0.5 * x * (1.0 + (SQRT_TWO_OVER_PI * x * (1.0 + 0.044715 * x * x)).tanh())
-}
-
-/// As candle evaluates it in f32.
 fn gelu_erf_of(x: f32) -> f32 {
     (erf_f32(x * std::f32::consts::FRAC_1_SQRT_2) + 1.0) * 0.5 * x
 }
@@ -118,14 +113,19 @@ impl BiasAct<'_> {
         let activation = self.activation;
         x.par_chunks_mut(columns).enumerate().for_each(|(row, x)| {
             let positions = &table[row % period * columns..][..columns];
-            for ((x, b), p) in x.iter_mut().zip(&bias).zip(positions) {
-                let sum = rounded::<T>(rounded::<T>(x.wide() + b) + p);
-                *x = T::narrow(match activation {
-                    Activation::None => sum,
-                    Activation::GeluTanh => gelu_tanh_of(sum),
-                    Activation::GeluErf => gelu_erf_of(sum),
-                });
-            }
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((x, b), p) in x.iter_mut().zip(&bias).zip(positions) {
+                        let sum = rounded::<T>(rounded::<T>(x.wide() + b) + p);
+                        *x = T::narrow(match activation {
+                            Activation::None => sum,
+                            Activation::GeluTanh => elementary::gelu_tanh(sum),
+                            Activation::GeluErf => gelu_erf_of(sum),
+                        });
+                    }
+                },
+            );
         });
         Ok(())
     }
@@ -167,9 +167,14 @@ impl Geglu {
         let mut out = vec![T::zero(); gate_up.len() / 2];
         out.par_chunks_mut(width).zip(gate_up.par_chunks(2 * width)).for_each(|(out, gate_up)| {
             let (gate, up) = gate_up.split_at(width);
-            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                *out = T::narrow(rounded::<T>(gelu_tanh_of(gate.wide())) * up.wide());
-            }
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                        *out = T::narrow(rounded::<T>(elementary::gelu_tanh(gate.wide())) * up.wide());
+                    }
+                },
+            );
         });
         out
     }

@@ -116,6 +116,9 @@ fn half_precision_sums_round_as_the_reference_stores_them() -> Result<()> {
     assert_near(&x, &row(256.0)?, 0.0)
 }
 
+/// What candle's `1 + tanh` and our `1 + e^-x` round differently, in f32's steps.
+const GELU_TANH: f32 = 4.0;
+
 #[test]
 fn activations_are_taken_of_the_sum() -> Result<()> {
     let draws = Draws::default();
@@ -127,12 +130,12 @@ fn activations_are_taken_of_the_sum() -> Result<()> {
         Ok::<_, candle_core::Error>(y)
     };
     assert_near(&apply(bias_add)?, &sum, 0.0)?;
-    assert_near(&apply(bias_gelu_tanh)?, &sum.gelu()?, 0.0)?;
+    assert_near(&apply(bias_gelu_tanh)?, &sum.gelu()?, GELU_TANH)?;
     assert_near(&apply(bias_gelu_erf)?, &sum.gelu_erf()?, 0.0)?;
     let (tanh, erf) = (sum.copy()?, sum.copy()?);
     gelu_tanh(&tanh)?;
     gelu_erf(&erf)?;
-    assert_near(&tanh, &sum.gelu()?, 0.0)?;
+    assert_near(&tanh, &sum.gelu()?, GELU_TANH)?;
     assert_near(&erf, &sum.gelu_erf()?, 0.0)
 }
 
@@ -148,10 +151,11 @@ fn positions_repeat_every_so_many_rows() -> Result<()> {
 #[test]
 fn the_gate_is_the_first_half() -> Result<()> {
     let draws = Draws::default();
-    for dtype in [DType::F32, DType::BF16, DType::F16] {
+    // A gate beside the middle of two numbers of 16 bits may become the other one: a step of theirs.
+    for (dtype, steps) in [(DType::F32, GELU_TANH), (DType::BF16, 65_536.0), (DType::F16, 8_192.0)] {
         let x = draws.normal(&[2, 3, 26])?.to_dtype(dtype)?;
         let gate = x.narrow(2, 0, 13)?.to_dtype(DType::F32)?.gelu()?.to_dtype(dtype)?;
-        assert_near(&geglu(&x)?, &(gate * x.narrow(2, 13, 13)?)?, 0.0)?;
+        assert_near(&geglu(&x)?, &(gate * x.narrow(2, 13, 13)?)?, steps)?;
     }
     Ok(())
 }

@@ -72,10 +72,12 @@ impl Patchify {
         let mut out = vec![T::zero(); rows * width];
         out.par_chunks_mut(width).enumerate().for_each(|(cell, out)| {
             let (n, y, x) = (cell / (side * side), cell / side % side, cell % side);
-            for (i, out) in out.iter_mut().enumerate() {
-                let (colour, dy, dx) = (i / (patch * patch), i / patch % patch, i % patch);
-                let pixel = (n * size + y * patch + dy) * size + x * patch + dx;
-                *out = table[usize::from(frames[pixel * CHANNELS + colour])];
+            for (colour, out) in out.chunks_exact_mut(patch * patch).enumerate() {
+                for (dy, out) in out.chunks_exact_mut(patch).enumerate() {
+                    let first = (n * size + y * patch + dy) * size + x * patch;
+                    let pixels = frames[first * CHANNELS..][..patch * CHANNELS].chunks_exact(CHANNELS);
+                    out.iter_mut().zip(pixels).for_each(|(out, pixel)| *out = table[usize::from(pixel[colour])]);
+                }
             }
         });
         out

@@ -6,10 +6,10 @@
 use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use compute::elementary::{exp_negative, largest, tanh, vectorized};
 use rayon::prelude::*;
 
 use super::{Scoring, Visible};
-use crate::gemma::elementary::{exp_negative, tanh};
 
 /// Scores of one block, all heads together: 16 MiB in f32.
 pub const BLOCK_SCORES: usize = 1 << 22;
@@ -19,7 +19,7 @@ pub const BLOCK_KEYS: usize = 2_048;
 const BLOCK_QUERIES: usize = 256;
 /// Number of scores below which one thread is faster than two.
 const SCORES_PER_THREAD: usize = 1 << 16;
-/// Number of running maxima and sums of a row, side by side so that the loops vectorise.
+/// Number of running sums of a row, side by side so that the loops vectorise.
 const LANES: usize = 16;
 
 /// `softmax(cap(q kᵀ · scale)) v` for q `[heads, queries, width]` and k, v `[kv heads, keys, width]`, which may be
@@ -156,21 +156,18 @@ struct CapSoftmax {
 
 impl CapSoftmax {
     /// Weights of one row, and its largest score and sum; `scores` and `weights` are as long as the block.
+    #[inline(always)]
     fn row(&self, query: usize, scores: &[f32], weights: &mut [f32]) -> (f32, f32) {
         let seen = self.visible.to(query, self.keys);
         let inside = |key: usize| key.saturating_sub(self.first_key).min(scores.len());
         let seen = inside(seen.start)..inside(seen.end);
         let (scores, weights) = (&scores[seen.clone()], &mut weights[seen]);
-        // A finite start: a row that sees nothing of a block then merges without infinities.
-        let mut max = [f32::MIN; LANES];
         match self.cap {
             None => weights.copy_from_slice(scores),
             Some(cap) => weights.iter_mut().zip(scores).for_each(|(w, &s)| *w = cap * tanh(s / cap)),
         }
-        for lane in weights.chunks(LANES) {
-            max.iter_mut().zip(lane).for_each(|(m, &w)| *m = if w > *m { w } else { *m });
-        }
-        let max = max.into_iter().fold(f32::MIN, f32::max);
+        // Finite: a row that sees nothing of a block then merges without infinities.
+        let max = largest(weights);
         weights.iter_mut().for_each(|w| *w = exp_negative(*w - max));
         let mut sum = [0f64; LANES];
         for lane in weights.chunks(LANES) {
@@ -193,7 +190,11 @@ impl CustomOp1 for CapSoftmax {
         let mut out = vec![0f32; kv_heads * rows * (keys + 2)];
         let row = |(i, (out, scores)): (usize, (&mut [f32], &[f32]))| {
             let (weights, stats) = out.split_at_mut(keys);
-            let (max, sum) = self.row(self.queries.start + i % self.queries.len(), scores, weights);
+            let query = self.queries.start + i % self.queries.len();
+            let (max, sum) = vectorized(
+                #[inline(always)]
+                || self.row(query, scores, weights),
+            );
             stats.copy_from_slice(&[max, sum]);
         };
         if scores.len() < SCORES_PER_THREAD {
