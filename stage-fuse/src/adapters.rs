@@ -16,7 +16,7 @@ struct Projector {
 impl Projector {
     fn new(config: &ModelConfig, input: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
         let (output, model) = (config.hidden_size, w.pp("model"));
-        if config.mm_projector_type.0 == "linear" {
+        if config.mm_projector_type == "linear" {
             return Ok(Projector { layers: vec![AdapterLinear::new(input, output, &model)?] });
         }
         let depth = config.projector_depth().expect("ModelConfig::check refuses other types. This is a bug.");
@@ -98,7 +98,7 @@ impl Fuser {
             aud_norm: RmsNorm::new(width, &part("aud_norm"))?,
             pos_h: PositionEmbedding::new(width, IMAGE_POOL, &part("pos_h"))?,
             pos_w: PositionEmbedding::new(width, IMAGE_POOL, &part("pos_w"))?,
-            pos_t: PositionEmbedding::new(width, config.mm_time_interval.0, &part("pos_t"))?,
+            pos_t: PositionEmbedding::new(width, config.mm_time_interval, &part("pos_t"))?,
             llm_norm: RmsNorm::new(width, &part("llm_norm"))?,
             grid: None,
             image_width,

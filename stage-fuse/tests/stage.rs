@@ -9,7 +9,7 @@ use candle_core::DType;
 use compute::random::Draws;
 use compute::transfer::to_wire;
 use model::checkpoint::{CheckpointError, Weights};
-use model::config_json::{ModelConfig, Projector};
+use model::config_json::ModelConfig;
 use protocol::error::ErrorKind;
 use protocol::message::{FeatureBatch, Modality};
 use protocol::plan::{AudioPlan, ImagePlan, MediaPlan};
@@ -85,7 +85,7 @@ fn the_adapters_ask_for_exactly_the_tensors_of_the_released_checkpoint_positions
 #[test]
 fn another_projector_has_other_tensors() {
     let names = |projector: &str| -> BTreeSet<String> {
-        let config = ModelConfig { mm_projector_type: Projector(projector.to_owned()), ..ModelConfig::default() };
+        let config = ModelConfig { mm_projector_type: projector.to_owned(), ..ModelConfig::default() };
         let needs = Weights::survey(DType::F32, |w| load(&config, w)).unwrap();
         needs
             .into_iter()

@@ -68,8 +68,7 @@ impl Attention {
             kv_heads: c.num_key_value_heads,
             head_dim: c.head_dim,
             scoring: Scoring { scale: c.query_pre_attn_scalar.powf(-0.5), cap: c.attn_logit_softcapping },
-            // The even layers are the sliding ones (MODEL.md 7).
-            window: layer.is_multiple_of(2).then_some(c.sliding_window),
+            window: c.window(layer),
         })
     }
 

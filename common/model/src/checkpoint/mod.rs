@@ -18,7 +18,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 
 use crate::config_json::supported::{refused_key, refused_name};
-use crate::config_json::{ModelConfig, Setting, rope};
+use crate::config_json::{ModelConfig, Setting};
 use crate::demo_model::{DEFAULT_SEED, Dims, tensors};
 use config::ModelSource;
 
@@ -77,8 +77,7 @@ impl ModelConfig {
         if let Some(what) = refused_key(&file) {
             return Err(unsupported(&path, &what));
         }
-        let mut config: ModelConfig = parse(&text, &path)?;
-        config.rope_theta = rope::theta(&file).unwrap_or(config.rope_theta);
+        let config = ModelConfig::of_file(&file).map_err(malformed(&path))?;
         config.check().map_err(malformed(&path))?;
         let settings = config.settings(&file);
         Ok((config, settings))

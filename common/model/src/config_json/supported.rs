@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{ModelConfig, rope};
+use super::{Family, ModelConfig, rope};
 
 /// What to do about a checkpoint that was converted.
 const CONVERTED: &str = "convert from the original checkpoint instead (llm.weights = \"q8\" or \"q4\" and `vidi quantize` \
@@ -27,8 +27,7 @@ enum Only {
 }
 
 /// Keys with one value each, and what to do about another; a dot stands before one inside another.
-const KEYS: [(&str, Only, &str); 15] = [
-    ("model_type", Only::Text("dattn_gemma2"), OTHER_MODEL),
+const KEYS: [(&str, Only, &str); 14] = [
     ("quantization", Only::Absent, CONVERTED),
     ("quantization_config", Only::Absent, CONVERTED),
     ("mm_input_type", Only::Text("video"), OTHER_MODEL),
@@ -60,12 +59,27 @@ const MARKS: [(&str, &str); 8] = [
 /// Characters of a value that are shown.
 const SHOWN: usize = 120;
 
+/// The family that a `config.json` names; that of Vidi 1.5 9B where it names none.
+///
+/// # Errors
+/// Another `model_type`, and what is supported.
+pub fn model_type(config: &Map<String, Value>) -> Result<Family, String> {
+    let Some(value) = config.get("model_type").filter(|value| !value.is_null()) else { return Ok(Family::Gemma2) };
+    value.as_str().and_then(Family::of_model_type).ok_or_else(|| {
+        let known = Family::ALL.map(|family| format!("{:?}", family.model_type())).join(" and ");
+        format!("model_type = {} is not supported, only {known}: {OTHER_MODEL}", shown(value))
+    })
+}
+
 /// The first key of a `config.json` by which its checkpoint is refused: its value, what is supported, and what to do.
 pub fn refused_key(config: &Map<String, Value>) -> Option<String> {
     let refused = |(key, value, supported): (String, Value, String)| {
         format!("{key} = {} is not supported, only {supported}: {OTHER_MODEL}", shown(&value))
     };
-    other_value(config).or_else(|| rope::refused(config).or_else(|| other_layers(config)).map(refused))
+    model_type(config)
+        .err()
+        .or_else(|| other_value(config))
+        .or_else(|| rope::refused(config).or_else(|| other_layers(config)).map(refused))
 }
 
 /// The first of [`KEYS`] with another value than its own.
