@@ -1,5 +1,6 @@
 //! The two models: which one a `config.json` is of, and what differs between their computations, as data.
 
+use protocol::plan::FrameGrid;
 use serde::{Deserialize, Serialize};
 
 use super::ModelConfig;
@@ -65,6 +66,16 @@ pub enum ImagePool {
         /// Cells a side after the resize, s.
         side: usize,
     },
+}
+
+impl ImagePool {
+    /// Rule that the grids of frames follow.
+    pub fn grid(self) -> FrameGrid {
+        match self {
+            ImagePool::Merge => FrameGrid::Budget,
+            ImagePool::Convolution { side, .. } => FrameGrid::Fixed(side as u32),
+        }
+    }
 }
 
 impl ModelConfig {
