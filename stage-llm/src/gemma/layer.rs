@@ -1,7 +1,7 @@
 //! A decoder layer: norms, attention and the feed-forward part.
 
 use candle_core::{DType, Result, Tensor};
-use compute::kernels::{self, Rows};
+use compute::kernels::{self, Activation, Rows};
 use config::{MediaProducts, WeightFormat};
 use model::checkpoint::{CheckpointError, Weights};
 use model::config_json::ModelConfig;
@@ -140,7 +140,7 @@ impl Mlp {
     fn forward(&self, x: &Rows, products: MediaProducts, dtype: DType) -> Result<Tensor> {
         let whole = |layer: &WeightMatrix, x: &Rows| layer.times(x, 0..layer.dims()?.0, dtype);
         let gate_up = whole(&self.gate_up_proj, x)?;
-        whole(&self.down_proj, &Rows::geglu(&gate_up, products)?) // [n, D]
+        whole(&self.down_proj, &Rows::glu(&gate_up, Activation::GeluTanh, products)?) // [n, D]
     }
 }
 
