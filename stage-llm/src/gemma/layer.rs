@@ -1,10 +1,10 @@
 //! A decoder layer: norms, attention and the feed-forward part.
 
 use candle_core::{DType, Result, Tensor};
-use compute::kernels::{self, Rows};
+use compute::kernels::{self, Activation, Rows};
 use config::{MediaProducts, WeightFormat};
 use model::checkpoint::{CheckpointError, Weights};
-use model::config_json::{Activation, ModelConfig};
+use model::config_json::ModelConfig;
 
 use crate::gemma::attention::segments::attend_segments;
 use crate::gemma::attention::{Queries, Scoring, Segment, Visible};
@@ -51,10 +51,7 @@ impl Residual {
     fn add_then(&self, x: &Tensor, y: &Tensor, next: &RmsNorm, products: MediaProducts) -> Result<Rows> {
         match &self.norm {
             Some(RmsNorm { gain, eps }) => kernels::add_rms_norm_then(x, y, gain, &next.gain, *eps, products),
-            None => {
-                kernels::residual_add(x, y, None, None)?;
-                next.forward(x, products)
-            }
+            None => kernels::add_then_rms_norm(x, y, &next.gain, next.eps, products),
         }
     }
 }
@@ -165,14 +162,7 @@ impl Mlp {
     fn forward(&self, x: &Rows, products: MediaProducts, dtype: DType) -> Result<Tensor> {
         let whole = |layer: &WeightMatrix, x: &Rows| layer.times(x, 0..layer.dims()?.0, dtype);
         let gate_up = whole(&self.gate_up_proj, x)?;
-        let activated = match self.activation {
-            Activation::GeluTanh => Rows::geglu(&gate_up, products)?,
-            Activation::Silu => {
-                let parts = gate_up.chunk(2, 1)?;
-                Rows::new(&(parts[0].silu()? * &parts[1])?, products)?
-            }
-        };
-        whole(&self.down_proj, &activated) // [n, D]
+        whole(&self.down_proj, &Rows::glu(&gate_up, self.activation, products)?) // [n, D]
     }
 }
 

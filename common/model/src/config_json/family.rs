@@ -1,5 +1,6 @@
 //! The two models: which one a `config.json` is of, and what differs between their computations, as data.
 
+use compute::kernels::Activation;
 use protocol::plan::FrameGrid;
 use serde::{Deserialize, Serialize};
 
@@ -41,15 +42,6 @@ impl Family {
             Family::Mistral => "Vidi 7B",
         }
     }
-}
-
-/// Activation of the feed-forward part of the language model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// GELU in its tanh approximation (MODEL.md 7).
-    GeluTanh,
-    /// `x * sigmoid(x)` (MODEL-7B.md, "Language model").
-    Silu,
 }
 
 /// Way from the patch grid of a frame, `side x side` features of width C, to the cells that the projector takes.
