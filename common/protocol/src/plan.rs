@@ -354,6 +354,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_fixed_grid_is_said_and_checked_and_a_plan_without_one_is_written_as_it_always_was() {
+        let json = |plan: &ImagePlan| serde_json::to_string(plan).unwrap();
+        assert_eq!(json(&ImagePlan::new(30, 2)), r#"{"frame_step":30,"frames":2,"grid":[14,14],"tokens":392}"#);
+        let fixed = ImagePlan::on(FrameGrid::Fixed(5), 30, 2000);
+        assert_eq!(json(&fixed), r#"{"frame_step":30,"frames":2000,"grid":[5,5],"tokens":50000,"fixed":true}"#);
+        assert_eq!((fixed.check(), fixed.rule(), fixed.tokens_per_frame()), (Ok(()), FrameGrid::Fixed(5), 25));
+        // So long a video has 5 x 5 cells by the budget, too: the rule is told apart all the same.
+        let shrunk = ImagePlan::new(30, 2000);
+        assert_eq!((shrunk.grid, shrunk.check()), (fixed.grid, Ok(())));
+        assert!(shrunk.expect(FrameGrid::Budget).is_ok() && fixed.expect(FrameGrid::Fixed(5)).is_ok());
+        let error = fixed.expect(FrameGrid::Budget).unwrap_err();
+        assert!(error.kind == ErrorKind::Model && error.message.contains("5 x 5 cells whatever"), "{error}");
+        let wrong = [
+            ImagePlan { fixed: true, ..ImagePlan::new(30, 2) },
+            ImagePlan { fixed: false, ..fixed.clone() },
+            ImagePlan { grid: [5, 6], ..fixed.clone() },
+            ImagePlan { tokens: 49_999, ..fixed.clone() },
+            ImagePlan::on(FrameGrid::Fixed(1), 30, 2),
+            ImagePlan::on(FrameGrid::Fixed(28), 30, 2),
+        ];
+        // 14 x 14 whatever the length, and 5 x 5 by the budget, are what other checkpoints would have.
+        assert_eq!(wrong.map(|plan| plan.check().is_ok()), [true, true, false, false, false, false]);
+    }
+
+    #[test]
     fn messages_double_until_they_are_as_large_as_they_may_be() {
         let cut = |frames: u64, most: usize| {
             let (mut offset, mut cuts) = (0, Vec::new());
