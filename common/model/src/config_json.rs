@@ -9,7 +9,7 @@ mod towers;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub use family::{Activation, Family, ImagePool};
+pub use family::{Family, ImagePool};
 pub use settings::Setting;
 pub use towers::{AudioConfig, VisionConfig};
 

@@ -86,7 +86,7 @@ pub fn needs(config: &ModelConfig, untied: bool) -> Result<BTreeMap<StageName, V
         (StageName::Decode, Vec::new()),
         (
             StageName::Vision,
-            Weights::survey(DType::F32, |w| stage_vision::SiglipEncoder::new(c, w, MediaProducts::Dense))?,
+            Weights::survey(DType::F32, |w| stage_vision::load(c, w, MediaProducts::Dense))?,
         ),
         (
             StageName::Audio,

@@ -6,6 +6,7 @@ use model::config_json::ModelConfig;
 use protocol::error::{JobError, StageName};
 use protocol::event::{Answer, Event, JobResult, Mode, ModelName, TimeRange};
 use protocol::message::JobRequest;
+use protocol::plan::FrameGrid;
 use protocol::stage::{JobPort, Stop};
 
 use crate::gemma::Gemma;
@@ -40,6 +41,7 @@ pub struct Settings {
 /// Stage that owns the model and answers one job at a time.
 pub struct LlmStage {
     model: Gemma,
+    grid: FrameGrid,
     prompter: Prompter,
     tasks: Tasks,
     footprint: LlmFootprint,
@@ -70,7 +72,8 @@ impl LlmStage {
         footprint.fixed.check(StageName::Llm, settings.budget_bytes, HINT)?;
         let tasks = Tasks::with_file(settings.llm.tasks_file.as_deref())?;
         let model = Gemma::new(config, weights, &settings.llm, settings.compute.media_products)?;
-        Ok(LlmStage { model, prompter, tasks, footprint, settings, kept: Kept::default() })
+        let grid = config.image_pool().grid();
+        Ok(LlmStage { model, grid, prompter, tasks, footprint, settings, kept: Kept::default() })
     }
 
     /// Tokens that pass the layers together at most.
@@ -123,7 +126,7 @@ impl LlmStage {
         let work = Work::new(&self.tasks, job.request, &self.prompter).map_err(here)?;
 
         // The video is probed even if it is kept: the file may have changed.
-        let plan = job.media_plan()?;
+        let plan = job.media_plan(self.grid)?;
         let key = VideoKey::new(&plan, job.request);
         let fit = Fit {
             footprint: self.footprint,

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use compute::kernels::Activation;
+use protocol::plan::FrameGrid;
 use serde::{Deserialize, Serialize};
 
 use super::ModelConfig;
@@ -79,15 +81,6 @@ impl FromStr for Family {
     }
 }
 
-/// Activation of the feed-forward part of the language model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// GELU in its tanh approximation (MODEL.md 7).
-    GeluTanh,
-    /// `x * sigmoid(x)` (MODEL-7B.md, "Language model").
-    Silu,
-}
-
 /// Way from the patch grid of a frame, `side x side` features of width C, to the cells that the projector takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImagePool {
@@ -102,6 +95,16 @@ pub enum ImagePool {
         /// Cells a side after the resize, s.
         side: usize,
     },
+}
+
+impl ImagePool {
+    /// Rule that the grids of frames follow.
+    pub fn grid(self) -> FrameGrid {
+        match self {
+            ImagePool::Merge => FrameGrid::Budget,
+            ImagePool::Convolution { side, .. } => FrameGrid::Fixed(side as u32),
+        }
+    }
 }
 
 impl ModelConfig {
