@@ -31,7 +31,7 @@ const WARM_TOKENS: u64 = 256;
 /// `does_not_fit` with the figures; `model`, naming the file or tensor that is missing, misshapen or cut short.
 pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     let checkpoint = Arc::new(Checkpoint::configured(&config.model)?);
-    if let Some(warning) = checkpoint.config().end_tokens_warning(&config.llm.end_tokens) {
+    if let Some(warning) = checkpoint.config().end_tokens_warning(config.llm.end_tokens.as_deref()) {
         tracing::warn!("{warning}");
     }
     let footprint = LlmFootprint::new(checkpoint.config(), &config.llm, &config.compute)?;
@@ -61,7 +61,10 @@ fn prompter(config: &Config, model: &ModelConfig) -> Result<Prompter, Checkpoint
     let (file, limit) = (config.model.dir.join("tokenizer.json"), config.llm.max_prompt_tokens);
     match config.model.weights {
         None => Prompter::open(&file, model.vocab_size, limit),
-        Some(_) => Prompter::parse(&tokenizer::json(model.vocab_size as u64), &file, model.vocab_size, limit),
+        Some(_) => {
+            let json = tokenizer::json(model.family, model.vocab_size as u64);
+            Prompter::parse(&json, &file, model.vocab_size, limit)
+        }
     }
 }
 

@@ -112,7 +112,7 @@ fn an_end_token_ends_the_answer_and_is_part_of_its_ids() {
     let ids = answer(&request("a cat", 12), &mut port()).unwrap().token_ids;
     let at = ids.iter().position(|&id| id == ids[4]).unwrap();
     let mut settings = Settings::default();
-    settings.llm.end_tokens = vec![106, ids[4]];
+    settings.llm.end_tokens = Some(vec![106, ids[4]]);
     let result = Model::new().stage(settings).unwrap().answer(&request("a cat", 12), &mut port()).unwrap();
     assert_eq!((result.token_ids.as_slice(), result.finish), (&ids[..=at], Finish::Stop));
 }
@@ -235,7 +235,7 @@ fn tokens_beyond_the_plan_are_refused() {
 fn a_cancelled_job_stops_between_chunks_and_between_tokens() {
     let mut settings = Settings::default();
     // An answer that only its limit ends.
-    settings.llm.end_tokens.clear();
+    settings.llm.end_tokens = Some(Vec::new());
     for events in [1, 4] {
         let mut port = port();
         port.cancel_after = events;

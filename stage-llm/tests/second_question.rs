@@ -175,7 +175,7 @@ fn whoever_keeps_no_video_decodes_it_for_every_question() {
 fn a_job_cancelled_or_cut_off_while_it_writes_leaves_its_video_and_one_cut_off_before_leaves_none() {
     let mut settings = Settings::default();
     // An answer that only its limit ends.
-    settings.llm.end_tokens.clear();
+    settings.llm.end_tokens = Some(Vec::new());
     let endless = || Model::new().stage(settings.clone()).unwrap();
     let whole = endless().answer(&request("a cat", 500), &mut port(file(), 1)).unwrap();
     for cancel_after in 0..8 {

@@ -19,10 +19,9 @@ use crate::gemma::weights::{self, Loader};
 /// Number of positions whose rotations are kept ready; a longer text has its own table made.
 const READY_POSITIONS: usize = 8192;
 
-/// Whether the head is a matrix of its own: a configuration that says tied wins over a stray head in the file (MODEL.md
-/// 1).
+/// Whether the head is a matrix of its own: see [`ModelConfig::untied`].
 pub fn untied(c: &ModelConfig, w: &Weights) -> bool {
-    !c.tie_word_embeddings && w.contains("lm_head.weight")
+    c.untied(w.contains("lm_head.weight"))
 }
 
 /// The language model.

@@ -59,8 +59,9 @@ impl LlmStage {
         config: &ModelConfig,
         weights: &Weights,
         prompter: Prompter,
-        settings: Settings,
+        mut settings: Settings,
     ) -> Result<Self, JobError> {
+        settings.llm.end_tokens.get_or_insert_with(|| config.family.end_tokens().to_vec());
         let footprint = LlmFootprint::new(config, &settings.llm, &settings.compute)?;
         tracing::info!(
             text_token_bytes = footprint.text_token_bytes,
@@ -175,7 +176,7 @@ impl LlmStage {
         let replies = Replies {
             model: &self.model,
             prompter: &self.prompter,
-            end_tokens: &self.settings.llm.end_tokens,
+            end_tokens: self.settings.llm.end_tokens.as_deref().unwrap_or_default(),
             fit,
             plan: &video.plan,
             video: &video.cache,

@@ -77,7 +77,7 @@ pub fn compare(options: &Options) -> anyhow::Result<Report> {
     let checkpoint = Arc::new(Checkpoint::open(&options.checkpoint)?);
     let mut config = options.config.clone();
     config.model.dir = options.checkpoint.clone();
-    config.llm.end_tokens = vec![facts.eos_token_id];
+    config.llm.end_tokens = Some(vec![facts.eos_token_id]);
     config.llm.max_prompt_tokens = config.llm.max_prompt_tokens.max(facts.text_token_ids.len());
     let vocabulary = checkpoint.config().vocab_size;
     if let Some(id) = facts.text_token_ids.iter().find(|id| **id as usize >= vocabulary) {
