@@ -32,7 +32,7 @@ const WARM_TOKENS: u64 = 256;
 /// `does_not_fit` with the figures; `model`, naming the file or tensor that is missing, misshapen or cut short.
 pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     let checkpoint = Arc::new(Checkpoint::configured(&config.model)?);
-    if let Some(warning) = checkpoint.config().end_tokens_warning(&config.llm.end_tokens) {
+    if let Some(warning) = checkpoint.config().end_tokens_warning(config.llm.end_tokens.as_deref()) {
         tracing::warn!("{warning}");
     }
     let footprint = LlmFootprint::new(checkpoint.config(), &config.llm, &config.compute)?;
@@ -64,7 +64,7 @@ fn prompter(config: &Config, model: &ModelConfig) -> Result<Prompter, Checkpoint
     let prompter = match config.model.weights {
         None => Prompter::open(dir, family, model.vocab_size, limit)?,
         Some(_) => {
-            let json = tokenizer::json(model.vocab_size as u64);
+            let json = tokenizer::json(family, model.vocab_size as u64);
             let template = ChatTemplate::built_in(family);
             Prompter::parse(&json, "tokenizer.json".as_ref(), template, model.vocab_size, limit)?
         }

@@ -40,7 +40,7 @@ fn port() -> FakePort {
 /// Stage whose answers only their limit ends: they are all of the same length and differ.
 fn stage() -> LlmStage {
     let mut settings = Settings::default();
-    settings.llm.end_tokens.clear();
+    settings.llm.end_tokens = Some(Vec::new());
     Model::new().stage(settings).unwrap()
 }
 
@@ -111,7 +111,7 @@ fn questions_that_do_not_fit_together_are_answered_one_after_another() {
         + footprint.media_token_bytes * (IMAGE + AUDIO + 10) as u64
         + footprint.text_token_bytes * longest;
     let mut settings = Settings { budget_bytes: Some(budget), ..Settings::default() };
-    settings.llm.end_tokens.clear();
+    settings.llm.end_tokens = Some(Vec::new());
     let mut small = Model::new().stage(settings).unwrap();
     let mut heard = port();
     let one_by_one = small.answer(&request, &mut heard).unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use compute::kernels;
 use protocol::error::ErrorKind;
-use protocol::plan::{AudioPlan, MediaInfo, MediaPlan, frame_step, grid_side};
+use protocol::plan::{AudioPlan, FrameGrid, MediaInfo, MediaPlan, frame_step, grid_side};
 use serde_json::Value;
 use stage_audio::LogMel;
 use stage_fuse::frequency::frequencies;
@@ -71,7 +71,7 @@ fn frames_are_sampled_as_by_the_oracle() {
             content_id: String::new(),
             notes: Vec::new(),
         };
-        match MediaPlan::new(&info, None, 1.0) {
+        match MediaPlan::new(&info, None, 1.0, FrameGrid::default()) {
             Ok(plan) => {
                 let image = plan.image.unwrap();
                 let sampled: Vec<u64> = (0..image.frames).map(|i| i * image.frame_step).collect();

@@ -9,7 +9,7 @@ mod towers;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub use family::{Activation, Family, ImagePool};
+pub use family::{Family, ImagePool};
 pub use settings::Setting;
 pub use towers::{AudioConfig, VisionConfig};
 
@@ -185,9 +185,10 @@ impl ModelConfig {
         need(self.mm_audio_pool_size == 5, format!("mm_audio_pool_size = {} must be 5", self.mm_audio_pool_size))
     }
 
-    /// What to tell whoever starts this model where it ends answers with tokens that `llm.end_tokens` does not name.
-    pub fn end_tokens_warning(&self, end_tokens: &[u32]) -> Option<String> {
-        let ids = &self.eos_token_id;
+    /// What to tell whoever starts this model where it ends answers with tokens that are not in `configured`, the value of
+    /// `llm.end_tokens`; without one, that the family's do not name.
+    pub fn end_tokens_warning(&self, configured: Option<&[u32]>) -> Option<String> {
+        let (ids, end_tokens) = (&self.eos_token_id, configured.unwrap_or(self.family.end_tokens()));
         ids.iter().any(|id| !end_tokens.contains(id)).then(|| {
             format!(
                 "end tokens differ: the checkpoint's config.json has eos_token_id = {ids:?}, llm.end_tokens is \
@@ -209,30 +210,4 @@ impl ModelConfig {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_end_token_that_the_configuration_does_not_name_is_told_with_both_values() {
-        for (json, end_tokens, told) in [
-            ("{}", &[107][..], None),
-            (r#"{"eos_token_id": 107}"#, &[107], None),
-            (r#"{"eos_token_id": 107}"#, &[1, 107], None),
-            (r#"{"eos_token_id": null}"#, &[1], None),
-            (r#"{"eos_token_id": 107}"#, &[1], Some(["eos_token_id = [107]", "llm.end_tokens is [1]"])),
-            (r#"{"eos_token_id": [1, 107]}"#, &[107], Some(["eos_token_id = [1, 107]", "llm.end_tokens is [107]"])),
-            ("{}", &[1, 2], Some(["eos_token_id = [107]", "llm.end_tokens is [1, 2]"])),
-        ] {
-            let config: ModelConfig = serde_json::from_str(json).unwrap();
-            let warning = config.end_tokens_warning(end_tokens);
-            match told {
-                None => assert_eq!(warning, None, "{json}"),
-                Some(parts) => {
-                    assert!(parts.iter().all(|part| warning.as_ref().unwrap().contains(part)), "{warning:?}")
-                }
-            }
-        }
-        let wrong = serde_json::from_str::<ModelConfig>(r#"{"eos_token_id": "<eos>"}"#).unwrap_err();
-        assert!(wrong.to_string().contains("eos_token_id is a token id"), "{wrong}");
-    }
-}
+mod tests;

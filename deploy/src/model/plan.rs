@@ -10,7 +10,7 @@ use model::config_json::ModelConfig;
 use protocol::bytes::Bytes;
 use protocol::error::StageName;
 use protocol::event::Mode;
-use protocol::plan::{AudioPlan, ImagePlan, SAMPLE_RATE};
+use protocol::plan::{AudioPlan, FrameGrid, ImagePlan, SAMPLE_RATE};
 use serde::Serialize;
 use stage_llm::gemma::cache::CacheSize;
 use stage_llm::gemma::footprint::LlmFootprint;
@@ -30,6 +30,8 @@ pub struct MemoryPlan {
     pub llm: LlmFootprint,
     /// Number of processes of the language model.
     pub llm_processes: u64,
+    /// Rule that the grids of frames follow.
+    pub grid: FrameGrid,
     /// Bytes that all processes may take of the GPU together (`compute.card_bytes`); none without a cap.
     pub card_bytes: Option<u64>,
 }
@@ -66,7 +68,13 @@ impl MemoryPlan {
             encoder(StageName::Fuse, stage_fuse::open::footprint(config, model)?),
         ];
         let llm = LlmFootprint::new(model, &config.llm, &config.compute)?;
-        Ok(MemoryPlan { encoders, llm, llm_processes: count(StageName::Llm), card_bytes: config.compute.card_bytes })
+        Ok(MemoryPlan {
+            encoders,
+            llm,
+            llm_processes: count(StageName::Llm),
+            grid: model.image_pool().grid(),
+            card_bytes: config.compute.card_bytes,
+        })
     }
 
     /// Bytes of all processes of vision, audio and fuse.
@@ -81,7 +89,7 @@ impl MemoryPlan {
 
     /// What a video of so many seconds, sampled once a second and with sound, adds, and whether it fits.
     pub fn video(&self, seconds: u64) -> VideoFit {
-        let image = ImagePlan::new(1, seconds).tokens;
+        let image = ImagePlan::on(self.grid, 1, seconds).tokens;
         let audio = AudioPlan::new(seconds * SAMPLE_RATE).map_or(0, |a| a.tokens);
         let caches = CacheSize {
             text_token_bytes: self.llm.text_token_bytes,

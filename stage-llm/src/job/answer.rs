@@ -6,6 +6,7 @@ use model::config_json::ModelConfig;
 use protocol::error::{JobError, StageName};
 use protocol::event::{Answer, Event, JobResult, Mode, ModelName, TimeRange};
 use protocol::message::JobRequest;
+use protocol::plan::FrameGrid;
 use protocol::stage::{JobPort, Stop};
 
 use crate::gemma::Gemma;
@@ -40,6 +41,7 @@ pub struct Settings {
 /// Stage that owns the model and answers one job at a time.
 pub struct LlmStage {
     model: Gemma,
+    grid: FrameGrid,
     prompter: Prompter,
     tasks: Tasks,
     footprint: LlmFootprint,
@@ -57,8 +59,9 @@ impl LlmStage {
         config: &ModelConfig,
         weights: &Weights,
         prompter: Prompter,
-        settings: Settings,
+        mut settings: Settings,
     ) -> Result<Self, JobError> {
+        settings.llm.end_tokens.get_or_insert_with(|| config.family.end_tokens().to_vec());
         let footprint = LlmFootprint::new(config, &settings.llm, &settings.compute)?;
         tracing::info!(
             text_token_bytes = footprint.text_token_bytes,
@@ -69,7 +72,8 @@ impl LlmStage {
         footprint.fixed.check(StageName::Llm, settings.budget_bytes, HINT)?;
         let tasks = Tasks::with_file(settings.llm.tasks_file.as_deref(), config.family)?;
         let model = Gemma::new(config, weights, &settings.llm, settings.compute.media_products)?;
-        Ok(LlmStage { model, prompter, tasks, footprint, settings, kept: Kept::default() })
+        let grid = config.image_pool().grid();
+        Ok(LlmStage { model, grid, prompter, tasks, footprint, settings, kept: Kept::default() })
     }
 
     /// Tokens that pass the layers together at most.
@@ -125,10 +129,14 @@ impl LlmStage {
         let mut work = asked(0.0)?;
 
         // The video is probed even if it is kept: the file may have changed.
+<<<<<<< HEAD
         let plan = job.media_plan()?;
         if work.says_duration {
             work = asked(plan.duration_s)?;
         }
+=======
+        let plan = job.media_plan(self.grid)?;
+>>>>>>> e7
         let key = VideoKey::new(&plan, job.request);
         let fit = Fit {
             footprint: self.footprint,
@@ -178,7 +186,7 @@ impl LlmStage {
         let replies = Replies {
             model: &self.model,
             prompter: &self.prompter,
-            end_tokens: &self.settings.llm.end_tokens,
+            end_tokens: self.settings.llm.end_tokens.as_deref().unwrap_or_default(),
             fit,
             plan: &video.plan,
             video: &video.cache,

@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn a_file_says_what_a_family_has_of_its_own_and_an_unknown_one_is_refused() {
         let text = "[[task]]\nname = \"mine\"\nsupported = \"trained\"\nprompt = \"A\"\nquery = \"none\"\n\
-                    [task.family.dattn_mistral]\nprompt = \"B\"\nsupported = \"experimental\"\n";
+                    [task.family.7b]\nprompt = \"B\"\nsupported = \"experimental\"\n";
         let mine = |family| {
             let mut tasks = Tasks::of(family);
             tasks.add(text).unwrap();
@@ -209,8 +209,8 @@ mod tests {
         };
         assert_eq!(mine(Family::Gemma2), ("A".to_owned(), Supported::Trained));
         assert_eq!(mine(Family::Mistral), ("B".to_owned(), Supported::Experimental));
-        let error = nine().add(&text.replace("dattn_mistral", "mistral")).unwrap_err();
-        assert!(error.contains("\"mistral\"") && error.contains("dattn_mistral"), "{error}");
+        let error = nine().add(&text.replace(".7b]", ".mistral]")).unwrap_err();
+        assert!(error.contains("\"mistral\"") && error.contains("9b, 7b"), "{error}");
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub struct Task {
     /// Origin of the ranges of a composite task, each of which then gets a title; none for a task of one question.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ranges: Option<RangeSource>,
-    /// What is different for a family of models, by the `model_type` of its config.json; empty for the task of one family.
+    /// What is different for a family of models, by its name, `9b` or `7b`; empty for the task of one family.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub family: BTreeMap<String, Variant>,
 }
@@ -127,13 +127,13 @@ impl Task {
     /// The task as a family of models has it.
     ///
     /// # Errors
-    /// A variant for a `model_type` that no family has.
+    /// A variant for a family that there is not.
     pub fn of(mut self, family: Family) -> Result<Self, String> {
-        if let Some(other) = self.family.keys().find(|model_type| Family::of_model_type(model_type).is_none()) {
-            let known = Family::ALL.map(Family::model_type).join(", ");
-            return Err(format!("family: no model_type {other:?}; known are {known}"));
+        if let Some(other) = self.family.keys().find(|name| Family::ALL.iter().all(|family| family.as_str() != *name)) {
+            let known = Family::ALL.map(Family::as_str).join(", ");
+            return Err(format!("no family {other:?}; known are {known}"));
         }
-        let variant = std::mem::take(&mut self.family).remove(family.model_type()).unwrap_or_default();
+        let variant = std::mem::take(&mut self.family).remove(family.as_str()).unwrap_or_default();
         let Variant { about, supported, prompt, strip_final_period, parser } = variant;
         Ok(Task {
             about: about.unwrap_or(self.about),

@@ -26,7 +26,7 @@ use config::Config;
 use model::checkpoint::Checkpoint;
 use protocol::event::Finish;
 use protocol::message::{JobId, JobRequest};
-use protocol::plan::{AudioPlan, FRAME_BYTES, ImagePlan};
+use protocol::plan::{AudioPlan, FRAME_BYTES, FrameGrid, ImagePlan};
 use stage_llm::job::generate::Ending;
 use stage_llm::text::detokenize::decode;
 use stage_llm::text::prompt::strip;
@@ -77,13 +77,14 @@ pub fn compare(options: &Options) -> anyhow::Result<Report> {
     let checkpoint = Arc::new(Checkpoint::open(&options.checkpoint)?);
     let mut config = options.config.clone();
     config.model.dir = options.checkpoint.clone();
-    config.llm.end_tokens = vec![facts.eos_token_id];
+    config.llm.end_tokens = Some(vec![facts.eos_token_id]);
     config.llm.max_prompt_tokens = config.llm.max_prompt_tokens.max(facts.text_token_ids.len());
     let vocabulary = checkpoint.config().vocab_size;
     if let Some(id) = facts.text_token_ids.iter().find(|id| **id as usize >= vocabulary) {
         bail!("text_token_ids has {id}, the checkpoint's embedding {vocabulary} rows: made with another checkpoint?");
     }
-    let (frames, pcm) = (frames(options, &golden)?, pcm(options, &golden)?);
+    let grid = checkpoint.config().image_pool().grid();
+    let (frames, pcm) = (frames(options, &golden, grid)?, pcm(options, &golden)?);
 
     let limits = Limits::of(&config);
     let compute = Compute::open(&config.compute, None).map_err(|e| anyhow::anyhow!("{e}"))?;
@@ -130,7 +131,7 @@ fn input(dir: &Path, given: Option<&PathBuf>, name: &str, wanted: bool) -> anyho
     Ok(Some(path))
 }
 
-fn frames(options: &Options, golden: &Golden) -> anyhow::Result<Input<u8, ImagePlan>> {
+fn frames(options: &Options, golden: &Golden, grid: FrameGrid) -> anyhow::Result<Input<u8, ImagePlan>> {
     let facts = &golden.facts;
     let wanted = facts.frames.is_some() || golden.tensor("image_tokens").is_some();
     let given = wanted && golden.tensor("pixel_values").is_none() && golden.tensor("vision_features").is_some();
@@ -141,7 +142,7 @@ fn frames(options: &Options, golden: &Golden) -> anyhow::Result<Input<u8, ImageP
     ensure!(count >= 2, "{}: {count} frames, a video has at least 2", path.display());
     let golden = facts.frames.unwrap_or(count);
     ensure!(golden == count, "{}: {count} frames, the golden directory was made with {golden}", path.display());
-    Ok(Some((rows, ImagePlan::new(1, count))))
+    Ok(Some((rows, ImagePlan::on(grid, 1, count))))
 }
 
 /// Frames at 384 x 384. Which axis was scaled first depends on the oracle's Pillow, and shows in its pixels.

@@ -92,6 +92,11 @@ fn an_addition_in_place_goes_before_the_norm() -> Result<()> {
     add_rms_norm(&other, &y, &gain, 1e-6)?;
     assert_near(&other, &want, 4.0)?;
 
+    let (sum, want) = (x.copy()?, (&x + &y)?);
+    let normed = add_then_rms_norm(&sum, &y, &next, 1e-5, MediaProducts::Dense)?.dense();
+    assert_near(&sum, &want, 0.0)?;
+    assert_near(&normed, &rms_by_parts(&want, 1e-5)?.broadcast_mul(&next)?, 4.0)?;
+
     let (bias, weight) = (draws.normal(&[30])?, draws.normal(&[30])?);
     let want = (&x + y.broadcast_add(&bias)?)?.clamp(-1.0, 1.0)?;
     let (sum, other) = (x.copy()?, x.copy()?);
@@ -110,6 +115,9 @@ fn half_precision_sums_round_as_the_reference_stores_them() -> Result<()> {
     let (x, bias) = (row(256.0)?, row(0.5)?.squeeze(0)?);
     residual_add(&x, &row(1.0)?, Some(&bias), None)?;
     assert_near(&x, &row(258.0)?, 0.0)?;
+    let x = row(256.0)?;
+    add_then_rms_norm(&x, &row(1.0)?, &Tensor::ones(8, DType::F32, &Device::Cpu)?, 1e-5, MediaProducts::Dense)?;
+    assert_near(&x, &row(256.0)?, 0.0)?;
     let table = row(1.0)?;
     let x = row(256.0)?;
     add_positions(&x, Some(&bias), &table)?;
@@ -150,8 +158,22 @@ fn the_gate_is_the_first_half() -> Result<()> {
     let draws = Draws::default();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         let x = draws.normal(&[2, 3, 26])?.to_dtype(dtype)?;
-        let gate = x.narrow(2, 0, 13)?.to_dtype(DType::F32)?.gelu()?.to_dtype(dtype)?;
-        assert_near(&geglu(&x)?, &(gate * x.narrow(2, 13, 13)?)?, 0.0)?;
+        let gate = x.narrow(2, 0, 13)?.to_dtype(DType::F32)?;
+        for (activation, gate) in [(Activation::GeluTanh, gate.gelu()?), (Activation::Silu, gate.silu()?)] {
+            let want = (gate.to_dtype(dtype)? * x.narrow(2, 13, 13)?)?;
+            assert_near(&glu(&x, activation)?, &want, 0.0)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn silu_is_a_share_of_its_argument_and_vanishes_far_below() -> Result<()> {
+    let gates = [0f32, 1.0, -1.0, 20.0, -200.0];
+    let x = Tensor::cat(&[Tensor::new(&gates, &Device::Cpu)?, Tensor::ones(5, DType::F32, &Device::Cpu)?], 0)?;
+    let y = glu(&x, Activation::Silu)?.to_vec1::<f32>()?;
+    for (got, want) in y.iter().zip([0.0, 0.731_058_6, -0.268_941_4, 20.0, 0.0]) {
+        assert!((got - want).abs() < 1e-6, "{y:?}");
     }
     Ok(())
 }
@@ -206,7 +228,7 @@ fn operands_that_do_not_fit_are_refused() -> Result<()> {
     assert!(rms_norm(&x, &draws.normal(&[8])?.to_dtype(DType::BF16)?, 1e-6).is_err());
     assert!(residual_add(&x, &x, None, None).is_err(), "a sum with itself would be read while it is written");
     assert!(bias_add(&x.t()?, &draws.normal(&[2])?).is_err(), "a copy would be overwritten in its place");
-    assert!(geglu(&draws.normal(&[2, 7])?).is_err());
+    assert!(glu(&draws.normal(&[2, 7])?, Activation::Silu).is_err());
     assert!(attention(&draws.normal(&[1, 2, 8])?, 3, 1.0).is_err());
     Ok(())
 }

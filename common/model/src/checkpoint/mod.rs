@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 
+use crate::config_json::family::POOL_WEIGHT;
 use crate::config_json::supported::{refused_key, refused_name};
 use crate::config_json::{ModelConfig, Setting};
 use crate::demo_model::{DEFAULT_SEED, Dims, tensors};
@@ -107,6 +108,9 @@ impl Checkpoint {
         let files = Files::open(dir)?;
         if let Some(what) = refused_name(files.names()) {
             return Err(unsupported(files.dir(), &what));
+        }
+        if let Some((pool, _)) = files.view(POOL_WEIGHT) {
+            config.check_pool(pool.shape()).map_err(|what| unsupported(files.dir(), &what))?;
         }
         Ok(Checkpoint { config, data: Data::Files(files) })
     }

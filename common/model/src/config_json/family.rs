@@ -1,9 +1,17 @@
 //! The two models: which one a `config.json` is of, and what differs between their computations, as data.
 
+use std::fmt;
+use std::str::FromStr;
+
+use compute::kernels::Activation;
+use protocol::plan::FrameGrid;
 use serde::{Deserialize, Serialize};
 
 use super::ModelConfig;
 use super::towers::{AudioConfig, VisionConfig};
+
+/// Weight of the convolution of [`ImagePool::Convolution`], `[C, C, k, k]`.
+pub const POOL_WEIGHT: &str = "model.mm_rand_img_pool.conv.weight";
 
 /// Model that a checkpoint is of, by the `model_type` of its `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +41,22 @@ impl Family {
         Family::ALL.into_iter().find(|family| family.model_type() == model_type)
     }
 
+    /// Tokens that end an answer where `llm.end_tokens` names none: `<end_of_turn>`, and `</s>`.
+    pub fn end_tokens(self) -> &'static [u32] {
+        match self {
+            Family::Gemma2 => &[107],
+            Family::Mistral => &[2],
+        }
+    }
+
+    /// Its name on command lines: `9b` or `7b`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Family::Gemma2 => "9b",
+            Family::Mistral => "7b",
+        }
+    }
+
     /// The released model's name.
     pub fn name(self) -> &'static str {
         match self {
@@ -42,13 +66,19 @@ impl Family {
     }
 }
 
-/// Activation of the feed-forward part of the language model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// GELU in its tanh approximation (MODEL.md 7).
-    GeluTanh,
-    /// `x * sigmoid(x)` (MODEL-7B.md, "Language model").
-    Silu,
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Family {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Family::ALL.map(Family::as_str).join(" or ");
+        Family::ALL.into_iter().find(|f| f.as_str() == text).ok_or_else(|| format!("no family {text:?}, only {known}"))
+    }
 }
 
 /// Way from the patch grid of a frame, `side x side` features of width C, to the cells that the projector takes.
@@ -65,6 +95,16 @@ pub enum ImagePool {
         /// Cells a side after the resize, s.
         side: usize,
     },
+}
+
+impl ImagePool {
+    /// Rule that the grids of frames follow.
+    pub fn grid(self) -> FrameGrid {
+        match self {
+            ImagePool::Merge => FrameGrid::Budget,
+            ImagePool::Convolution { side, .. } => FrameGrid::Fixed(side as u32),
+        }
+    }
 }
 
 impl ModelConfig {
@@ -111,12 +151,38 @@ impl ModelConfig {
         self.sliding_window.filter(|_| self.family == Family::Mistral || layer.is_multiple_of(2))
     }
 
+    /// Whether the output head is a matrix of its own, `lm_head.weight`; `stored` says whether the checkpoint has one. A Gemma
+    /// that has none has the embedding, whatever its configuration says (MODEL.md 1); of a Mistral it would be missing.
+    pub fn untied(&self, stored: bool) -> bool {
+        !self.tie_word_embeddings && (stored || self.family == Family::Mistral)
+    }
+
     /// Way from a frame's patch grid to the cells that the projector takes.
     pub fn image_pool(&self) -> ImagePool {
         let side = self.mm_image_pool_size as usize;
         match self.family {
             Family::Gemma2 => ImagePool::Merge,
             Family::Mistral => ImagePool::Convolution { kernel: self.vision.side().div_ceil(side.max(1)), side },
+        }
+    }
+
+    /// Refuses a checkpoint whose convolution has another kernel than `mm_image_pool_size` asks for; `stored` is the shape of
+    /// [`POOL_WEIGHT`].
+    ///
+    /// # Errors
+    /// Both kernels, and what to do.
+    pub fn check_pool(&self, stored: &[usize]) -> Result<(), String> {
+        let ImagePool::Convolution { kernel, side } = self.image_pool() else { return Ok(()) };
+        match stored {
+            // Other widths are the loader's to refuse.
+            &[_, _, height, width] if [height, width] != [kernel; 2] => {
+                let grid = self.vision.side();
+                Err(format!(
+                    "{POOL_WEIGHT} has a kernel of {height} x {width}, and mm_image_pool_size = {side} needs \
+                     ceil({grid} / {side}) = {kernel}: take config.json and weights from one checkpoint"
+                ))
+            }
+            _ => Ok(()),
         }
     }
 

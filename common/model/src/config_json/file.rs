@@ -8,7 +8,7 @@ use super::supported::model_type;
 use super::{Family, ModelConfig, rope};
 
 /// Key of the head's width, which Mistral's configuration derives where it is absent.
-const HEAD_DIM: &str = "head_dim";
+pub(super) const HEAD_DIM: &str = "head_dim";
 /// Keys that a Vidi 7B has to state: its class has no default for them (MODEL-7B.md).
 const STATED: [&str; 2] = ["mm_image_pool_size", "mm_time_interval"];
 
