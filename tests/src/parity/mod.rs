@@ -24,14 +24,16 @@ use anyhow::{Context, bail, ensure};
 use compute::Compute;
 use config::Config;
 use model::checkpoint::Checkpoint;
+use model::config_json::Family;
 use protocol::event::Finish;
 use protocol::message::{JobId, JobRequest};
 use protocol::plan::{AudioPlan, FRAME_BYTES, FrameGrid, ImagePlan};
 use stage_llm::job::generate::Ending;
+use stage_llm::text::chat::strip;
 use stage_llm::text::detokenize::decode;
-use stage_llm::text::prompt::strip;
 use stage_llm::text::reading::Watched;
-use stage_llm::text::reading::reference::format_hms;
+use stage_llm::text::reading::reference::{self, format_hms};
+use stage_llm::text::reading::reference_7b::{self, format_as_printed};
 use stage_llm::text::registry::Tasks;
 use stage_vision::pixels::pixel_table;
 
@@ -110,10 +112,11 @@ pub fn compare(options: &Options) -> anyhow::Result<Report> {
         rows.push(Row::not_compared("sliding_mode", why));
     }
     rows.extend(totals(facts, modalities.0.map(|m| m.1), modalities.1.map(|m| m.1)));
-    let asked = Asked::new(facts);
+    let family = checkpoint.config().family;
+    let asked = Asked::new(facts, family, pipeline.llm().prompter().template());
     rows.extend(prompt_rows(facts, &asked, &pipeline));
     if limits == Limits::Exact {
-        rows.extend(answer_rows(facts, &answer, &pipeline)?);
+        rows.extend(answer_rows(facts, &answer, &pipeline, family)?);
         rows.extend(piped(options, facts, &asked, frames.as_ref(), pcm.as_ref(), &mut pipeline));
     } else {
         rows.push(chosen(&golden, &answer));
@@ -208,7 +211,7 @@ fn prompt_rows(facts: &Facts, asked: &Result<Asked, String>, pipeline: &Pipeline
         Ok(ids) => Row::fact("text_token_ids", &ids, &facts.text_token_ids),
         Err(e) => Row::failed("text_token_ids", e.to_string()),
     };
-    let prompt = facts.prompt.as_ref().map(|want| Row::fact("prompt", &asked.prompt(), want));
+    let prompt = facts.prompt.as_ref().map(|want| Row::fact("prompt", &asked.prompt, want));
     prompt.into_iter().chain([ids]).collect()
 }
 
@@ -234,7 +237,7 @@ fn chosen(golden: &Golden, answer: &Answer) -> Row {
     Row::fact("generated_token_ids", &answer.ids.len(), &want.len())
 }
 
-fn answer_rows(facts: &Facts, answer: &Answer, pipeline: &Pipeline) -> anyhow::Result<Vec<Row>> {
+fn answer_rows(facts: &Facts, answer: &Answer, pipeline: &Pipeline, family: Family) -> anyhow::Result<Vec<Row>> {
     let mut rows = vec![Row::fact("generated_token_ids", &answer.ids, &facts.generated_token_ids)];
     if let Some(stopped) = facts.stopped_by_eos {
         rows.push(Row::fact("stopped_by_eos", &(answer.finish == Finish::Stop), &stopped));
@@ -245,17 +248,21 @@ fn answer_rows(facts: &Facts, answer: &Answer, pipeline: &Pipeline) -> anyhow::R
         rows.push(Row::fact("text", &text, &want.as_str()));
     }
     if let (Some(duration), Some(want)) = (facts.duration, &facts.time_ranges) {
-        rows.push(Row::fact("time_ranges", &time_ranges(text, duration)?, want));
+        rows.push(Row::fact("time_ranges", &time_ranges(text, duration, family)?, want));
     }
     Ok(rows)
 }
 
 /// Time ranges of an answer, whatever the task: the oracle looks for them in every answer.
-fn time_ranges(text: &str, duration_s: f64) -> anyhow::Result<TimeRanges> {
-    let ranges = Tasks::builtin().get("retrieval")?.parser.read(text, Watched::whole(duration_s)).ranges;
-    let written = |start, end| format!("{}-{}", format_hms(start), format_hms(end));
+fn time_ranges(text: &str, duration_s: f64, family: Family) -> anyhow::Result<TimeRanges> {
+    let ranges = Tasks::of(family).get("retrieval")?.parser.read(text, Watched::whole(duration_s)).ranges;
+    let (fractions, format): (_, fn(f64) -> String) = match family {
+        Family::Gemma2 => (reference::fractions(text), format_hms),
+        Family::Mistral => (reference_7b::fractions(text), format_as_printed),
+    };
+    let written = |start, end| format!("{}-{}", format(start), format(end));
     Ok(TimeRanges {
-        fractions: stage_llm::text::reading::reference::fractions(text),
+        fractions,
         seconds: ranges.iter().map(|r| (r.start_s, r.end_s)).collect(),
         formatted: ranges.iter().map(|r| written(r.start_s, r.end_s)).collect::<Vec<_>>().join(", "),
     })
