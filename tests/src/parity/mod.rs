@@ -29,11 +29,18 @@ use protocol::event::Finish;
 use protocol::message::{JobId, JobRequest};
 use protocol::plan::{AudioPlan, FRAME_BYTES, FrameGrid, ImagePlan};
 use stage_llm::job::generate::Ending;
+use stage_llm::text::chat::strip;
 use stage_llm::text::detokenize::decode;
+<<<<<<< HEAD
 use stage_llm::text::chat::strip;
 use stage_llm::text::reading::Watched;
 use stage_llm::text::reading::reference::{format_hms, fractions};
 use stage_llm::text::reading::reference_7b;
+=======
+use stage_llm::text::reading::Watched;
+use stage_llm::text::reading::reference::{self, format_hms};
+use stage_llm::text::reading::reference_7b::{self, format_as_printed};
+>>>>>>> t7
 use stage_llm::text::registry::Tasks;
 use stage_vision::pixels::pixel_table;
 
@@ -112,6 +119,7 @@ pub fn compare(options: &Options) -> anyhow::Result<Report> {
         rows.push(Row::not_compared("sliding_mode", why));
     }
     rows.extend(totals(facts, modalities.0.map(|m| m.1), modalities.1.map(|m| m.1)));
+<<<<<<< HEAD
     let video = video(facts, frames.as_ref(), pcm.as_ref());
     let family = checkpoint.config().family;
     let asked = Asked::new(facts, family, pipeline.llm().prompter().template(), video.duration_s);
@@ -119,6 +127,14 @@ pub fn compare(options: &Options) -> anyhow::Result<Report> {
     if limits == Limits::Exact {
         rows.extend(answer_rows(facts, &answer, &pipeline, family)?);
         rows.extend(piped(options, facts, &asked, &video, &mut pipeline));
+=======
+    let family = checkpoint.config().family;
+    let asked = Asked::new(facts, family, pipeline.llm().prompter().template());
+    rows.extend(prompt_rows(facts, &asked, &pipeline));
+    if limits == Limits::Exact {
+        rows.extend(answer_rows(facts, &answer, &pipeline, family)?);
+        rows.extend(piped(options, facts, &asked, frames.as_ref(), pcm.as_ref(), &mut pipeline));
+>>>>>>> t7
     } else {
         rows.push(chosen(&golden, &answer));
     }
@@ -256,6 +272,7 @@ fn answer_rows(facts: &Facts, answer: &Answer, pipeline: &Pipeline, family: Fami
 
 /// Time ranges of an answer, whatever the task: the oracle looks for them in every answer.
 fn time_ranges(text: &str, duration_s: f64, family: Family) -> anyhow::Result<TimeRanges> {
+<<<<<<< HEAD
     let reading = Tasks::of(family).get("retrieval")?.parser.read(text, Watched::whole(duration_s));
     let ranges = &reading.ranges;
     let written = |start, end| format!("{}-{}", format_hms(start), format_hms(end));
@@ -267,6 +284,16 @@ fn time_ranges(text: &str, duration_s: f64, family: Family) -> anyhow::Result<Ti
                 reference_7b::matches(text).into_iter().filter_map(|(a, b)| Some((number(a)?, number(b)?))).collect()
             }
         },
+=======
+    let ranges = Tasks::of(family).get("retrieval")?.parser.read(text, Watched::whole(duration_s)).ranges;
+    let (fractions, format): (_, fn(f64) -> String) = match family {
+        Family::Gemma2 => (reference::fractions(text), format_hms),
+        Family::Mistral => (reference_7b::fractions(text), format_as_printed),
+    };
+    let written = |start, end| format!("{}-{}", format(start), format(end));
+    Ok(TimeRanges {
+        fractions,
+>>>>>>> t7
         seconds: ranges.iter().map(|r| (r.start_s, r.end_s)).collect(),
         // Where the reference writes times in a way of its own, a reading has its text.
         formatted: reading.reference_text.unwrap_or_else(|| {
