@@ -72,6 +72,11 @@ impl Tasks {
         self.tasks.iter().try_for_each(|task| self.check(task).map_err(|what| format!("task {:?}: {what}", task.name)))
     }
 
+    /// Family of models that they are for.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
     /// Every task, in the order of the files.
     pub fn iter(&self) -> impl Iterator<Item = &Task> {
         self.tasks.iter()
