@@ -92,8 +92,8 @@ impl Tower {
 }
 
 impl Dims {
-    /// The dimensions behind a name; `tiny` and `realdims` are the presets of the same names in
-    /// `tests/oracle/vidi_oracle.py`.
+    /// The dimensions behind a name; `tiny` and `realdims` are the presets of the same names of `tests/oracle/vidi_oracle.py`,
+    /// and those of Vidi 7B its `tiny-7b` and `realdims-7b`.
     pub fn of(size: Size) -> Dims {
         match size {
             Size::Tiny => Dims {
@@ -149,18 +149,21 @@ impl Dims {
             },
             Size::SevenBTiny => Dims {
                 family: Family::Mistral,
+                layers: 3,
                 heads: 8,
-                head_dim: 16,
+                head_dim: 24,
                 window: None,
-                query_scalar: 16,
+                query_scalar: 24,
                 softcap: None,
                 final_softcap: None,
                 image_pool: 5,
                 tied: false,
+                audio: Tower::new(48, 2, 2, 64),
                 ..Dims::of(Size::Tiny)
             },
             Size::SevenBRealdims => Dims {
                 hidden: 256,
+                layers: 4,
                 head_dim: 128,
                 inter: 512,
                 query_scalar: 128,
