@@ -174,7 +174,9 @@ fn features_of_another_width_are_refused_with_both_widths() {
 
 #[test]
 fn a_plan_of_another_checkpoints_grid_is_refused_with_both_grids() {
-    for (json, grid, width) in [(CONFIG, GRID, IMAGE), (CONVOLVED, FrameGrid::Budget, 16), (CONVOLVED, FrameGrid::Fixed(5), 16)] {
+    for (json, grid, width) in
+        [(CONFIG, GRID, IMAGE), (CONVOLVED, FrameGrid::Budget, 16), (CONVOLVED, FrameGrid::Fixed(5), 16)]
+    {
         let mut kept = Kept::default();
         let stop = stage_of(json).process(batch(&plan_on(grid, 2, 0), Modality::Image, 0, rows(10, width)), &mut kept);
         let Err(Stop::Failed(error)) = stop else { panic!("{stop:?}") };

@@ -190,7 +190,9 @@ fn the_sound_counts_as_its_first_batch_says_not_as_the_container_said() {
     let expected = answer(&request("a cat", 6), &mut port()).unwrap();
     exact.audio_samples += 5 * 1600;
     let mut port = FakePort::new(exact, everything());
-    let settled = protocol::plan::MediaPlan::new(&info(FRAMES, AUDIO as u64), None, 1.0, protocol::plan::FrameGrid::default()).unwrap();
+    let settled =
+        protocol::plan::MediaPlan::new(&info(FRAMES, AUDIO as u64), None, 1.0, protocol::plan::FrameGrid::default())
+            .unwrap();
     port.plan = Some(settled.clone());
     let result = answer(&request("a cat", 6), &mut port).unwrap();
     assert_eq!(result.plan.audio, settled.audio);

@@ -129,7 +129,9 @@ fn the_layers_compute_what_the_specification_writes() -> Result<()> {
     let plain = Plain::new(&checkpoint);
     let model = checkpoint.gemma(DType::F32);
     let (image, audio) = ((random(&[40, HIDDEN], 1) * 0.5)?, (random(&[13, HIDDEN], 2) * 0.5)?);
-    for modalities in [vec![], vec![(Modality::Image, &image)], vec![(Modality::Image, &image), (Modality::Audio, &audio)]] {
+    for modalities in
+        [vec![], vec![(Modality::Image, &image)], vec![(Modality::Image, &image), (Modality::Audio, &audio)]]
+    {
         let mut video = VideoCache::default();
         for &(modality, tokens) in &modalities {
             let count = tokens.dim(0)? as u64;

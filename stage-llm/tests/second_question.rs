@@ -28,7 +28,8 @@ fn tokens(rows: usize, seed: u64) -> Tensor {
 
 /// Rest of the pipeline for a file whose content is that of `seed`.
 fn port(file: MediaInfo, seed: u64) -> FakePort {
-    let image = MediaPlan::new(&file, None, 1.0, FrameGrid::default()).map_or(IMAGE, |p| p.image.unwrap().tokens as usize);
+    let image =
+        MediaPlan::new(&file, None, 1.0, FrameGrid::default()).map_or(IMAGE, |p| p.image.unwrap().tokens as usize);
     FakePort::new(file, [Batch::Rows(Audio, 0, tokens(AUDIO, seed + 1)), Batch::Rows(Image, 0, tokens(image, seed))])
 }
 

@@ -4,6 +4,7 @@
 mod fixture;
 
 use candle_core::Tensor;
+use model::config_json::Family;
 use fixture::{Batch, FakePort, HIDDEN, Model, info, random, request};
 use protocol::error::ErrorKind;
 use protocol::event::{Event, JobResult, Supported};
@@ -121,10 +122,10 @@ fn questions_that_do_not_fit_together_are_answered_one_after_another() {
 #[test]
 fn many_answers_are_each_short_enough_for_one_message() {
     let asked = |count: usize| JobRequest { max_new_tokens: 1024, ..several(&vec!["why"; count], "qa") };
-    let tasks = Tasks::builtin();
+    let tasks = Tasks::of(Family::Gemma2);
     let stage = stage();
     let limits = |count| -> Vec<usize> {
-        let work = Work::new(&tasks, &asked(count), stage.prompter()).unwrap();
+        let work = Work::new(&tasks, &asked(count), stage.prompter(), 0.0).unwrap();
         work.questions.iter().map(|question| question.generation.max_new_tokens).collect()
     };
     assert_eq!((limits(16), limits(64)), (vec![1024; 16], vec![256; 64]));
@@ -132,7 +133,7 @@ fn many_answers_are_each_short_enough_for_one_message() {
 
 #[test]
 fn many_titles_are_each_short_enough_for_one_message() {
-    let mut tasks = Tasks::builtin();
+    let mut tasks = Tasks::of(Family::Gemma2);
     let mine = "[[task]]\nname = \"mine\"\nsupported = \"composite\"\nprompt = \"{start} {end}\"\nquery = \"none\"\n\
                 [task.ranges]\nby = \"shots\"\nmin_s = 1.0\nmost = 64\n";
     tasks.add(mine).unwrap();

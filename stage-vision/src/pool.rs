@@ -4,6 +4,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use compute::kernels;
 use model::checkpoint::{CheckpointError, Weights};
+use model::config_json::family::POOL_WEIGHT;
 use model::config_json::{ImagePool, ModelConfig};
 use protocol::plan::{FrameGrid, IMAGE_POOL, PADDED_SIDE};
 
@@ -24,7 +25,7 @@ enum Kind {
 }
 
 impl Pool {
-    /// Loads `model.mm_rand_img_pool`, if the checkpoint's pool has weights, from weights at its root.
+    /// Loads what weights the checkpoint's pool has, from weights at its root.
     ///
     /// # Errors
     /// The tensor that is missing or misshapen.
@@ -34,8 +35,7 @@ impl Pool {
             kind: match pool {
                 ImagePool::Merge => Kind::Merge,
                 ImagePool::Convolution { kernel, side } => {
-                    let w = weights.pp("model.mm_rand_img_pool.conv");
-                    Kind::Convolution(Convolution::new(config, kernel, side, &w)?)
+                    Kind::Convolution(Convolution::new(config, kernel, side, weights)?)
                 }
             },
             grid: pool.grid(),
@@ -78,7 +78,10 @@ impl Pool {
                 // The features in f32; the windows in f32, rounded, and turned; the cells, at least so many rows.
                 let rows = (frames * cells).max(LEAST_ROWS as u64);
                 let turned = rows * (kernel * kernel) as u64 * width * size;
-                frames * width * (4 * patches + taps * (4 + size)) + turned + 2 * rows * width * size + 4 * taps * patches
+                frames * width * (4 * patches + taps * (4 + size))
+                    + turned
+                    + 2 * rows * width * size
+                    + 4 * taps * patches
             }
         }
     }
@@ -106,7 +109,7 @@ impl Convolution {
         w: &Weights,
     ) -> std::result::Result<Self, CheckpointError> {
         let width = config.vision.hidden_size;
-        let weight = w.get("weight", &[width, width, kernel, kernel])?;
+        let weight = w.get(POOL_WEIGHT, &[width, width, kernel, kernel])?;
         let prepared = || {
             let blends = blends(config.vision.side(), kernel, side)?.to_device(w.device())?;
             Ok(Convolution { weight: weight.flatten_from(1)?, blends, kernel, side })

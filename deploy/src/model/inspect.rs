@@ -84,10 +84,7 @@ pub fn needs(config: &ModelConfig, untied: bool) -> Result<BTreeMap<StageName, V
     let c = &config;
     Ok(BTreeMap::from([
         (StageName::Decode, Vec::new()),
-        (
-            StageName::Vision,
-            Weights::survey(DType::F32, |w| stage_vision::load(c, w, MediaProducts::Dense))?,
-        ),
+        (StageName::Vision, Weights::survey(DType::F32, |w| stage_vision::load(c, w, MediaProducts::Dense))?),
         (
             StageName::Audio,
             Weights::survey(DType::F32, |w| stage_audio::WhisperEncoder::new(c, w, MediaProducts::Dense))?,

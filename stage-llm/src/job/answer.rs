@@ -70,7 +70,7 @@ impl LlmStage {
             "loading the language model: {footprint}"
         );
         footprint.fixed.check(StageName::Llm, settings.budget_bytes, HINT)?;
-        let tasks = Tasks::with_file(settings.llm.tasks_file.as_deref())?;
+        let tasks = Tasks::with_file(settings.llm.tasks_file.as_deref(), config.family)?;
         let model = Gemma::new(config, weights, &settings.llm, settings.compute.media_products)?;
         let grid = config.image_pool().grid();
         Ok(LlmStage { model, grid, prompter, tasks, footprint, settings, kept: Kept::default() })
@@ -123,10 +123,20 @@ impl LlmStage {
     }
 
     fn answer_job(&mut self, job: &mut Job<'_>) -> Result<JobResult, Stop> {
-        let work = Work::new(&self.tasks, job.request, &self.prompter).map_err(here)?;
+        let request = job.request;
+        let asked = |duration_s| Work::new(&self.tasks, request, &self.prompter, duration_s).map_err(here);
+        // What cannot be asked is refused before the file is looked at.
+        let mut work = asked(0.0)?;
 
         // The video is probed even if it is kept: the file may have changed.
+<<<<<<< HEAD
+        let plan = job.media_plan()?;
+        if work.says_duration {
+            work = asked(plan.duration_s)?;
+        }
+=======
         let plan = job.media_plan(self.grid)?;
+>>>>>>> e7
         let key = VideoKey::new(&plan, job.request);
         let fit = Fit {
             footprint: self.footprint,
@@ -193,7 +203,8 @@ impl LlmStage {
             let within = [r.start_s - watched.start_s, r.end_s - watched.start_s];
             work::title(work.task, within, request, &self.prompter).map_err(here)
         };
-        let questions = found.ranges.iter().map(ask).collect::<Result<Vec<_>, Stop>>()?;
+        let with_title = found.ranges.iter().filter(|_| work.task.has_titles());
+        let questions = with_title.map(ask).collect::<Result<Vec<_>, Stop>>()?;
         let written = replies.write(&questions, Some(answers.len() as u32), work.prompt_tokens(), job)?;
         found.ranges = titled(found.ranges, written.iter().map(|title| title.text.as_str()));
         answers.extend(questions.iter().zip(written).map(|(question, text)| outcome::read(question, text, watched)));

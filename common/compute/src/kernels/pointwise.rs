@@ -1,5 +1,5 @@
-//! Biases, activations and gated activations. An activation is taken in f32 of the sum as the reference stores it, rounded to T, and
-//! rounded again; candle's own compute in T throughout.
+//! Biases and activations, gated ones too. An activation is taken in f32 of the sum as the reference stores it, rounded to
+//! T, and rounded again; candle's own compute in T throughout.
 
 use candle_core::cpu::erf::erf_f32;
 use candle_core::{CpuStorage, CustomOp1, D, InplaceOp1, Layout, Result, Shape, Tensor};

@@ -47,9 +47,11 @@ pub fn needed_and_asked<T>(
     };
     let path = format!("{}/../tests/oracle/{list}", env!("CARGO_MANIFEST_DIR"));
     let list: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let needed = list["tensors"].as_array().unwrap().iter().filter(|t| {
-        t["needed"] == true && belongs(t["part"].as_str().unwrap(), t["name"].as_str().unwrap())
-    });
+    let needed = list["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|t| t["needed"] == true && belongs(t["part"].as_str().unwrap(), t["name"].as_str().unwrap()));
     let needed = needed.map(|t| {
         let shape = t["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize).collect();
         let dtype = if t["keep_float32"] == true { DType::F32 } else { DType::F16 };

@@ -147,9 +147,9 @@ prop_compose! {
     fn one_answer()(
         query in any::<String>(), text in any::<String>(), token_ids in prop::collection::vec(any::<u32>(), 0..40),
         finish in finish(), ranges in ranges(), boxes in boxes(), reason in prop::option::of(any::<String>()),
-        resolution_s in prop::option::of(seconds()),
+        resolution_s in prop::option::of(seconds()), reference_text in prop::option::of(any::<String>()),
     ) -> Answer {
-        Answer { query, text, token_ids, finish, ranges, boxes, reason, resolution_s }
+        Answer { query, text, token_ids, finish, ranges, boxes, reason, resolution_s, reference_text }
     }
 }
 
@@ -178,14 +178,15 @@ prop_compose! {
         parser in "[a-z]{0,9}", pads in (seconds(), seconds()), notes in prop::collection::vec(any::<String>(), 0..3),
         answers in prop::collection::vec(one_answer(), 0..3),
     ) -> JobResult {
-        let Answer { text, token_ids, finish, ranges, boxes, reason, resolution_s, .. } = answer;
+        let Answer { text, token_ids, finish, ranges, boxes, reason, resolution_s, reference_text, .. } = answer;
         let memory = memory.into_iter().map(|(stage, (peak_bytes, budget_bytes))| {
             (stage, StageMemory { peak_bytes, budget_bytes })
         });
         JobResult {
             text, token_ids, finish, ranges, plan, cached, timings, memory: memory.collect(),
             model: ModelName { name: "m".to_owned(), ..ModelName::default() },
-            task, supported, parser, resolution_s, boxes, reason, pad_s: pads.0, join_s: pads.1, notes, answers,
+            task, supported, parser, resolution_s, boxes, reason, reference_text, pad_s: pads.0, join_s: pads.1, notes,
+            answers,
         }
     }
 }
