@@ -29,7 +29,8 @@ fn read(family: Family, files: &[(&str, &str)]) -> Result<ChatTemplate, Checkpoi
 }
 
 fn config(template: Value) -> String {
-    json!({ "bos_token": "<s>", "eos_token": { "content": "</s>", "special": true }, "chat_template": template }).to_string()
+    json!({ "bos_token": "<s>", "eos_token": { "content": "</s>", "special": true }, "chat_template": template })
+        .to_string()
 }
 
 fn prompt(template: &ChatTemplate, question: &str) -> String {
@@ -83,12 +84,9 @@ fn each_file_counts_in_its_order_and_a_checkpoint_of_the_9b_without_any_gets_gem
     );
     let (list, text) = (("tokenizer_config.json", &*list), config(json!(of("text"))));
     let (text, old) = (("tokenizer_config.json", &*text), ("chat_template.json", &*old));
-    for (files, word) in [
-        (&[jinja, text, old][..], "jinja"),
-        (&[text, old], "text"),
-        (&[list, old], "list"),
-        (&[old], "processor"),
-    ] {
+    for (files, word) in
+        [(&[jinja, text, old][..], "jinja"), (&[text, old], "text"), (&[list, old], "list"), (&[old], "processor")]
+    {
         for family in Family::ALL {
             let template = read(family, files).unwrap();
             assert_eq!(prompt(&template, "?"), format!("{word} <image>\n?"));
@@ -125,10 +123,9 @@ fn a_template_that_makes_no_prompt_is_refused_by_name_when_it_is_loaded() {
         assert_eq!(kind, CheckpointErrorKind::Malformed, "{template}");
         assert!(said.contains("chat_template.jinja") && said.contains(word), "{template}: {said}");
     }
-    for (stored, word) in [
-        (json!(7), "neither a text nor a list"),
-        (json!([{ "name": "tool_use", "template": "x" }]), "tool_use"),
-    ] {
+    for (stored, word) in
+        [(json!(7), "neither a text nor a list"), (json!([{ "name": "tool_use", "template": "x" }]), "tool_use")]
+    {
         let (kind, said) = refusal(Family::Gemma2, &[("tokenizer_config.json", &config(stored))]);
         assert!(kind == CheckpointErrorKind::Malformed && said.contains(word), "{said}");
     }

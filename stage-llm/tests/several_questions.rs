@@ -4,8 +4,8 @@
 mod fixture;
 
 use candle_core::Tensor;
-use model::config_json::Family;
 use fixture::{Batch, FakePort, HIDDEN, Model, info, random, request};
+use model::config_json::Family;
 use protocol::error::ErrorKind;
 use protocol::event::{Event, JobResult, Supported};
 use protocol::message::{JobRequest, Modality};

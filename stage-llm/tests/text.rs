@@ -3,8 +3,8 @@
 mod fixture;
 
 use fixture::prompter;
-use proptest::prelude::*;
 use model::config_json::Family;
+use proptest::prelude::*;
 use protocol::error::ErrorKind;
 use stage_llm::text::chat::ChatTemplate;
 use stage_llm::text::detokenize::{Detokenizer, decode};
@@ -168,7 +168,11 @@ fn a_space_at_the_start_of_a_text_is_no_part_of_it_where_the_decoder_says_so() {
     let ids = tokenizer.encode_fast(" on us", false).unwrap().get_ids().to_vec();
     let mut detokenizer = Detokenizer::new(&tokenizer);
     let deltas: Vec<String> = ids.iter().map(|&id| detokenizer.push(id).unwrap()).collect();
-    assert_eq!((deltas.concat().as_str(), decode(&tokenizer, &ids).unwrap().as_str()), ("on us", "on us"), "{deltas:?}");
+    assert_eq!(
+        (deltas.concat().as_str(), decode(&tokenizer, &ids).unwrap().as_str()),
+        ("on us", "on us"),
+        "{deltas:?}"
+    );
 }
 
 proptest! {
