@@ -14,6 +14,8 @@ use protocol::error::StageName;
 use runtime::answer;
 use runtime::output::Unwritten;
 use serde::Serialize;
+use stage_llm::Prompter;
+use stage_llm::text::chat::ChatTemplate;
 
 /// What `vidi inspect` calls the side of the image pool's kernel.
 const KERNEL: &str = "mm_rand_img_pool.kernel";
@@ -64,12 +66,16 @@ pub struct Inspection {
     pub warnings: Vec<String>,
     /// Whether the tokenizer can be read.
     pub tokenizer: Result<(), String>,
+    /// Where the chat template is from: a file of the checkpoint, or this program; or why it cannot be used.
+    pub chat_template: Result<String, String>,
 }
 
 impl Inspection {
     /// Whether the pipeline can run on it.
     pub fn is_complete(&self) -> bool {
-        self.tokenizer.is_ok() && self.tensors.iter().all(|r| matches!(r.state, State::Present | State::Unused))
+        self.tokenizer.is_ok()
+            && self.chat_template.is_ok()
+            && self.tensors.iter().all(|r| matches!(r.state, State::Present | State::Unused))
     }
 }
 
@@ -144,9 +150,12 @@ pub fn inspect(dir: &Path, end_tokens: Option<&[u32]>) -> Result<Inspection, Che
         });
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    let tokenizer = stage_llm::Prompter::open(&dir.join("tokenizer.json"), config.vocab_size, 1).map(drop);
+    let built_in = ChatTemplate::built_in(config.family);
+    let tokenizer = Prompter::with(dir, built_in, config.vocab_size, 1).map(drop).map_err(|e| e.to_string());
+    let chat_template = ChatTemplate::read(dir, config.family).map(|template| template.origin().to_string());
+    let chat_template = chat_template.map_err(|e| e.to_string());
     let warnings = config.end_tokens_warning(end_tokens).into_iter().collect();
-    Ok(Inspection { tensors, settings, stage_bytes, warnings, tokenizer: tokenizer.map_err(|e| e.to_string()) })
+    Ok(Inspection { tensors, settings, stage_bytes, warnings, tokenizer, chat_template })
 }
 
 /// Side of the kernel of a convolution that pools images, which only its weight's shape says.
@@ -203,7 +212,9 @@ pub fn print(inspection: &Inspection, all: bool) -> Result<(), Unwritten> {
         answer!("warning: {warning}")?;
     }
     match &inspection.tokenizer {
-        Ok(()) => answer!("tokenizer: present"),
-        Err(e) => answer!("tokenizer: {e}"),
+        Ok(()) => answer!("tokenizer: present")?,
+        Err(e) => answer!("tokenizer: {e}")?,
     }
+    let (Ok(said) | Err(said)) = &inspection.chat_template;
+    answer!("chat template: {said}")
 }

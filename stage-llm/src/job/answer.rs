@@ -129,14 +129,10 @@ impl LlmStage {
         let mut work = asked(0.0)?;
 
         // The video is probed even if it is kept: the file may have changed.
-<<<<<<< HEAD
-        let plan = job.media_plan()?;
+        let plan = job.media_plan(self.grid)?;
         if work.says_duration {
             work = asked(plan.duration_s)?;
         }
-=======
-        let plan = job.media_plan(self.grid)?;
->>>>>>> e7
         let key = VideoKey::new(&plan, job.request);
         let fit = Fit {
             footprint: self.footprint,

@@ -54,12 +54,7 @@ impl<'a> Work<'a> {
     ///
     /// # Errors
     /// `bad_request` for an unknown task or parser, for queries that are missing, empty, too long, or not taken.
-    pub fn new(
-        tasks: &'a Tasks,
-        request: &JobRequest,
-        prompter: &Prompter,
-        duration_s: f64,
-    ) -> Result<Self, JobError> {
+    pub fn new(tasks: &'a Tasks, request: &JobRequest, prompter: &Prompter, duration_s: f64) -> Result<Self, JobError> {
         let task = tasks.get(&request.task)?;
         let own = own_queries(request);
         if task.query == QueryRule::None

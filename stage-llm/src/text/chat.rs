@@ -21,8 +21,7 @@ const TEMPLATE: &str = "chat_template.jinja";
 /// Template as a processor saved it before that.
 const TEMPLATE_JSON: &str = "chat_template.json";
 /// Special tokens that a template may name; transformers leaves out those that are not set.
-const SPECIAL: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const SPECIAL: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 /// Question with which a template is tried when it is loaded.
 const PROBE: &str = "What happens in the video?";
 /// Instructions of one rendering, and units of 64 bytes made by it, at most.
@@ -105,7 +104,9 @@ impl ChatTemplate {
         } else if let Some(stored) = tokenizer.get("chat_template").filter(|stored| !stored.is_null()) {
             let text = default_of(stored).map_err(|what| wrong(TOKENIZER_CONFIG, what))?;
             (Origin::File(TOKENIZER_CONFIG), text)
-        } else if let Some(stored) = json_file(&dir.join(TEMPLATE_JSON))?.and_then(|mut file| file.remove("chat_template")) {
+        } else if let Some(stored) =
+            json_file(&dir.join(TEMPLATE_JSON))?.and_then(|mut file| file.remove("chat_template"))
+        {
             let text = default_of(&stored).map_err(|what| wrong(TEMPLATE_JSON, what))?;
             (Origin::File(TEMPLATE_JSON), text)
         } else if style(family).template_may_lack {
@@ -151,7 +152,8 @@ impl ChatTemplate {
         environment.add_template_owned(TEMPLATE, template)?;
         let text = |(name, token): (String, Json)| Some((name, token.as_str()?.to_owned()));
         let special: Vec<(String, String)> = special.into_iter().filter_map(text).collect();
-        let bos = special.iter().find(|(name, _)| name == SPECIAL[0]).map(|(_, token)| token.clone()).unwrap_or_default();
+        let bos =
+            special.iter().find(|(name, _)| name == SPECIAL[0]).map(|(_, token)| token.clone()).unwrap_or_default();
         let generation_prompt = style(family).generation_prompt;
         Ok(ChatTemplate { environment, special: Value::from_iter(special), bos, generation_prompt, origin })
     }
@@ -243,7 +245,8 @@ fn default_of(stored: &Json) -> Result<String, String> {
 fn special(tokenizer: &Map<String, Json>, family: Family) -> Map<String, Json> {
     let text = |token: &Json| token.as_str().or_else(|| token.get("content")?.as_str()).map(Json::from);
     let mut special = Map::new();
-    for (name, own) in SPECIAL.into_iter().zip(style(family).ends.map(Some).into_iter().chain(std::iter::repeat(None))) {
+    for (name, own) in SPECIAL.into_iter().zip(style(family).ends.map(Some).into_iter().chain(std::iter::repeat(None)))
+    {
         let stored = match tokenizer.get(name) {
             Some(token) => text(token),
             None => own.map(Json::from),

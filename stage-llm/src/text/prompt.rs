@@ -26,12 +26,25 @@ impl Prompter {
     /// Prompter of a checkpoint directory: its `tokenizer.json`, and its chat template.
     ///
     /// # Errors
-    /// [`CheckpointErrorKind::Missing`] with the path; those of [`parse`](Self::parse) and [`ChatTemplate::read`].
+    /// Those of [`ChatTemplate::read`] and [`with`](Self::with).
     pub fn open(dir: &Path, family: Family, vocabulary: usize, max_tokens: usize) -> Result<Self, CheckpointError> {
+        Prompter::with(dir, ChatTemplate::read(dir, family)?, vocabulary, max_tokens)
+    }
+
+    /// Prompter with the `tokenizer.json` of a checkpoint directory.
+    ///
+    /// # Errors
+    /// [`CheckpointErrorKind::Missing`] with the path; those of [`parse`](Self::parse).
+    pub fn with(
+        dir: &Path,
+        template: ChatTemplate,
+        vocabulary: usize,
+        max_tokens: usize,
+    ) -> Result<Self, CheckpointError> {
         let path = dir.join(TOKENIZER);
         let json = std::fs::read_to_string(&path)
             .map_err(|e| CheckpointError::new(CheckpointErrorKind::Missing, format!("{}: {e}", path.display())))?;
-        Prompter::parse(&json, &path, ChatTemplate::read(dir, family)?, vocabulary, max_tokens)
+        Prompter::parse(&json, &path, template, vocabulary, max_tokens)
     }
 
     /// Prompter from the text of a `tokenizer.json`; errors call it `path`. Truncation and padding that it stores are switched

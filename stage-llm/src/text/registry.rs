@@ -129,8 +129,12 @@ impl Tasks {
         let seconds = |s: f64| s.is_finite() && s >= 0.0;
         match source {
             RangeSource::Queries { task, queries, join_s, largest_share, most } => {
-                let asked = self.tasks.iter().find(|t| t.name == *task).ok_or(format!("ranges.task: no task {task:?}"))?;
-                need(asked.ranges.is_none() && asked.parser.finds_ranges(), "ranges.task is one that answers with time ranges")?;
+                let asked =
+                    self.tasks.iter().find(|t| t.name == *task).ok_or(format!("ranges.task: no task {task:?}"))?;
+                need(
+                    asked.ranges.is_none() && asked.parser.finds_ranges(),
+                    "ranges.task is one that answers with time ranges",
+                )?;
                 need((1..=MOST_QUERIES).contains(&queries.len()), "ranges.queries are 1 to 64")?;
                 need(
                     queries.iter().all(|q| !q.trim_end_matches('.').trim().is_empty()),
@@ -190,7 +194,9 @@ mod tests {
         assert_eq!(retrieval.question("a {duration}.", 40.3).unwrap(), expected);
         assert_eq!((retrieval.parser, retrieval.says_duration()), (Parser::Reference7b, true));
         // Of Python: f"{s:.2f}", which rounds a tie to even.
-        for (duration_s, said) in [(0.125, "0.12"), (0.375, "0.38"), (2.625, "2.62"), (62.345, "62.34"), (3600.0, "3600.00")] {
+        for (duration_s, said) in
+            [(0.125, "0.12"), (0.375, "0.38"), (2.625, "2.62"), (62.345, "62.34"), (3600.0, "3600.00")]
+        {
             let question = retrieval.question("x", duration_s).unwrap();
             assert!(question.contains(&format!("is: {said} and")), "{duration_s}: {question}");
         }
@@ -269,7 +275,10 @@ mod tests {
         assert_eq!(settings(&request()), (8, 0.5));
         let own = JobRequest { max_new_tokens: 3, temperature: 1.5, ..request() };
         assert_eq!(settings(&own), (3, 1.5), "a request may ask for less, and for another temperature");
-        assert_eq!(Tasks::with_file(Some(&dir.path().join("none.toml")), Family::Gemma2).unwrap_err().kind, ErrorKind::BadRequest);
+        assert_eq!(
+            Tasks::with_file(Some(&dir.path().join("none.toml")), Family::Gemma2).unwrap_err().kind,
+            ErrorKind::BadRequest
+        );
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub enum Command {
     },
     /// Asks a question about a video, of a running pipeline or of one started for it.
     Ask(Ask),
-    /// Lists what can be asked: the built-in tasks and those of `llm.tasks_file`.
+    /// Lists what can be asked of the model (of Vidi 1.5 9B where none is named): the built-in tasks and those of `llm.tasks_file`.
     Tasks {
         /// One JSON list, with every field.
         #[arg(long)]

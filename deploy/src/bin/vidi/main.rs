@@ -83,7 +83,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Command::Down { wait } => runtime.block_on(up::down(wait)),
         Command::Gateway { http } => runtime.block_on(gateway::gateway(&mut config, http)),
         Command::Ask(args) => runtime.block_on(ask::ask(&mut config, args)),
-        Command::Tasks { json } => tasks::list(&config, json),
+        Command::Tasks { json } => tasks::list(&mut config, json),
         Command::Cancel { job } => runtime.block_on(running::cancel(&config, job)),
         Command::Trace { job, svg } => runtime.block_on(trace::trace(&config, job, svg.as_deref())),
         Command::Status { json } => runtime.block_on(running::status(&config, json)),

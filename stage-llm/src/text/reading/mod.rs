@@ -43,8 +43,7 @@ pub enum Parser {
 
 impl Parser {
     /// Every parser.
-    pub const ALL: [Parser; 5] =
-        [Parser::Text, Parser::Reference, Parser::Reference7b, Parser::Lenient, Parser::Boxes];
+    pub const ALL: [Parser; 5] = [Parser::Text, Parser::Reference, Parser::Reference7b, Parser::Lenient, Parser::Boxes];
 
     /// Name in tasks, requests and results.
     pub fn as_str(self) -> &'static str {

@@ -10,11 +10,8 @@ use super::{Reading, Watched};
 /// was watched. Pairs in which one is no number, such as `0.1.2` or `|`, end the reference's program; here they are left
 /// out.
 pub fn read(answer: &str, watched: Watched) -> Reading {
-    let found = matches(answer);
-    let fraction = |text: &str| text.parse::<f64>().ok();
-    let range = |(a, b): &(&str, &str)| Some(scaled((fraction(a)?, fraction(b)?), watched));
-    let ranges: Vec<TimeRange> = found.iter().filter_map(range).collect();
-    let why = || match found.first() {
+    let ranges: Vec<TimeRange> = fractions(answer).into_iter().map(|pair| scaled(pair, watched)).collect();
+    let why = || match matches(answer).first() {
         None => "the answer has no numbers like 0.12-0.34".to_owned(),
         Some((a, b)) => format!("the answer has {a}-{b}, in which one is no number"),
     };
@@ -25,6 +22,12 @@ pub fn read(answer: &str, watched: Watched) -> Reading {
         boxes: Vec::new(),
         resolution_s: Some(resolution_s(answer, watched.duration_s)),
     }
+}
+
+/// Ranges in a text: the [`matches`] of which both are numbers.
+pub fn fractions(text: &str) -> Vec<(f64, f64)> {
+    let number = |text: &str| text.parse::<f64>().ok();
+    matches(text).into_iter().filter_map(|(a, b)| Some((number(a)?, number(b)?))).collect()
 }
 
 /// Pairs of texts in an answer: all non-overlapping matches of `([\d|\.]+)-([\d|\.]+)`, left to right.
