@@ -31,16 +31,9 @@ use protocol::plan::{AudioPlan, FRAME_BYTES, FrameGrid, ImagePlan};
 use stage_llm::job::generate::Ending;
 use stage_llm::text::chat::strip;
 use stage_llm::text::detokenize::decode;
-<<<<<<< HEAD
-use stage_llm::text::chat::strip;
-use stage_llm::text::reading::Watched;
-use stage_llm::text::reading::reference::{format_hms, fractions};
-use stage_llm::text::reading::reference_7b;
-=======
 use stage_llm::text::reading::Watched;
 use stage_llm::text::reading::reference::{self, format_hms};
 use stage_llm::text::reading::reference_7b::{self, format_as_printed};
->>>>>>> t7
 use stage_llm::text::registry::Tasks;
 use stage_vision::pixels::pixel_table;
 
@@ -119,22 +112,12 @@ pub fn compare(options: &Options) -> anyhow::Result<Report> {
         rows.push(Row::not_compared("sliding_mode", why));
     }
     rows.extend(totals(facts, modalities.0.map(|m| m.1), modalities.1.map(|m| m.1)));
-<<<<<<< HEAD
-    let video = video(facts, frames.as_ref(), pcm.as_ref());
-    let family = checkpoint.config().family;
-    let asked = Asked::new(facts, family, pipeline.llm().prompter().template(), video.duration_s);
-    rows.extend(prompt_rows(facts, &asked, &pipeline));
-    if limits == Limits::Exact {
-        rows.extend(answer_rows(facts, &answer, &pipeline, family)?);
-        rows.extend(piped(options, facts, &asked, &video, &mut pipeline));
-=======
     let family = checkpoint.config().family;
     let asked = Asked::new(facts, family, pipeline.llm().prompter().template());
     rows.extend(prompt_rows(facts, &asked, &pipeline));
     if limits == Limits::Exact {
         rows.extend(answer_rows(facts, &answer, &pipeline, family)?);
         rows.extend(piped(options, facts, &asked, frames.as_ref(), pcm.as_ref(), &mut pipeline));
->>>>>>> t7
     } else {
         rows.push(chosen(&golden, &answer));
     }
@@ -272,19 +255,6 @@ fn answer_rows(facts: &Facts, answer: &Answer, pipeline: &Pipeline, family: Fami
 
 /// Time ranges of an answer, whatever the task: the oracle looks for them in every answer.
 fn time_ranges(text: &str, duration_s: f64, family: Family) -> anyhow::Result<TimeRanges> {
-<<<<<<< HEAD
-    let reading = Tasks::of(family).get("retrieval")?.parser.read(text, Watched::whole(duration_s));
-    let ranges = &reading.ranges;
-    let written = |start, end| format!("{}-{}", format_hms(start), format_hms(end));
-    let number = |text: &str| text.parse::<f64>().ok();
-    Ok(TimeRanges {
-        fractions: match family {
-            Family::Gemma2 => fractions(text),
-            Family::Mistral => {
-                reference_7b::matches(text).into_iter().filter_map(|(a, b)| Some((number(a)?, number(b)?))).collect()
-            }
-        },
-=======
     let ranges = Tasks::of(family).get("retrieval")?.parser.read(text, Watched::whole(duration_s)).ranges;
     let (fractions, format): (_, fn(f64) -> String) = match family {
         Family::Gemma2 => (reference::fractions(text), format_hms),
@@ -293,23 +263,9 @@ fn time_ranges(text: &str, duration_s: f64, family: Family) -> anyhow::Result<Ti
     let written = |start, end| format!("{}-{}", format(start), format(end));
     Ok(TimeRanges {
         fractions,
->>>>>>> t7
         seconds: ranges.iter().map(|r| (r.start_s, r.end_s)).collect(),
-        // Where the reference writes times in a way of its own, a reading has its text.
-        formatted: reading.reference_text.unwrap_or_else(|| {
-            ranges.iter().map(|r| written(r.start_s, r.end_s)).collect::<Vec<_>>().join(", ")
-        }),
+        formatted: ranges.iter().map(|r| written(r.start_s, r.end_s)).collect::<Vec<_>>().join(", "),
     })
-}
-
-/// Video of the oracle, as long as its output says.
-fn video<'a>(
-    facts: &Facts,
-    frames: Option<&'a (Vec<u8>, ImagePlan)>,
-    pcm: Option<&'a (Vec<i16>, AudioPlan)>,
-) -> Video<'a> {
-    let video = Video::new(frames.map(|f| &f.0[..]), pcm.map(|p| &p.0[..]));
-    Video { duration_s: facts.duration.unwrap_or(video.duration_s), ..video }
 }
 
 /// Rows about the whole pipeline with messages, once in order, then scrambled.
@@ -317,13 +273,14 @@ fn piped(
     options: &Options,
     facts: &Facts,
     asked: &Result<Asked, String>,
-    video: &Video<'_>,
+    frames: Option<&(Vec<u8>, ImagePlan)>,
+    pcm: Option<&(Vec<i16>, AudioPlan)>,
     pipeline: &mut Pipeline,
 ) -> Vec<Row> {
-    let zero_frames = video.frames.is_some_and(|rows| rows.iter().all(|&b| b == 0));
-    let silence = video.pcm.is_some_and(|samples| samples.iter().all(|&s| s == 0));
+    let zero_frames = frames.is_some_and(|(rows, _)| rows.iter().all(|&b| b == 0));
+    let silence = pcm.is_some_and(|(samples, _)| samples.iter().all(|&s| s == 0));
     let asked = match asked {
-        Ok(asked) if video.frames.is_none() && video.pcm.is_none() => {
+        Ok(asked) if frames.is_none() && pcm.is_none() => {
             Err(format!("a job of task {} needs video or audio", asked.task))
         }
         Ok(_) if zero_frames || silence => Err("black frames or silence count as absent here".to_owned()),
@@ -334,13 +291,15 @@ fn piped(
         Ok(asked) => asked,
         Err(why) => return vec![Row::not_compared("pipeline", why)],
     };
+    let mut video = Video::new(frames.map(|f| &f.0[..]), pcm.map(|p| &p.0[..]));
+    video.duration_s = facts.duration.unwrap_or(video.duration_s);
     let mut request = JobRequest::new(JobId::new("parity").expect("a name"), "in-process", &asked.query);
     request.task = asked.task.to_owned();
     request.max_new_tokens = facts.max_new_tokens;
     let seeds = options.seed..options.seed.saturating_add(options.scrambled);
     let scrambled = seeds.map(|seed| (format!("pipeline, seed {seed}"), Delivery::scrambled(seed)));
     let runs = [("pipeline, in order".to_owned(), Delivery::in_order())].into_iter().chain(scrambled);
-    runs.map(|(name, delivery)| match pipeline.answer(video, &request, delivery) {
+    runs.map(|(name, delivery)| match pipeline.answer(&video, &request, delivery) {
         Ok(answered) => piped_row(&name, &answered, facts),
         Err(stop) => Row::failed(&name, told(&stop)),
     })

@@ -6,12 +6,6 @@ use stage_llm::text::registry::Tasks;
 
 use super::golden::Facts;
 
-<<<<<<< HEAD
-/// Question that stands for any other, to see what the template puts around it.
-const ANY: &str = "?";
-
-=======
->>>>>>> t7
 /// Question of a job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Asked {
@@ -26,17 +20,6 @@ pub struct Asked {
 }
 
 impl Asked {
-<<<<<<< HEAD
-    /// The question of a golden directory, which a model of `family` is asked about `duration_s` seconds of video.
-    ///
-    /// # Errors
-    /// Reason why no job can ask this.
-    pub fn new(facts: &Facts, family: Family, template: &ChatTemplate, duration_s: f64) -> Result<Self, String> {
-        let (task, query) = match (&facts.query, &facts.prompt) {
-            (Some(query), _) => ("retrieval", query.clone()),
-            (None, Some(prompt)) => {
-                ("qa", user_text(prompt, template)?.ok_or("the video is not the start of the user's turn")?)
-=======
     /// The question of a golden directory, made with a checkpoint of this family and template.
     ///
     /// # Errors
@@ -46,40 +29,24 @@ impl Asked {
             (Some(query), _) => ("retrieval", query.clone()),
             (None, Some(prompt)) => {
                 ("qa", user_text(prompt, template).ok_or("the video is not the start of the user's turn")?)
->>>>>>> t7
             }
             (None, None) => return Err("golden.json has neither query nor prompt".to_owned()),
         };
         if query.contains(PLACEHOLDER) {
             return Err(format!("{PLACEHOLDER} in a query is plain text here, the oracle makes a placeholder of it"));
         }
-<<<<<<< HEAD
-        let tasks = Tasks::of(family);
-=======
         let (tasks, duration_s) = (Tasks::of(family), facts.duration.unwrap_or_default());
->>>>>>> t7
         let question = tasks.get(task).and_then(|t| t.question(&query, duration_s)).map_err(|e| e.to_string())?;
         let prompt = template.pieces(&question).map_err(|e| e.to_string())?.join(PLACEHOLDER);
         Ok(Asked { task, query, question, prompt })
     }
 }
 
-<<<<<<< HEAD
-/// The user's turn without the video and the newline after it; none where that is not how the prompt is made.
-fn user_text(prompt: &str, template: &ChatTemplate) -> Result<Option<String>, String> {
-    let [head, tail] = template.pieces(ANY).map_err(|e| e.to_string())?;
-    let inside = || {
-        let tail = tail.strip_prefix('\n')?.strip_prefix(ANY)?;
-        prompt.strip_prefix(&head)?.strip_prefix(PLACEHOLDER)?.strip_prefix('\n')?.strip_suffix(tail)
-    };
-    Ok(inside().map(str::to_owned))
-=======
 /// The user's turn without the video and the newline after it.
 fn user_text(prompt: &str, template: &ChatTemplate) -> Option<String> {
     let [head, tail] = template.pieces("?").ok()?;
     let inside = prompt.strip_prefix(&head)?.strip_suffix(tail.strip_prefix("\n?")?)?;
     inside.strip_prefix(PLACEHOLDER)?.strip_prefix('\n').map(str::to_owned)
->>>>>>> t7
 }
 
 #[cfg(test)]
@@ -91,10 +58,6 @@ mod tests {
         serde_json::from_str(&format!("{{{json}, {rest}}}")).unwrap()
     }
 
-<<<<<<< HEAD
-    fn asked(family: Family, json: &str) -> Result<Asked, String> {
-        Asked::new(&facts(json), family, &ChatTemplate::built_in(family), 5.2)
-=======
     fn asked(json: &str, family: Family) -> Result<Asked, String> {
         Asked::new(&facts(json), family, &ChatTemplate::built_in(family))
     }
@@ -113,27 +76,10 @@ mod tests {
         assert!(of_7b.prompt.contains("Video length is: 40.30 and"));
         let open = asked(r#""query": null, "prompt": "[INST] <image>\nWhy?\n[/INST]""#, Family::Mistral).unwrap();
         assert_eq!((open.task, open.query.as_str()), ("qa", "Why?\n"));
->>>>>>> t7
     }
 
     #[test]
     fn a_query_is_asked_as_retrieval_and_a_whole_turn_as_an_open_question() {
-<<<<<<< HEAD
-        let retrieval = asked(Family::Gemma2, r#""query": "a cat.""#).unwrap();
-        assert_eq!((retrieval.task, retrieval.query.as_str()), ("retrieval", "a cat."));
-        let prompt = retrieval.prompt;
-        assert!(prompt.contains("<image>\nDuring which") && prompt.contains("see a cat?<end_of_turn>"), "{prompt}");
-        let prompt = asked(Family::Mistral, r#""query": "a cat.""#).unwrap().prompt;
-        assert!(prompt.contains("<image>\nGiven") && prompt.contains("5.20 and text query is: a cat."), "{prompt}");
-        for (family, turn) in [
-            (Family::Gemma2, "<start_of_turn>user\\n<image>\\nWhy?\\nSay.<end_of_turn>\\n<start_of_turn>model\\n"),
-            (Family::Mistral, "[INST] <image>\\nWhy?\\nSay.[/INST]"),
-        ] {
-            let open = asked(family, &format!(r#""query": null, "prompt": "{turn}""#)).unwrap();
-            assert_eq!((open.task, open.query.as_str()), ("qa", "Why?\nSay."));
-            assert_eq!(open.prompt, turn.replace("\\n", "\n"));
-        }
-=======
         let asked = of_9b(r#""query": "a cat.""#).unwrap();
         assert_eq!((asked.task, asked.query.as_str()), ("retrieval", "a cat."));
         assert!(asked.prompt.contains("<image>\nDuring which") && asked.prompt.contains("see a cat?<end_of_turn>"));
@@ -141,7 +87,6 @@ mod tests {
         let asked = of_9b(&format!(r#""query": null, "prompt": "{turn}""#)).unwrap();
         assert_eq!((asked.task, asked.query.as_str()), ("qa", "Why?\nSay."));
         assert_eq!(asked.prompt, turn.replace("\\n", "\n"));
->>>>>>> t7
     }
 
     #[test]
@@ -152,11 +97,7 @@ mod tests {
             r#""query": null"#,
             r#""prompt": "<start_of_turn>user\nWhy? <image><end_of_turn>\n<start_of_turn>model\n""#,
         ] {
-<<<<<<< HEAD
-            assert!(asked(Family::Gemma2, json).is_err(), "{json}");
-=======
             assert!(of_9b(json).is_err(), "{json}");
->>>>>>> t7
         }
     }
 }
