@@ -105,6 +105,10 @@ impl Owner for LlmStage {
         LlmStage::step_tokens(self)
     }
 
+    fn family(&self) -> &str {
+        LlmStage::family(self).as_str()
+    }
+
     fn token_bytes(&self) -> u64 {
         (self.model().hidden_size() * self.model().dtype().size_in_bytes()) as u64
     }

@@ -57,9 +57,7 @@ pub struct Config {
 impl Config {
     fn check(&self) -> Result<(), String> {
         let need = |ok: bool, what: &str| if ok { Ok(()) } else { Err(format!("configuration: {what}")) };
-        let prefix = &self.bus.prefix;
-        let part = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        need(prefix.split('.').all(part), "bus.prefix is dot-separated [A-Za-z0-9_-]+")?;
+        need(sections::is_prefix(&self.bus.prefix), "bus.prefix is dot-separated [A-Za-z0-9_-]+")?;
         let one = self.bus.password.is_empty() || self.bus.password_file.is_none();
         need(one, "bus.password and bus.password_file exclude each other: keep one")?;
         let identified =

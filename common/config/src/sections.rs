@@ -114,6 +114,12 @@ impl BusConfig {
     }
 }
 
+/// Whether a text can be the first part of subjects.
+pub(crate) fn is_prefix(text: &str) -> bool {
+    let part = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    text.split('.').all(part)
+}
+
 /// A file's name with the role of a process in place of `{stage}`; the name need not be UTF-8.
 fn of_role(path: &Path, role: &str) -> PathBuf {
     let mut named = Vec::new();

@@ -2,7 +2,7 @@
 
 use config::{ComputeConfig, KvPrecision, LlmConfig, WeightFormat};
 use model::checkpoint::Weights;
-use model::config_json::ModelConfig;
+use model::config_json::{Family, ModelConfig};
 use protocol::error::{JobError, StageName};
 use protocol::event::{Answer, Event, JobResult, Mode, ModelName, TimeRange};
 use protocol::message::JobRequest;
@@ -90,6 +90,11 @@ impl LlmStage {
     /// Tokenizer and chat template of the stage.
     pub fn prompter(&self) -> &Prompter {
         &self.prompter
+    }
+
+    /// Family of the model.
+    pub fn family(&self) -> Family {
+        self.tasks.family()
     }
 
     /// Memory that the stage takes.

@@ -72,6 +72,11 @@ impl Tasks {
         self.tasks.iter().try_for_each(|task| self.check(task).map_err(|what| format!("task {:?}: {what}", task.name)))
     }
 
+    /// Family of models that they are for.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
     /// Every task, in the order of the files.
     pub fn iter(&self) -> impl Iterator<Item = &Task> {
         self.tasks.iter()
@@ -327,6 +332,6 @@ mod tests {
         let named = |name: &str| retrieval.parser(&JobRequest { parser: Some(name.to_owned()), ..request() });
         assert_eq!(named("lenient").unwrap(), Parser::Lenient);
         let error = named("regex").unwrap_err();
-        assert!(error.kind == ErrorKind::BadRequest && error.message.contains("reference, lenient"), "{error}");
+        assert!(error.kind == ErrorKind::BadRequest && error.message.contains("reference, reference-7b, lenient"), "{error}");
     }
 }
