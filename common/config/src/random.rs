@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 pub enum Size {
     /// 1.7 MB: four layers, a window of 16. Answers in milliseconds.
     Tiny,
-    /// 29 MB: the head sizes of the real model (256, 72 and 64), otherwise small.
+    /// 29 MB: the head sizes of Vidi 1.5 9B (256, 72 and 64), otherwise small.
     Realdims,
     /// 21 GB: every name, shape and type of Vidi 1.5 9B.
     NineB,
-    /// 2.7 MB: `tiny` in the layout of Vidi 7B.
+    /// 2.1 MB: `tiny` in the layout of Vidi 7B.
     SevenBTiny,
-    /// 30 MB: the head sizes of Vidi 7B (128, 72 and 64), otherwise small.
+    /// 29 MB: the head sizes of Vidi 7B (128, 72 and 64), otherwise small.
     SevenBRealdims,
     /// 17 GB: every name, shape and type of Vidi 7B.
     SevenB,

@@ -216,6 +216,7 @@ impl fmt::Display for VideoFit {
 mod tests {
     use super::*;
     use config::Precision;
+    use model::config_json::Family;
 
     fn config(weights: WeightFormat, kv: KvPrecision, card_bytes: Option<u64>) -> Config {
         let mut config = Config::default();
@@ -244,6 +245,20 @@ mod tests {
         assert_eq!(plan(WeightFormat::Q8, KvPrecision::Q8, cap).video(3600).mode, None);
         assert_eq!(plan(WeightFormat::Dense, KvPrecision::Dense, cap).video(10).mode, None);
         assert_eq!(plan(WeightFormat::Dense, KvPrecision::Dense, None).video(3600).mode, Some(Mode::Streaming));
+    }
+
+    #[test]
+    fn a_vidi_7b_counts_its_own_weights_and_tokens() {
+        let of = |weights| {
+            MemoryPlan::new(&config(weights, KvPrecision::Dense, None), &ModelConfig::of(Family::Mistral), &[]).unwrap()
+        };
+        // The 7,248,023,552 values of the language model in 16 bit, of which those of 65 norms are kept in 32.
+        let dense = of(WeightFormat::Dense);
+        assert_eq!(dense.llm.fixed.weights_bytes, 2 * 7_248_023_552 + 2 * 65 * 4096);
+        assert!(of(WeightFormat::Q4).llm.fixed.weights_bytes < of(WeightFormat::Q8).llm.fixed.weights_bytes);
+        // 25 tokens a frame, whatever the length; keys and values of 8 heads of 128 in 32 layers, 16 bit.
+        assert_eq!([60, 3600].map(|seconds| dense.video(seconds).image_tokens), [60 * 25, 3600 * 25]);
+        assert_eq!(dense.llm.media_token_bytes, 2 * 32 * 8 * 128 * 2);
     }
 
     #[test]

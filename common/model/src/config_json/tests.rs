@@ -1,3 +1,4 @@
+use compute::kernels::Activation;
 use serde_json::json;
 
 use super::*;

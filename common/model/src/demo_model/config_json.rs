@@ -103,7 +103,7 @@ fn multimodal(dims: &Dims, real: &Dims) -> Value {
         Family::Gemma2 => ("google/siglip2-so400m-patch14-384", "demo/siglip2-patch14-384"),
         Family::Mistral => ("google/siglip-so400m-patch14-384", "demo/siglip-patch14-384"),
     };
-    let mut keys = json!({
+    json!({
         "mm_audio_pool_size": 5,
         "mm_audio_tower": name(dims.audio == real.audio, "openai/whisper-large-v3", "demo/whisper"),
         "mm_image_aspect_ratio": "resize",
@@ -111,40 +111,30 @@ fn multimodal(dims: &Dims, real: &Dims) -> Value {
         "mm_image_pool_size": dims.image_pool,
         "mm_input_type": "video",
         "mm_splits": 4,
+        "mm_std": MM_STD,
         "mm_time_interval": 10000,
         "mm_vision_select_layer": -2,
         "mm_vision_tower": name(dims.vision == real.vision, tower, demo)
-    });
-    if dims.family == Family::Gemma2 {
-        keys["mm_std"] = MM_STD.into();
-    }
-    keys
+    })
 }
 
 /// Traces of the training, which no inference reads.
 fn training(dims: &Dims) -> Value {
-    let dtype = match dims.dtype {
-        Dtype::F32 => "float32",
-        Dtype::Bf16 => "bfloat16",
+    let (name, transformers) = match dims.family {
+        Family::Gemma2 => ("output/temporal-dattn_gemma-2-9b_pt2", "4.49.0"),
+        Family::Mistral => ("demo/dattn_mistral", "4.44.2"),
     };
-    match dims.family {
-        Family::Gemma2 => json!({
-            "_name_or_path": "output/temporal-dattn_gemma-2-9b_pt2",
-            "initializer_range": 0.02,
-            "loss_thres": 0.1,
-            "torch_dtype": dtype,
-            "train_aud": false,
-            "train_llm": true,
-            "train_rand": true,
-            "train_vis": false,
-            "transformers_version": "4.49.0"
-        }),
-        Family::Mistral => json!({
-            "initializer_range": 0.02,
-            "torch_dtype": dtype,
-            "transformers_version": "4.44.2"
-        }),
-    }
+    json!({
+        "_name_or_path": name,
+        "initializer_range": 0.02,
+        "loss_thres": 0.1,
+        "torch_dtype": match dims.dtype { Dtype::F32 => "float32", Dtype::Bf16 => "bfloat16" },
+        "train_aud": false,
+        "train_llm": true,
+        "train_rand": true,
+        "train_vis": false,
+        "transformers_version": transformers
+    })
 }
 
 fn vision(tower: &Tower) -> Value {

@@ -92,97 +92,16 @@ impl Tower {
 }
 
 impl Dims {
-    /// The dimensions behind a name; `tiny` and `realdims` are the presets of the same names in
-    /// `tests/oracle/vidi_oracle.py`.
+    /// The dimensions behind a name; `tiny` and `realdims` are the presets of the same names of `tests/oracle/vidi_oracle.py`,
+    /// and those of Vidi 7B its `tiny-7b` and `realdims-7b`.
     pub fn of(size: Size) -> Dims {
         match size {
-            Size::Tiny => Dims {
-                family: Family::Gemma2,
-                hidden: 64,
-                layers: 4,
-                heads: 4,
-                kv_heads: 2,
-                head_dim: 24,
-                inter: 128,
-                vocab: 512,
-                window: Some(16),
-                query_scalar: 20,
-                softcap: Some(10.0),
-                final_softcap: Some(30.0),
-                image_pool: 2,
-                tied: true,
-                vision: Tower::new(32, 3, 2, 64),
-                audio: Tower::new(32, 2, 2, 64),
-                dtype: Dtype::F32,
-                shards: 3,
-            },
-            Size::Realdims => Dims {
-                hidden: 256,
-                head_dim: 256,
-                inter: 512,
-                window: Some(4096),
-                query_scalar: 256,
-                softcap: Some(50.0),
-                vision: Tower::new(144, 3, 2, 272),
-                audio: Tower::new(128, 2, 2, 256),
-                ..Dims::of(Size::Tiny)
-            },
-            Size::NineB => Dims {
-                family: Family::Gemma2,
-                hidden: 3584,
-                layers: 42,
-                heads: 16,
-                kv_heads: 8,
-                head_dim: 256,
-                inter: 14336,
-                vocab: 256_000,
-                window: Some(4096),
-                query_scalar: 256,
-                softcap: Some(50.0),
-                final_softcap: Some(30.0),
-                image_pool: 2,
-                tied: true,
-                vision: Tower::new(1152, 27, 16, 4304),
-                audio: Tower::new(1280, 32, 20, 5120),
-                dtype: Dtype::Bf16,
-                shards: 5,
-            },
-            Size::SevenBTiny => Dims {
-                family: Family::Mistral,
-                heads: 8,
-                head_dim: 16,
-                window: None,
-                query_scalar: 16,
-                softcap: None,
-                final_softcap: None,
-                image_pool: 5,
-                tied: false,
-                ..Dims::of(Size::Tiny)
-            },
-            Size::SevenBRealdims => Dims {
-                hidden: 256,
-                head_dim: 128,
-                inter: 512,
-                query_scalar: 128,
-                vision: Tower::new(144, 3, 2, 272),
-                audio: Tower::new(128, 2, 2, 256),
-                ..Dims::of(Size::SevenBTiny)
-            },
-            Size::SevenB => Dims {
-                hidden: 4096,
-                layers: 32,
-                heads: 32,
-                kv_heads: 8,
-                head_dim: 128,
-                inter: 14336,
-                vocab: 32_768,
-                query_scalar: 128,
-                vision: Tower::new(1152, 27, 16, 4304),
-                audio: Tower::new(1280, 32, 20, 5120),
-                dtype: Dtype::Bf16,
-                shards: 4,
-                ..Dims::of(Size::SevenBTiny)
-            },
+            Size::Tiny => tiny(),
+            Size::Realdims => realdims(),
+            Size::NineB => nine_b(),
+            Size::SevenBTiny => seven_b_tiny(),
+            Size::SevenBRealdims => seven_b_realdims(),
+            Size::SevenB => seven_b(),
         }
     }
 
@@ -214,5 +133,113 @@ impl Dims {
             );
         }
         Ok(())
+    }
+}
+
+fn tiny() -> Dims {
+    Dims {
+        family: Family::Gemma2,
+        hidden: 64,
+        layers: 4,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 24,
+        inter: 128,
+        vocab: 512,
+        window: Some(16),
+        query_scalar: 20,
+        softcap: Some(10.0),
+        final_softcap: Some(30.0),
+        image_pool: 2,
+        tied: true,
+        vision: Tower::new(32, 3, 2, 64),
+        audio: Tower::new(32, 2, 2, 64),
+        dtype: Dtype::F32,
+        shards: 3,
+    }
+}
+
+fn realdims() -> Dims {
+    Dims {
+        hidden: 256,
+        head_dim: 256,
+        inter: 512,
+        window: Some(4096),
+        query_scalar: 256,
+        softcap: Some(50.0),
+        vision: Tower::new(144, 3, 2, 272),
+        audio: Tower::new(128, 2, 2, 256),
+        ..tiny()
+    }
+}
+
+fn nine_b() -> Dims {
+    Dims {
+        family: Family::Gemma2,
+        hidden: 3584,
+        layers: 42,
+        heads: 16,
+        kv_heads: 8,
+        head_dim: 256,
+        inter: 14336,
+        vocab: 256_000,
+        window: Some(4096),
+        query_scalar: 256,
+        softcap: Some(50.0),
+        final_softcap: Some(30.0),
+        image_pool: 2,
+        tied: true,
+        vision: Tower::new(1152, 27, 16, 4304),
+        audio: Tower::new(1280, 32, 20, 5120),
+        dtype: Dtype::Bf16,
+        shards: 5,
+    }
+}
+
+fn seven_b_tiny() -> Dims {
+    Dims {
+        family: Family::Mistral,
+        layers: 3,
+        heads: 8,
+        head_dim: 24,
+        window: None,
+        query_scalar: 24,
+        softcap: None,
+        final_softcap: None,
+        image_pool: 5,
+        tied: false,
+        audio: Tower::new(48, 2, 2, 64),
+        ..tiny()
+    }
+}
+
+fn seven_b_realdims() -> Dims {
+    Dims {
+        hidden: 256,
+        layers: 4,
+        head_dim: 128,
+        inter: 512,
+        query_scalar: 128,
+        vision: Tower::new(144, 3, 2, 272),
+        audio: Tower::new(128, 2, 2, 256),
+        ..seven_b_tiny()
+    }
+}
+
+fn seven_b() -> Dims {
+    Dims {
+        hidden: 4096,
+        layers: 32,
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        inter: 14336,
+        vocab: 32_768,
+        query_scalar: 128,
+        vision: Tower::new(1152, 27, 16, 4304),
+        audio: Tower::new(1280, 32, 20, 5120),
+        dtype: Dtype::Bf16,
+        shards: 4,
+        ..seven_b_tiny()
     }
 }

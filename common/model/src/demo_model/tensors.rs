@@ -6,7 +6,7 @@
 use super::size::{Dims, Dtype, Tower};
 use super::values::Values;
 use crate::config_json::family::POOL_WEIGHT;
-use crate::config_json::{Family, ImagePool};
+use crate::config_json::{Family, ImagePool, ModelConfig};
 use compute::random::Normal;
 
 /// One tensor.
@@ -76,12 +76,24 @@ struct List {
 const BIAS: f64 = 0.1;
 /// Spread of logits before their soft cap.
 const LOGIT_STD: f64 = 6.0;
-/// `mm_std` of the real config: the usual size of a text embedding, which image and audio tokens are brought to.
+/// `mm_std` of the 9B's real config: the usual size of a text embedding, which image and audio tokens are brought to.
 pub const MM_STD: f64 = 0.028976401314139366;
 
 /// Norms of a decoder layer; one without norms after its parts has the first two.
 const NORMS: [&str; 4] =
     ["input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"];
+
+/// Spread of the embedding as it is stored, and the gain of the last norm. Tied rows are small, so that the layers and not the
+/// current token's own row decide the next token; the last norm brings the logits back to their spread. Untied rows are about
+/// as large as what the layers add, once they are scaled.
+fn head(geometry: &ModelConfig) -> (f64, f64) {
+    let width = (geometry.hidden_size as f64).sqrt();
+    match (geometry.tie_word_embeddings, geometry.family) {
+        (true, _) => (2.4 / width / width, LOGIT_STD / (2.4 / width)),
+        (false, Family::Gemma2) => (1.0 / width, LOGIT_STD),
+        (false, Family::Mistral) => (0.7, LOGIT_STD),
+    }
+}
 
 impl List {
     fn push(&mut self, name: String, shape: &[u64], dtype: Dtype, fill: Fill) {
@@ -109,19 +121,18 @@ impl List {
 
     fn language_model(&mut self, d: &Dims) {
         let geometry = d.model_config();
-        let (width, offset) = (d.hidden as f64, geometry.norm_offset());
-        // Tied embedding rows are small, so that the layers and not the current token's own row decide the next token; the
-        // final norm brings the logits back to their spread.
-        let embedding = if d.tied { 2.4 / width.sqrt() } else { 1.0 };
-        let stored = embedding / geometry.embedding_scale().unwrap_or(1.0);
-        self.normal("model.embed_tokens.weight".into(), &[d.vocab, d.hidden], 0.0, stored);
+        let offset = geometry.norm_offset();
+        // Without a norm after attention, its output is added as it is.
+        let attended = if geometry.post_norms() { 1.0 } else { 0.5 };
+        let (embedding, logits) = head(&geometry);
+        self.normal("model.embed_tokens.weight".into(), &[d.vocab, d.hidden], 0.0, embedding);
         let (queries, keys) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
         for i in 0..d.layers {
             let layer = format!("model.layers.{i}");
             self.weight(&format!("{layer}.self_attn.q_proj"), queries, d.hidden, 1.6);
             self.weight(&format!("{layer}.self_attn.k_proj"), keys, d.hidden, 1.6);
             self.weight(&format!("{layer}.self_attn.v_proj"), keys, d.hidden, 1.0);
-            self.weight(&format!("{layer}.self_attn.o_proj"), d.hidden, queries, 1.0);
+            self.weight(&format!("{layer}.self_attn.o_proj"), d.hidden, queries, attended);
             self.weight(&format!("{layer}.mlp.gate_proj"), d.inter, d.hidden, 1.0);
             self.weight(&format!("{layer}.mlp.up_proj"), d.inter, d.hidden, 1.0);
             self.weight(&format!("{layer}.mlp.down_proj"), d.hidden, d.inter, 1.0);
@@ -131,7 +142,7 @@ impl List {
                 self.normal(format!("{layer}.{norm}.weight"), &[d.hidden], 0.1 + (1.0 - offset), 0.25);
             }
         }
-        self.normal("model.norm.weight".into(), &[d.hidden], LOGIT_STD / embedding - offset, 0.25);
+        self.normal("model.norm.weight".into(), &[d.hidden], logits - offset, 0.25);
         if !d.tied {
             self.weight("lm_head", d.vocab, d.hidden, 1.0);
         }
@@ -190,9 +201,7 @@ impl List {
 
     fn image_adapter(&mut self, d: &Dims) {
         let geometry = d.model_config();
-        // The size of a text embedding as it is stored, which image and audio tokens are brought to.
-        let size = if d.family == Family::Gemma2 { MM_STD } else { 1.0 };
-        self.normal("model.mm_rand_llm_norm.weight".into(), &[d.hidden], size, 0.25 * size);
+        self.normal("model.mm_rand_llm_norm.weight".into(), &[d.hidden], MM_STD, 0.25 * MM_STD);
         if let ImagePool::Convolution { kernel, .. } = geometry.image_pool() {
             let shape = [d.vision.hidden, d.vision.hidden, kernel as u64, kernel as u64];
             let inputs = shape[1..].iter().product::<u64>() as f64;

@@ -1,13 +1,10 @@
 //! The tokenizer files: a byte-fallback BPE in the layout of each family's.
 //!
 //! Vidi 1.5's is Gemma's: `<pad>` 0, `<eos>` 1, `<bos>` 2, `<unk>` 3, `<start_of_turn>` 106, `<end_of_turn>` 107, `\n` 108,
-//! `\n\n` 109, 256 byte tokens, then characters and merges learned from a page of English. `tokenizer.json` and
-//! `tokenizer_config.json` next to this file are what `build_tokenizer(DIR, 512)` of `tests/oracle/vidi_oracle.py` wrote,
-//! unchanged.
-//!
-//! Vidi 7B's is that of Mistral v0.3: `<unk>` 0, `<s>` 1, `</s>` 2, `[INST]` 3, `[/INST]` 4, five for tools, 256 byte tokens, then
-//! characters and merges learned from the same page. Its chat template says what Mistral's says of users and assistants, and
-//! nothing of tools.
+//! `\n\n` 109, then 256 byte tokens. Vidi 7B's is that of Mistral v0.3: `<unk>` 0, `<s>` 1, `</s>` 2, `[INST]` 3, `[/INST]` 4,
+//! five for tools, then 256 byte tokens. Characters and merges learned from a page of English follow. The JSON files next to this
+//! one are what `build_tokenizer(DIR, 512, GEMMA)` and `build_tokenizer(DIR, 512, MISTRAL_V3)` of
+//! `tests/oracle/parts/tokenizer.py` wrote, unchanged.
 
 use std::fmt::Write;
 

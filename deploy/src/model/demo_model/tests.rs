@@ -222,7 +222,7 @@ fn impossible_dimensions_are_refused_before_anything_is_written() {
 #[test]
 fn a_7b_in_every_small_size_opens_with_the_geometry_that_its_size_says() {
     for (size, head_dim, kernel) in
-        [(Size::SevenBTiny, 16, [32, 32, 6, 6]), (Size::SevenBRealdims, 128, [144, 144, 6, 6])]
+        [(Size::SevenBTiny, 24, [32, 32, 6, 6]), (Size::SevenBRealdims, 128, [144, 144, 6, 6])]
     {
         let dims = Dims::of(size);
         let (dir, _) = written(&dims, 1);
