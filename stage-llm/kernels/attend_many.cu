@@ -268,10 +268,10 @@ template <class T, int WIDTH> __device__ inline void attend_any_format(const Att
     }
 }
 
-// Grid: splits of all segments, kv heads, blocks of 64 rows. Block: 128 threads, with SHARED bytes of shared memory. A
-// multiprocessor of an H200 has room for two blocks with heads of 256, and for four with heads of 128.
+// Grid: splits of all segments, kv heads, blocks of 64 rows. Block: 128 threads, with SHARED bytes of shared memory: a
+// multiprocessor of a 4090 has room for one block with heads of 256, and for two with heads of 128.
 #define ATTEND(NAME, T, WIDTH)                                                                             \
-    extern "C" __global__ void __launch_bounds__(128, 512 / WIDTH)                                          \
+    extern "C" __global__ void __launch_bounds__(128, 2)                                                    \
         attend_many_##WIDTH##_##NAME(const __grid_constant__ Attention a) {                                 \
         attend_any_format<T, WIDTH>(a);                                                                     \
     }

@@ -21,17 +21,16 @@ static REST: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/at
 struct Fast {
     /// Values of a head.
     width: usize,
-    /// Shared memory of a block of the kernel for decoding, and how many such blocks a multiprocessor of a large GPU holds
-    /// (228 KB; on sm_89, of 100 KB, it holds half as many, and a block has 101,376 bytes at most).
-    few: (usize, usize),
+    /// Shared memory of a block of the kernel for decoding; a block has 101,376 bytes at most on sm_89.
+    few_shared: usize,
     /// The same of the kernel for prompts.
-    many: (usize, usize),
+    many_shared: usize,
 }
 
 /// What attend_few.cu, attend_many.cu and attend_rest.cu have kernels for.
 const FAST: [Fast; 2] = [
-    Fast { width: 256, few: (98_304, 2), many: (99_328, 2) },
-    Fast { width: 128, few: (98_304, 2), many: (49_152, 4) },
+    Fast { width: 256, few_shared: 98_304, many_shared: 99_328 },
+    Fast { width: 128, few_shared: 98_304, many_shared: 49_152 },
 ];
 
 /// Most rows (tokens x query heads of a kv head) that the kernel for decoding takes.
@@ -179,14 +178,14 @@ fn in_splits(device: &CudaDevice, fast: &Fast, mut raw: RawAttention, dtype: DTy
     let (tokens, heads, kv_heads) = (raw.tokens as usize, raw.heads as usize, raw.kv_heads as usize);
     let rows = tokens * heads / kv_heads;
     let few = rows <= DECODE_ROWS;
-    let &Fast { width, .. } = fast;
-    let (shared, resident) = if few { fast.few } else { fast.many };
-    // A multiprocessor of a 4090 holds half as many blocks as that of an H200: full waves on both.
+    let &Fast { width, few_shared, many_shared } = fast;
+    // Two blocks of 96 KB fit a multiprocessor of an H200, one fits that of a 4090, and two of 48 KB fit either: full waves
+    // on both.
     let context = device.cuda_stream().context().clone();
     let processors = context.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).w()? as usize;
     let row_blocks = if few { 1 } else { rows.div_ceil(BLOCK_ROWS) };
     let scratch = SCRATCH_BYTES / (tokens * heads * (width * 4 + 8));
-    let wave = (resident * processors / (kv_heads * row_blocks)).min(scratch);
+    let wave = (2 * processors / (kv_heads * row_blocks)).min(scratch);
     let keys: Vec<usize> = raw.segments[..raw.count as usize].iter().map(RawSegment::keys).collect();
     // The kernel for few rows takes 16 keys a warp, the other 32 a block.
     let split_keys = if few { split(&keys, wave, 64, 16) } else { split(&keys, wave, 32, 32) };
@@ -204,7 +203,7 @@ fn in_splits(device: &CudaDevice, fast: &Fast, mut raw: RawAttention, dtype: DTy
     raw.stats = address_of(&stats, &shape)?;
 
     let suffix = format!("{width}_{}", suffix(dtype)?);
-    let config = grid((splits, kv_heads, row_blocks), 128, shared);
+    let config = grid((splits, kv_heads, row_blocks), 128, if few { few_shared } else { many_shared });
     if few {
         launch(device, &FEW, &format!("attend_few_{suffix}"), config, &raw)?;
     } else {
