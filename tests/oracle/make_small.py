@@ -96,11 +96,11 @@ def write_case(out, name, c):
         pcm = cases.pcm(None, c["pcm"][1], c["pcm"][0])
         np.save(os.path.join(directory, "pcm.npy"), np.round(pcm * 32768).astype(np.int16))
     oracle = vo.Oracle(os.path.join(out, "checkpoints", c["checkpoint"]), "float32", "ideal")
-    rec, info = oracle.run(frames, pcm, c.get("query"), c.get("user_text"), max_new=c["max_new"])
+    rec, info = oracle.run(frames, pcm, c.get("query"), c.get("user_text"), max_new=c["max_new"], duration=c["duration"])
     if frames is not None:
         rec["pixel_values"] = rec["pixel_values"][:2]
     info.update(checkpoint="../../checkpoints/" + c["checkpoint"], user_text=c.get("user_text"), duration=c["duration"],
-                time_ranges=vo.time_ranges(info["text"], c["duration"]),
+                time_ranges=vo.time_ranges(info["text"], c["duration"], oracle.cfg.family),
                 inputs={"frames": None if frames is None else list(frames.shape), "pcm_samples": None if pcm is None else len(pcm)},
                 unused_tensors=sorted(set(oracle.w.map) - oracle.w.used))
     save_file(thin(rec, info), os.path.join(directory, "golden.safetensors"))
