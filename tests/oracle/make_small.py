@@ -8,7 +8,7 @@ README.md in OUT says what each case proves and how a thinned tensor is read.
 """
 import argparse, json, os, shutil
 import numpy as np, torch
-import cases, vidi_oracle as vo
+import cases, small_7b, vidi_oracle as vo
 from safetensors.torch import load_file, save_file
 
 ANSWER = [423, 485, 438, 374, 375, 368, 436, 376, 377, 155, 371, 370, 487, 107]   # "0.12-0.34, 0.56-0.78" <end_of_turn>
@@ -38,6 +38,7 @@ CHECKPOINTS = {
     "tied":     dict(seed=52, dims=vo.PRESETS["tiny"], shards=3),
     "untied":   dict(seed=75, dims={**vo.PRESETS["tiny"], "window": 40}, shards=2, tied=False, row_swaps=swaps(ANSWER_ROWS, ANSWER)),
     "realdims": dict(seed=3, dims=REAL_HEADS, shards=4, dtype="bfloat16"),
+    **small_7b.checkpoints(swaps),
 }
 
 # frames: (count, height, width, seed); pcm: (samples, seed); query: the retrieval question, or user_text: the whole user turn
@@ -53,6 +54,7 @@ CASES = {
     "open_question": dict(checkpoint="tied", frames=(4, 60, 80, 71), pcm=(3_200, 72), user_text="<image>\nWhat does the man cook, and why?", max_new=24, duration=4.0),
     "time_ranges":   dict(checkpoint="untied", frames=(6, 60, 80, 51), pcm=(51_200, 52), query="the logo", max_new=64, duration=3725.5),
     "realdims":      dict(checkpoint="realdims", frames=(3, 90, 160, 431), pcm=(48_000, 436), query="the speaker introduces the topic", max_new=24, duration=3.0),
+    **small_7b.CASES,
 }
 
 PRIMES = [p for p in range(3, 20000) if all(p % q for q in range(2, int(p ** 0.5) + 1))]
@@ -117,7 +119,10 @@ def main():
     ap.add_argument("cases", nargs="*", help="all when none is named")
     a = ap.parse_args()
     torch.set_num_threads(1)
+    wanted = {CASES[name]["checkpoint"] for name in a.cases or CASES}
     for name, c in CHECKPOINTS.items():
+        if name not in wanted:
+            continue
         directory = os.path.join(a.out, "checkpoints", name)
         if not os.path.exists(os.path.join(directory, "config.json")):
             write_checkpoint(directory, **c)

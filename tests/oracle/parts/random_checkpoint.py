@@ -121,11 +121,11 @@ def make_checkpoint(out, seed, a, tied=True, shards=3, dtype="float32", logit_st
     family = family_of(a)
     is_gemma = family is GEMMA2
     D, hd = a["hidden"], a["head_dim"] or a["hidden"] // a["heads"]
-    out_gain = 1.0 if is_gemma else 0.5         # no norm follows a part's output in Vidi 7B
+    out_gain = 1.0 if is_gemma else 0.5         # no norm follows attention's output in Vidi 7B
     # language model.  Tied embedding rows are small (2.4/D) so that the layers, not the current token's own
     # (tied) embedding, decide the next token; the final norm weight brings the logits back to std `logit_std`.
-    # Vidi 7B's untied rows are 0.1, not scaled by sqrt(D) and small enough for the norms' epsilon to show.
-    emb = 2.4 / math.sqrt(D) if tied else 1.0 if is_gemma else 0.1 * math.sqrt(D)
+    # Vidi 7B does not scale them: its untied rows are as large as what the layers add.
+    emb = 2.4 / math.sqrt(D) if tied else 1.0 if is_gemma else 0.7 * math.sqrt(D)
     T["model.embed_tokens.weight"] = rn(a["vocab"], D, std=emb / math.sqrt(D))
     for i in range(a["layers"]):
         p = f"model.layers.{i}."
@@ -135,7 +135,7 @@ def make_checkpoint(out, seed, a, tied=True, shards=3, dtype="float32", logit_st
         lin(p + "self_attn.o_proj", D, a["heads"] * hd, False, out_gain)
         lin(p + "mlp.gate_proj", a["inter"], D, False)
         lin(p + "mlp.up_proj", a["inter"], D, False)
-        lin(p + "mlp.down_proj", D, a["inter"], False, out_gain)
+        lin(p + "mlp.down_proj", D, a["inter"], False)
         for n in family.layer_norms():
             T[p + n + ".weight"] = rn(D, std=0.25, mean=0.1 if is_gemma else 1.1)          # Gemma's are used as (1 + w)
     gain = logit_std / emb if tied or is_gemma else logit_std
