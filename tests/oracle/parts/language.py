@@ -105,45 +105,45 @@ class LM:
         """Embeddings as they enter the first layer."""
         return e if e is None or not self.f.scales_embeddings else e * self.norm_scale
 
-    def cross(self, p, q, kv):
-        o = attention(q, kv[0], kv[1], self.scale, self.c.attn_logit_softcapping or 0.0)
+    def keys_values(self, p, n):
+        """Keys and values of normed rows, by head and not rotated."""
+        return tuple(heads(linear(self.w, f"{p}self_attn.{t}_proj", n), self.c.num_key_value_heads) for t in "kv")
+
+    def attend(self, p, q, k, v, mask=None):
+        o = attention(q, k, v, self.scale, self.c.attn_logit_softcapping or 0.0, mask)
         return linear(self.w, p + "self_attn.o_proj", o)
+
+    def diagonal(self, p, e, v):
+        """A modality's rows for the next layer: each attends to itself alone, so its value is what attention gives."""
+        every_head = v.repeat_interleave(self.c.num_attention_heads // self.c.num_key_value_heads, 0)
+        own = linear(self.w, p + "self_attn.o_proj", every_head.transpose(0, 1).reshape(e.shape[0], -1))
+        return self.ffn(p, self.add(p, e, [own], self.f.attention_out_norm))
 
     def layer(self, i, x, cos, sin, pos, mm, advance):
         """One decoder layer.  mm: {'image': [N,D] or None, 'audio': ...} embeddings entering the layer
         (prefill only).  advance: also update them for the next layer (skipped after the last layer)."""
         w, c = self.w, self.c
         p = f"model.layers.{i}."
-        eps = c.rms_norm_eps
-        n = self.f.norm(w, p + "input_layernorm", x, eps)
+        n = self.f.norm(w, p + "input_layernorm", x, c.rms_norm_eps)
         q = heads(linear(w, p + "self_attn.q_proj", n), c.num_attention_heads)
-        k = heads(linear(w, p + "self_attn.k_proj", n), c.num_key_value_heads)
-        v = heads(linear(w, p + "self_attn.v_proj", n), c.num_key_value_heads)
+        k, v = self.keys_values(p, n)
         qr, kr = self.rotate(q, cos, sin), self.rotate(k, cos, sin)
-        cache = self.cache[i]
         if mm is not None:
-            kk, vv, mask = cache.prefill(kr, v)
+            kk, vv, mask = self.cache[i].prefill(kr, v)
         else:
-            (kk, vv), mask = cache.step(kr, v, pos), None
-        o = attention(qr, kk, vv, self.scale, c.attn_logit_softcapping or 0.0, mask)
-        parts = [linear(w, p + "self_attn.o_proj", o)]
+            (kk, vv), mask = self.cache[i].step(kr, v, pos), None
+        parts = [self.attend(p, qr, kk, vv, mask)]
 
         for name in ("image", "audio"):
-            if mm is not None:
-                e = mm[name]
-                if e is None:
-                    continue
-                ne = self.f.norm(w, p + "input_layernorm", e, eps)
-                kv = tuple(heads(linear(w, f"{p}self_attn.{t}_proj", ne), c.num_key_value_heads) for t in "kv")
-                self.mm_cache[i][name] = kv
+            e = None if mm is None else mm[name]
+            if e is not None:
+                self.mm_cache[i][name] = self.keys_values(p, self.f.norm(w, p + "input_layernorm", e, c.rms_norm_eps))
             kv = self.mm_cache[i].get(name)
             if kv is None:
                 continue
-            parts.append(self.cross(p, q, kv))              # un-rotated queries, no positions, no mask
-            if mm is not None and advance:
-                rep = c.num_attention_heads // c.num_key_value_heads
-                vrep = kv[1].repeat_interleave(rep, 0).transpose(0, 1).reshape(e.shape[0], -1)
-                mm[name] = self.ffn(p, self.add(p, e, [linear(w, p + "self_attn.o_proj", vrep)], self.f.attention_out_norm))
+            parts.append(self.attend(p, q, *kv))            # un-rotated queries, no positions, no mask
+            if e is not None and advance:
+                mm[name] = self.diagonal(p, e, kv[1])
         return self.ffn(p, self.add(p, x, parts, self.f.attention_out_norm))
 
     def logits(self, x):

@@ -72,7 +72,8 @@ def gemma_keys(a, tied, kind):
 def mistral_keys(a, tied, kind):
     """What config.json of Vidi 7B has beside the shared keys.  Absent is what transformers does not write: head_dim where
     it is hidden / heads, tie_word_embeddings where it is false; with `newer`, rope_theta stands in rope_parameters."""
-    rope = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}} if a.get("newer") else {"rope_theta": 1e6}
+    theta = a.get("theta", 1e6)
+    rope = {"rope_parameters": {"rope_theta": theta, "rope_type": "default"}} if a.get("newer") else {"rope_theta": theta}
     return {"bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "max_position_embeddings": 32768,
             "mm_vision_tower": f"tiny/siglip-tiny-{kind}-patch14-384", "rms_norm_eps": 1e-5, "sliding_window": a.get("window"),
             "transformers_version": "5.0.0" if a.get("newer") else "4.44.2", **rope,
