@@ -14,7 +14,7 @@ import vidi_oracle as vo
 from parts.adapters import as_picture
 
 SIDE = 27                                                    # patches a side
-POOLS = (2, 5, 7, 9, 14, 26, 27)
+POOLS = (2, 5, 7, 9, 10, 14, 26, 27)
 WIDTH = 4096
 
 
