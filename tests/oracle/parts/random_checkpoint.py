@@ -1,13 +1,13 @@
 """Checkpoints of random weights in the real on-disk layout."""
 import json
-import math
 import os
 
 import torch
 
-from .adapters import pool_kernel
+from . import random_weights
 from .blocks import DTYPES
-from .families import FAMILIES, GEMMA2, WHISPER_V3
+from .families import GEMMA2
+from .random_weights import family_of, mel_bins
 from .tokenizer import LAYOUTS, build_tokenizer
 
 PRESETS = {
@@ -27,14 +27,6 @@ PRESETS = {
                         vocab=512, pool=5, v_hidden=144, v_layers=3, v_heads=2, v_inter=272, a_hidden=128, a_layers=2, a_heads=2,
                         a_inter=256),
 }
-
-
-def family_of(a):
-    return FAMILIES[a.get("family", GEMMA2.model_type)]
-
-
-def mel_bins(a):
-    return a.get("a_mels", WHISPER_V3["num_mel_bins"])
 
 
 def config_json(a, vocab, tied, dtype, std, kind):
@@ -101,109 +93,13 @@ def save_weights(out, T, cfg, shards):
 
 def make_checkpoint(out, seed, a, tied=True, shards=3, dtype="float32", logit_std=6.0, row_swaps=(), replaced=None):
     """A checkpoint directory of random weights with dimensions `a`.  `replaced`: {name: tensor} in place of random ones."""
-    from safetensors.torch import save_file
     os.makedirs(out, exist_ok=True)
-    g = torch.Generator().manual_seed(seed)
-
-    def rn(*shape, std=1.0, mean=0.0):
-        return torch.randn(*shape, generator=g) * std + mean
-
-    T = {}
-
-    def lin(name, o, i, bias=True, gain=1.0):
-        T[name + ".weight"] = rn(o, i, std=gain / math.sqrt(i))
-        if bias:
-            T[name + ".bias"] = rn(o, std=0.1)
-
-    def ln(name, d):
-        T[name + ".weight"] = rn(d, std=0.2, mean=1.0)
-        T[name + ".bias"] = rn(d, std=0.1)
-
-    family = family_of(a)
-    is_gemma = family is GEMMA2
-    D, hd = a["hidden"], a["head_dim"] or a["hidden"] // a["heads"]
-    out_gain = 1.0 if is_gemma else 0.5         # no norm follows attention's output in Vidi 7B
-    # language model.  Tied embedding rows are small (2.4/D) so that the layers, not the current token's own
-    # (tied) embedding, decide the next token; the final norm weight brings the logits back to std `logit_std`.
-    # Vidi 7B does not scale them: its untied rows are as large as what the layers add.
-    emb = 2.4 / math.sqrt(D) if tied else 1.0 if is_gemma else 0.7 * math.sqrt(D)
-    T["model.embed_tokens.weight"] = rn(a["vocab"], D, std=emb / math.sqrt(D))
-    for i in range(a["layers"]):
-        p = f"model.layers.{i}."
-        lin(p + "self_attn.q_proj", a["heads"] * hd, D, False, 1.6)
-        lin(p + "self_attn.k_proj", a["kv_heads"] * hd, D, False, 1.6)
-        lin(p + "self_attn.v_proj", a["kv_heads"] * hd, D, False)
-        lin(p + "self_attn.o_proj", D, a["heads"] * hd, False, out_gain)
-        lin(p + "mlp.gate_proj", a["inter"], D, False)
-        lin(p + "mlp.up_proj", a["inter"], D, False)
-        lin(p + "mlp.down_proj", D, a["inter"], False)
-        for n in family.layer_norms():
-            T[p + n + ".weight"] = rn(D, std=0.25, mean=0.1 if is_gemma else 1.1)          # Gemma's are used as (1 + w)
-    gain = logit_std / emb if tied or is_gemma else logit_std
-    T["model.norm.weight"] = rn(D, std=0.25, mean=gain - 1 if is_gemma else gain)
-    if not tied:
-        T["lm_head.weight"] = rn(a["vocab"], D, std=1 / math.sqrt(D))
-
-    # vision tower (all tensors of the real tower are present, used or not)
-    V, p = a["v_hidden"], "model.mm_vis.vision_model."
-    T[p + "embeddings.patch_embedding.weight"] = rn(V, 3, 14, 14, std=2 / math.sqrt(3 * 14 * 14))
-    T[p + "embeddings.patch_embedding.bias"] = rn(V, std=0.1)
-    T[p + "embeddings.position_embedding.weight"] = rn(729, V, std=0.7)
-    for i in range(a["v_layers"]):
-        q = f"{p}encoder.layers.{i}."
-        for n in ("k_proj", "v_proj", "q_proj"):
-            lin(f"{q}self_attn.{n}", V, V, gain=1.3 if n != "v_proj" else 1.0)
-        lin(q + "self_attn.out_proj", V, V)
-        ln(q + "layer_norm1", V)
-        ln(q + "layer_norm2", V)
-        lin(q + "mlp.fc1", a["v_inter"], V)
-        lin(q + "mlp.fc2", V, a["v_inter"])
-    ln(p + "post_layernorm", V)
-    T[p + "head.probe"] = rn(1, 1, V)
-    T[p + "head.attention.in_proj_weight"] = rn(3 * V, V, std=1 / math.sqrt(V))
-    T[p + "head.attention.in_proj_bias"] = rn(3 * V, std=0.1)
-    lin(p + "head.attention.out_proj", V, V)
-    ln(p + "head.layernorm", V)
-    lin(p + "head.mlp.fc1", a["v_inter"], V)
-    lin(p + "head.mlp.fc2", V, a["v_inter"])
-
-    # audio tower
-    A, mels, p = a["a_hidden"], mel_bins(a), "model.mm_aud.encoder."
-    T[p + "conv1.weight"] = rn(A, mels, 3, std=1.5 / math.sqrt(mels * 3))
-    T[p + "conv1.bias"] = rn(A, std=0.1)
-    T[p + "conv2.weight"] = rn(A, A, 3, std=1.5 / math.sqrt(A * 3))
-    T[p + "conv2.bias"] = rn(A, std=0.1)
-    pos = torch.arange(1500.0)[:, None] * torch.exp(-math.log(10000.0) / (A // 2 - 1) * torch.arange(A // 2).float())[None]
-    T[p + "embed_positions.weight"] = torch.cat([pos.sin(), pos.cos()], 1)
-    for i in range(a["a_layers"]):
-        q = f"{p}layers.{i}."
-        lin(q + "self_attn.k_proj", A, A, False, 1.3)
-        lin(q + "self_attn.v_proj", A, A)
-        lin(q + "self_attn.q_proj", A, A, gain=1.3)
-        lin(q + "self_attn.out_proj", A, A)
-        ln(q + "self_attn_layer_norm", A)
-        lin(q + "fc1", a["a_inter"], A)
-        lin(q + "fc2", A, a["a_inter"])
-        ln(q + "final_layer_norm", A)
-    ln(p + "layer_norm", A)
-
-    # adapters
-    std = 0.028976401314139366
-    T["model.mm_rand_llm_norm.weight"] = rn(D, std=0.25 * std, mean=std)
-    if not is_gemma:
-        k = pool_kernel(27, a["pool"])
-        T["model.mm_rand_img_pool.conv.weight"] = rn(V, V, k, k, std=1 / math.sqrt(V * k * k))
-    lin("model.mm_rand_img_projector.model.0", D, 4 * V if is_gemma else V)
-    lin("model.mm_rand_img_projector.model.2", D, D)
-    T["model.mm_rand_img_norm.weight"] = rn(D, std=0.2, mean=1.0)
-    for n in ("pos_w", "pos_h", "pos_t"):
-        lin(f"model.mm_rand_{n}.mlp.0", D, D, gain=1.5)
-        lin(f"model.mm_rand_{n}.mlp.2", D, D, gain=1.5)
-    pooled = D if is_gemma else A
-    T["model.mm_rand_aud_pool.weight"] = rn(pooled, A, 5, std=1 / math.sqrt(5 * A))
-    lin("model.mm_rand_aud_projector.model.0", D, pooled)
-    lin("model.mm_rand_aud_projector.model.2", D, D)
-    T["model.mm_rand_aud_norm.weight"] = rn(D, std=0.2, mean=1.0)
+    draws = random_weights.Draws(seed)
+    random_weights.language_model(draws, a, tied, logit_std)
+    random_weights.vision_tower(draws, a)
+    random_weights.audio_tower(draws, a)
+    random_weights.adapters(draws, a)
+    T = draws.T
 
     for name, tensor in (replaced or {}).items():
         if name not in T or T[name].shape != tensor.shape:
@@ -218,12 +114,17 @@ def make_checkpoint(out, seed, a, tied=True, shards=3, dtype="float32", logit_st
     # a 16-bit checkpoint keeps the position MLPs in float32 (mixed dtypes inside one shard)
     T = {k: v.to(torch.float32 if k.startswith("model.mm_rand_pos_") else DTYPES[dtype]).contiguous() for k, v in T.items()}
 
-    cfg = config_json(a, a["vocab"], tied, dtype, std, "random")
-    vis, aud = cfg["mm_vision_config"], cfg["mm_audio_config"]
+    cfg = config_json(a, a["vocab"], tied, dtype, random_weights.MM_STD, "random")
     save_weights(out, T, cfg, shards)
     build_tokenizer(out, a["vocab"], LAYOUTS[a.get("layout", "gemma")])
+    tower_folders(out, T, cfg, a)
+    return T
 
-    # tower folders as the official code wants them (from_pretrained); the oracle does not read these
+
+def tower_folders(out, T, cfg, a):
+    """The towers' own folders, as the official code wants them (from_pretrained); the oracle does not read these."""
+    from safetensors.torch import save_file
+    vis, aud = cfg["mm_vision_config"], cfg["mm_audio_config"]
     vd, ad = os.path.join(out, "towers", "siglip2-tiny"), os.path.join(out, "towers", "whisper-tiny")
     os.makedirs(vd, exist_ok=True)
     os.makedirs(ad, exist_ok=True)
@@ -240,9 +141,8 @@ def make_checkpoint(out, seed, a, tied=True, shards=3, dtype="float32", logit_st
                    "vocab_size": 300, "activation_function": "gelu", "dropout": 0.0, "pad_token_id": 0, "bos_token_id": 1,
                    "eos_token_id": 2, "decoder_start_token_id": 3, "suppress_tokens": [], "begin_suppress_tokens": []}, f, indent=1)
     with open(os.path.join(ad, "preprocessor_config.json"), "w") as f:
-        json.dump({"chunk_length": 30, "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": mels, "hop_length": 160,
+        json.dump({"chunk_length": 30, "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": mel_bins(a), "hop_length": 160,
                    "n_fft": 400, "n_samples": 480000, "nb_max_frames": 3000, "padding_side": "right", "padding_value": 0.0,
                    "return_attention_mask": False, "sampling_rate": 16000}, f, indent=1)
     save_file({k[len("model.mm_aud."):]: v for k, v in T.items() if k.startswith("model.mm_aud.")},
               os.path.join(ad, "model.safetensors"), metadata={"format": "pt"})
-    return T
