@@ -332,6 +332,9 @@ mod tests {
         let named = |name: &str| retrieval.parser(&JobRequest { parser: Some(name.to_owned()), ..request() });
         assert_eq!(named("lenient").unwrap(), Parser::Lenient);
         let error = named("regex").unwrap_err();
-        assert!(error.kind == ErrorKind::BadRequest && error.message.contains("reference, reference-7b, lenient"), "{error}");
+        assert!(
+            error.kind == ErrorKind::BadRequest && error.message.contains("reference, reference-7b, lenient"),
+            "{error}"
+        );
     }
 }
