@@ -69,7 +69,7 @@ fn heads_of_the_real_widths_and_16_bit_weights_give_what_the_oracle_gives() {
 fn quantized_weights_keys_and_values_and_products_in_8_bits_give_the_oracles_tokens_at_a_bounded_error() {
     for (weights, kv, products) in [
         (WeightFormat::Q8, KvPrecision::Q8, MediaProducts::Dense),
-        (WeightFormat::Q4, KvPrecision::Q4, MediaProducts::Dense),
+        (WeightFormat::Dense, KvPrecision::Q4, MediaProducts::Dense),
         (WeightFormat::Q8, KvPrecision::Q4, MediaProducts::Fp8),
     ] {
         let mut options = options("7b_realdims", "7b-realdims", 0);
