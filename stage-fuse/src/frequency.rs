@@ -43,7 +43,7 @@ mod tests {
 
     #[test]
     fn every_frequency_is_within_a_unit_in_the_last_place_of_the_exact_one() {
-        for width in [2, 64, 160, 3584] {
+        for width in [2, 64, 160, 3584, 4096] {
             let step = -(10_000f64.ln() / width as f64) as f32;
             let frequencies = frequencies(width);
             assert_eq!((frequencies.len(), frequencies[0]), (width / 2, 1.0));

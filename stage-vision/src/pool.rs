@@ -35,7 +35,10 @@ impl Pool {
             kind: match pool {
                 ImagePool::Merge => Kind::Merge,
                 ImagePool::Convolution { kernel, side } => {
-                    Kind::Convolution(Convolution::new(config, kernel, side, weights)?)
+                    let width = config.vision.hidden_size;
+                    let weight = weights.get(POOL_WEIGHT, &[width, width, kernel, kernel])?;
+                    let convolution = Convolution::new(weight, config.vision.side(), side);
+                    Kind::Convolution(convolution.map_err(CheckpointError::from_device)?)
                 }
             },
             grid: pool.grid(),
@@ -94,33 +97,36 @@ impl Pool {
 /// only the blends are multiplied by the weights: 25 rows a frame in place of 484, and nothing as large as the convolution's
 /// output exists. In f32 that is the same but for the order of the sums; in 16 bits the blend is rounded before the sum
 /// and not after it.
-struct Convolution {
-    weight: Tensor, // [C, C*k*k]
-    blends: Tensor, // [s*s*k*k, 729] f32
-    kernel: usize,
+pub struct Convolution {
+    weight: Tensor, // [C', C, k, k]
+    blends: Tensor, // [s*s*k*k, from*from] f32
     side: usize,
 }
 
 impl Convolution {
-    fn new(
-        config: &ModelConfig,
-        kernel: usize,
-        side: usize,
-        w: &Weights,
-    ) -> std::result::Result<Self, CheckpointError> {
-        let width = config.vision.hidden_size;
-        let weight = w.get(POOL_WEIGHT, &[width, width, kernel, kernel])?;
-        let prepared = || {
-            let blends = blends(config.vision.side(), kernel, side)?.to_device(w.device())?;
-            Ok(Convolution { weight: weight.flatten_from(1)?, blends, kernel, side })
-        };
-        prepared().map_err(CheckpointError::from_device)
+    /// Pool of frames of `from x from` patches to `side x side` cells by a weight `[C', C, k, k]`.
+    ///
+    /// # Errors
+    /// A weight of another shape, a kernel or a side for which there is no resize; the device's.
+    pub fn new(weight: Tensor, from: usize, side: usize) -> Result<Self> {
+        let (_, _, kernel, across) = weight.dims4()?;
+        if kernel != across || kernel > from || side < 2 {
+            candle_core::bail!(
+                "pool refused: kernels of {kernel} x {across} on {from} x {from} patches to {side} cells"
+            );
+        }
+        let blends = blends(from, kernel, side)?.to_device(weight.device())?;
+        Ok(Convolution { weight, blends, side })
     }
 
-    /// `[n, 729, C]` to `[n, s*s, C]`.
-    fn cells(&self, features: &Tensor) -> Result<Tensor> {
+    /// Patch features `[n, from*from, C]` to cells `[n, side*side, C']`.
+    ///
+    /// # Errors
+    /// Features of another shape; the device's.
+    pub fn cells(&self, features: &Tensor) -> Result<Tensor> {
         let (n, _, width) = features.dims3()?;
-        let (cells, taps) = (self.side * self.side, self.kernel * self.kernel);
+        let (outputs, _, kernel, _) = self.weight.dims4()?;
+        let (cells, taps) = (self.side * self.side, kernel * kernel);
         let (rows, patches) = self.blends.dims2()?;
         let blends = self.blends.broadcast_as((n, rows, patches))?;
         let windows = blends.matmul(&features.to_dtype(DType::F32)?)?.to_dtype(features.dtype())?; // [n, s*s*k*k, C]
@@ -128,7 +134,8 @@ impl Convolution {
         let windows = windows.reshape((n * cells, taps, width))?.transpose(1, 2)?; // [n*s*s, C, k*k]
         let windows = windows.reshape((n * cells, width * taps))?;
         let windows = windows.pad_with_zeros(0, 0, LEAST_ROWS.saturating_sub(n * cells))?;
-        windows.matmul(&self.weight.t()?)?.narrow(0, 0, n * cells)?.reshape((n, cells, width))
+        let weight = self.weight.flatten_from(1)?; // [C', C*k*k]
+        windows.matmul(&weight.t()?)?.narrow(0, 0, n * cells)?.reshape((n, cells, outputs))
     }
 }
 
@@ -180,12 +187,6 @@ mod tests {
 
     const WIDTH: usize = 3;
 
-    fn pool(side: usize, weight: Tensor) -> Convolution {
-        let kernel = 27usize.div_ceil(side);
-        let weight = weight.flatten_from(1).unwrap();
-        Convolution { weight, blends: blends(27, kernel, side).unwrap(), kernel, side }
-    }
-
     /// The two steps as the reference takes them, in f64: every output of the convolution, then four of them for a cell.
     fn in_two_steps(features: &[Vec<f32>], weight: &[f32], side: usize) -> Vec<Vec<f64>> {
         let kernel = 27usize.div_ceil(side);
@@ -224,7 +225,7 @@ mod tests {
             let kernel = 27usize.div_ceil(side);
             let weight = draws.normal((WIDTH, WIDTH, kernel, kernel))?;
             let features = draws.normal((2, 729, WIDTH))?;
-            let got = pool(side, weight.clone()).cells(&features)?;
+            let got = Convolution::new(weight.clone(), 27, side)?.cells(&features)?;
             assert_eq!(got.dims(), [2, side * side, WIDTH]);
             let flat = weight.flatten_all()?.to_vec1::<f32>()?;
             for frame in 0..2 {
@@ -252,7 +253,7 @@ mod tests {
         let draws = Draws::default();
         for side in [2, 3, 5] {
             let kernel = 27usize.div_ceil(side);
-            let pool = pool(side, draws.normal((WIDTH, WIDTH, kernel, kernel))?);
+            let pool = Convolution::new(draws.normal((WIDTH, WIDTH, kernel, kernel))?, 27, side)?;
             let features = draws.normal((5, 729, WIDTH))?;
             let whole = pool.cells(&features)?.to_vec3::<f32>()?;
             for (first, n) in [(0, 1), (1, 3), (4, 1)] {
