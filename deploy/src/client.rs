@@ -1,12 +1,13 @@
 //! Client of a running pipeline: submits, follows and cancels jobs, loads and unloads stages, reads their status.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use async_nats::Subscriber;
 use async_nats::service::PingResponse;
 use futures::{FutureExt, StreamExt};
+use model::config_json::Family;
 use protocol::control::{ControlReply, ControlRequest, LoadReply, Verb};
 use protocol::error::StageName;
 use protocol::event::{CancelledBy, JobEvent};
@@ -164,27 +165,41 @@ pub async fn load(bus: &Bus, verb: Verb, stage: Option<StageName>) -> anyhow::Re
 /// # Errors
 /// When the broker cannot be asked.
 pub async fn ready(bus: &Bus) -> anyhow::Result<BTreeSet<StageName>> {
-    Ok(pinged(bus).await?.iter().filter_map(|p| p.metadata.get("stage")?.parse().ok()).collect())
+    let prefix = bus.subjects().prefix();
+    let ours = |p: &&PingResponse| p.metadata.get("prefix").map(String::as_str) == Some(prefix);
+    Ok(pinged(bus).await?.iter().filter(ours).filter_map(|p| p.metadata.get("stage")?.parse().ok()).collect())
 }
 
-/// Name of the model that stage-llm answers with; none where none is there.
+/// What a stage-llm says of its model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Name of the checkpoint.
+    pub model: String,
+    /// Family of the model; none from a stage-llm of before there were two.
+    pub family: Option<Family>,
+}
+
+/// What stage-llm says of the model that it answers with, by prefix: whichever pipelines of this broker have one there.
 ///
 /// # Errors
 /// When the broker cannot be asked.
-pub async fn model(bus: &Bus) -> anyhow::Result<Option<String>> {
-    let is_llm = |p: &&PingResponse| p.metadata.get("stage").map(String::as_str) == Some(StageName::Llm.as_str());
-    Ok(pinged(bus).await?.iter().find(is_llm).and_then(|p| p.metadata.get("model").cloned()))
+pub async fn models(bus: &Bus) -> anyhow::Result<BTreeMap<String, Said>> {
+    let said = |p: PingResponse| {
+        let of = |key: &str| p.metadata.get(key).cloned();
+        let is_llm = of("stage").as_deref() == Some(StageName::Llm.as_str());
+        let model = of("model").filter(|_| is_llm)?;
+        Some((of("prefix")?, Said { model, family: of("family").and_then(|name| name.parse().ok()) }))
+    };
+    Ok(pinged(bus).await?.into_iter().filter_map(said).collect())
 }
 
-/// What the instances on this bus, under this prefix, say of themselves.
+/// What the instances on this bus say of themselves, under whichever prefix.
 async fn pinged(bus: &Bus) -> anyhow::Result<Vec<PingResponse>> {
     let pings = scatter(bus, "$SRV.PING".to_owned()).await?;
-    let pings = pings.iter().filter_map(|body| serde_json::from_slice::<PingResponse>(body).ok());
-    let prefix = bus.subjects().prefix();
-    Ok(pings.filter(|p| p.metadata.get("prefix").map(String::as_str) == Some(prefix)).collect())
+    Ok(pings.iter().filter_map(|body| serde_json::from_slice(body).ok()).collect())
 }
 
-/// Status of each instance of a stage.
+/// Status of each instance of a stage under this prefix.
 ///
 /// # Errors
 /// When the broker cannot be asked.
@@ -194,6 +209,8 @@ pub async fn status(bus: &Bus, stage: StageName) -> anyhow::Result<Vec<Status>> 
         .iter()
         .filter_map(|body| serde_json::from_slice::<async_nats::service::Stats>(body).ok())
         .filter_map(|s| serde_json::from_value(s.endpoints.first()?.data.clone()?).ok())
+        // Of an instance of before there were several pipelines on one broker, nobody knows it.
+        .filter(|s: &Status| s.prefix.is_empty() || s.prefix == bus.subjects().prefix())
         .collect())
 }
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use protocol::error::JobError;
 use protocol::message::{DecodeRequest, JobId, Output, Segment};
-use protocol::plan::MediaPlan;
+use protocol::plan::{FrameGrid, MediaPlan};
 use protocol::stage::{Port, Stage, Stop};
 use stage_decode::npy::{Element, NpyWriter};
 use stage_decode::{DecodeOptions, DecodeStage};
@@ -68,7 +68,7 @@ fn run(file: &Path, dump: Option<&Path>, json: bool) -> Result<(), Stop> {
     let probing = Instant::now();
     let info = stage.probe(&video)?;
     let probe_s = probing.elapsed().as_secs_f64();
-    let plan = MediaPlan::new(&info, None, 1.0)?;
+    let plan = MediaPlan::new(&info, None, 1.0, FrameGrid::default())?;
     let segment = Segment {
         first_frame: 0,
         frames: plan.image.as_ref().map_or(0, |i| i.frames),

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use protocol::message::{DecodeRequest, Segment};
-use protocol::plan::{MediaInfo, MediaPlan};
+use protocol::plan::{FrameGrid, MediaInfo, MediaPlan};
 use protocol::stage::Stage;
 use support::{Kept, make, picture, request, run, stage, words};
 use tempfile::tempdir;
@@ -78,7 +78,7 @@ fn overwrite(path: &Path, damage: Damage, packets: &[Packet]) {
 
 /// A request for every frame of a file.
 fn every_frame(path: &Path, info: &MediaInfo) -> DecodeRequest {
-    let plan = MediaPlan::new(info, None, RATE).unwrap();
+    let plan = MediaPlan::new(info, None, RATE, FrameGrid::default()).unwrap();
     let frames = plan.image.as_ref().unwrap().frames;
     assert_eq!(frames, info.frames, "every frame that the scan counts is planned");
     DecodeRequest {

@@ -5,7 +5,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use protocol::message::Segment;
-use protocol::plan::{FRAME_BYTES, WINDOW_SAMPLES, frame_range};
+use protocol::plan::{FRAME_BYTES, FrameGrid, WINDOW_SAMPLES, frame_range};
 use protocol::stage::{Stage, Stop};
 use support::{Kept, decode, input, make, picture, request, sound, stage};
 use tempfile::tempdir;
@@ -54,7 +54,7 @@ fn a_span_starts_at_its_own_first_frame_and_sample() {
 
     // Every frame of the file, to compare with.
     let mut all = request(&path, &info, None);
-    let plan = protocol::plan::MediaPlan::new(&info, None, 10.0).unwrap();
+    let plan = protocol::plan::MediaPlan::new(&info, None, 10.0, FrameGrid::default()).unwrap();
     all.segment.frames = plan.image.as_ref().unwrap().frames;
     all.plan = plan;
     let mut every = Kept::default();

@@ -1,9 +1,10 @@
-//! The adapters between the towers and the language model (MODEL.md 4, steps 4 to 8, and 5, steps 2 and 3).
+//! The adapters between the towers and the language model (MODEL.md 4, steps 4 to 8, and 5, steps 2 and 3; MODEL-7B.md,
+//! "Image adapter" and "Audio adapter").
 
 use candle_core::{DType, Device, Result, Tensor};
 use model::checkpoint::{CheckpointError, Weights};
 use model::config_json::ModelConfig;
-use protocol::plan::{AUDIO_POOL, AudioPlan, IMAGE_POOL, ImagePlan};
+use protocol::plan::{AUDIO_POOL, AudioPlan, FrameGrid, ImagePlan};
 
 use crate::layers::{AdapterLinear, RmsNorm};
 use crate::position::PositionEmbedding;
@@ -16,7 +17,7 @@ struct Projector {
 impl Projector {
     fn new(config: &ModelConfig, input: usize, w: &Weights) -> std::result::Result<Self, CheckpointError> {
         let (output, model) = (config.hidden_size, w.pp("model"));
-        if config.mm_projector_type.0 == "linear" {
+        if config.mm_projector_type == "linear" {
             return Ok(Projector { layers: vec![AdapterLinear::new(input, output, &model)?] });
         }
         let depth = config.projector_depth().expect("ModelConfig::check refuses other types. This is a bug.");
@@ -36,7 +37,7 @@ impl Projector {
 
 /// A convolution of kernel 5 and stride 5 without bias: one matmul row per five rows.
 struct AudioPool {
-    convolution: AdapterLinear, // [D, A, 5]
+    convolution: AdapterLinear, // [P, A, 5]
 }
 
 impl AudioPool {
@@ -51,7 +52,7 @@ impl AudioPool {
             .reshape((rows / five, five, width))?
             .transpose(1, 2)? // [T, A, 5]
             .reshape((rows / five, width * five))?;
-        self.convolution.forward(&windows) // [T, D]
+        self.convolution.forward(&windows) // [T, P]
     }
 }
 
@@ -74,6 +75,7 @@ pub struct Fuser {
     pos_t: PositionEmbedding,
     llm_norm: RmsNorm,
     grid: Option<Grid>,
+    frame_grid: FrameGrid,
     image_width: usize,
     audio_width: usize,
     width: usize,
@@ -88,19 +90,22 @@ impl Fuser {
     /// The tensor that is missing or misshapen.
     pub fn new(config: &ModelConfig, weights: &Weights) -> std::result::Result<Self, CheckpointError> {
         let (width, audio_width) = (config.hidden_size, config.audio.d_model);
-        let image_width = config.vision.hidden_size * (IMAGE_POOL * IMAGE_POOL) as usize;
+        let (image_width, pooled_width) = (config.image_cell_width(), config.audio_pool_width());
+        // Rows and columns are stretched to the pool's size: 2 of a merge, the grid's own side of a convolution.
+        let side = config.mm_image_pool_size as u32;
         let part = |name: &str| weights.pp(format!("model.mm_rand_{name}"));
         Ok(Fuser {
             img_projector: Projector::new(config, image_width, &part("img_projector"))?,
             img_norm: RmsNorm::new(width, &part("img_norm"))?,
-            aud_pool: AudioPool::new(audio_width, width, &part("aud_pool"))?,
-            aud_projector: Projector::new(config, width, &part("aud_projector"))?,
+            aud_pool: AudioPool::new(audio_width, pooled_width, &part("aud_pool"))?,
+            aud_projector: Projector::new(config, pooled_width, &part("aud_projector"))?,
             aud_norm: RmsNorm::new(width, &part("aud_norm"))?,
-            pos_h: PositionEmbedding::new(width, IMAGE_POOL, &part("pos_h"))?,
-            pos_w: PositionEmbedding::new(width, IMAGE_POOL, &part("pos_w"))?,
-            pos_t: PositionEmbedding::new(width, config.mm_time_interval.0, &part("pos_t"))?,
+            pos_h: PositionEmbedding::new(width, side, &part("pos_h"))?,
+            pos_w: PositionEmbedding::new(width, side, &part("pos_w"))?,
+            pos_t: PositionEmbedding::new(width, config.mm_time_interval, &part("pos_t"))?,
             llm_norm: RmsNorm::new(width, &part("llm_norm"))?,
             grid: None,
+            frame_grid: config.image_pool().grid(),
             image_width,
             audio_width,
             width,
@@ -122,7 +127,12 @@ impl Fuser {
         self.grid = None;
     }
 
-    /// Width of a token cell that the image projector takes, 4C.
+    /// Rule that the grids of frames follow.
+    pub fn frame_grid(&self) -> FrameGrid {
+        self.frame_grid
+    }
+
+    /// Width of a token cell that the image projector takes, W: 4C or C.
     pub fn image_width(&self) -> usize {
         self.image_width
     }
@@ -147,7 +157,7 @@ impl Fuser {
         &self.device
     }
 
-    /// Token cells `offset..offset + n` of a plan, `[n, 4C]`, to its image tokens `[n, D]`. The rows may start and end
+    /// Token cells `offset..offset + n` of a plan, `[n, W]`, to its image tokens `[n, D]`. The rows may start and end
     /// anywhere, also inside a frame.
     ///
     /// `observe` sees `image_projected` `[n, D]`, `pos_h` `[h, D]`, `pos_w` `[w, D]`, `pos_t_image` (of the frames that
@@ -192,8 +202,8 @@ impl Fuser {
     /// Encoder states `offset..offset + n` of a plan, `[n, A]`, to its audio tokens from `offset / 5` on, `[n / 5, D]`.
     /// `offset` is a multiple of 5; a rest of under five rows is dropped.
     ///
-    /// `observe` sees `audio_pooled`, `audio_projected`, `pos_t_audio`, `audio_tokens_before_llm_norm` and
-    /// `audio_tokens`, all `[n / 5, D]`.
+    /// `observe` sees `audio_pooled` `[n / 5, P]`, P the width that the pool leaves, then `audio_projected`,
+    /// `pos_t_audio`, `audio_tokens_before_llm_norm` and `audio_tokens`, all `[n / 5, D]`.
     ///
     /// # Errors
     /// The device's.
@@ -207,7 +217,7 @@ impl Fuser {
         let five = AUDIO_POOL as usize;
         let count = states.dim(0)? / five;
         let states = states.narrow(0, 0, count * five)?.to_dtype(self.dtype)?; // [5T, A]
-        let x = self.aud_pool.forward(&states)?; // [T, D]
+        let x = self.aud_pool.forward(&states)?; // [T, P]
         observe("audio_pooled", &x);
         let x = self.aud_projector.forward(&x)?;
         observe("audio_projected", &x);

@@ -9,9 +9,7 @@ use model::checkpoint::{Checkpoint, CheckpointError, Weights};
 use model::config_json::ModelConfig;
 use protocol::error::{JobError, StageName};
 use protocol::message::{FeatureBatch, Modality};
-use protocol::plan::{
-    AUDIO_POOL, AudioPlan, IMAGE_POOL, ImagePlan, MediaPlan, PADDED_SIDE, WINDOW_ROWS, WINDOW_SAMPLES,
-};
+use protocol::plan::{AUDIO_POOL, AudioPlan, ImagePlan, MediaPlan, WINDOW_ROWS, WINDOW_SAMPLES};
 use protocol::stage::{Nowhere, Stage, Stop};
 use protocol::tensor::Tensor;
 use protocol::wire::VERSION;
@@ -37,9 +35,9 @@ pub fn open(config: &Config) -> Result<FuseStage, JobError> {
 
 /// Features of both modalities, as many as messages have, all zero.
 fn warm_up(stage: &mut FuseStage, config: &Config, model: &ModelConfig) -> Result<(), Stop> {
-    let image = ImagePlan::new(1, config.decode.batch_frames.max(2) as u64);
+    let image = ImagePlan::on(model.image_pool().grid(), 1, config.decode.batch_frames.max(2) as u64);
     let modalities = [
-        (Modality::Image, image.tokens as usize, 4 * model.vision.hidden_size),
+        (Modality::Image, image.tokens as usize, model.image_cell_width()),
         (Modality::Audio, WINDOW_ROWS as usize, model.audio.d_model),
     ];
     let plan = MediaPlan { image: Some(image), audio: AudioPlan::new(WINDOW_SAMPLES), ..MediaPlan::default() };
@@ -60,8 +58,9 @@ pub fn footprint(config: &Config, model: &ModelConfig) -> Result<Footprint, Chec
     let dtype = candle_dtype(config.compute.dtype.wire());
     let needs = Weights::survey(dtype, |w| Fuser::new(model, w))?;
     let (size, width) = (dtype.size_in_bytes() as u64, model.hidden_size as u64);
-    let side = u64::from(PADDED_SIDE / IMAGE_POOL);
-    let image = (config.decode.batch_frames as u64 * side * side, 4 * model.vision.hidden_size as u64);
+    // The grid of a short video is the largest.
+    let side = u64::from(model.image_pool().grid().side(1));
+    let image = (config.decode.batch_frames as u64 * side * side, model.image_cell_width() as u64);
     let audio = (WINDOW_ROWS / AUDIO_POOL, AUDIO_POOL * model.audio.d_model as u64);
     // The input twice, four rows of the model's width in its type, and as many in f32: GELU, norms and positions.
     let held = |(rows, input): (u64, u64)| rows * (2 * input * size + 4 * width * (size + 4));

@@ -55,7 +55,8 @@ impl Stage for FuseStage {
         let unseen = &mut |_: &str, _: &Tensor| ();
         let (offset, tokens) = match (input.modality, &input.plan.image, &input.plan.audio) {
             (Modality::Image, Some(image), _) => {
-                let features = self.features(&input)?; // [n, 4C]
+                image.expect(self.fuser.frame_grid())?;
+                let features = self.features(&input)?; // [n, W]
                 (input.offset, self.fuser.image_tokens(&features, input.offset, image, unseen).map_err(Failure)?)
             }
             (Modality::Audio, _, Some(_)) if input.tensor.rows() < AUDIO_POOL as usize => return Ok(()),

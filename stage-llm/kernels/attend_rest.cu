@@ -1,15 +1,15 @@
 // The rest of attention: the splits' sum, and a plain kernel for what the fast ones do not take (f32, other widths).
 #include "attention.cuh"
 
-constexpr int WIDTH = 256;
-
 // out = sum over segments of (sum over splits of mixed) / (sum over splits of sum), each split's weights relative to
-// the largest maximum. A warp for each segment finds its splits' factors, then all threads sum, four a column quad.
+// the largest maximum. A warp for each segment finds its splits' factors, then all threads sum: four a column quad of heads
+// of 256, eight of heads of 128.
 // Grid: tokens * heads. Block: 256 threads, with 4 KB of shared memory and a float more for each split.
-template <class T> __device__ inline void combine(const Attention& a) {
+template <class T, int WIDTH> __device__ inline void combine(const Attention& a) {
+    constexpr int QUADS = WIDTH / 4, PARTS = 256 / QUADS;
     next_may_begin();
     wait_for_earlier();
-    int column = threadIdx.x % 64 * 4, part = threadIdx.x / 64, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int column = threadIdx.x % QUADS * 4, part = threadIdx.x / QUADS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     size_t rows = size_t(a.tokens) * a.heads, row = blockIdx.x;
     float4* parts = reinterpret_cast<float4*>(shared_memory());
     float* factors = reinterpret_cast<float*>(shared_memory() + 4096);
@@ -33,7 +33,7 @@ template <class T> __device__ inline void combine(const Attention& a) {
     __syncthreads();
     float4 out = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll 4
-    for (int s = part; s < splits; s += 4) {
+    for (int s = part; s < splits; s += PARTS) {
         float factor = factors[s];
         float4 x = *reinterpret_cast<const float4*>(a.mixed + (s * rows + row) * WIDTH + column);
         out.x += factor * x.x, out.y += factor * x.y, out.z += factor * x.z, out.w += factor * x.w;
@@ -41,8 +41,8 @@ template <class T> __device__ inline void combine(const Attention& a) {
     parts[threadIdx.x] = out;
     __syncthreads();
     if (part == 0) {
-        for (int p = 1; p < 4; p++) {
-            float4 x = parts[64 * p + threadIdx.x];
+        for (int p = 1; p < PARTS; p++) {
+            float4 x = parts[QUADS * p + threadIdx.x];
             out.x += x.x, out.y += x.y, out.z += x.z, out.w += x.w;
         }
         uint2 pairs = make_uint2(T::pack(out.x, out.y), T::pack(out.z, out.w));
@@ -50,8 +50,14 @@ template <class T> __device__ inline void combine(const Attention& a) {
     }
 }
 
-extern "C" __global__ void attend_combine_bf16(const __grid_constant__ Attention a) { combine<Bf16>(a); }
-extern "C" __global__ void attend_combine_f16(const __grid_constant__ Attention a) { combine<F16>(a); }
+#define COMBINE(NAME, T, WIDTH)                                                                       \
+    extern "C" __global__ void attend_combine_##WIDTH##_##NAME(const __grid_constant__ Attention a) { \
+        combine<T, WIDTH>(a);                                                                         \
+    }
+COMBINE(bf16, Bf16, 256)
+COMBINE(f16, F16, 256)
+COMBINE(bf16, Bf16, 128)
+COMBINE(f16, F16, 128)
 
 // One key or value.
 template <class T>

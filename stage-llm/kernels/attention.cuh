@@ -41,6 +41,14 @@ struct Attention {
     float cap;  // 0: none
 };
 
+// Starts copying a row's scales, of so many bytes.
+template <int BYTES> __device__ inline void copy_scales(void* shared, const void* global, bool there) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "heads of 128 or 256");
+    if constexpr (BYTES == 4) copy4(shared, global, there);
+    else if constexpr (BYTES == 8) copy8(shared, global, there);
+    else copy16(shared, global, there);
+}
+
 // Maximum of a row that has seen nothing: finite, so that differences are.
 constexpr float NOTHING = -1e30f;
 constexpr float LOG2_E = 1.4426950408889634f;
@@ -58,6 +66,7 @@ __device__ inline void seen(const Segment& s, int token, int& low, int& high) {
 
 // Scores as they come out of the product, to logarithms of weights, in powers of two. tanh x is 1 - 2 / (1 + e^2x):
 // off by 2e-7 at most, which the cap of 50 makes 1e-5 of a score; bf16 queries and keys are off by a hundred times that.
+// Without a cap they are scaled, and no tanh is taken: the choice is the same for all threads, and made once for N scores.
 struct Capping {
     float inner, outer;
     bool capped;
@@ -65,9 +74,12 @@ struct Capping {
         inner = capped ? a.scale / a.cap * 2.f * LOG2_E : a.scale * LOG2_E;
         outer = a.cap * LOG2_E;
     }
-    __device__ float operator()(float product) const {
-        float x = product * inner;
-        return capped ? outer - 2.f * outer * reciprocal_quick(1.f + exp2_quick(x)) : x;
+    template <int N> __device__ void operator()(float (&y)[N]) const {
+#pragma unroll
+        for (int i = 0; i < N; i++) y[i] *= inner;
+        if (!capped) return;
+#pragma unroll
+        for (int i = 0; i < N; i++) y[i] = outer - 2.f * outer * reciprocal_quick(1.f + exp2_quick(y[i]));
     }
 };
 

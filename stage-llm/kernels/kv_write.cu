@@ -27,20 +27,23 @@ template <int THREADS> __device__ inline float largest(float x) {
     return x;
 }
 
-// Grid: 8 warps a block, a warp for each row of a head. `rows` is [n, kv_heads * width], rows `stride` elements apart,
-// each aligned to 16 bytes.
+// A row of a head has a warp or, of at most 128 values, half of one: eight values a thread. Groups of values that share a
+// scale lie within a half. Grid: n * kv_heads rows of as many threads (`row_threads` in gemma/kernels/cuda.rs), in blocks of
+// 256. `rows` is [n, kv_heads * width], rows `stride` elements apart, each aligned to 16 bytes.
 template <class T>
 __device__ inline void write(const void* rows, int stride, int n, int kv_heads, int width, int capacity, int at,
                              unsigned char* values, uint16_t* scales, int format) {
     using E = typename T::Element;
-    int lane = threadIdx.x % 32, id = blockIdx.x * 8 + threadIdx.x / 32;
-    if (id >= n * kv_heads) return;
+    int threads = width <= 128 ? 16 : 32, lane = threadIdx.x % threads;
+    int id = blockIdx.x * (256 / threads) + threadIdx.x / threads;
+    bool row_there = id < n * kv_heads;
+    if (!row_there) id = 0;  // its warp needs it for exchanges
     int token = id / kv_heads, head = id % kv_heads;
     const E* from = static_cast<const E*>(rows) + size_t(token) * stride + head * width;
     size_t row = size_t(head) * capacity + at + token;
-    for (int begin = 0; begin < width; begin += 256) {
+    for (int begin = 0; begin < width; begin += 8 * threads) {
         int column = begin + 8 * lane;
-        bool inside = column < width;
+        bool inside = row_there && column < width;
         float x[8] = {};
         if (inside) eight<T>(from + column, x);
         if (format == Q8) {

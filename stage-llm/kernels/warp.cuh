@@ -121,7 +121,7 @@ template <uint32_t SELECTOR> __device__ inline uint32_t choose(uint32_t a, uint3
     return __byte_perm(a, b, SELECTOR);
 }
 
-// Copies 16 (or 8) bytes to shared memory without waiting; zeros instead where there is nothing to copy.
+// Copies 16 (or 8, or 4) bytes to shared memory without waiting; zeros instead where there is nothing to copy.
 __device__ inline void copy16(void* shared, const void* global, bool there) {
     uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(there ? 16 : 0) : "memory");
@@ -129,6 +129,10 @@ __device__ inline void copy16(void* shared, const void* global, bool there) {
 __device__ inline void copy8(void* shared, const void* global, bool there) {
     uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(global), "r"(there ? 8 : 0) : "memory");
+}
+__device__ inline void copy4(void* shared, const void* global, bool there) {
+    uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(there ? 4 : 0) : "memory");
 }
 // Closes a group of copies.
 __device__ inline void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -20,6 +20,7 @@ use crate::gemma::choose::first_largest;
 use crate::gemma::chunk::Chunk;
 use crate::gemma::footprint::{HINT, LlmFootprint};
 use crate::job::answer::{LlmStage, Settings};
+use crate::text::chat::ChatTemplate;
 use crate::text::prompt::Prompter;
 
 /// Number of tokens of the cache that a model is warmed up with.
@@ -31,7 +32,7 @@ const WARM_TOKENS: u64 = 256;
 /// `does_not_fit` with the figures; `model`, naming the file or tensor that is missing, misshapen or cut short.
 pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     let checkpoint = Arc::new(Checkpoint::configured(&config.model)?);
-    if let Some(warning) = checkpoint.config().end_tokens_warning(&config.llm.end_tokens) {
+    if let Some(warning) = checkpoint.config().end_tokens_warning(config.llm.end_tokens.as_deref()) {
         tracing::warn!("{warning}");
     }
     let footprint = LlmFootprint::new(checkpoint.config(), &config.llm, &config.compute)?;
@@ -56,13 +57,20 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     Ok(stage)
 }
 
-/// Prompter with the tokenizer of the weights: the checkpoint's file, or the demo model's where there is none.
+/// Prompter with the tokenizer and chat template of the weights: the checkpoint's files, or the demo model's tokenizer and the
+/// base model's template where there are none.
 fn prompter(config: &Config, model: &ModelConfig) -> Result<Prompter, CheckpointError> {
-    let (file, limit) = (config.model.dir.join("tokenizer.json"), config.llm.max_prompt_tokens);
-    match config.model.weights {
-        None => Prompter::open(&file, model.vocab_size, limit),
-        Some(_) => Prompter::parse(&tokenizer::json(model.vocab_size as u64), &file, model.vocab_size, limit),
-    }
+    let (dir, limit, family) = (&config.model.dir, config.llm.max_prompt_tokens, model.family);
+    let prompter = match config.model.weights {
+        None => Prompter::open(dir, family, model.vocab_size, limit)?,
+        Some(_) => {
+            let json = tokenizer::json(family, model.vocab_size as u64);
+            let template = ChatTemplate::built_in(family);
+            Prompter::parse(&json, "tokenizer.json".as_ref(), template, model.vocab_size, limit)?
+        }
+    };
+    tracing::info!(chat_template = %prompter.template().origin(), model = family.name(), "prompts are made");
+    Ok(prompter)
 }
 
 /// Warms the model up with a full pass of image tokens that are all zero, and a few steps of text: a GPU then has
@@ -95,6 +103,10 @@ impl Owner for LlmStage {
 
     fn step_tokens(&self) -> u64 {
         LlmStage::step_tokens(self)
+    }
+
+    fn family(&self) -> &str {
+        LlmStage::family(self).as_str()
     }
 
     fn token_bytes(&self) -> u64 {

@@ -112,7 +112,7 @@ fn an_end_token_ends_the_answer_and_is_part_of_its_ids() {
     let ids = answer(&request("a cat", 12), &mut port()).unwrap().token_ids;
     let at = ids.iter().position(|&id| id == ids[4]).unwrap();
     let mut settings = Settings::default();
-    settings.llm.end_tokens = vec![106, ids[4]];
+    settings.llm.end_tokens = Some(vec![106, ids[4]]);
     let result = Model::new().stage(settings).unwrap().answer(&request("a cat", 12), &mut port()).unwrap();
     assert_eq!((result.token_ids.as_slice(), result.finish), (&ids[..=at], Finish::Stop));
 }
@@ -190,7 +190,9 @@ fn the_sound_counts_as_its_first_batch_says_not_as_the_container_said() {
     let expected = answer(&request("a cat", 6), &mut port()).unwrap();
     exact.audio_samples += 5 * 1600;
     let mut port = FakePort::new(exact, everything());
-    let settled = protocol::plan::MediaPlan::new(&info(FRAMES, AUDIO as u64), None, 1.0).unwrap();
+    let settled =
+        protocol::plan::MediaPlan::new(&info(FRAMES, AUDIO as u64), None, 1.0, protocol::plan::FrameGrid::default())
+            .unwrap();
     port.plan = Some(settled.clone());
     let result = answer(&request("a cat", 6), &mut port).unwrap();
     assert_eq!(result.plan.audio, settled.audio);
@@ -235,7 +237,7 @@ fn tokens_beyond_the_plan_are_refused() {
 fn a_cancelled_job_stops_between_chunks_and_between_tokens() {
     let mut settings = Settings::default();
     // An answer that only its limit ends.
-    settings.llm.end_tokens.clear();
+    settings.llm.end_tokens = Some(Vec::new());
     for events in [1, 4] {
         let mut port = port();
         port.cancel_after = events;

@@ -8,7 +8,7 @@ use candle_core::{DType, Result, Tensor};
 use config::{LlmConfig, MediaProducts};
 use fixture::{HIDDEN, Model, random};
 use model::checkpoint::Weights;
-use model::config_json::ModelConfig;
+use model::config_json::{Family, ModelConfig};
 use protocol::event::Finish;
 use protocol::message::Modality;
 use serde_json::json;
@@ -48,12 +48,15 @@ fn logits(model: &Gemma, video: &VideoCache) -> Tensor {
     model.prefill(&PROMPT, &mut text, video, &mut ()).unwrap()
 }
 
+/// A model of each family.
+fn both() -> [Model; 2] {
+    [Model::new(), Model::mistral()]
+}
+
 #[test]
 fn chunks_in_any_order_and_more_than_once_give_what_the_whole_gives() {
     use Modality::{Audio, Image};
-    let model = Model::new().gemma(DType::F32);
     let (image, audio) = (tokens(50, 1), tokens(13, 2));
-    let expected = logits(&model, &absorb(&model, &image, &audio, &[(Image, 0, 50), (Audio, 0, 13)]));
     let cuts: [&[(Modality, usize, usize)]; 3] = [
         &[(Audio, 0, 13), (Image, 0, 50)],
         &[(Image, 30, 20), (Audio, 12, 1), (Image, 0, 1), (Image, 1, 29), (Audio, 0, 12)],
@@ -67,9 +70,12 @@ fn chunks_in_any_order_and_more_than_once_give_what_the_whole_gives() {
             (Audio, 0, 2),
         ],
     ];
-    for cut in cuts {
-        let got = logits(&model, &absorb(&model, &image, &audio, cut));
-        assert!(worst(&got, &expected) < 1e-5, "{cut:?}: {}", worst(&got, &expected));
+    for model in both().map(|model| model.gemma(DType::F32)) {
+        let expected = logits(&model, &absorb(&model, &image, &audio, &[(Image, 0, 50), (Audio, 0, 13)]));
+        for cut in cuts {
+            let got = logits(&model, &absorb(&model, &image, &audio, cut));
+            assert!(worst(&got, &expected) < 1e-5, "{cut:?}: {}", worst(&got, &expected));
+        }
     }
 }
 
@@ -97,17 +103,18 @@ fn a_video_with_a_gap_is_not_answered_about() {
 
 #[test]
 fn decoding_token_by_token_gives_what_one_prefill_gives_beyond_the_window_too() {
-    let model = Model::new().gemma(DType::F32);
-    let video = absorb(&model, &tokens(9, 1), &tokens(4, 2), &[(Modality::Image, 0, 9), (Modality::Audio, 0, 4)]);
-    let expected = logits(&model, &video);
-    for first in [1, 5, 8, 19] {
-        let mut text = model.text_cache(PROMPT.len()).unwrap();
-        let mut got = model.prefill(&PROMPT[..first], &mut text, &video, &mut ()).unwrap();
-        for &id in &PROMPT[first..] {
-            got = model.decode(id, &mut text, &video).unwrap();
+    for model in both().map(|model| model.gemma(DType::F32)) {
+        let video = absorb(&model, &tokens(9, 1), &tokens(4, 2), &[(Modality::Image, 0, 9), (Modality::Audio, 0, 4)]);
+        let expected = logits(&model, &video);
+        for first in [1, 5, 8, 19] {
+            let mut text = model.text_cache(PROMPT.len()).unwrap();
+            let mut got = model.prefill(&PROMPT[..first], &mut text, &video, &mut ()).unwrap();
+            for &id in &PROMPT[first..] {
+                got = model.decode(id, &mut text, &video).unwrap();
+            }
+            assert!(worst(&got, &expected) < 1e-5, "after {first}: {}", worst(&got, &expected));
+            assert!(model.decode(5, &mut text, &video).is_err(), "the cache is full");
         }
-        assert!(worst(&got, &expected) < 1e-5, "after {first}: {}", worst(&got, &expected));
-        assert!(model.decode(5, &mut text, &video).is_err(), "the cache is full");
     }
 }
 
@@ -131,16 +138,17 @@ fn only_even_layers_have_a_window() {
 #[test]
 fn half_precision_stays_near_single() {
     use Modality::{Audio, Image};
-    let checkpoint = Model::new();
-    let (image, audio) = (tokens(50, 1), tokens(13, 2));
-    let cuts = [(Image, 0, 50), (Audio, 0, 13)];
-    let model = checkpoint.gemma(DType::F32);
-    let expected = logits(&model, &absorb(&model, &image, &audio, &cuts));
-    for (dtype, tolerance) in [(DType::F16, 0.02), (DType::BF16, 0.2)] {
-        let model = checkpoint.gemma(dtype);
-        let (image, audio) = (image.to_dtype(dtype).unwrap(), audio.to_dtype(dtype).unwrap());
-        let got = logits(&model, &absorb(&model, &image, &audio, &cuts));
-        assert!(worst(&got, &expected) < tolerance, "{dtype:?}: {}", worst(&got, &expected));
+    for checkpoint in both() {
+        let (image, audio) = (tokens(50, 1), tokens(13, 2));
+        let cuts = [(Image, 0, 50), (Audio, 0, 13)];
+        let model = checkpoint.gemma(DType::F32);
+        let expected = logits(&model, &absorb(&model, &image, &audio, &cuts));
+        for (dtype, tolerance) in [(DType::F16, 0.02), (DType::BF16, 0.2)] {
+            let model = checkpoint.gemma(dtype);
+            let (image, audio) = (image.to_dtype(dtype).unwrap(), audio.to_dtype(dtype).unwrap());
+            let got = logits(&model, &absorb(&model, &image, &audio, &cuts));
+            assert!(worst(&got, &expected) < tolerance, "{dtype:?}: {}", worst(&got, &expected));
+        }
     }
 }
 
@@ -172,22 +180,27 @@ fn a_watcher_sees_every_boundary_with_its_offset() {
 }
 
 #[test]
-fn the_survey_of_the_9b_model_is_the_oracles_list() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/oracle/vidi15_9b_tensors.json");
-    let list: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let rows = list.as_array().or_else(|| list["tensors"].as_array()).unwrap();
-    let expected: BTreeSet<(String, Vec<usize>)> = rows
-        .iter()
-        .filter(|t| t["part"] == "llm" && t["needed"] == true)
-        .map(|t| (t["name"].as_str().unwrap().to_owned(), serde_json::from_value(t["shape"].clone()).unwrap()))
-        .collect();
-    let needs = Weights::survey(DType::F16, |w| {
-        Gemma::new(&ModelConfig::default(), w, &LlmConfig::default(), MediaProducts::Dense)
-    })
-    .unwrap();
-    let asked: BTreeSet<(String, Vec<usize>)> = needs.iter().map(|n| (n.name.clone(), n.shape.clone())).collect();
-    assert_eq!(needs.len(), 464);
-    assert_eq!(asked, expected);
+fn the_surveys_of_the_released_models_are_the_oracles_lists() {
+    for (family, list, count) in
+        [(Family::Gemma2, "vidi15_9b_tensors.json", 464), (Family::Mistral, "vidi7b_tensors.json", 291)]
+    {
+        let path = format!("{}/../tests/oracle/{list}", env!("CARGO_MANIFEST_DIR"));
+        let list: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let expected: BTreeSet<(String, Vec<usize>)> = list["tensors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|t| t["part"] == "llm" && t["needed"] == true)
+            .map(|t| (t["name"].as_str().unwrap().to_owned(), serde_json::from_value(t["shape"].clone()).unwrap()))
+            .collect();
+        let needs = Weights::survey(DType::F16, |w| {
+            Gemma::new(&ModelConfig::of(family), w, &LlmConfig::default(), MediaProducts::Dense)
+        })
+        .unwrap();
+        let asked: BTreeSet<(String, Vec<usize>)> = needs.iter().map(|n| (n.name.clone(), n.shape.clone())).collect();
+        assert_eq!(needs.len(), count);
+        assert_eq!(asked, expected, "{family:?}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use fixture::{Batch, FakePort, HIDDEN, Model, info, random, request};
 use protocol::error::ErrorKind;
 use protocol::event::{Event, JobResult, Mode};
 use protocol::message::{JobRequest, Modality};
-use protocol::plan::{MediaInfo, MediaPlan};
+use protocol::plan::{FrameGrid, MediaInfo, MediaPlan};
 use protocol::stage::Stop;
 use stage_llm::job::answer::{LlmStage, Settings};
 
@@ -28,7 +28,8 @@ fn tokens(rows: usize, seed: u64) -> Tensor {
 
 /// Rest of the pipeline for a file whose content is that of `seed`.
 fn port(file: MediaInfo, seed: u64) -> FakePort {
-    let image = MediaPlan::new(&file, None, 1.0).map_or(IMAGE, |p| p.image.unwrap().tokens as usize);
+    let image =
+        MediaPlan::new(&file, None, 1.0, FrameGrid::default()).map_or(IMAGE, |p| p.image.unwrap().tokens as usize);
     FakePort::new(file, [Batch::Rows(Audio, 0, tokens(AUDIO, seed + 1)), Batch::Rows(Image, 0, tokens(image, seed))])
 }
 
@@ -76,7 +77,7 @@ fn a_second_question_asks_for_no_decoding_and_is_answered_as_a_fresh_stage_answe
 fn the_plan_of_a_second_question_has_the_sound_as_it_was_decoded() {
     let mut container = file();
     container.audio_samples += 5 * 1600;
-    let settled = MediaPlan::new(&file(), None, 1.0).unwrap();
+    let settled = MediaPlan::new(&file(), None, 1.0, FrameGrid::default()).unwrap();
     let mut stage = stage();
     let mut first = port(container.clone(), 1);
     first.plan = Some(settled.clone());
@@ -101,7 +102,7 @@ fn a_changed_file_another_span_and_another_rate_are_decoded_anew() {
     ];
     for (file, asked) in cases {
         let mut other = port(file.clone(), 5);
-        other.plan = MediaPlan::new(&file, None, 1.0).ok();
+        other.plan = MediaPlan::new(&file, None, 1.0, FrameGrid::default()).ok();
         let result = after_the_first().answer(&asked, &mut other).unwrap();
         assert!(other.requested.is_some() && !result.cached && !planned(&other).2, "{file:?} {asked:?}");
         let mut alone = port(file.clone(), 5);
@@ -175,7 +176,7 @@ fn whoever_keeps_no_video_decodes_it_for_every_question() {
 fn a_job_cancelled_or_cut_off_while_it_writes_leaves_its_video_and_one_cut_off_before_leaves_none() {
     let mut settings = Settings::default();
     // An answer that only its limit ends.
-    settings.llm.end_tokens.clear();
+    settings.llm.end_tokens = Some(Vec::new());
     let endless = || Model::new().stage(settings.clone()).unwrap();
     let whole = endless().answer(&request("a cat", 500), &mut port(file(), 1)).unwrap();
     for cancel_after in 0..8 {

@@ -5,6 +5,7 @@ mod fixture;
 
 use candle_core::Tensor;
 use fixture::{Batch, FakePort, HIDDEN, Model, info, random, request};
+use model::config_json::Family;
 use protocol::error::ErrorKind;
 use protocol::event::{Event, JobResult, Supported};
 use protocol::message::{JobRequest, Modality};
@@ -39,7 +40,7 @@ fn port() -> FakePort {
 /// Stage whose answers only their limit ends: they are all of the same length and differ.
 fn stage() -> LlmStage {
     let mut settings = Settings::default();
-    settings.llm.end_tokens.clear();
+    settings.llm.end_tokens = Some(Vec::new());
     Model::new().stage(settings).unwrap()
 }
 
@@ -110,7 +111,7 @@ fn questions_that_do_not_fit_together_are_answered_one_after_another() {
         + footprint.media_token_bytes * (IMAGE + AUDIO + 10) as u64
         + footprint.text_token_bytes * longest;
     let mut settings = Settings { budget_bytes: Some(budget), ..Settings::default() };
-    settings.llm.end_tokens.clear();
+    settings.llm.end_tokens = Some(Vec::new());
     let mut small = Model::new().stage(settings).unwrap();
     let mut heard = port();
     let one_by_one = small.answer(&request, &mut heard).unwrap();
@@ -121,10 +122,10 @@ fn questions_that_do_not_fit_together_are_answered_one_after_another() {
 #[test]
 fn many_answers_are_each_short_enough_for_one_message() {
     let asked = |count: usize| JobRequest { max_new_tokens: 1024, ..several(&vec!["why"; count], "qa") };
-    let tasks = Tasks::builtin();
+    let tasks = Tasks::of(Family::Gemma2);
     let stage = stage();
     let limits = |count| -> Vec<usize> {
-        let work = Work::new(&tasks, &asked(count), stage.prompter()).unwrap();
+        let work = Work::new(&tasks, &asked(count), stage.prompter(), 0.0).unwrap();
         work.questions.iter().map(|question| question.generation.max_new_tokens).collect()
     };
     assert_eq!((limits(16), limits(64)), (vec![1024; 16], vec![256; 64]));
@@ -132,7 +133,7 @@ fn many_answers_are_each_short_enough_for_one_message() {
 
 #[test]
 fn many_titles_are_each_short_enough_for_one_message() {
-    let mut tasks = Tasks::builtin();
+    let mut tasks = Tasks::of(Family::Gemma2);
     let mine = "[[task]]\nname = \"mine\"\nsupported = \"composite\"\nprompt = \"{start} {end}\"\nquery = \"none\"\n\
                 [task.ranges]\nby = \"shots\"\nmin_s = 1.0\nmost = 64\n";
     tasks.add(mine).unwrap();

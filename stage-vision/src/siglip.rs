@@ -87,11 +87,6 @@ impl SiglipEncoder {
         })
     }
 
-    /// Channels of a patch, C.
-    pub fn width(&self) -> usize {
-        self.width
-    }
-
     /// The type that it computes in.
     pub fn dtype(&self) -> DType {
         self.dtype

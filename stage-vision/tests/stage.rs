@@ -4,28 +4,39 @@
 mod tiny;
 
 use config::MediaProducts;
-use model::checkpoint::CheckpointError;
-use model::config_json::ModelConfig;
+use model::checkpoint::{CheckpointError, Weights};
+use model::config_json::{Family, ModelConfig};
+use protocol::error::ErrorKind;
 use protocol::message::FrameBatch;
-use protocol::plan::{FRAME_BYTES, FRAME_SIDE, ImagePlan, MediaPlan};
+use protocol::plan::{FRAME_BYTES, FRAME_SIDE, FrameGrid, ImagePlan, MediaPlan};
 use protocol::stage::{Stage, Stop};
 use protocol::tensor::{Dtype, Tensor};
-use stage_vision::{SiglipEncoder, VisionStage};
+use stage_vision::{Pool, SiglipEncoder, VisionStage};
 use tiny::Kept;
 
 const CONFIG: &str = r#"{"hidden_size": 32, "mm_vision_config":
     {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}}"#;
 
-fn load(config: &ModelConfig, w: &model::checkpoint::Weights) -> Result<SiglipEncoder, CheckpointError> {
-    SiglipEncoder::new(config, w, MediaProducts::Dense)
+/// The same of Vidi 7B: 3 x 3 cells a frame.
+const CONVOLVED: &str = r#"{"model_type": "dattn_mistral", "mm_image_pool_size": 3, "mm_time_interval": 10000,
+    "hidden_size": 32, "mm_vision_config":
+    {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}}"#;
+
+fn load(config: &ModelConfig, w: &Weights) -> Result<(SiglipEncoder, Pool), CheckpointError> {
+    stage_vision::load(config, w, MediaProducts::Dense)
 }
 
-fn stage(batch: usize, weights: &(ModelConfig, model::checkpoint::Weights)) -> VisionStage {
-    VisionStage::new(load(&weights.0, &weights.1).unwrap(), batch)
+fn stage(batch: usize, weights: &(ModelConfig, Weights)) -> VisionStage {
+    let (encoder, pool) = load(&weights.0, &weights.1).unwrap();
+    VisionStage::new(encoder, pool, batch)
 }
 
 fn plan(frames: u64) -> MediaPlan {
-    let image = (frames > 0).then(|| ImagePlan::new(30, frames));
+    plan_on(FrameGrid::Budget, frames)
+}
+
+fn plan_on(grid: FrameGrid, frames: u64) -> MediaPlan {
+    let image = (frames > 0).then(|| ImagePlan::on(grid, 30, frames));
     MediaPlan { content_id: "sampled:0".to_owned(), duration_s: 5.0, image, audio: None, notes: Vec::new() }
 }
 
@@ -41,27 +52,50 @@ fn batch<'a>(frames: &'a [u8], offset: u64, plan: &MediaPlan) -> FrameBatch<'a> 
 }
 
 #[test]
-fn the_tower_asks_for_exactly_the_tensors_that_the_released_checkpoint_needs_it_to() {
-    let [needed, asked] = tiny::needed_and_asked("vision", load);
-    assert_eq!(asked.len(), 419);
-    assert_eq!(asked, needed);
+fn tower_and_pool_ask_for_exactly_the_tensors_that_the_released_checkpoints_need_them_to() {
+    let own = |part: &str, name: &str| part == "vision" || name.starts_with("model.mm_rand_img_pool");
+    for (family, count) in [(Family::Gemma2, 419), (Family::Mistral, 420)] {
+        let [needed, asked] = tiny::needed_and_asked(family, own, load);
+        assert_eq!(asked.len(), count);
+        assert_eq!(asked, needed, "{family:?}");
+    }
 }
 
 #[test]
 fn frames_give_the_same_rows_however_they_are_batched() {
-    let weights = tiny::weights(CONFIG, load);
-    let (frames, plan) = (frames(5), plan(5));
-    let mut whole = Kept::default();
-    stage(4, &weights).process(batch(&frames, 0, &plan), &mut whole).unwrap();
-    assert_eq!(whole.outputs.len(), 1);
-    assert_eq!((whole.outputs[0].offset, &whole.outputs[0].shape), (0, &vec![5 * 196, 64]));
-    assert!(whole.outputs[0].rows[0] != whole.outputs[0].rows[196], "two frames look alike");
-    for (first, last, together) in [(0, 1, 1), (1, 3, 8), (3, 5, 1)] {
-        let mut part = Kept::default();
-        let bytes = &frames[first * FRAME_BYTES..last * FRAME_BYTES];
-        stage(together, &weights).process(batch(bytes, first as u64, &plan), &mut part).unwrap();
-        assert_eq!(part.outputs[0].offset, first as u64 * 196);
-        assert!(part.outputs[0].rows == whole.outputs[0].rows[first * 196..last * 196], "{first}..{last}");
+    for (json, grid, cells, width) in [(CONFIG, FrameGrid::Budget, 196, 64), (CONVOLVED, FrameGrid::Fixed(3), 9, 16)] {
+        let weights = tiny::weights(json, load);
+        let (frames, plan) = (frames(5), plan_on(grid, 5));
+        let mut whole = Kept::default();
+        stage(4, &weights).process(batch(&frames, 0, &plan), &mut whole).unwrap();
+        assert_eq!(whole.outputs.len(), 1);
+        let whole = &whole.outputs[0];
+        assert_eq!((whole.offset, &whole.shape), (0, &vec![5 * cells, width]));
+        assert!(whole.rows[0] != whole.rows[cells], "two frames look alike");
+        for (first, last, together) in [(0, 1, 1), (1, 3, 8), (3, 5, 1)] {
+            let mut part = Kept::default();
+            let bytes = &frames[first * FRAME_BYTES..last * FRAME_BYTES];
+            stage(together, &weights).process(batch(bytes, first as u64, &plan), &mut part).unwrap();
+            assert_eq!(part.outputs[0].offset, (first * cells) as u64);
+            assert!(part.outputs[0].rows == whole.rows[first * cells..last * cells], "{grid}: {first}..{last}");
+        }
+    }
+}
+
+#[test]
+fn a_plan_of_another_checkpoints_grid_is_refused_with_both_grids() {
+    for (json, own, grid) in [
+        (CONFIG, FrameGrid::Budget, FrameGrid::Fixed(14)),
+        (CONVOLVED, FrameGrid::Fixed(3), FrameGrid::Budget),
+        (CONVOLVED, FrameGrid::Fixed(3), FrameGrid::Fixed(5)),
+    ] {
+        let weights = tiny::weights(json, load);
+        let mut kept = Kept::default();
+        let stop = stage(1, &weights).process(batch(&frames(1), 0, &plan_on(grid, 2)), &mut kept);
+        let Err(Stop::Failed(error)) = stop else { panic!("{stop:?}") };
+        assert_eq!(error.kind, ErrorKind::Model);
+        assert!([own, grid].iter().all(|grid| error.message.contains(&grid.to_string())), "{error}");
+        assert!(kept.outputs.is_empty());
     }
 }
 

@@ -8,7 +8,7 @@ README.md in OUT says what each case proves and how a thinned tensor is read.
 """
 import argparse, json, os, shutil
 import numpy as np, torch
-import cases, vidi_oracle as vo
+import cases, small_7b, vidi_oracle as vo
 from safetensors.torch import load_file, save_file
 
 ANSWER = [423, 485, 438, 374, 375, 368, 436, 376, 377, 155, 371, 370, 487, 107]   # "0.12-0.34, 0.56-0.78" <end_of_turn>
@@ -38,6 +38,7 @@ CHECKPOINTS = {
     "tied":     dict(seed=52, dims=vo.PRESETS["tiny"], shards=3),
     "untied":   dict(seed=75, dims={**vo.PRESETS["tiny"], "window": 40}, shards=2, tied=False, row_swaps=swaps(ANSWER_ROWS, ANSWER)),
     "realdims": dict(seed=3, dims=REAL_HEADS, shards=4, dtype="bfloat16"),
+    **small_7b.checkpoints(swaps),
 }
 
 # frames: (count, height, width, seed); pcm: (samples, seed); query: the retrieval question, or user_text: the whole user turn
@@ -53,6 +54,7 @@ CASES = {
     "open_question": dict(checkpoint="tied", frames=(4, 60, 80, 71), pcm=(3_200, 72), user_text="<image>\nWhat does the man cook, and why?", max_new=24, duration=4.0),
     "time_ranges":   dict(checkpoint="untied", frames=(6, 60, 80, 51), pcm=(51_200, 52), query="the logo", max_new=64, duration=3725.5),
     "realdims":      dict(checkpoint="realdims", frames=(3, 90, 160, 431), pcm=(48_000, 436), query="the speaker introduces the topic", max_new=24, duration=3.0),
+    **small_7b.CASES,
 }
 
 PRIMES = [p for p in range(3, 20000) if all(p % q for q in range(2, int(p ** 0.5) + 1))]
@@ -96,11 +98,11 @@ def write_case(out, name, c):
         pcm = cases.pcm(None, c["pcm"][1], c["pcm"][0])
         np.save(os.path.join(directory, "pcm.npy"), np.round(pcm * 32768).astype(np.int16))
     oracle = vo.Oracle(os.path.join(out, "checkpoints", c["checkpoint"]), "float32", "ideal")
-    rec, info = oracle.run(frames, pcm, c.get("query"), c.get("user_text"), max_new=c["max_new"])
+    rec, info = oracle.run(frames, pcm, c.get("query"), c.get("user_text"), max_new=c["max_new"], duration=c["duration"])
     if frames is not None:
         rec["pixel_values"] = rec["pixel_values"][:2]
     info.update(checkpoint="../../checkpoints/" + c["checkpoint"], user_text=c.get("user_text"), duration=c["duration"],
-                time_ranges=vo.time_ranges(info["text"], c["duration"]),
+                time_ranges=vo.time_ranges(info["text"], c["duration"], oracle.cfg.family),
                 inputs={"frames": None if frames is None else list(frames.shape), "pcm_samples": None if pcm is None else len(pcm)},
                 unused_tensors=sorted(set(oracle.w.map) - oracle.w.used))
     save_file(thin(rec, info), os.path.join(directory, "golden.safetensors"))
@@ -117,7 +119,10 @@ def main():
     ap.add_argument("cases", nargs="*", help="all when none is named")
     a = ap.parse_args()
     torch.set_num_threads(1)
+    wanted = {CASES[name]["checkpoint"] for name in a.cases or CASES}
     for name, c in CHECKPOINTS.items():
+        if name not in wanted:
+            continue
         directory = os.path.join(a.out, "checkpoints", name)
         if not os.path.exists(os.path.join(directory, "config.json")):
             write_checkpoint(directory, **c)

@@ -2,6 +2,7 @@
 import torch
 
 import vidi_oracle as vo
+from parts import towers
 
 
 def relative(x, want):
@@ -15,16 +16,16 @@ def e4m3(x):
     return (x.float() / scale).to(torch.float8_e4m3fn).float() * scale
 
 
-def tower_in_e4m3(w, cfg, mel, keep_layers=None, tower=vo.audio_tower, linear=vo.linear):
+def tower_in_e4m3(w, cfg, mel, keep_layers=None, tower=towers.audio_tower, linear=towers.linear):
     """The audio tower whose linear layers multiply rows and weights in 8 bits."""
     def product(w, name, x):
         y = e4m3(x) @ e4m3(w[name + ".weight"]).T
         return (y + w[name + ".bias"].float() if name + ".bias" in w else y).to(x.dtype)
-    vo.linear = product
+    towers.linear = product
     try:
         return tower(w, cfg, mel, keep_layers)
     finally:
-        vo.linear = linear
+        towers.linear = linear
 
 
 def measure(checkpoint, pcm, query, rec, answer, of_tower):
@@ -37,9 +38,9 @@ def measure(checkpoint, pcm, query, rec, answer, of_tower):
         return {n: relative(x[n], want[n]) for n in names if n != "mel"}
 
     out = {"f32": errors(rec, again("float64"), rec), "f16": errors(again("float16"), rec, rec), "bf16": errors(again("bfloat16"), rec, rec)}
-    plain, vo.audio_tower = vo.audio_tower, tower_in_e4m3
+    plain, towers.audio_tower = towers.audio_tower, tower_in_e4m3
     try:
         out["fp8"] = errors(again("bfloat16"), rec, of_tower)
     finally:
-        vo.audio_tower = plain
+        towers.audio_tower = plain
     return out

@@ -354,6 +354,51 @@ impl Rig {
     }
 }
 
+/// `vidi up` of another pipeline on the broker of a [`Rig`], in a directory of its own.
+pub struct Beside {
+    /// Connection of a client.
+    pub bus: Bus,
+    dir: TempDir,
+    up: Child,
+}
+
+impl Beside {
+    /// Starts the stages below a prefix, with the media root of the rig, and waits until all are ready.
+    ///
+    /// # Errors
+    /// The stages that are ready after two minutes, if any is missing, and the log.
+    pub async fn start(rig: &Rig, prefix: &str, mut setup: Setup) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        std::fs::create_dir(dir.path().join("media"))?;
+        let roots = format!("decode.media_roots=[{:?}]", rig.media());
+        // Both pipelines' streams have to fit the broker.
+        let streams = ["bus.stream_bytes=33554432", "bus.queue_bytes=8388608", "bus.token_bytes=12582912"];
+        setup.set.extend([format!("bus.prefix={prefix}"), roots]);
+        setup.set.extend(streams.map(str::to_owned));
+        let up = spawn_up(dir.path(), &setup, rig.broker.url())?;
+        let bus = Bus::connect(&setup.bus(rig.broker.url())?, Role::Client, READY_WAIT).await?;
+        let beside = Beside { bus, dir, up };
+        let until = Instant::now() + READY_WAIT;
+        while client::ready(&beside.bus).await?.len() < StageName::ALL.len() {
+            ensure!(Instant::now() < until, "not ready after {READY_WAIT:?}; {}", beside.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(beside)
+    }
+
+    /// Log of its `vidi up` and stages.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("up.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = signal(self.up.id(), "TERM");
+        let _ = self.up.wait();
+    }
+}
+
 impl Drop for Rig {
     fn drop(&mut self) {
         if let Ok(Some(_)) = self.up.try_wait() {

@@ -2,7 +2,7 @@
 //!
 //! In reading order: `client` (that client), `rig` (the pipeline that tests share, and gateways of their own), this file (jobs and
 //! their ends), `uploads` (files and forms), `fetched` (videos of other hosts), `shapes` (the wires of others), `access` (who may
-//! ask, and what is asked of the stages), `many` (clients at once, and memory), `described` (what it says of itself), `page` (in a
+//! ask, and what is asked of the stages), `models` (two models on one broker), `many` (clients at once, and memory), `described` (what it says of itself), `page` (in a
 //! browser), `programs` (the examples of the README), `figures` (what stands in BENCHMARKS.md).
 
 #[path = "gateway/access.rs"]
@@ -17,6 +17,8 @@ mod fetched;
 mod figures;
 #[path = "gateway/many.rs"]
 mod many;
+#[path = "gateway/models.rs"]
+mod models;
 #[path = "gateway/page.rs"]
 mod page;
 #[path = "gateway/programs.rs"]

@@ -10,6 +10,9 @@ use safetensors::tensor::TensorView;
 use tests::parity::report::{Report, Verdict};
 use tests::parity::{Options, compare};
 
+#[path = "parity/vidi_7b.rs"]
+mod vidi_7b;
+
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)
 }

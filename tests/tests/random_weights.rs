@@ -12,7 +12,7 @@ use config::Size;
 use deploy::model::demo_model;
 use deploy::model::plan::MemoryPlan;
 use model::checkpoint::{Checkpoint, CheckpointErrorKind, TensorInfo, Weights};
-use model::config_json::ModelConfig;
+use model::config_json::{Family, ModelConfig};
 use model::demo_model::size::Dtype;
 use model::demo_model::{DEFAULT_SEED, Dims};
 use protocol::error::StageName;
@@ -54,7 +54,9 @@ fn values(tensor: &Tensor) -> anyhow::Result<Vec<u32>> {
 #[test]
 fn every_tensor_is_the_written_models_in_every_type() -> anyhow::Result<()> {
     let stored_in_16_bit = Dims { dtype: Dtype::Bf16, ..Dims::of(Size::Tiny) };
-    for dims in [Dims::of(Size::Tiny), Dims::of(Size::Realdims), stored_in_16_bit] {
+    let of_a_7b = Dims { dtype: Dtype::Bf16, ..Dims::of(Size::SevenBTiny) };
+    for dims in [Dims::of(Size::Tiny), Dims::of(Size::Realdims), stored_in_16_bit, Dims::of(Size::SevenBTiny), of_a_7b]
+    {
         let dir = written(&dims)?;
         let (file, random) = (Checkpoint::open(dir.path())?, Checkpoint::random(&dims, DEFAULT_SEED)?);
         ensure!(file.config() == random.config());
@@ -109,13 +111,20 @@ fn what_no_demo_model_has_is_missing_and_another_shape_is_refused() -> anyhow::R
 
 #[test]
 fn the_plan_is_the_written_models() -> anyhow::Result<()> {
-    for (size, name) in [(Size::Tiny, "tiny"), (Size::Realdims, "realdims")] {
+    for (size, name) in [
+        (Size::Tiny, "tiny"),
+        (Size::Realdims, "realdims"),
+        (Size::SevenBTiny, "7b-tiny"),
+        (Size::SevenBRealdims, "7b-realdims"),
+    ] {
         let (_dir, file, random) = both(size, name, &["llm.weights=q8"])?;
         let plan = |c: &Config| anyhow::Ok(MemoryPlan::new(c, &ModelConfig::configured(&c.model)?, &[])?.to_string());
         ensure!(plan(&file)? == plan(&random)?, "{name}");
     }
     let random = Config::load(None, [], &["model.weights=random".to_owned()]).map_err(anyhow::Error::msg)?;
-    ensure!(ModelConfig::configured(&random.model)? == ModelConfig::default(), "random is not Vidi 1.5 9B");
+    ensure!(ModelConfig::configured(&random.model)? == ModelConfig::of(Family::Gemma2), "random is not Vidi 1.5 9B");
+    let random = Config::load(None, [], &["model.weights=random:7b".to_owned()]).map_err(anyhow::Error::msg)?;
+    ensure!(ModelConfig::configured(&random.model)? == ModelConfig::of(Family::Mistral), "random:7b is not Vidi 7B");
     Ok(())
 }
 
@@ -185,8 +194,14 @@ fn the_language_model_answers_what_it_does_with_the_written_model_in_every_forma
     let (frames, sound, _) = noise()?;
     let video = Video::new(Some(&frames), Some(&sound));
     let request = JobRequest { max_new_tokens: 24, ..JobRequest::new(JobId::new("job")?, "video", "a dog") };
-    for set in [&["llm.weights=dense"][..], &["llm.weights=q8"], &["compute.dtype=bf16"]] {
-        let (_dir, file, random) = both(Size::Tiny, "tiny", set)?;
+    for (size, name, set) in [
+        (Size::Tiny, "tiny", &["llm.weights=dense"][..]),
+        (Size::Tiny, "tiny", &["llm.weights=q8"]),
+        (Size::Tiny, "tiny", &["compute.dtype=bf16"]),
+        (Size::SevenBTiny, "7b-tiny", &["llm.weights=dense"]),
+        (Size::SevenBTiny, "7b-tiny", &["llm.weights=q8"]),
+    ] {
+        let (_dir, file, random) = both(size, name, set)?;
         let answer = |config: &Config| {
             let mut pipeline = Pipeline::open(config)?;
             let answered = pipeline.answer(&video, &request, Delivery::in_order());
@@ -195,7 +210,7 @@ fn the_language_model_answers_what_it_does_with_the_written_model_in_every_forma
         let (read, made) = (answer(&file)?, answer(&random)?);
         ensure!(!read.token_ids.is_empty() && read.token_ids == made.token_ids, "{set:?}: {read:?} {made:?}");
         ensure!(read.text == made.text, "{set:?}: {:?} {:?}", read.text, made.text);
-        ensure!(made.model.name == "random:tiny", "{made:?}");
+        ensure!(made.model.name == format!("random:{name}"), "{made:?}");
     }
     Ok(())
 }
@@ -262,6 +277,73 @@ fn a_directory_beside_random_weights_and_a_size_that_is_none_are_refused_by_name
         let said = said(&output);
         ensure!(output.status.code() == Some(2), "{args:?}: {:?} {said}", output.status);
         ensure!(["random:tiny", "random:realdims", "random:9b"].iter().all(|s| said.contains(s)), "{args:?}: {said}");
+    }
+    let output = run(&["demo-model", path, "--family", "7b", "--size", "9b"])?;
+    ensure!(
+        output.status.code() == Some(2) && said(&output).contains("--size 9b is not of --family 7b"),
+        "{}",
+        said(&output)
+    );
+    Ok(())
+}
+
+/// What was read of a Vidi 7B's two files, and what is refused where they are of different checkpoints.
+#[test]
+fn inspect_shows_the_kernel_of_a_vidi_7b_and_refuses_one_that_its_configuration_does_not_ask_for() -> anyhow::Result<()>
+{
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().to_str().context("a path in UTF-8")?;
+    let output = run(&["demo-model", path, "--family", "7b", "--size", "tiny"])?;
+    ensure!(output.status.success(), "{}", said(&output));
+    let output = run(&["inspect", path])?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{printed}");
+    for line in [
+        "model_type = \"dattn_mistral\" (config.json)",
+        "mm_image_pool_size = 5 (config.json)",
+        "mm_rand_img_pool.kernel = 6 (model.mm_rand_img_pool.conv.weight)",
+        "sliding_window = null (config.json)",
+        "tie_word_embeddings = false (default)",
+        "tokenizer: present",
+    ] {
+        ensure!(printed.lines().any(|printed| printed == line), "{line}: {printed}");
+    }
+    ensure!(!printed.contains("softcapping") && !printed.contains("warning") && !printed.contains("MISS"), "{printed}");
+    let file = dir.path().join("config.json");
+    let original: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+    for (key, value, shown) in [
+        (
+            "mm_image_pool_size",
+            serde_json::json!(9),
+            "a kernel of 6 x 6, and mm_image_pool_size = 9 needs ceil(27 / 9) = 3",
+        ),
+        ("mm_image_pool_size", serde_json::Value::Null, "mm_image_pool_size is not there, and Vidi 7B has no default"),
+        ("mm_time_interval", serde_json::Value::Null, "mm_time_interval is not there, and Vidi 7B has no default"),
+        ("hidden_act", "gelu".into(), "hidden_act = \"gelu\" is not supported, only \"silu\""),
+    ] {
+        let mut config = original.clone();
+        config[key] = value;
+        std::fs::write(&file, config.to_string())?;
+        let output = run(&["inspect", path])?;
+        ensure!(output.status.code() == Some(6) && said(&output).contains(shown), "{shown}: {}", said(&output));
+    }
+    Ok(())
+}
+
+/// A Gemma without `lm_head.weight` has the embedding; a Mistral lacks a tensor.
+#[test]
+fn a_vidi_7b_without_its_output_head_is_incomplete() -> anyhow::Result<()> {
+    for (size, complete) in [(Size::Tiny, true), (Size::SevenBTiny, false)] {
+        let dir = written(&Dims { tied: true, ..Dims::of(size) })?;
+        let file = dir.path().join("config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+        config["tie_word_embeddings"] = false.into();
+        std::fs::write(&file, config.to_string())?;
+        let found = deploy::model::inspect::inspect(dir.path(), None)?;
+        let missing: Vec<&str> =
+            found.tensors.iter().filter(|row| row.found.is_none()).map(|row| row.name.as_str()).collect();
+        ensure!(found.is_complete() == complete, "{size}: {missing:?}");
+        ensure!(missing.is_empty() == complete && missing.iter().all(|name| *name == "lm_head.weight"), "{missing:?}");
     }
     Ok(())
 }

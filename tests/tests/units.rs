@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use compute::kernels;
+use model::config_json::Family;
 use protocol::error::ErrorKind;
-use protocol::plan::{AudioPlan, MediaInfo, MediaPlan, frame_step, grid_side};
+use protocol::plan::{AudioPlan, FrameGrid, MediaInfo, MediaPlan, frame_step, grid_side};
 use serde_json::Value;
 use stage_audio::LogMel;
 use stage_fuse::frequency::frequencies;
@@ -15,6 +16,10 @@ use stage_llm::text::reading::Watched;
 use stage_llm::text::reading::reference::{format_hms, fractions};
 use stage_llm::text::registry::Tasks;
 use stage_vision::pixels::pixel_table;
+use stage_vision::pool::Convolution;
+
+/// Vectors of Vidi 7B.
+const OF_7B: &str = "units_7b.safetensors";
 
 fn path(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/units").join(file)
@@ -26,8 +31,11 @@ fn json(name: &str) -> Value {
 }
 
 fn tensor(name: &str) -> Tensor {
-    let all = candle_core::safetensors::load(path("units.safetensors"), &Device::Cpu).unwrap();
-    all[name].clone()
+    tensor_of("units.safetensors", name)
+}
+
+fn tensor_of(file: &str, name: &str) -> Tensor {
+    candle_core::safetensors::load(path(file), &Device::Cpu).unwrap()[name].clone()
 }
 
 fn worst(a: &Tensor, b: &Tensor) -> f32 {
@@ -71,7 +79,7 @@ fn frames_are_sampled_as_by_the_oracle() {
             content_id: String::new(),
             notes: Vec::new(),
         };
-        match MediaPlan::new(&info, None, 1.0) {
+        match MediaPlan::new(&info, None, 1.0, FrameGrid::default()) {
             Ok(plan) => {
                 let image = plan.image.unwrap();
                 let sampled: Vec<u64> = (0..image.frames).map(|i| i * image.frame_step).collect();
@@ -101,7 +109,7 @@ fn the_lengths_of_a_sound_are_the_oracles() {
 
 #[test]
 fn answers_are_read_as_by_the_oracle_to_the_last_bit() {
-    let tasks = Tasks::builtin();
+    let tasks = Tasks::of(Family::Gemma2);
     for case in json("postprocess").as_array().unwrap() {
         let (text, duration_s) = (case["text"].as_str().unwrap(), case["duration"].as_f64().unwrap());
         let ranges = tasks.get("retrieval").unwrap().parser.read(text, Watched::whole(duration_s)).ranges;
@@ -150,6 +158,31 @@ fn mel_features_follow_from_the_oracles_window_and_filters() {
 #[test]
 fn the_real_widths_frequencies_are_the_oracles_to_the_last_bit() {
     assert_eq!(frequencies(3584), tensor("div_term_3584").to_vec1::<f32>().unwrap());
+    assert_eq!(frequencies(4096), tensor_of(OF_7B, "div_term_4096").to_vec1::<f32>().unwrap());
+}
+
+#[test]
+fn vidi_7bs_patches_are_convolved_and_resized_as_by_the_oracle_for_every_size_of_the_pool() {
+    let patches = tensor_of(OF_7B, "pool_in"); // [1, 729, 3]
+    for side in [2usize, 5, 7, 9, 10, 14, 26, 27] {
+        let want = tensor_of(OF_7B, &format!("pool_out_s{side}")); // [1, s, s, 4]
+        let pool = Convolution::new(tensor_of(OF_7B, &format!("pool_weight_s{side}")), 27, side).unwrap();
+        let got = pool.cells(&patches).unwrap().reshape(want.shape()).unwrap();
+        // Values of about one; the convolution's output is interpolated there, its windows are here.
+        assert!(worst(&got, &want) < 2e-6, "side {side}: {}", worst(&got, &want));
+    }
+}
+
+#[test]
+fn vidi_7bs_fractional_positions_are_the_oracles() {
+    for (length, n) in [(5, 5), (26, 26), (3600, 10_000)] {
+        let want = tensor_of(OF_7B, &format!("pos_sincos_l{length}_n{n}_rows"));
+        for (i, row) in [1, length - 1].into_iter().enumerate() {
+            let got = sinusoid(row, 1, length, n, &frequencies(4096), &Device::Cpu).unwrap();
+            let off = worst(&got, &want.narrow(0, i, 1).unwrap());
+            assert!(off < 1.3e-7, "row {row} of {length} to {n}: {off}");
+        }
+    }
 }
 
 #[test]

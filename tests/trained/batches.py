@@ -72,7 +72,7 @@ def guides(question, answer, words_times, duration):
 def texts_to_tensors(words, scenes, questions):
     """ids [B*Q,L] (padded with 0), targets [B*Q,L] (the next token where it is the answer's, else -100), look and listen
     [B*Q,L]: the frame or the audio token that decides the next token, else -1."""
-    rows = [(words.prompt(q.text), words.answer(q.answer) + [vo.EOS_ID], q) for per_scene in questions for q in per_scene]
+    rows = [(words.prompt(q.text), words.answer(q.answer) + [vo.GEMMA2.end_token], q) for per_scene in questions for q in per_scene]
     length = (max(len(p) + len(a) - 1 for p, a, _ in rows) + 3) // 4 * 4
     ids, targets = np.zeros((len(rows), length), np.int64), np.full((len(rows), length), IGNORED, np.int64)
     look, listen = np.full((len(rows), length), -1, np.int64), np.full((len(rows), length), -1, np.int64)

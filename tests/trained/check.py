@@ -76,7 +76,7 @@ def forward(directory, words):
         bad += off("image tokens", image.flatten(0, 1) / scale, rec["image_tokens"]) + off("audio tokens", audio[0] / scale, rec["audio_tokens"])
         bad += off("prompt logits", logits[:info["text_len"]], rec["prefill_logits_all"])
         bad += off("answer logits", logits[info["text_len"] - 1:], rec["step_logits"])
-        prompt = words.prompt(vo.question_for(query))
+        prompt = words.prompt(vo.GEMMA2.question(query))
         said = generate(model, [prompt], media, torch.ones(1), limit=12)[0]
         same = prompt == info["text_token_ids"] and said == info["generated_token_ids"]
         print(f"{seconds} s: {words.decode(said)!r}, {'the same tokens' if same else 'OTHER TOKENS: ' + info['text']}")
@@ -87,7 +87,7 @@ def forward(directory, words):
 def tokens(words):
     """Every time is one token, and answers come back as they went in."""
     said = ["none", "0.12-0.34, 0.56-0.78", "1.00-0.00", "a beep", "yes", "3"]
-    lost = [t for t in said + TIMES if words.decode(words.answer(t) + [vo.EOS_ID]) != t]
+    lost = [t for t in said + TIMES if words.decode(words.answer(t) + [vo.GEMMA2.end_token]) != t]
     print(f"tokenizer        {words.size} tokens, {len(lost)} texts lost")
     return len(lost)
 

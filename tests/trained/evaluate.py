@@ -46,7 +46,7 @@ def generate(model, prompts, media, audible, limit=MOST_TOKENS):
         for r, token in enumerate(chosen):
             if not ended[r]:
                 rows[r].append(token)
-                ended[r] = token == vo.EOS_ID
+                ended[r] = token == vo.GEMMA2.end_token
         if all(ended):
             break
     return [row[len(p):] for row, p in zip(rows, prompts)]

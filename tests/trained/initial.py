@@ -116,7 +116,7 @@ def adapters(m, dims):
     for axis in "wht":
         m.matrix(f"{p}pos_{axis}.mlp.0", D, D, gain=1.5)
         m.matrix(f"{p}pos_{axis}.mlp.2", D, D)
-    turns = (vo.LLM_DEFAULTS["mm_time_interval"] - 1) * torch.exp(torch.arange(0, D, 2).float() * -(math.log(10000.0) / D))
+    turns = (vo.GEMMA2.defaults["mm_time_interval"] - 1) * torch.exp(torch.arange(0, D, 2).float() * -(math.log(10000.0) / D))
     m.tensors[p + "pos_t.mlp.0.weight"] *= (SLOW / turns.repeat_interleave(2)).clamp(max=1.0)[None] * 1.4
     m.convolution(p + "aud_pool", D, dims["a_hidden"], 5)
     m.matrix(p + "aud_projector.model.0", D, D)

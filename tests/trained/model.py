@@ -14,9 +14,9 @@ from layers import ENCODER_EPS, ADAPTER_EPS, Functions, audio_layer, feed_forwar
 from reference import vo
 
 CELLS = 14                                          # token cells of a frame, along each side: below 307 frames
-POOL = vo.LLM_DEFAULTS["mm_image_pool_size"]
-AUDIO_POOL = vo.LLM_DEFAULTS["mm_audio_pool_size"]
-TIME_INTERVAL = vo.LLM_DEFAULTS["mm_time_interval"]
+POOL = vo.GEMMA2.defaults["mm_image_pool_size"]
+AUDIO_POOL = vo.GEMMA2.defaults["mm_audio_pool_size"]
+TIME_INTERVAL = vo.GEMMA2.defaults["mm_time_interval"]
 
 
 class Model:

@@ -60,7 +60,8 @@ class Words:
         """Token ids of the whole turn, as the oracle makes them."""
         key = "?", question
         if key not in self.known:
-            self.known[key] = vo.encode_with_image(self.tokenizer, vo.chat_prompt("<image>\n" + question))[1]
+            prompt = vo.chat_prompt(vo.GEMMA2_CHAT_TEMPLATE, "<image>\n" + question, vo.GEMMA2_SPECIAL, vo.GEMMA2.prompt_suffix)
+            self.known[key] = vo.encode_with_image(self.tokenizer, prompt)[1]
         return self.known[key]
 
     def decode(self, ids):

@@ -1,4 +1,4 @@
-// Activations to rows of E4M3, as they are or through GeGLU or GELU, and the scales of both operands over a matmul that was
+// Activations to rows of E4M3, as they are or through GeGLU, SwiGLU or GELU, and the scales of both operands over a matmul that was
 // computed without them (e4m3.rs).
 #include "e4m3.cuh"
 #include "pointwise.cuh"
@@ -6,7 +6,7 @@
 // A thread holds at most so many packs of eight: rows of 16,384 values for the largest blocks that the host asks for.
 constexpr int HELD = 4;
 
-enum Made { ROWS, GEGLU, GELU_TANH, GELU_ERF };
+enum Made { ROWS, GEGLU, SWIGLU, GELU_TANH, GELU_ERF };
 
 // Eight values as they lie in memory.
 template <class T> struct Eight {
@@ -19,30 +19,32 @@ template <class T> struct Eight {
     __device__ __forceinline__ float operator[](int i) const { return wide(reinterpret_cast<const T *>(bits)[i]); }
 };
 
-// Eight values of a row; of 2 `columns` values, gates and ups, for GEGLU.
+// Eight values of a row; of 2 `columns` values, gates and ups, for GEGLU and SWIGLU.
 template <class T, Made MADE> struct Source {
     struct Asked {
         Eight<T> row, other;
     };
+    static constexpr bool GATED = MADE == GEGLU || MADE == SWIGLU;
     const T *row, *bias;
     int columns;
     __device__ __forceinline__ Asked ask(int column) const {
         if constexpr (MADE == ROWS) return {Eight<T>(row + column), {}};
-        return {Eight<T>(row + column), Eight<T>((MADE == GEGLU ? row + columns : bias) + column)};
+        return {Eight<T>(row + column), Eight<T>((GATED ? row + columns : bias) + column)};
     }
     __device__ __forceinline__ void make(float (&v)[8], const Asked &asked, int) const {
 #pragma unroll
         for (int i = 0; i < 8; ++i) v[i] = asked.row[i];
         if constexpr (MADE == ROWS) return;
-        if constexpr (MADE != GEGLU) {
+        if constexpr (!GATED) {
 #pragma unroll
             for (int i = 0; i < 8; ++i) v[i] += asked.other[i];
             round_all<T>(v);
         }
 #pragma unroll
-        for (int i = 0; i < 8; ++i) v[i] = MADE == GELU_ERF ? gelu_erf(v[i]) : gelu_tanh<T>(v[i]);
+        for (int i = 0; i < 8; ++i)
+            v[i] = MADE == GELU_ERF ? gelu_erf(v[i]) : MADE == SWIGLU ? silu<T>(v[i]) : gelu_tanh<T>(v[i]);
         round_all<T>(v);
-        if constexpr (MADE == GEGLU) {
+        if constexpr (GATED) {
 #pragma unroll
             for (int i = 0; i < 8; ++i) v[i] *= asked.other[i];
             round_all<T>(v);
@@ -78,6 +80,7 @@ __device__ void scale(T *y, const float *by_row, const float *by_column, int row
 #define KERNELS(name, T)                                                                                                \
     KERNEL(rows, name, T, ROWS)                                                                                         \
     KERNEL(geglu, name, T, GEGLU)                                                                                       \
+    KERNEL(swiglu, name, T, SWIGLU)                                                                                     \
     KERNEL(gelu_tanh, name, T, GELU_TANH)                                                                               \
     KERNEL(gelu_erf, name, T, GELU_ERF)
 

@@ -205,6 +205,37 @@ __device__ void add_rms_norm(T *x, const T *y, const float *gain, const float *n
     out.store(a, columns, aligned);
 }
 
+// x += y, rounded; then out = rms_norm(x, gain): where no norm stands between a part of a layer and the residual stream.
+template <class T, class By>
+__device__ void add_then_rms_norm(T *x, const T *y, const float *gain, Outcome<T, By> out, int columns, float eps,
+                                  bool aligned) {
+    __shared__ float warps[32];
+    const size_t row = size_t(By::row()) * columns;
+    using A = Share<T, By>;
+    const typename A::Same y_packs(y + row, columns, aligned), x_packs(x + row, columns, aligned);
+    const typename A::Single gains(gain, columns, aligned);
+    A a;
+    a.take(x_packs);
+#pragma unroll
+    for (int h = 0; h < a.HELD; ++h) {
+        float b[a.N];
+        y_packs.get(b, h);
+#pragma unroll
+        for (int i = 0; i < a.N; ++i) a.v[h][i] += b[i];
+        round_all<T>(a.v[h]);
+    }
+    a.store(x + row, columns, aligned);
+    const float inverse = 1.f / sqrtf(By::sum(a.squares(), warps) / columns + eps);
+#pragma unroll
+    for (int h = 0; h < a.HELD; ++h) {
+        float g[a.N];
+        gains.get(g, h);
+#pragma unroll
+        for (int i = 0; i < a.N; ++i) a.v[h][i] = a.v[h][i] * inverse * g[i];
+    }
+    out.store(a, columns, aligned);
+}
+
 // out = rms(x) rounded, then times the weight, if any, rounded again.
 template <class T, class By>
 __device__ void rms(const T *x, const T *weight, T *out, int columns, float eps, bool aligned) {
@@ -311,6 +342,14 @@ __device__ void add_layer_norm(T *x, const T *y, const T *y_bias, float limit, c
         wait_for_earlier();                                                                                             \
         if (By::row() < rows)                                                                                           \
             add_rms_norm(x, y, gain, next_gain, Outcome<T, By>{out, bytes, scales}, columns, eps, aligned);             \
+    }                                                                                                                   \
+    extern "C" __global__ void __launch_bounds__(By::THREADS) add_then_rms_norm_##name(                                        \
+        T *__restrict__ x, const T *__restrict__ y, const float *__restrict__ gain, OUTCOME(T), int rows, int columns,  \
+        float eps, int aligned) {                                                                                       \
+        next_may_begin();                                                                                               \
+        wait_for_earlier();                                                                                             \
+        if (By::row() < rows)                                                                                           \
+            add_then_rms_norm(x, y, gain, Outcome<T, By>{out, bytes, scales}, columns, eps, aligned);                   \
     }                                                                                                                   \
     extern "C" __global__ void __launch_bounds__(By::THREADS) rms_##name(                                                      \
         const T *__restrict__ x, const T *__restrict__ weight, T *__restrict__ out, int rows, int columns, float eps,   \

@@ -2,7 +2,7 @@
 // before them, a sum rounded to T.
 #include "pointwise.cuh"
 
-enum Activation { NONE, GELU_TANH, GELU_ERF };
+enum Activation { NONE, GELU_TANH, GELU_ERF, SILU };
 
 // x = act(x + bias), in place. `table`, if any, is added after the bias: row r of x takes row r mod `period` of it.
 template <class T, Activation ACT>
@@ -34,8 +34,10 @@ __device__ void bias_act(T *x, const T *bias, const T *table, int period, int ro
     store(v, here, first, columns, aligned);
 }
 
-// Rows of gates and ups side by side [rows, 2, width] to gelu_tanh(gate) * up [rows, width].
-template <class T> __device__ void geglu(const T *gate_up, T *out, int rows, int width, bool aligned) {
+// Rows of gates and ups side by side [rows, 2, width] to act(gate) * up [rows, width]. The activation is rounded before the
+// product is.
+template <class T, Activation ACT>
+__device__ void glu(const T *gate_up, T *out, int rows, int width, bool aligned) {
     constexpr int N = PACK<T>;
     const unsigned packs = (width + N - 1) / N;
     const unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
@@ -49,7 +51,7 @@ template <class T> __device__ void geglu(const T *gate_up, T *out, int rows, int
     load(gate, gates, first, width, aligned);
     load(up, gates + width, first, width, aligned);
 #pragma unroll
-    for (int i = 0; i < N; ++i) gate[i] = geglu<T>(gate[i], up[i]);
+    for (int i = 0; i < N; ++i) gate[i] = rounded<T>(ACT == SILU ? silu<T>(gate[i]) : gelu_tanh<T>(gate[i])) * up[i];
     store(gate, out + size_t(row) * width, first, width, aligned);
 }
 
@@ -60,13 +62,17 @@ template <class T> __device__ void geglu(const T *gate_up, T *out, int rows, int
         bias_act<T, ACT>(x, bias, table, period, rows, columns, aligned);                                               \
     }
 
+#define GLU(name, T, operation, ACT)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(256) operation##_##name(                                               \
+        const T *__restrict__ gate_up, T *__restrict__ out, int rows, int width, int aligned) {                         \
+        glu<T, ACT>(gate_up, out, rows, width, aligned);                                                                \
+    }
+
 #define KERNELS(name, T)                                                                                                \
     BIAS_ACT(name, T, bias_add, NONE)                                                                                   \
     BIAS_ACT(name, T, bias_gelu_tanh, GELU_TANH)                                                                        \
     BIAS_ACT(name, T, bias_gelu_erf, GELU_ERF)                                                                          \
-    extern "C" __global__ void __launch_bounds__(256) geglu_##name(                                                     \
-        const T *__restrict__ gate_up, T *__restrict__ out, int rows, int width, int aligned) {                         \
-        geglu(gate_up, out, rows, width, aligned);                                                                      \
-    }
+    GLU(name, T, geglu, GELU_TANH)                                                                                      \
+    GLU(name, T, swiglu, SILU)
 
 FOR_EACH_TYPE(KERNELS)

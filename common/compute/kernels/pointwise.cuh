@@ -13,7 +13,9 @@ template <class T> __device__ __forceinline__ float gelu_tanh(float x) {
 
 __device__ __forceinline__ float gelu_erf(float x) { return 0.5f * x * (1.f + erff(x * 0.70710678118654752f)); }
 
-// The activation is rounded before the product is.
-template <class T> __device__ __forceinline__ float geglu(float gate, float up) {
-    return rounded<T>(gelu_tanh<T>(gate)) * up;
+// x sigmoid(x), which is x / (1 + exp(-x)); quick as above. Far below zero the exponential is infinite and the outcome 0.
+template <class T> __device__ __forceinline__ float silu(float x) {
+    constexpr float LOG2_E = 1.4426950408889634f;
+    if constexpr (sizeof(T) == 2) return x * reciprocal_quick(1.f + exp2_quick(-LOG2_E * x));
+    return x / (1.f + expf(-x));
 }

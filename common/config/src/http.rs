@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sections::is_prefix;
+
 /// Section `http`: where the gateway listens, who may ask, and how much it takes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -29,6 +31,9 @@ pub struct HttpConfig {
     pub spool_bytes: u64,
     /// Seconds after its last use after which an uploaded file is removed.
     pub spool_age_s: u64,
+    /// First parts of the subjects (`bus.prefix`) of other pipelines on the same broker, which requests choose by `model`: the
+    /// name of their model, or this prefix.
+    pub prefixes: Vec<String>,
     /// `/theirs=/ours`: beginnings of paths as clients see them, and as stage-decode does.
     pub path_map: Vec<String>,
     /// Hosts from which videos of chats are fetched, `name` (at the port of http or https) or `name:port`; none, and nothing is
@@ -62,6 +67,7 @@ impl Default for HttpConfig {
             spool: None,
             spool_bytes: 32 << 30,
             spool_age_s: 24 * 3600,
+            prefixes: Vec::new(),
             path_map: Vec::new(),
             url_hosts: Vec::new(),
             fetch_s: 600.0,
@@ -93,6 +99,13 @@ impl HttpConfig {
                 !entry.is_empty() && !entry.contains(|c: char| c == '/' || c == '@' || c == '*' || c.is_whitespace());
             need(is_host, &format!("http.url_hosts: {entry:?} is not a host, or host:port"))
         })?;
+        for (at, prefix) in self.prefixes.iter().enumerate() {
+            let what = "is not dot-separated [A-Za-z0-9_-]+, or there twice";
+            need(
+                is_prefix(prefix) && !self.prefixes[..at].contains(prefix),
+                &format!("http.prefixes: {prefix:?} {what}"),
+            )?;
+        }
         need(self.jobs >= 1, "http.jobs is at least 1")?;
         need(self.connections >= 1, "http.connections is at least 1")?;
         need(self.json_bytes >= 1024, "http.json_bytes is at least 1024")?;
@@ -135,5 +148,7 @@ mod tests {
         assert!(with(|h| h.path_map = vec!["app=/mnt".to_owned()]).contains("path_map"));
         assert!(with(|h| h.url_hosts = vec!["https://a.example".to_owned()]).contains("https://a.example"));
         assert!(with(|h| h.fetch_s = 0.0).contains("http.fetch_s"));
+        assert!(with(|h| h.prefixes = vec!["seven b".to_owned()]).contains("seven b"));
+        assert!(with(|h| h.prefixes = vec!["a.v1".to_owned(); 2]).contains("http.prefixes"));
     }
 }

@@ -57,9 +57,7 @@ pub struct Config {
 impl Config {
     fn check(&self) -> Result<(), String> {
         let need = |ok: bool, what: &str| if ok { Ok(()) } else { Err(format!("configuration: {what}")) };
-        let prefix = &self.bus.prefix;
-        let part = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        need(prefix.split('.').all(part), "bus.prefix is dot-separated [A-Za-z0-9_-]+")?;
+        need(sections::is_prefix(&self.bus.prefix), "bus.prefix is dot-separated [A-Za-z0-9_-]+")?;
         let one = self.bus.password.is_empty() || self.bus.password_file.is_none();
         need(one, "bus.password and bus.password_file exclude each other: keep one")?;
         let identified =
@@ -97,7 +95,8 @@ impl Config {
         need(self.decode.max_pixels >= 1, "decode.max_pixels is at least 1")?;
         need(self.vision.batch >= 1, "vision.batch is at least 1")?;
         need(self.llm.chunk_rows >= 1, "llm.chunk_rows is at least 1")?;
-        need(!self.llm.end_tokens.is_empty(), "llm.end_tokens names at least one token")
+        let named = self.llm.end_tokens.as_ref().is_none_or(|tokens| !tokens.is_empty());
+        need(named, "llm.end_tokens names at least one token; without the key, those of the model count")
     }
 
     /// The cap of a stage, if it has one.

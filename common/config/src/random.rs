@@ -10,15 +10,22 @@ use serde::{Deserialize, Serialize};
 pub enum Size {
     /// 1.7 MB: four layers, a window of 16. Answers in milliseconds.
     Tiny,
-    /// 29 MB: the head sizes of the real model (256, 72 and 64), otherwise small.
+    /// 29 MB: the head sizes of Vidi 1.5 9B (256, 72 and 64), otherwise small.
     Realdims,
-    /// 21 GB: every name, shape and type of the real model.
+    /// 21 GB: every name, shape and type of Vidi 1.5 9B.
     NineB,
+    /// 2.1 MB: `tiny` in the layout of Vidi 7B.
+    SevenBTiny,
+    /// 29 MB: the head sizes of Vidi 7B (128, 72 and 64), otherwise small.
+    SevenBRealdims,
+    /// 17 GB: every name, shape and type of Vidi 7B.
+    SevenB,
 }
 
 impl Size {
-    /// All of them, the smallest first.
-    pub const ALL: [Size; 3] = [Size::Tiny, Size::Realdims, Size::NineB];
+    /// All of them: those of Vidi 1.5 9B, then those of Vidi 7B, each the smallest first.
+    pub const ALL: [Size; 6] =
+        [Size::Tiny, Size::Realdims, Size::NineB, Size::SevenBTiny, Size::SevenBRealdims, Size::SevenB];
 
     /// The name as it is written on command lines and in configurations.
     pub fn as_str(self) -> &'static str {
@@ -26,6 +33,9 @@ impl Size {
             Size::Tiny => "tiny",
             Size::Realdims => "realdims",
             Size::NineB => "9b",
+            Size::SevenBTiny => "7b-tiny",
+            Size::SevenBRealdims => "7b-realdims",
+            Size::SevenB => "7b",
         }
     }
 }
@@ -105,7 +115,9 @@ mod tests {
         assert_eq!("random".parse(), Ok(RandomWeights { size: Size::NineB }));
         for wrong in ["", "tiny", "random:", "random:huge", "random:Tiny", "Random", "zeros:tiny"] {
             let said = RandomWeights::from_str(wrong).unwrap_err();
-            assert!(["random:tiny", "random:realdims", "random:9b"].iter().all(|s| said.contains(s)), "{said}");
+            let known =
+                ["random:tiny", "random:realdims", "random:9b", "random:7b-tiny", "random:7b-realdims", "random:7b"];
+            assert!(known.iter().all(|s| said.contains(s)), "{said}");
         }
     }
 

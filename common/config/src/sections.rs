@@ -114,6 +114,12 @@ impl BusConfig {
     }
 }
 
+/// Whether a text can be the first part of subjects.
+pub(crate) fn is_prefix(text: &str) -> bool {
+    let part = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    text.split('.').all(part)
+}
+
 /// A file's name with the role of a process in place of `{stage}`; the name need not be UTF-8.
 fn of_role(path: &Path, role: &str) -> PathBuf {
     let mut named = Vec::new();
@@ -208,8 +214,9 @@ impl Default for VisionStageConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LlmConfig {
-    /// Token ids that end an answer (MODEL.md: 107, `<end_of_turn>`).
-    pub end_tokens: Vec<u32>,
+    /// Token ids that end an answer; without this key that of the model: 107 (`<end_of_turn>`) of Vidi 1.5 9B, 2 (`</s>`) of
+    /// Vidi 7B.
+    pub end_tokens: Option<Vec<u32>>,
     /// Image or audio tokens that go through the layers together.
     pub chunk_rows: usize,
     /// Length of a prompt at most.
@@ -233,7 +240,7 @@ pub struct LlmConfig {
 impl Default for LlmConfig {
     fn default() -> Self {
         LlmConfig {
-            end_tokens: vec![107],
+            end_tokens: None,
             chunk_rows: 4096,
             max_prompt_tokens: 4096,
             tasks_file: None,

@@ -1,19 +1,26 @@
-//! The checkpoint's `config.json`: geometry of the language model, the towers and the adapters (MODEL.md 1).
+//! The checkpoint's `config.json`: geometry of the language model, the towers and the adapters (MODEL.md 1, MODEL-7B.md).
 
+pub mod family;
+mod file;
 pub(crate) mod rope;
 mod settings;
 pub mod supported;
 mod towers;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use family::{Family, ImagePool};
 pub use settings::Setting;
 pub use towers::{AudioConfig, VisionConfig};
 
-/// Geometry of the whole model. Absent keys have the values of Vidi 1.5 9B.
+/// Geometry of the whole model. Absent keys have the values of the released model of its [`Family`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+// The derived functions know every key; the traits' (below and in `file`) put those of a file over the family's defaults.
+#[serde(remote = "Self")]
 pub struct ModelConfig {
+    /// Model that the checkpoint is of.
+    #[serde(rename = "model_type")]
+    pub family: Family,
     /// Width of the language model, D.
     pub hidden_size: usize,
     /// Decoder layers.
@@ -26,7 +33,7 @@ pub struct ModelConfig {
     pub num_key_value_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Epsilon of the Gemma norms.
+    /// Epsilon of the language model's norms.
     pub rms_norm_eps: f64,
     /// Rows of the embedding.
     pub vocab_size: usize,
@@ -36,64 +43,39 @@ pub struct ModelConfig {
     pub attn_logit_softcapping: Option<f64>,
     /// Soft cap of the logits; none switches it off.
     pub final_logit_softcapping: Option<f64>,
-    /// Scores are scaled by this to the power of -1/2.
+    /// Scores are scaled by this to the power of -1/2; Mistral's is the width of a head.
     pub query_pre_attn_scalar: f64,
-    /// Keys that a text query sees on even layers, itself included.
-    pub sliding_window: usize,
+    /// Keys that a text query sees, itself included, on the layers that have a [window](Self::window); none where all
+    /// layers are full.
+    pub sliding_window: Option<usize>,
     /// Whether the embedding is the output head; then a stray `lm_head.weight` is ignored.
     pub tie_word_embeddings: bool,
     /// Tokens that end an answer by the checkpoint's word; those of the configuration, `llm.end_tokens`, do.
     #[serde(deserialize_with = "one_or_many")]
     pub eos_token_id: Vec<u32>,
-    /// Which hidden state of the vision tower counts: -2 is the output of the last layer but one.
-    #[serde(deserialize_with = "default_if_null::<SelectLayer, _>")]
-    pub mm_vision_select_layer: SelectLayer,
+    /// Which hidden state of the vision tower counts, from the end if negative: -2 is the output of the last layer but one.
+    pub mm_vision_select_layer: i64,
     /// Length to which time positions are stretched.
-    #[serde(deserialize_with = "default_if_null::<TimeInterval, _>")]
-    pub mm_time_interval: TimeInterval,
+    pub mm_time_interval: u32,
     /// `mlp<depth>x_gelu` or `linear`.
-    #[serde(deserialize_with = "default_if_null::<Projector, _>")]
-    pub mm_projector_type: Projector,
-    /// Side of the space-to-depth merge; the wire format knows 2 only.
-    #[serde(deserialize_with = "default_if_null::<ImagePool, _>")]
-    pub mm_image_pool_size: ImagePool,
+    pub mm_projector_type: String,
+    /// Side of the space-to-depth merge, 2, or cells a side that a frame has after the convolution: see
+    /// [`image_pool`](Self::image_pool).
+    pub mm_image_pool_size: u64,
     /// Encoder rows per audio token; the wire format knows 5 only.
-    #[serde(deserialize_with = "default_if_null::<AudioPool, _>")]
-    pub mm_audio_pool_size: AudioPool,
+    pub mm_audio_pool_size: u64,
     /// Geometry of the vision tower.
-    #[serde(rename = "mm_vision_config", deserialize_with = "default_if_null")]
+    #[serde(rename = "mm_vision_config")]
     pub vision: VisionConfig,
     /// Geometry of the audio tower.
-    #[serde(rename = "mm_audio_config", deserialize_with = "default_if_null")]
+    #[serde(rename = "mm_audio_config")]
     pub audio: AudioConfig,
 }
 
-macro_rules! defaulted {
-    ($name:ident, $type:ty, $value:expr, $doc:literal) => {
-        #[doc = $doc]
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-        #[serde(transparent)]
-        pub struct $name(pub $type);
-        impl Default for $name {
-            fn default() -> Self {
-                $name($value)
-            }
-        }
-    };
-}
-defaulted!(SelectLayer, i64, -2, "Index into the tower's hidden states, from the end if negative.");
-defaulted!(TimeInterval, u32, 10_000, "N of the fractional time positions.");
-defaulted!(Projector, String, "mlp2x_gelu".to_owned(), "Architecture of the projectors.");
-defaulted!(ImagePool, u64, 2, "Side of the space-to-depth merge.");
-defaulted!(AudioPool, u64, 5, "Encoder rows per audio token.");
-
-/// A key that is there but `null` means its default (MODEL.md 1, `mm_projector_type`).
-fn default_if_null<'de, T, D>(d: D) -> Result<T, D::Error>
-where
-    T: Default + Deserialize<'de>,
-    D: Deserializer<'de>,
-{
-    Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
+impl Serialize for ModelConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        ModelConfig::serialize(self, serializer)
+    }
 }
 
 /// A number, a list of them, or `null` for none.
@@ -113,37 +95,14 @@ fn one_or_many<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u32>, D::Error> {
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        ModelConfig {
-            hidden_size: 3584,
-            num_hidden_layers: 42,
-            intermediate_size: 14336,
-            num_attention_heads: 16,
-            num_key_value_heads: 8,
-            head_dim: 256,
-            rms_norm_eps: 1e-6,
-            vocab_size: 256_000,
-            rope_theta: 10_000.0,
-            attn_logit_softcapping: Some(50.0),
-            final_logit_softcapping: Some(30.0),
-            query_pre_attn_scalar: 256.0,
-            sliding_window: 4096,
-            tie_word_embeddings: true,
-            eos_token_id: vec![107],
-            mm_vision_select_layer: SelectLayer::default(),
-            mm_time_interval: TimeInterval::default(),
-            mm_projector_type: Projector::default(),
-            mm_image_pool_size: ImagePool::default(),
-            mm_audio_pool_size: AudioPool::default(),
-            vision: VisionConfig::default(),
-            audio: AudioConfig::default(),
-        }
+        ModelConfig::of(Family::Gemma2)
     }
 }
 
 impl ModelConfig {
     /// Vision layers that run: `hidden_states[select_layer]` is the output of the last of them.
     pub fn vision_layers(&self) -> usize {
-        let select = self.mm_vision_select_layer.0;
+        let select = self.mm_vision_select_layer;
         let layers = self.vision.num_hidden_layers as i64;
         let run = if select < 0 { layers + 1 + select } else { select };
         run.clamp(0, layers) as usize
@@ -163,7 +122,7 @@ impl ModelConfig {
             ("num_key_value_heads", self.num_key_value_heads),
             ("head_dim", self.head_dim),
             ("vocab_size", self.vocab_size),
-            ("sliding_window", self.sliding_window),
+            ("sliding_window", self.sliding_window.unwrap_or(1)),
             ("mm_vision_config.hidden_size", self.vision.hidden_size),
             ("mm_vision_config.intermediate_size", self.vision.intermediate_size),
             ("mm_vision_config.num_hidden_layers", self.vision.num_hidden_layers),
@@ -194,8 +153,7 @@ impl ModelConfig {
             "mm_vision_config: image_size and patch_size must be 384 pixels in 27 patches a side (MODEL.md 3)",
         )?;
         need(self.audio.max_source_positions == 1500, "mm_audio_config.max_source_positions must be 1500 (30 s)")?;
-        need(self.mm_image_pool_size.0 == 2, "mm_image_pool_size must be 2")?;
-        need(self.mm_audio_pool_size.0 == 5, "mm_audio_pool_size must be 5")?;
+        self.check_pools()?;
         need(self.vision_layers() > 0, "mm_vision_select_layer selects no encoder layer")?;
         for (key, value) in [
             ("query_pre_attn_scalar", Some(self.query_pre_attn_scalar)),
@@ -210,9 +168,27 @@ impl ModelConfig {
         need(self.projector_depth().is_some(), "mm_projector_type is not mlp<depth>x_gelu or linear")
     }
 
-    /// What to tell whoever starts this model where it ends answers with tokens that `llm.end_tokens` does not name.
-    pub fn end_tokens_warning(&self, end_tokens: &[u32]) -> Option<String> {
-        let ids = &self.eos_token_id;
+    /// Refuses pools that no code computes, and a Gemma 2 without a window.
+    fn check_pools(&self) -> Result<(), String> {
+        let need = |ok: bool, what: String| if ok { Ok(()) } else { Err(what) };
+        let (size, most) = (self.mm_image_pool_size, self.vision.side() as u64);
+        match self.family {
+            Family::Gemma2 => {
+                need(size == 2, format!("mm_image_pool_size = {size} must be 2"))?;
+                need(self.sliding_window.is_some(), "sliding_window = null must be a number of tokens".to_owned())?;
+            }
+            // One cell a side has no positions: they are divided by the side less 1 (MODEL-7B.md, "Image adapter").
+            Family::Mistral => {
+                need((2..=most).contains(&size), format!("mm_image_pool_size = {size} is not 2 to {most}"))?
+            }
+        }
+        need(self.mm_audio_pool_size == 5, format!("mm_audio_pool_size = {} must be 5", self.mm_audio_pool_size))
+    }
+
+    /// What to tell whoever starts this model where it ends answers with tokens that are not in `configured`, the value of
+    /// `llm.end_tokens`; without one, that the family's do not name.
+    pub fn end_tokens_warning(&self, configured: Option<&[u32]>) -> Option<String> {
+        let (ids, end_tokens) = (&self.eos_token_id, configured.unwrap_or(self.family.end_tokens()));
         ids.iter().any(|id| !end_tokens.contains(id)).then(|| {
             format!(
                 "end tokens differ: the checkpoint's config.json has eos_token_id = {ids:?}, llm.end_tokens is \
@@ -223,7 +199,7 @@ impl ModelConfig {
 
     /// Linear layers of a projector, with GELU between them: 2 for `mlp2x_gelu`, 1 for `linear`.
     pub fn projector_depth(&self) -> Option<usize> {
-        match self.mm_projector_type.0.as_str() {
+        match self.mm_projector_type.as_str() {
             "linear" => Some(1),
             other => {
                 let depth = other.strip_prefix("mlp")?.strip_suffix("x_gelu")?.parse().ok()?;
@@ -234,30 +210,4 @@ impl ModelConfig {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_end_token_that_the_configuration_does_not_name_is_told_with_both_values() {
-        for (json, end_tokens, told) in [
-            ("{}", &[107][..], None),
-            (r#"{"eos_token_id": 107}"#, &[107], None),
-            (r#"{"eos_token_id": 107}"#, &[1, 107], None),
-            (r#"{"eos_token_id": null}"#, &[1], None),
-            (r#"{"eos_token_id": 107}"#, &[1], Some(["eos_token_id = [107]", "llm.end_tokens is [1]"])),
-            (r#"{"eos_token_id": [1, 107]}"#, &[107], Some(["eos_token_id = [1, 107]", "llm.end_tokens is [107]"])),
-            ("{}", &[1, 2], Some(["eos_token_id = [107]", "llm.end_tokens is [1, 2]"])),
-        ] {
-            let config: ModelConfig = serde_json::from_str(json).unwrap();
-            let warning = config.end_tokens_warning(end_tokens);
-            match told {
-                None => assert_eq!(warning, None, "{json}"),
-                Some(parts) => {
-                    assert!(parts.iter().all(|part| warning.as_ref().unwrap().contains(part)), "{warning:?}")
-                }
-            }
-        }
-        let wrong = serde_json::from_str::<ModelConfig>(r#"{"eos_token_id": "<eos>"}"#).unwrap_err();
-        assert!(wrong.to_string().contains("eos_token_id is a token id"), "{wrong}");
-    }
-}
+mod tests;

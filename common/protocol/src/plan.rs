@@ -3,10 +3,14 @@
 //! Position embeddings and the adaptive grid depend on totals, so every message carries its [`MediaPlan`], and a
 //! worker needs nothing else to place its rows.
 
+mod grid;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ErrorKind, JobError};
 use crate::wire_error::{WireError, WireErrorKind};
+
+pub use grid::{FrameGrid, IMAGE_POOL, PADDED_SIDE, PATCH_SIDE, grid_side};
 
 /// PCM sample rate, Hz (MODEL.md 2.3).
 pub const SAMPLE_RATE: u64 = 16_000;
@@ -20,10 +24,6 @@ pub const MIN_AUDIO_SAMPLES: u64 = 3_200;
 pub const AUDIO_POOL: u64 = 5;
 /// Encoder rows of a whole window (MODEL.md 5).
 pub const WINDOW_ROWS: u64 = 1_500;
-/// Patch grid per side once padded (MODEL.md 4).
-pub const PADDED_SIDE: u32 = 28;
-/// Side of the square that the space-to-depth merge folds into one token (MODEL.md 4).
-pub const IMAGE_POOL: u32 = 2;
 /// Picture side in pixels (MODEL.md 2.2).
 pub const FRAME_SIDE: usize = 384;
 /// Bytes of one frame: 384 x 384 RGB.
@@ -97,6 +97,9 @@ pub struct ImagePlan {
     pub grid: [u32; 2],
     /// Image tokens: F x h x w.
     pub tokens: u64,
+    /// Whether the grid is the checkpoint's whatever the number of frames ([`FrameGrid::Fixed`]).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub fixed: bool,
     /// Sampled frames whose picture does not decode, so that the one before it stands in: in a message those among its
     /// own rows, in a result all. Rising.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -136,29 +139,41 @@ pub struct MediaPlan {
     pub notes: Vec<String>,
 }
 
-/// Tokens per side of a frame's grid for `frames` sampled frames: 14 down to 5 (MODEL.md 4, step 2).
-pub fn grid_side(frames: u64) -> u32 {
-    let side = f64::from(PADDED_SIDE);
-    let budget = 60_000.0 * f64::from(IMAGE_POOL * IMAGE_POOL);
-    let cells = frames as f64 * side * side;
-    if cells <= budget {
-        return PADDED_SIDE / IMAGE_POOL;
-    }
-    let s = (side * (budget / cells).sqrt()) as u32;
-    (s - s % IMAGE_POOL).max(10) / IMAGE_POOL
-}
-
 /// Decoded frames between sampled ones: Python's `round(avg_fps / fps)` (MODEL.md 2.1).
 pub fn frame_step(avg_fps: f64, fps: f64) -> u64 {
     (avg_fps / fps).round_ties_even() as u64
 }
 
 impl ImagePlan {
-    /// Plan for `frames` sampled frames.
+    /// Plan for `frames` sampled frames on the grid of Vidi 1.5 9B, [`FrameGrid::Budget`].
     pub fn new(frame_step: u64, frames: u64) -> Self {
-        let side = grid_side(frames);
+        Self::on(FrameGrid::Budget, frame_step, frames)
+    }
+
+    /// Plan for `frames` sampled frames on the grid of a checkpoint.
+    pub fn on(grid: FrameGrid, frame_step: u64, frames: u64) -> Self {
+        let side = grid.side(frames);
         let tokens = frames * u64::from(side * side);
-        ImagePlan { frame_step, frames, grid: [side, side], tokens, replaced: Vec::new() }
+        let fixed = matches!(grid, FrameGrid::Fixed(_));
+        ImagePlan { frame_step, frames, grid: [side, side], tokens, fixed, replaced: Vec::new() }
+    }
+
+    /// Rule that the grid follows.
+    pub fn rule(&self) -> FrameGrid {
+        if self.fixed { FrameGrid::Fixed(self.grid[0]) } else { FrameGrid::Budget }
+    }
+
+    /// Refuses a plan that was made for another checkpoint, whose frames have other grids.
+    ///
+    /// # Errors
+    /// `model`, with both rules.
+    pub fn expect(&self, grid: FrameGrid) -> Result<(), JobError> {
+        let found = self.rule();
+        if found == grid {
+            return Ok(());
+        }
+        Err(JobError::new(ErrorKind::Model, format!("the plan's frames have {found}, those of this model {grid}"))
+            .hint("serve every stage from the same checkpoint"))
     }
 
     /// Tokens of one frame.
@@ -171,7 +186,12 @@ impl ImagePlan {
             && self.frame_step > 0
             && self.replaced.is_sorted_by(|a, b| a < b)
             && self.replaced.last().is_none_or(|&last| last < self.frames)
-            && *self == ImagePlan { replaced: self.replaced.clone(), ..ImagePlan::new(self.frame_step, self.frames) };
+            && self.rule().is_possible()
+            && *self
+                == ImagePlan {
+                    replaced: self.replaced.clone(),
+                    ..ImagePlan::on(self.rule(), self.frame_step, self.frames)
+                };
         ok.then_some(()).ok_or_else(|| inconsistent("image", self))
     }
 }
@@ -217,12 +237,13 @@ fn inconsistent(modality: &str, plan: &impl std::fmt::Debug) -> WireError {
 }
 
 impl MediaPlan {
-    /// Plans what stage-decode probed: whole, or only `span` (start and end in seconds), at `fps`.
+    /// Plans what stage-decode probed: whole, or only `span` (start and end in seconds), at `fps`, its frames on the
+    /// `grid` of the checkpoint.
     ///
     /// # Errors
     /// `too_short` with fewer than two sampled frames and no sound, `bad_request` for a span that picks nothing,
     /// `unsupported_media` without picture and sound.
-    pub fn new(info: &MediaInfo, span: Option<[f64; 2]>, fps: f64) -> Result<Self, JobError> {
+    pub fn new(info: &MediaInfo, span: Option<[f64; 2]>, fps: f64, grid: FrameGrid) -> Result<Self, JobError> {
         let duration_s = match span {
             Some([start, end]) => end.min(info.duration_s) - start,
             None => info.duration_s,
@@ -242,7 +263,7 @@ impl MediaPlan {
         };
         let mut notes: Vec<String> =
             info.notes.iter().filter(|note| note.len() <= NOTE_BYTES).take(MAX_NOTES).cloned().collect();
-        let image = if info.frames > 0 { Self::image(info, span, fps, &mut notes) } else { Ok(None) };
+        let image = if info.frames > 0 { Self::image(info, span, fps, grid, &mut notes) } else { Ok(None) };
         let image = match image {
             // A picture beside a sound is no film: the sound is what was asked about.
             Err(error) if error.kind == ErrorKind::TooShort && audio.is_some() => {
@@ -265,6 +286,7 @@ impl MediaPlan {
         info: &MediaInfo,
         span: Option<[f64; 2]>,
         fps: f64,
+        grid: FrameGrid,
         notes: &mut Vec<String>,
     ) -> Result<Option<ImagePlan>, JobError> {
         let mut step = frame_step(info.avg_fps, fps);
@@ -288,7 +310,7 @@ impl MediaPlan {
             .detail("frames", info.frames)
             .detail("sampled", frames));
         }
-        Ok(Some(ImagePlan::new(step, frames)))
+        Ok(Some(ImagePlan::on(grid, step, frames)))
     }
 
     /// Refuses a plan whose figures do not follow from each other.
@@ -330,6 +352,31 @@ pub fn sample_range(samples: u64, span: Option<[f64; 2]>) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fixed_grid_is_said_and_checked_and_a_plan_without_one_is_written_as_it_always_was() {
+        let json = |plan: &ImagePlan| serde_json::to_string(plan).unwrap();
+        assert_eq!(json(&ImagePlan::new(30, 2)), r#"{"frame_step":30,"frames":2,"grid":[14,14],"tokens":392}"#);
+        let fixed = ImagePlan::on(FrameGrid::Fixed(5), 30, 2000);
+        assert_eq!(json(&fixed), r#"{"frame_step":30,"frames":2000,"grid":[5,5],"tokens":50000,"fixed":true}"#);
+        assert_eq!((fixed.check(), fixed.rule(), fixed.tokens_per_frame()), (Ok(()), FrameGrid::Fixed(5), 25));
+        // So long a video has 5 x 5 cells by the budget, too: the rule is told apart all the same.
+        let shrunk = ImagePlan::new(30, 2000);
+        assert_eq!((shrunk.grid, shrunk.check()), (fixed.grid, Ok(())));
+        assert!(shrunk.expect(FrameGrid::Budget).is_ok() && fixed.expect(FrameGrid::Fixed(5)).is_ok());
+        let error = fixed.expect(FrameGrid::Budget).unwrap_err();
+        assert!(error.kind == ErrorKind::Model && error.message.contains("5 x 5 cells whatever"), "{error}");
+        let wrong = [
+            ImagePlan { fixed: true, ..ImagePlan::new(30, 2) },
+            ImagePlan { fixed: false, ..fixed.clone() },
+            ImagePlan { grid: [5, 6], ..fixed.clone() },
+            ImagePlan { tokens: 49_999, ..fixed.clone() },
+            ImagePlan::on(FrameGrid::Fixed(1), 30, 2),
+            ImagePlan::on(FrameGrid::Fixed(28), 30, 2),
+        ];
+        // 14 x 14 whatever the length, and 5 x 5 by the budget, are what other checkpoints would have.
+        assert_eq!(wrong.map(|plan| plan.check().is_ok()), [true, true, false, false, false, false]);
+    }
 
     #[test]
     fn messages_double_until_they_are_as_large_as_they_may_be() {

@@ -191,6 +191,11 @@ pub trait Owner {
     /// Tokens that pass the layers together at most, by which a busy engine is told from a hung one.
     fn step_tokens(&self) -> u64;
 
+    /// Family of the model that it answers with, by which clients know its tasks; empty if there is none.
+    fn family(&self) -> &str {
+        ""
+    }
+
     /// Bytes that one image or audio token takes on the bus; with 0, no capacity is reserved for a job's tokens.
     fn token_bytes(&self) -> u64 {
         0

@@ -351,7 +351,8 @@ fn instance_info(config: &Config, stage: StageName) -> Result<InstanceInfo, Fata
     };
     let unreadable = |e| Fatal(Exit::Model, format!("stage-{stage} cannot start: fingerprint of the checkpoint: {e}"));
     let checkpoint = Checkpoint { name: config.model.name(), fingerprint: fingerprint.map_err(unreadable)? };
-    Ok(InstanceInfo { checkpoint, dtype, budget_bytes: config.budget(stage), watchdog: config.watchdog.clone() })
+    let (budget_bytes, watchdog) = (config.budget(stage), config.watchdog.clone());
+    Ok(InstanceInfo { checkpoint, family: String::new(), dtype, budget_bytes, watchdog })
 }
 
 #[cfg(test)]

@@ -50,6 +50,8 @@ class Answer:
     boxes: tuple[Box, ...] = ()
     #: Why there are no ranges or boxes, where some were looked for.
     reason: str | None = None
+    #: What Vidi 7B's reference prints for the ranges, to the letter.
+    reference_text: str | None = None
     resolution_s: float | None = None
 
 
@@ -140,6 +142,8 @@ class Result:
     resolution_s: float | None = None
     #: Why there are no ranges or boxes, where some were looked for.
     reason: str | None = None
+    #: What Vidi 7B's reference prints for the ranges, to the letter.
+    reference_text: str | None = None
     #: Seconds that were added to both ends of each range.
     pad_s: float = 0.0
     #: Seconds that two ranges could be apart and were made one.

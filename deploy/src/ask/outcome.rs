@@ -8,6 +8,7 @@ use protocol::plan::MediaPlan;
 use runtime::output::Unwritten;
 use runtime::process::{Exit, Fatal};
 use runtime::{answer, remark};
+use stage_llm::text::reading::Parser;
 use stage_llm::text::reading::reference::format_hms;
 
 use super::Style;
@@ -83,12 +84,13 @@ fn remarks(result: &JobResult) -> Vec<String> {
 
 /// An answer as lines: its ranges, boxes or text; of several questions, each below its query.
 fn shown(result: &JobResult) -> String {
+    let format = Parser::named(&result.parser).map_or(format_hms as fn(f64) -> String, Parser::format);
     if result.supported == Some(Supported::Composite) || result.answers.is_empty() {
-        return one(&result.text, &result.ranges, &result.boxes);
+        return one(&result.text, &result.ranges, &result.boxes, format);
     }
     let answered = |answer: &Answer| {
         let reason = answer.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
-        let lines = one(&answer.text, &answer.ranges, &answer.boxes);
+        let lines = one(&answer.text, &answer.ranges, &answer.boxes, format);
         let lines: Vec<String> = lines.lines().map(|line| format!("  {line}")).collect();
         format!("{}{reason}\n{}", harmless(&answer.query), lines.join("\n"))
     };
@@ -96,9 +98,9 @@ fn shown(result: &JobResult) -> String {
 }
 
 /// One answer as lines, in whole seconds: what is below them is seldom known.
-fn one(text: &str, ranges: &[TimeRange], boxes: &[TimedBox]) -> String {
+fn one(text: &str, ranges: &[TimeRange], boxes: &[TimedBox], format: fn(f64) -> String) -> String {
     let range = |r: &TimeRange| {
-        let times = format!("{}-{}", format_hms(r.start_s), format_hms(r.end_s));
+        let times = format!("{}-{}", format(r.start_s), format(r.end_s));
         r.title.as_ref().map_or(times.clone(), |title| format!("{times} {}", harmless(title)))
     };
     let timed = |b: &TimedBox| {
@@ -159,7 +161,9 @@ mod tests {
     #[test]
     fn an_answer_is_its_ranges_and_else_its_text_without_control_characters() {
         let ranges = vec![range(12.9, 61.0, None)];
-        assert_eq!(shown(&JobResult { ranges, ..old() }), "00:00:12-00:01:01");
+        assert_eq!(shown(&JobResult { ranges: ranges.clone(), ..old() }), "00:00:12-00:01:01");
+        let of_7b = JobResult { ranges, parser: "reference-7b".to_owned(), ..old() };
+        assert_eq!(shown(&of_7b), "00:00:12.00-00:01:01.00");
         assert_eq!(shown(&JobResult { text: "a\u{1b}[2Jb".to_owned(), ..old() }), "a\u{fffd}[2Jb");
     }
 
@@ -174,6 +178,7 @@ mod tests {
             ranges,
             boxes: Vec::new(),
             resolution_s: None,
+            reference_text: None,
         };
         let answers = vec![answer("a cat", vec![range(1.0, 2.0, None)]), answer("a dog", Vec::new())];
         let several = JobResult { answers: answers.clone(), ..old() };

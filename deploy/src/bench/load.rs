@@ -156,7 +156,8 @@ fn synthetic(
     i: u64,
     messages: u64,
 ) -> anyhow::Result<Output<'static>> {
-    let image = ImagePlan::new(1, (messages * FRAMES_PER_MESSAGE).max(2));
+    let grid = model.image_pool().grid();
+    let image = ImagePlan::on(grid, 1, (messages * FRAMES_PER_MESSAGE).max(2));
     let per_frame = image.tokens_per_frame();
     let plan = |image, audio| MediaPlan { duration_s: 1.0, image, audio, ..MediaPlan::default() };
     let (v, job) = (wire::VERSION, job.clone());
@@ -180,7 +181,7 @@ fn synthetic(
         }
         StageName::Fuse => {
             let n = FRAMES_PER_MESSAGE * per_frame;
-            let width = 4 * model.vision.hidden_size;
+            let width = model.image_cell_width();
             let values = noise(n as usize * width).into_iter().flat_map(|b| (f32::from(b) / 128.0 - 1.0).to_le_bytes());
             let tensor = Tensor::new(Dtype::F32, &[n as usize, width], values.collect::<Vec<u8>>())?;
             let plan = plan(Some(image), None);

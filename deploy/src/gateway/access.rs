@@ -3,25 +3,30 @@
 use std::net::IpAddr;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
 use super::problem::{Kind, Problem};
 use super::state::App;
 
-/// Paths that need no token: they say nothing but whether the service is there, and the page, which asks for the token.
+/// Paths that need no token: they say nothing but whether the service is there, and the page, which asks for the token. Which
+/// models there are is not among it.
 const OPEN: [&str; 4] = ["/", "/livez", "/readyz", "/health"];
 
 /// Lets a request through that may ask.
 pub async fn check(State(app): State<App>, request: Request, next: Next) -> Result<Response, Problem> {
     let headers = request.headers();
     match &app.token {
-        Some(token) if !OPEN.contains(&request.uri().path()) => bearer(headers, token.exposed())?,
+        Some(token) if !is_open(request.uri()) => bearer(headers, token.exposed())?,
         Some(_) => {}
         None => at_home(headers, &app.http.hosts)?,
     }
     Ok(next.run(request).await)
+}
+
+fn is_open(uri: &Uri) -> bool {
+    OPEN.contains(&uri.path()) && (uri.path() == OPEN[0] || uri.query().is_none())
 }
 
 fn bearer(headers: &HeaderMap, token: &str) -> Result<(), Problem> {

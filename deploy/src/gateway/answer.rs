@@ -20,10 +20,10 @@ use crate::client;
 /// Why it has no answer: its failure, who cancelled it, `busy`, a time that passed, or the broker's.
 pub async fn wait(app: &App, asked: Asked, each: impl FnMut(&Event)) -> Result<JobResult, Problem> {
     let _slot = app.jobs.slot()?;
-    let Asked { request, detach, held } = asked;
-    app.jobs.note(&request, detach)?;
+    let Asked { pipeline, request, detach, held } = asked;
+    app.jobs.note(&request, pipeline.number, detach)?;
     let (job, task) = (request.job.clone(), request.task.clone());
-    let mut watch = Watch { app: app.clone(), left: Some(Left { bus: app.bus.clone(), request, detach, held }) };
+    let mut watch = Watch { app: app.clone(), left: Some(Left { bus: pipeline.bus.clone(), request, detach, held }) };
     let limit = Duration::from_secs_f64(app.http.answer_s);
     let followed = async {
         match &watch.left {

@@ -3,6 +3,7 @@
 use protocol::event::{JobResult, Supported, TimeRange};
 use stage_llm::text::reading::Parser;
 use stage_llm::text::reading::reference::format_hms;
+use stage_llm::text::reading::reference_7b::format_padded;
 
 /// Text of a result: the model's words, or its ranges in a form where the parser looks for some. Of several questions a line for
 /// each, of a composite task a line for each range, with its title.
@@ -15,7 +16,7 @@ pub fn text(result: &JobResult, form: fn(&[TimeRange]) -> String) -> String {
         return result.ranges.iter().map(titled).collect::<Vec<_>>().join("\n");
     }
     let has_ranges = match Parser::named(&result.parser) {
-        Some(parser) => matches!(parser, Parser::Reference | Parser::Lenient),
+        Some(parser) => parser.finds_ranges(),
         // Of a stage-llm that does not say it.
         None => !result.ranges.is_empty(),
     };
@@ -29,6 +30,15 @@ pub fn text(result: &JobResult, form: fn(&[TimeRange]) -> String) -> String {
 /// `HH:MM:SS-HH:MM:SS, ...`, truncated as the reference does.
 pub fn whole_seconds(ranges: &[TimeRange]) -> String {
     joined(ranges, format_hms)
+}
+
+/// In the form of the model's reference, by the parser that read the ranges: `HH:MM:SS.00-HH:MM:SS.00, ...` of Vidi 7B, with
+/// the zeros that its reference leaves out, else [`whole_seconds`].
+pub fn by_reference(parser: &str) -> fn(&[TimeRange]) -> String {
+    match Parser::named(parser) {
+        Some(Parser::Reference7b) => |ranges| joined(ranges, format_padded),
+        _ => whole_seconds,
+    }
 }
 
 /// `HH:MM:SS.ff-HH:MM:SS.ff, ...`, to the nearest hundredth.
@@ -86,6 +96,8 @@ mod tests {
         let ranges = [range(1.005, 2.999), range(3599.996, 36_000.5)];
         assert_eq!(hundredths(&ranges), "00:00:01.00-00:00:03.00, 01:00:00.00-10:00:00.50");
         assert_eq!(whole_seconds(&ranges), "00:00:01-00:00:02, 00:59:59-10:00:00");
+        assert_eq!(by_reference("reference")(&ranges), whole_seconds(&ranges));
+        assert_eq!(by_reference("reference-7b")(&ranges), "00:00:01.00-00:00:02.00, 00:59:59.00-10:00:00.00");
         assert_eq!((hundredths(&[]).as_str(), whole_seconds(&[]).as_str()), ("", ""));
     }
 }

@@ -40,6 +40,8 @@ struct Ended {
 struct StageLabel {
     stage: &'static str,
     state: &'static str,
+    /// First part of its pipeline's subjects.
+    prefix: String,
 }
 
 /// What the gateway counts.
@@ -105,7 +107,8 @@ impl Metrics {
         self.requests.get_or_create(&asked).observe(seconds);
     }
 
-    /// Text of all that is counted, with what is so now: jobs in flight, bytes of files, and the state of each stage.
+    /// Text of all that is counted, with what is so now: jobs in flight, bytes of files, and the state of each stage below
+    /// each prefix.
     ///
     /// # Errors
     /// Of the formatter.
@@ -113,11 +116,14 @@ impl Metrics {
         &self,
         in_flight: usize,
         usage: Usage,
-        stages: &BTreeMap<StageName, StageState>,
+        stages: &[(&str, BTreeMap<StageName, StageState>)],
     ) -> Result<String, std::fmt::Error> {
-        for (stage, state) in stages {
+        for (prefix, (stage, state)) in
+            stages.iter().flat_map(|(prefix, states)| states.iter().map(move |s| (prefix, s)))
+        {
             for condition in Condition::ALL {
-                let label = StageLabel { stage: stage.as_str(), state: condition.as_str() };
+                let (stage, prefix) = (stage.as_str(), (*prefix).to_owned());
+                let label = StageLabel { stage, state: condition.as_str(), prefix };
                 self.stages.get_or_create(&label).set(i64::from(condition == state.state));
             }
         }
@@ -145,7 +151,7 @@ mod tests {
         }
         metrics.asked(None, &Method::from_bytes(b"MADEUP").unwrap(), StatusCode::NOT_FOUND, 0.01);
         let usage = Usage { stored: 1, unfinished: 2, received: 7 };
-        let text = metrics.text(5, usage, &BTreeMap::new()).unwrap();
+        let text = metrics.text(5, usage, &[]).unwrap();
         assert!(text.contains("vidi_http_jobs_in_flight 5\n") && text.contains("vidi_http_spool_bytes 3\n"), "{text}");
         assert!(text.contains("vidi_http_upload_bytes_total 7\n"), "{text}");
         assert!(text.contains("vidi_http_jobs_total{task=\"qa\",outcome=\"cancelled\"} 1\n"), "{text}");

@@ -1,6 +1,7 @@
 //! `GET /v1/jobs/{id}/events`: a job's events as they come, as server-sent events that a reader who was cut off resumes.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -10,10 +11,12 @@ use axum::response::{IntoResponse, Response};
 use futures::stream;
 use protocol::event::JobEvent;
 use protocol::message::JobId;
+use runtime::bus::Bus;
 use tokio::sync::mpsc;
 
 use super::intake;
 use super::job_routes::no_job;
+use super::pipelines::Pipeline;
 use super::problem::Problem;
 use super::state::App;
 use crate::client::{self, Events};
@@ -58,7 +61,8 @@ pub async fn events(State(app): State<App>, Path(job): Path<String>, headers: He
                 })?)
             }
         };
-    match app.last_event(&job).await? {
+    let (pipeline, last) = app.job(&job).await?;
+    match last {
         // A browser that hears of no more events asks again, until it is told that there are none.
         Some(last) if last.event.is_terminal() && after.is_some_and(|after| after >= last.seq) => {
             return Ok(StatusCode::NO_CONTENT.into_response());
@@ -67,32 +71,32 @@ pub async fn events(State(app): State<App>, Path(job): Path<String>, headers: He
         _ => {}
     }
     let (pieces, response) = streamed();
-    let reader = Reader::new(&app, &job);
+    let reader = Reader::new(&app, &pipeline, &job);
     tokio::spawn(async move {
-        feed(&app, &job, after, &pieces).await;
+        feed(&pipeline.bus, app.http.idle_s, &job, after, &pieces).await;
         drop(reader);
     });
     Ok(response)
 }
 
 /// Sends a job's events behind number `after` until its end, or until nobody takes them.
-async fn feed(app: &App, job: &JobId, after: Option<u64>, pieces: &Pieces) {
-    let mut events = Events::new(&app.bus, job);
+async fn feed(bus: &Bus, idle_s: f64, job: &JobId, after: Option<u64>, pieces: &Pieces) {
+    let mut events = Events::new(bus, job);
     loop {
         let goes_on = tokio::select! {
             next = events.next() => match next {
                 Ok(event) if after.is_some_and(|after| event.seq <= after) => continue,
                 Ok(event) => {
                     let is_last = event.event.is_terminal();
-                    send(pieces, shown(&event), app.http.idle_s).await && !is_last
+                    send(pieces, shown(&event), idle_s).await && !is_last
                 }
                 Err(error) => {
                     let problem = Problem::unavailable(&error).body();
-                    send(pieces, format!("event: error\ndata: {problem}\n\n"), app.http.idle_s).await;
+                    send(pieces, format!("event: error\ndata: {problem}\n\n"), idle_s).await;
                     false
                 }
             },
-            () = tokio::time::sleep(PING_EVERY) => send(pieces, ":\n\n".to_owned(), app.http.idle_s).await,
+            () = tokio::time::sleep(PING_EVERY) => send(pieces, ":\n\n".to_owned(), idle_s).await,
             () = pieces.closed() => false,
         };
         if !goes_on {
@@ -110,13 +114,14 @@ fn shown(event: &JobEvent) -> String {
 /// Reader of a job's events, until dropped. The last one of a job that was not to go on alone has some time to come back.
 struct Reader {
     app: App,
+    pipeline: Arc<Pipeline>,
     job: JobId,
 }
 
 impl Reader {
-    fn new(app: &App, job: &JobId) -> Self {
+    fn new(app: &App, pipeline: &Arc<Pipeline>, job: &JobId) -> Self {
         app.jobs.reader_came(job);
-        Reader { app: app.clone(), job: job.clone() }
+        Reader { app: app.clone(), pipeline: pipeline.clone(), job: job.clone() }
     }
 }
 
@@ -126,7 +131,7 @@ impl Drop for Reader {
         if !self.app.jobs.is_abandoned(&self.job, Duration::ZERO) {
             return;
         }
-        let (app, job) = (self.app.clone(), self.job.clone());
+        let (app, pipeline, job) = (self.app.clone(), self.pipeline.clone(), self.job.clone());
         let patience = Duration::from_secs_f64(app.http.resume_s);
         tokio::spawn(async move {
             tokio::time::sleep(patience).await;
@@ -134,7 +139,7 @@ impl Drop for Reader {
                 return;
             }
             tracing::info!(%job, ?patience, "cancelling: the reader of its events was cut off, and has not come back");
-            if let Err(error) = client::cancel(&app.bus, &job).await {
+            if let Err(error) = client::cancel(&pipeline.bus, &job).await {
                 tracing::warn!(%job, error = format!("{error:#}"), "cancel failed");
             }
         });

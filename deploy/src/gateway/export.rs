@@ -51,7 +51,8 @@ pub async fn export(
     let start: Option<Code> =
         wanted.start_tc.map(|text| text.parse()).transpose().map_err(|e: String| Problem::bad_request(e))?;
     let request = app.jobs.request(&job);
-    let event = app.last_event(&job).await?.ok_or_else(|| no_job(&job))?;
+    let (pipeline, event) = app.job(&job).await?;
+    let event = event.ok_or_else(|| no_job(&job))?;
     let result = match event.event {
         Event::Result(result) => *result,
         Event::Failed { error } => answer::answered(End::Failed(error), None)?,
@@ -70,7 +71,7 @@ pub async fn export(
     };
     let asked = |r: JobRequest| if r.queries.is_empty() { r.query } else { r.queries.join("; ") };
     let query = wanted.query.or(request.map(asked)).unwrap_or_default();
-    let facts = media_info(&app.bus, &video).await?;
+    let facts = media_info(&pipeline.bus, &video).await?;
     let own = Start::of(&file_uri::path(&video)).await;
     let wishes = Wishes { drop_frame: wanted.drop_frame, start };
     let media = Media::new(&video, &facts, own, wishes).map_err(unfit)?;

@@ -11,7 +11,7 @@ use super::{answer, clock, intake};
 use crate::export::clock::resolution_of;
 
 /// Fields of the form that a JobRequest has under the same name.
-const PASSED_ON: [&str; 15] = [
+const PASSED_ON: [&str; 16] = [
     "job",
     "queries",
     "parser",
@@ -27,6 +27,7 @@ const PASSED_ON: [&str; 15] = [
     "priority",
     "detach",
     "file_id",
+    "model",
 ];
 
 /// A form with `video` (a file) or `video_path`, `question`, and `task`: `vqa` or `retrieval`; answers `{"answer": text}`.
@@ -42,7 +43,7 @@ pub async fn inference(State(app): State<App>, request: Request) -> Result<Json<
             "video_path" => body.insert("video".to_owned(), json!(text)),
             "question" | "query" => body.insert("query".to_owned(), json!(text)),
             "task" => body.insert(name, json!(if text == "vqa" { "qa" } else { text.as_str() })),
-            "job" | "file_id" | "parser" => body.insert(name, json!(text)),
+            "job" | "file_id" | "parser" | "model" => body.insert(name, json!(text)),
             other if PASSED_ON.contains(&other) => {
                 let value: Result<Value, _> = serde_json::from_str(&text);
                 let wrong = |e| Problem::bad_request(format!("field {other:?} is {text:?}: {e}"));
@@ -56,7 +57,7 @@ pub async fn inference(State(app): State<App>, request: Request) -> Result<Json<
         };
     }
     body.entry("task").or_insert_with(|| json!("qa"));
-    let asked = intake::job(&app, body, file.map(|(_, held)| held))?;
+    let asked = intake::job(&app, body, file.map(|(_, held)| held)).await?;
     let job = asked.request.job.clone();
     let result = answer::wait(&app, asked, |_| {}).await?;
     let mut body = json!({

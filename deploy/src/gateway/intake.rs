@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Request;
@@ -15,15 +16,18 @@ use protocol::wire::Message;
 use serde_json::{Map, Value, json};
 
 use super::form::{self, Form};
+use super::pipelines::Pipeline;
 use super::problem::{Kind, Problem};
 use super::spool::{Held, no_file};
 use super::state::State;
 
 /// Fields of a request that are texts in a form too; all others are written there as in JSON.
-const TEXTS: [&str; 6] = ["job", "video", "task", "query", "parser", "file_id"];
+const TEXTS: [&str; 7] = ["job", "video", "task", "query", "parser", "file_id", "model"];
 
 /// Job as it was asked for.
 pub struct Asked {
+    /// Pipeline that is to answer it.
+    pub pipeline: Arc<Pipeline>,
     /// Request as it is submitted.
     pub request: JobRequest,
     /// Whether it goes on though its client hangs up.
@@ -39,10 +43,10 @@ pub struct Asked {
 pub async fn read(app: &State, request: Request) -> Result<Asked, Problem> {
     if !form::is_form(&request) {
         let body = json_body(app, request).await?;
-        return job(app, body, None);
+        return job(app, body, None).await;
     }
     let Form { fields, file } = form::read(app, request, &["video"]).await?;
-    job(app, object(fields)?, file.map(|(_, held)| held))
+    job(app, object(fields)?, file.map(|(_, held)| held)).await
 }
 
 /// Reads a body that is a JSON object.
@@ -97,12 +101,39 @@ fn object(fields: BTreeMap<String, String>) -> Result<Map<String, Value>, Proble
     fields.into_iter().map(value).collect()
 }
 
-/// The job that a JSON object describes: a JobRequest, with `file_id` in place of `video` where that was uploaded, and `detach`.
-/// `job` is made up where it is left out.
+/// The job that a JSON object describes: a JobRequest, with `file_id` in place of `video` where that was uploaded, `detach`, and
+/// `model`, which chooses the pipeline. `job` is made up where it is left out.
 ///
 /// # Errors
-/// `bad_request` for a field that is off or unknown, or for no video; `not_found` for a file that is not there.
-pub fn job(app: &State, mut body: Map<String, Value>, mut held: Option<Held>) -> Result<Asked, Problem> {
+/// `bad_request` for a field that is off or unknown, or for no video; `not_found` for a file or a model that is not there.
+pub async fn job(app: &State, mut body: Map<String, Value>, held: Option<Held>) -> Result<Asked, Problem> {
+    let model = model(&mut body)?;
+    let pipeline = app.pipelines.pipeline(model.as_deref()).await?;
+    job_of(app, pipeline, body, held)
+}
+
+/// Takes the model that a body names, if it names one.
+///
+/// # Errors
+/// `bad_request` for what is no name.
+pub fn model(body: &mut Map<String, Value>) -> Result<Option<String>, Problem> {
+    match body.remove("model") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(name)) => Ok(Some(name)),
+        Some(other) => Err(Problem::bad_request(format!("model is a text, not {other}"))),
+    }
+}
+
+/// [`job`] of a pipeline that was chosen already.
+///
+/// # Errors
+/// As `job`.
+pub fn job_of(
+    app: &State,
+    pipeline: Arc<Pipeline>,
+    mut body: Map<String, Value>,
+    mut held: Option<Held>,
+) -> Result<Asked, Problem> {
     let detach = match body.remove("detach") {
         None | Some(Value::Null) => false,
         Some(Value::Bool(detach)) => detach,
@@ -133,7 +164,7 @@ pub fn job(app: &State, mut body: Map<String, Value>, mut held: Option<Held>) ->
     let request: JobRequest = serde_json::from_value(body.into()).map_err(|e| Problem::bad_request(e.to_string()))?;
     known(&request, &names)?;
     request.check().map_err(|e| Problem::bad_request(e.to_string()))?;
-    Ok(Asked { request, detach, held })
+    Ok(Asked { pipeline, request, detach, held })
 }
 
 /// Refuses fields that no JobRequest has: misspelt ones would be ignored on the bus.
@@ -146,7 +177,7 @@ fn known(request: &JobRequest, names: &[String]) -> Result<(), Problem> {
         None => Ok(()),
         Some(name) => {
             let known = whole.as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>().join(", "));
-            let hint = format!("known are {}, file_id, detach", known.unwrap_or_default());
+            let hint = format!("known are {}, file_id, model, detach", known.unwrap_or_default());
             Err(Problem::bad_request(format!("no field {name:?}")).hint(hint))
         }
     }

@@ -27,10 +27,10 @@ pub async fn submit(State(app): State<App>, request: Request) -> Result<Response
     let slot = app.jobs.slot()?;
     let asked = intake::read(&app, request).await?;
     let job = asked.request.job.clone();
-    let is_new = app.jobs.note(&asked.request, asked.detach)?;
+    let is_new = app.jobs.note(&asked.request, asked.pipeline.number, asked.detach)?;
     if is_new || app.jobs.is_in_flight(&job) {
         // The same id is the same job: once more does no harm, and helps where the broker has lost it.
-        if let Err(error) = client::submit(&app.bus, &asked.request).await {
+        if let Err(error) = client::submit(&asked.pipeline.bus, &asked.request).await {
             if is_new {
                 app.jobs.forget(&job);
             }
@@ -48,7 +48,7 @@ pub async fn submit(State(app): State<App>, request: Request) -> Result<Response
 /// Follows a job to its end, and keeps its video and its slot until then.
 async fn watch(app: App, asked: Asked, slot: OwnedSemaphorePermit) {
     let job = asked.request.job.clone();
-    match ask::to_its_end(&app.bus, &asked.request, |_| {}).await {
+    match ask::to_its_end(&asked.pipeline.bus, &asked.request, |_| {}).await {
         Ok(end) => app.metrics.ended(&asked.request.task, &end),
         Err(error) => tracing::warn!(%job, error = format!("{error:#}"), "following a job failed"),
     }
@@ -60,7 +60,7 @@ async fn watch(app: App, asked: Asked, slot: OwnedSemaphorePermit) {
 pub async fn look(State(app): State<App>, Path(job): Path<String>) -> Result<Json<Value>, Problem> {
     let job = intake::job_id(&job)?;
     let known = app.jobs.request(&job).is_some();
-    match app.last_event(&job).await? {
+    match app.job(&job).await?.1 {
         Some(event) => Ok(Json(shown(&event))),
         None if known => Ok(Json(json!({ "job": job, "state": "submitted" }))),
         None => Err(no_job(&job)),
@@ -70,7 +70,7 @@ pub async fn look(State(app): State<App>, Path(job): Path<String>) -> Result<Jso
 /// `DELETE /v1/jobs/{id}`: cancels it; which stages dropped work, and how it ended.
 pub async fn cancel(State(app): State<App>, Path(job): Path<String>) -> Result<Json<Value>, Problem> {
     let job = intake::job_id(&job)?;
-    let before = app.last_event(&job).await?;
+    let (pipeline, before) = app.job(&job).await?;
     if let Some(event) = before.as_ref().filter(|event| event.event.is_terminal()) {
         let mut body = shown(event);
         (body["stopped"], body["note"]) = (json!([]), json!("the job had ended before"));
@@ -80,7 +80,7 @@ pub async fn cancel(State(app): State<App>, Path(job): Path<String>) -> Result<J
         return Err(no_job(&job));
     }
     let asked = Instant::now();
-    let replies = client::cancel(&app.bus, &job).await.map_err(|e| Problem::unavailable(&e))?;
+    let replies = client::cancel(&pipeline.bus, &job).await.map_err(|e| Problem::unavailable(&e))?;
     let stopped: Vec<Value> = replies
         .iter()
         .filter(|reply| reply.stopped)
@@ -88,7 +88,7 @@ pub async fn cancel(State(app): State<App>, Path(job): Path<String>) -> Result<J
         .collect();
     let mut body = json!({ "job": job, "state": "cancelling" });
     while asked.elapsed() < END_WAIT {
-        if let Some(event) = app.last_event(&job).await?.filter(|event| event.event.is_terminal()) {
+        if let Some(event) = pipeline.last_event(&job).await?.filter(|event| event.event.is_terminal()) {
             body = shown(&event);
             break;
         }

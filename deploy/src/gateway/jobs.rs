@@ -15,6 +15,8 @@ const REMEMBERED: usize = 10_000;
 
 struct Known {
     request: JobRequest,
+    /// Number of the pipeline that it was submitted to.
+    pipeline: usize,
     /// Whether it goes on though nobody reads its events.
     detach: bool,
     noted: Instant,
@@ -54,16 +56,16 @@ impl Jobs {
         self.most.saturating_sub(self.slots.available_permits())
     }
 
-    /// Notes a job; returns whether it is new here.
+    /// Notes a job of a pipeline; returns whether it is new here.
     ///
     /// # Errors
     /// `conflict` for the id of a job that asked something else.
-    pub fn note(&self, request: &JobRequest, detach: bool) -> Result<bool, Problem> {
+    pub fn note(&self, request: &JobRequest, pipeline: usize, detach: bool) -> Result<bool, Problem> {
         let mut known = self.known();
         known.retain(|_, job| !job.ended || job.noted.elapsed() < self.age);
         if let Some(job) = known.get_mut(&request.job) {
             job.seen = Instant::now();
-            if job.request != *request {
+            if job.request != *request || job.pipeline != pipeline {
                 let text = format!("job not submitted: {} is the id of a job that asked something else", request.job);
                 return Err(Problem::new(Kind::Conflict, text).hint("leave `job` out, or give another one"));
             }
@@ -76,8 +78,10 @@ impl Jobs {
             }
         }
         let now = Instant::now();
-        let job = Known { request: request.clone(), detach, noted: now, seen: now, readers: 0, ended: false };
-        known.insert(request.job.clone(), job);
+        let request = request.clone();
+        let id = request.job.clone();
+        let job = Known { request, pipeline, detach, noted: now, seen: now, readers: 0, ended: false };
+        known.insert(id, job);
         Ok(true)
     }
 
@@ -92,6 +96,11 @@ impl Jobs {
         let job = known.get_mut(job)?;
         job.seen = Instant::now();
         Some(job.request.clone())
+    }
+
+    /// Number of the pipeline of a job; none for one that did not come this way.
+    pub fn pipeline(&self, job: &JobId) -> Option<usize> {
+        self.known().get(job).map(|job| job.pipeline)
     }
 
     /// Whether a job that came this way has not ended.
@@ -145,18 +154,21 @@ mod tests {
     #[test]
     fn an_id_is_one_job_and_never_another_one() {
         let jobs = Jobs::new(1, Duration::from_secs(60));
-        assert_eq!(jobs.note(&request("x"), false), Ok(true));
-        assert_eq!(jobs.note(&request("x"), false), Ok(false));
-        assert_eq!(jobs.note(&request("y"), false).unwrap_err().kind, Kind::Conflict);
+        assert_eq!(jobs.note(&request("x"), 0, false), Ok(true));
+        assert_eq!(jobs.note(&request("x"), 0, false), Ok(false));
+        assert_eq!(jobs.note(&request("y"), 0, false).unwrap_err().kind, Kind::Conflict);
+        let elsewhere = jobs.note(&request("x"), 1, false).unwrap_err();
+        assert_eq!((elsewhere.kind, jobs.pipeline(&request("x").job)), (Kind::Conflict, Some(0)), "of another model");
         jobs.forget(&request("x").job);
-        assert_eq!(jobs.note(&request("y"), false), Ok(true));
+        assert_eq!(jobs.note(&request("y"), 1, false), Ok(true));
+        assert_eq!(jobs.pipeline(&request("y").job), Some(1));
     }
 
     #[test]
     fn a_job_is_abandoned_when_its_last_reader_left_and_nobody_asks() {
         let jobs = Jobs::new(1, Duration::from_secs(60));
         let job = request("x").job;
-        jobs.note(&request("x"), false).unwrap();
+        jobs.note(&request("x"), 0, false).unwrap();
         jobs.reader_came(&job);
         jobs.reader_came(&job);
         jobs.reader_left(&job);
@@ -166,7 +178,7 @@ mod tests {
         jobs.note_end(&job);
         assert!(!jobs.is_abandoned(&job, Duration::ZERO));
         let jobs = Jobs::new(1, Duration::from_secs(60));
-        jobs.note(&request("x"), true).unwrap();
+        jobs.note(&request("x"), 0, true).unwrap();
         assert!(!jobs.is_abandoned(&job, Duration::ZERO));
     }
 

@@ -14,6 +14,7 @@ use runtime::bus::Bus;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::pipelines::Pipeline;
 use super::problem::{Kind, Problem};
 use super::state::App;
 use crate::client;
@@ -30,17 +31,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 struct Wanted {
     #[serde(default)]
     stage: Option<StageName>,
+    /// Model whose stages are meant; the own one where it is left out.
+    #[serde(default)]
+    model: Option<String>,
 }
 
 /// `POST /v1/load`: starts stages, and waits until they are ready.
 pub async fn load(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Result<Json<Value>, Problem> {
-    let stage = wanted(body)?;
+    let Wanted { stage, model } = wanted(body)?;
+    let pipeline = app.pipelines.pipeline(model.as_deref()).await?;
     let started = Instant::now();
-    let reply = told(&app, Verb::Load, stage).await?;
+    let reply = told(&pipeline, Verb::Load, stage).await?;
     let awaited: BTreeSet<StageName> = stage.map_or(COMPUTING.to_vec(), |stage| vec![stage]).into_iter().collect();
     let limit = Duration::from_secs_f64(app.http.load_s);
     loop {
-        let there = client::ready(&app.bus).await.map_err(|e| Problem::unavailable(&e))?;
+        let there = client::ready(&pipeline.bus).await.map_err(|e| Problem::unavailable(&e))?;
         let missing: Vec<&str> = awaited.difference(&there).map(|stage| stage.as_str()).collect();
         if missing.is_empty() {
             break;
@@ -51,42 +56,44 @@ pub async fn load(State(app): State<App>, body: Result<Bytes, BytesRejection>) -
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    let used_bytes = used(&app.bus, &awaited).await?;
+    let used_bytes = used(&pipeline.bus, &awaited).await?;
     let ms = started.elapsed().as_millis() as u64;
     Ok(Json(json!({ "loaded": reply.stages, "processes": reply.processes, "used_bytes": used_bytes, "ms": ms })))
 }
 
 /// `POST /v1/unload`: ends stages' processes once jobs in flight are answered; the bytes that they held.
 pub async fn unload(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Result<Json<Value>, Problem> {
-    let stage = wanted(body)?;
+    let Wanted { stage, model } = wanted(body)?;
+    let pipeline = app.pipelines.pipeline(model.as_deref()).await?;
     let started = Instant::now();
-    let before = used(&app.bus, &stage.map_or(COMPUTING.to_vec(), |stage| vec![stage]).into_iter().collect()).await?;
-    let reply = told(&app, Verb::Unload, stage).await?;
+    let stages = stage.map_or(COMPUTING.to_vec(), |stage| vec![stage]).into_iter().collect();
+    let before = used(&pipeline.bus, &stages).await?;
+    let reply = told(&pipeline, Verb::Unload, stage).await?;
     // A process that has ended holds nothing.
     let freed_bytes = if reply.processes > 0 { before } else { 0 };
     let ms = started.elapsed().as_millis() as u64;
     Ok(Json(json!({ "unloaded": reply.stages, "processes": reply.processes, "freed_bytes": freed_bytes, "ms": ms })))
 }
 
-fn wanted(body: Result<Bytes, BytesRejection>) -> Result<Option<StageName>, Problem> {
+fn wanted(body: Result<Bytes, BytesRejection>) -> Result<Wanted, Problem> {
     let body = body.map_err(|e| Problem::bad_request(format!("its body cannot be read: {}", e.body_text())))?;
     let body = unmarked(&body);
     if body.trim_ascii().is_empty() {
-        return Ok(None);
+        return Ok(Wanted::default());
     }
     let wanted: Result<Wanted, _> = serde_json::from_slice(body);
-    let hint = "send no body, or {\"stage\": \"llm\"}: decode, vision, audio, fuse or llm";
-    wanted.map(|wanted| wanted.stage).map_err(|e| Problem::bad_request(e.to_string()).hint(hint))
+    let hint = "send no body, or {\"stage\": \"llm\"} (decode, vision, audio, fuse or llm), or {\"model\": NAME}";
+    wanted.map_err(|e| Problem::bad_request(e.to_string()).hint(hint))
 }
 
 /// Asks the supervisor.
-async fn told(app: &App, verb: Verb, stage: Option<StageName>) -> Result<LoadReply, Problem> {
-    let bus = app.operator().await?;
+async fn told(pipeline: &Pipeline, verb: Verb, stage: Option<StageName>) -> Result<LoadReply, Problem> {
+    let bus = pipeline.operator().await?;
     let reply = client::load(&bus, verb, stage).await.map_err(|e| Problem::unavailable(&e))?;
     if let Some(error) = &reply.error {
         return Err(Problem::new(Kind::Conflict, format!("{verb} refused: {error}")));
     }
-    app.stages.note(&reply.stages, verb == Verb::Load);
+    pipeline.stages.note(&reply.stages, verb == Verb::Load);
     Ok(reply)
 }
 

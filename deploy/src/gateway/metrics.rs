@@ -25,7 +25,10 @@ pub async fn measure(State(app): State<App>, request: Request, next: Next) -> Re
 
 /// What is counted, and what is so now.
 pub async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
-    let stages = health::states(&app).await;
+    let mut stages = Vec::new();
+    for pipeline in app.pipelines.iter() {
+        stages.push((pipeline.prefix(), health::states(pipeline).await));
+    }
     let text = app.metrics.text(app.jobs.in_flight(), app.spool.usage(), &stages);
     let text = text.map_err(|e| Problem::new(Kind::Unavailable, format!("metrics not written: {e}")))?;
     Ok(([(header::CONTENT_TYPE, CONTENT)], text).into_response())

@@ -1,7 +1,7 @@
 //! HTTP gateway: one more client of the bus, for programs that speak HTTP. It knows no model, and copies no frame.
 //!
-//! In reading order: [`problem`] (errors and their statuses), [`state`] (what requests share), [`access`] (who may ask), [`stages`]
-//! and [`health`], [`spool`], [`upload`], [`form`](mod@form) and [`files`] (uploads), [`fetch`] (videos of other hosts), [`intake`]
+//! In reading order: [`problem`] (errors and their statuses), [`stages`] and [`pipelines`] (who answers), [`state`] (what requests
+//! share), [`access`] (who may ask), [`health`], [`spool`], [`upload`], [`form`](mod@form) and [`files`] (uploads), [`fetch`] (videos of other hosts), [`intake`]
 //! (a body to a job), [`jobs`] and [`job_routes`], [`events`], [`export`], [`answer`] (a request that waits), [`inference`], [`chat`]
 //! and [`models`], [`clock`] (times as texts), [`load`], [`counts`] and [`metrics`], [`openapi`], [`page`], [`serve`] (connections), this file
 //! (routes, start and end).
@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod models;
 pub mod openapi;
 pub mod page;
+pub mod pipelines;
 pub mod problem;
 pub mod serve;
 pub mod spool;
@@ -47,14 +48,13 @@ use protocol::error::StageName;
 use runtime::bus::Bus;
 use runtime::process::{Exit, Fatal};
 use runtime::run::Shutdown;
-use stage_llm::text::registry::Tasks;
 use tokio::net::TcpListener;
 
 use crate::up::desired::Desired;
 use crate::up::note;
+use pipelines::{Pipelines, Unopened};
 use problem::{Kind, Problem};
 use spool::Spool;
-use stages::Stages;
 use state::{App, State};
 
 /// Address where none is configured.
@@ -78,7 +78,8 @@ impl Gateway {
     /// Listens on the configured address; jobs go over `bus`, and `desired` is the supervisor's, where that is in this process.
     ///
     /// # Errors
-    /// An address that cannot be listened on, or is not loopback without a token; a token or spool that cannot be read.
+    /// An address that cannot be listened on, or is not loopback without a token; a token, spool or file of tasks that cannot be
+    /// read; a broker that does not take a connection for each of `http.prefixes`.
     pub async fn open(config: &Config, bus: Bus, desired: Option<Desired>) -> Result<Self, Fatal> {
         let http = &config.http;
         let wrong = |text: String| Fatal(Exit::Usage, text);
@@ -93,14 +94,17 @@ impl Gateway {
         let listener = TcpListener::bind(addresses.as_slice()).await.map_err(unusable)?;
         let address = listener.local_addr().map_err(unusable)?;
         let spool = Spool::open(&spool_dir(http), http).await.map_err(|e| wrong(format!("{e:#}")))?;
-        let tasks = Tasks::with_file(config.llm.tasks_file.as_deref()).map_err(|e| wrong(e.to_string()))?;
-        let app = Arc::new(State::new(bus, config, tasks, token, spool, Stages::new(desired)));
+        let pipelines = Pipelines::open(config, bus, desired).await.map_err(|unopened| match unopened {
+            Unopened::Tasks(error) => wrong(error.to_string()),
+            Unopened::Bus(error) => error.into(),
+        })?;
+        let app = Arc::new(State::new(pipelines, config, token, spool));
         Ok(Gateway { app, listener, address })
     }
 
     /// Notes that all stages are loading, where nobody else knows that of them.
     pub fn note_loading(&self) {
-        self.app.stages.note(&StageName::ALL, true);
+        self.app.pipelines.own().stages.note(&StageName::ALL, true);
     }
 
     /// Directory of uploaded files.

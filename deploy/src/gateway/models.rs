@@ -1,21 +1,26 @@
-//! `GET /v1/models`: the model that answers, in OpenAI's shape.
+//! `GET /v1/models`: the models that answer, in OpenAI's shape.
 
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
 use stage_llm::text::task::{QueryRule, RangeSource, Task};
 
-use super::state::{App, State as Shared};
-use crate::client;
+use super::pipelines::Model;
+use super::state::App;
 
-/// Name where nobody says one.
-const UNNAMED: &str = "vidi";
-
-/// The list, of one.
+/// The list; the first answers where a request names none.
 pub async fn models(State(app): State<App>) -> Json<Value> {
-    let tasks: Vec<Value> = app.tasks.iter().map(shown).collect();
-    let model = json!({ "id": name(&app).await, "object": "model", "created": 0, "owned_by": "vidi", "tasks": tasks });
-    Json(json!({ "object": "list", "data": [model] }))
+    let models = app.pipelines.models().await;
+    let one = |model: &Model| {
+        let tasks: Vec<Value> = app.pipelines.tasks(&model.pipeline).iter().map(shown).collect();
+        let mut one = json!({ "id": model.id, "object": "model", "created": 0, "owned_by": "vidi", "tasks": tasks });
+        one["prefix"] = json!(model.pipeline.prefix());
+        if let Some(family) = model.family {
+            one["family"] = json!(family.as_str());
+        }
+        one
+    };
+    Json(json!({ "object": "list", "data": models.iter().map(one).collect::<Vec<_>>() }))
 }
 
 /// A task: its name, whether the released weights can do it, whether it needs a query and takes several, and what reads its answer.
@@ -29,11 +34,4 @@ fn shown(task: &Task) -> Value {
         "query": task.query,
         "queries": takes_several,
     })
-}
-
-/// Name of the model that answers: what stage-llm says, else this process's configuration.
-pub async fn name(app: &Shared) -> String {
-    let said = client::model(&app.bus).await.unwrap_or_default();
-    let named = said.or_else(|| Some(app.model.clone())).filter(|name| !name.is_empty());
-    named.unwrap_or_else(|| UNNAMED.to_owned())
 }

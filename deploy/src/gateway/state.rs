@@ -1,4 +1,4 @@
-//! What all requests share: the bus, the settings, the jobs that came this way, the uploaded files.
+//! What all requests share: the pipelines, the settings, the jobs that came this way, the uploaded files.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -9,34 +9,22 @@ use config::{Config, HttpConfig, Secret};
 use protocol::event::JobEvent;
 use protocol::file_uri;
 use protocol::message::JobId;
-use protocol::wire;
-use runtime::bus::{Bus, Role};
-use runtime::subject::StreamName;
-use stage_llm::text::registry::Tasks;
 
 use super::counts::Metrics;
 use super::jobs::Jobs;
-use super::problem::{Kind, Problem};
+use super::pipelines::{Pipeline, Pipelines};
+use super::problem::Problem;
 use super::spool::Spool;
-use super::stages::Stages;
 
-/// The broker has this long to say what a job's last event is.
-const BROKER_WAIT: Duration = Duration::from_secs(10);
-/// An operator's connection is made within this time.
-const CONNECT_WAIT: Duration = Duration::from_secs(2);
 /// Videos that chats named by a `uuid`, at most.
 const NAMED_VIDEOS: usize = 10_000;
 
 /// Shared state of the gateway.
 pub struct State {
-    /// Connection on which jobs are submitted and followed.
-    pub bus: Bus,
+    /// Pipelines that answer, and the tasks that they know.
+    pub pipelines: Pipelines,
     /// Section `http`.
     pub http: HttpConfig,
-    /// Tasks that this process's configuration knows.
-    pub tasks: Tasks,
-    /// Name of the model, where this process's configuration says it.
-    pub model: String,
     /// Token that requests carry; none where nobody needs one.
     pub token: Option<Secret>,
     /// Beginnings of paths, as clients see them and as stage-decode does.
@@ -47,8 +35,6 @@ pub struct State {
     pub metrics: Metrics,
     /// Uploaded files.
     pub spool: Arc<Spool>,
-    /// What is known of the stages' processes.
-    pub stages: Stages,
     /// Videos by the `uuid` that a chat gave them.
     named: Mutex<Named>,
 }
@@ -63,48 +49,41 @@ struct Named {
 }
 
 impl State {
-    /// State of a gateway on a bus.
-    pub fn new(bus: Bus, config: &Config, tasks: Tasks, token: Option<Secret>, spool: Spool, stages: Stages) -> Self {
+    /// State of a gateway of pipelines.
+    pub fn new(pipelines: Pipelines, config: &Config, token: Option<Secret>, spool: Spool) -> Self {
         let http = config.http.clone();
+        let own = &pipelines.own();
+        let event_age = Duration::from_secs(own.bus.config().event_age_s);
         State {
-            model: config.model.name(),
             token,
             // Checked with the configuration.
             paths: http.mapped_paths().unwrap_or_default(),
-            jobs: Jobs::new(http.jobs, Duration::from_secs(bus.config().event_age_s)),
-            metrics: Metrics::new(tasks.iter().map(|task| task.name.clone()).collect()),
-            tasks,
+            jobs: Jobs::new(http.jobs, event_age),
+            // Families differ in what their tasks are made of, not in their names.
+            metrics: Metrics::new(pipelines.tasks(own).iter().map(|task| task.name.clone()).collect()),
             spool: Arc::new(spool),
-            stages,
             named: Mutex::default(),
-            bus,
+            pipelines,
             http,
         }
     }
 
-    /// Last event of a job; none where the broker has none.
+    /// Pipeline of a job, and its last event, if the broker has one: the pipeline that it was submitted to where it came this
+    /// way, else the one that has events of it, else the own one.
     ///
     /// # Errors
     /// When the broker does not answer.
-    pub async fn last_event(&self, job: &JobId) -> Result<Option<JobEvent>, Problem> {
-        let subject = self.bus.subjects().events(job);
-        let last = tokio::time::timeout(BROKER_WAIT, self.bus.last_on(StreamName::Events, &subject)).await;
-        let last = last.map_err(|_| {
-            Problem::new(Kind::Unavailable, format!("the broker has not answered for {BROKER_WAIT:?}"))
-                .hint("come again; look at the broker's log if that does not help")
-        })?;
-        Ok(last.and_then(|message| wire::decode_any(&message.payload).ok()))
-    }
-
-    /// A connection of an operator, who may load and unload stages.
-    ///
-    /// # Errors
-    /// When the broker does not let one in with this process's credentials.
-    pub async fn operator(&self) -> Result<Bus, Problem> {
-        Bus::connect(self.bus.config(), Role::Operator, CONNECT_WAIT).await.map_err(|e| {
-            Problem::new(Kind::Unavailable, format!("stages not asked: {e}"))
-                .hint("give the gateway an operator's credentials: bus.user, bus.password_file")
-        })
+    pub async fn job(&self, job: &JobId) -> Result<(Arc<Pipeline>, Option<JobEvent>), Problem> {
+        if let Some(number) = self.jobs.pipeline(job) {
+            let pipeline = self.pipelines.at(number);
+            return Ok((pipeline.clone(), pipeline.last_event(job).await?));
+        }
+        for pipeline in self.pipelines.iter() {
+            if let Some(event) = pipeline.last_event(job).await? {
+                return Ok((pipeline.clone(), Some(event)));
+            }
+        }
+        Ok((self.pipelines.own().clone(), None))
     }
 
     /// Path of a video as stage-decode sees it, of one as the client does.

@@ -8,11 +8,17 @@ use std::path::Path;
 use candle_core::DType;
 use config::{LlmConfig, MediaProducts};
 use model::checkpoint::{Checkpoint, CheckpointError, Need, Weights};
-use model::config_json::{ModelConfig, Setting};
+use model::config_json::family::POOL_WEIGHT;
+use model::config_json::{ImagePool, ModelConfig, Setting};
 use protocol::error::StageName;
 use runtime::answer;
 use runtime::output::Unwritten;
 use serde::Serialize;
+use stage_llm::Prompter;
+use stage_llm::text::chat::ChatTemplate;
+
+/// What `vidi inspect` calls the side of the image pool's kernel.
+const KERNEL: &str = "mm_rand_img_pool.kernel";
 
 /// State of a tensor in a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -60,12 +66,16 @@ pub struct Inspection {
     pub warnings: Vec<String>,
     /// Whether the tokenizer can be read.
     pub tokenizer: Result<(), String>,
+    /// Where the chat template is from: a file of the checkpoint, or this program; or why it cannot be used.
+    pub chat_template: Result<String, String>,
 }
 
 impl Inspection {
     /// Whether the pipeline can run on it.
     pub fn is_complete(&self) -> bool {
-        self.tokenizer.is_ok() && self.tensors.iter().all(|r| matches!(r.state, State::Present | State::Unused))
+        self.tokenizer.is_ok()
+            && self.chat_template.is_ok()
+            && self.tensors.iter().all(|r| matches!(r.state, State::Present | State::Unused))
     }
 }
 
@@ -80,10 +90,7 @@ pub fn needs(config: &ModelConfig, untied: bool) -> Result<BTreeMap<StageName, V
     let c = &config;
     Ok(BTreeMap::from([
         (StageName::Decode, Vec::new()),
-        (
-            StageName::Vision,
-            Weights::survey(DType::F32, |w| stage_vision::SiglipEncoder::new(c, w, MediaProducts::Dense))?,
-        ),
+        (StageName::Vision, Weights::survey(DType::F32, |w| stage_vision::load(c, w, MediaProducts::Dense))?),
         (
             StageName::Audio,
             Weights::survey(DType::F32, |w| stage_audio::WhisperEncoder::new(c, w, MediaProducts::Dense))?,
@@ -96,15 +103,16 @@ pub fn needs(config: &ModelConfig, untied: bool) -> Result<BTreeMap<StageName, V
     ]))
 }
 
-/// Inspects a checkpoint directory, which is going to be served with `end_tokens`.
+/// Inspects a checkpoint directory, which is going to be served with `end_tokens`; with none, those of its model.
 ///
 /// # Errors
 /// A directory whose configuration, index or shards cannot even be opened, or which is another model's or converted.
-pub fn inspect(dir: &Path, end_tokens: &[u32]) -> Result<Inspection, CheckpointError> {
+pub fn inspect(dir: &Path, end_tokens: Option<&[u32]>) -> Result<Inspection, CheckpointError> {
     let checkpoint = Checkpoint::open(dir)?;
-    let (_, settings) = ModelConfig::read_with_settings(dir)?;
+    let (_, mut settings) = ModelConfig::read_with_settings(dir)?;
     let config = checkpoint.config();
-    let untied = !config.tie_word_embeddings && checkpoint.info("lm_head.weight").is_some();
+    settings.extend(kernel(&checkpoint));
+    let untied = config.untied(checkpoint.info("lm_head.weight").is_some());
     let needs = needs(config, untied)?;
     let mut tensors = Vec::new();
     let mut asked = BTreeSet::new();
@@ -142,9 +150,19 @@ pub fn inspect(dir: &Path, end_tokens: &[u32]) -> Result<Inspection, CheckpointE
         });
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    let tokenizer = stage_llm::Prompter::open(&dir.join("tokenizer.json"), config.vocab_size, 1).map(drop);
+    let built_in = ChatTemplate::built_in(config.family);
+    let tokenizer = Prompter::with(dir, built_in, config.vocab_size, 1).map(drop).map_err(|e| e.to_string());
+    let chat_template = ChatTemplate::read(dir, config.family).map(|template| template.origin().to_string());
+    let chat_template = chat_template.map_err(|e| e.to_string());
     let warnings = config.end_tokens_warning(end_tokens).into_iter().collect();
-    Ok(Inspection { tensors, settings, stage_bytes, warnings, tokenizer: tokenizer.map_err(|e| e.to_string()) })
+    Ok(Inspection { tensors, settings, stage_bytes, warnings, tokenizer, chat_template })
+}
+
+/// Side of the kernel of a convolution that pools images, which only its weight's shape says.
+fn kernel(checkpoint: &Checkpoint) -> Option<Setting> {
+    let side = checkpoint.info(POOL_WEIGHT)?.shape.last().copied()?;
+    let convolution = matches!(checkpoint.config().image_pool(), ImagePool::Convolution { .. });
+    convolution.then(|| Setting { key: KERNEL.to_owned(), value: side.into(), from: Some(POOL_WEIGHT.to_owned()) })
 }
 
 /// Prints what was read of config.json, and a table of the tensors, without those that are in order unless `all`.
@@ -155,6 +173,7 @@ pub fn print(inspection: &Inspection, all: bool) -> Result<(), Unwritten> {
     for Setting { key, value, from } in &inspection.settings {
         let from = match from {
             Some(from) if from == key => "config.json",
+            Some(from) if key == KERNEL => from,
             Some(from) => &format!("config.json, {from}"),
             None => "default",
         };
@@ -193,7 +212,9 @@ pub fn print(inspection: &Inspection, all: bool) -> Result<(), Unwritten> {
         answer!("warning: {warning}")?;
     }
     match &inspection.tokenizer {
-        Ok(()) => answer!("tokenizer: present"),
-        Err(e) => answer!("tokenizer: {e}"),
+        Ok(()) => answer!("tokenizer: present")?,
+        Err(e) => answer!("tokenizer: {e}")?,
     }
+    let (Ok(said) | Err(said)) = &inspection.chat_template;
+    answer!("chat template: {said}")
 }

@@ -10,7 +10,7 @@ use model::config_json::ModelConfig;
 use protocol::bytes::Bytes;
 use protocol::error::StageName;
 use protocol::event::Mode;
-use protocol::plan::{AudioPlan, ImagePlan, SAMPLE_RATE};
+use protocol::plan::{AudioPlan, FrameGrid, ImagePlan, SAMPLE_RATE};
 use serde::Serialize;
 use stage_llm::gemma::cache::CacheSize;
 use stage_llm::gemma::footprint::LlmFootprint;
@@ -30,6 +30,8 @@ pub struct MemoryPlan {
     pub llm: LlmFootprint,
     /// Number of processes of the language model.
     pub llm_processes: u64,
+    /// Rule that the grids of frames follow.
+    pub grid: FrameGrid,
     /// Bytes that all processes may take of the GPU together (`compute.card_bytes`); none without a cap.
     pub card_bytes: Option<u64>,
 }
@@ -66,7 +68,13 @@ impl MemoryPlan {
             encoder(StageName::Fuse, stage_fuse::open::footprint(config, model)?),
         ];
         let llm = LlmFootprint::new(model, &config.llm, &config.compute)?;
-        Ok(MemoryPlan { encoders, llm, llm_processes: count(StageName::Llm), card_bytes: config.compute.card_bytes })
+        Ok(MemoryPlan {
+            encoders,
+            llm,
+            llm_processes: count(StageName::Llm),
+            grid: model.image_pool().grid(),
+            card_bytes: config.compute.card_bytes,
+        })
     }
 
     /// Bytes of all processes of vision, audio and fuse.
@@ -81,7 +89,7 @@ impl MemoryPlan {
 
     /// What a video of so many seconds, sampled once a second and with sound, adds, and whether it fits.
     pub fn video(&self, seconds: u64) -> VideoFit {
-        let image = ImagePlan::new(1, seconds).tokens;
+        let image = ImagePlan::on(self.grid, 1, seconds).tokens;
         let audio = AudioPlan::new(seconds * SAMPLE_RATE).map_or(0, |a| a.tokens);
         let caches = CacheSize {
             text_token_bytes: self.llm.text_token_bytes,
@@ -208,6 +216,7 @@ impl fmt::Display for VideoFit {
 mod tests {
     use super::*;
     use config::Precision;
+    use model::config_json::Family;
 
     fn config(weights: WeightFormat, kv: KvPrecision, card_bytes: Option<u64>) -> Config {
         let mut config = Config::default();
@@ -236,6 +245,20 @@ mod tests {
         assert_eq!(plan(WeightFormat::Q8, KvPrecision::Q8, cap).video(3600).mode, None);
         assert_eq!(plan(WeightFormat::Dense, KvPrecision::Dense, cap).video(10).mode, None);
         assert_eq!(plan(WeightFormat::Dense, KvPrecision::Dense, None).video(3600).mode, Some(Mode::Streaming));
+    }
+
+    #[test]
+    fn a_vidi_7b_counts_its_own_weights_and_tokens() {
+        let of = |weights| {
+            MemoryPlan::new(&config(weights, KvPrecision::Dense, None), &ModelConfig::of(Family::Mistral), &[]).unwrap()
+        };
+        // The 7,248,023,552 values of the language model in 16 bit, of which those of 65 norms are kept in 32.
+        let dense = of(WeightFormat::Dense);
+        assert_eq!(dense.llm.fixed.weights_bytes, 2 * 7_248_023_552 + 2 * 65 * 4096);
+        assert!(of(WeightFormat::Q4).llm.fixed.weights_bytes < of(WeightFormat::Q8).llm.fixed.weights_bytes);
+        // 25 tokens a frame, whatever the length; keys and values of 8 heads of 128 in 32 layers, 16 bit.
+        assert_eq!([60, 3600].map(|seconds| dense.video(seconds).image_tokens), [60 * 25, 3600 * 25]);
+        assert_eq!(dense.llm.media_token_bytes, 2 * 32 * 8 * 128 * 2);
     }
 
     #[test]

@@ -116,13 +116,13 @@ fn matmul_error(source: &Weights, matrix: &Matrix, format: BlockFormat) -> anyho
 #[cfg(test)]
 mod tests {
     use super::*;
-    use config::{LlmConfig, MediaProducts};
+    use config::{LlmConfig, MediaProducts, Size};
     use model::checkpoint::{CheckpointError, CheckpointErrorKind};
     use stage_llm::Gemma;
     use stage_llm::gemma::cache::VideoCache;
 
-    fn model(dir: &Path) {
-        let dims = model::demo_model::Dims::of(config::Size::Realdims);
+    fn model(dir: &Path, size: Size) {
+        let dims = model::demo_model::Dims::of(size);
         crate::model::demo_model::write(dir, &dims, 3, &mut |_| ()).unwrap();
     }
 
@@ -138,9 +138,16 @@ mod tests {
 
     #[test]
     fn a_file_answers_as_weights_that_are_quantized_while_they_load() {
+        // The embedding, and four matrices of each of four layers; of a Vidi 7B the head besides.
+        for (size, matrices) in [(Size::Realdims, 1 + 4 * 4), (Size::SevenBRealdims, 1 + 4 * 4 + 1)] {
+            answers_as_quantized_while_loading(size, matrices);
+        }
+    }
+
+    fn answers_as_quantized_while_loading(size: Size, matrices: usize) {
         let dir = tempfile::tempdir().unwrap();
         let (checkpoint, file) = (dir.path().join("model"), dir.path().join("q"));
-        model(&checkpoint);
+        model(&checkpoint, size);
         let exact = logits(&checkpoint, WeightFormat::Dense, None).unwrap();
         for weights in [WeightFormat::Q8, WeightFormat::Q4] {
             let mut reports = Vec::new();
@@ -148,8 +155,10 @@ mod tests {
             let bytes = std::fs::read(&file).unwrap();
             quantize(&checkpoint, weights, &file, &|| false, &mut |_, _| ()).unwrap();
             assert!(bytes == std::fs::read(&file).unwrap(), "{weights:?}: other bytes the second time");
-            // The embedding, and four matrices of each of four layers.
-            assert_eq!(reports.len(), 1 + 4 * 4);
+            assert_eq!(reports.len(), matrices);
+            let head = reports.iter().find(|r| r.name == "lm_head").map(|r| r.format);
+            let like_the_embedding = (size == Size::SevenBRealdims).then_some(reports[0].format);
+            assert_eq!((reports[0].name.as_str(), head), ("model.embed_tokens", like_the_embedding));
             assert!(reports.iter().all(|r| r.error > 1e-4 && r.error < 0.1), "{reports:?}");
             let from_file = logits(&checkpoint, weights, Some(&file)).unwrap();
             assert_eq!(from_file, logits(&checkpoint, weights, None).unwrap());
@@ -164,7 +173,7 @@ mod tests {
     fn what_is_not_finished_leaves_nothing_and_two_formats_at_once_are_two_files() {
         let dir = tempfile::tempdir().unwrap();
         let (checkpoint, out) = (dir.path().join("model"), dir.path().join("out"));
-        model(&checkpoint);
+        model(&checkpoint, Size::Realdims);
         std::fs::create_dir(&out).unwrap();
         let [q8, q4] = ["m.q8", "m.q4"].map(|name| out.join(name));
         let names = || std::fs::read_dir(&out).unwrap().count();
@@ -199,7 +208,7 @@ mod tests {
     fn a_file_that_is_missing_cut_or_of_another_format_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let (checkpoint, file) = (dir.path().join("model"), dir.path().join("q8"));
-        model(&checkpoint);
+        model(&checkpoint, Size::Realdims);
         let kind = |weights| logits(&checkpoint, weights, Some(&file)).unwrap_err();
         assert_eq!(kind(WeightFormat::Q8).kind(), CheckpointErrorKind::Missing);
         quantize(&checkpoint, WeightFormat::Q8, &file, &|| false, &mut |_, _| ()).unwrap();

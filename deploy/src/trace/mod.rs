@@ -218,6 +218,7 @@ pub(crate) mod tests {
             resolution_s: None,
             boxes: Vec::new(),
             reason: None,
+            reference_text: None,
             pad_s: 0.0,
             join_s: 0.0,
             notes: Vec::new(),

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use protocol::message::{DecodeRequest, FrameBatch, JobId, Output, PcmWindow, Segment};
-use protocol::plan::{FRAME_BYTES, MediaInfo, MediaPlan};
+use protocol::plan::{FRAME_BYTES, FrameGrid, MediaInfo, MediaPlan};
 use protocol::stage::{Port, Stage, Stop};
 use protocol::wire::Message;
 use stage_decode::{DecodeOptions, DecodeStage};
@@ -121,7 +121,7 @@ pub fn request(path: &Path, info: &MediaInfo, span: Option<[f64; 2]>) -> DecodeR
 
 /// The request for all of a file, at a rate.
 pub fn request_at(path: &Path, info: &MediaInfo, span: Option<[f64; 2]>, fps: f64) -> DecodeRequest {
-    let plan = MediaPlan::new(info, span, fps).unwrap();
+    let plan = MediaPlan::new(info, span, fps, FrameGrid::default()).unwrap();
     let segment = Segment {
         first_frame: 0,
         frames: plan.image.as_ref().map_or(0, |i| i.frames),

@@ -1,4 +1,4 @@
-//! Soft-capped attention over any number of keys in bounded memory (MODEL.md 7).
+//! Attention, soft-capped or not, over any number of keys in bounded memory (MODEL.md 7; MODEL-7B.md, "Language model").
 //!
 //! In reading order: queries, keys and values, and how scores become weights (this file), [`blockwise`] (one softmax,
 //! on the CPU), [`segments`] (the three softmaxes of a text token in one operation), `cuda` (the same on a GPU).

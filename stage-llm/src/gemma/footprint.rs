@@ -113,12 +113,17 @@ fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_bloc
 mod tests {
     use super::*;
     use config::{KvPrecision, Precision};
+    use model::config_json::Family;
     use protocol::error::{ErrorKind, StageName};
 
     fn footprint(kv: KvPrecision) -> LlmFootprint {
+        footprint_of(Family::Gemma2, kv)
+    }
+
+    fn footprint_of(family: Family, kv: KvPrecision) -> LlmFootprint {
         let llm = LlmConfig { kv, ..LlmConfig::default() };
         let compute = ComputeConfig { device: "cuda".to_owned(), dtype: Precision::F16, ..ComputeConfig::default() };
-        LlmFootprint::new(&ModelConfig::default(), &llm, &compute).unwrap()
+        LlmFootprint::new(&ModelConfig::of(family), &llm, &compute).unwrap()
     }
 
     #[test]
@@ -131,6 +136,18 @@ mod tests {
         let check = |gib: u64| footprint.fixed.check(StageName::Llm, Some(gib << 30), HINT);
         assert_eq!(check(17).unwrap_err().kind, ErrorKind::DoesNotFit);
         assert!(check(20).is_ok());
+    }
+
+    #[test]
+    fn the_7b_model_takes_what_its_geometry_says() {
+        let dense = footprint_of(Family::Mistral, KvPrecision::Dense);
+        // In 16 bit, but for the gains of the 2 x 32 + 1 norms, which are kept in f32.
+        assert_eq!(dense.fixed.weights_bytes, 2 * 7_248_023_552 + 2 * 65 * 4096);
+        // 32 layers x 2 x 8 heads of 128, in 16, 8.25 and 4.5 bits.
+        assert_eq!((dense.text_token_bytes, dense.media_token_bytes), (131_072, 131_072));
+        let [q8, q4] = [KvPrecision::Q8, KvPrecision::Q4].map(|kv| footprint_of(Family::Mistral, kv).media_token_bytes);
+        assert_eq!((q8, q4), (67_584, 36_864));
+        assert!(dense.fixed.activation_bytes < 1 << 30, "{dense}");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Gemma 2 with decomposed attention (MODEL.md 7): text attends to text, and separately to all image tokens and to all
-//! audio tokens; image and audio tokens attend to themselves alone.
+//! Language model with decomposed attention, Gemma 2 (MODEL.md 7) or Mistral (MODEL-7B.md): text attends to text, and
+//! separately to all image tokens and to all audio tokens; image and audio tokens attend to themselves alone.
 
 use candle_core::{DType, Device, Result, Tensor};
 use config::{LlmConfig, MediaProducts};
@@ -19,10 +19,9 @@ use crate::gemma::weights::{self, Loader};
 /// Number of positions whose rotations are kept ready; a longer text has its own table made.
 const READY_POSITIONS: usize = 8192;
 
-/// Whether the head is a matrix of its own: a configuration that says tied wins over a stray head in the file (MODEL.md
-/// 1).
+/// Whether the head is a matrix of its own: see [`ModelConfig::untied`].
 pub fn untied(c: &ModelConfig, w: &Weights) -> bool {
-    !c.tie_word_embeddings && w.contains("lm_head.weight")
+    c.untied(w.contains("lm_head.weight"))
 }
 
 /// The language model.
@@ -32,7 +31,8 @@ pub struct Gemma {
     norm: RmsNorm,
     lm_head: WeightMatrix,
     rope: RopeTable,
-    /// Factor sqrt(D), rounded to the model's dtype by the multiplication itself (MODEL.md 7).
+    /// Factor of the embedding, and of image and audio tokens: Gemma's sqrt(D), rounded to the model's dtype by the
+    /// multiplication itself (MODEL.md 7), or 1.
     embedding_scale: f64,
     final_cap: Option<f64>,
     geometry: Geometry,
@@ -70,7 +70,7 @@ impl Gemma {
             layers: (0..c.num_hidden_layers).map(layer).collect::<std::result::Result<_, _>>()?,
             norm: RmsNorm::new(c, &model.pp("norm"))?,
             rope,
-            embedding_scale: (c.hidden_size as f64).sqrt(),
+            embedding_scale: c.embedding_scale().unwrap_or(1.0),
             final_cap: c.final_logit_softcapping,
             geometry: Geometry::new(c, w.dtype(), llm.kv),
             vocabulary: c.vocab_size,
@@ -141,6 +141,7 @@ impl Gemma {
         let Some(first) = chunks.first() else { return Ok(()) };
         let rows: Vec<&Tensor> = chunks.iter().map(|chunk| &chunk.tokens).collect();
         let tokens = if rows.len() == 1 { first.tokens.clone() } else { Tensor::cat(&rows, 0)? };
+        // The layers overwrite it, so that it is a copy in any case.
         let x = (tokens * self.embedding_scale)?; // [n, D]
         let mut normed = self.layers[0].input_layernorm.forward(&x, self.products)?;
         for (i, layer) in self.layers.iter().enumerate() {

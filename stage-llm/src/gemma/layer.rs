@@ -1,7 +1,7 @@
 //! A decoder layer: norms, attention and the feed-forward part.
 
 use candle_core::{DType, Result, Tensor};
-use compute::kernels::{self, Rows};
+use compute::kernels::{self, Activation, Rows};
 use config::{MediaProducts, WeightFormat};
 use model::checkpoint::{CheckpointError, Weights};
 use model::config_json::ModelConfig;
@@ -13,16 +13,17 @@ use crate::gemma::fold::fold_heads;
 use crate::gemma::quantized::WeightMatrix;
 use crate::gemma::weights::{LayerMatrices, Loader};
 
-/// RMS norm of Gemma: `G(x, w) = rms(x) * (1 + w)`, all in f32, one rounding at the end (MODEL.md 7).
+/// RMS norm: `rms(x) * gain`, all in f32, one rounding at the end. The gain is `1 + w` of Gemma's weights (MODEL.md 7) and `w`
+/// of Mistral's (MODEL-7B.md, "Language model").
 pub(super) struct RmsNorm {
-    gain: Tensor, // 1 + w, f32
+    gain: Tensor, // f32
     eps: f32,
 }
 
 impl RmsNorm {
     pub(super) fn new(c: &ModelConfig, w: &Weights) -> std::result::Result<Self, CheckpointError> {
         let weight = w.in_dtype(DType::F32).get("weight", &[c.hidden_size])?;
-        let gain = (weight + 1.0).map_err(CheckpointError::from_device)?;
+        let gain = (weight + c.norm_offset()).map_err(CheckpointError::from_device)?;
         Ok(RmsNorm { gain, eps: c.rms_norm_eps as f32 })
     }
 
@@ -30,15 +31,28 @@ impl RmsNorm {
     pub(super) fn forward(&self, x: &Tensor, products: MediaProducts) -> Result<Rows> {
         kernels::rms_norm_rows(x, &self.gain, self.eps, products)
     }
+}
 
-    /// `x += G(y)` in place.
+/// Addition of a part's output to the residual stream: through a norm of its own, or as it is.
+struct Residual {
+    norm: Option<RmsNorm>,
+}
+
+impl Residual {
+    /// `x += y` in place, y through the norm.
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<()> {
-        kernels::add_rms_norm(x, y, &self.gain, self.eps)
+        match &self.norm {
+            Some(RmsNorm { gain, eps }) => kernels::add_rms_norm(x, y, gain, *eps),
+            None => kernels::residual_add(x, y, None, None),
+        }
     }
 
-    /// `x += G(y)` in place, and `next` of the sum, ready to be multiplied.
+    /// [`add`](Self::add), and `next` of the sum, ready to be multiplied.
     fn add_then(&self, x: &Tensor, y: &Tensor, next: &RmsNorm, products: MediaProducts) -> Result<Rows> {
-        kernels::add_rms_norm_then(x, y, &self.gain, &next.gain, self.eps, products)
+        match &self.norm {
+            Some(RmsNorm { gain, eps }) => kernels::add_rms_norm_then(x, y, gain, &next.gain, *eps, products),
+            None => kernels::add_then_rms_norm(x, y, &next.gain, next.eps, products),
+        }
     }
 }
 
@@ -68,8 +82,7 @@ impl Attention {
             kv_heads: c.num_key_value_heads,
             head_dim: c.head_dim,
             scoring: Scoring { scale: c.query_pre_attn_scalar.powf(-0.5), cap: c.attn_logit_softcapping },
-            // The even layers are the sliding ones (MODEL.md 7).
-            window: layer.is_multiple_of(2).then_some(c.sliding_window),
+            window: c.window(layer),
         })
     }
 
@@ -130,17 +143,26 @@ fn segment(cache: &LayerCache, len: usize, visible: Visible) -> Segment<'_> {
 struct Mlp {
     gate_up_proj: WeightMatrix, // gates, ups
     down_proj: WeightMatrix,
+    activation: Activation,
 }
 
 impl Mlp {
-    fn new(matrices: &LayerMatrices, loader: &Loader<'_>) -> std::result::Result<Self, CheckpointError> {
-        Ok(Mlp { gate_up_proj: loader.load(&matrices.gate_up_proj)?, down_proj: loader.load(&matrices.down_proj)? })
+    fn new(
+        c: &ModelConfig,
+        matrices: &LayerMatrices,
+        loader: &Loader<'_>,
+    ) -> std::result::Result<Self, CheckpointError> {
+        Ok(Mlp {
+            gate_up_proj: loader.load(&matrices.gate_up_proj)?,
+            down_proj: loader.load(&matrices.down_proj)?,
+            activation: c.activation(),
+        })
     }
 
     fn forward(&self, x: &Rows, products: MediaProducts, dtype: DType) -> Result<Tensor> {
         let whole = |layer: &WeightMatrix, x: &Rows| layer.times(x, 0..layer.dims()?.0, dtype);
         let gate_up = whole(&self.gate_up_proj, x)?;
-        whole(&self.down_proj, &Rows::geglu(&gate_up, products)?) // [n, D]
+        whole(&self.down_proj, &Rows::glu(&gate_up, self.activation, products)?) // [n, D]
     }
 }
 
@@ -149,9 +171,9 @@ pub(super) struct DecoderLayer {
     pub(super) self_attn: Attention,
     mlp: Mlp,
     pub(super) input_layernorm: RmsNorm,
-    post_attention_layernorm: RmsNorm,
-    pre_feedforward_layernorm: RmsNorm,
-    post_feedforward_layernorm: RmsNorm,
+    after_attention: Residual,
+    feed_forward_norm: RmsNorm,
+    after_feed_forward: Residual,
 }
 
 impl DecoderLayer {
@@ -163,20 +185,29 @@ impl DecoderLayer {
         weights: WeightFormat,
     ) -> std::result::Result<Self, CheckpointError> {
         let matrices = LayerMatrices::new(c, layer, weights);
+        let norm = |name: &str| RmsNorm::new(c, &w.pp(name));
+        // `post_attention_layernorm` is the norm before the feed-forward part where no norm follows attention.
+        let (after_attention, before, after_feed_forward) = if c.post_norms() {
+            let [attention, before, feed_forward] =
+                ["post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"].map(norm);
+            (Some(attention?), before?, Some(feed_forward?))
+        } else {
+            (None, norm("post_attention_layernorm")?, None)
+        };
         Ok(DecoderLayer {
             self_attn: Attention::new(layer, c, &matrices, loader)?,
-            mlp: Mlp::new(&matrices, loader)?,
-            input_layernorm: RmsNorm::new(c, &w.pp("input_layernorm"))?,
-            post_attention_layernorm: RmsNorm::new(c, &w.pp("post_attention_layernorm"))?,
-            pre_feedforward_layernorm: RmsNorm::new(c, &w.pp("pre_feedforward_layernorm"))?,
-            post_feedforward_layernorm: RmsNorm::new(c, &w.pp("post_feedforward_layernorm"))?,
+            mlp: Mlp::new(c, &matrices, loader)?,
+            input_layernorm: norm("input_layernorm")?,
+            after_attention: Residual { norm: after_attention },
+            feed_forward_norm: before,
+            after_feed_forward: Residual { norm: after_feed_forward },
         })
     }
 
     /// Adds attention's output and then the feed-forward part to the stream `x`, in place.
     pub(super) fn residual(&self, x: &Tensor, attended: &Tensor, products: MediaProducts) -> Result<()> {
         let h = self.feed_forward(x, attended, products)?;
-        self.post_feedforward_layernorm.add(x, &h)
+        self.after_feed_forward.add(x, &h)
     }
 
     /// [`residual`](Self::residual), and the input of the layer `next`. Text, image and audio differ only in how they
@@ -189,13 +220,12 @@ impl DecoderLayer {
         products: MediaProducts,
     ) -> Result<Rows> {
         let h = self.feed_forward(x, attended, products)?;
-        self.post_feedforward_layernorm.add_then(x, &h, &next.input_layernorm, products)
+        self.after_feed_forward.add_then(x, &h, &next.input_layernorm, products)
     }
 
     /// Output of the feed-forward part, once attention's output is added to the stream `x`, in place.
     fn feed_forward(&self, x: &Tensor, attended: &Tensor, products: MediaProducts) -> Result<Tensor> {
-        let pre = &self.pre_feedforward_layernorm;
-        let normed = self.post_attention_layernorm.add_then(x, attended, pre, products)?;
+        let normed = self.after_attention.add_then(x, attended, &self.feed_forward_norm, products)?;
         self.mlp.forward(&normed, products, x.dtype())
     }
 }

@@ -2,10 +2,11 @@
 
 use config::{ComputeConfig, KvPrecision, LlmConfig, WeightFormat};
 use model::checkpoint::Weights;
-use model::config_json::ModelConfig;
+use model::config_json::{Family, ModelConfig};
 use protocol::error::{JobError, StageName};
 use protocol::event::{Answer, Event, JobResult, Mode, ModelName, TimeRange};
 use protocol::message::JobRequest;
+use protocol::plan::FrameGrid;
 use protocol::stage::{JobPort, Stop};
 
 use crate::gemma::Gemma;
@@ -40,6 +41,7 @@ pub struct Settings {
 /// Stage that owns the model and answers one job at a time.
 pub struct LlmStage {
     model: Gemma,
+    grid: FrameGrid,
     prompter: Prompter,
     tasks: Tasks,
     footprint: LlmFootprint,
@@ -57,8 +59,9 @@ impl LlmStage {
         config: &ModelConfig,
         weights: &Weights,
         prompter: Prompter,
-        settings: Settings,
+        mut settings: Settings,
     ) -> Result<Self, JobError> {
+        settings.llm.end_tokens.get_or_insert_with(|| config.family.end_tokens().to_vec());
         let footprint = LlmFootprint::new(config, &settings.llm, &settings.compute)?;
         tracing::info!(
             text_token_bytes = footprint.text_token_bytes,
@@ -67,9 +70,10 @@ impl LlmStage {
             "loading the language model: {footprint}"
         );
         footprint.fixed.check(StageName::Llm, settings.budget_bytes, HINT)?;
-        let tasks = Tasks::with_file(settings.llm.tasks_file.as_deref())?;
+        let tasks = Tasks::with_file(settings.llm.tasks_file.as_deref(), config.family)?;
         let model = Gemma::new(config, weights, &settings.llm, settings.compute.media_products)?;
-        Ok(LlmStage { model, prompter, tasks, footprint, settings, kept: Kept::default() })
+        let grid = config.image_pool().grid();
+        Ok(LlmStage { model, grid, prompter, tasks, footprint, settings, kept: Kept::default() })
     }
 
     /// Tokens that pass the layers together at most.
@@ -86,6 +90,11 @@ impl LlmStage {
     /// Tokenizer and chat template of the stage.
     pub fn prompter(&self) -> &Prompter {
         &self.prompter
+    }
+
+    /// Family of the model.
+    pub fn family(&self) -> Family {
+        self.tasks.family()
     }
 
     /// Memory that the stage takes.
@@ -119,10 +128,16 @@ impl LlmStage {
     }
 
     fn answer_job(&mut self, job: &mut Job<'_>) -> Result<JobResult, Stop> {
-        let work = Work::new(&self.tasks, job.request, &self.prompter).map_err(here)?;
+        let request = job.request;
+        let asked = |duration_s| Work::new(&self.tasks, request, &self.prompter, duration_s).map_err(here);
+        // What cannot be asked is refused before the file is looked at.
+        let mut work = asked(0.0)?;
 
         // The video is probed even if it is kept: the file may have changed.
-        let plan = job.media_plan()?;
+        let plan = job.media_plan(self.grid)?;
+        if work.says_duration {
+            work = asked(plan.duration_s)?;
+        }
         let key = VideoKey::new(&plan, job.request);
         let fit = Fit {
             footprint: self.footprint,
@@ -172,7 +187,7 @@ impl LlmStage {
         let replies = Replies {
             model: &self.model,
             prompter: &self.prompter,
-            end_tokens: &self.settings.llm.end_tokens,
+            end_tokens: self.settings.llm.end_tokens.as_deref().unwrap_or_default(),
             fit,
             plan: &video.plan,
             video: &video.cache,
@@ -189,7 +204,8 @@ impl LlmStage {
             let within = [r.start_s - watched.start_s, r.end_s - watched.start_s];
             work::title(work.task, within, request, &self.prompter).map_err(here)
         };
-        let questions = found.ranges.iter().map(ask).collect::<Result<Vec<_>, Stop>>()?;
+        let with_title = found.ranges.iter().filter(|_| work.task.has_titles());
+        let questions = with_title.map(ask).collect::<Result<Vec<_>, Stop>>()?;
         let written = replies.write(&questions, Some(answers.len() as u32), work.prompt_tokens(), job)?;
         found.ranges = titled(found.ranges, written.iter().map(|title| title.text.as_str()));
         answers.extend(questions.iter().zip(written).map(|(question, text)| outcome::read(question, text, watched)));

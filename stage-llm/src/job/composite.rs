@@ -71,10 +71,10 @@ pub fn of_pictures(pictures: &Pictures, frames: u64, min_s: f64, most: usize, wa
     Found { ranges, notes, resolution_s: Some((step_s * 1e6).round() / 1e6) }
 }
 
-/// Ranges with the first line of each title; an empty one is none.
-pub fn titled<'a>(ranges: Vec<TimeRange>, titles: impl Iterator<Item = &'a str>) -> Vec<TimeRange> {
+/// Ranges with the first line of each title; an empty one is none, and so is one that was not asked for.
+pub fn titled<'a>(ranges: Vec<TimeRange>, mut titles: impl Iterator<Item = &'a str>) -> Vec<TimeRange> {
     let line = |text: &str| text.lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned);
-    ranges.into_iter().zip(titles).map(|(range, text)| TimeRange { title: line(text), ..range }).collect()
+    ranges.into_iter().map(|range| TimeRange { title: titles.next().and_then(line), ..range }).collect()
 }
 
 #[cfg(test)]
@@ -95,6 +95,7 @@ mod tests {
             boxes: Vec::new(),
             reason: None,
             resolution_s: Some(resolution_s),
+            reference_text: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use protocol::error::{JobError, StageName};
 use protocol::message::JobRequest;
-use protocol::plan::MediaPlan;
+use protocol::plan::{FrameGrid, MediaPlan};
 use protocol::stage::{JobPort, Stop};
 
 use crate::gemma::observe::Observe;
@@ -29,13 +29,13 @@ impl<'a> Job<'a> {
         Job { request, port, observe, clock: Clock::start(), progress: Progress::default(), has_gpu: false }
     }
 
-    /// Plan of the job's video, as the file is at this moment.
+    /// Plan of the job's video, as the file is at this moment, its frames on the `grid` of the checkpoint.
     ///
     /// # Errors
     /// Refusals of the prober; a span or a rate that selects nothing.
-    pub fn media_plan(&mut self) -> Result<MediaPlan, Stop> {
+    pub fn media_plan(&mut self, grid: FrameGrid) -> Result<MediaPlan, Stop> {
         let info = self.clock.waiting(|| self.port.probe(&self.request.video))?;
-        MediaPlan::new(&info, self.request.span, self.request.fps).map_err(here)
+        MediaPlan::new(&info, self.request.span, self.request.fps, grid).map_err(here)
     }
 
     /// Makes the encoders leave the GPU.

@@ -8,7 +8,6 @@ use crate::job::composite::Found;
 use crate::job::kept::Video;
 use crate::job::reply::Written;
 use crate::job::work::{Question, Work};
-use crate::text::reading::reference::format_hms;
 use crate::text::reading::shape::{joined, padded};
 use crate::text::reading::{Reading, Watched};
 
@@ -20,9 +19,10 @@ pub fn watched(request: &JobRequest, video: &Video) -> Watched {
 
 /// Answer to a question, read.
 pub fn read(question: &Question, written: Written, watched: Watched) -> Answer {
-    let Reading { ranges, boxes, reason, resolution_s } = question.parser.read(&written.text, watched);
+    let Reading { ranges, boxes, reason, resolution_s, reference_text } = question.parser.read(&written.text, watched);
     let Written { text, token_ids, finish } = written;
-    Answer { query: question.query.clone(), text, token_ids, finish, ranges, boxes, reason, resolution_s }
+    let query = question.query.clone();
+    Answer { query, text, token_ids, finish, ranges, boxes, reason, resolution_s, reference_text }
 }
 
 /// What all results of a job have, whatever was asked.
@@ -58,6 +58,7 @@ impl Frame<'_> {
                 result.token_ids = std::mem::take(&mut only.token_ids);
                 result.ranges = std::mem::take(&mut only.ranges);
                 result.reason = only.reason.take();
+                result.reference_text = only.reference_text.take();
             }
             _ => {
                 result.text = lines(answers.iter().map(|answer| answer.text.as_str()));
@@ -80,8 +81,9 @@ impl Frame<'_> {
             result.reason = Some(format!("none of the answers to {asked} queries has a range that is kept"));
         }
         result.ranges = padded(found.ranges, self.request.pad_s, watched(self.request, self.video));
+        let format = self.work.parser.format();
         let line = |r: &TimeRange| {
-            let times = format!("{}-{}", format_hms(r.start_s), format_hms(r.end_s));
+            let times = format!("{}-{}", format(r.start_s), format(r.end_s));
             r.title.as_ref().map_or(times.clone(), |title| format!("{times} {title}"))
         };
         result.text = result.ranges.iter().map(line).collect::<Vec<_>>().join("\n");
@@ -110,6 +112,7 @@ impl Frame<'_> {
             resolution_s: answers.iter().filter_map(|answer| answer.resolution_s).reduce(f64::max),
             boxes: answers.iter().flat_map(|answer| answer.boxes.clone()).collect(),
             reason: None,
+            reference_text: None,
             pad_s: self.request.pad_s,
             join_s,
             notes: Vec::new(),

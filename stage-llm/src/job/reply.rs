@@ -14,8 +14,9 @@ use crate::job::fit::Fit;
 use crate::job::generate::{Ending, Pace, Voice, generate, generate_together};
 use crate::job::in_flight::{Job, here};
 use crate::job::work::Question;
+use crate::text::chat::strip;
 use crate::text::detokenize::{Detokenizer, decode};
-use crate::text::prompt::{Prompter, strip};
+use crate::text::prompt::Prompter;
 use crate::text::sample::Sampler;
 use crate::text::task::Generation;
 

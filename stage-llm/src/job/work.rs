@@ -42,16 +42,19 @@ pub struct Work<'a> {
     pub parser: Parser,
     /// Whether the client asked several, or the task does, so that events and result tell them apart.
     pub several: bool,
+    /// Whether a question says how long the video is.
+    pub says_duration: bool,
     /// Most tokens of the question for a title, and of the title; 0 for a task without titles.
     title_tokens: usize,
 }
 
 impl<'a> Work<'a> {
-    /// Questions of a request.
+    /// Questions of a request about `duration_s` seconds of video; 0 before the file was probed, after which the work is to be
+    /// made anew where it [says them](Self::says_duration).
     ///
     /// # Errors
     /// `bad_request` for an unknown task or parser, for queries that are missing, empty, too long, or not taken.
-    pub fn new(tasks: &'a Tasks, request: &JobRequest, prompter: &Prompter) -> Result<Self, JobError> {
+    pub fn new(tasks: &'a Tasks, request: &JobRequest, prompter: &Prompter, duration_s: f64) -> Result<Self, JobError> {
         let task = tasks.get(&request.task)?;
         let own = own_queries(request);
         if task.query == QueryRule::None
@@ -61,23 +64,33 @@ impl<'a> Work<'a> {
             let text = format!("request refused: task {:?} takes no queries, {} came", task.name, own.len());
             return Err(JobError::new(ErrorKind::BadRequest, text).hint("leave queries out"));
         }
-        let mut work =
-            Work { task, questions: Vec::new(), parser: task.parser(request)?, several: false, title_tokens: 0 };
+        let mut work = Work {
+            task,
+            questions: Vec::new(),
+            parser: task.parser(request)?,
+            several: false,
+            says_duration: false,
+            title_tokens: 0,
+        };
         match &task.ranges {
             None => {
                 let one = [request.query.clone()];
                 let queries = if request.queries.is_empty() { one.as_slice() } else { &request.queries };
-                work.questions = asked(task, queries, request, prompter)?;
+                work.questions = asked(task, queries, request, prompter, duration_s)?;
+                work.says_duration = task.says_duration();
                 work.several = !request.queries.is_empty();
             }
             Some(source) => {
                 work.several = true;
-                work.title_tokens = title(task, [0.0; 2], request, prompter)?.text_tokens();
+                if task.has_titles() {
+                    work.title_tokens = title(task, [0.0; 2], request, prompter)?.text_tokens();
+                }
                 if let RangeSource::Queries { task: name, queries, .. } = source {
                     let asked_task = tasks.get(name)?;
                     work.parser = asked_task.parser(request)?;
                     let queries = if own.is_empty() { queries } else { &own };
-                    work.questions = asked(asked_task, queries, request, prompter)?;
+                    work.questions = asked(asked_task, queries, request, prompter, duration_s)?;
+                    work.says_duration = asked_task.says_duration();
                 }
             }
         }
@@ -110,10 +123,11 @@ fn asked(
     queries: &[String],
     request: &JobRequest,
     prompter: &Prompter,
+    duration_s: f64,
 ) -> Result<Vec<Question>, JobError> {
     let (generation, parser) = (shared(task.generation(request), queries.len()), task.parser(request)?);
     let one = |query: &String| {
-        let prompt = prompter.encode(&task.question(query)?)?;
+        let prompt = prompter.encode(&task.question(query, duration_s)?)?;
         Ok(Question { query: query.clone(), prompt, generation, parser })
     };
     queries.iter().map(one).collect()

@@ -1,17 +1,16 @@
-//! Tokens of a prompt: the chat template around a question (MODEL.md 2.4).
+//! Tokens of a prompt: the chat template around a question, piece by piece (MODEL.md 2.4).
 
 use std::path::Path;
 
 use model::checkpoint::{CheckpointError, CheckpointErrorKind};
+use model::config_json::Family;
 use protocol::error::{ErrorKind, JobError};
 use tokenizers::Tokenizer;
 
-/// Text before the video in the user's turn.
-const HEAD: &str = "<start_of_turn>user\n";
-/// Text after the user's turn.
-const TAIL: &str = "<end_of_turn>\n<start_of_turn>model\n";
-/// Token that the tokenizer puts before every piece; only the first piece keeps it.
-const BOS: &str = "<bos>";
+use super::chat::ChatTemplate;
+
+/// File of a checkpoint with its tokenizer.
+const TOKENIZER: &str = "tokenizer.json";
 /// Most characters of a token, on the average of a whole prompt: Gemma's average is about 4. A question with more
 /// characters than this many times the limit is refused before it is tokenized.
 const CHARS_PER_TOKEN: usize = 8;
@@ -19,18 +18,33 @@ const CHARS_PER_TOKEN: usize = 8;
 /// Tokenizer of the checkpoint, and the chat template.
 pub struct Prompter {
     tokenizer: Tokenizer,
+    template: ChatTemplate,
     max_tokens: usize,
 }
 
 impl Prompter {
-    /// Prompter with the tokenizer of the file `tokenizer.json`.
+    /// Prompter of a checkpoint directory: its `tokenizer.json`, and its chat template.
+    ///
+    /// # Errors
+    /// Those of [`ChatTemplate::read`] and [`with`](Self::with).
+    pub fn open(dir: &Path, family: Family, vocabulary: usize, max_tokens: usize) -> Result<Self, CheckpointError> {
+        Prompter::with(dir, ChatTemplate::read(dir, family)?, vocabulary, max_tokens)
+    }
+
+    /// Prompter with the `tokenizer.json` of a checkpoint directory.
     ///
     /// # Errors
     /// [`CheckpointErrorKind::Missing`] with the path; those of [`parse`](Self::parse).
-    pub fn open(path: &Path, vocabulary: usize, max_tokens: usize) -> Result<Self, CheckpointError> {
-        let json = std::fs::read_to_string(path)
+    pub fn with(
+        dir: &Path,
+        template: ChatTemplate,
+        vocabulary: usize,
+        max_tokens: usize,
+    ) -> Result<Self, CheckpointError> {
+        let path = dir.join(TOKENIZER);
+        let json = std::fs::read_to_string(&path)
             .map_err(|e| CheckpointError::new(CheckpointErrorKind::Missing, format!("{}: {e}", path.display())))?;
-        Prompter::parse(&json, path, vocabulary, max_tokens)
+        Prompter::parse(&json, &path, template, vocabulary, max_tokens)
     }
 
     /// Prompter from the text of a `tokenizer.json`; errors call it `path`. Truncation and padding that it stores are switched
@@ -39,7 +53,13 @@ impl Prompter {
     /// # Errors
     /// [`CheckpointErrorKind::Malformed`] with the path; a tokenizer with ids beyond `vocabulary`, the rows of the
     /// model's embedding.
-    pub fn parse(json: &str, path: &Path, vocabulary: usize, max_tokens: usize) -> Result<Self, CheckpointError> {
+    pub fn parse(
+        json: &str,
+        path: &Path,
+        template: ChatTemplate,
+        vocabulary: usize,
+        max_tokens: usize,
+    ) -> Result<Self, CheckpointError> {
         let malformed =
             |what: String| CheckpointError::new(CheckpointErrorKind::Malformed, format!("{}: {what}", path.display()));
         let mut tokenizer = json.parse::<Tokenizer>().map_err(|e| malformed(e.to_string()))?;
@@ -49,7 +69,7 @@ impl Prompter {
         if last as usize >= vocabulary {
             return Err(malformed(format!("has token {last}, the model's embedding {vocabulary} rows")));
         }
-        Ok(Prompter { tokenizer, max_tokens })
+        Ok(Prompter { tokenizer, template, max_tokens })
     }
 
     /// Tokenizer of the checkpoint.
@@ -57,21 +77,26 @@ impl Prompter {
         &self.tokenizer
     }
 
+    /// Chat template of the checkpoint.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
     /// Tokens that the model reads for a question. The video between the two pieces leaves no token: image and audio
     /// reach the model through attention alone.
     ///
     /// # Errors
-    /// `bad_request` for a question that is too long.
+    /// `bad_request` for a question that is too long; `model` for a template that does not take it.
     pub fn encode(&self, question: &str) -> Result<Vec<u32>, JobError> {
         let (chars, max_chars) = (question.chars().count(), self.max_tokens.saturating_mul(CHARS_PER_TOKEN));
         if chars > max_chars {
             return Err(too_long("characters", chars, max_chars));
         }
-        let [before, after] = pieces(question);
+        let [before, after] = self.template.pieces(question)?;
         let mut ids = self.tokenize(&before)?;
         let after = self.tokenize(&after)?;
-        let bos = self.tokenizer.token_to_id(BOS);
-        // Each piece comes with its own <bos>; the second goes.
+        let bos = self.tokenizer.token_to_id(self.template.bos());
+        // Each piece comes with its own token at the start of a text; the second goes.
         let repeated = bos.is_some() && ids.first().copied() == bos && after.first().copied() == bos;
         ids.extend(&after[usize::from(repeated)..]);
         if ids.len() > self.max_tokens {
@@ -93,22 +118,4 @@ fn too_long(unit: &str, length: usize, limit: usize) -> JobError {
         .hint("ask a shorter question")
         .detail(unit, length)
         .detail("limit", limit)
-}
-
-/// Text of the chat template before and after the video. Only the template's own `<image>` splits: one in the question
-/// is text. Every literal `<bos>` is removed, and the turn is trimmed, as the reference does.
-pub fn pieces(question: &str) -> [String; 2] {
-    let turn = format!("\n{question}");
-    let turn = turn.trim_end_matches(is_space);
-    [HEAD.to_owned(), format!("{turn}{TAIL}").replace(BOS, "")]
-}
-
-/// Text without the white space around it, as Python's `strip()` leaves it.
-pub fn strip(text: &str) -> &str {
-    text.trim_matches(is_space)
-}
-
-/// Whether a character is white space to Python: the four separator control characters are, too.
-fn is_space(c: char) -> bool {
-    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }

@@ -1,5 +1,8 @@
 //! Task: a kind of question about a video, as data.
 
+use std::collections::BTreeMap;
+
+use model::config_json::Family;
 use protocol::error::{ErrorKind, JobError};
 use protocol::event::Supported;
 use protocol::message::JobRequest;
@@ -7,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::reading::Parser;
 use super::reading::reference::format_hms;
+
+/// Stands for the seconds that the model watches.
+const DURATION: &str = "{duration}";
 
 /// Kind of question. tasks.toml says what each field is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,8 +25,9 @@ pub struct Task {
     pub about: String,
     /// Whether the released weights can do it.
     pub supported: Supported,
-    /// Question as the model reads it, with `{query}` for the client's words; of a composite task the question for the title
-    /// of a range, with `{start}` and `{end}` for its times.
+    /// Question as the model reads it, with `{query}` for the client's words and `{duration}` for the seconds that the model
+    /// watched, with two decimals; of a composite task the question for the title of a range, with `{start}` and `{end}` for
+    /// its times, or nothing where ranges have no titles.
     pub prompt: String,
     /// Whether the client's words are needed.
     pub query: QueryRule,
@@ -42,6 +49,20 @@ pub struct Task {
     /// Origin of the ranges of a composite task, each of which then gets a title; none for a task of one question.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ranges: Option<RangeSource>,
+    /// What is different for a family of models, by its name, `9b` or `7b`; empty for the task of one family.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub family: BTreeMap<String, Variant>,
+}
+
+/// Fields of a task that a family of models has of its own; the others are as they are.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Variant {
+    about: Option<String>,
+    supported: Option<Supported>,
+    prompt: Option<String>,
+    strip_final_period: Option<bool>,
+    parser: Option<Parser>,
 }
 
 /// Rule for a task's query.
@@ -103,11 +124,42 @@ pub struct Generation {
 }
 
 impl Task {
-    /// Question for a query, as the model reads it.
+    /// The task as a family of models has it.
+    ///
+    /// # Errors
+    /// A variant for a family that there is not.
+    pub fn of(mut self, family: Family) -> Result<Self, String> {
+        if let Some(other) = self.family.keys().find(|name| Family::ALL.iter().all(|family| family.as_str() != *name)) {
+            let known = Family::ALL.map(Family::as_str).join(", ");
+            return Err(format!("no family {other:?}; known are {known}"));
+        }
+        let variant = std::mem::take(&mut self.family).remove(family.as_str()).unwrap_or_default();
+        let Variant { about, supported, prompt, strip_final_period, parser } = variant;
+        Ok(Task {
+            about: about.unwrap_or(self.about),
+            supported: supported.unwrap_or(self.supported),
+            prompt: prompt.unwrap_or(self.prompt),
+            strip_final_period: strip_final_period.unwrap_or(self.strip_final_period),
+            parser: parser.unwrap_or(self.parser),
+            ..self
+        })
+    }
+
+    /// Whether its question says how long the video is, which is known once the file was probed.
+    pub fn says_duration(&self) -> bool {
+        self.prompt.contains(DURATION)
+    }
+
+    /// Whether each range of this composite task gets a title.
+    pub fn has_titles(&self) -> bool {
+        !self.prompt.is_empty()
+    }
+
+    /// Question for a query, as the model reads it; it watches `duration_s` seconds.
     ///
     /// # Errors
     /// `bad_request` for an empty query where one is needed.
-    pub fn question(&self, query: &str) -> Result<String, JobError> {
+    pub fn question(&self, query: &str, duration_s: f64) -> Result<String, JobError> {
         let query = if self.strip_final_period { query.strip_suffix('.').unwrap_or(query) } else { query };
         if self.query == QueryRule::Required && query.trim().is_empty() {
             return Err(JobError::new(
@@ -116,7 +168,8 @@ impl Task {
             )
             .hint("say in `query` what to look for"));
         }
-        Ok(self.prompt.replacen("{query}", query, 1))
+        // The duration first: a query may have the same letters.
+        Ok(self.prompt.replacen(DURATION, &format!("{duration_s:.2}"), 1).replacen("{query}", query, 1))
     }
 
     /// Question for the title of a range, of a composite task; times in seconds from the start of what the model watched.

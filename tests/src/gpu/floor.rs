@@ -85,7 +85,7 @@ impl Floor {
     /// # Errors
     /// Weights that do not exist in the configured format.
     pub fn new(seconds: u64, model: &ModelConfig, config: &Config, ceilings: &Ceilings) -> anyhow::Result<Self> {
-        let image = ImagePlan::new(1, seconds).tokens;
+        let image = ImagePlan::on(model.image_pool().grid(), 1, seconds).tokens;
         let audio = AudioPlan::new(seconds * SAMPLE_RATE).map_or(0, |a| a.tokens);
         let windows = (seconds * SAMPLE_RATE).div_ceil(WINDOW_SAMPLES);
         let work = of_frame(model) * seconds as f64

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use config::Config;
+use model::checkpoint::Checkpoint;
 use protocol::message::{DecodeRequest, FeatureBatch, JobId, Modality, Output, Segment, TokenBatch};
 use protocol::plan::{AudioPlan, ImagePlan, MediaPlan, SAMPLE_RATE};
 use protocol::stage::{Port, Stage, Stop};
@@ -84,10 +85,13 @@ where
 }
 
 fn measure(config: &Config) -> Result<(), String> {
+    let text = |e: protocol::error::JobError| e.to_string();
+    let checkpoint = Checkpoint::configured(&config.model).map_err(|e| e.to_string())?;
+    let grid = checkpoint.config().image_pool().grid();
     let plan = MediaPlan {
         content_id: String::new(),
         duration_s: SECONDS as f64,
-        image: Some(ImagePlan::new(1, SECONDS)),
+        image: Some(ImagePlan::on(grid, 1, SECONDS)),
         audio: AudioPlan::new(SECONDS * SAMPLE_RATE),
         notes: Vec::new(),
     };
@@ -104,7 +108,6 @@ fn measure(config: &Config) -> Result<(), String> {
     // The first messages of a video are small ones.
     let of_kind = |kind: &str| made.bodies.iter().filter(|b| b.0 == kind).map(|b| &b.1).max_by_key(|b| b.len());
     let largest = |kind: &str| of_kind(kind).cloned().unwrap_or_default();
-    let text = |e: protocol::error::JobError| e.to_string();
 
     let features = time(&mut stage_vision::open(config).map_err(text)?, "vision", &largest("frames"))?;
     let states = time(&mut stage_audio::open(config).map_err(text)?, "audio", &largest("pcm"))?;

@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn a_synthetic_video_is_as_long_as_its_name_says() {
         let info = info("synthetic:35").unwrap();
-        let plan = MediaPlan::new(&info, None, 1.0).unwrap();
+        let plan = MediaPlan::new(&info, None, 1.0, protocol::plan::FrameGrid::default()).unwrap();
         let segment = Segment { first_frame: 0, frames: 35, first_window: 0, windows: 2 };
         let job = JobId::new("job").unwrap();
         let request = DecodeRequest { v: VERSION, job, video: "synthetic:35".to_owned(), span: None, segment, plan };

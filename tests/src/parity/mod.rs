@@ -24,14 +24,16 @@ use anyhow::{Context, bail, ensure};
 use compute::Compute;
 use config::Config;
 use model::checkpoint::Checkpoint;
+use model::config_json::Family;
 use protocol::event::Finish;
 use protocol::message::{JobId, JobRequest};
-use protocol::plan::{AudioPlan, FRAME_BYTES, ImagePlan};
+use protocol::plan::{AudioPlan, FRAME_BYTES, FrameGrid, ImagePlan};
 use stage_llm::job::generate::Ending;
+use stage_llm::text::chat::strip;
 use stage_llm::text::detokenize::decode;
-use stage_llm::text::prompt::strip;
 use stage_llm::text::reading::Watched;
-use stage_llm::text::reading::reference::format_hms;
+use stage_llm::text::reading::reference::{self, format_hms};
+use stage_llm::text::reading::reference_7b::{self, format_as_printed};
 use stage_llm::text::registry::Tasks;
 use stage_vision::pixels::pixel_table;
 
@@ -77,13 +79,14 @@ pub fn compare(options: &Options) -> anyhow::Result<Report> {
     let checkpoint = Arc::new(Checkpoint::open(&options.checkpoint)?);
     let mut config = options.config.clone();
     config.model.dir = options.checkpoint.clone();
-    config.llm.end_tokens = vec![facts.eos_token_id];
+    config.llm.end_tokens = Some(vec![facts.eos_token_id]);
     config.llm.max_prompt_tokens = config.llm.max_prompt_tokens.max(facts.text_token_ids.len());
     let vocabulary = checkpoint.config().vocab_size;
     if let Some(id) = facts.text_token_ids.iter().find(|id| **id as usize >= vocabulary) {
         bail!("text_token_ids has {id}, the checkpoint's embedding {vocabulary} rows: made with another checkpoint?");
     }
-    let (frames, pcm) = (frames(options, &golden)?, pcm(options, &golden)?);
+    let grid = checkpoint.config().image_pool().grid();
+    let (frames, pcm) = (frames(options, &golden, grid)?, pcm(options, &golden)?);
 
     let limits = Limits::of(&config);
     let compute = Compute::open(&config.compute, None).map_err(|e| anyhow::anyhow!("{e}"))?;
@@ -109,10 +112,11 @@ pub fn compare(options: &Options) -> anyhow::Result<Report> {
         rows.push(Row::not_compared("sliding_mode", why));
     }
     rows.extend(totals(facts, modalities.0.map(|m| m.1), modalities.1.map(|m| m.1)));
-    let asked = Asked::new(facts);
+    let family = checkpoint.config().family;
+    let asked = Asked::new(facts, family, pipeline.llm().prompter().template());
     rows.extend(prompt_rows(facts, &asked, &pipeline));
     if limits == Limits::Exact {
-        rows.extend(answer_rows(facts, &answer, &pipeline)?);
+        rows.extend(answer_rows(facts, &answer, &pipeline, family)?);
         rows.extend(piped(options, facts, &asked, frames.as_ref(), pcm.as_ref(), &mut pipeline));
     } else {
         rows.push(chosen(&golden, &answer));
@@ -130,7 +134,7 @@ fn input(dir: &Path, given: Option<&PathBuf>, name: &str, wanted: bool) -> anyho
     Ok(Some(path))
 }
 
-fn frames(options: &Options, golden: &Golden) -> anyhow::Result<Input<u8, ImagePlan>> {
+fn frames(options: &Options, golden: &Golden, grid: FrameGrid) -> anyhow::Result<Input<u8, ImagePlan>> {
     let facts = &golden.facts;
     let wanted = facts.frames.is_some() || golden.tensor("image_tokens").is_some();
     let given = wanted && golden.tensor("pixel_values").is_none() && golden.tensor("vision_features").is_some();
@@ -141,7 +145,7 @@ fn frames(options: &Options, golden: &Golden) -> anyhow::Result<Input<u8, ImageP
     ensure!(count >= 2, "{}: {count} frames, a video has at least 2", path.display());
     let golden = facts.frames.unwrap_or(count);
     ensure!(golden == count, "{}: {count} frames, the golden directory was made with {golden}", path.display());
-    Ok(Some((rows, ImagePlan::new(1, count))))
+    Ok(Some((rows, ImagePlan::on(grid, 1, count))))
 }
 
 /// Frames at 384 x 384. Which axis was scaled first depends on the oracle's Pillow, and shows in its pixels.
@@ -207,7 +211,7 @@ fn prompt_rows(facts: &Facts, asked: &Result<Asked, String>, pipeline: &Pipeline
         Ok(ids) => Row::fact("text_token_ids", &ids, &facts.text_token_ids),
         Err(e) => Row::failed("text_token_ids", e.to_string()),
     };
-    let prompt = facts.prompt.as_ref().map(|want| Row::fact("prompt", &asked.prompt(), want));
+    let prompt = facts.prompt.as_ref().map(|want| Row::fact("prompt", &asked.prompt, want));
     prompt.into_iter().chain([ids]).collect()
 }
 
@@ -233,7 +237,7 @@ fn chosen(golden: &Golden, answer: &Answer) -> Row {
     Row::fact("generated_token_ids", &answer.ids.len(), &want.len())
 }
 
-fn answer_rows(facts: &Facts, answer: &Answer, pipeline: &Pipeline) -> anyhow::Result<Vec<Row>> {
+fn answer_rows(facts: &Facts, answer: &Answer, pipeline: &Pipeline, family: Family) -> anyhow::Result<Vec<Row>> {
     let mut rows = vec![Row::fact("generated_token_ids", &answer.ids, &facts.generated_token_ids)];
     if let Some(stopped) = facts.stopped_by_eos {
         rows.push(Row::fact("stopped_by_eos", &(answer.finish == Finish::Stop), &stopped));
@@ -244,17 +248,21 @@ fn answer_rows(facts: &Facts, answer: &Answer, pipeline: &Pipeline) -> anyhow::R
         rows.push(Row::fact("text", &text, &want.as_str()));
     }
     if let (Some(duration), Some(want)) = (facts.duration, &facts.time_ranges) {
-        rows.push(Row::fact("time_ranges", &time_ranges(text, duration)?, want));
+        rows.push(Row::fact("time_ranges", &time_ranges(text, duration, family)?, want));
     }
     Ok(rows)
 }
 
 /// Time ranges of an answer, whatever the task: the oracle looks for them in every answer.
-fn time_ranges(text: &str, duration_s: f64) -> anyhow::Result<TimeRanges> {
-    let ranges = Tasks::builtin().get("retrieval")?.parser.read(text, Watched::whole(duration_s)).ranges;
-    let written = |start, end| format!("{}-{}", format_hms(start), format_hms(end));
+fn time_ranges(text: &str, duration_s: f64, family: Family) -> anyhow::Result<TimeRanges> {
+    let ranges = Tasks::of(family).get("retrieval")?.parser.read(text, Watched::whole(duration_s)).ranges;
+    let (fractions, format): (_, fn(f64) -> String) = match family {
+        Family::Gemma2 => (reference::fractions(text), format_hms),
+        Family::Mistral => (reference_7b::fractions(text), format_as_printed),
+    };
+    let written = |start, end| format!("{}-{}", format(start), format(end));
     Ok(TimeRanges {
-        fractions: stage_llm::text::reading::reference::fractions(text),
+        fractions,
         seconds: ranges.iter().map(|r| (r.start_s, r.end_s)).collect(),
         formatted: ranges.iter().map(|r| written(r.start_s, r.end_s)).collect::<Vec<_>>().join(", "),
     })

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use anyhow::Context;
 use candle_core::{DType, Tensor};
 use compute::Compute;
-use compute::kernels;
 use model::checkpoint::{Checkpoint, Weights};
 use protocol::plan::{AUDIO_POOL, AudioPlan, FRAME_BYTES, FRAME_SIDE, ImagePlan, WINDOW_ROWS, WINDOW_SAMPLES};
 use stage_audio::{LogMel, WhisperEncoder};
 use stage_fuse::Fuser;
-use stage_vision::SiglipEncoder;
 use stage_vision::pixels::pixel_values;
+use stage_vision::{Pool, SiglipEncoder};
 
 use super::ledger::Ledger;
 use super::roundings;
@@ -44,7 +43,7 @@ pub fn fuse(
     if compute.dtype == DType::F32 {
         roundings::follow(&mut fuser, ledger.golden())?;
     }
-    let vision = || SiglipEncoder::new(checkpoint.config(), &weights, compute.media_products).context("vision tower");
+    let vision = || stage_vision::load(checkpoint.config(), &weights, compute.media_products).context("vision tower");
     let image = frames.map(|(rows, plan)| image_tokens(&vision()?, &mut fuser, rows, plan, ledger)).transpose()?;
     let sound = || WhisperEncoder::new(checkpoint.config(), &weights, compute.media_products).context("audio tower");
     let mels = checkpoint.config().audio.num_mel_bins;
@@ -53,7 +52,7 @@ pub fn fuse(
 }
 
 fn image_tokens(
-    encoder: &SiglipEncoder,
+    (encoder, pool): &(SiglipEncoder, Pool),
     fuser: &mut Fuser,
     rows: &[u8],
     plan: &ImagePlan,
@@ -80,7 +79,7 @@ fn image_tokens(
             ledger.see(&name, frame0.dims(), 0, &frame0);
         }
         ledger.see("vision_features", &whole(&features), first, &features); // [n, 729, C]
-        let cells = kernels::pool(&features, h)?; // [n, h*w, 4C]
+        let cells = pool.cells(&features, h)?; // [n, h*w, W]
         let [n, _, channels] = cells.dims()[..] else { anyhow::bail!("cells are {:?}", cells.dims()) };
         let grid = cells.reshape((n, h, w, channels))?;
         ledger.see("pooled", &whole(&grid), first, &grid);

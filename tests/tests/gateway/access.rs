@@ -32,6 +32,8 @@ async fn token(rig: &Rig, open: &Client) -> anyhow::Result<()> {
     ask(Some("geheim")).get("/v1/models").await?.expect(200)?;
     ask(None).get("/livez").await?.expect(200)?;
     ask(None).get("/health").await?.expect(200)?;
+    ask(None).get("/health?model=which").await?.problem(401, "unauthorized")?;
+    ask(Some("geheim")).get("/health?model=which").await?.problem(404, "not_found")?;
     ask(None).get("/").await?.expect(200)?;
     ask(None).get("/metrics").await?.problem(401, "unauthorized")?;
     ask(Some("geheim")).get("/nowhere").await?.problem(404, "not_found")?;

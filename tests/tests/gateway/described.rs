@@ -61,8 +61,8 @@ async fn counted(rig: &Rig, _: &Client) -> anyhow::Result<()> {
         "vidi_http_jobs_total{task=\"other\",outcome=\"failed\"} 1\n".to_owned(),
         format!("vidi_http_upload_bytes_total {}\n", bytes.len()),
         format!("vidi_http_spool_bytes {}\n", bytes.len()),
-        "vidi_stage_state{stage=\"llm\",state=\"ready\"} 1\n".to_owned(),
-        "vidi_stage_state{stage=\"llm\",state=\"missing\"} 0\n".to_owned(),
+        "vidi_stage_state{stage=\"llm\",state=\"ready\",prefix=\"vidi.v1\"} 1\n".to_owned(),
+        "vidi_stage_state{stage=\"llm\",state=\"missing\",prefix=\"vidi.v1\"} 0\n".to_owned(),
         "vidi_http_request_seconds_count{path=\"/v1/jobs\",method=\"POST\",status=\"202\"} 2\n".to_owned(),
     ] {
         ensure!(text.contains(&line), "{line}: {text}");

@@ -43,6 +43,17 @@ pub fn add_rms_norm_then(
     add_then(x, y, Sum::Normed { gain, eps }, Norm { kind: Kind::Rms { gain: next_gain }, eps, products })
 }
 
+/// `x += y`, and `rms_norm(x, gain)` of what `x` has become, ready to be multiplied: of layers that add what they compute as
+/// it is (MODEL-7B.md, "Language model"). `x` `[n, D]` is overwritten, in every tensor that shares its storage; `y` has its
+/// shape; `gain` is f32 `[D]`. [`residual_add`] is the same without a norm.
+///
+/// # Errors
+/// Shapes and types that do not fit; the device's.
+pub fn add_then_rms_norm(x: &Tensor, y: &Tensor, gain: &Tensor, eps: f32, products: MediaProducts) -> Result<Rows> {
+    expect(gain, x.dim(D::Minus1)?, DType::F32, "the gain of an RMS norm")?;
+    add_then(x, y, Sum::Plain, Norm { kind: Kind::Rms { gain }, eps, products })
+}
+
 /// `x += y + bias`, each sum rounded to T, then held within `limit` on both sides. `x` `[.., D]` is overwritten, in every
 /// tensor that shares its storage; `y` has its shape, `bias` is `[D]`, of type T.
 ///
@@ -65,8 +76,16 @@ impl LayerNorm<'_> {
 /// What is added to the residual stream.
 #[derive(Clone, Copy)]
 enum Sum<'a> {
-    Normed { gain: &'a Tensor, eps: f32 },
-    Biased { bias: Option<&'a Tensor>, limit: f32 },
+    Normed {
+        gain: &'a Tensor,
+        eps: f32,
+    },
+    /// `y` as it is, before an RMS norm.
+    Plain,
+    Biased {
+        bias: Option<&'a Tensor>,
+        limit: f32,
+    },
 }
 
 impl<'a> Sum<'a> {
@@ -123,6 +142,11 @@ impl AddNorm<'_> {
                     }
                 });
             }
+            Sum::Plain => rows.for_each(|(x, y)| {
+                for (x, y) in x.iter_mut().zip(y) {
+                    *x = T::narrow(x.wide() + y.wide());
+                }
+            }),
             Sum::Biased { bias, limit } => {
                 let bias = bias.map(weights).transpose()?.unwrap_or_else(|| vec![0.0; columns]);
                 rows.for_each(|(x, y)| {
@@ -141,6 +165,7 @@ impl InplaceOp2 for AddNorm<'_> {
     fn name(&self) -> &'static str {
         match self.sum {
             Sum::Normed { .. } => "add_rms_norm",
+            Sum::Plain => "add_then_rms_norm",
             Sum::Biased { .. } => "add_layer_norm",
         }
     }
@@ -173,11 +198,13 @@ impl InplaceOp2 for AddNorm<'_> {
                 arguments.push(cuda::tensor_pointer(gain)?);
                 eps = first; // the next norm's too
             }
+            Sum::Plain => {}
             Sum::Biased { bias, limit } => arguments.extend([cuda::optional_pointer(bias)?, Arg::F32(limit)]),
         }
         match (&self.sum, self.norm.as_ref().map(|norm| &norm.kind)) {
-            (Sum::Normed { .. }, Some(Kind::Rms { gain })) => arguments.push(cuda::tensor_pointer(gain)?),
+            (Sum::Normed { .. } | Sum::Plain, Some(Kind::Rms { gain })) => arguments.push(cuda::tensor_pointer(gain)?),
             (Sum::Normed { .. }, _) => arguments.push(cuda::NULL),
+            (Sum::Plain, _) => candle_core::bail!("a plain sum comes before an RMS norm. This is a bug."),
             (_, Some(Kind::Layer { weight, bias })) => {
                 arguments.extend([cuda::tensor_pointer(weight)?, cuda::tensor_pointer(bias)?]);
             }

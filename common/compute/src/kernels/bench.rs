@@ -5,8 +5,8 @@ use std::time::Instant;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{
-    E4m3Rows, LayerNorm, add_rms_norm_then, attention, bias_gelu_erf, bias_gelu_tanh, geglu, linear, linear_gelu_tanh,
-    patchify, pool, rms, rms_norm,
+    Activation, E4m3Rows, LayerNorm, add_rms_norm_then, add_then_rms_norm, attention, bias_gelu_erf, bias_gelu_tanh,
+    glu, linear, linear_gelu_tanh, patchify, pool, rms, rms_norm,
 };
 use config::MediaProducts;
 
@@ -56,6 +56,7 @@ pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Figure>> {
     let mut bench = Bench { device, dtype, size: dtype.size_in_bytes(), figures: Vec::new() };
     bench.ceilings()?;
     bench.decoder_rows()?;
+    bench.plain_decoder_rows()?;
     bench.decoder_e4m3()?;
     bench.tower(&Tower { name: "SigLIP", batch: 32, rows: 729, width: 1152, inner: 4304, heads: 16 })?;
     bench.tower(&Tower { name: "Whisper", batch: 10, rows: 1500, width: 1280, inner: 5120, heads: 20 })?;
@@ -63,8 +64,10 @@ pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Figure>> {
     Ok(bench.figures)
 }
 
-/// Rows of the decoder, its width, and that of its feed-forward part.
+/// Rows of the 9B model's decoder, its width, and that of its feed-forward part.
 const DECODER: (usize, usize, usize) = (8192, 3584, 14336);
+/// Width of the 7B model's decoder, whose layers add without norms; all else is as of the other.
+const PLAIN_WIDTH: usize = 4096;
 
 /// Shapes of an encoder's layer.
 struct Tower {
@@ -125,10 +128,29 @@ impl Bench<'_> {
         })?;
         self.time("adapter: rms 8192 x 3584", Work::Bytes(2 * row_bytes), &|| rms(&x, Some(&weight), 1e-5).map(drop))?;
         let gate_up = self.random(&[n, 2 * m])?;
-        self.time("decoder: geglu 8192 x 2 x 14336", Work::Bytes(3 * n * m * size), &|| geglu(&gate_up).map(drop))?;
+        for (name, activation) in [("geglu", Activation::GeluTanh), ("swiglu", Activation::Silu)] {
+            let name = format!("decoder: {name} 8192 x 2 x 14336");
+            self.time(&name, Work::Bytes(3 * n * m * size), &|| glu(&gate_up, activation).map(drop))?;
+        }
         let one = self.random(&[1, d])?;
         self.time("decoder: rms_norm 1 x 3584", Work::Bytes(2 * d * size), &|| rms_norm(&one, &gain, 1e-6).map(drop))?;
         Ok(())
+    }
+
+    fn plain_decoder_rows(&mut self) -> Result<()> {
+        let ((n, ..), d, size) = (DECODER, PLAIN_WIDTH, self.size);
+        // Adding zeros leaves the sum what it is, however often it is added to.
+        let (x, y, gain) = (
+            self.random(&[n, d])?,
+            Tensor::zeros((n, d), self.dtype, self.device)?,
+            Tensor::ones(d, DType::F32, self.device)?,
+        );
+        self.time("decoder: add and rms_norm 8192 x 4096", Work::Bytes(4 * n * d * size), &|| {
+            add_then_rms_norm(&x, &y, &gain, 1e-5, MediaProducts::Dense).map(drop)
+        })?;
+        self.time("decoder: add and rms_norm 8192 x 4096 to E4M3", Work::Bytes(n * d * (3 * size + 1)), &|| {
+            add_then_rms_norm(&x, &y, &gain, 1e-5, MediaProducts::Fp8).map(drop)
+        })
     }
 
     fn decoder_e4m3(&mut self) -> Result<()> {
@@ -137,9 +159,10 @@ impl Bench<'_> {
         let bytes = n * d * (size + 1);
         self.time("decoder: 8192 x 3584 to E4M3", Work::Bytes(bytes), &|| E4m3Rows::quantize(&x).map(drop))?;
         let bytes = n * m * (2 * size + 1);
-        self.time("decoder: geglu 8192 x 2 x 14336 to E4M3", Work::Bytes(bytes), &|| {
-            E4m3Rows::geglu(&gate_up).map(drop)
-        })?;
+        for (name, activation) in [("geglu", Activation::GeluTanh), ("swiglu", Activation::Silu)] {
+            let name = format!("decoder: {name} 8192 x 2 x 14336 to E4M3");
+            self.time(&name, Work::Bytes(bytes), &|| E4m3Rows::glu(&gate_up, activation).map(drop))?;
+        }
         drop(gate_up);
         let matrix = (self.random(&[2 * m, d])? * 0.02)?;
         let bytes = 2 * m * d * (size + 1);

@@ -8,6 +8,7 @@ use std::fmt;
 
 use candle_core::{DType, Device, Result};
 
+use super::Activation;
 use crate::random::Draws;
 use cases::Case;
 use difference::Difference;
@@ -56,11 +57,13 @@ pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
     let mut checks = vec![
         family("rms_norm", usual, case.rms_norm()),
         family("add_rms_norm", usual, case.add_rms_norm()),
+        family("add_then_rms_norm", usual, case.add_then_rms_norm()),
         family("rms", usual, case.rms()),
         family("layer_norm", usual, case.layer_norm()),
         family("add_layer_norm", usual, case.add_layer_norm()),
         family("bias and activation", usual, case.bias_act()),
-        family("geglu", usual, case.geglu()),
+        family("geglu", usual, case.glu(Activation::GeluTanh)),
+        family("swiglu", usual, case.glu(Activation::Silu)),
         family("matmul, bias and activation", rounded_once, case.linear()),
         family("E4M3 rows", 1e-7, case.e4m3()),
         // A row whose largest value turns a rounding has another scale, and with it other codes, whose steps are wide.

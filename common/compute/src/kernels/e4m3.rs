@@ -9,7 +9,7 @@ pub mod gpu;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::pointwise::{bias_add, bias_gelu_erf, bias_gelu_tanh, geglu};
+use super::pointwise::{Activation, bias_add, bias_gelu_erf, bias_gelu_tanh, glu};
 pub use code::{ALIGNMENT, LARGEST};
 use code::{bytes_of, number, row_bytes};
 use convert::{Source, ToE4m3};
@@ -54,12 +54,12 @@ impl E4m3Rows {
         Self::from_bytes(Tensor::from_slice(&bytes, bytes.len(), device)?, rows, columns)
     }
 
-    /// Quantizes [`geglu`](super::geglu) of rows `[n, 2 k]`.
+    /// Quantizes [`glu`] of rows `[n, 2 k]`.
     ///
     /// # Errors
     /// As [`quantize`](Self::quantize).
-    pub fn geglu(gate_up: &Tensor) -> Result<Self> {
-        Self::new(gate_up, None, Source::Geglu)
+    pub fn glu(gate_up: &Tensor, activation: Activation) -> Result<Self> {
+        Self::new(gate_up, None, Source::Glu(activation))
     }
 
     /// Quantizes what [`bias_gelu_tanh`] makes of rows `[n, k]`, which may or may not be overwritten.
@@ -90,7 +90,7 @@ impl E4m3Rows {
         if x.device().is_cpu() {
             let x = x.contiguous()?;
             let made = match (source, bias) {
-                (Source::Geglu, _) => geglu(&x)?,
+                (Source::Glu(activation), _) => glu(&x, activation)?,
                 (Source::GeluTanh, Some(bias)) => bias_gelu_tanh(&x, bias).map(|()| x)?,
                 (Source::GeluErf, Some(bias)) => bias_gelu_erf(&x, bias).map(|()| x)?,
                 _ => x,
@@ -252,7 +252,8 @@ mod tests {
             Ok(y)
         };
         for (got, want) in [
-            (E4m3Rows::geglu(&x)?, crate::kernels::geglu(&x)?),
+            (E4m3Rows::glu(&x, Activation::GeluTanh)?, glu(&x, Activation::GeluTanh)?),
+            (E4m3Rows::glu(&x, Activation::Silu)?, glu(&x, Activation::Silu)?),
             (E4m3Rows::gelu_tanh(&x.copy()?, &bias)?, activated(bias_gelu_tanh)?),
             (E4m3Rows::gelu_erf(&x.copy()?, &bias)?, activated(bias_gelu_erf)?),
         ] {

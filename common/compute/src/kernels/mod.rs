@@ -29,12 +29,12 @@ mod tests;
 pub mod vision;
 mod workspace;
 
-pub use add_norm::{add_rms_norm, add_rms_norm_then, residual_add};
+pub use add_norm::{add_rms_norm, add_rms_norm_then, add_then_rms_norm, residual_add};
 pub use attention::attention;
 pub use e4m3::E4m3Rows;
 pub use linear::{linear, linear_gelu_tanh, linear_in_stretches};
 pub use norm::{LayerNorm, layer_norm, rms, rms_norm, rms_norm_rows};
-pub use pointwise::{add_positions, bias_add, bias_gelu_erf, bias_gelu_tanh, geglu, gelu_erf, gelu_tanh};
+pub use pointwise::{Activation, add_positions, bias_add, bias_gelu_erf, bias_gelu_tanh, gelu_erf, gelu_tanh, glu};
 pub use rows::Rows;
 pub use vision::{patchify, pool};
 pub use workspace::WORKSPACE_BYTES;

@@ -16,7 +16,8 @@ use config::MediaProducts;
 static NORM: cuda::Kernels = cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/norm.fatbin")));
 
 /// `x / sqrt(mean(x^2) + eps) * gain` of `x` `[.., D]`, all in f32 and rounded once. `gain` is f32 `[D]`: for Gemma,
-/// `1 + w` (MODEL.md 7).
+/// `1 + w` (MODEL.md 7); for Mistral `w`, where the reference rounds before the gain, too (MODEL-7B.md, "Language model"):
+/// the same in f32, and in 16 bits closer to it by that rounding.
 ///
 /// # Errors
 /// Shapes and types that do not fit; the device's.

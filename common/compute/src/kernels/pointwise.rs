@@ -1,5 +1,5 @@
-//! Biases and activations. An activation is taken in f32 of the sum as the reference stores it, rounded to T, and
-//! rounded again; candle's own compute in T throughout.
+//! Biases and activations, gated ones too. An activation is taken in f32 of the sum as the reference stores it, rounded to
+//! T, and rounded again; candle's own compute in T throughout.
 
 use candle_core::cpu::erf::erf_f32;
 use candle_core::{CpuStorage, CustomOp1, D, InplaceOp1, Layout, Result, Shape, Tensor};
@@ -19,7 +19,7 @@ static POINTWISE: cuda::Kernels = cuda::Kernels::new(include_bytes!(concat!(env!
 /// # Errors
 /// Shapes and types that do not fit; the device's.
 pub fn bias_add(x: &Tensor, bias: &Tensor) -> Result<()> {
-    in_place(x, BiasAct { bias: Some(bias), table: None, activation: Activation::None })
+    in_place(x, BiasAct { bias: Some(bias), table: None, activation: None })
 }
 
 /// `gelu_tanh(x + bias)`, in place; `x` `[.., D]`, `bias` `[D]`.
@@ -27,7 +27,7 @@ pub fn bias_add(x: &Tensor, bias: &Tensor) -> Result<()> {
 /// # Errors
 /// Shapes and types that do not fit; the device's.
 pub fn bias_gelu_tanh(x: &Tensor, bias: &Tensor) -> Result<()> {
-    in_place(x, BiasAct { bias: Some(bias), table: None, activation: Activation::GeluTanh })
+    in_place(x, BiasAct { bias: Some(bias), table: None, activation: Some(Gelu::Tanh) })
 }
 
 /// The exact `gelu(x + bias)`, in place; `x` `[.., D]`, `bias` `[D]`.
@@ -35,7 +35,7 @@ pub fn bias_gelu_tanh(x: &Tensor, bias: &Tensor) -> Result<()> {
 /// # Errors
 /// Shapes and types that do not fit; the device's.
 pub fn bias_gelu_erf(x: &Tensor, bias: &Tensor) -> Result<()> {
-    in_place(x, BiasAct { bias: Some(bias), table: None, activation: Activation::GeluErf })
+    in_place(x, BiasAct { bias: Some(bias), table: None, activation: Some(Gelu::Erf) })
 }
 
 /// `gelu_tanh(x)`, in place.
@@ -43,7 +43,7 @@ pub fn bias_gelu_erf(x: &Tensor, bias: &Tensor) -> Result<()> {
 /// # Errors
 /// The device's.
 pub fn gelu_tanh(x: &Tensor) -> Result<()> {
-    in_place(x, BiasAct { bias: None, table: None, activation: Activation::GeluTanh })
+    in_place(x, BiasAct { bias: None, table: None, activation: Some(Gelu::Tanh) })
 }
 
 /// The exact `gelu(x)`, in place.
@@ -51,7 +51,7 @@ pub fn gelu_tanh(x: &Tensor) -> Result<()> {
 /// # Errors
 /// The device's.
 pub fn gelu_erf(x: &Tensor) -> Result<()> {
-    in_place(x, BiasAct { bias: None, table: None, activation: Activation::GeluErf })
+    in_place(x, BiasAct { bias: None, table: None, activation: Some(Gelu::Erf) })
 }
 
 /// `(x + bias) + table`, each sum rounded, in place: `x` `[.., D]` as rows, of which row `r` takes row `r mod P` of `table`
@@ -64,19 +64,39 @@ pub fn add_positions(x: &Tensor, bias: Option<&Tensor>, table: &Tensor) -> Resul
     if table.rank() != 2 || table.dim(1)? != columns || table.dtype() != x.dtype() || table.dim(0)? == 0 {
         candle_core::bail!("positions {table:?} for {x:?}");
     }
-    in_place(x, BiasAct { bias, table: Some(table), activation: Activation::None })
+    in_place(x, BiasAct { bias, table: Some(table), activation: None })
 }
 
-/// `gelu_tanh(gate) * up` of rows of both `[.., 2 I]`, the gates first: `[.., I]`. What the activation leaves is rounded
+/// Activation of a gated feed-forward part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// GELU in its tanh approximation: Gemma's (MODEL.md 7).
+    GeluTanh,
+    /// `x * sigmoid(x)`: Mistral's (MODEL-7B.md, "Language model").
+    Silu,
+}
+
+impl Activation {
+    /// Value of the activation in f32.
+    #[inline(always)]
+    fn of(self, x: f32) -> f32 {
+        match self {
+            Activation::GeluTanh => elementary::gelu_tanh(x),
+            Activation::Silu => x * elementary::sigmoid(x),
+        }
+    }
+}
+
+/// `activation(gate) * up` of rows of both `[.., 2 I]`, the gates first: `[.., I]`. What the activation leaves is rounded
 /// before the product is.
 ///
 /// # Errors
 /// An odd width; the device's.
-pub fn geglu(gate_up: &Tensor) -> Result<Tensor> {
+pub fn glu(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
     if !gate_up.dim(D::Minus1)?.is_multiple_of(2) {
         candle_core::bail!("gates and ups of unequal width in {gate_up:?}");
     }
-    gate_up.apply_op1_no_bwd(&Geglu)
+    gate_up.apply_op1_no_bwd(&Glu(activation))
 }
 
 /// As candle evaluates it in f32.
@@ -84,18 +104,18 @@ fn gelu_erf_of(x: f32) -> f32 {
     (erf_f32(x * std::f32::consts::FRAC_1_SQRT_2) + 1.0) * 0.5 * x
 }
 
+/// Form of GELU.
 #[derive(Clone, Copy)]
-enum Activation {
-    None,
-    GeluTanh,
-    GeluErf,
+enum Gelu {
+    Tanh,
+    Erf,
 }
 
 /// `act((x + bias) + table)`.
 struct BiasAct<'a> {
     bias: Option<&'a Tensor>,
     table: Option<&'a Tensor>,
-    activation: Activation,
+    activation: Option<Gelu>,
 }
 
 fn in_place(x: &Tensor, op: BiasAct) -> Result<()> {
@@ -119,9 +139,9 @@ impl BiasAct<'_> {
                     for ((x, b), p) in x.iter_mut().zip(&bias).zip(positions) {
                         let sum = rounded::<T>(rounded::<T>(x.wide() + b) + p);
                         *x = T::narrow(match activation {
-                            Activation::None => sum,
-                            Activation::GeluTanh => elementary::gelu_tanh(sum),
-                            Activation::GeluErf => gelu_erf_of(sum),
+                            None => sum,
+                            Some(Gelu::Tanh) => elementary::gelu_tanh(sum),
+                            Some(Gelu::Erf) => gelu_erf_of(sum),
                         });
                     }
                 },
@@ -134,9 +154,9 @@ impl BiasAct<'_> {
 impl InplaceOp1 for BiasAct<'_> {
     fn name(&self) -> &'static str {
         match self.activation {
-            Activation::None => "bias_add",
-            Activation::GeluTanh => "bias_gelu_tanh",
-            Activation::GeluErf => "bias_gelu_erf",
+            None => "bias_add",
+            Some(Gelu::Tanh) => "bias_gelu_tanh",
+            Some(Gelu::Erf) => "bias_gelu_erf",
         }
     }
 
@@ -156,14 +176,14 @@ impl InplaceOp1 for BiasAct<'_> {
             cuda::optional_pointer(self.table)?,
             period.into(),
         ];
-        launch(self.name(), x, layout.shape().elem_count() / columns, columns, arguments)
+        launch(self.name(), x, layout.shape().elem_count() / columns, columns, arguments, false)
     }
 }
 
-struct Geglu;
+struct Glu(Activation);
 
-impl Geglu {
-    fn rows<T: Real>(gate_up: &[T], width: usize) -> Vec<T> {
+impl Glu {
+    fn rows<T: Real>(&self, gate_up: &[T], width: usize) -> Vec<T> {
         let mut out = vec![T::zero(); gate_up.len() / 2];
         out.par_chunks_mut(width).zip(gate_up.par_chunks(2 * width)).for_each(|(out, gate_up)| {
             let (gate, up) = gate_up.split_at(width);
@@ -171,7 +191,7 @@ impl Geglu {
                 #[inline(always)]
                 || {
                     for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                        *out = T::narrow(rounded::<T>(elementary::gelu_tanh(gate.wide())) * up.wide());
+                        *out = T::narrow(rounded::<T>(self.0.of(gate.wide())) * up.wide());
                     }
                 },
             );
@@ -186,16 +206,19 @@ impl Geglu {
     }
 }
 
-impl CustomOp1 for Geglu {
+impl CustomOp1 for Glu {
     fn name(&self) -> &'static str {
-        "geglu"
+        match self.0 {
+            Activation::GeluTanh => "geglu",
+            Activation::Silu => "swiglu",
+        }
     }
 
     fn cpu_fwd(&self, gate_up: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         use candle_core::backend::BackendStorage;
-        let shape = Geglu::shape(layout);
+        let shape = Glu::shape(layout);
         let width = shape.dims()[shape.rank() - 1];
-        let out = with_real!(gate_up.dtype(), T => T::storage(Geglu::rows::<T>(elements(gate_up, layout)?, width)));
+        let out = with_real!(gate_up.dtype(), T => T::storage(self.rows::<T>(elements(gate_up, layout)?, width)));
         Ok((out, shape))
     }
 
@@ -206,16 +229,17 @@ impl CustomOp1 for Geglu {
         layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         use candle_core::backend::BackendStorage;
-        let shape = Geglu::shape(layout);
+        let shape = Glu::shape(layout);
         let width = shape.dims()[shape.rank() - 1];
         let out = cuda::allocate(&gate_up.device, &shape, gate_up.dtype())?;
         let arguments = vec![cuda::pointer(gate_up, layout)?, cuda::start(&out)?];
-        launch(self.name(), gate_up, shape.elem_count() / width, width, arguments)?;
+        launch(self.name(), gate_up, shape.elem_count() / width, width, arguments, true)?;
         Ok((out, shape))
     }
 }
 
-/// Launches a kernel of `pointwise.cu`, a thread per 16 bytes; all of them end in rows, columns and alignment.
+/// Launches a kernel of `pointwise.cu`, a thread per 16 bytes; all of them end in rows, columns and alignment. `waits`: the
+/// kernel waits for earlier ones before anything else.
 #[cfg(feature = "cuda")]
 fn launch(
     name: &str,
@@ -223,6 +247,7 @@ fn launch(
     rows: usize,
     columns: usize,
     mut arguments: Vec<cuda::Arg>,
+    waits: bool,
 ) -> Result<()> {
     use candle_core::backend::BackendStorage;
     const THREADS: usize = 256;
@@ -231,10 +256,10 @@ fn launch(
     arguments.extend([rows.into(), columns.into(), cuda::aligned(columns * bytes, &arguments)]);
     let name = format!("{name}_{}", cuda::suffix(x.dtype())?);
     let grid = cuda::grid(((rows * packs).div_ceil(THREADS), 1, 1), THREADS, 0);
-    // SAFETY: the callers' arguments are the kernel's, their shapes the ones that the public functions expect. GeGLU waits
-    // before anything else.
+    // SAFETY: the callers' arguments are the kernel's, their shapes the ones that the public functions expect. What is
+    // launched ahead waits.
     unsafe {
-        match rows <= cuda::FEW_ROWS && name.starts_with("geglu") {
+        match waits && rows <= cuda::FEW_ROWS {
             true => POINTWISE.launch_ahead(&x.device, &name, grid, &arguments),
             false => POINTWISE.launch(&x.device, &name, grid, &arguments),
         }

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::e4m3::E4m3Rows;
-use super::pointwise::geglu;
+use super::pointwise::{Activation, glu};
 use config::MediaProducts;
 
 /// Rows `[n, k]`, ready to be multiplied.
@@ -27,14 +27,14 @@ impl Rows {
         })
     }
 
-    /// [`geglu`] of `gate_up` `[n, 2 k]`.
+    /// [`glu`] of `gate_up` `[n, 2 k]`.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn geglu(gate_up: &Tensor, products: MediaProducts) -> Result<Self> {
+    pub fn glu(gate_up: &Tensor, activation: Activation, products: MediaProducts) -> Result<Self> {
         Ok(match products {
-            MediaProducts::Dense => Rows::Dense(geglu(gate_up)?),
-            MediaProducts::Fp8 => Rows::E4m3(E4m3Rows::geglu(gate_up)?),
+            MediaProducts::Dense => Rows::Dense(glu(gate_up, activation)?),
+            MediaProducts::Fp8 => Rows::E4m3(E4m3Rows::glu(gate_up, activation)?),
         })
     }
 

@@ -92,6 +92,11 @@ fn an_addition_in_place_goes_before_the_norm() -> Result<()> {
     add_rms_norm(&other, &y, &gain, 1e-6)?;
     assert_near(&other, &want, 4.0)?;
 
+    let (sum, want) = (x.copy()?, (&x + &y)?);
+    let normed = add_then_rms_norm(&sum, &y, &next, 1e-5, MediaProducts::Dense)?.dense();
+    assert_near(&sum, &want, 0.0)?;
+    assert_near(&normed, &rms_by_parts(&want, 1e-5)?.broadcast_mul(&next)?, 4.0)?;
+
     let (bias, weight) = (draws.normal(&[30])?, draws.normal(&[30])?);
     let want = (&x + y.broadcast_add(&bias)?)?.clamp(-1.0, 1.0)?;
     let (sum, other) = (x.copy()?, x.copy()?);
@@ -110,14 +115,17 @@ fn half_precision_sums_round_as_the_reference_stores_them() -> Result<()> {
     let (x, bias) = (row(256.0)?, row(0.5)?.squeeze(0)?);
     residual_add(&x, &row(1.0)?, Some(&bias), None)?;
     assert_near(&x, &row(258.0)?, 0.0)?;
+    let x = row(256.0)?;
+    add_then_rms_norm(&x, &row(1.0)?, &Tensor::ones(8, DType::F32, &Device::Cpu)?, 1e-5, MediaProducts::Dense)?;
+    assert_near(&x, &row(256.0)?, 0.0)?;
     let table = row(1.0)?;
     let x = row(256.0)?;
     add_positions(&x, Some(&bias), &table)?;
     assert_near(&x, &row(256.0)?, 0.0)
 }
 
-/// What candle's `1 + tanh` and our `1 + e^-x` round differently, in f32's steps.
-const GELU_TANH: f32 = 4.0;
+/// What candle's activations and ours, all by `1 / (1 + e^-x)`, round differently, in f32's steps.
+const ACTIVATED: f32 = 4.0;
 
 #[test]
 fn activations_are_taken_of_the_sum() -> Result<()> {
@@ -130,12 +138,12 @@ fn activations_are_taken_of_the_sum() -> Result<()> {
         Ok::<_, candle_core::Error>(y)
     };
     assert_near(&apply(bias_add)?, &sum, 0.0)?;
-    assert_near(&apply(bias_gelu_tanh)?, &sum.gelu()?, GELU_TANH)?;
+    assert_near(&apply(bias_gelu_tanh)?, &sum.gelu()?, ACTIVATED)?;
     assert_near(&apply(bias_gelu_erf)?, &sum.gelu_erf()?, 0.0)?;
     let (tanh, erf) = (sum.copy()?, sum.copy()?);
     gelu_tanh(&tanh)?;
     gelu_erf(&erf)?;
-    assert_near(&tanh, &sum.gelu()?, GELU_TANH)?;
+    assert_near(&tanh, &sum.gelu()?, ACTIVATED)?;
     assert_near(&erf, &sum.gelu_erf()?, 0.0)
 }
 
@@ -152,10 +160,24 @@ fn positions_repeat_every_so_many_rows() -> Result<()> {
 fn the_gate_is_the_first_half() -> Result<()> {
     let draws = Draws::default();
     // A gate beside the middle of two numbers of 16 bits may become the other one: a step of theirs.
-    for (dtype, steps) in [(DType::F32, GELU_TANH), (DType::BF16, 65_536.0), (DType::F16, 8_192.0)] {
+    for (dtype, steps) in [(DType::F32, ACTIVATED), (DType::BF16, 65_536.0), (DType::F16, 8_192.0)] {
         let x = draws.normal(&[2, 3, 26])?.to_dtype(dtype)?;
-        let gate = x.narrow(2, 0, 13)?.to_dtype(DType::F32)?.gelu()?.to_dtype(dtype)?;
-        assert_near(&geglu(&x)?, &(gate * x.narrow(2, 13, 13)?)?, steps)?;
+        let gate = x.narrow(2, 0, 13)?.to_dtype(DType::F32)?;
+        for (activation, gate) in [(Activation::GeluTanh, gate.gelu()?), (Activation::Silu, gate.silu()?)] {
+            let want = (gate.to_dtype(dtype)? * x.narrow(2, 13, 13)?)?;
+            assert_near(&glu(&x, activation)?, &want, steps)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn silu_is_a_share_of_its_argument_and_vanishes_far_below() -> Result<()> {
+    let gates = [0f32, 1.0, -1.0, 20.0, -200.0];
+    let x = Tensor::cat(&[Tensor::new(&gates, &Device::Cpu)?, Tensor::ones(5, DType::F32, &Device::Cpu)?], 0)?;
+    let y = glu(&x, Activation::Silu)?.to_vec1::<f32>()?;
+    for (got, want) in y.iter().zip([0.0, 0.731_058_6, -0.268_941_4, 20.0, 0.0]) {
+        assert!((got - want).abs() < 1e-6, "{y:?}");
     }
     Ok(())
 }
@@ -210,7 +232,7 @@ fn operands_that_do_not_fit_are_refused() -> Result<()> {
     assert!(rms_norm(&x, &draws.normal(&[8])?.to_dtype(DType::BF16)?, 1e-6).is_err());
     assert!(residual_add(&x, &x, None, None).is_err(), "a sum with itself would be read while it is written");
     assert!(bias_add(&x.t()?, &draws.normal(&[2])?).is_err(), "a copy would be overwritten in its place");
-    assert!(geglu(&draws.normal(&[2, 7])?).is_err());
+    assert!(glu(&draws.normal(&[2, 7])?, Activation::Silu).is_err());
     assert!(attention(&draws.normal(&[1, 2, 8])?, 3, 1.0).is_err());
     Ok(())
 }

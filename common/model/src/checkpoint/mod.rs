@@ -17,8 +17,9 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 
+use crate::config_json::family::POOL_WEIGHT;
 use crate::config_json::supported::{refused_key, refused_name};
-use crate::config_json::{ModelConfig, Setting, rope};
+use crate::config_json::{ModelConfig, Setting};
 use crate::demo_model::{DEFAULT_SEED, Dims, tensors};
 use config::ModelSource;
 
@@ -77,8 +78,7 @@ impl ModelConfig {
         if let Some(what) = refused_key(&file) {
             return Err(unsupported(&path, &what));
         }
-        let mut config: ModelConfig = parse(&text, &path)?;
-        config.rope_theta = rope::theta(&file).unwrap_or(config.rope_theta);
+        let config = ModelConfig::of_file(&file).map_err(malformed(&path))?;
         config.check().map_err(malformed(&path))?;
         let settings = config.settings(&file);
         Ok((config, settings))
@@ -108,6 +108,9 @@ impl Checkpoint {
         let files = Files::open(dir)?;
         if let Some(what) = refused_name(files.names()) {
             return Err(unsupported(files.dir(), &what));
+        }
+        if let Some((pool, _)) = files.view(POOL_WEIGHT) {
+            config.check_pool(pool.shape()).map_err(|what| unsupported(files.dir(), &what))?;
         }
         Ok(Checkpoint { config, data: Data::Files(files) })
     }

@@ -3,8 +3,13 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::ModelConfig;
-use super::rope;
+use super::file::HEAD_DIM;
+use super::{Family, ModelConfig, rope};
+
+/// Keys that no Vidi 7B has: it has no caps, and its scale follows from the width of a head.
+const GEMMA2_ONLY: [&str; 3] = ["attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"];
+/// What the width of a head is derived from where a Vidi 7B does not state it.
+const SHARE: &str = "hidden_size / num_attention_heads";
 
 /// One key of the model's geometry, as it is computed with.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -13,7 +18,8 @@ pub struct Setting {
     pub key: String,
     /// Its value.
     pub value: Value,
-    /// Key of the file that says so; none where the file does not, and the value is that of Vidi 1.5 9B.
+    /// Key of the file that says so, or what it is derived from; none where the file does not say, and the value is that of the
+    /// released model.
     pub from: Option<String>,
 }
 
@@ -22,7 +28,8 @@ impl ModelConfig {
     pub(crate) fn settings(&self, file: &Map<String, Value>) -> Vec<Setting> {
         let all = serde_json::to_value(self).expect("a geometry is plain data. This is a bug.");
         let mut settings = Vec::new();
-        for (key, value) in all.as_object().into_iter().flatten() {
+        let lacks = |key: &str| self.family == Family::Mistral && GEMMA2_ONLY.contains(&key);
+        for (key, value) in all.as_object().into_iter().flatten().filter(|(key, _)| !lacks(key)) {
             match value {
                 Value::Object(inner) => {
                     let inside = file.get(key);
@@ -32,20 +39,25 @@ impl ModelConfig {
                         Setting { key, value: value.clone(), from }
                     }));
                 }
-                _ => settings.push(Setting { key: key.clone(), value: value.clone(), from: source(key, value, file) }),
+                _ => settings.push(Setting {
+                    key: key.clone(),
+                    value: value.clone(),
+                    from: self.source(key, value, file),
+                }),
             }
         }
         settings
     }
-}
 
-/// Key of the file that a value is from.
-fn source(key: &str, value: &Value, file: &Map<String, Value>) -> Option<String> {
-    match file.get(key) {
-        // `null` stands for the default, but where it switches a soft cap off.
-        Some(Value::Null) if !value.is_null() => None,
-        Some(_) => Some(key.to_owned()),
-        None if key == rope::THETA && rope::theta(file).is_some() => Some(format!("{}.{key}", rope::PARAMETERS)),
-        None => None,
+    /// Key of the file that a value is from.
+    fn source(&self, key: &str, value: &Value, file: &Map<String, Value>) -> Option<String> {
+        match file.get(key) {
+            None | Some(Value::Null) if key == HEAD_DIM && self.family == Family::Mistral => Some(SHARE.to_owned()),
+            // `null` stands for the default, but where it switches something off.
+            Some(Value::Null) if !value.is_null() => None,
+            Some(_) => Some(key.to_owned()),
+            None if key == rope::THETA && rope::theta(file).is_some() => Some(format!("{}.{key}", rope::PARAMETERS)),
+            None => None,
+        }
     }
 }

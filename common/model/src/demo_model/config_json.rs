@@ -1,4 +1,5 @@
-//! `config.json` of a demo model, with exactly the keys of the real one (MODEL.md 1).
+//! `config.json` of a demo model: exactly the keys of the real one of Vidi 1.5 9B (MODEL.md 1); of Vidi 7B, whose file could
+//! not be had, those of its base model's and of the adapters (MODEL-7B.md).
 //!
 //! The real file does not state what has its default: the towers' geometry and that the output head is the embedding. A demo
 //! model states those where its own differ, and nothing else besides.
@@ -7,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::size::{Dims, Dtype, Tower};
 use super::tensors::MM_STD;
-use crate::config_json::ModelConfig;
+use crate::config_json::{Family, ModelConfig};
 use config::Size;
 
 impl Dims {
@@ -19,10 +20,13 @@ impl Dims {
 
 /// Text of the `config.json` of a checkpoint of these dimensions, keys in order.
 pub fn json(dims: &Dims) -> String {
-    let real = Dims::of(Size::NineB);
-    let mut parts = vec![language_model(dims), multimodal(dims, &real), training(dims)];
-    if !dims.tied {
-        parts.push(json!({"tie_word_embeddings": false}));
+    let (real, language_model) = match dims.family {
+        Family::Gemma2 => (Dims::of(Size::NineB), gemma2(dims)),
+        Family::Mistral => (Dims::of(Size::SevenB), mistral(dims)),
+    };
+    let mut parts = vec![language_model, multimodal(dims, &real), training(dims)];
+    if dims.tied != real.tied {
+        parts.push(json!({"tie_word_embeddings": dims.tied}));
     }
     if dims.vision != real.vision {
         parts.push(json!({"mm_vision_config": vision(&dims.vision)}));
@@ -36,7 +40,7 @@ pub fn json(dims: &Dims) -> String {
     format!("{:#}\n", Value::Object(entries.into_iter().collect::<Map<_, _>>()))
 }
 
-fn language_model(dims: &Dims) -> Value {
+fn gemma2(dims: &Dims) -> Value {
     json!({
         "architectures": ["DattnGemma2ForCausalLM"],
         "attention_bias": false,
@@ -67,31 +71,61 @@ fn language_model(dims: &Dims) -> Value {
     })
 }
 
+fn mistral(dims: &Dims) -> Value {
+    let mut keys = json!({
+        "architectures": ["DattnMistralForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": dims.hidden,
+        "intermediate_size": dims.inter,
+        "max_position_embeddings": 32768,
+        "model_type": "dattn_mistral",
+        "num_attention_heads": dims.heads,
+        "num_hidden_layers": dims.layers,
+        "num_key_value_heads": dims.kv_heads,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "sliding_window": dims.window,
+        "use_cache": true,
+        "vocab_size": dims.vocab
+    });
+    if dims.head_dim * dims.heads != dims.hidden {
+        keys["head_dim"] = dims.head_dim.into();
+    }
+    keys
+}
+
 fn multimodal(dims: &Dims, real: &Dims) -> Value {
     let name = |same: bool, real: &'static str, demo: &'static str| if same { real } else { demo };
+    let (tower, demo) = match dims.family {
+        Family::Gemma2 => ("google/siglip2-so400m-patch14-384", "demo/siglip2-patch14-384"),
+        Family::Mistral => ("google/siglip-so400m-patch14-384", "demo/siglip-patch14-384"),
+    };
     json!({
         "mm_audio_pool_size": 5,
         "mm_audio_tower": name(dims.audio == real.audio, "openai/whisper-large-v3", "demo/whisper"),
         "mm_image_aspect_ratio": "resize",
         "mm_image_grid_points": null,
-        "mm_image_pool_size": 2,
+        "mm_image_pool_size": dims.image_pool,
         "mm_input_type": "video",
         "mm_splits": 4,
         "mm_std": MM_STD,
         "mm_time_interval": 10000,
         "mm_vision_select_layer": -2,
-        "mm_vision_tower": name(
-            dims.vision == real.vision,
-            "google/siglip2-so400m-patch14-384",
-            "demo/siglip2-patch14-384",
-        )
+        "mm_vision_tower": name(dims.vision == real.vision, tower, demo)
     })
 }
 
 /// Traces of the training, which no inference reads.
 fn training(dims: &Dims) -> Value {
+    let (name, transformers) = match dims.family {
+        Family::Gemma2 => ("output/temporal-dattn_gemma-2-9b_pt2", "4.49.0"),
+        Family::Mistral => ("demo/dattn_mistral", "4.44.2"),
+    };
     json!({
-        "_name_or_path": "output/temporal-dattn_gemma-2-9b_pt2",
+        "_name_or_path": name,
         "initializer_range": 0.02,
         "loss_thres": 0.1,
         "torch_dtype": match dims.dtype { Dtype::F32 => "float32", Dtype::Bf16 => "bfloat16" },
@@ -99,7 +133,7 @@ fn training(dims: &Dims) -> Value {
         "train_llm": true,
         "train_rand": true,
         "train_vis": false,
-        "transformers_version": "4.49.0"
+        "transformers_version": transformers
     })
 }
 
@@ -194,7 +228,24 @@ mod tests {
     #[test]
     fn the_9b_size_has_the_real_configuration_and_its_geometry_is_the_default() {
         assert_eq!(Value::Object(written(&Dims::of(Size::NineB))), real());
-        assert_eq!(Dims::of(Size::NineB).model_config(), ModelConfig::default());
+        assert_eq!(Dims::of(Size::NineB).model_config(), ModelConfig::of(Family::Gemma2));
+    }
+
+    #[test]
+    fn the_7b_size_states_what_it_has_to_and_its_geometry_is_its_familys_default() {
+        let dims = Dims::of(Size::SevenB);
+        assert_eq!(dims.model_config(), ModelConfig::of(Family::Mistral));
+        let keys = written(&dims);
+        // What has its default is not stated.
+        for absent in
+            ["head_dim", "tie_word_embeddings", "mm_vision_config", "mm_audio_config", "query_pre_attn_scalar"]
+        {
+            assert!(!keys.contains_key(absent), "{absent}");
+        }
+        assert_eq!((&keys["mm_image_pool_size"], &keys["mm_time_interval"]), (&json!(5), &json!(10000)));
+        let tiny = written(&Dims::of(Size::SevenBTiny));
+        let more: Vec<&String> = tiny.keys().filter(|key| !keys.contains_key(*key)).collect();
+        assert_eq!(more, ["head_dim", "mm_audio_config", "mm_vision_config"]);
     }
 
     #[test]

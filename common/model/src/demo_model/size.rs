@@ -1,5 +1,6 @@
 //! The dimensions of a checkpoint, and the sizes that have a name.
 
+use crate::config_json::Family;
 use config::Size;
 
 /// Type of the stored weights. The position MLPs (`model.mm_rand_pos_*`) are float32 in any case, as the official
@@ -33,9 +34,11 @@ impl Dtype {
 /// The dimensions that a checkpoint's tensors and `config.json` follow from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dims {
+    /// Model whose layout it has.
+    pub family: Family,
     /// Width of the language model.
     pub hidden: u64,
-    /// Its decoder layers; even ones have a sliding window.
+    /// Its decoder layers.
     pub layers: u64,
     /// Query heads.
     pub heads: u64,
@@ -47,14 +50,16 @@ pub struct Dims {
     pub inter: u64,
     /// Rows of the embedding; at least the 512 entries of the tokenizer.
     pub vocab: u64,
-    /// Keys that a sliding layer sees.
-    pub window: u64,
-    /// Scores are multiplied by this to the power of -1/2.
+    /// Keys that a sliding layer sees; none where no layer slides.
+    pub window: Option<u64>,
+    /// Scores are multiplied by this to the power of -1/2; Mistral's is the width of a head.
     pub query_scalar: u64,
-    /// Soft cap of attention scores.
-    pub softcap: f64,
-    /// Soft cap of logits.
-    pub final_softcap: f64,
+    /// Soft cap of attention scores, if there is one.
+    pub softcap: Option<f64>,
+    /// Soft cap of logits, if there is one.
+    pub final_softcap: Option<f64>,
+    /// `mm_image_pool_size`.
+    pub image_pool: u64,
     /// Whether the output head is the embedding; otherwise `lm_head.weight` is stored.
     pub tied: bool,
     /// The vision tower.
@@ -87,64 +92,23 @@ impl Tower {
 }
 
 impl Dims {
-    /// The dimensions behind a name; `tiny` and `realdims` are the presets of the same names in
-    /// `tests/oracle/vidi_oracle.py`.
+    /// The dimensions behind a name; `tiny` and `realdims` are the presets of the same names of `tests/oracle/vidi_oracle.py`,
+    /// and those of Vidi 7B its `tiny-7b` and `realdims-7b`.
     pub fn of(size: Size) -> Dims {
         match size {
-            Size::Tiny => Dims {
-                hidden: 64,
-                layers: 4,
-                heads: 4,
-                kv_heads: 2,
-                head_dim: 24,
-                inter: 128,
-                vocab: 512,
-                window: 16,
-                query_scalar: 20,
-                softcap: 10.0,
-                final_softcap: 30.0,
-                tied: true,
-                vision: Tower::new(32, 3, 2, 64),
-                audio: Tower::new(32, 2, 2, 64),
-                dtype: Dtype::F32,
-                shards: 3,
-            },
-            Size::Realdims => Dims {
-                hidden: 256,
-                head_dim: 256,
-                inter: 512,
-                window: 4096,
-                query_scalar: 256,
-                softcap: 50.0,
-                vision: Tower::new(144, 3, 2, 272),
-                audio: Tower::new(128, 2, 2, 256),
-                ..Dims::of(Size::Tiny)
-            },
-            Size::NineB => Dims {
-                hidden: 3584,
-                layers: 42,
-                heads: 16,
-                kv_heads: 8,
-                head_dim: 256,
-                inter: 14336,
-                vocab: 256_000,
-                window: 4096,
-                query_scalar: 256,
-                softcap: 50.0,
-                final_softcap: 30.0,
-                tied: true,
-                vision: Tower::new(1152, 27, 16, 4304),
-                audio: Tower::new(1280, 32, 20, 5120),
-                dtype: Dtype::Bf16,
-                shards: 5,
-            },
+            Size::Tiny => tiny(),
+            Size::Realdims => realdims(),
+            Size::NineB => nine_b(),
+            Size::SevenBTiny => seven_b_tiny(),
+            Size::SevenBRealdims => seven_b_realdims(),
+            Size::SevenB => seven_b(),
         }
     }
 
     /// Says what makes these dimensions impossible.
     pub fn check(&self) -> Result<(), String> {
-        let positive =
-            [self.hidden, self.layers, self.heads, self.kv_heads, self.inter, self.window, self.query_scalar];
+        let window = self.window.unwrap_or(1);
+        let positive = [self.hidden, self.layers, self.heads, self.kv_heads, self.inter, window, self.query_scalar];
         if positive.contains(&0) || self.shards == 0 {
             return Err("every dimension must be at least 1".to_owned());
         }
@@ -169,5 +133,113 @@ impl Dims {
             );
         }
         Ok(())
+    }
+}
+
+fn tiny() -> Dims {
+    Dims {
+        family: Family::Gemma2,
+        hidden: 64,
+        layers: 4,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 24,
+        inter: 128,
+        vocab: 512,
+        window: Some(16),
+        query_scalar: 20,
+        softcap: Some(10.0),
+        final_softcap: Some(30.0),
+        image_pool: 2,
+        tied: true,
+        vision: Tower::new(32, 3, 2, 64),
+        audio: Tower::new(32, 2, 2, 64),
+        dtype: Dtype::F32,
+        shards: 3,
+    }
+}
+
+fn realdims() -> Dims {
+    Dims {
+        hidden: 256,
+        head_dim: 256,
+        inter: 512,
+        window: Some(4096),
+        query_scalar: 256,
+        softcap: Some(50.0),
+        vision: Tower::new(144, 3, 2, 272),
+        audio: Tower::new(128, 2, 2, 256),
+        ..tiny()
+    }
+}
+
+fn nine_b() -> Dims {
+    Dims {
+        family: Family::Gemma2,
+        hidden: 3584,
+        layers: 42,
+        heads: 16,
+        kv_heads: 8,
+        head_dim: 256,
+        inter: 14336,
+        vocab: 256_000,
+        window: Some(4096),
+        query_scalar: 256,
+        softcap: Some(50.0),
+        final_softcap: Some(30.0),
+        image_pool: 2,
+        tied: true,
+        vision: Tower::new(1152, 27, 16, 4304),
+        audio: Tower::new(1280, 32, 20, 5120),
+        dtype: Dtype::Bf16,
+        shards: 5,
+    }
+}
+
+fn seven_b_tiny() -> Dims {
+    Dims {
+        family: Family::Mistral,
+        layers: 3,
+        heads: 8,
+        head_dim: 24,
+        window: None,
+        query_scalar: 24,
+        softcap: None,
+        final_softcap: None,
+        image_pool: 5,
+        tied: false,
+        audio: Tower::new(48, 2, 2, 64),
+        ..tiny()
+    }
+}
+
+fn seven_b_realdims() -> Dims {
+    Dims {
+        hidden: 256,
+        layers: 4,
+        head_dim: 128,
+        inter: 512,
+        query_scalar: 128,
+        vision: Tower::new(144, 3, 2, 272),
+        audio: Tower::new(128, 2, 2, 256),
+        ..seven_b_tiny()
+    }
+}
+
+fn seven_b() -> Dims {
+    Dims {
+        hidden: 4096,
+        layers: 32,
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        inter: 14336,
+        vocab: 32_768,
+        query_scalar: 128,
+        vision: Tower::new(1152, 27, 16, 4304),
+        audio: Tower::new(1280, 32, 20, 5120),
+        dtype: Dtype::Bf16,
+        shards: 4,
+        ..seven_b_tiny()
     }
 }

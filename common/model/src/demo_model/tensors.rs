@@ -1,10 +1,12 @@
 //! Every tensor of a checkpoint: name, shape, type, and the distribution of its values.
 //!
 //! Names, shapes and spreads follow `make_checkpoint` in `tests/oracle/vidi_oracle.py`; `tests/oracle/vidi15_9b_tensors.json`
-//! lists those of the real model.
+//! and `vidi7b_tensors.json` beside it list those of the real models.
 
 use super::size::{Dims, Dtype, Tower};
 use super::values::Values;
+use crate::config_json::family::POOL_WEIGHT;
+use crate::config_json::{Family, ImagePool, ModelConfig};
 use compute::random::Normal;
 
 /// One tensor.
@@ -60,7 +62,8 @@ pub fn list(dims: &Dims) -> Vec<Tensor> {
     list.language_model(dims);
     list.vision_tower(&dims.vision);
     list.audio_tower(&dims.audio);
-    list.adapters(dims);
+    list.image_adapter(dims);
+    list.audio_adapter(dims);
     list.tensors
 }
 
@@ -73,8 +76,24 @@ struct List {
 const BIAS: f64 = 0.1;
 /// Spread of logits before their soft cap.
 const LOGIT_STD: f64 = 6.0;
-/// `mm_std` of the real config: the usual size of a text embedding, which image and audio tokens are brought to.
+/// `mm_std` of the 9B's real config: the usual size of a text embedding, which image and audio tokens are brought to.
 pub const MM_STD: f64 = 0.028976401314139366;
+
+/// Norms of a decoder layer; one without norms after its parts has the first two.
+const NORMS: [&str; 4] =
+    ["input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"];
+
+/// Spread of the embedding as it is stored, and the gain of the last norm. Tied rows are small, so that the layers and not the
+/// current token's own row decide the next token; the last norm brings the logits back to their spread. Untied rows are about
+/// as large as what the layers add, once they are scaled.
+fn head(geometry: &ModelConfig) -> (f64, f64) {
+    let width = (geometry.hidden_size as f64).sqrt();
+    match (geometry.tie_word_embeddings, geometry.family) {
+        (true, _) => (2.4 / width / width, LOGIT_STD / (2.4 / width)),
+        (false, Family::Gemma2) => (1.0 / width, LOGIT_STD),
+        (false, Family::Mistral) => (0.7, LOGIT_STD),
+    }
+}
 
 impl List {
     fn push(&mut self, name: String, shape: &[u64], dtype: Dtype, fill: Fill) {
@@ -101,31 +120,29 @@ impl List {
     }
 
     fn language_model(&mut self, d: &Dims) {
-        let width = d.hidden as f64;
-        // Tied embedding rows are small, so that the layers and not the current token's own row decide the next token; the
-        // final norm brings the logits back to their spread.
-        let embedding = if d.tied { 2.4 / width.sqrt() } else { 1.0 };
-        self.normal("model.embed_tokens.weight".into(), &[d.vocab, d.hidden], 0.0, embedding / width.sqrt());
+        let geometry = d.model_config();
+        let offset = geometry.norm_offset();
+        // Without a norm after attention, its output is added as it is.
+        let attended = if geometry.post_norms() { 1.0 } else { 0.5 };
+        let (embedding, logits) = head(&geometry);
+        self.normal("model.embed_tokens.weight".into(), &[d.vocab, d.hidden], 0.0, embedding);
         let (queries, keys) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
         for i in 0..d.layers {
             let layer = format!("model.layers.{i}");
             self.weight(&format!("{layer}.self_attn.q_proj"), queries, d.hidden, 1.6);
             self.weight(&format!("{layer}.self_attn.k_proj"), keys, d.hidden, 1.6);
             self.weight(&format!("{layer}.self_attn.v_proj"), keys, d.hidden, 1.0);
-            self.weight(&format!("{layer}.self_attn.o_proj"), d.hidden, queries, 1.0);
+            self.weight(&format!("{layer}.self_attn.o_proj"), d.hidden, queries, attended);
             self.weight(&format!("{layer}.mlp.gate_proj"), d.inter, d.hidden, 1.0);
             self.weight(&format!("{layer}.mlp.up_proj"), d.inter, d.hidden, 1.0);
             self.weight(&format!("{layer}.mlp.down_proj"), d.hidden, d.inter, 1.0);
-            for norm in [
-                "input_layernorm",
-                "post_attention_layernorm",
-                "pre_feedforward_layernorm",
-                "post_feedforward_layernorm",
-            ] {
-                self.normal(format!("{layer}.{norm}.weight"), &[d.hidden], 0.1, 0.25); // used as 1 + w
+            let norms = if geometry.post_norms() { &NORMS[..] } else { &NORMS[..2] };
+            for norm in norms {
+                // A gain of 1.1 or so: Gemma's are used as 1 + w.
+                self.normal(format!("{layer}.{norm}.weight"), &[d.hidden], 0.1 + (1.0 - offset), 0.25);
             }
         }
-        self.normal("model.norm.weight".into(), &[d.hidden], LOGIT_STD / embedding - 1.0, 0.25);
+        self.normal("model.norm.weight".into(), &[d.hidden], logits - offset, 0.25);
         if !d.tied {
             self.weight("lm_head", d.vocab, d.hidden, 1.0);
         }
@@ -182,9 +199,15 @@ impl List {
         self.layer_norm(&format!("{tower}.layer_norm"), t.hidden);
     }
 
-    fn adapters(&mut self, d: &Dims) {
+    fn image_adapter(&mut self, d: &Dims) {
+        let geometry = d.model_config();
         self.normal("model.mm_rand_llm_norm.weight".into(), &[d.hidden], MM_STD, 0.25 * MM_STD);
-        self.linear("model.mm_rand_img_projector.model.0", d.hidden, 4 * d.vision.hidden, 1.0);
+        if let ImagePool::Convolution { kernel, .. } = geometry.image_pool() {
+            let shape = [d.vision.hidden, d.vision.hidden, kernel as u64, kernel as u64];
+            let inputs = shape[1..].iter().product::<u64>() as f64;
+            self.normal(POOL_WEIGHT.into(), &shape, 0.0, 1.0 / inputs.sqrt());
+        }
+        self.linear("model.mm_rand_img_projector.model.0", d.hidden, geometry.image_cell_width() as u64, 1.0);
         self.linear("model.mm_rand_img_projector.model.2", d.hidden, d.hidden, 1.0);
         self.normal("model.mm_rand_img_norm.weight".into(), &[d.hidden], 1.0, 0.2);
         let stored = std::mem::replace(&mut self.dtype, Dtype::F32);
@@ -193,9 +216,13 @@ impl List {
             self.linear(&format!("model.mm_rand_pos_{axis}.mlp.2"), d.hidden, d.hidden, 1.5);
         }
         self.dtype = stored;
+    }
+
+    fn audio_adapter(&mut self, d: &Dims) {
+        let pooled = d.model_config().audio_pool_width() as u64;
         let spread = 1.0 / (5.0 * d.audio.hidden as f64).sqrt();
-        self.normal("model.mm_rand_aud_pool.weight".into(), &[d.hidden, d.audio.hidden, 5], 0.0, spread);
-        self.linear("model.mm_rand_aud_projector.model.0", d.hidden, d.hidden, 1.0);
+        self.normal("model.mm_rand_aud_pool.weight".into(), &[pooled, d.audio.hidden, 5], 0.0, spread);
+        self.linear("model.mm_rand_aud_projector.model.0", d.hidden, pooled, 1.0);
         self.linear("model.mm_rand_aud_projector.model.2", d.hidden, d.hidden, 1.0);
         self.normal("model.mm_rand_aud_norm.weight".into(), &[d.hidden], 1.0, 0.2);
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use compute::random::Normal;
 use model::checkpoint::{Checkpoint, CheckpointError, Need, Weights};
-use model::config_json::ModelConfig;
+use model::config_json::{Family, ModelConfig};
 use protocol::message::{FeatureBatch, JobId, Output, TokenBatch};
 use protocol::plan::MediaPlan;
 use protocol::stage::{Port, Stop};
@@ -34,20 +34,30 @@ pub fn weights<T>(
     (config, Weights::new(Arc::new(checkpoint), DType::F32, Device::Cpu))
 }
 
-/// Name, shape and type of what the released checkpoint has for `part`, and of what `load` asks for.
+/// Name, shape and type of those tensors of a released checkpoint that `belongs` picks by part and name, and of what `load`
+/// asks for.
 pub fn needed_and_asked<T>(
-    part: &str,
+    family: Family,
+    belongs: impl Fn(&str, &str) -> bool,
     load: impl Fn(&ModelConfig, &Weights) -> Result<T, CheckpointError>,
 ) -> [BTreeMap<String, (Vec<usize>, DType)>; 2] {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/oracle/vidi15_9b_tensors.json");
+    let list = match family {
+        Family::Gemma2 => "vidi15_9b_tensors.json",
+        Family::Mistral => "vidi7b_tensors.json",
+    };
+    let path = format!("{}/../tests/oracle/{list}", env!("CARGO_MANIFEST_DIR"));
     let list: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let needed = list["tensors"].as_array().unwrap().iter().filter(|t| t["part"] == part && t["needed"] == true);
+    let needed = list["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|t| t["needed"] == true && belongs(t["part"].as_str().unwrap(), t["name"].as_str().unwrap()));
     let needed = needed.map(|t| {
         let shape = t["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize).collect();
         let dtype = if t["keep_float32"] == true { DType::F32 } else { DType::F16 };
         (t["name"].as_str().unwrap().to_owned(), (shape, dtype))
     });
-    let config = ModelConfig::default();
+    let config = ModelConfig::of(family);
     let asked = Weights::survey(DType::F16, |w| load(&config, w)).unwrap();
     let count = asked.len();
     let asked: BTreeMap<_, _> = asked.into_iter().map(|need| (need.name, (need.shape, need.dtype))).collect();

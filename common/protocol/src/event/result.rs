@@ -136,7 +136,7 @@ pub struct JobResult {
     /// Whether the released weights can do the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supported: Option<Supported>,
-    /// Parser that read the ranges or boxes: `text`, `reference`, `lenient` or `boxes`.
+    /// Parser that read the ranges or boxes: `text`, `reference`, `reference-7b`, `lenient` or `boxes`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub parser: String,
     /// Resolution of all times, seconds; none for a text, in which there are none.
@@ -148,6 +148,10 @@ pub struct JobResult {
     /// Reason for which there are no ranges or boxes, where the task answers with them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What the model's reference prints for the ranges, to the letter, where its times lack zeros; of several questions none,
+    /// it stands in `answers`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_text: Option<String>,
     /// Seconds that were added to both ends of each range.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub pad_s: f64,
@@ -196,4 +200,7 @@ pub struct Answer {
     /// Resolution of the times, seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolution_s: Option<f64>,
+    /// What the model's reference prints for the ranges, to the letter, where its times lack zeros.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_text: Option<String>,
 }

@@ -62,7 +62,8 @@ impl std::fmt::Display for Modality {
     }
 }
 
-/// Batch of encoder output. Image: pooled token cells `[n, 4 x vision width]`, frame-major, then row, then column.
+/// Batch of encoder output. Image: pooled token cells `[n, W]`, W four times the vision width or, after a convolution, once;
+/// frame-major, then row, then column.
 /// Audio: encoder states `[n, audio width]`, `offset` and `n` multiples of 5 except at the end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FeatureBatch<'a> {

@@ -11,7 +11,7 @@ use protocol::event::{
 use protocol::event::{Supported, TimeRange, TimedBox, Timings};
 use protocol::message::{DecodeRequest, FeatureBatch, FrameBatch, JobId, JobRequest, Modality, PcmWindow, ProbeReply};
 use protocol::message::{ProbeRequest, Segment, TokenBatch};
-use protocol::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, ImagePlan, MediaInfo, MediaPlan, WINDOW_SAMPLES};
+use protocol::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, FrameGrid, ImagePlan, MediaInfo, MediaPlan, WINDOW_SAMPLES};
 use protocol::report::{Done, Report};
 use protocol::tensor::{Dtype, Tensor};
 
@@ -39,15 +39,16 @@ fn stage() -> impl Strategy<Value = StageName> {
 prop_compose! {
     pub fn plan()(
         content_id in "[a-z0-9:]{0,80}", duration_s in seconds(),
-        image in prop::option::of((1u64..100, 2u64..2000)), replaced in prop::collection::btree_set(0u64..2, 0..3), samples in prop::option::of(3200u64..2_000_000),
+        image in prop::option::of((1u64..100, 2u64..2000, prop::option::of(2u32..=27))), replaced in prop::collection::btree_set(0u64..2, 0..3), samples in prop::option::of(3200u64..2_000_000),
         notes in prop::collection::vec("[a-z ]{0,80}", 0..4),
     ) -> MediaPlan {
         MediaPlan {
             content_id,
             duration_s,
-            image: image.map(|(step, frames)| {
+            image: image.map(|(step, frames, side)| {
                 let replaced = replaced.into_iter().collect();
-                ImagePlan { replaced, ..ImagePlan::new(step, frames) }
+                let grid = side.map_or(FrameGrid::Budget, FrameGrid::Fixed);
+                ImagePlan { replaced, ..ImagePlan::on(grid, step, frames) }
             }),
             audio: samples.and_then(AudioPlan::new),
             notes,
@@ -146,9 +147,9 @@ prop_compose! {
     fn one_answer()(
         query in any::<String>(), text in any::<String>(), token_ids in prop::collection::vec(any::<u32>(), 0..40),
         finish in finish(), ranges in ranges(), boxes in boxes(), reason in prop::option::of(any::<String>()),
-        resolution_s in prop::option::of(seconds()),
+        resolution_s in prop::option::of(seconds()), reference_text in prop::option::of(any::<String>()),
     ) -> Answer {
-        Answer { query, text, token_ids, finish, ranges, boxes, reason, resolution_s }
+        Answer { query, text, token_ids, finish, ranges, boxes, reason, resolution_s, reference_text }
     }
 }
 
@@ -177,14 +178,15 @@ prop_compose! {
         parser in "[a-z]{0,9}", pads in (seconds(), seconds()), notes in prop::collection::vec(any::<String>(), 0..3),
         answers in prop::collection::vec(one_answer(), 0..3),
     ) -> JobResult {
-        let Answer { text, token_ids, finish, ranges, boxes, reason, resolution_s, .. } = answer;
+        let Answer { text, token_ids, finish, ranges, boxes, reason, resolution_s, reference_text, .. } = answer;
         let memory = memory.into_iter().map(|(stage, (peak_bytes, budget_bytes))| {
             (stage, StageMemory { peak_bytes, budget_bytes })
         });
         JobResult {
             text, token_ids, finish, ranges, plan, cached, timings, memory: memory.collect(),
             model: ModelName { name: "m".to_owned(), ..ModelName::default() },
-            task, supported, parser, resolution_s, boxes, reason, pad_s: pads.0, join_s: pads.1, notes, answers,
+            task, supported, parser, resolution_s, boxes, reason, reference_text, pad_s: pads.0, join_s: pads.1, notes,
+            answers,
         }
     }
 }

@@ -73,6 +73,7 @@ where
     tokio::spawn(sweep(bus.clone(), listener.shutdown()));
     tokio::spawn(rescue(bus.clone(), listener.shutdown()));
     let (token_bytes, step_tokens) = (owner.token_bytes(), owner.step_tokens());
+    let info = InstanceInfo { family: owner.family().to_owned(), ..info };
     let watchdog = Watchdog::start(StageName::Llm, &info.watchdog);
     let engine = Engine::start("llm", owner);
     let counters = Arc::new(Counters::default());

@@ -60,6 +60,9 @@ pub struct Status {
     pub stage: StageName,
     /// Name among the stage's replicas.
     pub instance: String,
+    /// First part of its subjects; empty in instances of before 2026-11-27.
+    #[serde(default)]
+    pub prefix: String,
     /// Resident bytes now.
     pub used_bytes: u64,
     /// Resident bytes at most.
@@ -97,6 +100,7 @@ impl Status {
         Status {
             stage,
             instance: bus.instance().to_owned(),
+            prefix: bus.subjects().prefix().to_owned(),
             used_bytes,
             peak_bytes,
             reserved_bytes,
@@ -120,6 +124,8 @@ impl Status {
 pub struct InstanceInfo {
     /// Checkpoint that it computes with.
     pub checkpoint: Checkpoint,
+    /// Family of its model, `9b` or `7b`; empty but of stage-llm.
+    pub family: String,
     /// Compute type.
     pub dtype: String,
     /// Bytes that the instance may hold.
@@ -154,6 +160,7 @@ pub async fn register(
         ("wire".to_owned(), wire::VERSION.to_string()),
         ("model".to_owned(), info.checkpoint.name.clone()),
         (FINGERPRINT.to_owned(), info.checkpoint.fingerprint.clone()),
+        ("family".to_owned(), info.family.clone()),
         ("dtype".to_owned(), info.dtype.clone()),
         ("budget_bytes".to_owned(), info.budget_bytes.unwrap_or(0).to_string()),
         ("max_payload".to_owned(), bus.client().max_payload().to_string()),
@@ -163,7 +170,7 @@ pub async fn register(
     let service = bus
         .client()
         .service_builder()
-        .description(format!("Vidi 1.5, stage {stage}"))
+        .description(format!("Vidi, stage {stage}"))
         .metadata(metadata)
         .stats_handler(move |_, _| serde_json::to_value(Status::now(&on, stage, &count, budget)).unwrap_or_default())
         .start(name_of(stage), env!("CARGO_PKG_VERSION"))

@@ -7,7 +7,8 @@ use config::Size;
 use config::{Config, ModelSource, WeightFormat};
 use deploy::model::{demo_model, inspect, plan, quantize};
 use model::checkpoint::CheckpointError;
-use model::config_json::ModelConfig;
+use model::config_json::{Family, ModelConfig};
+use model::demo_model::Dims;
 use runtime::answer;
 use runtime::process::{Exit, Fatal};
 use runtime::run::Shutdown;
@@ -21,7 +22,8 @@ use crate::up::directory;
 /// For a checkpoint that cannot be read, or is incomplete.
 pub fn show_tensors(config: &Config, model: &Path, all: bool, json: bool) -> Result<(), Fatal> {
     let model = &directory(model)?;
-    let found = inspect::inspect(model, &config.llm.end_tokens).map_err(|e| Fatal(Exit::Model, e.to_string()))?;
+    let found =
+        inspect::inspect(model, config.llm.end_tokens.as_deref()).map_err(|e| Fatal(Exit::Model, e.to_string()))?;
     if json {
         answer!("{}", serde_json::json!(found))?;
     } else {
@@ -102,7 +104,9 @@ pub fn write_quantized(model: &Path, to: Bits, out: &Path, stop: &Shutdown) -> R
         if shown.is_ok() {
             shown = bar.suspend(|| answer!("{:<44} {:?}  {:.2e}", matrix.name, matrix.format, matrix.error));
         }
-        let kind = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"].into_iter().find(|k| matrix.name.ends_with(k));
+        let kind = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"]
+            .into_iter()
+            .find(|k| matrix.name.ends_with(k));
         let most = worst.entry(kind.unwrap_or("embedding")).or_default();
         if matrix.error >= most.0 {
             *most = (matrix.error, matrix.name.clone());
@@ -132,13 +136,29 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     }
 }
 
+/// The size of a demo model in the layout of `family`.
+///
+/// # Errors
+/// A size of the other family, and those of this one.
+pub fn of_family(size: Size, family: Option<Family>) -> Result<Size, String> {
+    match (size, family) {
+        (size, None) => Ok(size),
+        (Size::Tiny, Some(Family::Mistral)) => Ok(Size::SevenBTiny),
+        (Size::Realdims, Some(Family::Mistral)) => Ok(Size::SevenBRealdims),
+        (size, Some(family)) if Dims::of(size).family == family => Ok(size),
+        (size, Some(family)) => {
+            Err(format!("--size {size} is not of --family {family}: take tiny, realdims or {family}"))
+        }
+    }
+}
+
 /// `vidi demo-model`: writes a random checkpoint.
 ///
 /// # Errors
 /// When the directory holds something else, or cannot be written.
 pub fn write_demo_model(dir: &Path, size: Size, seed: u64) -> Result<(), Fatal> {
     let bar = indicatif::ProgressBar::new(0);
-    let written = demo_model::write(dir, &model::demo_model::Dims::of(size), seed, &mut |p| {
+    let written = demo_model::write(dir, &Dims::of(size), seed, &mut |p| {
         bar.set_length(p.total_bytes);
         bar.set_position(p.written_bytes);
     });
@@ -146,4 +166,21 @@ pub fn write_demo_model(dir: &Path, size: Size, seed: u64) -> Result<(), Fatal> 
     let summary = written.map_err(|e| Fatal(Exit::Model, e.to_string()))?;
     answer!("{}: {summary:?}", dir.display())?;
     Ok(answer!("The weights are random: answers of this model mean nothing.")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_has_its_own_sizes_and_refuses_the_others() {
+        let sizes = |family| Size::ALL.map(|size| of_family(size, family).ok());
+        assert_eq!(sizes(None), Size::ALL.map(Some));
+        let [tiny, realdims, full] = [Size::SevenBTiny, Size::SevenBRealdims, Size::SevenB].map(Some);
+        assert_eq!(sizes(Some(Family::Mistral)), [tiny, realdims, None, tiny, realdims, full]);
+        let [tiny, realdims, full] = [Size::Tiny, Size::Realdims, Size::NineB].map(Some);
+        assert_eq!(sizes(Some(Family::Gemma2)), [tiny, realdims, full, None, None, None]);
+        let said = of_family(Size::NineB, Some(Family::Mistral)).unwrap_err();
+        assert!(said.contains("--size 9b") && said.contains("tiny, realdims or 7b"), "{said}");
+    }
 }

@@ -6,6 +6,7 @@ use clap::{ArgGroup, Parser, Subcommand};
 use deploy::export::format::Format;
 use deploy::export::timecode::Code;
 use deploy::{bench, recording};
+use model::config_json::Family;
 use model::demo_model;
 use protocol::error::StageName;
 use runtime::process::ConfigArgs;
@@ -42,7 +43,7 @@ pub enum Command {
     },
     /// Asks a question about a video, of a running pipeline or of one started for it.
     Ask(Ask),
-    /// Lists what can be asked: the built-in tasks and those of `llm.tasks_file`.
+    /// Lists what can be asked of the model (of Vidi 1.5 9B where none is named): the built-in tasks and those of `llm.tasks_file`.
     Tasks {
         /// One JSON list, with every field.
         #[arg(long)]
@@ -94,7 +95,11 @@ pub enum Command {
     DemoModel {
         /// Directory to write.
         dir: PathBuf,
-        /// Dimensions: tiny, realdims or 9b, which takes about 20 GB.
+        /// Model whose layout it has: 9b (Vidi 1.5 9B) or 7b (Vidi 7B); without it, the size's own.
+        #[arg(long)]
+        family: Option<Family>,
+        /// Dimensions: tiny, realdims, or a whole model, 9b (21 GB) or 7b (17 GB). 7b-tiny is tiny of --family 7b, and
+        /// 7b-realdims is realdims.
         #[arg(long, default_value = "tiny")]
         size: config::Size,
         /// Same seed, same bytes.

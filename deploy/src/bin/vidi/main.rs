@@ -83,12 +83,15 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Command::Down { wait } => runtime.block_on(up::down(wait)),
         Command::Gateway { http } => runtime.block_on(gateway::gateway(&mut config, http)),
         Command::Ask(args) => runtime.block_on(ask::ask(&mut config, args)),
-        Command::Tasks { json } => tasks::list(&config, json),
+        Command::Tasks { json } => tasks::list(&mut config, json),
         Command::Cancel { job } => runtime.block_on(running::cancel(&config, job)),
         Command::Trace { job, svg } => runtime.block_on(trace::trace(&config, job, svg.as_deref())),
         Command::Status { json } => runtime.block_on(running::status(&config, json)),
         Command::Inspect { model, all, json } => checkpoints::show_tensors(&config, &model, all, json),
-        Command::DemoModel { dir, size, seed } => checkpoints::write_demo_model(&dir, size, seed),
+        Command::DemoModel { dir, family, size, seed } => {
+            let size = checkpoints::of_family(size, family).map_err(|e| Fatal(Exit::Usage, e))?;
+            checkpoints::write_demo_model(&dir, size, seed)
+        }
         Command::DemoVideo { out, seed, seconds } => demo_video::demo_video(&out, seed, seconds),
         Command::Plan { model, video_seconds, replicas, json } => {
             let replicas = supervisor::replicas(&replicas).map_err(|e| Fatal(Exit::Usage, e))?;

@@ -1,17 +1,28 @@
 //! `vidi tasks`: what can be asked.
 
-use config::Config;
+use config::{Config, ModelSource};
+use model::config_json::{Family, ModelConfig};
 use runtime::answer;
 use runtime::process::{Exit, Fatal};
 use stage_llm::text::registry::Tasks;
 use stage_llm::text::task::{QueryRule, Task};
 
-/// Prints every task that a stage-llm with this configuration knows: a line each, or one JSON list.
+use crate::up::use_model;
+
+/// Prints every task that a stage-llm with this configuration knows, as its model has them: a line each, or one JSON list.
+/// Without a model, those of Vidi 1.5 9B.
 ///
 /// # Errors
-/// For a file of tasks that is wrong, and when standard output cannot be written.
-pub fn list(config: &Config, json: bool) -> Result<(), Fatal> {
-    let tasks = Tasks::with_file(config.llm.tasks_file.as_deref());
+/// For a model or a file of tasks that is wrong, and when standard output cannot be written.
+pub fn list(config: &mut Config, json: bool) -> Result<(), Fatal> {
+    let family = match config.model == ModelSource::default() {
+        true => Family::Gemma2,
+        false => {
+            use_model(config)?;
+            ModelConfig::configured(&config.model).map_err(|e| Fatal(Exit::Model, e.to_string()))?.family
+        }
+    };
+    let tasks = Tasks::with_file(config.llm.tasks_file.as_deref(), family);
     let tasks = tasks.map_err(|e| Fatal(Exit::Usage, e.to_string()))?;
     if json {
         let all: Vec<&Task> = tasks.iter().collect();

@@ -35,9 +35,9 @@ impl Completion {
         self.grows
     }
 
-    /// Text of an answer; of ranges `HH:MM:SS-HH:MM:SS, ...`.
+    /// Text of an answer; of ranges `HH:MM:SS-HH:MM:SS, ...`, of Vidi 7B's `HH:MM:SS.00-HH:MM:SS.00, ...`.
     pub fn text(&self, result: &JobResult) -> String {
-        clock::text(result, clock::whole_seconds)
+        clock::text(result, clock::by_reference(&result.parser))
     }
 
     /// Body of the whole answer.
@@ -101,6 +101,7 @@ impl Completion {
             "answers": result.answers,
             "boxes": result.boxes,
             "reason": result.reason,
+            "reference_text": result.reference_text,
             "notes": result.notes,
         })
     }

@@ -15,15 +15,15 @@ use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
 use super::state::App;
-use super::{answer, intake, models};
+use super::{answer, intake};
 use completion::Completion;
 use request::Chat;
 
 /// Answers the question of the last message about the last video of the chat.
 pub async fn completions(State(app): State<App>, request: Request) -> Result<Response, Problem> {
     let body = intake::json_body(&app, request).await?;
-    let Chat { asked, stream, include_usage } = request::chat(&app, body).await?;
-    let completion = Completion::new(&asked.request, models::name(&app).await, &app.tasks);
+    let Chat { asked, model, stream, include_usage } = request::chat(&app, body).await?;
+    let completion = Completion::new(&asked.request, model, app.pipelines.tasks(&asked.pipeline));
     if stream {
         return Ok(stream::streamed(app, asked, completion, include_usage));
     }

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::part::{self, Part};
 use super::video::{self, Video};
 use crate::gateway::intake::{self, Asked};
+use crate::gateway::pipelines::Model;
 use crate::gateway::problem::Problem;
 use crate::gateway::state::State;
 
@@ -48,6 +49,8 @@ const NOT_HERE: [&str; 9] = [
 pub struct Chat {
     /// Its job.
     pub asked: Asked,
+    /// Name of the model that answers.
+    pub model: String,
     /// Whether its answer comes in chunks.
     pub stream: bool,
     /// Whether the last chunk counts tokens.
@@ -57,7 +60,8 @@ pub struct Chat {
 /// Reads a chat: the question is the text of its last message, the video the last one of any.
 ///
 /// # Errors
-/// `bad_request` for fields that are off or cannot be honoured, and for no question or video; those of [`video::find`].
+/// `bad_request` for fields that are off or cannot be honoured, and for no question or video; `not_found` for an unknown model;
+/// those of [`video::find`].
 pub async fn chat(app: &State, mut body: Map<String, Value>) -> Result<Chat, Problem> {
     honourable(&body)?;
     let stream = flag(body.get("stream"), "stream")?;
@@ -80,11 +84,12 @@ pub async fn chat(app: &State, mut body: Map<String, Value>) -> Result<Chat, Pro
         let hint = "add a part {\"type\": \"video_url\", \"video_url\": {\"url\": ...}} to a message";
         return Err(Problem::bad_request("the chat has no video").hint(hint));
     };
+    let Model { id, pipeline, .. } = app.pipelines.named(intake::model(&mut body)?.as_deref()).await?;
     let Video { path, held } = video::find(app, source, uuid.as_deref()).await?;
     if held.is_none() {
         job.insert("video".to_owned(), json!(path));
     }
-    Ok(Chat { asked: intake::job(app, job, held)?, stream, include_usage })
+    Ok(Chat { asked: intake::job_of(app, pipeline, job, held)?, model: id, stream, include_usage })
 }
 
 /// Text of the last message, and the last video.

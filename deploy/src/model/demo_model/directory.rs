@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use model::config_json::Family;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -23,7 +24,7 @@ struct Marker {
 ///
 /// # Errors
 /// [`Error::Occupied`] if there are files and no marker; nothing is touched then.
-pub fn claim(dir: &Path, shards: &[Shard], seed: u64) -> Result<(), Error> {
+pub fn claim(dir: &Path, family: Family, shards: &[Shard], seed: u64) -> Result<(), Error> {
     fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     let marker = dir.join(MARKER_FILE);
     if marker.exists() {
@@ -33,7 +34,11 @@ pub fn claim(dir: &Path, shards: &[Shard], seed: u64) -> Result<(), Error> {
     }
     let fixed = ["config.json", "tokenizer.json", "tokenizer_config.json", INDEX_FILE];
     let files = fixed.into_iter().map(str::to_owned).chain(shards.iter().map(|s| s.file.clone())).collect();
-    let note = "Random weights, written by `vidi`. Not Vidi 1.5: its answers mean nothing.".to_owned();
+    let real = match family {
+        Family::Gemma2 => "Vidi 1.5",
+        Family::Mistral => "Vidi 7B",
+    };
+    let note = format!("Random weights, written by `vidi`. Not {real}: its answers mean nothing.");
     let text = serde_json::to_string_pretty(&Marker { note, seed, files }).expect("a marker is plain JSON");
     write_text(dir, MARKER_FILE, &(text + "\n"))
 }

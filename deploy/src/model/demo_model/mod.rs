@@ -69,11 +69,12 @@ pub fn write(dir: &Path, dims: &Dims, seed: u64, progress: &mut dyn FnMut(Writte
     dims.check().map_err(Error::Size)?;
     let tensors = tensors::list(dims);
     let shards = shards::split(&tensors, dims.shards);
-    directory::claim(dir, &shards, seed)?;
-    for (name, text) in
-        [("tokenizer.json", tokenizer::json(dims.vocab)), ("tokenizer_config.json", tokenizer::config())]
-    {
-        directory::write_text(dir, name, &text)?;
+    directory::claim(dir, dims.family, &shards, seed)?;
+    for (name, text) in [
+        ("tokenizer.json", tokenizer::json(dims.family, dims.vocab).as_str()),
+        ("tokenizer_config.json", tokenizer::config(dims.family)),
+    ] {
+        directory::write_text(dir, name, text)?;
     }
     shards::write(dir, &shards, seed, progress)?;
     directory::write_text(dir, shards::INDEX_FILE, &shards::index(&shards))?;

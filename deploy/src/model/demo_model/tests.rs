@@ -3,7 +3,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use config::Size;
-use model::config_json::ModelConfig;
+use model::checkpoint::Checkpoint;
+use model::config_json::family::POOL_WEIGHT;
+use model::config_json::{Family, ModelConfig};
 use model::demo_model::DEFAULT_SEED;
 use model::demo_model::size::Dtype;
 use safetensors::{Dtype as StoredDtype, SafeTensors};
@@ -55,28 +57,40 @@ fn the_bytes_of_the_default_seed_are_those_of_every_other_machine() {
     assert_eq!(found, ["55b4a6cac59c6543", "1d7b1ce45d91dc89", "d2c212d31aa2ff3d"]);
 }
 
+/// Cases: size, the list of the real tensors, how many there are, and values in all of them.
 #[test]
-fn the_9b_size_has_the_tensors_of_the_real_checkpoint() {
-    let dims = Dims::of(Size::NineB);
-    let list = json(&repository("tests/oracle/vidi15_9b_tensors.json"));
+fn the_full_sizes_have_the_tensors_of_the_real_checkpoints() {
+    for (size, list, tensors, parameters) in [
+        (Size::NineB, "vidi15_9b_tensors.json", 1_423, 10_462_005_312),
+        (Size::SevenB, "vidi7b_tensors.json", 1_251, 8_513_418_304),
+    ] {
+        let dims = Dims::of(size);
+        let found = has_the_tensors_of(&dims, &json(&repository("tests/oracle").join(list)));
+        assert_eq!(found, (tensors, parameters), "{size}");
+    }
+}
+
+fn has_the_tensors_of(dims: &Dims, list: &Value) -> (usize, u64) {
     let expected: BTreeMap<String, Vec<u64>> = list["tensors"]
         .as_array()
         .unwrap()
         .iter()
         .map(|t| (t["name"].as_str().unwrap().to_owned(), serde_json::from_value(t["shape"].clone()).unwrap()))
         .collect();
-    let tensors = tensors::list(&dims);
+    let tensors = tensors::list(dims);
     let ours: BTreeMap<String, Vec<u64>> = tensors.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
     assert_eq!(ours.len(), tensors.len(), "a name stands twice");
     assert_eq!(ours, expected);
-    assert_eq!(tensors.iter().map(|t| t.numel()).sum::<u64>(), list["totals"]["numel"].as_u64().unwrap());
+    let parameters = tensors.iter().map(|t| t.numel()).sum();
+    assert_eq!(Some(parameters), list["totals"]["numel"].as_u64());
 
     let shards = shards::split(&tensors, dims.shards);
-    assert_eq!(shards.len(), 5);
+    assert_eq!(shards.len(), dims.shards);
     for shard in &shards {
         let bytes: u64 = shard.tensors.iter().map(|t| t.bytes()).sum();
         assert!((3_000_000_000..6_000_000_000).contains(&bytes), "{}: {bytes}", shard.file);
     }
+    (tensors.len(), parameters)
 }
 
 #[test]
@@ -138,7 +152,7 @@ fn the_tokenizer_gives_the_reference_ids_at_any_vocabulary() {
     let cases = units["tokenisation_with_ckpt_tiny"].as_array().unwrap();
     assert!(cases.len() > 10);
     for vocabulary in [512, 2_000, 256_000] {
-        let tokenizer: Tokenizer = tokenizer::json(vocabulary).parse().unwrap();
+        let tokenizer: Tokenizer = tokenizer::json(Family::Gemma2, vocabulary).parse().unwrap();
         assert_eq!(tokenizer.get_vocab_size(true) as u64, vocabulary);
         for case in cases {
             let expected: Vec<u32> = serde_json::from_value(case["text_token_ids"].clone()).unwrap();
@@ -202,5 +216,58 @@ fn impossible_dimensions_are_refused_before_anything_is_written() {
         let refused = write(dir.path(), &dims, 1, &mut |_| {});
         assert!(matches!(refused, Err(Error::Size(_))), "{dims:?}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_7b_in_every_small_size_opens_with_the_geometry_that_its_size_says() {
+    for (size, head_dim, kernel) in
+        [(Size::SevenBTiny, 24, [32, 32, 6, 6]), (Size::SevenBRealdims, 128, [144, 144, 6, 6])]
+    {
+        let dims = Dims::of(size);
+        let (dir, _) = written(&dims, 1);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(checkpoint.config(), &dims.model_config(), "{size}");
+        assert_eq!((checkpoint.config().family, checkpoint.config().head_dim), (Family::Mistral, head_dim), "{size}");
+        assert_eq!(checkpoint.info(POOL_WEIGHT).unwrap().shape, kernel, "{size}");
+        assert_eq!(checkpoint.info("model.layers.0.pre_feedforward_layernorm.weight"), None, "{size}");
+        let tokens = json(&dir.path().join("tokenizer_config.json"));
+        assert_eq!((&tokens["bos_token"], &tokens["eos_token"]), (&"<s>".into(), &"</s>".into()));
+        assert!(json(&dir.path().join("demo_model.json"))["note"].as_str().unwrap().contains("Not Vidi 7B"));
+    }
+}
+
+/// One of the two files is another checkpoint's: neither is believed.
+#[test]
+fn a_kernel_that_the_pool_size_does_not_ask_for_is_refused_with_both_figures() {
+    let (dir, _) = written(&Dims::of(Size::SevenBTiny), 1);
+    let path = dir.path().join("config.json");
+    let mut config = json(&path);
+    for (pool, taken) in [(9, false), (5, true), (2, false)] {
+        config["mm_image_pool_size"] = pool.into();
+        fs::write(&path, config.to_string()).unwrap();
+        let opened = Checkpoint::open(dir.path()).map(drop);
+        assert_eq!(opened.is_ok(), taken, "{pool}: {opened:?}");
+        if let Err(refused) = opened {
+            let needed = format!("mm_image_pool_size = {pool} needs ceil(27 / {pool}) = {}", 27_usize.div_ceil(pool));
+            let said = refused.to_string();
+            assert!(said.contains("a kernel of 6 x 6") && said.contains(&needed), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_7bs_tokenizer_has_mistrals_special_tokens_and_reads_what_it_writes() {
+    for vocabulary in [512, 2_000, 32_768] {
+        let tokenizer: Tokenizer = tokenizer::json(Family::Mistral, vocabulary).parse().unwrap();
+        assert_eq!(tokenizer.get_vocab_size(true) as u64, vocabulary);
+        for (id, token) in [(0, "<unk>"), (1, "<s>"), (2, "</s>"), (3, "[INST]"), (4, "[/INST]"), (10, "<0x00>")] {
+            assert_eq!(tokenizer.token_to_id(token), Some(id), "{token}");
+        }
+        let text = "[INST] What is at 0.25-0.50?\nA caf\u{e9}[/INST]";
+        let ids = tokenizer.encode(text, true).unwrap().get_ids().to_vec();
+        assert_eq!((&ids[..2], ids.last()), (&[1, 3][..], Some(&4)));
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), "What is at 0.25-0.50?\nA caf\u{e9}");
+        assert!(tokenizer.id_to_token(vocabulary as u32 - 1).is_some());
     }
 }

@@ -1,4 +1,5 @@
-//! Launches of the attention kernels: which kernel, and how the keys are split among its blocks.
+//! Launches of the attention kernels: which kernel, and how the keys are split among its blocks. Widths of heads, their
+//! numbers and the soft cap come with the operands.
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda::WrapErr;
@@ -16,17 +17,28 @@ static FEW: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/att
 static MANY: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/attend_many.fatbin")));
 static REST: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/attend_rest.fatbin")));
 
-/// Width of a head in the fast kernels.
-const WIDTH: usize = 256;
+/// Fast kernels for heads of a width, in 16 bits.
+struct Fast {
+    /// Values of a head.
+    width: usize,
+    /// Shared memory of a block of the kernel for decoding; a block has 101,376 bytes at most on sm_89.
+    few_shared: usize,
+    /// The same of the kernel for prompts.
+    many_shared: usize,
+}
+
+/// What attend_few.cu, attend_many.cu and attend_rest.cu have kernels for.
+const FAST: [Fast; 2] = [
+    Fast { width: 256, few_shared: 98_304, many_shared: 99_328 },
+    Fast { width: 128, few_shared: 98_304, many_shared: 49_152 },
+];
+
 /// Most rows (tokens x query heads of a kv head) that the kernel for decoding takes.
 const DECODE_ROWS: usize = 8;
 /// Rows of a block in the kernel for prompts.
 const BLOCK_ROWS: usize = 64;
 /// Most tokens of a launch: with them the splits' intermediate results stay within [`SCRATCH_BYTES`].
 const BLOCK_TOKENS: usize = 256;
-/// Shared memory of a block of both kernels; a block has 101,376 bytes at most on sm_89.
-const FEW_SHARED: usize = 98_304;
-const MANY_SHARED: usize = 99_328;
 
 /// `Segment` of attention.cuh.
 #[repr(C)]
@@ -127,8 +139,8 @@ pub fn attend(queries: Queries<'_>, segments: &[Segment<'_>], scoring: Scoring) 
     let out = allocate(device, &shape, dtype)?;
     let start = address_of(&out, &shape)?;
     let size = dtype.size_in_bytes();
-    let fast = head_dim == WIDTH && dtype != DType::F32;
-    let step = if fast { BLOCK_TOKENS } else { n };
+    let fast = FAST.iter().find(|fast| fast.width == head_dim && dtype != DType::F32);
+    let step = if fast.is_some() { BLOCK_TOKENS } else { n };
     for skip in (0..n).step_by(step) {
         let tokens = step.min(n - skip);
         let mut raw = RawAttention {
@@ -149,8 +161,8 @@ pub fn attend(queries: Queries<'_>, segments: &[Segment<'_>], scoring: Scoring) 
         for (to, segment) in raw.segments.iter_mut().zip(segments) {
             *to = RawSegment::new(segment, skip, tokens)?;
         }
-        if fast {
-            in_splits(device, raw, dtype)?;
+        if let Some(fast) = fast {
+            in_splits(device, fast, raw, dtype)?;
         } else if head_dim <= 512 {
             let blocks = tokens * width / head_dim;
             launch(device, &REST, &format!("attend_plain_{}", suffix(dtype)?), grid((blocks, 1, 1), 32, 0), &raw)?;
@@ -162,15 +174,17 @@ pub fn attend(queries: Queries<'_>, segments: &[Segment<'_>], scoring: Scoring) 
 }
 
 /// Attention in one launch over all segments and splits, and one that combines them.
-fn in_splits(device: &CudaDevice, mut raw: RawAttention, dtype: DType) -> Result<()> {
+fn in_splits(device: &CudaDevice, fast: &Fast, mut raw: RawAttention, dtype: DType) -> Result<()> {
     let (tokens, heads, kv_heads) = (raw.tokens as usize, raw.heads as usize, raw.kv_heads as usize);
     let rows = tokens * heads / kv_heads;
     let few = rows <= DECODE_ROWS;
-    // Two blocks of 96 KB fit a multiprocessor of an H200, one fits that of a 4090: full waves on both.
+    let &Fast { width, few_shared, many_shared } = fast;
+    // Two blocks of 96 KB fit a multiprocessor of an H200, one fits that of a 4090, and two of 48 KB fit either: full waves
+    // on both.
     let context = device.cuda_stream().context().clone();
     let processors = context.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).w()? as usize;
     let row_blocks = if few { 1 } else { rows.div_ceil(BLOCK_ROWS) };
-    let scratch = SCRATCH_BYTES / (tokens * heads * (WIDTH * 4 + 8));
+    let scratch = SCRATCH_BYTES / (tokens * heads * (width * 4 + 8));
     let wave = (2 * processors / (kv_heads * row_blocks)).min(scratch);
     let keys: Vec<usize> = raw.segments[..raw.count as usize].iter().map(RawSegment::keys).collect();
     // The kernel for few rows takes 16 keys a warp, the other 32 a block.
@@ -181,19 +195,19 @@ fn in_splits(device: &CudaDevice, mut raw: RawAttention, dtype: DType) -> Result
         splits += keys.div_ceil(split_keys);
     }
     raw.split_keys = split_keys as i32;
-    let shape = Shape::from((splits, tokens * heads, WIDTH));
+    let shape = Shape::from((splits, tokens * heads, width));
     let mixed = allocate(device, &shape, DType::F32)?;
     raw.mixed = address_of(&mixed, &shape)?;
     let shape = Shape::from((splits, tokens * heads, 2));
     let stats = allocate(device, &shape, DType::F32)?;
     raw.stats = address_of(&stats, &shape)?;
 
-    let suffix = suffix(dtype)?;
-    let blocks = (splits, kv_heads, row_blocks);
+    let suffix = format!("{width}_{}", suffix(dtype)?);
+    let config = grid((splits, kv_heads, row_blocks), 128, if few { few_shared } else { many_shared });
     if few {
-        launch(device, &FEW, &format!("attend_few_{suffix}"), grid(blocks, 128, FEW_SHARED), &raw)?;
+        launch(device, &FEW, &format!("attend_few_{suffix}"), config, &raw)?;
     } else {
-        launch(device, &MANY, &format!("attend_many_{suffix}"), grid(blocks, 128, MANY_SHARED), &raw)?;
+        launch(device, &MANY, &format!("attend_many_{suffix}"), config, &raw)?;
     }
     launch(
         device,

@@ -98,7 +98,9 @@ mod tests {
         let draws = Draws::default();
         let (rotated, plain) = (random(&draws, n, 64), random(&draws, n, 64));
         let causal = Visible::Causal { first: text - n, window: Some(6) };
-        for format in [KvFormat::Dense(DType::F32), KvFormat::Q8, KvFormat::Q4] {
+        let formats = [KvFormat::Dense(DType::F32), KvFormat::Q8, KvFormat::Q4];
+        for (format, cap) in formats.into_iter().flat_map(|format| [(format, SCORING.cap), (format, None)]) {
+            let scoring = Scoring { cap, ..SCORING };
             let caches: Vec<(KvTensor, KvTensor)> =
                 [(text, KvFormat::Dense(DType::F32)), (image, format), (audio, format)]
                     .iter()
@@ -114,20 +116,20 @@ mod tests {
                     Segment { keys, values, len, visible }
                 })
                 .collect();
-            let got = attend_segments(Queries { rotated: &rotated, plain: &plain }, &segments, SCORING).unwrap();
+            let got = attend_segments(Queries { rotated: &rotated, plain: &plain }, &segments, scoring).unwrap();
             let heads = |x: &Tensor| x.reshape((n, 4, 16)).unwrap().transpose(0, 1).unwrap().contiguous().unwrap();
             let mut expected = Tensor::zeros((4, n, 16), DType::F32, &Device::Cpu).unwrap();
             for (segment, q) in segments.iter().zip([&rotated, &plain, &plain]) {
                 let (k, v) = (segment.keys.dequantize(0..segment.len), segment.values.dequantize(0..segment.len));
-                let one = attend(&heads(q), &k.unwrap(), &v.unwrap(), SCORING, segment.visible).unwrap();
+                let one = attend(&heads(q), &k.unwrap(), &v.unwrap(), scoring, segment.visible).unwrap();
                 expected = (expected + one).unwrap();
             }
             let expected = expected.transpose(0, 1).unwrap().reshape((n, 64)).unwrap();
             assert!(worst(&got, &expected) < 1e-6, "{format:?}: {}", worst(&got, &expected));
             // Without a text segment the rotated queries are not read.
             let nothing = Tensor::zeros((n, 64), DType::F32, &Device::Cpu).unwrap();
-            let media = attend_segments(Queries { rotated: &nothing, plain: &plain }, &segments[1..], SCORING).unwrap();
-            let again = attend_segments(Queries { rotated: &rotated, plain: &plain }, &segments[1..], SCORING).unwrap();
+            let media = attend_segments(Queries { rotated: &nothing, plain: &plain }, &segments[1..], scoring).unwrap();
+            let again = attend_segments(Queries { rotated: &rotated, plain: &plain }, &segments[1..], scoring).unwrap();
             assert_eq!(worst(&media, &again), 0.0);
         }
     }

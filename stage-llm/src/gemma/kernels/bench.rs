@@ -1,4 +1,4 @@
-//! Speed of the kernels at the sizes of the 9B model, beside the GPU's copy rate.
+//! Speed of the kernels at the sizes of both models, beside the GPU's copy rate.
 
 use std::fmt;
 
@@ -39,9 +39,32 @@ impl fmt::Display for Timing {
     }
 }
 
-const HEADS: usize = 16;
-const KV_HEADS: usize = 8;
-const WIDTH: usize = 256;
+/// Attention of a model.
+#[derive(Clone, Copy)]
+struct Heads {
+    heads: usize,
+    kv_heads: usize,
+    width: usize,
+    cap: Option<f64>,
+    window: Option<usize>,
+}
+
+/// Attention of the 9B model, and of the 7B model.
+const MODELS: [Heads; 2] = [
+    Heads { heads: 16, kv_heads: 8, width: 256, cap: Some(50.0), window: Some(4_096) },
+    Heads { heads: 32, kv_heads: 8, width: 128, cap: None, window: None },
+];
+/// Matrices of the 9B model, and of the 7B model: `[outputs, inputs]` of gates and ups, down, qkv and the head.
+const MATRICES: [(usize, usize); 8] = [
+    (28_672, 3_584),
+    (3_584, 14_336),
+    (8_192, 3_584),
+    (256_000, 3_584),
+    (28_672, 4_096),
+    (4_096, 14_336),
+    (6_144, 4_096),
+    (32_768, 4_096),
+];
 /// Bytes of the operands that are read in turn, so that no cache holds them: several times the cache of a large GPU.
 const COLD_BYTES: usize = 400 << 20;
 
@@ -52,16 +75,18 @@ const COLD_BYTES: usize = 400 << 20;
 pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Timing>> {
     let mut bench = Bench { device, dtype, draws: Draws::default(), copy_gb_per_s: f64::NAN, timings: Vec::new() };
     bench.copy()?;
-    for tokens in [2_060, 12_360, 61_800, 126_000] {
+    for model in MODELS {
+        for tokens in [2_060, 12_360, 61_800, 126_000] {
+            for format in [KvFormat::Dense(dtype), KvFormat::Q8, KvFormat::Q4] {
+                bench.attention(model, 1, tokens, format)?;
+            }
+        }
         for format in [KvFormat::Dense(dtype), KvFormat::Q8, KvFormat::Q4] {
-            bench.attention(1, tokens, format)?;
+            bench.attention(model, 50, 61_800, format)?;
+            bench.cache_write(model, format)?;
         }
     }
-    for format in [KvFormat::Dense(dtype), KvFormat::Q8, KvFormat::Q4] {
-        bench.attention(50, 61_800, format)?;
-        bench.cache_write(format)?;
-    }
-    for (outputs, inputs) in [(28_672, 3_584), (3_584, 14_336), (8_192, 3_584), (256_000, 3_584)] {
+    for (outputs, inputs) in MATRICES {
         for format in [None, Some(BlockFormat::Q8_0), Some(BlockFormat::Q4K), Some(BlockFormat::Q6K)] {
             bench.matmul(outputs, inputs, format)?;
         }
@@ -114,8 +139,8 @@ impl Bench<'_> {
     }
 
     /// Cache of random rows: one block of them, over and over.
-    fn cache(&self, format: KvFormat, tokens: usize, rows: &Tensor) -> Result<KvTensor> {
-        let kv = KvTensor::new(format, KV_HEADS, tokens, WIDTH, self.device)?;
+    fn cache(&self, model: Heads, format: KvFormat, tokens: usize, rows: &Tensor) -> Result<KvTensor> {
+        let kv = KvTensor::new(format, model.kv_heads, tokens, model.width, self.device)?;
         for at in (0..tokens).step_by(rows.dim(0)?) {
             kv.write(&rows.narrow(0, 0, rows.dim(0)?.min(tokens - at))?, at)?;
         }
@@ -123,44 +148,46 @@ impl Bench<'_> {
     }
 
     /// Attention of one layer, of `n` queries to 40 text tokens and a video, nineteen parts image to one part audio.
-    fn attention(&mut self, n: usize, tokens: usize, format: KvFormat) -> Result<()> {
-        let rows = self.rows(1_000, KV_HEADS * WIDTH)?;
+    fn attention(&mut self, model: Heads, n: usize, tokens: usize, format: KvFormat) -> Result<()> {
+        let Heads { heads, kv_heads, width, cap, window } = model;
+        let rows = self.rows(1_000, kv_heads * width)?;
         let text = (
-            self.cache(KvFormat::Dense(self.dtype), 40 + n, &rows)?,
-            self.cache(KvFormat::Dense(self.dtype), 40 + n, &rows)?,
+            self.cache(model, KvFormat::Dense(self.dtype), 40 + n, &rows)?,
+            self.cache(model, KvFormat::Dense(self.dtype), 40 + n, &rows)?,
         );
-        let (audio, bytes) = (tokens / 20, tokens * format.bytes_per_token(KV_HEADS, WIDTH) as usize);
+        let (audio, bytes) = (tokens / 20, tokens * format.bytes_per_token(kv_heads, width) as usize);
         let layers = (0..(COLD_BYTES / bytes + 1).min(42))
             .map(|_| {
-                let cache = |tokens: usize| self.cache(format, tokens, &rows);
+                let cache = |tokens: usize| self.cache(model, format, tokens, &rows);
                 Ok([cache(tokens - audio)?, cache(tokens - audio)?, cache(audio)?, cache(audio)?])
             })
             .collect::<Result<Vec<_>>>()?;
-        let q = self.rows(n, HEADS * WIDTH)?;
-        let scoring = Scoring { scale: 0.0625, cap: Some(50.0) };
+        let q = self.rows(n, heads * width)?;
+        let scoring = Scoring { scale: (width as f64).powf(-0.5), cap };
         let us = self.time(60, |i| {
             let [ik, iv, ak, av] = &layers[i % layers.len()];
             let segment = |keys, values, len, visible| Segment { keys, values, len, visible };
             let segments = [
-                segment(&text.0, &text.1, 40 + n, Visible::Causal { first: 40, window: Some(4_096) }),
+                segment(&text.0, &text.1, 40 + n, Visible::Causal { first: 40, window }),
                 segment(ik, iv, tokens - audio, Visible::All),
                 segment(ak, av, audio, Visible::All),
             ];
             attend_segments(Queries { rotated: &q, plain: &q }, &segments, scoring).map(drop)
         })?;
-        self.note(format!("attention of {n} over {tokens}, {format:?}"), us, bytes);
+        self.note(format!("attention of {n} over {tokens}, {heads} x {width}, {format:?}"), us, bytes);
         Ok(())
     }
 
-    fn cache_write(&mut self, format: KvFormat) -> Result<()> {
+    fn cache_write(&mut self, model: Heads, format: KvFormat) -> Result<()> {
+        let Heads { kv_heads, width, .. } = model;
         let n = 8_192;
-        let rows = self.rows(n, 2 * KV_HEADS * WIDTH)?;
-        let kv = KvTensor::new(format, KV_HEADS, 4 * n, WIDTH, self.device)?;
-        let keys = rows.narrow(1, 0, KV_HEADS * WIDTH)?;
+        let rows = self.rows(n, 2 * kv_heads * width)?;
+        let kv = KvTensor::new(format, kv_heads, 4 * n, width, self.device)?;
+        let keys = rows.narrow(1, 0, kv_heads * width)?;
         let us = self.time(60, |i| kv.write(&keys, i % 4 * n))?;
-        let bytes = n * (KV_HEADS * WIDTH * self.dtype.size_in_bytes())
-            + n * format.bytes_per_token(KV_HEADS, WIDTH) as usize / 2;
-        self.note(format!("cache write of {n} keys, {format:?}"), us, bytes);
+        let bytes = n * (kv_heads * width * self.dtype.size_in_bytes())
+            + n * format.bytes_per_token(kv_heads, width) as usize / 2;
+        self.note(format!("cache write of {n} keys, {kv_heads} x {width}, {format:?}"), us, bytes);
         Ok(())
     }
 

@@ -39,6 +39,9 @@ pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
     checks.outcomes
 }
 
+/// Soft cap of the 9B model's scores; those of the 7B model have none.
+const CAP: Option<f64> = Some(50.0);
+
 const FORMATS: [(KvFormat, &str); 2] = [(KvFormat::Q8, "q8"), (KvFormat::Q4, "q4")];
 
 struct Checks<'a> {
@@ -86,7 +89,7 @@ impl Checks<'_> {
     }
 
     fn cache(&mut self) -> Result<()> {
-        for (heads, width) in [(2, 256), (3, 40)] {
+        for (heads, width) in [(2, 256), (3, 128), (3, 40)] {
             for (format, name) in FORMATS.into_iter().chain([(KvFormat::Dense(self.dtype), "dense")]) {
                 // Columns of a wider matrix, at an odd offset.
                 let wide = self.rows(77, 2 * heads * width)?;
@@ -105,7 +108,7 @@ impl Checks<'_> {
     }
 
     fn rotation(&mut self) -> Result<()> {
-        for (heads, kv_heads, width) in [(4, 2, 256), (2, 1, 24)] {
+        for (heads, kv_heads, width) in [(4, 2, 256), (8, 2, 128), (2, 1, 24)] {
             let qkv = self.rows(19, (heads + 2 * kv_heads) * width)?;
             let format = KvFormat::Dense(self.dtype);
             let mut outcomes = Vec::new();
@@ -133,10 +136,14 @@ impl Checks<'_> {
             // A cache of 4 bits is expanded with offsets that bf16 rounds: a tenth of the quantization's own error.
             let bound = self.bound(if format == KvFormat::Q4 { 0.02 } else { 0.008 });
             for case in decode.into_iter().chain(prompt) {
-                self.attend(format, name, (4, 2, 256), case, bound)?;
+                self.attend(format, name, (4, 2, 256), CAP, case, bound)?;
+                self.attend(format, name, (8, 2, 128), None, case, bound)?;
             }
-            self.attend(format, name, (8, 1, 256), (1, 4, 70, 3, None), bound)?;
-            self.attend(format, name, (4, 2, 40), (6, 9, 50, 21, Some(8)), bound)?;
+            // Two tokens of four query heads: as many rows as the kernel for decoding takes.
+            self.attend(format, name, (8, 2, 128), CAP, (2, 61, 130, 17, Some(20)), bound)?;
+            self.attend(format, name, (8, 1, 256), None, (1, 4, 70, 3, None), bound)?;
+            self.attend(format, name, (4, 2, 40), CAP, (6, 9, 50, 21, Some(8)), bound)?;
+            self.attend(format, name, (4, 1, 40), None, (6, 9, 50, 21, None), bound)?;
         }
         Ok(())
     }
@@ -146,10 +153,11 @@ impl Checks<'_> {
         format: KvFormat,
         name: &str,
         (heads, kv_heads, width): (usize, usize, usize),
+        cap: Option<f64>,
         (n, before, image, audio, window): (usize, usize, usize, usize, Option<usize>),
         bound: f32,
     ) -> Result<()> {
-        let scoring = Scoring { scale: (width as f64).powf(-0.5), cap: Some(50.0) };
+        let scoring = Scoring { scale: (width as f64).powf(-0.5), cap };
         // Scores of a few units, so that weights are far from even.
         let (rotated, plain) = ((self.rows(n, heads * width)? * 2.0)?, (self.rows(n, heads * width)? * 2.0)?);
         let mut kept = Vec::new();
@@ -172,14 +180,15 @@ impl Checks<'_> {
             outcomes.push(attend_segments(Queries { rotated: &rotated, plain: &plain }, &segments, scoring)?);
         }
         let name = format!(
-            "attention, {name}, {n} queries over {before} + {image} + {audio}, window {}, {heads}/{kv_heads} x {width}",
-            window.unwrap_or(0)
+            "attention, {name}, {n} queries over {before} + {image} + {audio}, window {}, {heads}/{kv_heads} x {width}, cap {}",
+            window.unwrap_or(0),
+            cap.unwrap_or(0.0)
         );
         self.compare(name, &outcomes[1], &outcomes[0], bound)
     }
 
     fn folding(&mut self) -> Result<()> {
-        for (rows, kv_heads, group, width) in [(37, 2, 2, 256), (5, 3, 4, 8)] {
+        for (rows, kv_heads, group, width) in [(37, 2, 2, 256), (37, 2, 4, 128), (5, 3, 4, 8)] {
             let weight = self.rows(rows, kv_heads * group * width)?;
             let exact = fold_heads(&weight, kv_heads, width)?;
             let got = fold_heads(&weight.to_device(self.device)?, kv_heads, width)?;
@@ -192,14 +201,16 @@ impl Checks<'_> {
 
     fn choosing(&mut self) -> Result<()> {
         // The largest logit twice, at the ends of different threads' shares; and a vocabulary that fills no block.
-        for (n, largest) in [(256_000, [77_777, 255_999]), (1_001, [0, 1_000])] {
+        for (n, cap, largest) in
+            [(256_000, Some(30.0), [77_777, 255_999]), (32_768, None, [1, 32_767]), (1_001, Some(30.0), [0, 1_000])]
+        {
             let z = (self.rows(1, n)? * 20.0)?;
-            let (here, there) = (soft_cap(&z, Some(30.0))?, soft_cap(&z.to_device(self.device)?, Some(30.0))?);
+            let (here, there) = (soft_cap(&z, cap)?, soft_cap(&z.to_device(self.device)?, cap)?);
             let bound = self.bound(1e-3);
-            self.compare(format!("soft-capping of {n} logits"), &there, &here, bound)?;
+            self.compare(format!("soft-capping of {n} logits, cap {}", cap.unwrap_or(0.0)), &there, &here, bound)?;
             let mut logits = here.flatten_all()?.to_vec1::<f32>()?;
             for at in largest {
-                logits[at] = 31.0;
+                logits[at] = 1_000.0;
             }
             let mut got = Vec::new();
             for not_a_number in [None, Some(n / 3)] {

@@ -53,7 +53,8 @@ pub(crate) fn kv_write(
             arguments.push(Arg::Pointer(values + to.scales_at() as u64));
             arguments.push(Arg::I32(format.code()));
             let dtype = candle_core::backend::BackendStorage::dtype(from);
-            (format!("kv_write_{}", suffix(dtype)?), n * to.kv_heads() * 32)
+            let row_threads = if to.head_dim() <= 128 { 16 } else { 32 };
+            (format!("kv_write_{}", suffix(dtype)?), n * to.kv_heads() * row_threads)
         }
     };
     let config = grid((threads.div_ceil(256), 1, 1), 256, 0);

@@ -1,6 +1,7 @@
 //! Reading of an answer: its text to time ranges and boxes.
 //!
 //! In reading order: this file (which parser, and what it gives), [`reference`](mod@reference) (the reference's own parser),
+//! [`reference_7b`] (that of Vidi 7B's reference),
 //! [`envelope`] (what of a text is the answer), [`time`] (one time), [`pairs`] (two that belong together), [`json`] (the
 //! same in JSON), [`resolution`] (how exact times are), [`scale`] (times to seconds), [`shape`] (ranges sorted, clipped, joined and
 //! padded), [`lenient`] (time ranges however they are written), [`boxes`] (boxes beside times).
@@ -11,6 +12,7 @@ pub mod json;
 pub mod lenient;
 pub mod pairs;
 pub mod reference;
+pub mod reference_7b;
 pub mod resolution;
 pub mod scale;
 pub mod shape;
@@ -30,6 +32,9 @@ pub enum Parser {
     Text,
     /// The reference's own parser: fractions `0.12-0.34`, as they stand (MODEL.md 8).
     Reference,
+    /// The parser of Vidi 7B's reference: numbers `0.12-0.34` as fractions, as they stand (MODEL-7B.md, "Post-processing").
+    #[serde(rename = "reference-7b")]
+    Reference7b,
     /// Time ranges in fractions, percent, seconds or clock times, in text or JSON; sorted and clipped to the video.
     Lenient,
     /// Boxes `[x0, y0, x1, y1]` beside times.
@@ -38,13 +43,14 @@ pub enum Parser {
 
 impl Parser {
     /// Every parser.
-    pub const ALL: [Parser; 4] = [Parser::Text, Parser::Reference, Parser::Lenient, Parser::Boxes];
+    pub const ALL: [Parser; 5] = [Parser::Text, Parser::Reference, Parser::Reference7b, Parser::Lenient, Parser::Boxes];
 
     /// Name in tasks, requests and results.
     pub fn as_str(self) -> &'static str {
         match self {
             Parser::Text => "text",
             Parser::Reference => "reference",
+            Parser::Reference7b => "reference-7b",
             Parser::Lenient => "lenient",
             Parser::Boxes => "boxes",
         }
@@ -55,11 +61,26 @@ impl Parser {
         Parser::ALL.into_iter().find(|parser| parser.as_str() == name)
     }
 
+    /// Whether it looks for time ranges.
+    pub fn finds_ranges(self) -> bool {
+        matches!(self, Parser::Reference | Parser::Reference7b | Parser::Lenient)
+    }
+
+    /// Form in which the times that it finds are written for a person: as the model's reference writes them, with all their
+    /// zeros.
+    pub fn format(self) -> fn(f64) -> String {
+        match self {
+            Parser::Reference7b => reference_7b::format_padded,
+            Parser::Text | Parser::Reference | Parser::Lenient | Parser::Boxes => reference::format_hms,
+        }
+    }
+
     /// What an answer says about a video that was watched.
     pub fn read(self, answer: &str, watched: Watched) -> Reading {
         match self {
             Parser::Text => Reading::default(),
             Parser::Reference => reference::read(answer, watched),
+            Parser::Reference7b => reference_7b::read(answer, watched),
             Parser::Lenient => lenient::read(answer, watched),
             Parser::Boxes => boxes::read(answer, watched),
         }
@@ -93,6 +114,8 @@ pub struct Reading {
     pub reason: Option<String>,
     /// Resolution of the times, seconds; none for a text.
     pub resolution_s: Option<f64>,
+    /// What the model's reference prints for the ranges, where its times lack zeros.
+    pub reference_text: Option<String>,
 }
 
 impl Reading {

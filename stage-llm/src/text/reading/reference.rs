@@ -14,6 +14,7 @@ pub fn read(answer: &str, watched: Watched) -> Reading {
         ranges,
         boxes: Vec::new(),
         resolution_s: Some(resolution_s(answer, watched.duration_s)),
+        reference_text: None,
     }
 }
 

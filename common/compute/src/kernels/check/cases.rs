@@ -4,9 +4,9 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::difference::Difference;
 use crate::kernels::{
-    E4m3Rows, LayerNorm, Rows, add_positions, add_rms_norm, add_rms_norm_then, attention, bias_add, bias_gelu_erf,
-    bias_gelu_tanh, geglu, layer_norm, linear, linear_gelu_tanh, patchify, pool, residual_add, rms, rms_norm,
-    rms_norm_rows,
+    Activation, E4m3Rows, LayerNorm, Rows, add_positions, add_rms_norm, add_rms_norm_then, add_then_rms_norm,
+    attention, bias_add, bias_gelu_erf, bias_gelu_tanh, glu, layer_norm, linear, linear_gelu_tanh, patchify, pool,
+    residual_add, rms, rms_norm, rms_norm_rows,
 };
 use crate::random::Draws;
 use config::MediaProducts;
@@ -42,7 +42,7 @@ impl Case<'_> {
     /// The worst over rows of several widths: the models', one that does not fill its threads and one that is no whole
     /// number of 16 bytes.
     fn over_widths(&self, difference: impl Fn(usize, usize) -> Result<Difference>) -> Result<Difference> {
-        [(3, 3584), (5, 1152), (2, 1280), (7, 72), (4, 50), (1, 6)]
+        [(3, 3584), (2, 4096), (5, 1152), (2, 1280), (7, 72), (4, 50), (1, 6)]
             .into_iter()
             .try_fold(Difference::default(), |worst, (rows, columns)| Ok(worst.or(difference(rows, columns)?)))
     }
@@ -65,6 +65,15 @@ impl Case<'_> {
                 Ok(vec![x[0].clone()])
             })?;
             Ok(both.or(sum))
+        })
+    }
+
+    pub fn add_then_rms_norm(&self) -> Result<Difference> {
+        self.over_widths(|n, d| {
+            self.compare(&[self.random(&[n, d])?, self.random(&[n, d])?, self.gain(d)?], |x| {
+                let normed = add_then_rms_norm(&x[0], &x[1], &x[2], 1e-5, MediaProducts::Dense)?;
+                Ok(vec![x[0].clone(), normed.dense()])
+            })
         })
     }
 
@@ -119,8 +128,10 @@ impl Case<'_> {
         })
     }
 
-    pub fn geglu(&self) -> Result<Difference> {
-        self.over_widths(|n, d| self.compare(&[(self.random(&[n, 2 * d])? * 2.0)?], |x| Ok(vec![geglu(&x[0])?])))
+    pub fn glu(&self, activation: Activation) -> Result<Difference> {
+        self.over_widths(|n, d| {
+            self.compare(&[(self.random(&[n, 2 * d])? * 2.0)?], |x| Ok(vec![glu(&x[0], activation)?]))
+        })
     }
 
     pub fn linear(&self) -> Result<Difference> {
@@ -148,7 +159,8 @@ impl Case<'_> {
         self.over_e4m3_widths(|n, d| {
             self.compare(&[self.random(&[n, 2 * d])?, self.random(&[n, d])?, self.random(&[d])?], |x| {
                 let rows = [
-                    E4m3Rows::geglu(&x[0])?,
+                    E4m3Rows::glu(&x[0], Activation::GeluTanh)?,
+                    E4m3Rows::glu(&x[0], Activation::Silu)?,
                     E4m3Rows::gelu_tanh(&x[1].copy()?, &x[2])?,
                     E4m3Rows::gelu_erf(&x[1].copy()?, &x[2])?,
                 ];
@@ -168,12 +180,13 @@ impl Case<'_> {
             let inputs = [rows()?, rows()?, row()?, row()?, self.gain(d)?, self.gain(d)?];
             self.compare(&inputs, |x| {
                 let norm = LayerNorm { weight: &x[2], bias: &x[3], eps: 1e-6, products };
-                let (first, second) = (x[0].copy()?, x[0].copy()?);
+                let (first, second, third) = (x[0].copy()?, x[0].copy()?, x[0].copy()?);
                 let made = [
                     rms_norm_rows(&x[0], &x[4], 1e-6, products)?,
                     norm.forward(&x[0])?,
                     norm.after_adding(&first, &x[1], Some(&x[2]), None)?,
                     add_rms_norm_then(&second, &x[1], &x[4], &x[5], 1e-6, products)?,
+                    add_then_rms_norm(&third, &x[1], &x[4], 1e-5, products)?,
                 ];
                 let expanded = |rows: &Rows| match rows {
                     Rows::E4m3(rows) => rows.expanded(),
@@ -185,7 +198,7 @@ impl Case<'_> {
     }
 
     fn over_e4m3_widths(&self, difference: impl Fn(usize, usize) -> Result<Difference>) -> Result<Difference> {
-        [(5, 3584), (3, 4304), (2, 14336), (7, 16)]
+        [(5, 3584), (2, 4096), (3, 4304), (2, 14336), (7, 16)]
             .into_iter()
             .try_fold(Difference::default(), |worst, (n, d)| Ok(worst.or(difference(n, d)?)))
     }

@@ -10,14 +10,15 @@ use super::code::row_bytes;
 use super::gpu::{E4M3, threads};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
+use crate::kernels::pointwise::Activation;
 
 /// What a row's values are before they are quantized.
 #[derive(Clone, Copy)]
 pub enum Source {
     /// Themselves.
     Rows,
-    /// GeGLU of gates and values side by side.
-    Geglu,
+    /// A gated activation of gates and values side by side.
+    Glu(Activation),
     /// The tanh GELU of their sum with a bias.
     GeluTanh,
     /// The exact GELU of their sum with a bias.
@@ -28,7 +29,7 @@ impl Source {
     /// Values that come of a row of `width`.
     pub fn columns(self, width: usize) -> usize {
         match self {
-            Source::Geglu => width / 2,
+            Source::Glu(_) => width / 2,
             _ => width,
         }
     }
@@ -46,7 +47,8 @@ impl CustomOp1 for ToE4m3<'_> {
     fn name(&self) -> &'static str {
         match self.source {
             Source::Rows => "e4m3_rows",
-            Source::Geglu => "e4m3_geglu",
+            Source::Glu(Activation::GeluTanh) => "e4m3_geglu",
+            Source::Glu(Activation::Silu) => "e4m3_swiglu",
             Source::GeluTanh => "e4m3_gelu_tanh",
             Source::GeluErf => "e4m3_gelu_erf",
         }

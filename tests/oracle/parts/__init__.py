@@ -1,0 +1,1 @@
+"""Parts of the oracle, by job: see ../README.md."""
