@@ -1,9 +1,8 @@
-"""Write units/units_7b.{json,safetensors}: vectors for single functions of Vidi 7B.
+"""Write units/units_7b.safetensors: vectors for single functions of Vidi 7B.
 
     OMP_NUM_THREADS=1 python make_units_7b.py --out ../golden/units
 """
 import argparse
-import json
 import math
 import os
 
@@ -11,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 
 import vidi_oracle as vo
-from parts.adapters import as_picture
 
 SIDE = 27                                                    # patches a side
 POOLS = (2, 5, 7, 9, 10, 14, 26, 27)
@@ -19,7 +17,7 @@ WIDTH = 4096
 
 
 def pools():
-    """The image pool's input, weights, convolution and output for several sizes."""
+    """The image pool's input, and its weights and output for several sizes."""
     g = torch.Generator().manual_seed(6)
     T = {"pool_in": torch.randn(1, SIDE * SIDE, 3, generator=g)}
     for s in POOLS:
@@ -27,25 +25,20 @@ def pools():
         kernel = torch.randn(4, 3, k, k, generator=g) / math.sqrt(3 * k * k)
         w = {"model.mm_rand_img_pool.conv.weight": kernel}
         T[f"pool_weight_s{s}"] = kernel
-        T[f"pool_convolved_s{s}"] = torch.nn.functional.conv2d(as_picture(T["pool_in"], SIDE), kernel).permute(0, 2, 3, 1)
         T[f"pool_out_s{s}"] = vo.MISTRAL.image_pool(w, vo.Config(mm_image_pool_size=s), T["pool_in"], SIDE)
     return T
 
 
 def positions():
-    """The fractional sinusoid at the real width, and the rotary table of heads of 128 with base 1e6."""
+    """The fractional sinusoid at the real width."""
     div = torch.exp(torch.arange(0, WIDTH, 2, dtype=torch.float) * -(math.log(10000.0) / WIDTH))
     T = {f"div_term_{WIDTH}": div}
     for length, n in ((5, 5), (26, 26), (3600, 10000)):
         p = torch.arange(length, dtype=torch.float32) / (length - 1) * (n - 1)
         ang = p[:, None] * div
         rows = torch.stack([torch.sin(ang), torch.cos(ang)], -1).reshape(length, WIDTH)
-        T[f"pos_p_l{length}_n{n}"] = p
         T[f"pos_sincos_l{length}_n{n}_rows"] = rows[[1, length - 1]]
-    inv = 1.0 / (1e6 ** (torch.arange(0, 128, 2, dtype=torch.int64).float() / 128))
-    pos = torch.tensor([0, 1, 2, 39, 1000, 32767])
-    turns = pos.float()[:, None] * inv[None]
-    return {**T, "rope_inv_freq_128": inv, "rope_positions": pos, "rope_cos": turns.cos(), "rope_sin": turns.sin()}
+    return T
 
 
 def main():
@@ -56,11 +49,6 @@ def main():
     tensors = os.path.join(out, "units_7b.safetensors")
     save_file({k: v.contiguous().clone() for k, v in {**pools(), **positions()}.items()}, tensors)
     os.chmod(tensors, 0o644)
-    kernels = {s: vo.pool_kernel(SIDE, s) for s in range(1, SIDE + 1)}
-    table = {s: dict(kernel=k, convolved_side=SIDE + 1 - k, resize=SIDE + 1 - k != s) for s, k in kernels.items()}
-    with open(os.path.join(out, "units_7b.json"), "w") as f:
-        json.dump(dict(pool_by_size=table), f, indent=1)
-        f.write("\n")
 
 
 if __name__ == "__main__":

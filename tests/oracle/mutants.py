@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import make_texts
+import mutated
 import vidi_oracle as vo
 from parts import adapters, blocks, language, text
 
@@ -102,213 +103,6 @@ class Case:
         return float((got.double() - want.double()).norm() / want.double().norm())
 
 
-# ---- language model -------------------------------------------------------------------------------------------------
-class ScalesText(vo.LM):
-    """scaled() is called for the text first."""
-    at = 0
-
-    def prefill(self, *a, **k):
-        self.calls = 0
-        return super().prefill(*a, **k)
-
-    def decode(self, token):
-        self.calls = 0
-        return super().decode(token)
-
-    def scaled(self, e):
-        self.calls += 1
-        return e if e is None or self.calls != self.at + 1 else e * self.norm_scale
-
-
-class ScalesImage(ScalesText):
-    at = 1
-
-
-class ScalesAudio(ScalesText):
-    at = 2
-
-
-class NormOfTheSum(vo.LM):
-    def add(self, p, x, parts, norm):
-        return super().add(p, x, parts, "post_attention_layernorm" if len(parts) > 1 else None)
-
-
-class NormOfTheDiagonal(vo.LM):
-    def diagonal(self, p, e, v):
-        with mock.patch.object(self, "f", replace(self.f, attention_out_norm="post_attention_layernorm")):
-            return super().diagonal(p, e, v)
-
-
-class DiagonalAlone(vo.LM):
-    """The modality's rows without the feed-forward part."""
-    def diagonal(self, p, e, v):
-        with mock.patch.object(self, "ffn", lambda p, x: x):
-            return super().diagonal(p, e, v)
-
-
-class NoDiagonal(vo.LM):
-    def diagonal(self, p, e, v):
-        return self.ffn(p, e)
-
-
-class DiagonalWithoutResidual(vo.LM):
-    def diagonal(self, p, e, v):
-        return super().diagonal(p, torch.zeros_like(e), v)
-
-
-class DiagonalTiled(vo.LM):
-    def diagonal(self, p, e, v):
-        every_head = v.repeat(self.c.num_attention_heads // self.c.num_key_value_heads, 1, 1)
-        own = blocks.linear(self.w, p + "self_attn.o_proj", every_head.transpose(0, 1).reshape(e.shape[0], -1))
-        return self.ffn(p, e + own)
-
-
-class InsideLayer(vo.LM):
-    """Knows which of a layer's three streams is computed: text comes first, then the modalities that there are."""
-
-    def layer(self, i, x, cos, sin, pos, mm, advance):
-        self.attended, self.projected, self.table = 0, 0, (cos, sin)
-        self.streams = [] if mm is None else [name for name in mm if mm[name] is not None]
-        self.mm = mm
-        return super().layer(i, x, cos, sin, pos, mm, advance)
-
-
-class RotatesCrossQueries(InsideLayer):
-    def attend(self, p, q, k, v, mask=None):
-        self.attended += 1
-        return super().attend(p, q if self.attended == 1 else self.rotate(q, *self.table), k, v, mask)
-
-
-class RotatesCrossKeys(InsideLayer):
-    def attend(self, p, q, k, v, mask=None):
-        self.attended += 1
-        if self.attended > 1:
-            k = self.rotate(k, *self.rope(torch.arange(k.shape[1]), k.dtype))
-        return super().attend(p, q, k, v, mask)
-
-
-class CrossKeysNotNormed(InsideLayer):
-    def keys_values(self, p, n):
-        self.projected += 1
-        return super().keys_values(p, n if self.projected == 1 else self.mm[self.streams[self.projected - 2]])
-
-
-class FeedForwardNotNormed(vo.LM):
-    def ffn(self, p, x, block=8192):
-        plain = lambda w, name, y, eps: y       # noqa: E731
-        with mock.patch.object(self, "f", replace(self.f, norm=plain)):
-            return super().ffn(p, x, block)
-
-
-class FeedForwardWithoutResidual(vo.LM):
-    def ffn(self, p, x, block=8192):
-        return super().ffn(p, x, block) - x
-
-
-class SumBeforeResidual(vo.LM):
-    def add(self, p, x, parts, norm):
-        return x + sum(parts[1:], parts[0])
-
-
-class InterleavedRope(vo.LM):
-    @staticmethod
-    def rotate(x, cos, sin):
-        half = x.shape[-1] // 2
-        cos, sin = (t[..., :half].repeat_interleave(2, -1) for t in (cos, sin))
-        turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape)
-        return x * cos + turned * sin
-
-
-class PositionOff(vo.LM):
-    def prefill(self, *a, **k):
-        z = super().prefill(*a, **k)
-        self.pos += 1
-        return z
-
-
-def tiled(q, k, v, *rest):
-    every = q.shape[0] // k.shape[0]
-    return blocks.attention(q, k.repeat(every, 1, 1), v.repeat(every, 1, 1), *rest)
-
-
-# ---- adapters -------------------------------------------------------------------------------------------------------
-POOL = "model.mm_rand_img_pool.conv.weight"
-AUDIO_POOL = "model.mm_rand_aud_pool.weight"
-
-
-def pool(before=lambda f: f, after=None, stride=1):
-    """An image pool with another way before or after its convolution."""
-    def run(w, cfg, feat, side):
-        s = cfg.mm_image_pool_size
-        f = F.conv2d(before(adapters.as_picture(feat, side)), w[POOL], stride=stride)
-        f = after(f, s) if after else F.interpolate(f, size=(s, s), mode="bilinear", align_corners=True)
-        return f.permute(0, 2, 3, 1)
-    return run
-
-
-def resized_first(w, cfg, feat, side):
-    s, k = cfg.mm_image_pool_size, w[POOL].shape[-1]
-    f = F.interpolate(adapters.as_picture(feat, side), size=(s + k - 1,) * 2, mode="bilinear", align_corners=True)
-    return F.conv2d(f, w[POOL]).permute(0, 2, 3, 1)
-
-
-def budgeted(w, cfg, feat, side):
-    """Fewer cells above 306 frames, as Vidi 1.5 has."""
-    s = int(cfg.mm_image_pool_size * vo.grid_after_budget(len(feat), 2) / 28)
-    return pool(after=lambda f, _: F.interpolate(f, size=(s, s), mode="bilinear", align_corners=True))(w, cfg, feat, side)
-
-
-def positions(change):
-    """position_embedding with another length of its scale."""
-    def run(w, name, length, n, d, dtype, plain=adapters.position_embedding):
-        return plain(w, name, length, change(name, n), d, dtype)
-    return run
-
-
-def no_position_on_audio(*a, plain=adapters.fuse_audio):
-    with mock.patch.object(adapters, "position_embedding", lambda w, name, length, n, d, dtype: torch.zeros(length, d, dtype=dtype)):
-        return plain(*a)
-
-
-def rounded_up(w, cfg, feat, n_frames, rec, plain=adapters.fuse_audio):
-    return plain(w, cfg, feat, n_frames + n_frames % 2, rec)
-
-
-# ---- text -----------------------------------------------------------------------------------------------------------
-def other_end(end):
-    def change(chat):
-        chat.template = text_template(end)
-    return change
-
-
-def text_template(end):
-    from parts.tokenizer import mistral_chat_template
-    return mistral_chat_template(end)
-
-
-def trimmed(chat):
-    chat.template = chat.template.replace("message['content'] +", "message['content'] | trim +")
-
-
-def keeps_bos(chat):
-    chat.prompt = lambda turn: text.render(chat.template, turn, chat.tokens)
-
-
-def keeps_second_bos(chat):
-    def encode(prompt):
-        ids = [chat.tok.encode(c).ids for c in prompt.split("<image>")]
-        return sum(ids, []), sum(ids, [])
-    chat.encode = encode
-
-
-def one_piece(chat):
-    chat.encode = lambda prompt: (None, chat.tok.encode(prompt.replace("<image>", "")).ids)
-
-
-def question(form):
-    return lambda query, duration: form.format(d=duration, q=query, plain=text.without_full_stop(query))
-
-
 QUESTION = "Given the frames from a video, answer the time range in percentage that corresponds to query text split by comma. "
 GELU = dict(activation=lambda x: F.gelu(x, approximate="tanh"))
 
@@ -321,65 +115,65 @@ MUTANTS = [
     Mutant("scale 256^-0.5", "7b_realdims", config=dict(attention_scale=256 ** -0.5)),
     Mutant("attention soft cap 50", "7b_basic", config=dict(attn_logit_softcapping=50.0)),
     Mutant("logits soft cap 30", "7b_basic", config=dict(final_logit_softcapping=30.0)),
-    Mutant("text scaled by sqrt(hidden)", "7b_basic", lm=ScalesText),
-    Mutant("image tokens scaled by sqrt(hidden)", "7b_basic", lm=ScalesImage),
-    Mutant("audio tokens scaled by sqrt(hidden)", "7b_basic", lm=ScalesAudio),
-    Mutant("norm between attention and residual", "7b_basic", lm=NormOfTheSum),
-    Mutant("norm between diagonal and residual", "7b_basic", lm=NormOfTheDiagonal),
+    Mutant("text scaled by sqrt(hidden)", "7b_basic", lm=mutated.ScalesText),
+    Mutant("image tokens scaled by sqrt(hidden)", "7b_basic", lm=mutated.ScalesImage),
+    Mutant("audio tokens scaled by sqrt(hidden)", "7b_basic", lm=mutated.ScalesAudio),
+    Mutant("norm between attention and residual", "7b_basic", lm=mutated.NormOfTheSum),
+    Mutant("norm between diagonal and residual", "7b_basic", lm=mutated.NormOfTheDiagonal),
     Mutant("norm after the feed-forward", "7b_basic", family=dict(ffn_out_norm="post_attention_layernorm")),
     Mutant("feed-forward normed by input_layernorm", "7b_basic", family=dict(ffn_norm="input_layernorm")),
-    Mutant("feed-forward not normed", "7b_basic", lm=FeedForwardNotNormed),
-    Mutant("feed-forward without residual", "7b_basic", lm=FeedForwardWithoutResidual),
-    Mutant("diagonal: no feed-forward", "7b_basic", lm=DiagonalAlone),
-    Mutant("diagonal: no attention part", "7b_basic", lm=NoDiagonal),
-    Mutant("diagonal: no residual", "7b_basic", lm=DiagonalWithoutResidual),
-    Mutant("diagonal: kv heads tiled", "7b_basic", lm=DiagonalTiled),
-    Mutant("GQA kv heads tiled", "7b_basic", patch=((language, "attention", tiled),)),
-    Mutant("T2V/T2A queries rotated", "7b_basic", lm=RotatesCrossQueries),
-    Mutant("T2V/T2A keys rotated", "7b_basic", lm=RotatesCrossKeys),
-    Mutant("cross KV without input_layernorm", "7b_basic", lm=CrossKeysNotNormed),
+    Mutant("feed-forward not normed", "7b_basic", lm=mutated.FeedForwardNotNormed),
+    Mutant("feed-forward without residual", "7b_basic", lm=mutated.FeedForwardWithoutResidual),
+    Mutant("diagonal: no feed-forward", "7b_basic", lm=mutated.DiagonalAlone),
+    Mutant("diagonal: no attention part", "7b_basic", lm=mutated.NoDiagonal),
+    Mutant("diagonal: no residual", "7b_basic", lm=mutated.DiagonalWithoutResidual),
+    Mutant("diagonal: kv heads tiled", "7b_basic", lm=mutated.DiagonalTiled),
+    Mutant("GQA kv heads tiled", "7b_basic", patch=((language, "attention", mutated.tiled),)),
+    Mutant("T2V/T2A queries rotated", "7b_basic", lm=mutated.RotatesCrossQueries),
+    Mutant("T2V/T2A keys rotated", "7b_basic", lm=mutated.RotatesCrossKeys),
+    Mutant("cross KV without input_layernorm", "7b_basic", lm=mutated.CrossKeysNotNormed),
     Mutant("rope_theta 1e4", "7b_basic", config=dict(rope_theta=1e4)),
     Mutant("rope_parameters not read", "7b_pool_of_26", config=dict(rope_theta=1e6)),
-    Mutant("interleaved RoPE", "7b_basic", lm=InterleavedRope),
-    Mutant("decode position off by one", "7b_basic", lm=PositionOff),
+    Mutant("interleaved RoPE", "7b_basic", lm=mutated.InterleavedRope),
+    Mutant("decode position off by one", "7b_basic", lm=mutated.PositionOff),
     Mutant("sliding window ignored", "7b_pool_of_26", config=dict(sliding_window=None)),
     Mutant("sliding window on even layers only", "7b_pool_of_26", family=dict(slides=lambda layer: layer % 2 == 0)),
     Mutant("sliding window of W + 1 keys", "7b_pool_of_26", config=dict(sliding_window=41)),
     Mutant("a window where there is none", "7b_long_prompt", config=dict(sliding_window=128)),
     Mutant("lm_head tied", "7b_basic", config=dict(tie_word_embeddings=True)),
-    Mutant("parts summed before the residual", "7b_basic", lm=SumBeforeResidual, below=True),
-    Mutant("grid padded to 28 before the convolution", "7b_basic", family=dict(image_pool=pool(before=lambda f: F.pad(f, (0, 1, 0, 1))))),
-    Mutant("convolution with stride k", "7b_basic", family=dict(image_pool=pool(stride=6))),
-    Mutant("convolution with stride k, pool of 10", "7b_realdims", family=dict(image_pool=pool(stride=3))),
-    Mutant("convolution with padding", "7b_basic", family=dict(image_pool=pool(before=lambda f: F.pad(f, (3, 2, 3, 2))))),
-    Mutant("kernel turned by half", "7b_basic", weights={POOL: lambda k: k.flip(-1, -2)}),
-    Mutant("kernel's rows and columns swapped", "7b_basic", weights={POOL: lambda k: k.transpose(-1, -2)}),
-    Mutant("kernel's in and out swapped", "7b_basic", weights={POOL: lambda k: k.transpose(0, 1)}),
-    Mutant("grid's rows and columns swapped", "7b_basic", family=dict(image_pool=pool(before=lambda f: f.transpose(-1, -2)))),
-    Mutant("align_corners = False", "7b_basic", family=dict(image_pool=pool(after=lambda f, s: F.interpolate(f, (s, s), mode="bilinear")))),
-    Mutant("align_corners = False, pool of 10", "7b_realdims", family=dict(image_pool=pool(after=lambda f, s: F.interpolate(f, (s, s), mode="bilinear")))),
-    Mutant("nearest instead of bilinear", "7b_basic", family=dict(image_pool=pool(after=lambda f, s: F.interpolate(f, (s, s), mode="nearest")))),
-    Mutant("mean of cells instead of the resize", "7b_basic", family=dict(image_pool=pool(after=lambda f, s: F.adaptive_avg_pool2d(f, s)))),
-    Mutant("resized before the convolution", "7b_basic", family=dict(image_pool=resized_first)),
-    Mutant("first cells instead of the resize", "7b_basic", family=dict(image_pool=pool(after=lambda f, s: f[..., :s, :s]))),
-    Mutant("frame budget of Vidi 1.5", "7b_many_frames", family=dict(image_pool=budgeted)),
-    Mutant("pos_h/pos_w of N = 2", "7b_basic", patch=((adapters, "position_embedding", positions(lambda name, n: n if name.endswith("t") else 2)),)),
-    Mutant("pos_h/pos_w of N = 10000", "7b_basic", patch=((adapters, "position_embedding", positions(lambda name, n: 10000)),)),
-    Mutant("pos_t forgotten on audio", "7b_basic", patch=((vo, "fuse_audio", no_position_on_audio),)),
-    Mutant("odd mel frames rounded up", "7b_long_audio", patch=((vo, "fuse_audio", rounded_up),)),
-    Mutant("audio pool's taps reversed", "7b_basic", weights={AUDIO_POOL: lambda k: k.flip(-1)}),
-    Mutant("audio pool's in and out swapped", "7b_basic", weights={AUDIO_POOL: lambda k: k.transpose(0, 1)}),
-    Mutant("v0.2's template (space before [/INST])", "7b_basic", chat=other_end(" [/INST]")),
-    Mutant("v0.3's template (no space)", "7b_pool_of_26", chat=other_end("[/INST]")),
-    Mutant("user's turn trimmed", "7b_open_question", chat=trimmed),
+    Mutant("parts summed before the residual", "7b_basic", lm=mutated.SumBeforeResidual, below=True),
+    Mutant("grid padded to 28 before the convolution", "7b_basic", family=dict(image_pool=mutated.pool(before=lambda f: F.pad(f, (0, 1, 0, 1))))),
+    Mutant("convolution with stride k", "7b_basic", family=dict(image_pool=mutated.pool(stride=6))),
+    Mutant("convolution with stride k, pool of 10", "7b_realdims", family=dict(image_pool=mutated.pool(stride=3))),
+    Mutant("convolution with padding", "7b_basic", family=dict(image_pool=mutated.pool(before=lambda f: F.pad(f, (3, 2, 3, 2))))),
+    Mutant("kernel turned by half", "7b_basic", weights={mutated.POOL: lambda k: k.flip(-1, -2)}),
+    Mutant("kernel's rows and columns swapped", "7b_basic", weights={mutated.POOL: lambda k: k.transpose(-1, -2)}),
+    Mutant("kernel's in and out swapped", "7b_basic", weights={mutated.POOL: lambda k: k.transpose(0, 1)}),
+    Mutant("grid's rows and columns swapped", "7b_basic", family=dict(image_pool=mutated.pool(before=lambda f: f.transpose(-1, -2)))),
+    Mutant("align_corners = False", "7b_basic", family=dict(image_pool=mutated.pool(after=lambda f, s: F.interpolate(f, (s, s), mode="bilinear")))),
+    Mutant("align_corners = False, pool of 10", "7b_realdims", family=dict(image_pool=mutated.pool(after=lambda f, s: F.interpolate(f, (s, s), mode="bilinear")))),
+    Mutant("nearest instead of bilinear", "7b_basic", family=dict(image_pool=mutated.pool(after=lambda f, s: F.interpolate(f, (s, s), mode="nearest")))),
+    Mutant("mean of cells instead of the resize", "7b_basic", family=dict(image_pool=mutated.pool(after=lambda f, s: F.adaptive_avg_pool2d(f, s)))),
+    Mutant("resized before the convolution", "7b_basic", family=dict(image_pool=mutated.resized_first)),
+    Mutant("first cells instead of the resize", "7b_basic", family=dict(image_pool=mutated.pool(after=lambda f, s: f[..., :s, :s]))),
+    Mutant("frame budget of Vidi 1.5", "7b_many_frames", family=dict(image_pool=mutated.budgeted)),
+    Mutant("pos_h/pos_w of N = 2", "7b_basic", patch=((adapters, "position_embedding", mutated.positions(lambda name, n: n if name.endswith("t") else 2)),)),
+    Mutant("pos_h/pos_w of N = 10000", "7b_basic", patch=((adapters, "position_embedding", mutated.positions(lambda name, n: 10000)),)),
+    Mutant("pos_t forgotten on audio", "7b_basic", patch=((vo, "fuse_audio", mutated.no_position_on_audio),)),
+    Mutant("odd mel frames rounded up", "7b_long_audio", patch=((vo, "fuse_audio", mutated.rounded_up),)),
+    Mutant("audio pool's taps reversed", "7b_basic", weights={mutated.AUDIO_POOL: lambda k: k.flip(-1)}),
+    Mutant("audio pool's in and out swapped", "7b_basic", weights={mutated.AUDIO_POOL: lambda k: k.transpose(0, 1)}),
+    Mutant("v0.2's template (space before [/INST])", "7b_basic", chat=mutated.other_end(" [/INST]")),
+    Mutant("v0.3's template (no space)", "7b_pool_of_26", chat=mutated.other_end("[/INST]")),
+    Mutant("user's turn trimmed", "7b_open_question", chat=mutated.trimmed),
     Mutant("newline after [/INST]", "7b_basic", family=dict(prompt_suffix="\n")),
-    Mutant("bos of the template kept", "7b_basic", chat=keeps_bos),
-    Mutant("second bos kept", "7b_basic", chat=keeps_second_bos),
-    Mutant("prompt tokenised in one piece", "7b_basic", chat=one_piece),
+    Mutant("bos of the template kept", "7b_basic", chat=mutated.keeps_bos),
+    Mutant("second bos kept", "7b_basic", chat=mutated.keeps_second_bos),
+    Mutant("prompt tokenised in one piece", "7b_basic", chat=mutated.one_piece),
     Mutant("question of Vidi 1.5", "7b_basic", family=dict(question=text.gemma_question)),
-    Mutant("length without two decimals", "7b_basic", family=dict(question=question(QUESTION + "Video length is: {d} and text query is: {plain}."))),
-    Mutant("length in whole seconds", "7b_basic", family=dict(question=question(QUESTION + "Video length is: {d:.0f} and text query is: {plain}."))),
-    Mutant("query's full stop kept", "7b_no_audio", family=dict(question=question(QUESTION + "Video length is: {d:.2f} and text query is: {q}."))),
+    Mutant("length without two decimals", "7b_basic", family=dict(question=mutated.question(QUESTION + "Video length is: {d} and text query is: {plain}."))),
+    Mutant("length in whole seconds", "7b_basic", family=dict(question=mutated.question(QUESTION + "Video length is: {d:.0f} and text query is: {plain}."))),
+    Mutant("query's full stop kept", "7b_no_audio", family=dict(question=mutated.question(QUESTION + "Video length is: {d:.2f} and text query is: {q}."))),
     Mutant("answer ends at 107 only", "7b_time_ranges", family=dict(end_token=107)),
     Mutant("seconds padded in the raw answer", "7b_time_ranges", family=dict(written_time=lambda t: "{:02d}:{:02d}:{:05.2f}".format(*text.clock(t)))),
     Mutant("seconds with their fraction", "7b_time_ranges", family=dict(written_time=lambda t: "{:02d}:{:02d}:{:.2f}".format(*text.clock(t)[:2], t % 60))),
@@ -407,8 +201,8 @@ def answers_told(golden, m):
     """Rows of texts.json whose answer this mutant reads differently."""
     with open(os.path.join(golden, "units", "texts.json")) as f:
         rows = [r for r in json.load(f)["answers"] if r["model_type"] == vo.MISTRAL.model_type]
-    mutated = replace(vo.MISTRAL, **m.family)
-    return sum(json.loads(json.dumps(make_texts.answer_row(mutated, r["text"], r["duration"]))) != r for r in rows), len(rows)
+    family = replace(vo.MISTRAL, **m.family)
+    return sum(json.loads(json.dumps(make_texts.answer_row(family, r["text"], r["duration"]))) != r for r in rows), len(rows)
 
 
 def number(x):
