@@ -28,7 +28,7 @@ struct Fast {
 }
 
 /// What attend_few.cu, attend_many.cu and attend_rest.cu have kernels for.
-const FAST: [Fast; 2] = [
+static FAST: [Fast; 2] = [
     Fast { width: 256, few_shared: 98_304, many_shared: 99_328 },
     Fast { width: 128, few_shared: 98_304, many_shared: 49_152 },
 ];
