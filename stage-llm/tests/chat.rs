@@ -1,5 +1,5 @@
-//! Tests of chat templates: prompts are the reference's, each file counts in its order, and what makes no prompt is refused by
-//! name. `templates/prompts.json` is what jinja2 makes of the templates beside it (`templates/make.py`).
+//! Tests of chat templates, questions and answers of both families against the oracle's (tests/golden/units/texts.json): each file
+//! of a checkpoint counts in its order, and what makes no prompt is refused by name.
 
 mod fixture;
 
@@ -11,13 +11,26 @@ use serde_json::{Value, json};
 use stage_llm::job::work::{Work, title};
 use stage_llm::text::chat::{ChatTemplate, Origin, PLACEHOLDER};
 use stage_llm::text::prompt::Prompter;
-use stage_llm::text::reading::Parser;
+use stage_llm::text::reading::{Parser, Watched};
 use stage_llm::text::registry::Tasks;
 
 use fixture::{VOCABULARY, request};
 
-const TEMPLATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/templates");
-const BUILT_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/text/templates");
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden");
+
+/// Part of the oracle's texts.
+fn texts(name: &str) -> Value {
+    let all = std::fs::read_to_string(format!("{GOLDEN}/units/texts.json")).unwrap();
+    serde_json::from_str::<Value>(&all).unwrap()[name].take()
+}
+
+fn text<'a>(case: &'a Value, name: &str) -> &'a str {
+    case[name].as_str().unwrap()
+}
+
+fn family_of(case: &Value) -> Family {
+    Family::of_model_type(text(case, "model_type")).unwrap()
+}
 
 /// Template of a directory with these files.
 fn read(family: Family, files: &[(&str, &str)]) -> Result<ChatTemplate, CheckpointError> {
@@ -43,34 +56,105 @@ fn refusal(family: Family, files: &[(&str, &str)]) -> (CheckpointErrorKind, Stri
 }
 
 #[test]
-fn prompts_are_the_references_to_the_letter() {
-    let cases = std::fs::read_to_string(format!("{TEMPLATES}/prompts.json")).unwrap();
-    let cases: Vec<Value> = serde_json::from_str(&cases).unwrap();
-    let text = |case: &Value, name: &str| case[name].as_str().unwrap().to_owned();
-    for case in &cases {
+fn prompts_and_their_tokens_are_the_references() {
+    let templates = texts("templates");
+    let prompters: Vec<(&String, Prompter)> = templates
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(name, stored)| {
+            let mut config = stored["special_tokens"].clone();
+            config["chat_template"] = stored["chat_template"].clone();
+            let dir = tempfile::tempdir().unwrap();
+            let tokenizer = format!("{GOLDEN}/checkpoints/{}/tokenizer.json", text(stored, "checkpoint"));
+            std::fs::copy(tokenizer, dir.path().join("tokenizer.json")).unwrap();
+            std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+            (name, Prompter::open(dir.path(), family_of(stored), VOCABULARY, 1000).unwrap())
+        })
+        .collect();
+    let built_in = [("gemma-2", Family::Gemma2), ("mistral-v0.3", Family::Mistral)];
+    let cases = texts("prompts");
+    for case in cases.as_array().unwrap() {
         let (name, question) = (text(case, "template"), text(case, "question"));
-        let family = Family::of_model_type(&text(case, "model_type")).unwrap();
-        let own = Path::new(TEMPLATES).join(&name);
-        let built_in = !own.exists();
-        let source = std::fs::read_to_string(if built_in { Path::new(BUILT_IN).join(&name) } else { own }).unwrap();
-        let template = read(family, &[("chat_template.jinja", &source)]).unwrap();
-        assert_eq!(prompt(&template, &question), text(case, "prompt"), "{name} {question:?}");
-        if built_in {
-            assert_eq!(prompt(&ChatTemplate::built_in(family), &question), text(case, "prompt"), "{question:?}");
+        let (_, prompter) = prompters.iter().find(|(known, _)| *known == name).unwrap();
+        let pieces: [String; 2] = serde_json::from_value(case["pieces"].clone()).unwrap();
+        assert_eq!(prompter.template().pieces(question).unwrap(), pieces, "{name} {question:?}");
+        let ids: Vec<u32> = serde_json::from_value(case["text_token_ids"].clone()).unwrap();
+        assert_eq!(prompter.encode(question).unwrap(), ids, "{name} {question:?}");
+        if let Some((_, family)) = built_in.iter().find(|(known, _)| *known == name) {
+            assert_eq!(ChatTemplate::built_in(*family).pieces(question).unwrap(), pieces, "{question:?}");
         }
     }
-    assert_eq!(cases.len(), 100);
+    assert!(cases.as_array().unwrap().len() >= 136 && prompters.len() == 4);
 }
 
 #[test]
-fn the_template_of_the_golden_checkpoints_is_gemmas() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/checkpoints");
-    for name in ["tied", "untied", "realdims"] {
-        let template = ChatTemplate::read(&golden.join(name), Family::Gemma2).unwrap();
-        assert_eq!((template.origin(), template.bos()), (&Origin::File("tokenizer_config.json"), "<bos>"));
-        for question in ["Why?", " a\n", "<bos>", ""] {
-            assert_eq!(prompt(&template, question), prompt(&ChatTemplate::built_in(Family::Gemma2), question));
+fn questions_and_answers_are_the_references_of_their_family() {
+    for case in texts("retrieval").as_array().unwrap() {
+        let (tasks, query) = (Tasks::of(family_of(case)), text(case, "query"));
+        match tasks.get("retrieval").unwrap().question(query, case["duration"].as_f64().unwrap()) {
+            Ok(question) => assert_eq!(question, text(case, "question")),
+            Err(error) => assert!(query.trim_end_matches('.').is_empty(), "{query:?}: {error}"),
         }
+    }
+    for case in texts("answers").as_array().unwrap() {
+        let parser = Tasks::of(family_of(case)).get("retrieval").unwrap().parser;
+        let duration_s = case["duration"].as_f64().unwrap();
+        let read = parser.read(text(case, "text"), Watched::whole(duration_s));
+        let expected = if case["ours"].is_null() { case } else { &case["ours"] };
+        let mut seconds: Vec<(f64, f64)> = serde_json::from_value(expected["seconds"].clone()).unwrap();
+        if text(case, "text").chars().any(|c| c.is_numeric() && !c.is_ascii()) {
+            // Digits are ASCII's here, in both families.
+            seconds.clear();
+        }
+        let got: Vec<(f64, f64)> = read.ranges.iter().map(|range| (range.start_s, range.end_s)).collect();
+        assert_eq!(got, seconds, "{case}");
+        assert_eq!(read.reason.is_some(), seconds.is_empty(), "{case}");
+        if family_of(case) == Family::Mistral {
+            assert_eq!(read.reference_text.unwrap_or_default(), text(expected, "formatted"), "{case}");
+        } else {
+            assert!(read.reference_text.is_none(), "clients write it themselves: {case}");
+        }
+    }
+}
+
+#[test]
+fn white_space_around_blocks_and_what_templates_do_besides_are_jinjas() {
+    // Made with jinja2 3.1.6 in transformers' environment: trim_blocks, lstrip_blocks, loop controls.
+    let template = r#"{# A comment. #}
+{% macro turn(message) %}
+  <|{{ message.role }}|>
+	{{ message.content.strip() }}{{ eos_token }}
+{% endmacro %}
+{% set ns = namespace(said=false) -%}
+{% for message in messages %}
+    {% if loop.previtem is defined %}
+    {% break %}
+    {% endif %}
+    {% if message.get('role') == 'user' and message.content.startswith('<image>') %}
+{{ turn(message) }}
+        {% set ns.said = true %}
+    {% endif %}
+{% endfor %}
+{% if ns.said and not tools %}
+  {{ '<|end|>' }}
+{% endif %}
+
+"#;
+    let template = read(Family::Mistral, &[("chat_template.jinja", template)]).unwrap();
+    for (question, turn) in [("", ""), ("Why?", "\nWhy?"), (" Why?\x1d \n\t", "\n Why?")] {
+        let expected = format!("  <|user|>\n\t<image>{turn}</s>\n\n  <|end|>\n");
+        assert_eq!(prompt(&template, question), expected, "{question:?}");
+    }
+}
+
+#[test]
+fn the_template_of_each_golden_checkpoint_is_its_own() {
+    for (name, family) in
+        [("tied", Family::Gemma2), ("realdims", Family::Gemma2), ("7b", Family::Mistral), ("7b-tied", Family::Mistral)]
+    {
+        let template = ChatTemplate::read(&Path::new(GOLDEN).join("checkpoints").join(name), family).unwrap();
+        assert_eq!(template.origin(), &Origin::File("tokenizer_config.json"), "{name}");
     }
 }
 

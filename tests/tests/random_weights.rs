@@ -305,6 +305,7 @@ fn inspect_shows_the_kernel_of_a_vidi_7b_and_refuses_one_that_its_configuration_
         "sliding_window = null (config.json)",
         "tie_word_embeddings = false (default)",
         "tokenizer: present",
+        "chat template: tokenizer_config.json",
     ] {
         ensure!(printed.lines().any(|printed| printed == line), "{line}: {printed}");
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use config::Config;
-use model::config_json::Family;
+use model::config_json::{Family, ModelConfig};
 use protocol::error::JobError;
 use protocol::event::JobEvent;
 use protocol::message::JobId;
@@ -110,7 +110,9 @@ impl Pipelines {
         let of = |family| Ok((family, Tasks::with_file(config.llm.tasks_file.as_deref(), family)?));
         let tasks = Family::ALL.into_iter().map(of).collect::<Result<_, JobError>>().map_err(Unopened::Tasks)?;
         let name = config.model.name();
-        let own = (!name.is_empty()).then_some(Said { model: name, family: None });
+        // A gateway without stages beside it need not see the files of their model.
+        let family = ModelConfig::configured(&config.model).ok().map(|model| model.family);
+        let own = (!name.is_empty()).then_some(Said { model: name, family });
         let mut all = Vec::new();
         for prefix in config.http.prefixes.iter().filter(|prefix| *prefix != bus.subjects().prefix()) {
             let section = config::BusConfig { prefix: prefix.clone(), ..bus.config().clone() };

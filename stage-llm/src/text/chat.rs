@@ -1,5 +1,6 @@
 //! Chat template: the text around a question, rendered as transformers does (MODEL.md 2.4; MODEL-7B.md, "Pre-processing").
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
@@ -22,6 +23,9 @@ const TEMPLATE: &str = "chat_template.jinja";
 const TEMPLATE_JSON: &str = "chat_template.json";
 /// Special tokens that a template may name; transformers leaves out those that are not set.
 const SPECIAL: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// Special tokens by those names.
+type Special = BTreeMap<String, String>;
+
 /// Question with which a template is tried when it is loaded.
 const PROBE: &str = "What happens in the video?";
 /// Instructions of one rendering, and units of 64 bytes made by it, at most.
@@ -134,13 +138,13 @@ impl ChatTemplate {
         ChatTemplate::built_in_with(special(&Map::new(), family), family)
     }
 
-    fn built_in_with(special: Map<String, Json>, family: Family) -> Self {
+    fn built_in_with(special: Special, family: Family) -> Self {
         let Style { template, named, .. } = style(family);
         ChatTemplate::new(template.to_owned(), special, family, Origin::BuiltIn(named))
             .expect("the built-in templates are well formed, a test says so. This is a bug.")
     }
 
-    fn new(template: String, special: Map<String, Json>, family: Family, origin: Origin) -> Result<Self, Error> {
+    fn new(template: String, special: Special, family: Family, origin: Origin) -> Result<Self, Error> {
         let mut environment = Environment::new();
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
         environment.set_fuel(Some(FUEL));
@@ -150,12 +154,9 @@ impl ChatTemplate {
         });
         environment.set_unknown_method_callback(python_method);
         environment.add_template_owned(TEMPLATE, template)?;
-        let text = |(name, token): (String, Json)| Some((name, token.as_str()?.to_owned()));
-        let special: Vec<(String, String)> = special.into_iter().filter_map(text).collect();
-        let bos =
-            special.iter().find(|(name, _)| name == SPECIAL[0]).map(|(_, token)| token.clone()).unwrap_or_default();
+        let bos = special.get(SPECIAL[0]).cloned().unwrap_or_default();
         let generation_prompt = style(family).generation_prompt;
-        Ok(ChatTemplate { environment, special: Value::from_iter(special), bos, generation_prompt, origin })
+        Ok(ChatTemplate { environment, special: special.into(), bos, generation_prompt, origin })
     }
 
     /// Where it is from.
@@ -242,18 +243,14 @@ fn default_of(stored: &Json) -> Result<String, String> {
 
 /// Special tokens of a tokenizer_config.json, each a text or an object with `content`; those of the family where it does not
 /// name the ends of a text.
-fn special(tokenizer: &Map<String, Json>, family: Family) -> Map<String, Json> {
-    let text = |token: &Json| token.as_str().or_else(|| token.get("content")?.as_str()).map(Json::from);
-    let mut special = Map::new();
-    for (name, own) in SPECIAL.into_iter().zip(style(family).ends.map(Some).into_iter().chain(std::iter::repeat(None)))
-    {
-        let stored = match tokenizer.get(name) {
-            Some(token) => text(token),
-            None => own.map(Json::from),
-        };
-        special.extend(stored.map(|token| (name.to_owned(), token)));
-    }
-    special
+fn special(tokenizer: &Map<String, Json>, family: Family) -> Special {
+    let text = |token: &Json| token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned);
+    let own = style(family).ends.into_iter().map(str::to_owned).map(Some).chain(std::iter::repeat(None));
+    let token = |(name, own): (&str, Option<String>)| {
+        let stored = tokenizer.get(name).map_or(own, text);
+        Some((name.to_owned(), stored?))
+    };
+    SPECIAL.into_iter().zip(own).filter_map(token).collect()
 }
 
 fn text_file(path: &Path) -> Result<Option<String>, CheckpointError> {
