@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{Scoring, Visible};
-use crate::gemma::elementary::{exp_negative, tanh};
+use crate::language::elementary::{exp_negative, tanh};
 
 /// Scores of one block, all heads together: 16 MiB in f32.
 pub const BLOCK_SCORES: usize = 1 << 22;
