@@ -23,7 +23,7 @@ const CONFIG: &str = r#"{"hidden_size": 32, "mm_vision_config": {"hidden_size": 
 
 /// The same of Vidi 7B: 3 x 3 cells a frame.
 const CONVOLVED: &str = r#"{"model_type": "dattn_mistral", "mm_image_pool_size": 3, "mm_time_interval": 10000,
-    "hidden_size": 32, "mm_vision_config": {"hidden_size": 16, "num_attention_heads": 2},
+    "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "mm_vision_config": {"hidden_size": 16, "num_attention_heads": 2},
     "mm_audio_config": {"d_model": 24, "encoder_attention_heads": 2}}"#;
 
 const IMAGE: usize = 64;

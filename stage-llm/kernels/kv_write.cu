@@ -28,7 +28,7 @@ template <int THREADS> __device__ inline float largest(float x) {
 }
 
 // A row of a head has a warp or, of at most 128 values, half of one: eight values a thread. Groups of values that share a
-// scale lie within a half. Grid: n * kv_heads rows of as many threads (`row_threads` in gemma/kernels/cuda.rs), in blocks of
+// scale lie within a half. Grid: n * kv_heads rows of as many threads (`row_threads` in language/kernels/cuda.rs), in blocks of
 // 256. `rows` is [n, kv_heads * width], rows `stride` elements apart, each aligned to 16 bytes.
 template <class T>
 __device__ inline void write(const void* rows, int stride, int n, int kv_heads, int width, int capacity, int at,

@@ -14,12 +14,12 @@ use protocol::event::JobResult;
 use protocol::message::{JobRequest, Modality};
 use protocol::stage::{JobPort, Owner, Stop};
 
-use crate::gemma::Gemma;
-use crate::gemma::cache::{MediaCache, VideoCache};
-use crate::gemma::choose::first_largest;
-use crate::gemma::chunk::Chunk;
-use crate::gemma::footprint::{HINT, LlmFootprint};
 use crate::job::answer::{LlmStage, Settings};
+use crate::language::LanguageModel;
+use crate::language::cache::{MediaCache, VideoCache};
+use crate::language::choose::first_largest;
+use crate::language::chunk::Chunk;
+use crate::language::footprint::{HINT, LlmFootprint};
 use crate::text::chat::ChatTemplate;
 use crate::text::prompt::Prompter;
 
@@ -41,7 +41,7 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     // In phases the stage has the GPU to itself, so the cap is the GPU's; `Fit` keeps it within its budget beside the
     // encoders.
     let compute = Compute::open(&config.compute, config.compute.card_bytes.or(budget))?;
-    compute.refuse_if_wrong(crate::gemma::kernels::check::check)?;
+    compute.refuse_if_wrong(crate::language::kernels::check::check)?;
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let settings = Settings {
         llm: config.llm.clone(),
@@ -75,7 +75,7 @@ fn prompter(config: &Config, model: &ModelConfig) -> Result<Prompter, Checkpoint
 
 /// Warms the model up with a full pass of image tokens that are all zero, and a few steps of text: a GPU then has
 /// loaded its kernels, and its memory has grown to that of a pass, before the first question.
-fn warm_up(model: &Gemma, chunk_rows: usize) -> candle_core::Result<()> {
+fn warm_up(model: &LanguageModel, chunk_rows: usize) -> candle_core::Result<()> {
     let tokens = Tensor::zeros((chunk_rows.max(1), model.hidden_size()), model.dtype(), model.device())?;
     // All rows are written to the same few tokens of a cache.
     let mut image = MediaCache::new(model.geometry(), WARM_TOKENS, model.device())?;

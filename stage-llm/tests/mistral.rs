@@ -8,7 +8,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use fixture::{HIDDEN, Model, random};
 use model::config_json::ModelConfig;
 use protocol::message::Modality;
-use stage_llm::gemma::cache::{MediaCache, VideoCache};
+use stage_llm::language::cache::{MediaCache, VideoCache};
 
 const PROMPT: [u32; 11] = [1, 400, 401, 402, 108, 390, 391, 392, 393, 394, 395];
 
@@ -127,7 +127,7 @@ fn largest(x: &Tensor) -> f32 {
 fn the_layers_compute_what_the_specification_writes() -> Result<()> {
     let checkpoint = Model::mistral();
     let plain = Plain::new(&checkpoint);
-    let model = checkpoint.gemma(DType::F32);
+    let model = checkpoint.language_model(DType::F32);
     let (image, audio) = ((random(&[40, HIDDEN], 1) * 0.5)?, (random(&[13, HIDDEN], 2) * 0.5)?);
     for modalities in
         [vec![], vec![(Modality::Image, &image)], vec![(Modality::Image, &image), (Modality::Audio, &audio)]]

@@ -12,10 +12,10 @@ use model::config_json::{Family, ModelConfig};
 use protocol::event::Finish;
 use protocol::message::Modality;
 use serde_json::json;
-use stage_llm::gemma::Gemma;
-use stage_llm::gemma::cache::{MediaCache, VideoCache};
-use stage_llm::gemma::observe::{Boundary, Observe};
 use stage_llm::job::generate::{Ending, Pace, generate};
+use stage_llm::language::LanguageModel;
+use stage_llm::language::cache::{MediaCache, VideoCache};
+use stage_llm::language::observe::{Boundary, Observe};
 use stage_llm::text::sample::Sampler;
 
 const PROMPT: [u32; 20] =
@@ -30,7 +30,7 @@ fn tokens(n: usize, seed: u64) -> Tensor {
 }
 
 /// Cache of a video whose tokens come in the given cuts `(offset, rows)`.
-fn absorb(model: &Gemma, image: &Tensor, audio: &Tensor, cuts: &[(Modality, usize, usize)]) -> VideoCache {
+fn absorb(model: &LanguageModel, image: &Tensor, audio: &Tensor, cuts: &[(Modality, usize, usize)]) -> VideoCache {
     let cache = |n: usize| MediaCache::new(model.geometry(), n as u64, model.device()).unwrap();
     let mut video = VideoCache { image: Some(cache(image.dims()[0])), audio: Some(cache(audio.dims()[0])) };
     for &(modality, offset, rows) in cuts {
@@ -43,7 +43,7 @@ fn absorb(model: &Gemma, image: &Tensor, audio: &Tensor, cuts: &[(Modality, usiz
     video
 }
 
-fn logits(model: &Gemma, video: &VideoCache) -> Tensor {
+fn logits(model: &LanguageModel, video: &VideoCache) -> Tensor {
     let mut text = model.text_cache(32).unwrap();
     model.prefill(&PROMPT, &mut text, video, &mut ()).unwrap()
 }
@@ -70,7 +70,7 @@ fn chunks_in_any_order_and_more_than_once_give_what_the_whole_gives() {
             (Audio, 0, 2),
         ],
     ];
-    for model in both().map(|model| model.gemma(DType::F32)) {
+    for model in both().map(|model| model.language_model(DType::F32)) {
         let expected = logits(&model, &absorb(&model, &image, &audio, &[(Image, 0, 50), (Audio, 0, 13)]));
         for cut in cuts {
             let got = logits(&model, &absorb(&model, &image, &audio, cut));
@@ -82,7 +82,7 @@ fn chunks_in_any_order_and_more_than_once_give_what_the_whole_gives() {
 #[test]
 fn every_modality_token_counts() {
     use Modality::{Audio, Image};
-    let model = Model::new().gemma(DType::F32);
+    let model = Model::new().language_model(DType::F32);
     let (image, audio) = (tokens(50, 1), tokens(13, 2));
     let all = [(Image, 0, 50), (Audio, 0, 13)];
     let before = logits(&model, &absorb(&model, &image, &audio, &all));
@@ -94,7 +94,7 @@ fn every_modality_token_counts() {
 
 #[test]
 fn a_video_with_a_gap_is_not_answered_about() {
-    let model = Model::new().gemma(DType::F32);
+    let model = Model::new().language_model(DType::F32);
     let video = absorb(&model, &tokens(50, 1), &tokens(13, 2), &[(Modality::Image, 0, 20), (Modality::Audio, 0, 13)]);
     assert_eq!(video.first_gap(), Some((Modality::Image, 20..50)));
     let mut text = model.text_cache(32).unwrap();
@@ -103,7 +103,7 @@ fn a_video_with_a_gap_is_not_answered_about() {
 
 #[test]
 fn decoding_token_by_token_gives_what_one_prefill_gives_beyond_the_window_too() {
-    for model in both().map(|model| model.gemma(DType::F32)) {
+    for model in both().map(|model| model.language_model(DType::F32)) {
         let video = absorb(&model, &tokens(9, 1), &tokens(4, 2), &[(Modality::Image, 0, 9), (Modality::Audio, 0, 4)]);
         let expected = logits(&model, &video);
         for first in [1, 5, 8, 19] {
@@ -121,7 +121,7 @@ fn decoding_token_by_token_gives_what_one_prefill_gives_beyond_the_window_too() 
 #[test]
 fn only_even_layers_have_a_window() {
     let last = |c: serde_json::Value| {
-        let model = Model::with(c, |_, t| t).gemma(DType::F32);
+        let model = Model::with(c, |_, t| t).language_model(DType::F32);
         let mut text = model.text_cache(32).unwrap();
         let mut ids = PROMPT;
         let a = model.prefill(&ids, &mut text, &VideoCache::default(), &mut ()).unwrap();
@@ -141,10 +141,10 @@ fn half_precision_stays_near_single() {
     for checkpoint in both() {
         let (image, audio) = (tokens(50, 1), tokens(13, 2));
         let cuts = [(Image, 0, 50), (Audio, 0, 13)];
-        let model = checkpoint.gemma(DType::F32);
+        let model = checkpoint.language_model(DType::F32);
         let expected = logits(&model, &absorb(&model, &image, &audio, &cuts));
         for (dtype, tolerance) in [(DType::F16, 0.02), (DType::BF16, 0.2)] {
-            let model = checkpoint.gemma(dtype);
+            let model = checkpoint.language_model(dtype);
             let (image, audio) = (image.to_dtype(dtype).unwrap(), audio.to_dtype(dtype).unwrap());
             let got = logits(&model, &absorb(&model, &image, &audio, &cuts));
             assert!(worst(&got, &expected) < tolerance, "{dtype:?}: {}", worst(&got, &expected));
@@ -164,7 +164,7 @@ impl Observe for Seen {
 
 #[test]
 fn a_watcher_sees_every_boundary_with_its_offset() {
-    let model = Model::new().gemma(DType::F32);
+    let model = Model::new().language_model(DType::F32);
     let mut video =
         VideoCache { image: Some(MediaCache::new(model.geometry(), 5, model.device()).unwrap()), audio: None };
     let mut seen = Seen::default();
@@ -194,7 +194,7 @@ fn the_surveys_of_the_released_models_are_the_oracles_lists() {
             .map(|t| (t["name"].as_str().unwrap().to_owned(), serde_json::from_value(t["shape"].clone()).unwrap()))
             .collect();
         let needs = Weights::survey(DType::F16, |w| {
-            Gemma::new(&ModelConfig::of(family), w, &LlmConfig::default(), MediaProducts::Dense)
+            LanguageModel::new(&ModelConfig::of(family), w, &LlmConfig::default(), MediaProducts::Dense)
         })
         .unwrap();
         let asked: BTreeSet<(String, Vec<usize>)> = needs.iter().map(|n| (n.name.clone(), n.shape.clone())).collect();
@@ -209,7 +209,7 @@ fn a_tied_configuration_wins_over_a_stray_head_and_a_missing_head_is_the_embeddi
         if name == "stray lm_head" { Some(random(&[512, HIDDEN], 9)) } else { t }
     };
     let headless = |name: &str, t: Option<Tensor>| if name == "lm_head.weight" { None } else { t };
-    let logits = |m: Model| logits(&m.gemma(DType::F32), &VideoCache::default());
+    let logits = |m: Model| logits(&m.language_model(DType::F32), &VideoCache::default());
     let tied = logits(Model::new());
     assert_eq!(worst(&tied, &logits(Model::with(json!({}), stray))), 0.0);
     assert_eq!(worst(&tied, &logits(Model::with(json!({"tie_word_embeddings": false}), headless))), 0.0);
@@ -218,7 +218,7 @@ fn a_tied_configuration_wins_over_a_stray_head_and_a_missing_head_is_the_embeddi
 
 #[test]
 fn a_step_begun_before_its_token_is_known_gives_the_same_answer() {
-    let model = Model::new().gemma(DType::F32);
+    let model = Model::new().language_model(DType::F32);
     let (image, audio) = (tokens(50, 1), tokens(13, 2));
     let video = absorb(&model, &image, &audio, &[(Modality::Image, 0, 50), (Modality::Audio, 0, 13)]);
     let answer = |pace, end_tokens: &[u32], max_new_tokens| {

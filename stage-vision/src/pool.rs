@@ -8,10 +8,6 @@ use model::config_json::family::POOL_WEIGHT;
 use model::config_json::{ImagePool, ModelConfig};
 use protocol::plan::{FrameGrid, IMAGE_POOL, PADDED_SIDE};
 
-/// Rows that a matmul has at least. The CPU's kernels sum fewer rows in another order; with these, the bits of a cell do not
-/// depend on how many frames pass together.
-const LEAST_ROWS: usize = 16;
-
 /// Way from the patches of a frame to its cells, as the checkpoint has it.
 pub struct Pool {
     kind: Kind,
@@ -78,13 +74,8 @@ impl Pool {
             ImagePool::Convolution { kernel, side } => {
                 let (cells, patches) = ((side * side) as u64, (config.vision.side() * config.vision.side()) as u64);
                 let taps = cells * (kernel * kernel) as u64;
-                // The features in f32; the windows in f32, rounded, and turned; the cells, at least so many rows.
-                let rows = (frames * cells).max(LEAST_ROWS as u64);
-                let turned = rows * (kernel * kernel) as u64 * width * size;
-                frames * width * (4 * patches + taps * (4 + size))
-                    + turned
-                    + 2 * rows * width * size
-                    + 4 * taps * patches
+                // The features in f32; the windows in f32, rounded, and turned; the cells. Besides, the shares of the blends.
+                frames * width * (4 * patches + taps * (4 + 2 * size) + cells * size) + 4 * taps * patches
             }
         }
     }
@@ -132,10 +123,11 @@ impl Convolution {
         let windows = blends.matmul(&features.to_dtype(DType::F32)?)?.to_dtype(features.dtype())?; // [n, s*s*k*k, C]
         // Channel by channel, as the weight has them.
         let windows = windows.reshape((n * cells, taps, width))?.transpose(1, 2)?; // [n*s*s, C, k*k]
-        let windows = windows.reshape((n * cells, width * taps))?;
-        let windows = windows.pad_with_zeros(0, 0, LEAST_ROWS.saturating_sub(n * cells))?;
-        let weight = self.weight.flatten_from(1)?; // [C', C*k*k]
-        windows.matmul(&weight.t()?)?.narrow(0, 0, n * cells)?.reshape((n, cells, outputs))
+        let windows = windows.reshape((n, cells, width * taps))?;
+        let weight = self.weight.flatten_from(1)?.t()?; // [C*k*k, C']
+        // Frame by frame: how the CPU's kernels sum depends on the number of rows, and a cell's bits must not depend on how many
+        // frames pass together.
+        windows.matmul(&weight.broadcast_as((n, width * taps, outputs))?)
     }
 }
 

@@ -202,7 +202,9 @@ def answers_told(golden, m):
     with open(os.path.join(golden, "units", "texts.json")) as f:
         rows = [r for r in json.load(f)["answers"] if r["model_type"] == vo.MISTRAL.model_type]
     family = replace(vo.MISTRAL, **m.family)
-    return sum(json.loads(json.dumps(make_texts.answer_row(family, r["text"], r["duration"]))) != r for r in rows), len(rows)
+    read = [json.loads(json.dumps(make_texts.answer_row(family, r["text"], r["duration"]))) for r in rows]
+    official = [{k: v for k, v in r.items() if k != "ours"} for r in rows]
+    return sum(got != want for got, want in zip(read, official)), len(rows)
 
 
 def number(x):

@@ -98,7 +98,9 @@ pub fn needs(config: &ModelConfig, untied: bool) -> Result<BTreeMap<StageName, V
         (StageName::Fuse, Weights::survey(DType::F32, |w| stage_fuse::Fuser::new(c, w))?),
         (
             StageName::Llm,
-            Weights::survey(DType::F32, |w| stage_llm::Gemma::new(c, w, &LlmConfig::default(), MediaProducts::Dense))?,
+            Weights::survey(DType::F32, |w| {
+                stage_llm::LanguageModel::new(c, w, &LlmConfig::default(), MediaProducts::Dense)
+            })?,
         ),
     ]))
 }

@@ -12,8 +12,8 @@ use protocol::error::StageName;
 use protocol::event::Mode;
 use protocol::plan::{AudioPlan, FrameGrid, ImagePlan, SAMPLE_RATE};
 use serde::Serialize;
-use stage_llm::gemma::cache::CacheSize;
-use stage_llm::gemma::footprint::LlmFootprint;
+use stage_llm::language::cache::CacheSize;
+use stage_llm::language::footprint::LlmFootprint;
 
 /// Text tokens of a usual question: 64 of the prompt, 1,024 of the answer.
 const TEXT_TOKENS: u64 = 64 + 1024;

@@ -15,9 +15,9 @@ use compute::random::Normal;
 use config::WeightFormat;
 use model::checkpoint::{Checkpoint, Weights};
 use serde_json::json;
-use stage_llm::gemma::quantized::{BlockFormat, Blocks, Strips, WeightMatrix};
-use stage_llm::gemma::untied;
-use stage_llm::gemma::weights::{FileInfo, Matrix, VERSION, matrices, quantized};
+use stage_llm::language::quantized::{BlockFormat, Blocks, Strips, WeightMatrix};
+use stage_llm::language::untied;
+use stage_llm::language::weights::{FileInfo, Matrix, VERSION, matrices, quantized};
 
 use crate::replace::Unfinished;
 
@@ -118,8 +118,8 @@ mod tests {
     use super::*;
     use config::{LlmConfig, MediaProducts, Size};
     use model::checkpoint::{CheckpointError, CheckpointErrorKind};
-    use stage_llm::Gemma;
-    use stage_llm::gemma::cache::VideoCache;
+    use stage_llm::LanguageModel;
+    use stage_llm::language::cache::VideoCache;
 
     fn model(dir: &Path, size: Size) {
         let dims = model::demo_model::Dims::of(size);
@@ -130,9 +130,9 @@ mod tests {
         let checkpoint = Arc::new(Checkpoint::open(dir)?);
         let llm = LlmConfig { weights, quantized: quantized.map(Path::to_owned), ..LlmConfig::default() };
         let w = Weights::new(checkpoint.clone(), DType::F32, Device::Cpu);
-        let gemma = Gemma::new(checkpoint.config(), &w, &llm, MediaProducts::Dense)?;
-        let mut text = gemma.text_cache(4).unwrap();
-        let prompt = gemma.prefill(&[2, 106, 17], &mut text, &VideoCache::default(), &mut ());
+        let model = LanguageModel::new(checkpoint.config(), &w, &llm, MediaProducts::Dense)?;
+        let mut text = model.text_cache(4).unwrap();
+        let prompt = model.prefill(&[2, 106, 17], &mut text, &VideoCache::default(), &mut ());
         Ok(prompt.unwrap().to_vec1().unwrap())
     }
 

@@ -9,9 +9,6 @@ use protocol::message::JobRequest;
 use protocol::plan::FrameGrid;
 use protocol::stage::{JobPort, Stop};
 
-use crate::gemma::Gemma;
-use crate::gemma::footprint::{HINT, LlmFootprint};
-use crate::gemma::observe::Observe;
 use crate::job::composite::{self, Found, Rule, titled};
 use crate::job::fit::{Fit, host_bytes};
 use crate::job::in_flight::{Job, here};
@@ -20,6 +17,9 @@ use crate::job::outcome::{self, Frame};
 use crate::job::prefill::Prefill;
 use crate::job::reply::Replies;
 use crate::job::work::{self, Work};
+use crate::language::LanguageModel;
+use crate::language::footprint::{HINT, LlmFootprint};
+use crate::language::observe::Observe;
 use crate::text::prompt::Prompter;
 use crate::text::reading::Watched;
 use crate::text::registry::Tasks;
@@ -40,7 +40,7 @@ pub struct Settings {
 
 /// Stage that owns the model and answers one job at a time.
 pub struct LlmStage {
-    model: Gemma,
+    model: LanguageModel,
     grid: FrameGrid,
     prompter: Prompter,
     tasks: Tasks,
@@ -71,7 +71,7 @@ impl LlmStage {
         );
         footprint.fixed.check(StageName::Llm, settings.budget_bytes, HINT)?;
         let tasks = Tasks::with_file(settings.llm.tasks_file.as_deref(), config.family)?;
-        let model = Gemma::new(config, weights, &settings.llm, settings.compute.media_products)?;
+        let model = LanguageModel::new(config, weights, &settings.llm, settings.compute.media_products)?;
         let grid = config.image_pool().grid();
         Ok(LlmStage { model, grid, prompter, tasks, footprint, settings, kept: Kept::default() })
     }
@@ -83,7 +83,7 @@ impl LlmStage {
     }
 
     /// Language model of the stage.
-    pub fn model(&self) -> &Gemma {
+    pub fn model(&self) -> &LanguageModel {
         &self.model
     }
 

@@ -5,8 +5,8 @@ use protocol::error::{ErrorKind, JobError};
 use protocol::event::Mode;
 use protocol::plan::{AudioPlan, MediaPlan, SAMPLE_RATE};
 
-use crate::gemma::cache::CacheSize;
-use crate::gemma::footprint::LlmFootprint;
+use crate::language::cache::CacheSize;
+use crate::language::footprint::LlmFootprint;
 
 /// Memory that a worker may give to one job, and how much text the job has.
 #[derive(Clone, Copy, Debug)]

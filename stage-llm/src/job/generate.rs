@@ -6,10 +6,10 @@ use compute::transfer::Download;
 use protocol::event::Finish;
 use protocol::stage::Stop;
 
-use crate::gemma::Gemma;
-use crate::gemma::cache::{TextCache, VideoCache};
-use crate::gemma::choose::first_largest;
-use crate::gemma::observe::{Boundary, Observe};
+use crate::language::LanguageModel;
+use crate::language::cache::{TextCache, VideoCache};
+use crate::language::choose::first_largest;
+use crate::language::observe::{Boundary, Observe};
 use crate::text::sample::{Sampler, checked};
 
 /// End of an answer: its end tokens and its limit.
@@ -33,7 +33,7 @@ pub enum Pace {
 
 impl Pace {
     /// Faster pace for a model and a sampler: a CPU does not wait for another device.
-    pub fn of(model: &Gemma, sampler: &Sampler) -> Self {
+    pub fn of(model: &LanguageModel, sampler: &Sampler) -> Self {
         if sampler.is_greedy() && model.device().is_cuda() { Pace::Ahead } else { Pace::InStep }
     }
 }
@@ -45,7 +45,7 @@ impl Pace {
 /// Errors of `each` and of the model.
 #[expect(clippy::too_many_arguments, reason = "one answer's state, in use by one call")]
 pub fn generate(
-    model: &Gemma,
+    model: &LanguageModel,
     mut logits: Tensor,
     text: &mut TextCache,
     video: &VideoCache,
@@ -96,7 +96,7 @@ pub struct Voice {
 /// # Errors
 /// Errors of `each` and of the model.
 pub fn generate_together(
-    model: &Gemma,
+    model: &LanguageModel,
     voices: Vec<Voice>,
     video: &VideoCache,
     end_tokens: &[u32],
@@ -141,7 +141,7 @@ fn choice(voice: &mut Voice) -> Result<u32, Stop> {
 
 /// Token of the largest logit, and the logits after it, whose computation begins before the token has come to the host.
 fn ahead(
-    model: &Gemma,
+    model: &LanguageModel,
     logits: &Tensor,
     text: &mut TextCache,
     video: &VideoCache,

@@ -5,8 +5,8 @@ use protocol::message::JobRequest;
 use protocol::plan::{FrameGrid, MediaPlan};
 use protocol::stage::{JobPort, Stop};
 
-use crate::gemma::observe::Observe;
 use crate::job::clock::{Clock, Progress};
+use crate::language::observe::Observe;
 
 /// Job in flight.
 pub struct Job<'a> {

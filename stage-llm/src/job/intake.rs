@@ -6,12 +6,12 @@ use protocol::error::{ErrorKind, JobError};
 use protocol::message::{Modality, TokenBatch};
 use protocol::plan::MediaPlan;
 
-use crate::gemma::Gemma;
-use crate::gemma::cache::{MediaCache, VideoCache};
-use crate::gemma::chunk::Chunk;
 use crate::job::compact::compacted;
 use crate::job::fit::Fit;
 use crate::job::pictures::Pictures;
+use crate::language::LanguageModel;
+use crate::language::cache::{MediaCache, VideoCache};
+use crate::language::chunk::Chunk;
 
 /// Tokens of a job's video that have come, and those that are still to come.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Intake {
     ///
     /// # Errors
     /// `does_not_fit`; `out_of_memory`.
-    pub fn new(model: &Gemma, plan: MediaPlan, fit: Fit, chunk_rows: usize) -> Result<Self, JobError> {
+    pub fn new(model: &LanguageModel, plan: MediaPlan, fit: Fit, chunk_rows: usize) -> Result<Self, JobError> {
         fit.check(&plan, false)?;
         let image = plan.image.as_ref().map(|i| allocated(model, i.tokens));
         let video = VideoCache { image: image.transpose()?, audio: None };
@@ -71,7 +71,7 @@ impl Intake {
     /// # Errors
     /// `model` for tokens of another width or dtype than the model's; `does_not_fit` when the sound is longer than its
     /// container said; `internal` for a batch that contradicts the plan.
-    pub fn take(&mut self, model: &Gemma, batch: &TokenBatch<'_>) -> Result<Vec<Chunk>, JobError> {
+    pub fn take(&mut self, model: &LanguageModel, batch: &TokenBatch<'_>) -> Result<Vec<Chunk>, JobError> {
         let modality = batch.modality;
         let rows = batch.tensor.rows() as u64;
         if rows == 0 {
@@ -135,7 +135,7 @@ impl Intake {
     }
 
     /// Settles the length of the sound, which the first audio batch brings.
-    fn settle_audio(&mut self, model: &Gemma, batch: &TokenBatch<'_>) -> Result<(), JobError> {
+    fn settle_audio(&mut self, model: &LanguageModel, batch: &TokenBatch<'_>) -> Result<(), JobError> {
         let Some(audio) = &batch.plan.audio else { return Err(contradiction(batch, &self.plan)) };
         let exact = MediaPlan { audio: Some(audio.clone()), ..self.plan.clone() };
         self.fit.check(&exact, true)?;
@@ -146,11 +146,11 @@ impl Intake {
     }
 }
 
-fn allocated(model: &Gemma, tokens: u64) -> Result<MediaCache, Failure> {
+fn allocated(model: &LanguageModel, tokens: u64) -> Result<MediaCache, Failure> {
     compacted(|| MediaCache::new(model.geometry(), tokens, model.device())).map_err(Failure)
 }
 
-fn check_tokens(model: &Gemma, batch: &TokenBatch<'_>) -> Result<(), JobError> {
+fn check_tokens(model: &LanguageModel, batch: &TokenBatch<'_>) -> Result<(), JobError> {
     let (dtype, shape) = (batch.tensor.dtype(), batch.tensor.shape());
     if candle_dtype(dtype) == model.dtype() && shape.len() == 2 && shape[1] == model.hidden_size() {
         return Ok(());

@@ -7,8 +7,8 @@ use protocol::message::JobRequest;
 use protocol::plan::MediaPlan;
 use protocol::stage::Stop;
 
-use crate::gemma::cache::VideoCache;
 use crate::job::pictures::Pictures;
+use crate::language::cache::VideoCache;
 
 /// Identity of a video's keys and values: all that they depend on, besides the model and its formats, of which a
 /// process has one.

@@ -13,14 +13,14 @@ use protocol::plan::MediaPlan;
 use protocol::stage::Stop;
 use protocol::wire::VERSION;
 
-use crate::gemma::Gemma;
-use crate::gemma::cache::VideoCache;
-use crate::gemma::chunk::Chunk;
 use crate::job::compact::compacted;
 use crate::job::fit::Fit;
 use crate::job::in_flight::{Job, here};
 use crate::job::intake::Intake;
 use crate::job::pictures::Pictures;
+use crate::language::LanguageModel;
+use crate::language::cache::VideoCache;
+use crate::language::chunk::Chunk;
 
 /// Divisor of the tokens that are still to come: a pass through the layers waits for this share of them.
 const LEFT_SHARE: usize = 4;
@@ -37,7 +37,7 @@ pub type Prefilled = (MediaPlan, VideoCache, Pictures);
 /// Prefill of a video's cache for one job.
 pub struct Prefill<'a> {
     /// Model with the layers.
-    pub model: &'a Gemma,
+    pub model: &'a LanguageModel,
     /// Section `[llm]` of the configuration, with the most rows of a pass.
     pub llm: &'a LlmConfig,
     /// Memory that the job may hold.

@@ -7,13 +7,13 @@ use protocol::plan::MediaPlan;
 use protocol::stage::{JobPort, Stop};
 use tokenizers::Tokenizer;
 
-use crate::gemma::Gemma;
-use crate::gemma::cache::{MediaCache, TextCache, VideoCache};
 use crate::job::compact::compacted;
 use crate::job::fit::Fit;
 use crate::job::generate::{Ending, Pace, Voice, generate, generate_together};
 use crate::job::in_flight::{Job, here};
 use crate::job::work::Question;
+use crate::language::LanguageModel;
+use crate::language::cache::{MediaCache, TextCache, VideoCache};
 use crate::text::chat::strip;
 use crate::text::detokenize::{Detokenizer, decode};
 use crate::text::prompt::Prompter;
@@ -37,7 +37,7 @@ pub struct Written {
 /// Replies about one video.
 pub struct Replies<'a> {
     /// Model.
-    pub model: &'a Gemma,
+    pub model: &'a LanguageModel,
     /// Tokenizer and chat template.
     pub prompter: &'a Prompter,
     /// Tokens that end an answer.

@@ -2,7 +2,7 @@
 
 use protocol::error::{ErrorKind, JobError};
 
-use crate::gemma::choose::{NO_TOKEN, first_largest_of};
+use crate::language::choose::{NO_TOKEN, first_largest_of};
 
 /// Sampler of tokens: greedy, or random from a nucleus. The same seed chooses the same tokens.
 #[derive(Clone, Debug)]

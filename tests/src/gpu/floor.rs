@@ -12,7 +12,7 @@ use config::{ComputeConfig, Config, MediaProducts, Precision};
 use model::config_json::ModelConfig;
 use protocol::plan::{AudioPlan, ImagePlan, SAMPLE_RATE, WINDOW_SAMPLES};
 use serde::{Deserialize, Serialize};
-use stage_llm::gemma::footprint::LlmFootprint;
+use stage_llm::language::footprint::LlmFootprint;
 
 /// Measured rates of a GPU.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

@@ -34,7 +34,7 @@ pub fn run(args: &Arguments) -> ExitCode {
         let shared = check::check(&device, dtype)
             .into_iter()
             .map(move |c| Check { name: format!("{}, {}", c.name, dtype.as_str()), ..c });
-        shared.chain(stage_llm::gemma::kernels::check::check(&device, dtype))
+        shared.chain(stage_llm::language::kernels::check::check(&device, dtype))
     });
     let mut wrong = 0;
     for check in checks {
@@ -53,7 +53,7 @@ pub fn run(args: &Arguments) -> ExitCode {
 fn bench(device: &Device) -> candle_core::Result<()> {
     bench::bench(device, DType::BF16)?.iter().for_each(show);
     #[cfg(feature = "cuda")]
-    stage_llm::gemma::kernels::bench::bench(device, DType::BF16)?.iter().for_each(|timing| println!("{timing}"));
+    stage_llm::language::kernels::bench::bench(device, DType::BF16)?.iter().for_each(|timing| println!("{timing}"));
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use protocol::plan::{AudioPlan, ImagePlan, MediaPlan, SAMPLE_RATE};
 use protocol::stage::{Port, Stage, Stop};
 use protocol::wire::{self, VERSION};
 use runtime::process::ConfigArgs;
-use stage_llm::gemma::cache::{MediaCache, VideoCache};
+use stage_llm::language::cache::{MediaCache, VideoCache};
 
 use super::synthetic::SyntheticDecode;
 

@@ -5,10 +5,10 @@ use candle_core::Tensor;
 use protocol::event::Finish;
 use protocol::message::Modality;
 use protocol::stage::Stop;
-use stage_llm::Gemma;
-use stage_llm::gemma::cache::{MediaCache, TextCache, VideoCache};
-use stage_llm::gemma::observe::{Boundary, Observe};
+use stage_llm::LanguageModel;
 use stage_llm::job::generate::{Ending, Pace, generate};
+use stage_llm::language::cache::{MediaCache, TextCache, VideoCache};
+use stage_llm::language::observe::{Boundary, Observe};
 use stage_llm::text::sample::Sampler;
 
 use super::ledger::Ledger;
@@ -33,7 +33,7 @@ pub struct Answer {
 /// # Errors
 /// The model's.
 pub fn answer(
-    model: &Gemma,
+    model: &LanguageModel,
     fused: &Fused,
     prompt: &[u32],
     ending: Ending<'_>,
@@ -60,7 +60,7 @@ pub fn answer(
 /// # Errors
 /// The model's.
 pub fn follow(
-    model: &Gemma,
+    model: &LanguageModel,
     fused: &Fused,
     prompt: &[u32],
     along: &[u32],
@@ -92,7 +92,7 @@ pub fn follow(
 
 /// Cache of the video's keys and values, and an empty one for `text_tokens` of text.
 fn read(
-    model: &Gemma,
+    model: &LanguageModel,
     fused: &Fused,
     text_tokens: usize,
     watcher: &mut Watcher<'_, '_>,

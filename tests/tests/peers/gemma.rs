@@ -13,8 +13,8 @@ use candle_core::{Device, Tensor};
 use candle_transformers::models::gemma2;
 use config::{LlmConfig, MediaProducts};
 use model::checkpoint::Checkpoint;
-use stage_llm::Gemma;
-use stage_llm::gemma::cache::VideoCache;
+use stage_llm::LanguageModel;
+use stage_llm::language::cache::VideoCache;
 use stage_llm::text::sample::Sampler;
 use tests::parity::golden::Golden;
 
@@ -33,7 +33,7 @@ struct Answer {
 /// What our model answers greedily, in `tokens` tokens.
 fn ours(checkpoint: &Arc<Checkpoint>, prompt: &[u32], tokens: usize) -> Answer {
     let (w, llm) = (weights(checkpoint), LlmConfig::default());
-    let model = Gemma::new(checkpoint.config(), &w, &llm, MediaProducts::Dense).unwrap();
+    let model = LanguageModel::new(checkpoint.config(), &w, &llm, MediaProducts::Dense).unwrap();
     let (mut text, video) = (model.text_cache(prompt.len() + tokens).unwrap(), VideoCache::default());
     let mut sampler = Sampler::new(0.0, 1.0, 0);
     let (mut ids, mut steps) = (Vec::new(), Vec::new());

@@ -11,8 +11,8 @@ use model::config_json::ModelConfig;
 use protocol::coverage::Coverage;
 use protocol::message::Modality;
 
-use crate::gemma::kv::{KvFormat, KvTensor};
-use crate::gemma::rope::RopeTable;
+use crate::language::kv::{KvFormat, KvTensor};
+use crate::language::rope::RopeTable;
 
 /// Shape and formats of the KV cache of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,7 +209,7 @@ impl MediaCache {
     }
 
     /// Claims rows for writing and returns those that were not claimed before. The caller must write them with
-    /// [`Gemma::absorb`](crate::gemma::Gemma::absorb).
+    /// [`LanguageModel::absorb`](crate::language::LanguageModel::absorb).
     pub fn claim(&mut self, rows: Range<u64>) -> Vec<Range<u64>> {
         self.coverage.insert(rows)
     }

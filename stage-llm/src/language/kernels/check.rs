@@ -8,13 +8,13 @@ use candle_core::{DType, Device, Result, Tensor};
 use compute::kernels::check::Check;
 use compute::random::Draws;
 
-use crate::gemma::attention::segments::attend_segments;
-use crate::gemma::attention::{Queries, Scoring, Segment, Visible};
-use crate::gemma::choose::{NO_TOKEN, first_largest, soft_cap};
-use crate::gemma::fold::fold_heads;
-use crate::gemma::kv::{KvFormat, KvTensor};
-use crate::gemma::quantized::{BlockFormat, Blocks, WeightMatrix};
-use crate::gemma::rope::RopeTable;
+use crate::language::attention::segments::attend_segments;
+use crate::language::attention::{Queries, Scoring, Segment, Visible};
+use crate::language::choose::{NO_TOKEN, first_largest, soft_cap};
+use crate::language::fold::fold_heads;
+use crate::language::kv::{KvFormat, KvTensor};
+use crate::language::quantized::{BlockFormat, Blocks, WeightMatrix};
+use crate::language::rope::RopeTable;
 
 /// Result of every family of kernels on `device` in `dtype`, compared with its twin on the CPU.
 pub fn check(device: &Device, dtype: DType) -> Vec<Check> {

@@ -9,7 +9,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::blockwise::{KeySource, attend_to};
 use super::{Queries, Scoring, Segment, Visible};
-use crate::gemma::kv::KvTensor;
+use crate::language::kv::KvTensor;
 
 /// `sum over segments of softmax(cap(q kᵀ · scale)) v`: `[n, heads * head_dim]` in the queries' type. Up to three
 /// segments; every query must see a key of each.
@@ -68,8 +68,8 @@ impl KeySource for Segment<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gemma::attention::blockwise::attend;
-    use crate::gemma::kv::KvFormat;
+    use crate::language::attention::blockwise::attend;
+    use crate::language::kv::KvFormat;
     use candle_core::Device;
     use compute::random::Draws;
 

@@ -13,7 +13,7 @@ use model::checkpoint::{CheckpointError, CheckpointErrorKind, Weights};
 use model::config_json::ModelConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::gemma::quantized::{BlockFormat, Blocks, Strips, WeightMatrix};
+use crate::language::quantized::{BlockFormat, Blocks, Strips, WeightMatrix};
 
 /// Version of the file's layout.
 pub const VERSION: u32 = 1;

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use crate::gemma::kv::KvTensor;
+use crate::language::kv::KvTensor;
 
 pub mod blockwise;
 #[cfg(feature = "cuda")]

@@ -4,7 +4,7 @@ use candle_core::{CudaStorage, Layout, Result, Storage, Tensor};
 pub(crate) use compute::kernels::cuda::address;
 use compute::kernels::cuda::{Arg, Kernels, grid, pointer, rows as rows_of, suffix};
 
-use crate::gemma::kv::{KvFormat, KvTensor};
+use crate::language::kv::{KvFormat, KvTensor};
 
 pub(crate) static KV_WRITE: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/kv_write.fatbin")));
 

@@ -6,12 +6,12 @@ use config::{MediaProducts, WeightFormat};
 use model::checkpoint::{CheckpointError, Weights};
 use model::config_json::ModelConfig;
 
-use crate::gemma::attention::segments::attend_segments;
-use crate::gemma::attention::{Queries, Scoring, Segment, Visible};
-use crate::gemma::cache::{LayerCache, TextCache, VideoCache};
-use crate::gemma::fold::fold_heads;
-use crate::gemma::quantized::WeightMatrix;
-use crate::gemma::weights::{LayerMatrices, Loader};
+use crate::language::attention::segments::attend_segments;
+use crate::language::attention::{Queries, Scoring, Segment, Visible};
+use crate::language::cache::{LayerCache, TextCache, VideoCache};
+use crate::language::fold::fold_heads;
+use crate::language::quantized::WeightMatrix;
+use crate::language::weights::{LayerMatrices, Loader};
 
 /// RMS norm: `rms(x) * gain`, all in f32, one rounding at the end. The gain is `1 + w` of Gemma's weights (MODEL.md 7) and `w`
 /// of Mistral's (MODEL-7B.md, "Language model").

@@ -146,7 +146,7 @@ impl WeightMatrix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gemma::quantized::BlockFormat;
+    use crate::language::quantized::BlockFormat;
     use candle_core::Device;
     use compute::random::Draws;
 

@@ -7,10 +7,10 @@ use candle_core::cuda::cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use candle_core::{DType, Device, Result, Tensor};
 use compute::random::Draws;
 
-use crate::gemma::attention::segments::attend_segments;
-use crate::gemma::attention::{Queries, Scoring, Segment, Visible};
-use crate::gemma::kv::{KvFormat, KvTensor};
-use crate::gemma::quantized::{BlockFormat, Blocks, WeightMatrix};
+use crate::language::attention::segments::attend_segments;
+use crate::language::attention::{Queries, Scoring, Segment, Visible};
+use crate::language::kv::{KvFormat, KvTensor};
+use crate::language::quantized::{BlockFormat, Blocks, WeightMatrix};
 
 /// Time of one operation.
 #[derive(Debug, Clone)]

@@ -7,14 +7,14 @@ use model::checkpoint::{CheckpointError, Weights};
 use model::config_json::ModelConfig;
 use protocol::message::Modality;
 
-use crate::gemma::cache::{Geometry, TextCache, VideoCache};
-use crate::gemma::choose::soft_cap;
-use crate::gemma::chunk::{Chunk, runs};
-use crate::gemma::layer::{DecoderLayer, RmsNorm};
-use crate::gemma::observe::{Boundary, Observe};
-use crate::gemma::quantized::WeightMatrix;
-use crate::gemma::rope::RopeTable;
-use crate::gemma::weights::{self, Loader};
+use crate::language::cache::{Geometry, TextCache, VideoCache};
+use crate::language::choose::soft_cap;
+use crate::language::chunk::{Chunk, runs};
+use crate::language::layer::{DecoderLayer, RmsNorm};
+use crate::language::observe::{Boundary, Observe};
+use crate::language::quantized::WeightMatrix;
+use crate::language::rope::RopeTable;
+use crate::language::weights::{self, Loader};
 
 /// Number of positions whose rotations are kept ready; a longer text has its own table made.
 const READY_POSITIONS: usize = 8192;
@@ -25,7 +25,7 @@ pub fn untied(c: &ModelConfig, w: &Weights) -> bool {
 }
 
 /// The language model.
-pub struct Gemma {
+pub struct LanguageModel {
     embed_tokens: WeightMatrix, // [vocabulary, D]
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
@@ -44,7 +44,7 @@ pub struct Gemma {
     device: Device,
 }
 
-impl Gemma {
+impl LanguageModel {
     /// Loads the model, its matrices and its keys and values kept as `llm` says, image and audio tokens multiplied as
     /// `products` says; works under [`Weights::survey`].
     ///
@@ -64,7 +64,7 @@ impl Gemma {
         let layer = |i| DecoderLayer::new(i, c, &layers.pp(i), &loader, llm.weights);
         let rope = RopeTable::new(c.rope_theta, c.head_dim, READY_POSITIONS, w.dtype(), w.device())
             .map_err(CheckpointError::from_device)?;
-        Ok(Gemma {
+        Ok(LanguageModel {
             lm_head: if untied(c, w) { loader.load(&head)? } else { embed_tokens.clone() },
             embed_tokens,
             layers: (0..c.num_hidden_layers).map(layer).collect::<std::result::Result<_, _>>()?,

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::gemma::kv::{KvFormat, KvTensor};
+use crate::language::kv::{KvFormat, KvTensor};
 
 /// Cosines and sines of every position that a text may have, `[positions, head_dim / 2]` each, computed once: a decode
 /// step then uploads nothing. 8,192 positions of the 9B model take 4 MiB.
@@ -99,7 +99,7 @@ impl RopeTable {
 #[cfg(feature = "cuda")]
 mod cuda {
     use super::*;
-    use crate::gemma::kernels::{KV_WRITE, address, rows};
+    use crate::language::kernels::{KV_WRITE, address, rows};
     use candle_core::op::BackpropOp;
     use candle_core::{Layout, Shape, Storage};
     use compute::kernels::cuda::{Arg, allocate, grid, pointer, suffix};

@@ -10,8 +10,8 @@ use candle_core::{CudaDevice, DType, Device, Result, Shape, Storage, Tensor};
 use compute::kernels::cuda::{Kernels, allocate, grid, launch_ahead, pointer, suffix};
 
 use super::{Queries, SCRATCH_BYTES, Scoring, Segment, Visible};
-use crate::gemma::kernels::{address, rows};
-use crate::gemma::kv::{KvFormat, KvTensor};
+use crate::language::kernels::{address, rows};
+use crate::language::kv::{KvFormat, KvTensor};
 
 static FEW: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/attend_few.fatbin")));
 static MANY: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/attend_many.fatbin")));

@@ -1,4 +1,4 @@
-//! Gemma 2 with decomposed attention, and what it computes with.
+//! The language model with decomposed attention, and what it computes with.
 //!
 //! In reading order: [`kv`] (keys or values of a layer, in 16, 8 or 4 bits),
 //! [`attention`] (softmax over long caches), [`rope`] (rotary positions), [`fold`] (the output projection of tokens
@@ -22,4 +22,4 @@ pub mod quantized;
 pub mod rope;
 pub mod weights;
 
-pub use language_model::{Gemma, untied};
+pub use language_model::{LanguageModel, untied};

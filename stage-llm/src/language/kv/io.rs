@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{KvFormat, KvTensor, row};
 #[cfg(feature = "cuda")]
-use crate::gemma::kernels::kv_write;
+use crate::language::kernels::kv_write;
 
 impl KvTensor {
     /// Writes rows `[n, kv_heads * head_dim]` from token `at` on; they may be columns of a wider matrix.

@@ -10,11 +10,11 @@ use model::budget::Footprint;
 use model::checkpoint::{CheckpointError, Weights};
 use model::config_json::ModelConfig;
 
-use crate::gemma::attention::SCRATCH_BYTES;
-use crate::gemma::attention::blockwise::{BLOCK_KEYS, BLOCK_SCORES};
-use crate::gemma::cache::Geometry;
-use crate::gemma::language_model::Gemma;
-use crate::gemma::quantized::matrix::EXPANDED_BYTES;
+use crate::language::attention::SCRATCH_BYTES;
+use crate::language::attention::blockwise::{BLOCK_KEYS, BLOCK_SCORES};
+use crate::language::cache::Geometry;
+use crate::language::language_model::LanguageModel;
+use crate::language::quantized::matrix::EXPANDED_BYTES;
 
 /// Bytes of a chunk in which a memory pool maps GPU memory (seen with CUDA 13.0): what an allocation leaves of its last
 /// chunk serves nothing that is larger.
@@ -40,7 +40,7 @@ impl LlmFootprint {
     /// None with a checked configuration.
     pub fn new(model: &ModelConfig, llm: &LlmConfig, compute: &ComputeConfig) -> Result<Self, CheckpointError> {
         let dtype = candle_dtype(compute.dtype.wire());
-        let needs = Weights::survey(dtype, |w| Gemma::new(model, w, llm, compute.media_products))?;
+        let needs = Weights::survey(dtype, |w| LanguageModel::new(model, w, llm, compute.media_products))?;
         let rows = llm.chunk_rows.max(llm.max_prompt_tokens) as u64;
         let in_blocks = matches!(llm.weights, WeightFormat::Q8 | WeightFormat::Q4);
         let size = dtype.size_in_bytes() as u64;

@@ -9,7 +9,7 @@ use compute::kernels::cuda::{Arg, Kernels, allocate, grid, pointer, resident_blo
 use compute::kernels::e4m3::gpu;
 
 use super::format::{BlockFormat, UNIT_ROWS};
-use crate::gemma::kernels::{address, rows};
+use crate::language::kernels::{address, rows};
 
 static GEMV: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/gemv.fatbin")));
 static BLOCKS: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/blocks.fatbin")));
