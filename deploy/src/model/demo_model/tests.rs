@@ -172,7 +172,8 @@ fn geometry_and_tokenizer_are_those_of_the_reference_generator() {
         let reference = repository("tests/golden/checkpoints").join(reference);
         assert_eq!(ModelConfig::read(dir.path()).unwrap(), ModelConfig::read(&reference).unwrap(), "{size}");
         for file in ["tokenizer.json", "tokenizer_config.json"] {
-            let [ours, theirs] = [dir.path(), &reference].map(|dir| fs::read_to_string(dir.join(file)).unwrap());
+            let [ours, theirs] =
+                [dir.path(), reference.as_path()].map(|dir| fs::read_to_string(dir.join(file)).unwrap());
             assert_eq!(ours, theirs, "{size}: {file}");
         }
     }
