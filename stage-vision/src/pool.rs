@@ -116,7 +116,7 @@ impl Convolution {
     /// Features of another shape; the device's.
     pub fn cells(&self, features: &Tensor) -> Result<Tensor> {
         let (n, _, width) = features.dims3()?;
-        let (outputs, _, kernel, _) = self.weight.dims4()?;
+        let kernel = self.weight.dim(2)?;
         let (cells, taps) = (self.side * self.side, kernel * kernel);
         let (rows, patches) = self.blends.dims2()?;
         let blends = self.blends.broadcast_as((n, rows, patches))?;
@@ -127,7 +127,8 @@ impl Convolution {
         let weight = self.weight.flatten_from(1)?.t()?; // [C*k*k, C']
         // Frame by frame: how the CPU's kernels sum depends on the number of rows, and a cell's bits must not depend on how many
         // frames pass together.
-        windows.matmul(&weight.broadcast_as((n, width * taps, outputs))?)
+        let frames = (0..n).map(|i| windows.get(i)?.matmul(&weight));
+        Tensor::stack(&frames.collect::<Result<Vec<_>>>()?, 0)
     }
 }
 

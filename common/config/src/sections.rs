@@ -139,8 +139,8 @@ pub struct ModelSource {
     /// Directory with config.json, shards, index and tokenizer.
     #[serde(with = "crate::path")]
     pub dir: PathBuf,
-    /// `random:SIZE` (tiny, realdims, 9b; `random` is 9b), the same as `--weights`: no files, the stages make the model that
-    /// `vidi demo-model --size SIZE` writes while they load it. Its answers mean nothing.
+    /// `random:SIZE` (tiny, realdims, 9b, 7b-tiny, 7b-realdims, 7b; `random` is 9b), the same as `--weights`: no files, the
+    /// stages make the model that `vidi demo-model --size SIZE` writes while they load it. Its answers mean nothing.
     pub weights: Option<RandomWeights>,
 }
 

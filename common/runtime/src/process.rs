@@ -142,8 +142,8 @@ pub struct ConfigArgs {
     /// Sets one configuration key, e.g. `--set bus.url=nats://127.0.0.1:4222`; repeatable.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", global = true)]
     pub set: Vec<String>,
-    /// Starts without a checkpoint: `random:SIZE` (tiny, realdims, 9b; `random` is 9b) makes the model that `vidi
-    /// demo-model --size SIZE` writes while it loads. Its answers mean nothing. Sets model.weights.
+    /// Starts without a checkpoint: `random:SIZE` (tiny, realdims, 9b, 7b-tiny, 7b-realdims, 7b; `random` is 9b) makes the
+    /// model that `vidi demo-model --size SIZE` writes while it loads. Its answers mean nothing. Sets model.weights.
     #[arg(long, value_name = "random[:SIZE]", global = true)]
     pub weights: Option<RandomWeights>,
 }

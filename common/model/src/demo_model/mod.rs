@@ -1,6 +1,6 @@
-//! The demo model: random weights in the layout of Vidi 1.5, for trials and tests where the real checkpoint is not at hand.
+//! The demo model: random weights in the layout of Vidi 1.5 or Vidi 7B, for trials and tests where the real checkpoint is not at hand.
 //!
-//! Tensor names, shapes and types are those of the real checkpoint, also of the tensors that inference does not use; the
+//! Tensor names, shapes and types are those of the real checkpoints, also of the tensors that inference does not use; the
 //! weights are random, spread so that activations stay near 1 and the greedy answer moves. `vidi demo-model` writes it to
 //! disk; stages with [`RandomWeights`] make it while they load. The reading order:
 //!
@@ -17,5 +17,5 @@ pub mod values;
 
 pub use size::Dims;
 
-/// The seed to use when none is given: of 1 to 40, the one whose tiny model has the most different tokens in its answers.
+/// The seed to use when none is given: of 1 to 40, the one whose tiny Vidi 1.5 has the most different tokens in its answers.
 pub const DEFAULT_SEED: u64 = 34;

@@ -11,7 +11,7 @@ use model::demo_model;
 use protocol::error::StageName;
 use runtime::process::ConfigArgs;
 
-/// Vidi 1.5 9B on a message bus: ask questions about videos.
+/// Vidi 1.5 9B and Vidi 7B on a message bus: ask questions about videos.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 pub struct Cli {

@@ -166,10 +166,17 @@ fn the_tokenizer_gives_the_reference_ids_at_any_vocabulary() {
 }
 
 #[test]
-fn the_configuration_states_the_geometry_of_the_reference_generator() {
-    let (dir, _) = written(&Dims::of(Size::Tiny), 1);
-    let reference = ModelConfig::read(&repository("tests/golden/checkpoints/tied")).unwrap();
-    assert_eq!(ModelConfig::read(dir.path()).unwrap(), reference);
+fn geometry_and_tokenizer_are_those_of_the_reference_generator() {
+    for (size, reference) in [(Size::Tiny, "tied"), (Size::SevenBTiny, "7b")] {
+        let (dir, _) = written(&Dims::of(size), 1);
+        let reference = repository("tests/golden/checkpoints").join(reference);
+        assert_eq!(ModelConfig::read(dir.path()).unwrap(), ModelConfig::read(&reference).unwrap(), "{size}");
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
+            let [ours, theirs] =
+                [dir.path(), reference.as_path()].map(|dir| fs::read_to_string(dir.join(file)).unwrap());
+            assert_eq!(ours, theirs, "{size}: {file}");
+        }
+    }
 }
 
 #[test]
