@@ -19,7 +19,7 @@ use stage_llm::gemma::quantized::{BlockFormat, Blocks, Strips, WeightMatrix};
 use stage_llm::gemma::untied;
 use stage_llm::gemma::weights::{FileInfo, Matrix, VERSION, matrices, quantized};
 
-use crate::replace::Unfinished;
+use config::replace::Unfinished;
 
 /// Rows of activations that a matrix's error is measured with.
 const PROBES: usize = 16;
