@@ -18,6 +18,5 @@ pub mod gateway;
 pub mod model;
 pub mod plot;
 pub mod recording;
-pub mod replace;
 pub mod trace;
 pub mod up;

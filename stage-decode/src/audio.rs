@@ -71,7 +71,7 @@ fn read_pass(media: &MediaFile, pcm: &Pcm, cancelled: &dyn Fn() -> bool, writer:
     let format = format.map_err(|e| failure::unsupported(media.path(), &e.to_string()))?;
     writer.expect(&format)?;
     let mut interleaved = Vec::new();
-    for &(at, samples) in &*pcm.chunks {
+    for &(at, samples) in &pcm.chunks {
         for from in (0..samples).step_by(pcm::BLOCK as usize) {
             if cancelled() {
                 return Err(Stop::Cancelled);
@@ -84,7 +84,7 @@ fn read_pass(media: &MediaFile, pcm: &Pcm, cancelled: &dyn Fn() -> bool, writer:
                 writer.at += count;
                 continue;
             }
-            let read = pcm.read(media.file(), at, from, count, &mut interleaved);
+            let read = pcm.read(media, at, from, count, &mut interleaved);
             read.map_err(|e| failure::unreadable(media.path(), &e))?;
             writer.mix(&interleaved)?;
             if interleaved.len() as u64 != count * u64::from(pcm.channels) {
@@ -98,7 +98,7 @@ fn read_pass(media: &MediaFile, pcm: &Pcm, cancelled: &dyn Fn() -> bool, writer:
 
 /// `internal` for a temporary directory that does not take the audio.
 pub(crate) fn spool_failed(error: &std::io::Error) -> JobError {
-    let place = std::env::temp_dir();
+    let place = config::temp_dir();
     JobError::new(ErrorKind::Internal, format!("cannot write decoded audio to {}: {error}", place.display()))
         .hint("free space there (115 MB per hour of video), or set TMPDIR to another place")
 }
@@ -117,7 +117,7 @@ struct SpoolWriter {
     at: u64,
     /// Decoded samples that are kept, in this pass; none before the first one tells their rate.
     kept: Vec<Range<u64>>,
-    /// Decoded samples that may turn out to be the padding at the end.
+    /// Decoded samples that may turn out to be the padding at the end of the pass.
     held: Vec<f32>,
     /// Number of samples of that padding.
     hold: usize,
@@ -148,7 +148,9 @@ impl SpoolWriter {
     /// Begins a pass over the track.
     fn begin(&mut self, pass: usize) {
         (self.pass, self.at) = (pass, 0);
+        self.held.clear();
         if self.rate > 0 {
+            self.hold = self.scaled(self.trim.discard.get(pass).copied().unwrap_or(0)) as usize;
             self.kept = match self.trim.passes.get(pass) {
                 Some(parts) => parts.iter().map(|part| self.scaled(part.start)..self.scaled(part.end)).collect(),
                 None => std::iter::once(0..u64::MAX).collect(),
@@ -212,7 +214,6 @@ impl SpoolWriter {
     fn retune(&mut self, info: gst_audio::AudioInfo) -> Result<(), JobError> {
         if self.rate == 0 {
             self.rate = info.rate();
-            self.hold = self.scaled(self.trim.discard) as usize;
             self.begin(self.pass);
         }
         self.flush().map_err(|e| spool_failed(&e))?;

@@ -1,8 +1,10 @@
-//! Dump of the last job's frames and samples, as the next stages received them: `frames.npy` and `pcm.npy`.
+//! Dump of the last job's frames and samples, as the next stages received them: `frames.npy` and `pcm.npy`, which are there once
+//! they are whole.
 
 use std::io;
 use std::path::Path;
 
+use config::replace;
 use protocol::error::{ErrorKind, JobError};
 use protocol::message::Output;
 use protocol::plan::FRAME_SIDE;
@@ -25,10 +27,7 @@ impl<'a> DumpPort<'a> {
     /// `internal` with the path, when the directory cannot be written.
     pub fn new(port: &'a mut dyn Port, dir: &'a Path) -> Result<Self, JobError> {
         for name in ["frames.npy", "pcm.npy"] {
-            match std::fs::remove_file(dir.join(name)) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(unwritable(dir, &e)),
-                _ => {}
-            }
+            replace::remove(&dir.join(name)).map_err(|e| unwritable(dir, &e))?;
         }
         Ok(DumpPort { port, dir, frames: None, pcm: None })
     }

@@ -1,10 +1,11 @@
 //! Identity of a file's content without reading all of it.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 
 use sha2::{Digest, Sha256};
+
+use crate::media_file::MediaFile;
 
 /// Size of each sample of the content: start, middle and end.
 const SAMPLE_BYTES: u64 = 64 * 1024;
@@ -14,8 +15,8 @@ const SAMPLE_BYTES: u64 = 64 * 1024;
 ///
 /// # Errors
 /// The file system's.
-pub fn content_id(file: &File) -> io::Result<String> {
-    let meta = file.metadata()?;
+pub(crate) fn content_id(media: &MediaFile) -> io::Result<String> {
+    let meta = media.file().metadata()?;
     let size = meta.len();
     let mut hash = Sha256::new();
     hash.update(size.to_le_bytes());
@@ -24,7 +25,7 @@ pub fn content_id(file: &File) -> io::Result<String> {
     let length = SAMPLE_BYTES.min(size);
     let mut sample = vec![0; length as usize];
     for start in [0, (size - length) / 2, size - length] {
-        file.read_exact_at(&mut sample, start)?;
+        media.read_exact_at(&mut sample, start)?;
         hash.update(&sample);
     }
     let hex: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
@@ -42,9 +43,9 @@ mod tests {
         let when = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
         let id = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
-            let file = File::options().write(true).read(true).open(&path).unwrap();
+            let file = std::fs::File::options().write(true).read(true).open(&path).unwrap();
             file.set_modified(when).unwrap();
-            content_id(&file).unwrap()
+            content_id(&MediaFile::new(path.clone(), file).unwrap()).unwrap()
         };
         let mut bytes = vec![7; 300_000];
         let first = id(&bytes);

@@ -1,7 +1,7 @@
 //! Decoding of video files into frames and PCM windows with GStreamer. The library knows no message bus.
 //!
-//! In reading order: `media_path` (which files may be opened), `beneath` (how), `media_file` (an open file), `offline`
-//! (threads without a network), `probe` (facts of a file, without decoding), `pipeline` (a GStreamer pipeline that decodes one track); for video `timeline` (the
+//! In reading order: `media_path` (which files may be opened), `beneath` (how), `media_file` (an open file), ``offline`
+//! (threads without a network), `crew` (and what becomes of one that a read holds up), `probe` (facts of a file, without decoding), `pipeline` (a GStreamer pipeline that decodes one track); for video `timeline` (the
 //! number of a decoded picture), `picks` (which numbers are used), `video` (both on a pipeline), `color` (YUV to RGB as
 //! swscale does it), [`picture`] (rotation), [`resize`] (Pillow's bicubic); for audio `audio`, `pcm` (sound that needs no decoder), `downmix`, `resample` (as
 //! libswresample does it), `spool` (samples on disk until their number is known); `batch` (rows to messages), [`stage`]
@@ -25,6 +25,8 @@ mod batch;
 mod beneath;
 #[cfg(feature = "gstreamer")]
 mod color;
+#[cfg(feature = "gstreamer")]
+mod crew;
 #[cfg(feature = "gstreamer")]
 mod downmix;
 #[cfg(feature = "gstreamer")]

@@ -1,10 +1,14 @@
 //! Open media file: the descriptor that probe and decoding read from, and the path for messages.
 
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use protocol::error::{ErrorKind, JobError};
+use protocol::stage::Looked;
 
 use crate::failure;
 
@@ -13,6 +17,7 @@ use crate::failure;
 pub(crate) struct MediaFile {
     path: PathBuf,
     file: Arc<File>,
+    reading: Reading,
 }
 
 impl MediaFile {
@@ -22,7 +27,9 @@ impl MediaFile {
     /// `unsupported_media` for a directory, device, pipe or socket.
     pub(crate) fn new(path: PathBuf, file: File) -> Result<Self, JobError> {
         let meta = file.metadata().map_err(|e| failure::unreadable(&path, &e))?;
-        if meta.is_file() { Ok(MediaFile { path, file: Arc::new(file) }) } else { Err(irregular(&path)) }
+        let reading = Reading::default();
+        reading.0.size.store(meta.len(), Ordering::Relaxed);
+        if meta.is_file() { Ok(MediaFile { path, file: Arc::new(file), reading }) } else { Err(irregular(&path)) }
     }
 
     /// Path for messages.
@@ -30,9 +37,104 @@ impl MediaFile {
         &self.path
     }
 
-    /// Its descriptor, to be read by position only: all readers share its offset.
+    /// Its descriptor, whose offset all readers share.
     pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// How far the work on it is; all clones share it.
+    pub(crate) fn reading(&self) -> &Reading {
+        &self.reading
+    }
+
+    /// Reads what one read gives from position `at` on; 0 bytes at the end.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn read_at(&self, out: &mut [u8], at: u64) -> io::Result<usize> {
+        let Counts { at: begun, outstanding, bytes, .. } = &*self.reading.0;
+        begun.store(at, Ordering::Relaxed);
+        outstanding.fetch_add(1, Ordering::Relaxed);
+        let outcome = loop {
+            match self.file.read_at(out, at) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => break outcome,
+            }
+        };
+        outstanding.fetch_sub(1, Ordering::Relaxed);
+        bytes.fetch_add(*outcome.as_ref().unwrap_or(&0) as u64, Ordering::Relaxed);
+        outcome
+    }
+
+    /// Reads from position `at` on until `out` is full or the file ends, and tells how much there was.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn read_as_far(&self, out: &mut [u8], at: u64) -> io::Result<usize> {
+        let mut there = 0;
+        while there < out.len() {
+            match self.read_at(&mut out[there..], at.saturating_add(there as u64))? {
+                0 => break,
+                more => there += more,
+            }
+        }
+        Ok(there)
+    }
+
+    /// Fills `out` from position `at` on.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the file ends before; the file system's.
+    pub(crate) fn read_exact_at(&self, out: &mut [u8], at: u64) -> io::Result<()> {
+        let there = self.read_as_far(out, at)?;
+        if there == out.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+}
+
+/// How far the work on a file is, as all threads tell that do it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reading(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    size: AtomicU64,
+    bytes: AtomicU64,
+    /// Position of the read that began last.
+    at: AtomicU64,
+    /// Reads that have not come back.
+    outstanding: AtomicU64,
+    steps: AtomicU64,
+}
+
+impl Reading {
+    /// Notes work on what was read.
+    pub(crate) fn step(&self) {
+        self.0.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Number that grows as long as the work goes on.
+    pub(crate) fn mark(&self) -> u64 {
+        self.bytes().wrapping_add(self.0.steps.load(Ordering::Relaxed))
+    }
+
+    /// Bytes that were read.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Size of the file when it was opened.
+    pub(crate) fn size(&self) -> u64 {
+        self.0.size.load(Ordering::Relaxed)
+    }
+
+    /// Position of the last read, and whether one has not come back yet.
+    pub(crate) fn last(&self) -> (u64, bool) {
+        (self.0.at.load(Ordering::Relaxed), self.0.outstanding.load(Ordering::Relaxed) > 0)
+    }
+
+    /// The figures for whoever waits.
+    pub(crate) fn looked(&self) -> Looked {
+        Looked { read_bytes: self.bytes(), size_bytes: self.size() }
     }
 }
 

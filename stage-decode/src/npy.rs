@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
+use config::replace::Unfinished;
+
 /// Size of magic, version, length and header together: enough for any number of rows, and a multiple of 64.
 const HEADER_BYTES: usize = 128;
 
@@ -18,8 +20,9 @@ pub enum Element {
     F32,
 }
 
-/// Array file that grows row by row; [`NpyWriter::finish`] writes its header.
+/// Array file that grows row by row; [`NpyWriter::finish`] writes its header and gives it its name.
 pub struct NpyWriter {
+    unfinished: Unfinished,
     file: BufWriter<File>,
     element: Element,
     row_shape: Vec<usize>,
@@ -27,14 +30,15 @@ pub struct NpyWriter {
 }
 
 impl NpyWriter {
-    /// A new file `path` with rows of `row_shape`; an empty shape makes a flat array.
+    /// A file that is to be called `path`, with rows of `row_shape`; an empty shape makes a flat array.
     ///
     /// # Errors
     /// The file system's.
     pub fn create(path: &Path, element: Element, row_shape: &[usize]) -> io::Result<Self> {
-        let mut file = BufWriter::new(File::create(path)?);
+        let mut unfinished = Unfinished::begin(path)?;
+        let mut file = BufWriter::new(unfinished.file().try_clone()?);
         file.write_all(&[b' '; HEADER_BYTES])?;
-        Ok(NpyWriter { file, element, row_shape: row_shape.to_vec(), rows: 0 })
+        Ok(NpyWriter { unfinished, file, element, row_shape: row_shape.to_vec(), rows: 0 })
     }
 
     /// Adds whole rows, given as little-endian bytes.
@@ -61,7 +65,7 @@ impl NpyWriter {
         self.append(&bytes)
     }
 
-    /// Writes the header and closes the file; returns how many rows it holds.
+    /// Writes the header, and gives the file its name; returns how many rows it holds.
     ///
     /// # Errors
     /// The file system's.
@@ -83,6 +87,7 @@ impl NpyWriter {
         self.file.seek(SeekFrom::Start(0))?;
         self.file.write_all(&header)?;
         self.file.flush()?;
+        self.unfinished.finish()?;
         Ok(self.rows)
     }
 }
@@ -96,6 +101,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("frames.npy");
         let mut npy = NpyWriter::create(&path, Element::U8, &[2, 2]).unwrap();
+        assert!(!path.exists(), "not before it is whole");
         npy.append(&[1, 2, 3, 4]).unwrap();
         npy.append(&[5, 6, 7, 8, 9, 10, 11, 12]).unwrap();
         assert!(npy.append(&[0; 3]).is_err());

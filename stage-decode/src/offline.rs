@@ -7,7 +7,7 @@
 use std::io;
 use std::mem::offset_of;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::thread::{Builder, Scope, ScopedJoinHandle};
+use std::thread::{Builder, JoinHandle};
 
 use protocol::error::{ErrorKind, JobError};
 
@@ -42,16 +42,15 @@ pub(crate) fn opens_sockets() -> bool {
     UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).is_ok()
 }
 
-/// Starts a thread of a scope without a network; where the system does not allow that, with one. Once at the start of the
-/// process [`crate::pipeline::init`] says which.
+/// Starts a thread without a network; where the system does not allow that, with one. Once at the start of the process
+/// [`crate::pipeline::init`] says which.
 ///
 /// # Errors
 /// `internal`, if the system starts no thread.
-pub(crate) fn spawn<'scope, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
+pub(crate) fn spawn<T: Send + 'static>(
     name: &str,
-    work: impl FnOnce() -> T + Send + 'scope,
-) -> Result<ScopedJoinHandle<'scope, T>, JobError> {
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, JobError> {
     let apart = move || {
         if let Err(error) = enter() {
             tracing::debug!(%error, "a thread that decodes keeps its network");
@@ -59,7 +58,7 @@ pub(crate) fn spawn<'scope, T: Send + 'scope>(
         work()
     };
     let refused = |e| JobError::new(ErrorKind::Internal, format!("cannot start the thread {name}: {e}"));
-    Builder::new().name(name.to_owned()).spawn_scoped(scope, apart).map_err(refused)
+    Builder::new().name(name.to_owned()).spawn(apart).map_err(refused)
 }
 
 /// Program that refuses `socket` but for Unix sockets, and what would open sockets past it: rings of system calls
@@ -111,15 +110,13 @@ mod tests {
     fn a_thread_without_a_network_opens_no_socket_and_neither_does_one_that_it_starts() {
         let before = refusals();
         assert!(opens_sockets() && !before.contains(&Some(io::ErrorKind::PermissionDenied)), "{before:?}");
-        let (here, below, tool) = thread::scope(|scope| {
-            let apart = || {
-                let below = thread::spawn(refusals).join().unwrap();
-                assert!(!opens_sockets());
-                UnixDatagram::unbound().expect("a Unix socket");
-                (refusals(), below, Command::new("true").status().unwrap())
-            };
-            spawn(scope, "apart", apart).unwrap().join().unwrap()
-        });
+        let apart = || {
+            let below = thread::spawn(refusals).join().unwrap();
+            assert!(!opens_sockets());
+            UnixDatagram::unbound().expect("a Unix socket");
+            (refusals(), below, Command::new("true").status().unwrap())
+        };
+        let (here, below, tool) = spawn("apart", apart).unwrap().join().unwrap();
         assert_eq!(here, [Some(io::ErrorKind::PermissionDenied); 4]);
         assert_eq!(below, here);
         assert!(tool.success() && opens_sockets(), "others go on");

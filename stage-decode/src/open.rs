@@ -12,7 +12,7 @@ use protocol::stage::{Port, Probe, Stage, Stop};
 use crate::dump::DumpPort;
 use crate::stage::{DecodeOptions, DecodeStage};
 
-/// Longest time that a decoder may make no progress.
+/// Longest time without progress in a file.
 const STALL: Duration = Duration::from_secs(30);
 
 /// Stage with probe and dump, ready to serve.
@@ -29,16 +29,15 @@ pub struct Served {
 /// As [`DecodeStage::new`].
 pub fn open(config: &Config) -> Result<Served, JobError> {
     let decode = &config.decode;
-    let new = || {
-        DecodeStage::new(DecodeOptions {
-            media_roots: decode.media_roots.clone(),
-            batch_frames: decode.batch_frames,
-            stall_timeout: STALL,
-            max_pixels: decode.max_pixels,
-            ..DecodeOptions::new(decode.media_roots.iter())
-        })
-    };
-    Ok(Served { stage: new()?, prober: Arc::new(new()?), dump: decode.dump.clone() })
+    // Its own word comes before that of whoever watches it.
+    let watched = Duration::try_from_secs_f64(config.watchdog.step_s / 2.0).unwrap_or(STALL);
+    let stage = DecodeStage::new(DecodeOptions {
+        batch_frames: decode.batch_frames,
+        stall_timeout: STALL.min(watched),
+        max_pixels: decode.max_pixels,
+        ..DecodeOptions::new(decode.media_roots.iter())
+    })?;
+    Ok(Served { prober: Arc::new(stage.clone()), stage, dump: decode.dump.clone() })
 }
 
 impl Stage for Served {
@@ -58,6 +57,6 @@ impl Stage for Served {
 
     fn probe(&self) -> Option<Probe> {
         let prober = self.prober.clone();
-        Some(Arc::new(move |video| prober.probe(video)))
+        Some(Arc::new(move |video, tell| prober.probe_telling(video, tell)))
     }
 }

@@ -3,10 +3,9 @@
 //! GStreamer 1.22 takes the samples of some codes for big-endian ones whatever the file says, knows no `ipcm` and `fpcm`
 //! (ISO/IEC 23003-5), and refuses more than some million samples of `lpcm`.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+
+use crate::media_file::MediaFile;
 
 /// Samples of each channel that are read at a time.
 pub(crate) const BLOCK: u64 = 1 << 14;
@@ -41,6 +40,11 @@ impl Encoding {
         known.then_some(Encoding { form, bytes: bits as usize / 8, little_endian })
     }
 
+    /// Bytes of a sample of every channel.
+    pub(crate) fn frame_bytes(self, channels: u32) -> u64 {
+        self.bytes as u64 * u64::from(channels)
+    }
+
     /// The value of a sample, -1 to 1.
     fn value(self, raw: &[u8]) -> f32 {
         // Most significant byte first.
@@ -68,25 +72,16 @@ pub(crate) struct Pcm {
     /// Samples a second of each channel.
     pub(crate) rate: u32,
     /// Position and samples of each channel of the parts, in order.
-    pub(crate) chunks: Arc<[(u64, u64)]>,
+    pub(crate) chunks: Vec<(u64, u64)>,
 }
 
 impl Pcm {
     /// Reads `count` samples of each channel from the `from`-th of a part at `at` on, interleaved; fewer where the file ends.
-    pub(crate) fn read(&self, file: &File, at: u64, from: u64, count: u64, out: &mut Vec<f32>) -> io::Result<()> {
+    pub(crate) fn read(&self, media: &MediaFile, at: u64, from: u64, count: u64, out: &mut Vec<f32>) -> io::Result<()> {
         out.clear();
-        let frame = self.encoding.bytes * self.channels as usize;
+        let frame = self.encoding.frame_bytes(self.channels) as usize;
         let mut raw = vec![0; frame * count as usize];
-        let start = at.saturating_add(from.saturating_mul(frame as u64));
-        let mut there = 0;
-        while there < raw.len() {
-            match file.read_at(&mut raw[there..], start.saturating_add(there as u64)) {
-                Ok(0) => break,
-                Ok(more) => there += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let there = media.read_as_far(&mut raw, at.saturating_add(from.saturating_mul(frame as u64)))?;
         let whole = there - there % frame;
         out.extend(raw[..whole].chunks_exact(self.encoding.bytes).map(|sample| self.encoding.value(sample)));
         Ok(())

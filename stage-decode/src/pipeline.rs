@@ -22,13 +22,12 @@ pub(crate) use init::init;
 pub(crate) use limits::Limits;
 pub(crate) use plug::parser;
 pub(crate) use selection::{Kind, Overlay, Selection};
-pub(crate) use shared::{Refusal, lock};
+pub(crate) use shared::{Refusal, Told, lock};
 pub(crate) use source::MediaSource;
 pub(crate) use trial::trial;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use gst::prelude::*;
 use gstreamer as gst;
@@ -39,6 +38,7 @@ use protocol::error::JobError;
 use protocol::stage::Stop;
 
 use crate::color;
+use crate::crew::{self, Progress};
 use crate::failure;
 use crate::media_file::MediaFile;
 use shared::Shared;
@@ -98,12 +98,20 @@ pub(crate) struct TrackPipeline {
     sink: gst_app::AppSink,
     shared: Arc<Shared>,
     limits: Limits,
+    /// Name of the track; none for the only one.
+    track: Option<String>,
+    /// Whether it made no progress for too long.
+    stalled: AtomicBool,
 }
 
 impl Drop for TrackPipeline {
     fn drop(&mut self) {
-        // The change to Null joins the pipeline's threads.
-        let _ = self.pipeline.set_state(gst::State::Null);
+        // The change to Null joins the pipeline's threads, and so waits for a read.
+        let pipeline = self.pipeline.clone();
+        let stop = move || {
+            let _ = pipeline.set_state(gst::State::Null);
+        };
+        if self.stalled.load(Ordering::Relaxed) { crew::leave(stop) } else { stop() }
     }
 }
 
@@ -119,20 +127,30 @@ impl TrackPipeline {
         init()?;
         let pipeline = gst::Pipeline::new();
         let bus = pipeline.bus().ok_or_else(|| failure::no_element("bus"))?;
-        let shared = Arc::new(Shared::default());
-        let source = MediaSource::new(media, selection.overlays.clone());
-        let parse = parser(media, &shared.refusal)?;
+        let shared = Arc::new(Shared { reading: media.reading().clone(), ..Shared::default() });
+        let source = MediaSource::new(media, selection.overlays.clone(), selection.part.clone());
+        let parse = parser(media, &shared.refusal, &shared.told)?;
         let sink = gst_app::AppSink::builder().caps(caps).sync(false).max_buffers(4).build();
         let add = |e: &gst::Element| pipeline.add(e).map_err(|_| failure::no_element("bin"));
         [source.upcast_ref(), &parse, tail, sink.upcast_ref()].into_iter().try_for_each(add)?;
         let linked = source.link(&parse).and_then(|()| tail.link(&sink));
         linked.map_err(|_| failure::no_element("appsink"))?;
 
+        let name = selection.track.clone();
         connect::connect(media.path(), &parse, &pipeline, tail, selection, limits, &shared);
         if let Some(pad) = sink.static_pad("sink") {
             probes::accept_strides(&pad);
         }
-        let track = TrackPipeline { media: media.clone(), pipeline, bus, sink, shared, limits };
+        let track = TrackPipeline {
+            media: media.clone(),
+            pipeline,
+            bus,
+            sink,
+            shared,
+            limits,
+            track: name,
+            stalled: AtomicBool::new(false),
+        };
         match track.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(track),
             Err(_) => {
@@ -146,6 +164,11 @@ impl TrackPipeline {
         lock(&self.shared.parsed).clone()
     }
 
+    /// Colours that the container tells, where a parser may have forgotten them.
+    pub(crate) fn told_colours(&self) -> Option<String> {
+        self.shared.told.get(self.track.as_deref())
+    }
+
     /// Whether the decoder is one of ffmpeg's.
     pub(crate) fn is_ffmpegs(&self) -> bool {
         self.shared.is_ffmpegs.load(Ordering::Relaxed)
@@ -157,8 +180,7 @@ impl TrackPipeline {
     /// `Broken` with GStreamer's error, `Refused` for a file that is refused, `Cancelled` once `cancelled` says so,
     /// `Stalled` after the stall time without any progress.
     pub(crate) fn pull(&self, cancelled: &dyn Fn() -> bool) -> Result<Option<gst::Sample>, Interruption> {
-        let mut waited_from = Instant::now();
-        let mut seen = self.shared.progress.load(Ordering::Relaxed);
+        let mut progress = Progress::new(&self.media);
         loop {
             if cancelled() {
                 return Err(Interruption::Cancelled);
@@ -177,12 +199,9 @@ impl TrackPipeline {
                 (None, None) if ended => return Ok(None),
                 (None, None) => {}
             }
-            let progress = self.shared.progress.load(Ordering::Relaxed);
-            if progress != seen {
-                (seen, waited_from) = (progress, Instant::now());
-            } else if waited_from.elapsed() > self.limits.stall {
-                let stalled = failure::stalled(self.media.path(), self.limits.stall.as_secs_f64());
-                return Err(Interruption::Stalled(stalled));
+            if let Err(error) = progress.check(self.limits.stall) {
+                self.stalled.store(true, Ordering::Relaxed);
+                return Err(Interruption::Stalled(error));
             }
         }
     }

@@ -2,14 +2,22 @@
 //!
 //! [`mp4`] and [`matroska`] read only the index of their containers; [`scan`] runs any other file through GStreamer's
 //! demuxer and parsers. Counts and rates are those of ffmpeg's `ffprobe -count_frames`. In reading order: [`bytes`]
-//! (reads by position), [`examined`] (the result), [`reference`](mod@reference) (files that name media elsewhere),
+//! (reads by position), [`examined`] (the result), [`known`] (files that were examined lately), [`h264`] (which packets are fields), [`reference`](mod@reference) (files that name media elsewhere),
 //! [`still`] (pictures that are no film), [`choice`] (which track is used), [`mp4`], [`ebml`] and [`matroska`], [`mp3`] and
 //! [`ogg`] (what an encoder padded), [`scan`].
+//!
+//! Where it is not as in ffmpeg 5.1: of a chained Ogg with picture and sound ffmpeg reads the first link alone, here every one is
+//! read, and of joined recordings in Opus each one's own delay is left out, where ffmpeg leaves the first one's out. A part of an
+//! edit list that begins with the very first packet of an AAC track, after others, differs in that packet (1,024 samples): ffmpeg's
+//! decoder adds what it kept of the part before, which a decoder that begins there has not heard. Fields of MPEG-2 and VC-1 in
+//! packets of their own are joined by GStreamer's parsers or not at all; no encoder makes any to try.
 
 mod bytes;
 mod choice;
 mod ebml;
 mod examined;
+mod h264;
+mod known;
 mod matroska;
 mod mp3;
 mod mp4;
@@ -17,6 +25,8 @@ mod ogg;
 mod reference;
 mod scan;
 mod still;
+
+use std::sync::Arc;
 
 use protocol::stage::Stop;
 
@@ -29,20 +39,41 @@ use bytes::Bytes;
 use choice::{Candidate, Choice};
 pub(crate) use examined::{AudioTrack, Examined, Trim, VideoTrack};
 use examined::{blank, codec_name, samples};
+pub(crate) use known::Known;
 
-/// Facts of a media file, exact counts, rates and identity (PROTOCOL.md, `MediaInfo`), and the tracks to decode.
+/// Facts of a media file, exact counts, rates and identity (PROTOCOL.md, `MediaInfo`), and the tracks to decode; of a file
+/// that is known already what was found then.
 ///
 /// # Errors
 /// `media_not_found` if the file cannot be read; `unsupported_media` if it is empty, truncated, no media file, names media
 /// elsewhere or exceeds a limit; `Cancelled` once `cancelled` says so.
-pub(crate) fn examine(media: &MediaFile, limits: Limits, cancelled: &dyn Fn() -> bool) -> Result<Examined, Stop> {
+pub(crate) fn examine(
+    media: &MediaFile,
+    limits: Limits,
+    known: &Known,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Arc<Examined>, Stop> {
     let path = media.path();
     let unreadable = |e: std::io::Error| failure::unreadable(path, &e);
-    let mut bytes = Bytes::new(media.file(), cancelled).map_err(unreadable)?;
-    if bytes.size() == 0 {
+    if media.reading().size() == 0 {
         return Err(failure::unsupported(path, "the file is empty").into());
     }
-    let content_id = identity::content_id(media.file()).map_err(unreadable)?;
+    let content_id = identity::content_id(media).map_err(unreadable)?;
+    if let Some(examined) = known.get(media, &content_id) {
+        return Ok(examined);
+    }
+    let mut examined = read_through(media, limits, cancelled)?;
+    examined.info.content_id.clone_from(&content_id);
+    let examined = Arc::new(examined);
+    known.keep(media, &content_id, &examined);
+    Ok(examined)
+}
+
+/// Facts and tracks of a file that is not known yet, but for its identity.
+fn read_through(media: &MediaFile, limits: Limits, cancelled: &dyn Fn() -> bool) -> Result<Examined, Stop> {
+    let path = media.path();
+    let unreadable = |e: std::io::Error| failure::unreadable(path, &e);
+    let mut bytes = Bytes::new(media, cancelled).map_err(unreadable)?;
     let mut start = vec![0; bytes.size().min(reference::HEAD_BYTES as u64) as usize];
     bytes.read(0, &mut start).map_err(unreadable)?;
     if let Some(what) = reference::kind(&start) {
@@ -66,8 +97,8 @@ pub(crate) fn examine(media: &MediaFile, limits: Limits, cancelled: &dyn Fn() ->
             Err(error) => return Err(unsupported(&format!("the index (moov) is not usable: {error}"))),
         },
         _ => match matroska::Segment::read(&mut bytes) {
-            Ok(Some(segment)) => from_segment(&segment, &mut choice)?,
-            Ok(None) => scan::scan(media, &mut bytes, limits, cancelled)?,
+            Ok(Some((first, later))) => from_recordings(&first, &later, bytes.size(), &mut choice)?,
+            Ok(None) => scan::scan(media, &mut bytes, &mut choice, cancelled)?,
             Err(error) => return Err(unsupported(&format!("the Matroska header is not usable: {error}"))),
         },
     };
@@ -80,7 +111,6 @@ pub(crate) fn examine(media: &MediaFile, limits: Limits, cancelled: &dyn Fn() ->
         });
     }
     limits.check(path, [examined.info.width, examined.info.height])?;
-    examined.info.content_id = content_id;
     Ok(examined)
 }
 
@@ -91,15 +121,22 @@ fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_
         move |track: &'m mp4::Track| {
             // GStreamer's name of an mp4 track is its number, in three digits at least.
             let name = Some(format!("{:03}", track.id));
-            Selection { kind, track: name, is_later: false, unmarked: false, overlays: movie.overlays(track) }
+            Selection {
+                kind,
+                track: name,
+                is_later: false,
+                unmarked: false,
+                overlays: movie.overlays(track),
+                part: None,
+            }
         }
     };
     let candidates = |handler: &[u8; 4]| -> Vec<Candidate<'m, mp4::Track>> {
         let films = movie.tracks.iter().filter(|t| &t.handler == handler && t.average_rate() > 0.0);
         let candidate = |track: &'m mp4::Track| {
-            let is_pcm = track.pcm.is_some() && !movie.fragmented;
+            let is_pcm = track.pcm.is_some();
             let codec = if is_pcm { "pcm".to_owned() } else { codec_name(&String::from_utf8_lossy(&track.codec)) };
-            Candidate { track, number: track.id.into(), codec, excess: track.excess_of_edits(movie.timescale) }
+            Candidate { track, number: Some(track.id.into()), codec, excess: track.excess_of_edits(movie.timescale) }
         };
         films.filter(|t| !chapters.contains(&t.id)).map(candidate).collect()
     };
@@ -122,7 +159,7 @@ fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_
         (info.width, info.height) = orientation.shown(track.width, track.height);
         (info.rotation, info.mirrored) = (orientation.turn.degrees(), orientation.mirrored);
         info.codecs.push(codec);
-        VideoTrack { selection, passes, orientation }
+        VideoTrack { selection, links: Vec::new(), passes, orientation, full_range: track.full_range }
     });
     let audio = choice.first(sounds, &select(Kind::Audio))?.map(|(Candidate { track, codec, .. }, selection)| {
         info.has_audio = true;
@@ -130,29 +167,27 @@ fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_
         info.codecs.push(codec);
         let passes = track.heard(movie.timescale);
         let trim = Trim { passes, timescale: track.timescale.into(), ..Trim::default() };
-        let pcm = track.pcm.clone().filter(|_| !movie.fragmented);
-        AudioTrack { selection, links: Vec::new(), pcm, trim }
+        AudioTrack { selection, links: Vec::new(), pcm: track.pcm.clone(), trim }
     });
     Ok(Examined { info, video, audio })
 }
 
-/// Facts and tracks of a Matroska or WebM file.
-fn from_segment<'s>(segment: &'s matroska::Segment, choice: &mut Choice<'_>) -> Result<Examined, Stop> {
-    let select = |kind| {
-        move |track: &'s matroska::Track| {
-            // GStreamer's name of a Matroska track is its number and UID, in three digits at least.
-            let name = format!("{:03}:{:03}", track.number, track.uid);
-            Selection { kind, track: Some(name), is_later: false, unmarked: true, overlays: Vec::new() }
-        }
+/// Facts and tracks of a Matroska or WebM file: those of its first recording, and what the later ones have of the same.
+fn from_recordings(
+    first: &matroska::Segment,
+    later: &[matroska::Segment],
+    size: u64,
+    choice: &mut Choice<'_>,
+) -> Result<Examined, Stop> {
+    let select = |segment: &matroska::Segment, kind, track: &matroska::Track| {
+        // GStreamer's name of a Matroska track is its number and UID, in three digits at least.
+        let name = format!("{:03}:{:03}", track.number, track.uid);
+        let part = if segment.part != (0..size) { Some(segment.part.clone()) } else { None };
+        Selection { kind, track: Some(name), is_later: false, unmarked: true, overlays: Vec::new(), part }
     };
-    let candidates = |number: u64| -> Vec<Candidate<'s, matroska::Track>> {
-        let candidate = |track: &'s matroska::Track| Candidate {
-            track,
-            number: track.number,
-            codec: codec_name(&track.codec),
-            excess: None,
-        };
-        segment.tracks.iter().filter(|t| t.kind == number && t.blocks > 0).map(candidate).collect()
+    let candidates = |number: u64| -> Vec<Candidate<'_, matroska::Track>> {
+        let candidate = |track| matroska_candidate(track);
+        first.tracks.iter().filter(|t| t.kind == number && t.blocks > 0).map(candidate).collect()
     };
     let area = |t: &matroska::Track| u64::from(t.width) * u64::from(t.height);
     let mut films = candidates(matroska::VIDEO);
@@ -160,27 +195,60 @@ fn from_segment<'s>(segment: &'s matroska::Segment, choice: &mut Choice<'_>) -> 
     let mut sounds = candidates(matroska::AUDIO);
     sounds.sort_by_key(|c| std::cmp::Reverse((c.track.default, c.track.channels, std::cmp::Reverse(c.track.uid))));
 
-    let mut info = blank(segment.container(), segment.duration_s());
-    let video = choice.first(films, &select(Kind::Video))?.map(|(Candidate { track, codec, .. }, selection)| {
-        info.frames = track.blocks;
-        info.avg_fps = segment.average_rate(track);
+    let mut info = blank(first.container(), first.duration_s());
+    let film = choice.first(films, &|track| select(first, Kind::Video, track))?;
+    let sound = choice.first(sounds, &|track| select(first, Kind::Audio, track))?;
+    let chosen: Vec<&matroska::Track> = [&film, &sound].into_iter().flatten().map(|(chosen, _)| chosen.track).collect();
+    let goes_on = |segment: &&matroska::Segment| chosen.iter().any(|track| segment.same(track).is_some());
+    info.duration_s += later.iter().filter(goes_on).map(matroska::Segment::duration_s).sum::<f64>();
+    let video = film.map(|(chosen, selection)| {
+        let track = chosen.track;
+        let same = later.iter().filter_map(|segment| Some((segment, segment.same(track)?)));
+        let all: Vec<_> = std::iter::once((first, track)).chain(same).collect();
+        let links = all[1..].iter().map(|(segment, track)| select(segment, Kind::Video, track)).collect();
+        let pass = |(segment, track): &(&matroska::Segment, &matroska::Track)| Pass {
+            frames: track.blocks,
+            timeline: segment.timeline(track),
+        };
+        let passes: Vec<Pass> = all.iter().map(pass).collect();
+        info.frames = passes.iter().map(|pass| pass.frames).sum();
+        let seconds = |(segment, track): &(&matroska::Segment, &matroska::Track)| {
+            track.blocks as f64 / segment.average_rate(track).max(f64::MIN_POSITIVE)
+        };
+        info.avg_fps = match &all[..] {
+            [(segment, track)] => segment.average_rate(track),
+            all => info.frames as f64 / all.iter().map(seconds).sum::<f64>(),
+        };
         let orientation = track.orientation;
         (info.width, info.height) = orientation.shown(track.width, track.height);
         (info.rotation, info.mirrored) = (orientation.turn.degrees(), orientation.mirrored);
-        info.codecs.push(codec);
-        let pass = Pass { frames: track.blocks, timeline: segment.timeline(track) };
-        VideoTrack { selection, passes: vec![pass], orientation }
+        info.codecs.push(chosen.codec);
+        VideoTrack { selection, links, passes, orientation, full_range: None }
     });
-    if let Some(at) = segment.next {
-        let text = format!("another recording begins at byte {at}, which is not read: ffmpeg -f concat joins both");
-        info.notes.push(text);
-    }
-    let audio = choice.first(sounds, &select(Kind::Audio))?.map(|(Candidate { track, codec, .. }, selection)| {
+    let audio = sound.map(|(chosen, selection)| {
+        let same = later.iter().filter_map(|segment| Some((segment, segment.same(chosen.track)?)));
+        let all: Vec<_> = std::iter::once((first, chosen.track)).chain(same).collect();
+        let links = all[1..].iter().map(|(segment, track)| select(segment, Kind::Audio, track)).collect();
         info.has_audio = true;
-        info.audio_samples = samples(segment.audio_s(track));
-        info.codecs.push(codec);
-        let trim = Trim { discard: track.discard_ns, timescale: 1_000_000_000, ..Trim::after(track.delay_ns, None) };
-        AudioTrack { selection, links: Vec::new(), pcm: None, trim }
+        info.audio_samples = samples(all.iter().map(|(segment, track)| segment.audio_s(track)).sum());
+        info.codecs.push(chosen.codec);
+        let trim = Trim {
+            passes: all.iter().map(|(_, track)| std::iter::once(track.delay_ns..u64::MAX).collect()).collect(),
+            discard: all.iter().map(|(_, track)| track.discard_ns).collect(),
+            timescale: 1_000_000_000,
+        };
+        AudioTrack { selection, links, pcm: None, trim }
     });
+    let is_whole = later.iter().all(|segment| chosen.iter().all(|track| segment.same(track).is_some()));
+    if later.last().unwrap_or(first).part.end < size || !is_whole {
+        let text = "of the recordings that follow each other in the file some have other tracks or cannot be read, and are left \
+                    out: ffmpeg -f concat joins recordings";
+        info.notes.push(text.to_owned());
+    }
     Ok(Examined { info, video, audio })
+}
+
+/// A track of a Matroska file that might be used.
+fn matroska_candidate(track: &matroska::Track) -> Candidate<'_, matroska::Track> {
+    Candidate { track, number: Some(track.number), codec: codec_name(&track.codec), excess: None }
 }

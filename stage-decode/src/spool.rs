@@ -17,7 +17,11 @@ pub(crate) struct Spool {
 impl Spool {
     /// An empty spool in the temporary directory (`TMPDIR`), which grows by 115 MB per hour of audio.
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Spool { file: tempfile::tempfile()?, buffer: Vec::with_capacity(BUFFER_SAMPLES * 2), written: 0 })
+        Ok(Spool {
+            file: tempfile::tempfile_in(config::temp_dir())?,
+            buffer: Vec::with_capacity(BUFFER_SAMPLES * 2),
+            written: 0,
+        })
     }
 
     /// Appends samples in -1..1 as 16 bit, rounded to the nearest even (`libswresample/audioconvert.c`).

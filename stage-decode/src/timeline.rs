@@ -39,6 +39,11 @@ impl Timeline {
         timeline
     }
 
+    /// Number of times that are kept.
+    pub(crate) fn len(&self) -> usize {
+        self.shown.len() + self.hidden.len()
+    }
+
     /// The first position from `from` on whose time is `at`.
     fn find(times: &[u64], at: u64, from: usize) -> Option<usize> {
         let least = times.partition_point(|&t| t.saturating_add(ROUNDING_NS) < at).max(from);

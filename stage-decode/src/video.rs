@@ -20,7 +20,6 @@ use crate::picture::Picture;
 use crate::pipeline::{self, Interruption, Kind, Limits, TrackPipeline, lock};
 use crate::probe::VideoTrack;
 use crate::resize::Resizer;
-use crate::timeline::Pass;
 
 /// Sampled frame.
 #[derive(Clone, Debug)]
@@ -52,7 +51,7 @@ pub(crate) fn decode(
         let end = if i == last { u64::MAX } else { before + pass.frames };
         let within = picks.part(delivered, before, end);
         if within.count > 0 {
-            decode_pass(media, track, pass, within, limits, cancelled, deliver)?;
+            decode_pass(media, track, i, within, limits, cancelled, deliver)?;
         }
         delivered += within.count;
         before = end;
@@ -64,7 +63,7 @@ pub(crate) fn decode(
 fn decode_pass(
     media: &MediaFile,
     track: &VideoTrack,
-    pass: &Pass,
+    pass: usize,
     picks: Picks,
     limits: Limits,
     cancelled: &dyn Fn() -> bool,
@@ -73,8 +72,10 @@ fn decode_pass(
     let path = media.path();
     let (convert, caps) = pipeline::tail(Kind::Video)?;
     let pad = convert.static_pad("sink").ok_or_else(|| failure::no_element("videoconvert"))?;
-    filter_buffers(&pad, PickFilter::new(pass.timeline.clone(), picks));
-    let pipeline = TrackPipeline::start(media, track.selection.clone(), &convert, &caps, limits)?;
+    let selection = pass.checked_sub(1).and_then(|pass| track.links.get(pass)).unwrap_or(&track.selection);
+    let timeline = track.passes.get(pass).map(|pass| pass.timeline.clone()).unwrap_or_default();
+    filter_buffers(&pad, PickFilter::new(timeline, picks));
+    let pipeline = TrackPipeline::start(media, selection.clone(), &convert, &caps, limits)?;
 
     let mut builder = FrameBuilder::default();
     let mut before: Option<Decoded> = None;
@@ -207,25 +208,43 @@ impl FrameBuilder {
         let buffer = sample.buffer().ok_or_else(|| odd("a decoded picture has no data"))?;
         let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info)
             .map_err(|_| odd("a decoded picture cannot be mapped"))?;
-        // ffmpeg believes the pictures, which its decoders tell of, before parser and container, and ProRes alone even where
-        // it tells nothing. Other decoders choose a matrix by picture size; where nobody tells one, ffmpeg takes BT.601. The
-        // range is read from the text because `VideoInfo` drops it when there is no matrix.
-        let (decoded, parsed) = (colorimetry(caps), pipeline.parsed_caps());
-        let is_prores = parsed.as_deref().and_then(|c| c.structure(0)).is_some_and(|s| s.name() == "video/x-prores");
-        let known = |c: &VideoColorimetry| c.matrix() != VideoColorMatrix::Unknown;
-        let own = decoded.filter(|c| pipeline.is_ffmpegs() && known(c));
-        let told = parsed.as_deref().and_then(colorimetry);
-        let full = |c: &Option<VideoColorimetry>| c.as_ref().is_some_and(|c| c.range() == VideoColorRange::Range0_255);
-        let conversion = Conversion {
-            matrix: own.or(told.filter(|_| !is_prores)).map_or(VideoColorMatrix::Unknown, |c| c.matrix()),
-            // swscale takes grey without colours as it is (`libswscale/utils.c`, `handle_jpeg`).
-            full_range: info.n_components() == 1 || full(&decoded) || full(&told),
-        };
+        let conversion = conversion(caps, &info, pipeline, track);
         self.converter.convert(&frame, conversion, &mut self.picture);
         let upright = self.picture.shown(track.orientation, &mut self.turned);
         let mut out = vec![0; FRAME_BYTES];
         self.resizer.resize(upright, &mut out);
         Ok(out)
+    }
+}
+
+/// Matrix and range of a decoded picture.
+///
+/// ffmpeg believes the pictures, which its decoders and the parser of AV1 tell of, before the container, and ProRes alone even
+/// where it tells nothing. Other decoders choose a matrix by picture size; where nobody tells one, ffmpeg takes BT.601. A range
+/// that the pictures tell comes with their matrix, but for ProRes, which has none. It is read from the text because `VideoInfo`
+/// drops it when there is no matrix.
+fn conversion(
+    caps: &gst::CapsRef,
+    info: &gst_video::VideoInfo,
+    pipeline: &TrackPipeline,
+    track: &VideoTrack,
+) -> Conversion {
+    let (decoded, parsed) = (colorimetry(caps), pipeline.parsed_caps());
+    let is = |name: &str| parsed.as_deref().and_then(|c| c.structure(0)).is_some_and(|s| s.name() == name);
+    let known = |c: &VideoColorimetry| c.matrix() != VideoColorMatrix::Unknown;
+    let told = parsed.as_deref().and_then(colorimetry);
+    let own = decoded.filter(|_| pipeline.is_ffmpegs()).or(told.filter(|_| is("video/x-av1"))).filter(known);
+    let container = pipeline.told_colours().and_then(|text| VideoColorimetry::from_str(&text).ok()).or(told);
+    let full = |c: &Option<VideoColorimetry>| c.as_ref().is_some_and(|c| c.range() == VideoColorRange::Range0_255);
+    let is_prores = is("video/x-prores");
+    let is_full = match own.filter(|_| !is_prores) {
+        Some(_) => full(&own),
+        None => full(&decoded) || track.full_range.unwrap_or_else(|| full(&container)),
+    };
+    Conversion {
+        matrix: own.or(container.filter(|_| !is_prores)).map_or(VideoColorMatrix::Unknown, |c| c.matrix()),
+        // swscale takes grey without colours as it is (`libswscale/utils.c`, `handle_jpeg`).
+        full_range: info.n_components() == 1 || is_full,
     }
 }
 

@@ -8,8 +8,10 @@ pub mod layers;
 mod log;
 mod path;
 mod random;
+pub mod replace;
 mod secret;
 mod sections;
+mod temporary;
 mod watchdog;
 
 use std::collections::BTreeMap;
@@ -24,6 +26,7 @@ pub use log::{LogConfig, LogFormat};
 pub use random::{RandomWeights, Size};
 pub use secret::{Address, Secret};
 pub use sections::{BusConfig, DecodeConfig, LlmConfig, ModelSource, UpConfig, VisionStageConfig};
+pub use temporary::temp_dir;
 pub use watchdog::WatchdogConfig;
 
 /// The whole configuration; unknown keys are refused. `vidi config print` shows the effective one.

@@ -127,8 +127,22 @@ pub trait Stage {
     }
 }
 
-/// Function that tells what a media file is, without decoding it; any thread may ask.
-pub type Probe = Arc<dyn Fn(&str) -> Result<MediaInfo, JobError> + Send + Sync>;
+/// Function that tells what a media file is, without decoding it; any thread may ask. It takes as long as the file has
+/// something new to read, tells `tell` every now and then how far it is, and ends with [`Stop::Cancelled`] once that says
+/// that nobody waits any more.
+pub type Probe = Arc<dyn Fn(&str, &mut Tell<'_>) -> Result<MediaInfo, Stop> + Send + Sync>;
+
+/// Taker of how far a probe is; false once nobody waits for it.
+pub type Tell<'a> = dyn FnMut(Looked) -> bool + 'a;
+
+/// How far a probe is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Looked {
+    /// Bytes of the file that were read; some may have been read twice.
+    pub read_bytes: u64,
+    /// Size of the file; 0 before it is open.
+    pub size_bytes: u64,
+}
 
 /// World outside of the owner of a job: the stages that prepare its tokens, and its client.
 pub trait JobPort {

@@ -10,7 +10,7 @@ use runtime::process::{Exit, Fatal};
 
 use super::load::{LoadSource, RecordedLoad};
 use super::{failed, pipeline, show, stage};
-use crate::replace;
+use config::replace;
 
 /// Arguments of `vidi bench`.
 #[derive(clap::Args)]

@@ -8,7 +8,7 @@ use runtime::output::Unwritten;
 
 use super::{pipeline, stage};
 use crate::plot::{Line, Plot};
-use crate::replace;
+use config::replace;
 
 /// Prints the table of one stage.
 ///

@@ -30,7 +30,7 @@ pub fn make(out: &std::path::Path, seed: u64, seconds: u32) -> anyhow::Result<(t
 
     use anyhow::Context;
 
-    use crate::replace;
+    use config::replace;
 
     let scene = draw::scene(seed, seconds);
     let painter = picture::Painter::new(&scene, seed);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::ffmpeg::{arguments, clip_name};
 use super::{Cut, Export, process};
-use crate::replace::Unfinished;
+use config::replace::Unfinished;
 
 /// Files of all ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

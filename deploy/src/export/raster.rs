@@ -68,7 +68,7 @@ pub async fn pixels(svg: &str, raster: Raster) -> Result<Vec<u8>, String> {
 async fn drawn(svg: &str, form: &[&str]) -> Result<Vec<u8>, String> {
     let trouble = |e: std::io::Error| format!("no temporary file: {e}");
     // ffmpeg must know the length of what it reads, and of a pipe it does not.
-    let mut file = tempfile::NamedTempFile::new().map_err(trouble)?;
+    let mut file = tempfile::NamedTempFile::new_in(config::temp_dir()).map_err(trouble)?;
     file.write_all(svg.as_bytes()).map_err(trouble)?;
     let input = of_file(file.path());
     let before = BEFORE.into_iter().chain(["-f", "svg_pipe", "-i"]).map(OsStr::new);

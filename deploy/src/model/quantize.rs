@@ -19,7 +19,7 @@ use stage_llm::language::quantized::{BlockFormat, Blocks, Strips, WeightMatrix};
 use stage_llm::language::untied;
 use stage_llm::language::weights::{FileInfo, Matrix, VERSION, matrices, quantized};
 
-use crate::replace::Unfinished;
+use config::replace::Unfinished;
 
 /// Rows of activations that a matrix's error is measured with.
 const PROBES: usize = 16;

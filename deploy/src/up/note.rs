@@ -49,7 +49,7 @@ pub fn state_dir() -> PathBuf {
     var("VIDI_STATE")
         .or_else(|| var("XDG_STATE_HOME").map(|d| d.join("vidi")))
         .or_else(|| var("HOME").map(|d| d.join(".local/state/vidi")))
-        .unwrap_or_else(|| std::env::temp_dir().join("vidi"))
+        .unwrap_or_else(|| config::temp_dir().join("vidi"))
 }
 
 /// A connection to the pipeline that `vidi up` runs on this host; none where none runs.

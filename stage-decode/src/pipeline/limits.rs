@@ -10,7 +10,7 @@ use crate::failure;
 /// Limits on the work that a file may cause.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Longest time without progress in GStreamer.
+    /// Longest time without progress: nothing read, and nothing done with what was.
     pub(crate) stall: Duration,
     /// Largest number of pixels of a picture.
     pub(crate) max_pixels: u64,

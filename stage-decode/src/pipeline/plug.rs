@@ -8,8 +8,9 @@ use gst::prelude::*;
 use gstreamer as gst;
 use protocol::error::JobError;
 
+use super::connect::track_name;
 use super::element;
-use super::shared::Refusal;
+use super::shared::{Refusal, Told};
 use crate::failure;
 use crate::media_file::MediaFile;
 
@@ -87,11 +88,12 @@ const REFERENCES: [(&str, &str); 11] = [
     ("application/vnd.pixar.opentimelineio+json", "an editing timeline"),
 ];
 
-/// A parsebin that plugs listed elements only; a file that names media elsewhere is refused in `refusal`.
+/// A parsebin that plugs listed elements only; a file that names media elsewhere is refused in `refusal`, and colours that a
+/// container tells come into `told`.
 ///
 /// # Errors
 /// `internal` for an element that GStreamer does not have.
-pub(crate) fn parser(media: &MediaFile, refusal: &Refusal) -> Result<gst::Element, JobError> {
+pub(crate) fn parser(media: &MediaFile, refusal: &Refusal, told: &Told) -> Result<gst::Element, JobError> {
     let parser = element("parsebin")?;
     // Emitted with each type of content before anything is plugged for it; "no" exposes it as it is.
     parser.connect("autoplug-continue", false, {
@@ -112,24 +114,35 @@ pub(crate) fn parser(media: &MediaFile, refusal: &Refusal) -> Result<gst::Elemen
         let allowed = factory.is_some_and(|factory| ALLOWED.contains(&factory.name().as_str()));
         answers.to_value_by_nick(if allowed { "try" } else { "expose" })
     });
-    forget_told_sizes(&parser);
+    forget_what_containers_tell(&parser, told);
     Ok(parser)
 }
 
-/// Keeps the picture size that a container tells from the parsers that read it from the pictures themselves: they would
-/// believe the container, and a decoder the pictures.
-fn forget_told_sizes(parser: &gst::Element) {
-    parser.connect("deep-element-added", false, |values| {
+/// Keeps what a container tells from the parsers that read it from the pictures themselves: the picture size, where they would
+/// believe the container, and a decoder the pictures; of AV1 the colours, since its decoder passes on what the parser says.
+fn forget_what_containers_tell(parser: &gst::Element, told: &Told) {
+    let told = told.clone();
+    parser.connect("deep-element-added", false, move |values| {
         let element = values.get(2)?.get::<gst::Element>().ok()?;
-        if !READ_SIZES.contains(&element.factory()?.name().as_str()) {
+        let name = element.factory()?.name();
+        if !READ_SIZES.contains(&name.as_str()) {
             return None;
         }
-        element.static_pad("sink")?.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
+        let (reads_colours, told) = (name == "av1parse", told.clone());
+        element.static_pad("sink")?.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
             if let Some(gst::PadProbeData::Event(event)) = &mut info.data
                 && let gst::EventView::Caps(caps) = event.view()
             {
                 let mut caps = caps.caps_owned();
-                caps.make_mut().iter_mut().for_each(|structure| structure.remove_fields(["width", "height"]));
+                for structure in caps.make_mut().iter_mut() {
+                    structure.remove_fields(["width", "height"]);
+                    if let Ok(colours) = structure.get::<String>("colorimetry") {
+                        told.note(track_name(pad), colours);
+                    }
+                    if reads_colours {
+                        structure.remove_field("colorimetry");
+                    }
+                }
                 *event = gst::event::Caps::builder(&caps).seqnum(event.seqnum()).build();
             }
             gst::PadProbeReturn::Ok

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use gst::prelude::*;
 use gstreamer as gst;
@@ -100,7 +99,7 @@ pub(super) fn forget_told_colours(pad: &gst::Pad) {
 pub(super) fn count_progress(pad: &gst::Pad, shared: &Arc<Shared>) {
     let shared = shared.clone();
     pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
-        shared.progress.fetch_add(1, Ordering::Relaxed);
+        shared.reading.step();
         gst::PadProbeReturn::Ok
     });
 }

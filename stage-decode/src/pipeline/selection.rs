@@ -1,5 +1,7 @@
 //! Selection of the track to decode, and the bytes that the demuxer is shown in place of the file's own.
 
+use std::ops::Range;
+
 /// Caps names of still pictures that also make films.
 const FILMS_OF_STILLS: [&str; 5] = ["image/jpeg", "image/png", "image/x-j2c", "image/x-jpc", "image/jp2"];
 
@@ -41,6 +43,8 @@ pub(crate) struct Selection {
     pub(crate) unmarked: bool,
     /// Bytes of the file that the demuxer reads otherwise than they are.
     pub(crate) overlays: Vec<Overlay>,
+    /// Part of the file that the demuxer takes for all of it (one of several recordings); none for the whole.
+    pub(crate) part: Option<Range<u64>>,
 }
 
 /// Bytes that replace the file's own from position `at` on, for the demuxer only.

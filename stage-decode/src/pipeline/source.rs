@@ -2,6 +2,8 @@
 //!
 //! Unlike `filesrc` it opens nothing: what was probed is what is decoded. Several pipelines may read one file at once.
 
+use std::ops::Range;
+
 use gst::glib;
 use gst::subclass::prelude::*;
 use gstreamer as gst;
@@ -17,11 +19,11 @@ glib::wrapper! {
 }
 
 impl MediaSource {
-    /// A source of a file, with these overlays.
-    pub(crate) fn new(media: &MediaFile, mut overlays: Vec<Overlay>) -> Self {
+    /// A source of a file, or of a part of it, with these overlays.
+    pub(crate) fn new(media: &MediaFile, mut overlays: Vec<Overlay>, part: Option<Range<u64>>) -> Self {
         let source: MediaSource = glib::Object::new();
         overlays.sort_unstable_by_key(|overlay| overlay.at);
-        let content = element::Content { file: media.file().clone(), overlays };
+        let content = element::Content { media: media.clone(), overlays, part };
         assert!(source.imp().content.set(content).is_ok(), "a new source has no content yet. This is a bug.");
         source
     }
@@ -40,9 +42,8 @@ fn overlay(bytes: &mut [u8], start: u64, overlays: &[Overlay]) {
 }
 
 mod element {
-    use std::fs::File;
-    use std::os::unix::fs::FileExt;
-    use std::sync::{Arc, LazyLock, OnceLock};
+    use std::ops::Range;
+    use std::sync::{LazyLock, OnceLock};
 
     use gst::glib;
     use gst::subclass::prelude::*;
@@ -51,12 +52,15 @@ mod element {
     use gstreamer_base as gst_base;
 
     use super::{Overlay, overlay};
+    use crate::media_file::MediaFile;
 
     /// File and overlays of a source.
     pub(super) struct Content {
-        pub(super) file: Arc<File>,
+        pub(super) media: MediaFile,
         /// Sorted by position.
         pub(super) overlays: Vec<Overlay>,
+        /// Part of the file that is shown.
+        pub(super) part: Option<Range<u64>>,
     }
 
     /// State of a source element.
@@ -100,7 +104,11 @@ mod element {
         }
 
         fn size(&self) -> Option<u64> {
-            Some(self.content.get()?.file.metadata().ok()?.len())
+            let content = self.content.get()?;
+            match &content.part {
+                Some(part) => Some(part.end - part.start),
+                None => Some(content.media.file().metadata().ok()?.len()),
+            }
         }
 
         fn fill(
@@ -110,23 +118,18 @@ mod element {
             buffer: &mut gst::BufferRef,
         ) -> Result<gst::FlowSuccess, gst::FlowError> {
             let content = self.content.get().ok_or(gst::FlowError::NotNegotiated)?;
-            let mut read = 0;
-            {
+            let read = {
                 let mut map = buffer.map_writable().map_err(|_| gst::FlowError::Error)?;
-                let wanted = map.len().min(length as usize);
-                while read < wanted {
-                    match content.file.read_at(&mut map[read..wanted], offset + read as u64) {
-                        Ok(0) => break,
-                        Ok(more) => read += more,
-                        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                        Err(error) => {
-                            gst::element_imp_error!(self, gst::ResourceError::Read, ["read failed: {error}"]);
-                            return Err(gst::FlowError::Error);
-                        }
-                    }
-                }
-                overlay(&mut map[..read], offset, &content.overlays);
-            }
+                let part = content.part.clone().unwrap_or(0..u64::MAX);
+                let at = part.start.saturating_add(offset);
+                let wanted = (map.len() as u64).min(length.into()).min(part.end.saturating_sub(at)) as usize;
+                let read = content.media.read_as_far(&mut map[..wanted], at).map_err(|error| {
+                    gst::element_imp_error!(self, gst::ResourceError::Read, ["read failed: {error}"]);
+                    gst::FlowError::Error
+                })?;
+                overlay(&mut map[..read], at, &content.overlays);
+                read
+            };
             if read == 0 {
                 return Err(gst::FlowError::Eos);
             }

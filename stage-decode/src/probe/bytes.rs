@@ -1,8 +1,8 @@
 //! Reads by position: media data is skipped, and memory does not grow with the file.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+
+use crate::media_file::MediaFile;
 
 /// Size of the chunk that one read fetches; neighbouring positions are served from it.
 const CHUNK_BYTES: usize = 4096;
@@ -16,7 +16,7 @@ const STEPS_PER_LOOK: u64 = 1 << 16;
 
 /// Reader of a file by position, within a budget of work, until nobody waits for it.
 pub(crate) struct Bytes<'f> {
-    file: &'f File,
+    media: &'f MediaFile,
     cancelled: &'f dyn Fn() -> bool,
     /// Steps that are left.
     steps: u64,
@@ -26,8 +26,9 @@ pub(crate) struct Bytes<'f> {
 }
 
 impl<'f> Bytes<'f> {
-    pub(crate) fn new(file: &'f File, cancelled: &'f dyn Fn() -> bool) -> io::Result<Self> {
-        Ok(Bytes { file, cancelled, steps: MAX_STEPS, size: file.metadata()?.len(), chunk: Vec::new(), chunk_at: 0 })
+    pub(crate) fn new(media: &'f MediaFile, cancelled: &'f dyn Fn() -> bool) -> io::Result<Self> {
+        let size = media.file().metadata()?.len();
+        Ok(Bytes { media, cancelled, steps: MAX_STEPS, size, chunk: Vec::new(), chunk_at: 0 })
     }
 
     /// Size of the file in bytes.
@@ -43,8 +44,11 @@ impl<'f> Bytes<'f> {
         let left = self.steps.checked_sub(steps).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, format!("it takes more than {MAX_STEPS} steps to read"))
         })?;
-        if left / STEPS_PER_LOOK != self.steps / STEPS_PER_LOOK && (self.cancelled)() {
-            return Err(io::ErrorKind::Interrupted.into());
+        if left / STEPS_PER_LOOK != self.steps / STEPS_PER_LOOK {
+            self.media.reading().step();
+            if (self.cancelled)() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
         }
         self.steps = left;
         Ok(())
@@ -57,12 +61,12 @@ impl<'f> Bytes<'f> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         if out.len() > CHUNK_BYTES {
-            return self.file.read_exact_at(out, at);
+            return self.media.read_exact_at(out, at);
         }
         if at < self.chunk_at || end > self.chunk_at + self.chunk.len() as u64 {
             let length = CHUNK_BYTES.min((self.size - at) as usize);
             self.chunk.resize(length, 0);
-            self.file.read_exact_at(&mut self.chunk, at)?;
+            self.media.read_exact_at(&mut self.chunk, at)?;
             self.chunk_at = at;
         }
         let from = (at - self.chunk_at) as usize;
@@ -92,9 +96,13 @@ impl<'f> Bytes<'f> {
 mod tests {
     use super::*;
 
+    fn empty() -> MediaFile {
+        MediaFile::new("empty".into(), tempfile::tempfile().unwrap()).unwrap()
+    }
+
     #[test]
     fn work_beyond_the_budget_is_refused_with_the_figure() {
-        let file = tempfile::tempfile().unwrap();
+        let file = empty();
         let mut bytes = Bytes::new(&file, &|| false).unwrap();
         bytes.spend(MAX_STEPS - 1).unwrap();
         bytes.spend(1).unwrap();
@@ -104,7 +112,7 @@ mod tests {
 
     #[test]
     fn work_that_nobody_waits_for_ends_within_a_few_steps() {
-        let file = tempfile::tempfile().unwrap();
+        let file = empty();
         let stop = std::cell::Cell::new(false);
         let cancelled = || stop.get();
         let mut bytes = Bytes::new(&file, &cancelled).unwrap();

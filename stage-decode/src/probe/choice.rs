@@ -15,8 +15,8 @@ const MAX_TRIED: usize = 8;
 /// A track that might be used.
 pub(super) struct Candidate<'t, T> {
     pub(super) track: &'t T,
-    /// Number of the track in its container.
-    pub(super) number: u64,
+    /// Number of the track in its container, if it has one.
+    pub(super) number: Option<u64>,
     pub(super) codec: String,
     /// Why it is not used, if that is known without a look at its content.
     pub(super) excess: Option<String>,
@@ -55,7 +55,7 @@ impl<'f> Choice<'f> {
                 false => candidate.excess.clone(),
             };
             let Some(reason) = reason else { return Ok(Some((candidate, selection))) };
-            self.notes.push(note(selection.kind, Some(candidate.number), &candidate.codec, &reason));
+            self.notes.push(note(selection.kind, candidate.number, &candidate.codec, &reason));
         }
         Ok(None)
     }
@@ -68,7 +68,7 @@ fn reason(media: &MediaFile, message: &str) -> String {
 }
 
 /// Sentence about a track that is not used.
-pub(super) fn note(kind: Kind, number: Option<u64>, codec: &str, reason: &str) -> String {
+fn note(kind: Kind, number: Option<u64>, codec: &str, reason: &str) -> String {
     let number = number.map_or(String::new(), |number| format!(" {number}"));
     let encoder = match kind {
         Kind::Video => "-c:a copy",

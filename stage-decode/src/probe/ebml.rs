@@ -16,6 +16,8 @@ pub(super) struct Element {
     pub(super) body: Range<u64>,
     /// Whether the size is unknown: the element ends at its next sibling or with the file.
     pub(super) open: bool,
+    /// Whether what it lies in ends before it does.
+    pub(super) cut: bool,
 }
 
 /// A variable-length number and its length in bytes; ids keep their length marker.
@@ -41,7 +43,8 @@ pub(super) fn element(bytes: &mut Bytes<'_>, at: u64, end: u64) -> io::Result<El
     let id = u32::try_from(id)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "an element id has more than four bytes"))?;
     let stop = if open { end } else { start.saturating_add(size).min(end) };
-    Ok(Element { id, body: start..stop.max(start), open })
+    let cut = !open && start.saturating_add(size) > end;
+    Ok(Element { id, body: start..stop.max(start), open, cut })
 }
 
 /// The children of a short element.

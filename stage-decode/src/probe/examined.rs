@@ -18,20 +18,33 @@ pub(crate) struct Examined {
     pub(crate) audio: Option<AudioTrack>,
 }
 
+impl Examined {
+    /// Times and places that it keeps, by which it takes memory.
+    pub(super) fn listed(&self) -> usize {
+        let pictures = self.video.iter().flat_map(|video| &video.passes).map(|pass| pass.timeline.len());
+        let chunks = self.audio.iter().filter_map(|audio| audio.pcm.as_ref()).map(|pcm| 2 * pcm.chunks.len());
+        pictures.chain(chunks).sum()
+    }
+}
+
 /// Selected video track.
 #[derive(Clone, Debug)]
 pub(crate) struct VideoTrack {
     pub(crate) selection: Selection,
+    /// Tracks that follow it one after the other, each in a pass of its own (joined recordings).
+    pub(crate) links: Vec<Selection>,
     /// Pictures that are shown, pass by pass.
     pub(crate) passes: Vec<Pass>,
     pub(crate) orientation: Orientation,
+    /// Whether the container says that values take their full range; none where the demuxer tells, or nobody.
+    pub(crate) full_range: Option<bool>,
 }
 
 /// Selected audio track.
 #[derive(Clone, Debug)]
 pub(crate) struct AudioTrack {
     pub(crate) selection: Selection,
-    /// Tracks that follow it one after the other (the later links of a chained Ogg file).
+    /// Tracks that follow it one after the other (the later links of a chained Ogg file, joined recordings).
     pub(crate) links: Vec<Selection>,
     /// Uncompressed sound that is read without GStreamer.
     pub(crate) pcm: Option<Pcm>,
@@ -43,8 +56,8 @@ pub(crate) struct AudioTrack {
 pub(crate) struct Trim {
     /// Ticks to keep, in passes over the track, each in ascending order; of none all.
     pub(crate) passes: Vec<Vec<Range<u64>>>,
-    /// Ticks to drop at the end.
-    pub(crate) discard: u64,
+    /// Ticks to drop at the end of each pass; beyond the last one none.
+    pub(crate) discard: Vec<u64>,
     /// Ticks per second; 0 if a tick is a sample.
     pub(crate) timescale: u64,
 }

@@ -8,8 +8,16 @@ use std::ops::Range;
 
 use super::bytes::Bytes;
 use super::ebml::{children, element, float, number, signed, text, unsigned};
+use super::h264::Fields;
 use crate::picture::{Orientation, Turn};
 use crate::timeline::{MAX_LISTED, Timeline};
+
+/// Recordings of a file that are read at most besides the first.
+const MAX_LATER: usize = 15;
+/// Bytes of a track's parameters that are read at most.
+const MAX_PRIVATE: u64 = 1 << 16;
+/// Bytes at the start of a block in which its first slice is looked for.
+const BLOCK_HEAD: u64 = 4096;
 
 /// Type of a video track (RFC 9559, TrackType).
 pub(crate) const VIDEO: u64 = 1;
@@ -24,8 +32,8 @@ pub(crate) struct Segment {
     /// Duration in steps; 0 if the file does not say.
     duration: f64,
     pub(crate) tracks: Vec<Track>,
-    /// Position of another recording behind this one, which GStreamer's demuxer does not go on to.
-    pub(crate) next: Option<u64>,
+    /// Part of the file that it is.
+    pub(crate) part: Range<u64>,
     webm: bool,
 }
 
@@ -54,6 +62,10 @@ pub(crate) struct Track {
     span: Option<(i64, i64)>,
     /// Timestamps of the blocks that show a picture, in steps, in file order.
     times: Vec<i64>,
+    /// Reader of pictures of H.264 that may come as fields.
+    fields: Option<Fields>,
+    /// Number of blocks that hold the second field of a picture.
+    second_fields: u64,
 }
 
 mod id {
@@ -70,6 +82,7 @@ mod id {
     pub(super) const KIND: u32 = 0x83;
     pub(super) const DEFAULT: u32 = 0x88;
     pub(super) const CODEC: u32 = 0x86;
+    pub(super) const CODEC_PRIVATE: u32 = 0x63a2;
     pub(super) const FRAME_NS: u32 = 0x23_e383;
     pub(super) const CODEC_DELAY: u32 = 0x56aa;
     pub(super) const VIDEO: u32 = 0xe0;
@@ -91,13 +104,27 @@ mod id {
 }
 
 impl Segment {
-    /// Reads the file; `None` if it is not Matroska. A truncated file counts up to where it ends.
-    pub(crate) fn read(bytes: &mut Bytes<'_>) -> io::Result<Option<Segment>> {
+    /// Reads the recordings of a file: the first, and those that were joined to it; `None` if it is not Matroska. A truncated file
+    /// counts up to where it ends.
+    pub(crate) fn read(bytes: &mut Bytes<'_>) -> io::Result<Option<(Segment, Vec<Segment>)>> {
         if bytes.size() < 4 || bytes.u32(0)? != id::EBML {
             return Ok(None);
         }
-        let head = element(bytes, 0, bytes.size())?;
-        let mut segment = Segment { scale_ns: 1_000_000, ..Segment::default() };
+        let first = Segment::read_from(bytes, 0)?;
+        let (mut next, mut later) = (first.part.end, Vec::new());
+        while next < bytes.size() && later.len() < MAX_LATER {
+            // What cannot be read of a later one is told as missing.
+            let Ok(recording) = Segment::read_from(bytes, next) else { break };
+            next = recording.part.end;
+            later.push(recording);
+        }
+        Ok(Some((first, later)))
+    }
+
+    /// Reads the recording that starts at a position, up to the next one.
+    fn read_from(bytes: &mut Bytes<'_>, start: u64) -> io::Result<Segment> {
+        let head = element(bytes, start, bytes.size())?;
+        let mut segment = Segment { scale_ns: 1_000_000, part: start..bytes.size(), ..Segment::default() };
         for child in children(bytes, &head.body)? {
             if child.id == id::DOC_TYPE {
                 segment.webm = text(bytes, &child.body)? == "webm";
@@ -109,7 +136,7 @@ impl Segment {
             bytes.spend(1)?;
             let Ok(found) = element(bytes, at, bytes.size()) else { break };
             if found.id == id::EBML {
-                segment.next = Some(at);
+                segment.part.end = at;
                 break;
             }
             at = match found.id {
@@ -125,6 +152,8 @@ impl Segment {
                     numbers = segment.tracks.iter().enumerate().map(|(i, t)| (t.number, i)).collect();
                 }
                 id::CLUSTER_TIME => cluster_time = unsigned(bytes, &found.body)? as i64,
+                // ffmpeg takes no part of a block.
+                id::SIMPLE_BLOCK if found.cut => {}
                 id::SIMPLE_BLOCK => segment.block(bytes, &numbers, &found.body, cluster_time, 0),
                 id::GROUP => {
                     let Ok(parts) = children(bytes, &found.body) else { continue };
@@ -132,14 +161,14 @@ impl Segment {
                     if let Some(part) = parts.iter().find(|p| p.id == id::DISCARD) {
                         discard_ns = signed(bytes, &part.body)?;
                     }
-                    for part in parts.iter().filter(|p| p.id == id::BLOCK) {
+                    for part in parts.iter().filter(|p| p.id == id::BLOCK && !p.cut) {
                         segment.block(bytes, &numbers, &part.body, cluster_time, discard_ns);
                     }
                 }
                 _ => {}
             }
         }
-        Ok(Some(segment))
+        Ok(segment)
     }
 
     fn info(&mut self, bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<()> {
@@ -156,6 +185,7 @@ impl Segment {
     fn entries(&mut self, bytes: &mut Bytes<'_>, body: &Range<u64>) -> io::Result<()> {
         for entry in children(bytes, body)?.iter().filter(|c| c.id == id::ENTRY) {
             let mut track = Track { default: true, channels: 1, ..Track::default() };
+            let mut private = Vec::new();
             for child in children(bytes, &entry.body)? {
                 let body = &child.body;
                 match child.id {
@@ -164,6 +194,10 @@ impl Segment {
                     id::KIND => track.kind = unsigned(bytes, body)?,
                     id::DEFAULT => track.default = unsigned(bytes, body)? != 0,
                     id::CODEC => track.codec = text(bytes, body)?,
+                    id::CODEC_PRIVATE => {
+                        private = vec![0; (body.end - body.start).min(MAX_PRIVATE) as usize];
+                        bytes.read(body.start, &mut private)?;
+                    }
                     id::FRAME_NS => track.frame_ns = unsigned(bytes, body)?,
                     id::CODEC_DELAY => track.delay_ns = unsigned(bytes, body)?,
                     id::VIDEO | id::AUDIO => {
@@ -183,6 +217,9 @@ impl Segment {
                     }
                     _ => {}
                 }
+            }
+            if track.codec == "V_MPEG4/ISO/AVC" {
+                track.fields = Some(Fields::new(Some(&private))).filter(Fields::may_come);
             }
             self.tracks.push(track);
         }
@@ -205,6 +242,14 @@ impl Segment {
         let (start, end) = track.span.unwrap_or((time, time));
         track.span = Some((start.min(time), end.max(time)));
         track.discard_ns = discard_ns.max(0) as u64;
+        if let Some(fields) = &mut track.fields {
+            let start = body.start + length + 3;
+            let mut head = vec![0; body.end.saturating_sub(start).min(BLOCK_HEAD) as usize];
+            if bytes.read(start, &mut head).is_ok() && fields.is_second(&head) {
+                track.second_fields += 1;
+                return;
+            }
+        }
         // VP8 has blocks of pictures that are never shown, only referred to (RFC 6386, 9.1: show_frame).
         if track.codec != "V_VP8" || (first >> 4) & 1 == 1 {
             track.blocks += 1;
@@ -213,6 +258,12 @@ impl Segment {
                 track.times.push(time);
             }
         }
+    }
+
+    /// The track of this recording that goes on with one of another: of its kind and codec, and of its number if there are several.
+    pub(crate) fn same(&self, other: &Track) -> Option<&Track> {
+        let alike = || self.tracks.iter().filter(|t| t.blocks > 0 && (t.kind, &t.codec) == (other.kind, &other.codec));
+        alike().find(|t| t.number == other.number).or_else(|| alike().next())
     }
 
     /// Times at which a track's pictures are shown.
@@ -244,12 +295,14 @@ impl Segment {
 
     /// Pictures per second (ffmpeg's `avg_frame_rate`): the file's own figure, else as counted.
     pub(crate) fn average_rate(&self, track: &Track) -> f64 {
-        if track.frame_ns > 0 {
+        if track.frame_ns > 0 && track.second_fields == 0 {
             return 1e9 / track.frame_ns as f64;
         }
+        let packets = track.blocks + track.second_fields;
         match track.span {
-            Some((start, end)) if end > start => {
-                (track.blocks - 1) as f64 * 1e9 / (end.saturating_sub(start) as f64 * self.scale_ns as f64)
+            Some((start, end)) if end > start && packets > 0 => {
+                let seconds = end.saturating_sub(start) as f64 * self.scale_ns as f64 / 1e9;
+                (packets - 1) as f64 / seconds * track.blocks as f64 / packets as f64
             }
             _ => 0.0,
         }

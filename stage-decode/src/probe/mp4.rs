@@ -2,18 +2,20 @@
 //!
 //! Format: ISO/IEC 14496-12. Which samples count as shown follows ffmpeg's demuxer (`libavformat/mov.c`,
 //! `mov_fix_index`), edit by edit in the order of the list: video samples whose composition time lies in the edit; audio
-//! from the start of the edit to the end of the packet in which it ends. In reading order: `boxes` (the parts of a file), `spans` (times that are shown), `sound`
-//! (uncompressed sound),
-//! `track` (one track's tables), and this file, the whole index.
+//! from the start of the edit to the end of the packet in which it ends. In reading order: `boxes` (the parts of a
+//! file), `sound` (uncompressed sound), `track` (one track's tables), `chunks` (where its samples lie), `spans` and `edits` (which
+//! of them are shown), `fragment` (samples behind the index), and this file, the whole index.
 
 mod boxes;
+mod chunks;
+mod edits;
+mod fragment;
 mod sound;
 mod spans;
 mod track;
 
 use std::collections::HashSet;
 use std::io;
-use std::ops::Range;
 
 use super::bytes::Bytes;
 use crate::pipeline::Overlay;
@@ -62,6 +64,7 @@ impl Movie {
                     }
                     track.read_chunks(bytes)?;
                     track.locate_pcm(bytes)?;
+                    track.find_second_fields(bytes)?;
                     movie.tracks.push(track);
                 }
                 b"cmov" => return Err(bad("it is compressed (cmov)")),
@@ -71,17 +74,17 @@ impl Movie {
         for found in inside.iter().filter(|b| &b.name == b"mvex") {
             movie.fragmented = true;
             for trex in boxes(bytes, found.body.clone())?.iter().filter(|b| &b.name == b"trex") {
-                let (id, duration) = (bytes.u32(trex.body.start + 4)?, bytes.u32(trex.body.start + 12)?);
-                movie.tracks.iter_mut().filter(|t| t.id == id).for_each(|t| t.default_duration = duration);
+                let at = trex.body.start;
+                let (id, duration, size) = (bytes.u32(at + 4)?, bytes.u32(at + 12)?, bytes.u32(at + 16)?);
+                let track = movie.tracks.iter_mut().filter(|t| t.id == id);
+                track.for_each(|t| (t.default_duration, t.default_size) = (duration, size));
             }
         }
         if movie.fragmented {
             movie.tracks.iter_mut().for_each(|t| t.fragment_at = t.totals().1 as i64);
             // The media of a fragment whose index the file cuts short are not there either.
             for moof in top.iter().filter(|b| &b.name == b"moof" && !b.cut) {
-                for traf in boxes(bytes, moof.body.clone())?.iter().filter(|b| &b.name == b"traf") {
-                    movie.fragment(bytes, traf.body.clone())?;
-                }
+                movie.fragment(bytes, moof.name_at - 4, moof.body.clone())?;
             }
         }
         Ok(Some(movie))
@@ -90,31 +93,6 @@ impl Movie {
     /// Numbers of the tracks that hold the chapters of another: what they show is no film.
     pub(crate) fn chapters(&self) -> HashSet<u32> {
         self.tracks.iter().flat_map(|track| track.chapters.iter().copied()).collect()
-    }
-
-    /// Adds the samples of a track fragment to its track.
-    fn fragment(&mut self, bytes: &mut Bytes<'_>, traf: Range<u64>) -> io::Result<()> {
-        let (mut id, mut duration) = (0, None);
-        for found in boxes(bytes, traf)? {
-            let start = found.body.start;
-            let track = self.tracks.iter_mut().find(|t| t.id == id);
-            match (&found.name, track) {
-                (b"tfhd", _) => {
-                    let flags = bytes.u32(start)? & 0xff_ffff;
-                    id = bytes.u32(start + 4)?;
-                    let skipped = 8 * u64::from(flags & 1) + 4 * u64::from(flags >> 1 & 1);
-                    duration = if flags & 8 != 0 { Some(bytes.u32(start + 8 + skipped)?) } else { None };
-                }
-                (b"tfdt", Some(track)) => {
-                    let long = bytes.array::<1>(start)?[0] == 1;
-                    let at = if long { bytes.u64(start + 4)? } else { bytes.u32(start + 4)?.into() };
-                    track.fragment_at = i64::try_from(at).map_err(|_| bad("a fragment's time exceeds 63 bits"))?;
-                }
-                (b"trun", Some(track)) => track.run(bytes, &found.body, duration)?,
-                _ => {}
-            }
-        }
-        Ok(())
     }
 
     /// Overlays by which GStreamer's demuxer delivers every sample of one track and none of the others: the other tracks

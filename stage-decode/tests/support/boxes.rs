@@ -100,17 +100,18 @@ impl Mp4 {
         self
     }
 
-    /// Describes 24-bit samples of QuickTime (`in24`, version 1) as ISO/IEC 23003-5 does.
-    pub fn as_ipcm(&mut self, nth: usize, little_endian: bool) -> &mut Self {
+    /// Describes samples of QuickTime (`in24` as `ipcm`, `fl32` as `fpcm`, version 1) as ISO/IEC 23003-5 does.
+    pub fn as_camera_pcm(&mut self, nth: usize, code: &[u8; 4], little_endian: bool) -> &mut Self {
         let track = self.track(nth);
+        let (old, bits) = if code == b"ipcm" { (b"in24", 24) } else { (b"fl32", 32) };
         // The code stands in the sample entry, and once more within it.
-        let entry = track.start + self.0[track].windows(4).position(|w| w == b"in24").unwrap() - 4;
-        self.0[entry + 4..entry + 8].copy_from_slice(b"ipcm");
+        let entry = track.start + self.0[track].windows(4).position(|w| w == old).unwrap() - 4;
+        self.0[entry + 4..entry + 8].copy_from_slice(code);
         assert_eq!(self.0[entry + 16..entry + 18], [0, 1]);
         self.0[entry + 17] = 0;
         let wave = self.number(entry + 52) as usize;
         assert_eq!(&self.0[entry + 56..entry + 60], b"wave");
-        let pcm = boxed(b"pcmC", &[0, 0, 0, 0, u8::from(little_endian), 24]);
+        let pcm = boxed(b"pcmC", &[0, 0, 0, 0, u8::from(little_endian), bits]);
         let parts = [boxed(b"free", &[0; 8]), pcm.clone(), boxed(b"free", &vec![0; wave - pcm.len() - 8])].concat();
         self.0[entry + 36..entry + 36 + parts.len()].copy_from_slice(&parts);
         self

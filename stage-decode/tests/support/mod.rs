@@ -3,17 +3,22 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod boxes;
+pub mod fields;
 pub mod reference;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use protocol::error::ErrorKind;
 use protocol::message::{DecodeRequest, FrameBatch, JobId, Output, PcmWindow, Segment};
 use protocol::plan::{FRAME_BYTES, FrameGrid, MediaInfo, MediaPlan};
 use protocol::stage::{Port, Stage, Stop};
 use protocol::wire::Message;
 use stage_decode::{DecodeOptions, DecodeStage};
+
+/// Options of a film of H.264.
+pub const X264: &str = "-c:v libx264 -preset veryfast";
 
 /// A moving test picture; `rate` may be a fraction.
 pub fn picture(size: &str, rate: &str, seconds: f64) -> Vec<String> {
@@ -168,4 +173,19 @@ pub fn snr(reference: &[i16], sound: &[i16]) -> f64 {
     let signal = power(&mut reference.iter().map(|&x| x.into()));
     let noise = power(&mut reference.iter().zip(sound).map(|(&x, &y)| f64::from(x) - f64::from(y)));
     if noise == 0.0 { 199.0 } else { 10.0 * (signal / noise).log10() }
+}
+
+/// A film of five seconds with sound.
+pub fn film(dir: &Path, name: &str, options: &str) -> PathBuf {
+    make(dir, name, &[picture("160x120", "10", 5.0), sound(44_100, 5.0)], options)
+}
+
+/// The refusal of a file: soon, by name, with what to do.
+pub fn refused(path: &Path) -> String {
+    let began = Instant::now();
+    let error = stage(path.parent().unwrap()).probe(path.to_str().unwrap()).expect_err("should be refused");
+    assert!(began.elapsed() < Duration::from_secs(5), "took {:?}", began.elapsed());
+    assert_eq!(error.kind, ErrorKind::UnsupportedMedia);
+    assert!(error.message.contains(path.to_str().unwrap()) && !error.hint.is_empty(), "{error}");
+    error.to_string()
 }

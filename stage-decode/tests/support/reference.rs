@@ -97,3 +97,10 @@ pub fn check_sound(path: &Path, kept: &Kept) {
     let plan = kept.windows[0].plan.audio.as_ref().unwrap();
     assert_eq!(plan.samples, ours.len() as u64, "the plan is exact");
 }
+
+/// Checks every frame of a file.
+pub fn check_every_frame(path: &Path, info: &MediaInfo, kept: &Kept) {
+    check_figures(path, info);
+    let [theirs, after] = [0, 1].map(|first| reference_frames(path, info, 1, first, ""));
+    check_pictures(&path.display().to_string(), &kept.frames(0), &theirs, &after);
+}

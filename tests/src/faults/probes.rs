@@ -29,7 +29,7 @@ pub async fn probes(scale: &Scale) -> Row {
         let threads = look::most_threads(pid);
         let started = Instant::now();
         let asked = videos.iter().map(|video| {
-            let request = ProbeRequest { v: wire::VERSION, video: video.to_string_lossy().into_owned() };
+            let request = ProbeRequest::new(video.to_string_lossy());
             let request = async_nats::Request::new().payload(wire::encode(&request).into());
             rig.bus.client().send_request(rig.bus.subjects().probe(), request.timeout(Some(Duration::from_secs(60))))
         });

@@ -6,7 +6,7 @@ use std::path::Path;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::{DecodeRequest, FrameBatch, Output, PcmWindow};
 use protocol::plan::{AudioPlan, FRAME_SIDE, MediaInfo, MediaPlan, SAMPLE_RATE, WINDOW_SAMPLES, frames_together};
-use protocol::stage::{Port, Probe, Stage, Stop};
+use protocol::stage::{Port, Probe, Stage, Stop, Tell};
 use protocol::tensor::{Dtype, Tensor};
 use protocol::wire::VERSION;
 
@@ -111,7 +111,7 @@ impl Stage for SyntheticDecode {
     }
 
     fn probe(&self) -> Option<Probe> {
-        Some(std::sync::Arc::new(info))
+        Some(std::sync::Arc::new(|video: &str, _: &mut Tell<'_>| Ok(info(video)?)))
     }
 }
 

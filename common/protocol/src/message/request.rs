@@ -17,6 +17,20 @@ pub struct ProbeRequest {
     pub v: u32,
     /// Path or `file:` URI.
     pub video: String,
+    /// Whether [`ProbeReply::Working`] is an answer, upon which the same is asked again. Without it a probe that takes longer
+    /// than 30 s is not answered.
+    #[serde(default)]
+    pub again: bool,
+    /// Instance that said so: another one does not begin as well, but is `busy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
+}
+
+impl ProbeRequest {
+    /// Request of one who waits for the answer itself.
+    pub fn new(video: impl Into<String>) -> Self {
+        ProbeRequest { v: version(), video: video.into(), again: false, at: None }
+    }
 }
 
 impl Message for ProbeRequest {
@@ -35,6 +49,15 @@ pub enum ProbeReply {
     Refused {
         /// Reason for that.
         error: JobError,
+    },
+    /// The file is still looked at, or waits for its turn.
+    Working {
+        /// Instance that does.
+        working: String,
+        /// Bytes that it has read.
+        read_bytes: u64,
+        /// Size of the file; 0 before it is open.
+        size_bytes: u64,
     },
 }
 

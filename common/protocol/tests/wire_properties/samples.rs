@@ -73,8 +73,10 @@ prop_compose! {
 }
 
 prop_compose! {
-    pub fn probe_request()(video in any::<String>()) -> ProbeRequest {
-        ProbeRequest { v: 1, video }
+    pub fn probe_request()(
+        video in any::<String>(), again in any::<bool>(), at in prop::option::of(any::<String>()),
+    ) -> ProbeRequest {
+        ProbeRequest { v: 1, video, again, at }
     }
 }
 
@@ -109,7 +111,12 @@ prop_compose! {
 }
 
 pub fn probe_reply() -> impl Strategy<Value = ProbeReply> {
-    prop_oneof![info().prop_map(ProbeReply::Info), job_error().prop_map(|error| ProbeReply::Refused { error })]
+    let working = (any::<String>(), any::<u64>(), any::<u64>());
+    prop_oneof![
+        info().prop_map(ProbeReply::Info),
+        job_error().prop_map(|error| ProbeReply::Refused { error }),
+        working.prop_map(|(working, read_bytes, size_bytes)| ProbeReply::Working { working, read_bytes, size_bytes }),
+    ]
 }
 
 prop_compose! {

@@ -93,6 +93,7 @@ where
             engine: &engine,
             info: &info,
             watchdog: &watchdog,
+            counters: &counters,
             clearing: &clearing,
             token_bytes,
             step_tokens,

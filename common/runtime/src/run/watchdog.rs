@@ -152,12 +152,6 @@ impl Pulse {
         });
     }
 
-    /// Allows for so many times the limit.
-    pub fn times(self, times: u32) -> Self {
-        self.change(|work| work.limit = work.limit.saturating_mul(times));
-        self
-    }
-
     /// Ends one step and begins the next.
     pub fn step(&self) {
         self.change(|work| work.since = Some(Instant::now()));

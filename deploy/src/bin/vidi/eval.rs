@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use config::Config;
+use config::replace;
 use deploy::eval::compare::Comparison;
 use deploy::eval::line::Asking;
 use deploy::eval::score::score;
 use deploy::eval::suite::{Suite, Truth};
 use deploy::eval::{EvalError, run, show};
-use deploy::replace;
 use runtime::bus::Role;
 use runtime::process::Fatal;
 

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use config::replace;
 use deploy::export::format::Format;
 use deploy::export::media::{Media, Wishes};
 use deploy::export::start::Start;
 use deploy::export::{Export, clips, clock};
-use deploy::replace;
 use protocol::error::JobError;
 use protocol::event::JobResult;
 use protocol::message::JobRequest;

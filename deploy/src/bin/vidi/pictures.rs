@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use config::replace;
 use deploy::export::media::Media;
 use deploy::export::raster::{self, Raster};
 use deploy::export::{Export, contact_sheet, process, timeline};
-use deploy::replace;
 
 use crate::cli::Exports;
 use crate::export::writable;

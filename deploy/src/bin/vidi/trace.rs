@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use config::Config;
+use config::replace;
 use deploy::client::events_so_far;
-use deploy::replace;
 use deploy::trace::{Trace, gantt, text};
 use protocol::message::JobId;
 use runtime::bus::Role;

@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::claim::Claimed;
-use super::port::{OwnerPort, TokenKind};
+use super::port::{Host, OwnerPort, TokenKind};
 use super::state::JobState;
 use super::worker::Worker;
 use crate::bus::FencingToken;
@@ -41,8 +41,9 @@ pub enum Answer {
     Cancelled(CancelledBy),
     /// A newer owner has written.
     Superseded(FencingToken),
-    /// Others hold the token stream's capacity, and one of them has no owner.
-    NoCapacity(String),
+    /// Others go first: they hold the token stream's capacity and one of them has no owner, or this job's file takes long to
+    /// look into.
+    GaveWay(String),
     /// Something outside is away.
     Unavailable(String),
 }
@@ -60,8 +61,9 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
         // Not begun yet: who is asked whether the job has a try left may be away.
         pulse.pause();
         let kind = TokenKind { bytes: self.token_bytes, checkpoint: self.info.checkpoint.clone() };
-        let port = OwnerPort::new(self.bus, &job, state.clone(), log.clone(), token, kind, pulse);
-        let (outcome, no_capacity) = match self.tries_left(&job, &delivery).await {
+        let host = Host { bus: self.bus.clone(), counters: self.counters.clone() };
+        let port = OwnerPort::new(&host, &job, state.clone(), log.clone(), token, kind, pulse);
+        let (outcome, gave_way) = match self.tries_left(&job, &delivery).await {
             0 => (Err(Stop::Failed(self.worn_out(&job, &delivery).await)), false),
             _ => self.compute(request, port).await,
         };
@@ -73,7 +75,7 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
             (Some(JobEnd::Superseded(newer)), _) => Answer::Superseded(newer),
             (_, Ok(result)) => Answer::Result(Box::new(result)),
             (_, Err(Stop::Failed(error))) => Answer::Failed(error),
-            (_, Err(Stop::Unavailable(why))) if no_capacity => Answer::NoCapacity(why),
+            (_, Err(Stop::Unavailable(why))) if gave_way => Answer::GaveWay(why),
             (_, Err(Stop::Unavailable(why))) => Answer::Unavailable(why),
             (Some(JobEnd::Cancelled(by)), Err(Stop::Cancelled)) => Answer::Cancelled(by),
             (_, Err(Stop::Cancelled)) => Answer::Cancelled(CancelledBy::Client),
@@ -81,7 +83,7 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
         Answered { job, delivery, log, state, answer }
     }
 
-    /// Runs a job on the engine's thread; true beside what came of it if it gave way to those who hold the capacity.
+    /// Runs a job on the engine's thread; true beside what came of it if it gave way to others.
     async fn compute(&self, request: JobRequest, mut port: OwnerPort) -> (Result<JobResult, Stop>, bool) {
         port.sized(self.step_tokens);
         let run = self.engine.run(move |owner| {

@@ -2,6 +2,7 @@
 //! its client.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Message;
@@ -11,7 +12,7 @@ use tokio::sync::{Mutex, mpsc};
 
 use super::asked::Asked;
 use super::capacity::{self, Waited};
-use super::probe;
+use super::probe::{self, Probed};
 use super::state::JobState;
 use super::text::{HeldText, Piece};
 use crate::bus::FencingToken;
@@ -21,6 +22,7 @@ use crate::run::checkpoint::Checkpoint;
 use crate::run::control;
 use crate::run::job_end::JobEnd;
 use crate::run::port::Origin;
+use crate::run::service::Counters;
 use crate::run::watchdog::Pulse;
 use crate::subject::StreamName;
 use protocol::control::Verb;
@@ -47,6 +49,13 @@ pub struct TokenKind {
     pub checkpoint: Checkpoint,
 }
 
+/// Worker that owns a job.
+pub struct Host {
+    pub bus: Bus,
+    /// Counts of it.
+    pub counters: Arc<Counters>,
+}
+
 /// Stages and client of one job, over the bus.
 pub struct OwnerPort {
     bus: Bus,
@@ -68,6 +77,8 @@ pub struct OwnerPort {
     looked: Instant,
     text: HeldText,
     gave_way: bool,
+    /// Counts of this worker.
+    counters: Arc<Counters>,
     /// Watch over the work on the job.
     pulse: Pulse,
 }
@@ -75,7 +86,7 @@ pub struct OwnerPort {
 impl OwnerPort {
     /// Port of a job that this worker owns. Must be called in the runtime that the bus lives in.
     pub fn new(
-        bus: &Bus,
+        host: &Host,
         job: &JobId,
         state: Arc<JobState>,
         log: Arc<Mutex<EventLog>>,
@@ -84,7 +95,8 @@ impl OwnerPort {
         pulse: Pulse,
     ) -> Self {
         OwnerPort {
-            bus: bus.clone(),
+            bus: host.bus.clone(),
+            counters: host.counters.clone(),
             runtime: Handle::current(),
             job: job.clone(),
             state,
@@ -115,7 +127,7 @@ impl OwnerPort {
         outcome
     }
 
-    /// Whether the job goes back to the queue because others hold the capacity for its tokens.
+    /// Whether the job goes back to the queue: others hold the capacity for its tokens, or its file takes long to look into.
     pub fn gave_way(&self) -> bool {
         self.gave_way
     }
@@ -232,7 +244,15 @@ impl OwnerPort {
 
 impl JobPort for OwnerPort {
     fn probe(&mut self, video: &str) -> Result<MediaInfo, Stop> {
-        self.wait(probe::probe(&self.bus, self.state.end(), video))
+        let counters = self.counters.clone();
+        let others_wait = move || counters.queue_depth.load(Ordering::Relaxed) > 0;
+        match self.wait(probe::probe(&self.bus, self.state.end(), video, &others_wait))? {
+            Probed::Info(info) => Ok(*info),
+            Probed::GoesOn(how_far) => {
+                self.gave_way = true;
+                Err(Stop::Unavailable(format!("stage-decode looks into its file, and others wait: {how_far}")))
+            }
+        }
     }
 
     fn request_decode(&mut self, request: DecodeRequest) -> Result<(), Stop> {

@@ -14,7 +14,7 @@ use protocol::plan::MediaInfo;
 use protocol::stage::Stop;
 use protocol::wire;
 
-/// Time that one probe takes at most.
+/// Time that one request is waited for at most: who looks into a file for longer says that it does.
 const PROBE_WAIT: Duration = Duration::from_secs(30);
 /// Time after which an unanswered probe is asked for once more, and again after twice as long: whoever had it may have been
 /// killed, or the broker with it. The earlier ones may be answered all the same.
@@ -23,16 +23,36 @@ const PROBE_AGAIN: Duration = Duration::from_secs(4);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Pause before a worker, or another one, is asked again that had too much to do.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
+/// Time after which a worker that has said that it looks into the file, and says nothing more, counts as gone.
+const GONE_AFTER: Duration = Duration::from_secs(20);
+/// Time after which a job whose file is still looked into lets those behind it go first.
+const GIVE_WAY_AFTER: Duration = Duration::from_secs(10);
 
-/// Asks any stage-decode worker for a probe, until one answers or `end` says that nobody waits for the job.
+/// Outcome of a probe for a job.
+pub enum Probed {
+    /// What the file is.
+    Info(Box<MediaInfo>),
+    /// How far the look into it is, which takes long while others wait.
+    GoesOn(String),
+}
+
+/// Asks any stage-decode worker for a probe, until one answers or `end` says that nobody waits for the job. Where that takes
+/// long and others wait, it goes on without the job.
 ///
 /// # Errors
 /// The worker's refusal; `worker_lost` when none answers for as long as `worker_patience_s`; [`Stop::Cancelled`].
-pub async fn probe(bus: &Bus, end: &EndSignal, video: &str) -> Result<MediaInfo, Stop> {
+pub async fn probe(
+    bus: &Bus,
+    end: &EndSignal,
+    video: &str,
+    others_wait: &(dyn Fn() -> bool + Sync),
+) -> Result<Probed, Stop> {
+    let began = Instant::now();
+    let gives_way = || began.elapsed() >= GIVE_WAY_AFTER && others_wait();
     tokio::select! {
         biased;
         () = end.wait() => Err(Stop::Cancelled),
-        info = media_info(bus, video) => info.map_err(Stop::Failed),
+        probed = ask_until(bus, video, &gives_way) => probed.map_err(Stop::Failed),
     }
 }
 
@@ -41,19 +61,40 @@ pub async fn probe(bus: &Bus, end: &EndSignal, video: &str) -> Result<MediaInfo,
 /// # Errors
 /// The worker's refusal; `worker_lost` when none answers for as long as `worker_patience_s`.
 pub async fn media_info(bus: &Bus, video: &str) -> Result<MediaInfo, JobError> {
-    let body = Bytes::from(wire::encode(&ProbeRequest { v: wire::VERSION, video: video.to_owned() }));
-    let give_up = Instant::now() + Duration::from_secs_f64(bus.config().worker_patience_s);
     loop {
-        let (error, pause) = match ask(bus, &body).await {
+        if let Probed::Info(info) = ask_until(bus, video, &|| false).await? {
+            return Ok(*info);
+        }
+    }
+}
+
+/// Asks any worker until one answers, or while one looks into the file `gives_way` says that it is not waited for.
+async fn ask_until(bus: &Bus, video: &str, gives_way: &(dyn Fn() -> bool + Sync)) -> Result<Probed, JobError> {
+    let patience = Duration::from_secs_f64(bus.config().worker_patience_s);
+    let mut request = ProbeRequest { again: true, ..ProbeRequest::new(video) };
+    let mut heard = Instant::now();
+    loop {
+        if heard.elapsed() >= GONE_AFTER {
+            request.at = None;
+        }
+        let (error, pause) = match ask(bus, &Bytes::from(wire::encode(&request))).await {
             Ok(reply) => match wire::decode_any::<ProbeReply>(&reply.payload) {
-                Ok(ProbeReply::Info(info)) => return Ok(info),
+                Ok(ProbeReply::Info(info)) => return Ok(Probed::Info(Box::new(info))),
+                Ok(ProbeReply::Working { working, read_bytes, size_bytes }) => {
+                    if gives_way() {
+                        return Ok(Probed::GoesOn(format!("{read_bytes} of {size_bytes} bytes of {video} are read")));
+                    }
+                    request.at = Some(working);
+                    heard = Instant::now();
+                    continue;
+                }
                 Ok(ProbeReply::Refused { error }) if error.kind == ErrorKind::Busy => (error.to_string(), BUSY_PAUSE),
                 Ok(ProbeReply::Refused { error }) => return Err(error.at(StageName::Decode)),
                 Err(e) => return Err(JobError::new(ErrorKind::Internal, format!("probe: {e}"))),
             },
             Err(error) => (error, PAUSE),
         };
-        if Instant::now() >= give_up {
+        if heard.elapsed() >= patience {
             return Err(JobError::new(ErrorKind::WorkerLost, format!("no stage-decode answers a probe: {error}"))
                 .at(StageName::Decode)
                 .hint("look whether a stage-decode is running (`vidi status`), and at its log"));

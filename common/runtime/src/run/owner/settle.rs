@@ -13,9 +13,9 @@ use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::event::{CancelledBy, Event};
 use protocol::message::JobId;
 
-/// Pause of a job that went back to the queue for want of capacity, times the number of times, up to [`CAPACITY_PAUSES`].
-const CAPACITY_PAUSE: Duration = Duration::from_secs(2);
-const CAPACITY_PAUSES: u64 = 10;
+/// Pause of a job that went back to the queue to let others go first, times the number of times, up to [`PAUSES`].
+const PAUSE: Duration = Duration::from_secs(2);
+const PAUSES: u64 = 10;
 
 impl<O> Worker<'_, O> {
     /// Settles a job.
@@ -32,10 +32,10 @@ impl<O> Worker<'_, O> {
                 self.listener.forget(&job);
                 return self.leave(delivery, newer).await;
             }
-            Answer::NoCapacity(why) => {
+            Answer::GaveWay(why) => {
                 let returned = self.bus.note_returned(&job).await;
-                tracing::info!(why, returned, "job given back, to wait for capacity");
-                delivery.give_back(CAPACITY_PAUSE * returned.min(CAPACITY_PAUSES) as u32).await;
+                tracing::info!(why, returned, "job given back, others go first");
+                delivery.give_back(PAUSE * returned.min(PAUSES) as u32).await;
                 return Settled::Processed;
             }
             Answer::Unavailable(why) if self.tries_left(&job, &delivery).await > 1 => {

@@ -1,5 +1,7 @@
 //! A worker that owns one job at a time, in three steps: read and claimed, answered, settled.
 
+use std::sync::Arc;
+
 use super::clearing::Clearing;
 use super::fencing;
 use crate::bus::Bus;
@@ -7,7 +9,7 @@ use crate::bus::FencingToken;
 use crate::run::engine::Engine;
 use crate::run::inbox::Delivery;
 use crate::run::listener::Listener;
-use crate::run::service::InstanceInfo;
+use crate::run::service::{Counters, InstanceInfo};
 use crate::run::watchdog::Watchdog;
 use protocol::message::JobId;
 
@@ -18,6 +20,7 @@ pub struct Worker<'a, O> {
     pub engine: &'a Engine<O>,
     pub info: &'a InstanceInfo,
     pub watchdog: &'a Watchdog,
+    pub counters: &'a Arc<Counters>,
     pub clearing: &'a Clearing,
     /// Bytes of one token on the bus.
     pub token_bytes: u64,

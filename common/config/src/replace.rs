@@ -80,6 +80,14 @@ pub fn write(place: &Path, content: &[u8]) -> Result<()> {
     file.finish()
 }
 
+/// Removes a regular file, or nothing.
+///
+/// # Errors
+/// `InvalidInput` where something else than a regular file has that name, with what it is; the file system's.
+pub fn remove(place: &Path) -> Result<()> {
+    if replaceable(place)?.is_some() { std::fs::remove_file(place) } else { Ok(()) }
+}
+
 /// What has a name, where that is a regular file; none where nothing has it.
 fn replaceable(place: &Path) -> Result<Option<Metadata>> {
     let there = match std::fs::symlink_metadata(place) {
@@ -153,6 +161,7 @@ mod tests {
         ] {
             let error = Unfinished::begin(&at(name)).unwrap_err();
             assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains(what), "{name}: {error}");
+            assert_eq!(remove(&at(name)).unwrap_err().kind(), ErrorKind::InvalidInput, "{name}");
         }
         let device = Unfinished::begin(Path::new("/dev/null")).unwrap_err();
         assert!(device.to_string().contains("a device"), "{device}");

@@ -1,0 +1,215 @@
+//! Every container and codec that deploy/README.md names, against ffmpeg: turned, cut and put in another order by an edit list
+//! (where the container has them), with a rate that varies and a sound that begins late, and cut short.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use support::boxes::{Mp4, project};
+use support::reference::{check_figures, check_pictures, check_samples, ffprobe, reference_frames, reference_sound};
+use support::{decode_at, make, picture, sound, words};
+use tempfile::tempdir;
+
+/// What is made of a row.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Container {
+    Mp4,
+    Mov,
+    Matroska,
+    WebM,
+    Ts,
+    Avi,
+    /// Sound alone, by the ending of its name.
+    Sound(&'static str),
+}
+
+use Container::{Avi, Matroska, Mov, Mp4 as IsoMp4, Sound, Ts, WebM};
+
+impl Container {
+    fn ending(self) -> &'static str {
+        match self {
+            IsoMp4 => "mp4",
+            Mov => "mov",
+            Matroska => "mkv",
+            WebM => "webm",
+            Ts => "ts",
+            Avi => "avi",
+            Sound(ending) => ending,
+        }
+    }
+
+    fn has_index(self) -> bool {
+        matches!(self, IsoMp4 | Mov | Sound("m4a"))
+    }
+}
+
+const H264: &str = "-c:v libx264 -preset ultrafast -bf 2 -g 12";
+const H265: &str = "-c:v libx265 -preset ultrafast -x265-params log-level=error:keyint=12 -tag:v hvc1";
+const VP8: &str = "-c:v libvpx -deadline realtime -cpu-used 8 -b:v 400k -g 12";
+const VP9: &str = "-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -b:v 400k -g 12";
+const AV1: &str = "-c:v libaom-av1 -cpu-used 8 -usage realtime -b:v 400k -g 12";
+const AAC: &str = "-c:a aac -b:a 128k";
+const OPUS: &str = "-c:a libopus -b:a 128k";
+const MP3: &str = "-c:a libmp3lame -b:a 128k";
+
+/// Samples of the longest packet (1,152 at 44,100 Hz), at 16 kHz.
+const PACKET: usize = 418;
+/// Length of a film, in seconds; its pictures are ten a second.
+const LENGTH_S: f64 = 4.0;
+
+/// A file, and how it is told from others in messages.
+struct Row {
+    dir: PathBuf,
+    container: Container,
+    video: &'static str,
+    audio: &'static str,
+}
+
+impl Row {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.{}", self.container.ending()))
+    }
+
+    /// Makes a film, or a sound alone, with further options.
+    fn make(&self, name: &str, filter: &str, late_s: f64, options: &str) -> PathBuf {
+        let rate = if self.audio == OPUS { 48_000 } else { 44_100 };
+        let late = [words(&format!("-itsoffset {late_s}")), sound(rate, LENGTH_S)].concat();
+        let name = format!("{name}.{}", self.container.ending());
+        if matches!(self.container, Sound(_)) {
+            return make(&self.dir, &name, &[late], &format!("{} {options}", self.audio));
+        }
+        // Of several films the colours are the same: what this measures is which picture is shown, and when.
+        let line = format!("-map 0 -map 1 {} {filter} {} {options}", self.video, self.audio);
+        make(&self.dir, &name, &[picture("96x64", "10", LENGTH_S), late], &line)
+    }
+
+    /// Checks every frame and sample of a file beside what ffmpeg gives of `reference` through `filters`.
+    fn check(&self, path: &Path, reference: &Path, filters: &str) {
+        let name = format!("{} of {} and {}", path.file_name().unwrap().display(), self.video, self.audio);
+        let (info, kept) = decode_at(path, 10.0);
+        let is_cut = path == self.path("cut");
+        if matches!(self.container, Sound(_)) {
+            let duration: f64 = ffprobe(path, "-show_entries format=duration")[0].parse().unwrap();
+            // Where the header says how long the whole was, ffprobe believes it.
+            let near = (info.duration_s - duration).abs() < 0.1;
+            assert!(near || is_cut, "{name}: {} s, ffprobe says {duration}", info.duration_s);
+        } else {
+            check_figures(path, &info);
+            let step = kept.batches[0].plan.image.as_ref().unwrap().frame_step;
+            let [theirs, after] = [0, 1].map(|first| reference_frames(reference, &info, step, first, filters));
+            check_pictures(&name, &kept.frames(0), &theirs, &after);
+        }
+        let (ours, mut theirs) = (kept.pcm(), reference_sound(path, ""));
+        // ffmpeg makes something of a packet of which a part is missing.
+        if is_cut && (1..=PACKET).contains(&theirs.len().saturating_sub(ours.len())) {
+            theirs.truncate(ours.len());
+        }
+        check_samples(&name, &ours, &theirs);
+    }
+
+    /// Turned and mirrored.
+    fn turned(&self, whole: &Path) {
+        let path = self.path("turned");
+        match self.container {
+            IsoMp4 | Mov => {
+                Mp4::read(whole).display(0, [0, -1, -1, 0]).write(&path);
+                // This ffmpeg turns mp4 by itself.
+                self.check(&path, &path, "");
+            }
+            Matroska | WebM => {
+                std::fs::copy(whole, &path).unwrap();
+                project(&path, 180.0, -90.0);
+                self.check(&path, whole, ",transpose=clock_flip");
+            }
+            Ts | Avi | Sound(_) => {}
+        }
+    }
+
+    /// Cut in the middle, and what remains in another order.
+    fn edited(&self, whole: &Path) {
+        if !self.container.has_index() {
+            return;
+        }
+        let path = self.path("edited");
+        let mut file = Mp4::read(whole);
+        let tracks = if matches!(self.container, Sound(_)) { 1 } else { 2 };
+        for track in 0..tracks {
+            let of = format!("-select_streams {track} -show_entries stream=time_base");
+            let clock: f64 = ffprobe(whole, &of)[0].strip_prefix("1/").unwrap().parse().unwrap();
+            let edits = [(2.0, 3.5), (0.4, 1.2)].map(|(from, to)| (to - from, (from * clock).round() as i32));
+            file.edit(track, &edits, 2.3);
+        }
+        file.write(&path);
+        self.check(&path, &path, "");
+    }
+
+    /// A rate that varies, and a sound that begins later than the picture.
+    fn varying(&self) {
+        let filter = "-vf select='not(between(n,7,12)+between(n,20,21)+eq(n,30))' -vsync vfr";
+        let path = self.make("varying", if self.container == Avi { "" } else { filter }, 0.7, "");
+        self.check(&path, &path, "");
+    }
+
+    /// The end is missing.
+    fn cut(&self) {
+        let index_first = if self.container.has_index() { "-movflags faststart" } else { "" };
+        let path = self.make("cut", "", 0.0, index_first);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() * 7 / 10]).unwrap();
+        self.check(&path, &path, "");
+    }
+}
+
+fn check_rows(rows: &[(Container, &'static str, &'static str)]) {
+    for &(container, video, audio) in rows {
+        let dir = tempdir().unwrap();
+        let row = Row { dir: dir.path().to_owned(), container, video, audio };
+        let colours =
+            "-colorspace bt709 -color_primaries bt709 -color_trc bt709 -color_range tv -chroma_sample_location left";
+        let whole = row.make("whole", "", 0.0, if matches!(container, Sound(_)) { "" } else { colours });
+        row.check(&whole, &whole, "");
+        row.turned(&whole);
+        row.edited(&whole);
+        row.varying();
+        row.cut();
+    }
+}
+
+#[test]
+fn mp4_is_read_as_ffmpeg_reads_it() {
+    check_rows(&[(IsoMp4, H264, AAC), (IsoMp4, H265, MP3), (IsoMp4, VP9, OPUS), (IsoMp4, AV1, OPUS)]);
+}
+
+#[test]
+fn mov_is_read_as_ffmpeg_reads_it() {
+    check_rows(&[(Mov, H264, AAC), (Mov, H265, AAC)]);
+}
+
+#[test]
+fn matroska_is_read_as_ffmpeg_reads_it() {
+    check_rows(&[(Matroska, H264, AAC), (Matroska, H265, MP3), (Matroska, VP9, OPUS), (Matroska, AV1, OPUS)]);
+}
+
+#[test]
+fn webm_is_read_as_ffmpeg_reads_it() {
+    check_rows(&[(WebM, VP8, OPUS), (WebM, VP9, OPUS), (WebM, AV1, OPUS)]);
+}
+
+#[test]
+fn transport_streams_and_avi_are_read_as_ffmpeg_reads_them() {
+    check_rows(&[(Ts, H264, AAC), (Ts, H265, MP3), (Avi, "-c:v mpeg4 -q:v 2", MP3)]);
+}
+
+#[test]
+fn sound_alone_is_read_as_ffmpeg_reads_it() {
+    let flac = "-c:a flac";
+    check_rows(&[
+        (Sound("m4a"), "", AAC),
+        (Sound("mp3"), "", MP3),
+        (Sound("opus"), "", OPUS),
+        (Sound("mka"), "", AAC),
+        (Sound("aac"), "", AAC),
+        (Sound("flac"), "", flac),
+        (Sound("wav"), "", "-c:a pcm_s16le"),
+    ]);
+}
