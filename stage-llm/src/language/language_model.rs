@@ -139,6 +139,13 @@ impl LanguageModel {
     pub fn absorb_all(&self, chunks: &[Chunk], video: &VideoCache, observe: &mut dyn Observe) -> Result<()> {
         let runs = runs(chunks)?;
         let Some(first) = chunks.first() else { return Ok(()) };
+        // Two objects of one GPU have a stream each: what one frees the other may still read.
+        if let Some(chunk) = chunks.iter().find(|chunk| !chunk.tokens.device().same_device(&self.device)) {
+            candle_core::bail!(
+                "prefill refused: {} tokens are on another device object than the model; copy them to `device()` first",
+                chunk.modality
+            );
+        }
         let rows: Vec<&Tensor> = chunks.iter().map(|chunk| &chunk.tokens).collect();
         let tokens = if rows.len() == 1 { first.tokens.clone() } else { Tensor::cat(&rows, 0)? };
         // The layers overwrite it, so that it is a copy in any case.

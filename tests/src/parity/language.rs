@@ -1,7 +1,7 @@
 //! Language model from tokens to an answer, with every boundary compared in the ledger.
 
 use anyhow::anyhow;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use protocol::event::Finish;
 use protocol::message::Modality;
 use protocol::stage::Stop;
@@ -100,6 +100,9 @@ fn read(
     let mut video = VideoCache::default();
     for (modality, tokens) in [(Modality::Image, &fused.image), (Modality::Audio, &fused.audio)] {
         let Some(tokens) = tokens else { continue };
+        // By way of the host, as between stages: the towers' device and the model's are two objects with a stream each, and nothing
+        // orders the one after the other.
+        let tokens = tokens.to_device(&Device::Cpu)?.to_device(model.device())?;
         let count = tokens.dim(0)?;
         let mut cache = MediaCache::new(model.geometry(), count as u64, model.device())?;
         cache.claim(0..count as u64);
