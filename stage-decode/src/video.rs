@@ -220,7 +220,7 @@ impl FrameBuilder {
 /// Matrix and range of a decoded picture.
 ///
 /// ffmpeg believes the pictures, which its decoders and the parser of AV1 tell of, before the container, and ProRes alone even
-/// where it tells nothing. Other decoders choose a matrix by picture size; where nobody tells one, ffmpeg takes BT.601. A range
+/// where it tells nothing; of HEVC the range as well. Other decoders choose a matrix by picture size; where nobody tells one, ffmpeg takes BT.601. A range
 /// that the pictures tell comes with their matrix, but for ProRes, which has none. It is read from the text because `VideoInfo`
 /// drops it when there is no matrix.
 fn conversion(
@@ -236,13 +236,14 @@ fn conversion(
     let own = decoded.filter(|_| pipeline.is_ffmpegs()).or(told.filter(|_| is("video/x-av1"))).filter(known);
     let container = pipeline.told_colours().and_then(|text| VideoColorimetry::from_str(&text).ok()).or(told);
     let full = |c: &Option<VideoColorimetry>| c.as_ref().is_some_and(|c| c.range() == VideoColorRange::Range0_255);
-    let is_prores = is("video/x-prores");
+    let (is_prores, is_hevc) = (is("video/x-prores"), is("video/x-h265"));
     let is_full = match own.filter(|_| !is_prores) {
         Some(_) => full(&own),
+        None if is_hevc => full(&decoded),
         None => full(&decoded) || track.full_range.unwrap_or_else(|| full(&container)),
     };
     Conversion {
-        matrix: own.or(container.filter(|_| !is_prores)).map_or(VideoColorMatrix::Unknown, |c| c.matrix()),
+        matrix: own.or(container.filter(|_| !is_prores && !is_hevc)).map_or(VideoColorMatrix::Unknown, |c| c.matrix()),
         // swscale takes grey without colours as it is (`libswscale/utils.c`, `handle_jpeg`).
         full_range: info.n_components() == 1 || is_full,
     }

@@ -87,29 +87,14 @@ fn of_the_full_range_the_bitstream_is_believed_and_where_it_is_silent_the_contai
     let dir = tempdir().unwrap();
     let inputs = [picture("96x64", "10", 3.0)];
     let hd = "-colorspace bt709 -color_primaries bt709 -color_trc bt709";
-    for codec in [
-        X264,
-        "-c:v libx265 -preset ultrafast -x265-params log-level=error",
-        "-c:v libvpx-vp9 -deadline realtime -cpu-used 8",
-        "-c:v libaom-av1 -cpu-used 8 -usage realtime",
-        "-c:v ffv1",
-        "-c:v prores_ks",
-    ] {
-        for ending in ["mp4", "mkv", "mov"] {
-            let takes = match ending {
-                "mp4" => !codec.contains("prores") && !codec.contains("ffv1"),
-                "mov" => codec.contains("prores") || codec.contains("x264"),
-                _ => true,
-            };
-            for bitstream in ["", "-color_range tv", "-color_range pc"].into_iter().filter(|_| takes) {
-                let told = if bitstream.is_empty() { String::new() } else { format!("{bitstream} {hd}") };
-                let plain = make(dir.path(), &format!("plain.{ending}"), &inputs, &format!("{codec} {told}"));
-                for container in ["tv", "pc"] {
-                    let path = retold(&plain, container, &format!("-color_range {container} {hd}"));
-                    let (info, kept) = decode(&path);
-                    println!("{codec}, {bitstream:?}, {container}");
-                    check_frames(&path, &info, &kept);
-                }
+    for ending in ["mp4", "mkv", "mov"] {
+        for bitstream in ["", "-color_range tv", "-color_range pc"] {
+            let told = if bitstream.is_empty() { String::new() } else { format!("{bitstream} {hd}") };
+            let plain = make(dir.path(), &format!("plain.{ending}"), &inputs, &format!("{X264} {told}"));
+            for container in ["tv", "pc"] {
+                let path = retold(&plain, container, &format!("-color_range {container} {hd}"));
+                let (info, kept) = decode(&path);
+                check_frames(&path, &info, &kept);
             }
         }
     }

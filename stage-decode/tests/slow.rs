@@ -39,7 +39,7 @@ const TS: &str = "-c:v mpeg2video -b:v 200k -c:a mp2";
 fn a_scan_that_goes_on_is_answered_however_long_it_takes_and_another_file_meanwhile() {
     let dir = tempdir().unwrap();
     let (long, short) = (film(dir.path(), "long.ts", TS), film(dir.path(), "short.ts", TS));
-    hold(&long, Hold::Each(Duration::from_millis(15)));
+    hold(&long, Hold::Each(Duration::from_millis(40)));
     let stage = &stage(dir.path());
     let (mut told, began) = (Vec::new(), Instant::now());
     let info = thread::scope(|scope| {

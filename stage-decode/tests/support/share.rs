@@ -12,7 +12,7 @@ use std::time::Duration;
 pub enum Hold {
     /// Each takes so long.
     Each(Duration),
-    /// Those that begin from the first position on, before the second, do not come back.
+    /// Those of anything from the first position on, before the second, do not come back.
     Within(u64, u64),
 }
 
@@ -70,7 +70,8 @@ fn answer(listener: &OwnedFd, holds: &Holds) {
         let path = std::fs::read_link(format!("/proc/{}/fd/{}", asked.pid, asked.data.args[0])).unwrap_or_default();
         let hold = holds.0.lock().unwrap().get(&path).copied();
         match hold {
-            Some(Hold::Within(from, to)) if (from..to).contains(&asked.data.args[3]) => {}
+            Some(Hold::Within(from, to))
+                if asked.data.args[3] < to && asked.data.args[3] + asked.data.args[2] > from => {}
             Some(Hold::Each(time)) => {
                 let id = asked.id;
                 std::thread::spawn(move || {
