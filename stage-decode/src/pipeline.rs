@@ -206,16 +206,23 @@ impl TrackPipeline {
         }
     }
 
+    /// Why no sample comes. A missing plugin may be another track's: it is the reason only where the selected track was not
+    /// found and the pipeline has failed.
     fn failure(&self) -> Option<JobError> {
-        if let Some(error) = lock(&self.shared.failure).take() {
-            return Some(error);
-        }
+        let mut error = lock(&self.shared.failure).take();
         let kinds = [gst::MessageType::Error, gst::MessageType::Element];
-        while let Some(message) = self.bus.pop_filtered(&kinds) {
-            if let Some(error) = failure::from_bus(self.media.path(), &message) {
-                return Some(error);
+        while error.is_none()
+            && let Some(message) = self.bus.pop_filtered(&kinds)
+        {
+            match failure::from_bus(self.media.path(), &message) {
+                Some(missing) if message.type_() == gst::MessageType::Element => {
+                    lock(&self.shared.missing).get_or_insert(missing);
+                }
+                found => error = found,
             }
         }
-        None
+        let error = error?;
+        let missing = lock(&self.shared.missing).take().filter(|_| !self.shared.found.load(Ordering::Relaxed));
+        Some(missing.unwrap_or(error))
     }
 }

@@ -86,6 +86,7 @@ pub(super) fn connect(
     }
     let (path, shared) = (path.to_owned(), shared.clone());
     let rest = Rest { path, pipeline: pipeline.downgrade(), tail: tail.downgrade(), limits, shared };
+    fail_if_unknown(parse, &selection, &rest);
     parse.connect_pad_added(move |_, pad| {
         let Some(whole) = rest.pipeline.upgrade() else { return };
         let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
@@ -104,6 +105,20 @@ pub(super) fn connect(
             gst::PadProbeReturn::Ok
         });
         discard(&whole, pad);
+    });
+}
+
+/// Fails at once where parsebin knows nothing for the selected track: its message names the format, but not the track.
+fn fail_if_unknown(parse: &gst::Element, selection: &Selection, rest: &Rest) {
+    let (rest, kind, wanted) = (rest.clone(), selection.kind, selection.track.clone());
+    parse.connect("unknown-type", false, move |values| {
+        let pad = values.get(1)?.get::<gst::Pad>().ok()?;
+        let caps = values.get(2)?.get::<gst::Caps>().ok()?;
+        let takes = || caps.structure(0).is_some_and(|s| kind.takes(s.name()));
+        if wanted.as_ref().map_or_else(takes, |wanted| track_name(&pad).as_ref() == Some(wanted)) {
+            rest.fail(failure::no_plugin(&rest.path, &caps));
+        }
+        None
     });
 }
 

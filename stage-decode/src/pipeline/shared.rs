@@ -17,6 +17,8 @@ pub(super) struct Shared {
     pub(super) told: Told,
     /// First failure that a thread reported.
     pub(super) failure: Mutex<Option<JobError>>,
+    /// First plugin that GStreamer missed, for whichever track.
+    pub(super) missing: Mutex<Option<JobError>>,
     /// Work on the file; it stops growing when the pipeline stalls.
     pub(super) reading: Reading,
     /// Whether the selected track has been found.
