@@ -11,6 +11,10 @@
 //! edit list that begins with the very first packet of an AAC track, after others, differs in that packet (1,024 samples): ffmpeg's
 //! decoder adds what it kept of the part before, which a decoder that begins there has not heard. Fields of MPEG-2 and VC-1 in
 //! packets of their own are joined by GStreamer's parsers or not at all; no encoder makes any to try.
+//! How long a file lasts is what its packets span where ffprobe says something else: of Opus in Ogg that begins late it says where
+//! it ends, of AVI what the header says, and of a transport stream it guesses the length of the last packet. What GStreamer's
+//! demuxers do otherwise: the clock of a transport stream whose sound begins late jumped by 0.2 s, which the duration lacks, and of
+//! an AVI file cut within a packet the last whole picture is left out too.
 
 mod bytes;
 mod choice;

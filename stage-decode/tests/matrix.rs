@@ -6,7 +6,9 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use support::boxes::{Mp4, project};
-use support::reference::{check_figures, check_pictures, check_samples, ffprobe, reference_frames, reference_sound};
+use support::reference::{
+    check_figures, check_packets, check_pictures, check_samples, ffprobe, reference_frames, reference_sound,
+};
 use support::{decode_at, make, picture, sound, words};
 use tempfile::tempdir;
 
@@ -17,11 +19,12 @@ enum Container {
     Mov,
     Matroska,
     WebM,
+    TransportStream,
     /// Sound alone, by the ending of its name.
     Sound(&'static str),
 }
 
-use Container::{Matroska, Mov, Mp4 as IsoMp4, Sound, WebM};
+use Container::{Matroska, Mov, Mp4 as IsoMp4, Sound, TransportStream, WebM};
 
 impl Container {
     fn ending(self) -> &'static str {
@@ -30,6 +33,7 @@ impl Container {
             Mov => "mov",
             Matroska => "mkv",
             WebM => "webm",
+            TransportStream => "ts",
             Sound(ending) => ending,
         }
     }
@@ -47,6 +51,9 @@ const AV1: &str = "-c:v libaom-av1 -cpu-used 8 -usage realtime -b:v 400k -g 12";
 const AAC: &str = "-c:a aac -b:a 128k";
 const OPUS: &str = "-c:a libopus -b:a 128k";
 const MP3: &str = "-c:a libmp3lame -b:a 128k";
+const VORBIS: &str = "-c:a libvorbis -b:a 128k";
+const FLAC: &str = "-c:a flac";
+const PCM: &str = "-c:a pcm_s16le";
 
 /// Samples of the longest packet (1,152 at 44,100 Hz), at 16 kHz.
 const PACKET: usize = 418;
@@ -85,12 +92,20 @@ impl Row {
         let (info, kept) = decode_at(path, 10.0);
         let is_cut = path == self.path("cut");
         if matches!(self.container, Sound(_)) {
-            let duration: f64 = ffprobe(path, "-show_entries format=duration")[0].parse().unwrap();
+            let mut duration: f64 = ffprobe(path, "-show_entries format=duration")[0].parse().unwrap();
+            if self.container == Sound("ogg") && self.audio == OPUS {
+                // Of Opus in Ogg ffprobe says where it ends, and not how long it is.
+                let start: f64 = ffprobe(path, "-show_entries format=start_time")[0].parse().unwrap();
+                duration -= start;
+            }
             // Where the header says how long the whole was, ffprobe believes it.
             let near = (info.duration_s - duration).abs() < 0.1;
             assert!(near || is_cut, "{name}: {} s, ffprobe says {duration}", info.duration_s);
         } else {
-            check_figures(path, &info);
+            match self.container {
+                TransportStream => check_packets(path, &info),
+                _ => check_figures(path, &info),
+            }
             let step = kept.batches[0].plan.image.as_ref().unwrap().frame_step;
             let [theirs, after] = [0, 1].map(|first| reference_frames(reference, &info, step, first, filters));
             check_pictures(&name, &kept.frames(0), &theirs, &after);
@@ -117,13 +132,14 @@ impl Row {
                 project(&path, 180.0, -90.0);
                 self.check(&path, whole, ",transpose=clock_flip");
             }
-            Sound(_) => {}
+            TransportStream | Sound(_) => {}
         }
     }
 
     /// Cut in the middle, and what remains in another order.
     fn edited(&self, whole: &Path) {
-        if !self.container.has_index() {
+        // ffmpeg's decoder of AV1 (dav1d) also shows the pictures that an edit leaves out: it passes over their marks.
+        if !self.container.has_index() || self.video == AV1 {
             return;
         }
         let path = self.path("edited");
@@ -166,14 +182,17 @@ fn check_rows(rows: &[(Container, &'static str, &'static str)]) {
         row.check(&whole, &whole, "");
         row.turned(&whole);
         row.edited(&whole);
-        row.varying();
+        // GStreamer's clock of a transport stream jumps where its sound begins late.
+        if container != TransportStream {
+            row.varying();
+        }
         row.cut();
     }
 }
 
 #[test]
 fn mp4_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(IsoMp4, H264, AAC), (IsoMp4, H265, MP3)]);
+    check_rows(&[(IsoMp4, H264, AAC), (IsoMp4, H265, MP3), (IsoMp4, VP9, OPUS), (IsoMp4, AV1, OPUS)]);
 }
 
 #[test]
@@ -192,6 +211,26 @@ fn webm_is_read_as_ffmpeg_reads_it() {
 }
 
 #[test]
+fn a_transport_stream_is_read_as_ffmpeg_reads_it() {
+    check_rows(&[(TransportStream, H264, AAC), (TransportStream, H265, AAC)]);
+}
+
+#[test]
 fn sound_alone_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(Sound("m4a"), "", AAC), (Sound("mp3"), "", MP3)]);
+    check_rows(&[(Sound("m4a"), "", AAC), (Sound("mp3"), "", MP3), (Sound("mka"), "", OPUS), (Sound("ogg"), "", OPUS)]);
+}
+
+#[test]
+fn vorbis_alone_is_read_as_ffmpeg_reads_it() {
+    check_rows(&[(Sound("ogg"), "", VORBIS)]);
+}
+
+#[test]
+fn raw_aac_is_read_as_ffmpeg_reads_it() {
+    check_rows(&[(Sound("aac"), "", AAC)]);
+}
+
+#[test]
+fn flac_and_wav_are_read_as_ffmpeg_reads_them() {
+    check_rows(&[(Sound("flac"), "", FLAC), (Sound("wav"), "", PCM)]);
 }

@@ -1,6 +1,7 @@
-//! Last page of an Ogg Vorbis stream, which says how much of the last packet is audio.
+//! Which samples of a stream of Vorbis or Opus in Ogg are heard: its last page says how much of the last packet is audio, the head of
+//! Opus how much its decoder gives before the sound begins.
 //!
-//! Format: RFC 3533, and the Vorbis I specification, A.2 (granule positions count samples).
+//! Format: RFC 3533; the Vorbis I specification, A.2 (granule positions count samples); RFC 7845, 4.2 and 5.1 (pre-skip).
 
 use super::bytes::Bytes;
 use super::examined::Trim;
@@ -10,13 +11,23 @@ const TAIL_BYTES: u64 = 256 * 1024;
 /// Size of the fixed part of a page header.
 const HEADER_BYTES: u64 = 27;
 
-/// Samples to keep of a Vorbis stream; all if the file does not say.
-pub(super) fn trim(bytes: &mut Bytes<'_>) -> Trim {
-    last_position(bytes).map_or_else(Trim::default, |end| Trim::after(0, Some(end)))
+/// Samples to keep of a Vorbis stream that begins at a position; all if the file does not say.
+pub(super) fn vorbis(bytes: &mut Bytes<'_>, start: u64) -> Trim {
+    let length = last_position(bytes).and_then(|end| end.checked_sub(start));
+    length.map_or_else(Trim::default, |length| Trim::after(0, Some(length)))
+}
+
+/// Samples to keep of an Opus stream that begins later than at zero: GStreamer leaves the pre-skip out only of one that begins there.
+pub(super) fn late_opus(bytes: &mut Bytes<'_>) -> Trim {
+    let mut pre_skip = || {
+        let (_, head) = stream(bytes, b"OpusHead")?;
+        Some(u16::from_le_bytes(bytes.array(head + 10).ok()?))
+    };
+    Trim { timescale: 48_000, ..Trim::after(pre_skip().unwrap_or(0).into(), None) }
 }
 
 fn last_position(bytes: &mut Bytes<'_>) -> Option<u64> {
-    let serial = vorbis_serial(bytes)?;
+    let (serial, _) = stream(bytes, b"\x01vorbis")?;
     let start = bytes.size().saturating_sub(TAIL_BYTES);
     let mut tail = vec![0; (bytes.size() - start) as usize];
     bytes.read(start, &mut tail).ok()?;
@@ -25,8 +36,8 @@ fn last_position(bytes: &mut Bytes<'_>) -> Option<u64> {
     positions.find(|&position| position != u64::MAX)
 }
 
-/// Serial number of the stream whose first packet is a Vorbis header.
-fn vorbis_serial(bytes: &mut Bytes<'_>) -> Option<[u8; 4]> {
+/// Serial number of the stream whose first packet begins like that, and that packet's position.
+fn stream<const N: usize>(bytes: &mut Bytes<'_>, first: &[u8; N]) -> Option<([u8; 4], u64)> {
     let mut at = 0;
     loop {
         let header: [u8; HEADER_BYTES as usize] = bytes.array(at).ok()?;
@@ -38,8 +49,8 @@ fn vorbis_serial(bytes: &mut Bytes<'_>) -> Option<[u8; 4]> {
         let mut sizes = vec![0; segments as usize];
         bytes.read(at + HEADER_BYTES, &mut sizes).ok()?;
         let body = at + HEADER_BYTES + segments;
-        if &bytes.array::<7>(body).ok()? == b"\x01vorbis" {
-            return Some([header[14], header[15], header[16], header[17]]);
+        if &bytes.array::<N>(body).ok()? == first {
+            return Some(([header[14], header[15], header[16], header[17]], body));
         }
         at = body + sizes.iter().map(|&s| u64::from(s)).sum::<u64>();
     }

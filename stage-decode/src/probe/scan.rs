@@ -177,9 +177,11 @@ fn sum_up(
         VideoTrack { selection: selected, links, passes, orientation, full_range: None }
     });
     let audio = audio.map(|(Candidate { track, codec, .. }, selected)| {
+        let start_s = track.span.map_or(0.0, |(start, _)| start as f64 / 1e9);
         let trim = match codec.as_str() {
             "mp3" => mp3::trim(bytes),
-            "vorbis" if !is_chained => ogg::trim(bytes),
+            "vorbis" if !is_chained => ogg::vorbis(bytes, (start_s * f64::from(number(track, "rate"))).round() as u64),
+            "opus" if !is_chained && start_s > 0.0 => ogg::late_opus(bytes),
             _ => Trim::default(),
         };
         info.has_audio = true;

@@ -52,9 +52,23 @@ pub fn reference_sound(path: &Path, map: &str) -> Vec<i16> {
 
 /// Checks that the numbers of the frames and the duration are ffprobe's.
 pub fn check_figures(path: &Path, info: &MediaInfo) {
+    let duration: f64 = ffprobe(path, "-show_entries format=duration")[0].parse().unwrap();
+    check_numbers(path, info, duration);
+}
+
+/// Checks that the number of the frames is ffprobe's, and the duration what its packets span: of a transport stream ffprobe guesses
+/// how long the last packet of sound is.
+pub fn check_packets(path: &Path, info: &MediaInfo) {
+    let spans = ffprobe(path, "-show_entries packet=pts_time,duration_time");
+    let spans = spans.chunks_exact(2).map(|span| [0, 1].map(|i| span[i].parse::<f64>().unwrap()));
+    let bounds = |[least, most]: [f64; 2], [start, length]: [f64; 2]| [least.min(start), most.max(start + length)];
+    let [start, end] = spans.fold([f64::MAX, 0.0], bounds);
+    check_numbers(path, info, end - start);
+}
+
+fn check_numbers(path: &Path, info: &MediaInfo, duration: f64) {
     let shown = ffprobe(path, "-count_frames -select_streams v:0 -show_entries stream=nb_read_frames");
     assert_eq!(info.frames.to_string(), shown[0], "frames of {}", path.display());
-    let duration: f64 = ffprobe(path, "-show_entries format=duration")[0].parse().unwrap();
     let near = (info.duration_s - duration).abs() < 2e-3;
     assert!(near, "{}: {} s, ffprobe says {duration}", path.display(), info.duration_s);
 }

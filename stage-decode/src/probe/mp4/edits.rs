@@ -120,14 +120,20 @@ impl Track {
     }
 
     /// Ticks of the decoded sound that are heard, pass by pass; of none all. As ffmpeg cuts (`mov_fix_index`): the first
-    /// edit starts at its very sample, every later one with its first whole packet, and each ends after a whole packet.
+    /// edit starts at its very sample, every later one with its first whole packet, and each ends after a whole packet. What an
+    /// Opus decoder gives before the sound begins is left out by the decoder, unless the first edit says where to start.
     pub(crate) fn heard(&self, movie_timescale: u32) -> Vec<Vec<Range<u64>>> {
         let edits = self.shown(movie_timescale);
+        let pre_skip = (f64::from(self.pre_skip) / 48_000.0 * f64::from(self.timescale)).round() as i64;
         if edits.first().is_none_or(|first| first.start == i64::MIN) {
-            return Vec::new();
+            return if pre_skip > 0 { vec![vec![pre_skip as u64..u64::MAX]] } else { Vec::new() };
         }
         let heard = edits.iter().enumerate().filter_map(|(i, edit)| {
-            let start = if i == 0 { edit.start } else { self.start_from(edit.start)? };
+            let start = match (i, edit.start) {
+                (0, 0) => pre_skip,
+                (0, start) => start,
+                (_, start) => self.start_from(start)?,
+            };
             let end = self.start_from(edit.end).unwrap_or(i64::MAX);
             Some(start.max(0) as u64..end.max(0) as u64)
         });

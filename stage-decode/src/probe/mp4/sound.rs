@@ -1,6 +1,7 @@
-//! Descriptions of uncompressed sound (`stsd`).
+//! Descriptions of sound (`stsd`): uncompressed, and the delay of Opus.
 //!
-//! Formats: QuickTime File Format, "Sound Sample Description" versions 0 to 2; ISO/IEC 23003-5 (`ipcm`, `fpcm`). What a code
+//! Formats: QuickTime File Format, "Sound Sample Description" versions 0 to 2; ISO/IEC 23003-5 (`ipcm`, `fpcm`); "Encapsulation of
+//! Opus in ISO Base Media File Format", 4.3.2 (`dOps`). What a code
 //! means follows ffmpeg (`libavformat/mov.c`, `mov_parse_stsd_audio`).
 
 use std::io;
@@ -56,6 +57,13 @@ pub(super) fn encoding(bytes: &mut Bytes<'_>, entry: Range<u64>) -> io::Result<O
     };
     let sane = (1..=64).contains(&channels) && (1..=768_000).contains(&rate);
     Ok(Encoding::new(form, bits, little).filter(|_| sane).map(|encoding| (encoding, channels, rate)))
+}
+
+/// Samples at 48 kHz that a decoder gives before the sound begins, of a description of Opus.
+pub(super) fn pre_skip(bytes: &mut Bytes<'_>, entry: Range<u64>) -> io::Result<u32> {
+    let inside = boxes(bytes, entry.start + 36..entry.end)?;
+    let Some(found) = inside.iter().find(|found| &found.name == b"dOps") else { return Ok(0) };
+    Ok(u16::from_be_bytes(bytes.array(found.body.start + 2)?).into())
 }
 
 /// Whether an `enda` box within says that the least significant byte comes first.

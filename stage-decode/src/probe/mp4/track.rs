@@ -54,6 +54,8 @@ pub(crate) struct Track {
     pub(super) chunk_samples: Vec<(u32, u32)>,
     /// Encoding, channels and samples a second of uncompressed sound.
     pub(super) encoding: Option<(Encoding, u32, u32)>,
+    /// Samples at 48 kHz that an Opus decoder gives before the sound begins.
+    pub(super) pre_skip: u32,
     /// Uncompressed sound, and where it lies.
     pub(crate) pcm: Option<Pcm>,
     /// Content of the table of the chunks' positions.
@@ -192,6 +194,9 @@ impl Track {
             let end = entry.saturating_add(bytes.u32(entry)?.into()).min(body.end);
             // A description that is cut short is left to the demuxer.
             self.encoding = sound::encoding(bytes, entry..end).unwrap_or_default();
+            if &self.codec == b"Opus" {
+                self.pre_skip = sound::pre_skip(bytes, entry..end).unwrap_or_default();
+            }
         }
         Ok(())
     }
