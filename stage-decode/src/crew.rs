@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use protocol::error::{ErrorKind, JobError};
 
-use crate::failure;
 use crate::media_file::MediaFile;
 use crate::offline;
 
@@ -132,6 +131,6 @@ impl<'m> Progress<'m> {
     /// The file, and how far the work on it is.
     pub(crate) fn check(&mut self, longest: Duration) -> Result<(), JobError> {
         let quiet = self.quiet();
-        if quiet <= longest { Ok(()) } else { Err(failure::stuck(self.media, quiet)) }
+        if quiet <= longest { Ok(()) } else { Err(self.media.stuck(quiet)) }
     }
 }

@@ -1,13 +1,10 @@
 //! Errors about files that cannot be used: operation, file, GStreamer's own words, and what to do.
 
 use std::path::Path;
-use std::time::Duration;
 
 use gstreamer as gst;
 use gstreamer_pbutils as pbutils;
 use protocol::error::{ErrorKind, JobError};
-
-use crate::media_file::MediaFile;
 
 /// Debian packages of decoders and parsers, by the name of the caps that they take.
 const PACKAGES: [(&str, &str); 16] = [
@@ -102,31 +99,6 @@ fn hint(caps_name: &str, has: &dyn Fn(&str) -> bool) -> String {
 pub(crate) fn no_element(name: &str) -> JobError {
     JobError::new(ErrorKind::Internal, format!("cannot decode anything: GStreamer has no element {name}"))
         .hint("install gstreamer1.0-plugins-base and gstreamer1.0-plugins-good where stage-decode runs")
-}
-
-/// The error for a file that is worked on without progress for so long: `media_not_found` where a read of it does not come
-/// back, else `unsupported_media`.
-pub(crate) fn stuck(media: &MediaFile, quiet: Duration) -> JobError {
-    let (path, reading, seconds) = (media.path(), media.reading(), quiet.as_secs_f64());
-    let (bytes, size, (at, reads)) = (reading.bytes(), reading.size(), reading.last());
-    if reads {
-        let text = format!(
-            "cannot read {}: a read at byte {at} of {size} has not come back for {seconds:.0} s, after {bytes} bytes",
-            path.display()
-        );
-        return JobError::new(ErrorKind::MediaNotFound, text)
-            .hint("look at the disk or share that it lies on, or copy it to another one");
-    }
-    let what = format!("no progress for {seconds:.0} s, after {bytes} bytes, the last from byte {at} of {size} on");
-    unsupported(path, &what)
-}
-
-/// `unsupported_media` for a file that a demuxer reads over and over.
-pub(crate) fn circling(media: &MediaFile, most: u64) -> JobError {
-    let (bytes, size) = (media.reading().bytes(), media.reading().size());
-    let what =
-        format!("its demuxer has read {bytes} bytes of a file of {size}, more than {most}, and is not at its end");
-    unsupported(media.path(), &what)
 }
 
 /// Error that a message on the pipeline's bus reports; `None` if it reports none.

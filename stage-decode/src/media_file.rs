@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use protocol::error::{ErrorKind, JobError};
 use protocol::stage::Looked;
@@ -88,6 +89,31 @@ impl MediaFile {
     pub(crate) fn read_exact_at(&self, out: &mut [u8], at: u64) -> io::Result<()> {
         let there = self.read_as_far(out, at)?;
         if there == out.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    /// The error for a file that is worked on without progress for so long: `media_not_found` where a read of it does not come
+    /// back, else `unsupported_media`.
+    pub(crate) fn stuck(&self, quiet: Duration) -> JobError {
+        let (path, reading, seconds) = (self.path(), self.reading(), quiet.as_secs_f64());
+        let (bytes, size, (at, reads)) = (reading.bytes(), reading.size(), reading.last());
+        if reads {
+            let text = format!(
+                "cannot read {}: a read at byte {at} of {size} has not come back for {seconds:.0} s, after {bytes} bytes",
+                path.display()
+            );
+            return JobError::new(ErrorKind::MediaNotFound, text)
+                .hint("look at the disk or share that it lies on, or copy it to another one");
+        }
+        let what = format!("no progress for {seconds:.0} s, after {bytes} bytes, the last from byte {at} of {size} on");
+        failure::unsupported(path, &what)
+    }
+
+    /// `unsupported_media` for a file that a demuxer reads over and over.
+    pub(crate) fn circling(&self, most: u64) -> JobError {
+        let (bytes, size) = (self.reading().bytes(), self.reading().size());
+        let what =
+            format!("its demuxer has read {bytes} bytes of a file of {size}, more than {most}, and is not at its end");
+        failure::unsupported(self.path(), &what)
     }
 }
 

@@ -93,7 +93,7 @@ fn run(media: &MediaFile, pipeline: &gst::Pipeline, cancelled: &dyn Fn() -> bool
             return Err(Stop::Cancelled);
         }
         if media.reading().bytes() > most {
-            return Err(failure::circling(media, most).into());
+            return Err(media.circling(most).into());
         }
         if let Some(message) = bus.timed_pop(gst::ClockTime::from_mseconds(50)) {
             if let Some(error) = failure::from_bus(media.path(), &message) {
