@@ -83,7 +83,7 @@ cases! {
     jobs_in_line_cost_little_however_many_wait: show(waiting::idle);
     an_id_is_used_again_once_its_events_are_gone: show(waiting::ages);
     an_id_is_used_again_on_the_old_broker: show_on_the_old_broker(waiting::ages);
-    what_was_deleted_is_made_again: show(losses::deleted);
+    a_deleted_stream_is_made_again: show(losses::deleted);
     a_broker_that_has_lost_everything_ends_every_job: show(losses::empty_store);
     an_old_broker_that_has_lost_everything_ends_every_job: show_on_the_old_broker(losses::empty_store);
     probes_are_answered_however_many_come_at_once: show(probes::probes);
