@@ -1,5 +1,8 @@
-//! The containers and codecs that deploy/README.md names, against ffmpeg: turned, cut and put in another order by an edit list
+//! Containers and codecs that deploy/README.md names, against ffmpeg: turned, cut and put in another order by an edit list
 //! (where the container has them), with a rate that varies and a sound that begins late, and cut short.
+//!
+//! Not in the table, for GStreamer reads them otherwise: AVI (cut within a packet it loses the last whole picture), a transport
+//! stream whose sound begins late, and AV1 with an edit list, of which ffmpeg shows what the list leaves out.
 
 mod support;
 
