@@ -10,9 +10,8 @@ use model::checkpoint::{Checkpoint, CheckpointError, Weights};
 use model::config_json::ModelConfig;
 use model::demo_model::tokenizer;
 use protocol::error::{JobError, StageName};
-use protocol::event::JobResult;
-use protocol::message::{JobRequest, Modality};
-use protocol::stage::{JobPort, Owner, Stop};
+use protocol::message::Modality;
+use protocol::stage::{Beside, JobPort, OwnedJob, Owner};
 
 use crate::job::answer::{LlmStage, Settings};
 use crate::language::LanguageModel;
@@ -97,8 +96,9 @@ fn warm_up(model: &LanguageModel, chunk_rows: usize) -> candle_core::Result<()> 
 }
 
 impl Owner for LlmStage {
-    fn answer(&mut self, request: &JobRequest, port: &mut dyn JobPort) -> Result<JobResult, Stop> {
-        LlmStage::answer(self, request, port)
+    fn answer<P: JobPort>(&mut self, mut job: OwnedJob<P>, beside: &mut dyn Beside<P>) {
+        let outcome = LlmStage::answer(self, &job.request, &mut job.port);
+        beside.end(job, outcome);
     }
 
     fn step_tokens(&self) -> u64 {

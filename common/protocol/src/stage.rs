@@ -193,14 +193,49 @@ pub trait JobPort {
     fn cancelled(&self) -> bool;
 }
 
-/// Stage that owns jobs: a request in, an answer out, with the rest of the pipeline at its disposal.
+/// Job as its owner has it: its request, and its own way to the rest of the pipeline and to its client.
+#[derive(Debug)]
+pub struct OwnedJob<P> {
+    /// Request of the client.
+    pub request: JobRequest,
+    /// World outside of this job.
+    pub port: P,
+}
+
+/// Jobs that may be answered beside those that an owner is at, and the way out of each that is done.
+pub trait Beside<P> {
+    /// A job that seems to be about the same video as `request`, if one waits now; its file has been looked into already, so
+    /// that its port's [`probe`](JobPort::probe) answers at once. The owner ends it or declines it.
+    fn next(&mut self, request: &JobRequest) -> Option<OwnedJob<P>>;
+
+    /// Takes a job back that is about another video after all, or has no room beside the others: it is answered in its turn.
+    fn decline(&mut self, job: OwnedJob<P>);
+
+    /// Takes a job that is done, with its result or the reason for which there is none.
+    fn end(&mut self, job: OwnedJob<P>, outcome: Result<JobResult, Stop>);
+
+    /// Hears which videos the owner keeps the keys and values of, in memory or on disk, the last one used first; said whenever
+    /// that changes.
+    fn keeps(&mut self, videos: Vec<KeptVideo>);
+}
+
+/// Video that an owner keeps, as the requests about it name it: before a file is looked into, nothing else is known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeptVideo {
+    /// [`JobRequest::video`].
+    pub video: String,
+    /// [`JobRequest::span`].
+    pub span: Option<[f64; 2]>,
+    /// [`JobRequest::fps`].
+    pub fps: f64,
+}
+
+/// Stage that owns jobs: requests in, answers out, with the rest of the pipeline at its disposal.
 pub trait Owner {
-    /// Answers one question. Whatever it held for the job is released when it returns, but for what it keeps within its
-    /// budget to answer the next one sooner.
-    ///
-    /// # Errors
-    /// See [`Stop`].
-    fn answer(&mut self, request: &JobRequest, port: &mut dyn JobPort) -> Result<JobResult, Stop>;
+    /// Answers a job, and while it does those that come [`beside`](Beside::next) it. It returns once every job that it had
+    /// was handed to [`Beside::end`] or [`Beside::decline`]; the first one always to `end`. Whatever it held for a job is
+    /// released when that ends, but for what it keeps within its budget to answer the next one sooner.
+    fn answer<P: JobPort>(&mut self, job: OwnedJob<P>, beside: &mut dyn Beside<P>);
 
     /// Tokens that pass the layers together at most, by which a busy engine is told from a hung one.
     fn step_tokens(&self) -> u64;

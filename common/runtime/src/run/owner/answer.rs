@@ -20,7 +20,7 @@ use crate::run::job_end::JobEnd;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::event::{CancelledBy, JobResult};
 use protocol::message::{JobId, JobRequest};
-use protocol::stage::{Owner, Stop};
+use protocol::stage::{Beside, KeptVideo, OwnedJob, Owner, Stop};
 
 /// Job that is answered, or will not be, by this worker and now. Nothing of it is in flight any more.
 pub struct Answered {
@@ -29,6 +29,30 @@ pub struct Answered {
     pub log: Arc<Mutex<EventLog>>,
     pub state: Arc<JobState>,
     pub answer: Answer,
+}
+
+/// A job without others beside it.
+#[derive(Default)]
+struct Alone {
+    /// Outcome, and whether the job gave way to others.
+    outcome: Option<(Result<JobResult, Stop>, bool)>,
+}
+
+impl Beside<OwnerPort> for Alone {
+    fn next(&mut self, _: &JobRequest) -> Option<OwnedJob<OwnerPort>> {
+        None
+    }
+
+    fn decline(&mut self, job: OwnedJob<OwnerPort>) {
+        self.end(job, Err(Stop::Unavailable("declined, though none was offered. This is a bug.".to_owned())));
+    }
+
+    fn end(&mut self, mut job: OwnedJob<OwnerPort>, outcome: Result<JobResult, Stop>) {
+        let outcome = job.port.flush_text().and(outcome);
+        self.outcome = Some((outcome, job.port.gave_way()));
+    }
+
+    fn keeps(&mut self, _: Vec<KeptVideo>) {}
 }
 
 /// Outcome of answering a job.
@@ -84,12 +108,14 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
     }
 
     /// Runs a job on the engine's thread; true beside what came of it if it gave way to others.
-    async fn compute(&self, request: JobRequest, mut port: OwnerPort) -> (Result<JobResult, Stop>, bool) {
+    async fn compute(&self, request: JobRequest, port: OwnerPort) -> (Result<JobResult, Stop>, bool) {
         port.sized(self.step_tokens);
         let run = self.engine.run(move |owner| {
-            let outcome = owner.answer(&request, &mut port);
-            let outcome = port.flush_text().and(outcome);
-            Ok((outcome, port.gave_way()))
+            let mut alone = Alone::default();
+            owner.answer(OwnedJob { request, port }, &mut alone);
+            alone
+                .outcome
+                .ok_or_else(|| Stop::Unavailable("the stage ended without an outcome. This is a bug.".to_owned()))
         });
         run.await.unwrap_or_else(|stop| (Err(stop), false))
     }
