@@ -98,6 +98,8 @@ impl Config {
         need(self.decode.max_pixels >= 1, "decode.max_pixels is at least 1")?;
         need(self.vision.batch >= 1, "vision.batch is at least 1")?;
         need(self.llm.chunk_rows >= 1, "llm.chunk_rows is at least 1")?;
+        let wait = (0.0..=3600.0).contains(&self.llm.affinity_wait_s);
+        need(wait, "llm.affinity_wait_s is 0 to 3600")?;
         let named = self.llm.end_tokens.as_ref().is_none_or(|tokens| !tokens.is_empty());
         need(named, "llm.end_tokens names at least one token; without the key, those of the model count")
     }

@@ -235,6 +235,10 @@ pub struct LlmConfig {
     /// are part of the stage's budget, and go before another job needs that memory. Without `budgets.llm`, several
     /// stage-llm on one host do not know of each other's.
     pub keep_video: bool,
+    /// Seconds that a job waits at most for the worker of several that keeps its video, while that one is at another job; then
+    /// any worker takes it. Who has the job to give answers others meanwhile. A wait that comes to nothing should cost about
+    /// what it could have spared: two seconds are a little more than the tokens of a video of five minutes take one GPU.
+    pub affinity_wait_s: f64,
 }
 
 impl Default for LlmConfig {
@@ -248,6 +252,7 @@ impl Default for LlmConfig {
             quantized: None,
             kv: KvPrecision::Dense,
             keep_video: true,
+            affinity_wait_s: 2.0,
         }
     }
 }
