@@ -206,6 +206,77 @@ async fn a_job_goes_to_the_worker_that_keeps_its_video_and_to_any_other_once_tha
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_about_the_video_that_another_worker_is_at_joins_it_there_and_any_other_does_not() -> anyhow::Result<()> {
+    for broker in brokers() {
+        let mut rig = Pipeline::start(broker, 2, &[]).await?;
+        for name in ["a", "b"] {
+            rig.worker(name).await?;
+        }
+        let first = rig.submit(Kind::Answer, 0, 300, |_| {}).await?;
+        rig.wait_for(|seen| seen.began(&first.job)).await?;
+        let at = rig.seen(|seen| seen.by(&first.job).map(str::to_owned));
+        for n in 0..8 {
+            let request = rig.submit(Kind::Answer, n % 2, 4, |_| {}).await?;
+            ensure!(matches!(rig.end(&request).await?, Event::Result(_)));
+            let (by, joined) = rig.seen(|seen| (seen.by(&request.job).map(str::to_owned), seen.joined(&request.job)));
+            ensure!((by == at, joined) == (n % 2 == 0, n % 2 == 0), "job {n}: {by:?}; {}", rig.log());
+        }
+        ensure!(rig.seen(|seen| seen.goes_on(&first.job)), "the first one had to end after the others");
+        ensure!(matches!(rig.end(&first).await?, Event::Result(_)));
+        rig.empty().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_was_handed_to_a_worker_which_dies_comes_back_and_one_that_does_not_answer_costs_a_moment()
+-> anyhow::Result<()> {
+    for broker in brokers() {
+        let mut rig = Pipeline::start(broker, 2, &[]).await?;
+        rig.worker("a").await?;
+        let mut ghost = rig.ghost(&[0, 1]).await?;
+        let unanswered = rig.submit(Kind::Answer, 0, 4, |_| {}).await?;
+        ghost.next_offer().await?;
+        let began = Instant::now();
+        ensure!(matches!(rig.end(&unanswered).await?, Event::Result(_)));
+        ensure!(began.elapsed() < Duration::from_secs(3), "answered after {:?}", began.elapsed());
+        // It says that it takes the job, and nothing is heard of it again.
+        let taken = rig.submit(Kind::Answer, 1, 4, |_| {}).await?;
+        let offer = ghost.next_offer().await?;
+        ghost.take(&offer).await?;
+        ensure!(matches!(rig.end(&taken).await?, Event::Result(_)));
+        ensure!(rig.seen(|seen| seen.by(&taken.job) == Some("a") && seen.begins(&taken.job) == 1));
+        rig.empty().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_a_worker_that_does_not_say_how_it_is_nobody_takes_more_from_the_line_than_it_begins()
+-> anyhow::Result<()> {
+    for broker in brokers() {
+        let mut rig = Pipeline::start(broker, 4, &[]).await?;
+        rig.worker("a").await?;
+        let earlier = rig.earlier_release().await?;
+        let first = rig.submit(Kind::Answer, 0, 150, |_| {}).await?;
+        rig.wait_for(|seen| seen.began(&first.job)).await?;
+        let mut waiting = Vec::new();
+        for video in 0..4 {
+            waiting.push(rig.submit(Kind::Answer, video, 2, |_| {}).await?);
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let taken = rig.taken().await?;
+        ensure!(taken == 1 && rig.seen(|seen| seen.goes_on(&first.job)), "{taken} are taken");
+        drop(earlier);
+        for request in &waiting {
+            ensure!(matches!(rig.end(request).await?, Event::Result(_)));
+        }
+        rig.empty().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_many_jobs_about_few_videos_most_find_theirs_kept_and_none_is_lost_with_a_worker() -> anyhow::Result<()> {
     let (jobs, videos) = (60, 10);
     let mut rig = Pipeline::start(None, videos, &[]).await?;

@@ -7,12 +7,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use async_nats::service::{Service, ServiceExt};
+use async_nats::{Message, Subscriber};
 use config::Config;
 use deploy::client;
 use deploy::up::broker::{Broker, Options};
+use futures::StreamExt;
 use protocol::error::StageName;
 use protocol::event::{Event, JobEvent};
 use protocol::message::{JobId, JobRequest};
+use protocol::stage::KeptVideo;
+use protocol::wire;
+use protocol::workers::{OfferReply, WorkerNews};
 use runtime::bus::{Bus, Role};
 use runtime::run::service::InstanceInfo;
 use runtime::run::{self, owner};
@@ -203,6 +209,67 @@ impl Pipeline {
             ensure!(Instant::now() < until, "{left:?} is left");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+}
+
+/// A worker that says that it keeps videos and is idle, and does nothing.
+pub struct Ghost {
+    bus: Bus,
+    offers: Subscriber,
+    says: JoinHandle<()>,
+}
+
+impl Pipeline {
+    /// A worker that says that it keeps these videos.
+    pub async fn ghost(&self, videos: &[usize]) -> anyhow::Result<Ghost> {
+        let bus = self.bus.clone();
+        let offers = bus.client().subscribe(bus.subjects().offers("ghost")).await?;
+        let keeps = videos.iter().map(|n| self.dir.path().join(format!("{n}.mp4")).to_string_lossy().into_owned());
+        let keeps = keeps.map(|video| KeptVideo { video, span: None, fps: 1.0 }).collect();
+        let news =
+            WorkerNews { v: wire::VERSION, instance: "ghost".to_owned(), idle: true, keeps, ..WorkerNews::default() };
+        let says = tokio::spawn({
+            let bus = bus.clone();
+            async move {
+                loop {
+                    bus.tell(bus.subjects().workers(), wire::encode(&news)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        });
+        // Heard by now.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        Ok(Ghost { bus, offers, says })
+    }
+
+    /// A worker of a release before workers told each other how they are, as far as others see it.
+    pub async fn earlier_release(&self) -> anyhow::Result<Service> {
+        let prefix = self.bus.subjects().prefix();
+        let metadata = [("stage", "llm"), ("instance", "llm-1-earlier"), ("prefix", prefix), ("wire", "1")];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let builder = self.bus.client().service_builder().metadata(metadata.into());
+        builder.start("vidi-llm", "0.0.1").await.map_err(|e| anyhow::anyhow!("{e}"))
+    }
+}
+
+impl Ghost {
+    /// The next job that it is offered.
+    pub async fn next_offer(&mut self) -> anyhow::Result<Message> {
+        tokio::time::timeout(SOON, self.offers.next()).await.context("no offer")?.context("the broker is gone")
+    }
+
+    /// Takes a job that it is offered, and says nothing more.
+    pub async fn take(&self, offer: &Message) -> anyhow::Result<()> {
+        self.says.abort();
+        let to = offer.reply.clone().context("no inbox for an answer")?;
+        let reply = wire::encode(&OfferReply { v: wire::VERSION, taken: true });
+        Ok(self.bus.client().publish(to, reply.into()).await?)
+    }
+}
+
+impl Drop for Ghost {
+    fn drop(&mut self) {
+        self.says.abort();
     }
 }
 
