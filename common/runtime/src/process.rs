@@ -352,7 +352,8 @@ fn instance_info(config: &Config, stage: StageName) -> Result<InstanceInfo, Fata
     let unreadable = |e| Fatal(Exit::Model, format!("stage-{stage} cannot start: fingerprint of the checkpoint: {e}"));
     let checkpoint = Checkpoint { name: config.model.name(), fingerprint: fingerprint.map_err(unreadable)? };
     let (budget_bytes, watchdog) = (config.budget(stage), config.watchdog.clone());
-    Ok(InstanceInfo { checkpoint, family: String::new(), dtype, budget_bytes, watchdog })
+    let device = config.device(stage, 0).to_string();
+    Ok(InstanceInfo { checkpoint, family: String::new(), dtype, device, budget_bytes, watchdog })
 }
 
 #[cfg(test)]

@@ -228,9 +228,9 @@ pub fn event() -> impl Strategy<Value = JobEvent> {
 prop_compose! {
     pub fn control_request()(
         job in prop::option::of(job()), stage in prop::option::of(stage()), instance in prop::option::of(any::<String>()),
-        ended in any::<bool>(),
+        device in prop::option::of(any::<String>()), ended in any::<bool>(),
     ) -> ControlRequest {
-        ControlRequest { v: 1, job, stage, instance, ended }
+        ControlRequest { v: 1, job, stage, device, instance, ended }
     }
 }
 

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use config::{Config, layers};
 use deploy::recording;
-use deploy::up::{profile, stages, supervisor};
+use deploy::up::{profile, replicas, stages};
 use protocol::control::Verb;
 use protocol::file_uri;
 use runtime::bus::Role;
@@ -63,9 +63,16 @@ fn configuration(cli: &Cli) -> Result<Config, Fatal> {
         Command::Bench(bench) => bench.model.as_deref(),
         _ => None,
     };
+    let place: &[String] = match &cli.command {
+        Command::Up(up) => &up.place,
+        Command::Plan { place, .. } => place,
+        Command::Bench(bench) => &bench.place,
+        _ => &[],
+    };
     let mut args = cli.config.clone();
     // A flag as any other, so that it wins over random weights that a layer below names.
     args.set.extend(model.map(|dir| format!("model.dir={}", toml::Value::String(file_uri::text(dir)))));
+    args.set.extend(replicas::placement(place).map_err(wrong)?);
     args.load_over(profile)
 }
 
@@ -93,8 +100,8 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             checkpoints::write_demo_model(&dir, size, seed)
         }
         Command::DemoVideo { out, seed, seconds } => demo_video::demo_video(&out, seed, seconds),
-        Command::Plan { model, video_seconds, replicas, json } => {
-            let replicas = supervisor::replicas(&replicas).map_err(|e| Fatal(Exit::Usage, e))?;
+        Command::Plan { model, video_seconds, replicas: given, json, place: _ } => {
+            let replicas = replicas::replicas(&given, &config).map_err(|e| Fatal(Exit::Usage, e))?;
             checkpoints::show_plan(&config, model.as_deref(), &replicas, &video_seconds, json)
         }
         Command::Quantize { model, to, out } => {
@@ -115,6 +122,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             if supervised.is_some() {
                 shutdown = stages::until_stdin_ends(shutdown, broker_of);
             } else {
+                config = config.of_only_process(name).map_err(|e| Fatal(Exit::Usage, e))?;
                 up::find_model(&mut config)?;
                 // Whoever supervises it has said so for all stages.
                 warn_of_random_weights(&config);

@@ -85,7 +85,8 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
         // Not begun yet: who is asked whether the job has a try left may be away.
         pulse.pause();
         let kind = TokenKind { bytes: self.token_bytes, checkpoint: self.info.checkpoint.clone() };
-        let host = Host { bus: self.bus.clone(), counters: self.counters.clone() };
+        let (bus, device, counters) = (self.bus.clone(), self.info.device.clone(), self.counters.clone());
+        let host = Host { bus, device, counters };
         let port = OwnerPort::new(&host, &job, state.clone(), log.clone(), token, kind, pulse);
         let (outcome, gave_way) = match self.tries_left(&job, &delivery).await {
             0 => (Err(Stop::Failed(self.worn_out(&job, &delivery).await)), false),

@@ -52,6 +52,8 @@ pub struct TokenKind {
 /// Worker that owns a job.
 pub struct Host {
     pub bus: Bus,
+    /// Device that it computes on.
+    pub device: String,
     /// Counts of it.
     pub counters: Arc<Counters>,
 }
@@ -77,6 +79,8 @@ pub struct OwnerPort {
     looked: Instant,
     text: HeldText,
     gave_way: bool,
+    /// Device of this worker: encoders on others need not leave it.
+    device: String,
     /// Counts of this worker.
     counters: Arc<Counters>,
     /// Watch over the work on the job.
@@ -96,6 +100,7 @@ impl OwnerPort {
     ) -> Self {
         OwnerPort {
             bus: host.bus.clone(),
+            device: host.device.clone(),
             counters: host.counters.clone(),
             runtime: Handle::current(),
             job: job.clone(),
@@ -301,12 +306,13 @@ impl JobPort for OwnerPort {
     }
 
     fn take_gpu(&mut self) -> Result<(), Stop> {
-        let (bus, job) = (self.bus.clone(), self.job.clone());
+        let (bus, device, job) = (self.bus.clone(), self.device.clone(), self.job.clone());
         self.wait(async move {
             for stage in ENCODERS {
-                control::load_or_unload(&bus, Verb::Unload, stage, Some(&job)).await.map_err(|why| {
-                    let text =
-                        format!("the job fits only without stage-{stage} on the GPU, and it does not leave: {why}");
+                control::load_or_unload(&bus, Verb::Unload, stage, &device, &job).await.map_err(|why| {
+                    let text = format!(
+                        "the job fits only without stage-{stage} on the GPU ({device}), and it does not leave: {why}"
+                    );
                     JobError::new(ErrorKind::DoesNotFit, text)
                         .hint("run the stages with `vidi up`, ask about a shorter span, or use smaller formats")
                 })?;
@@ -316,10 +322,10 @@ impl JobPort for OwnerPort {
     }
 
     fn return_gpu(&mut self) {
-        let (bus, job) = (self.bus.clone(), self.job.clone());
+        let (bus, device, job) = (self.bus.clone(), self.device.clone(), self.job.clone());
         self.wait(async move {
             for stage in ENCODERS {
-                if let Err(why) = control::load_or_unload(&bus, Verb::Load, stage, Some(&job)).await {
+                if let Err(why) = control::load_or_unload(&bus, Verb::Load, stage, &device, &job).await {
                     tracing::warn!(%stage, why, "loading a stage again failed, left to the next job");
                 }
             }
