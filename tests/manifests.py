@@ -35,8 +35,16 @@ def need(condition, text):
 
 def run(*args, env=None):
     done = subprocess.run([str(a) for a in args], capture_output=True, text=True, env=env)
-    need(done.returncode == 0, f"{' '.join(map(str, args))}: {done.stderr}")
+    # The package of docker-compose ends with 0 whatever it says.
+    need(done.returncode == 0 and done.stdout, f"{' '.join(map(str, args))}: {done.stderr}")
     return done.stdout
+
+
+def parsed(query, of):
+    try:
+        promql_parser.parse(query)
+    except ValueError as error:
+        fail(f"{of}: {query}: {error}")
 
 
 def unknown(given, taken, where=""):
@@ -118,7 +126,7 @@ def references(objects, of, gpu):
     for one in scaled:
         for trigger in one["spec"]["triggers"]:
             if "query" in trigger["metadata"]:
-                promql_parser.parse(trigger["metadata"]["query"])
+                parsed(trigger["metadata"]["query"], f"{of}: {one['metadata']['name']}")
     for (kind, name), one in named.items():
         if kind == "NetworkPolicy":
             wanted = one["spec"]["podSelector"]["matchLabels"].items()
@@ -176,7 +184,7 @@ def compose():
                 capabilities = service["environment"]["NVIDIA_DRIVER_CAPABILITIES"]
                 need(capabilities == "compute,utility,video", f"compose: {name}: {capabilities}")
         need(len(devices) == int(on_gpu), f"compose: the stages see different GPUs: {devices}")
-        need(project["networks"]["inside"]["internal"], "compose: the stages' network leads outside")
+        need(project["networks"]["inside"].get("internal"), "compose: the stages' network leads outside")
         media = services["decode"]["volumes"]
         need(media and all(volume.get("read_only") for volume in media), f"compose: decode may write: {media}")
         for config in project["configs"].values():
@@ -203,7 +211,7 @@ def watched():
     for panel in panels:
         for target in panel["targets"]:
             need(target["datasource"]["uid"] == source["uid"], f"vidi.json: {panel['title']}: another source")
-            promql_parser.parse(target["expr"])
+            parsed(target["expr"], f"vidi.json: {panel['title']}")
             print(f"query: {target['expr']}")
 
 

@@ -1,6 +1,8 @@
 //! The files by which people run services: Kubernetes, compose and systemd read them, their configurations are ours, and what they
 //! rely on in a process is true of it.
 
+#![allow(clippy::print_stderr, reason = "a test: it says why it was skipped")]
+
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -34,7 +36,13 @@ fn installed(name: &str) -> anyhow::Result<PathBuf> {
 /// What a broker and a gateway without stages count: the names of the metrics, as a query may say them.
 async fn metrics(broker: &Broker, dir: &Path) -> anyhow::Result<BTreeSet<String>> {
     let mut command = Command::new(vidi()?);
-    command.env("VIDI_STATE", dir).args(["--set", &format!("bus.url={}", broker.url()), "gateway", "--http", "127.0.0.1:0"]);
+    command.env("VIDI_STATE", dir).args([
+        "--set",
+        &format!("bus.url={}", broker.url()),
+        "gateway",
+        "--http",
+        "127.0.0.1:0",
+    ]);
     let mut gateway = Ended(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?);
     let mut line = String::new();
     let mut said = std::io::BufReader::new(gateway.0.stdout.take().context("no output")?);
@@ -79,7 +87,8 @@ async fn kubernetes_and_compose_read_their_files_and_the_queries_in_them_are_of_
     let there = metrics(&broker, dir.path()).await?;
     let scaling = std::fs::read_to_string(root().join("deploy/kubernetes/base/scaling.yaml"))?;
     let queries = said.lines().filter_map(|line| line.strip_prefix("query: "));
-    let queries: Vec<&str> = queries.chain(scaling.lines().filter_map(|line| line.trim().strip_prefix("query: "))).collect();
+    let queries: Vec<&str> =
+        queries.chain(scaling.lines().filter_map(|line| line.trim().strip_prefix("query: "))).collect();
     ensure!(queries.len() > 6, "{said}");
     for query in queries {
         ensure!(asked_for(query).count() > 0, "{query}");
@@ -151,7 +160,8 @@ fn systemd_reads_the_units_and_finds_them_shut() -> anyhow::Result<()> {
     let path = |unit: &str| dir.path().join(unit);
     // The empty end stands for the system's own units.
     let search = format!("{}:", dir.path().display());
-    let verified = analyze().env("SYSTEMD_UNIT_PATH", &search).args(["verify", "--man=no"]).args(UNITS.map(path)).output()?;
+    let verified =
+        analyze().env("SYSTEMD_UNIT_PATH", &search).args(["verify", "--man=no"]).args(UNITS.map(path)).output()?;
     let said = String::from_utf8_lossy(&verified.stderr).into_owned();
     let about_us: Vec<&str> = said.lines().filter(|line| line.contains("vidi")).collect();
     ensure!(verified.status.success() && about_us.is_empty(), "{said}");
@@ -250,5 +260,79 @@ async fn vidi_up_tells_systemd_once_that_all_is_ready_and_its_stages_tell_nothin
     ensure!(manager.until("STOPPING=1")?.is_empty(), "a stage told too");
     let ended = up.0.wait()?;
     ensure!(ended.success() && manager.next()?.is_none(), "{ended}");
+    Ok(())
+}
+
+/// A command in the sandbox of stage-decode, as far as that can be made without systemd.
+fn sandboxed(media: &Path, writable: &Path) -> anyhow::Result<Command> {
+    let mut command = Command::new(installed("python")?);
+    command.arg(root().join("tests/sandbox.py")).arg(media).arg(writable);
+    Ok(command)
+}
+
+/// Whether this system lets bubblewrap make the namespaces of a sandbox.
+fn has_namespaces() -> anyhow::Result<bool> {
+    let mut command = Command::new("bwrap");
+    command.args(["--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc", "true"]);
+    Ok(command.output().context("bwrap is not there: run deploy/setup.sh test")?.status.success())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_decoder_decodes_in_its_sandbox_in_which_nothing_else_can_be_read_or_written() -> anyhow::Result<()> {
+    if !has_namespaces()? {
+        return Ok(eprintln!("skipped: this system gives bubblewrap no namespaces"));
+    }
+    let dir = tempfile::tempdir()?;
+    let place = |name: &str| -> anyhow::Result<PathBuf> {
+        let path = dir.path().join(name);
+        std::fs::create_dir(&path)?;
+        run(Command::new("chmod").arg("777").arg(&path))?;
+        Ok(path)
+    };
+    run(Command::new("chmod").arg("755").arg(dir.path()))?;
+    let (media, writable, outside) = (place("media")?, place("run")?, place("outside")?);
+    std::fs::write(outside.join("secret"), "nobody's")?;
+    for attempt in [
+        format!("cat {}/secret", outside.display()),
+        format!("touch {}/new", media.display()),
+        "touch /usr/new".to_owned(),
+        format!("touch {0}/own && chown 10002 {0}/own", writable.display()),
+        "unshare --user true".to_owned(),
+        "python3 -c 'import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)'".to_owned(),
+    ] {
+        let tried = sandboxed(&media, &writable)?.args(["/bin/sh", "-c", &attempt]).output()?;
+        ensure!(!tried.status.success(), "{attempt}: {tried:?}");
+    }
+    let works = format!("touch {}/own && ls {}", writable.display(), media.display());
+    run(sandboxed(&media, &writable)?.args(["/bin/sh", "-c", &works]))?;
+
+    for (name, codecs) in [
+        ("h264.mp4", "-c:v libx264 -c:a aac"),
+        ("h265.mkv", "-c:v libx265 -x265-params log-level=none -c:a libmp3lame"),
+        ("vp9.webm", "-c:v libvpx-vp9 -c:a libopus"),
+        ("mpeg4.avi", "-c:v mpeg4 -c:a libmp3lame"),
+    ] {
+        let args = format!("-f lavfi -i testsrc=s=320x240:d=4 -f lavfi -i sine=d=4 {codecs}");
+        tests::harness::ffmpeg(&args, &media.join(name))?;
+    }
+    let broker = Broker::start(&dir.path().join("broker"), &broker::Options::default()).await?;
+    let mut settings = vec![format!("bus.url={}", broker.url()), format!("model.dir={}", checkpoint("tied").display())];
+    settings.push(format!("decode.media_roots=[{media:?}]"));
+    let set: Vec<&str> = settings.iter().flat_map(|one| ["--set", one]).collect();
+    let mut stages = Vec::new();
+    for stage in ["decode", "vision", "audio", "fuse", "llm"] {
+        let mut command = if stage == "decode" { sandboxed(&media, &writable)? } else { Command::new("env") };
+        command.arg(vidi()?).args(&set).args(["stage", stage, "--alive"]).arg(writable.join(stage));
+        stages.push(Ended(command.env("XDG_CACHE_HOME", &writable).stdin(Stdio::null()).spawn()?));
+    }
+    for file in std::fs::read_dir(&media)? {
+        let path = file?.path();
+        let mut ask = Command::new(vidi()?);
+        ask.args(&set).arg("ask").arg(&path).args(["a dog", "--max-new-tokens", "4", "--json"]);
+        let answer: serde_json::Value = serde_json::from_str(run(&mut ask)?.lines().next().context("no answer")?)?;
+        let plan = &answer["plan"];
+        ensure!(plan["image"].is_object() && plan["audio"].is_object(), "{}: {answer}", path.display());
+        ensure!(plan["image"]["replaced"].as_array().is_none_or(Vec::is_empty), "{}: {answer}", path.display());
+    }
     Ok(())
 }
