@@ -77,6 +77,7 @@ def main():
     for path in hidden:
         if Path(path).is_dir():
             arguments += ["--tmpfs", path]
+    arguments += ["--tmpfs", str(Path(media).parent)]
     # What this test itself needs may be in a directory that is hidden; a unit's is not.
     for path in {Path(__file__).resolve().parent.parent, Path(sys.prefix), Path(sys.base_prefix)}:
         arguments += ["--ro-bind", str(path), str(path)]
