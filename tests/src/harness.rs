@@ -135,6 +135,7 @@ impl Setup {
             max_payload: self.max_payload,
             max_file_store: self.max_file_store,
             config: self.broker_config.clone(),
+            ..broker::Options::default()
         }
     }
 }

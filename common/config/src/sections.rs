@@ -259,4 +259,7 @@ pub struct UpConfig {
     /// Seconds without a job after which the processes of vision, audio, fuse and llm end; the next job starts them
     /// again. 0: never.
     pub idle_unload_s: f64,
+    /// Port on loopback at which the broker that `vidi up` starts shows its state over HTTP (`/jsz`, `/varz`, `/healthz`), for an
+    /// autoscaler or an exporter; none: it does not.
+    pub monitor_port: Option<u16>,
 }

@@ -2,6 +2,7 @@
 
 use config::Config;
 use protocol::error::StageName;
+use runtime::notify::Notifier;
 use runtime::process::Fatal;
 use tokio::sync::{mpsc, watch};
 
@@ -24,7 +25,7 @@ impl InProcess {
             for replica in 0..count {
                 let (config, stopping, report) = (config.of_replica(stage, replica), stopping.clone(), report.clone());
                 tasks.push(tokio::spawn(async move {
-                    if let Err(fatal) = stages::serve(stage, &config, stopping).await {
+                    if let Err(fatal) = stages::serve(stage, &config, stopping, Notifier::default()).await {
                         // The receiver ends with this pipeline.
                         let _ = report.send(fatal);
                     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use config::Config;
 use protocol::error::StageName;
+use runtime::notify::Notifier;
 use runtime::process::{self, Fatal};
 use runtime::remark;
 use runtime::run::Shutdown;
@@ -15,23 +16,23 @@ const LAST_GRACE: Duration = Duration::from_secs(30);
 /// Pause before a stage that drains looks again whether its broker is gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// Serves one stage in this process until `shutdown`.
+/// Serves one stage in this process until `shutdown`, and tells `notifier` how it fares.
 ///
 /// # Errors
 /// What keeps it from starting.
-pub async fn serve(stage: StageName, config: &Config, shutdown: Shutdown) -> Result<(), Fatal> {
+pub async fn serve(stage: StageName, config: &Config, shutdown: Shutdown, notifier: Notifier) -> Result<(), Fatal> {
     match stage {
         #[cfg(feature = "gstreamer")]
-        StageName::Decode => process::serve(config, stage_decode::open, shutdown).await,
+        StageName::Decode => process::serve(config, stage_decode::open, shutdown, notifier).await,
         #[cfg(not(feature = "gstreamer"))]
         StageName::Decode => {
             let text = "this vidi was built without GStreamer and cannot decode: build with `--features gstreamer`";
             Err(Fatal(process::Exit::Usage, text.to_owned()))
         }
-        StageName::Vision => process::serve(config, stage_vision::open, shutdown).await,
-        StageName::Audio => process::serve(config, stage_audio::open, shutdown).await,
-        StageName::Fuse => process::serve(config, stage_fuse::open, shutdown).await,
-        StageName::Llm => process::serve_owner(config, stage_llm::open, shutdown).await,
+        StageName::Vision => process::serve(config, stage_vision::open, shutdown, notifier).await,
+        StageName::Audio => process::serve(config, stage_audio::open, shutdown, notifier).await,
+        StageName::Fuse => process::serve(config, stage_fuse::open, shutdown, notifier).await,
+        StageName::Llm => process::serve_owner(config, stage_llm::open, shutdown, notifier).await,
     }
 }
 

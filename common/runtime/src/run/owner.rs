@@ -75,7 +75,7 @@ where
     tokio::spawn(rescue(bus.clone(), listener.shutdown()));
     let (token_bytes, step_tokens) = (owner.token_bytes(), owner.step_tokens());
     let info = InstanceInfo { family: owner.family().to_owned(), ..info };
-    let watchdog = Watchdog::start(StageName::Llm, &info.watchdog);
+    let watchdog = Watchdog::start(StageName::Llm, &info.watchdog, &info.notifier);
     let engine = Engine::start("llm", owner);
     let counters = Arc::new(Counters::default());
     let service = service::register(&bus, StageName::Llm, &info, &counters, line.queues(), None).await?;

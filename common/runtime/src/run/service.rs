@@ -14,6 +14,7 @@ use super::peers::FINGERPRINT;
 use super::probes;
 use super::watchdog::Watchdog;
 use crate::bus::{Bus, BusError, BusErrorKind, WorkQueue};
+use crate::notify::Notifier;
 use config::WatchdogConfig;
 use protocol::error::StageName;
 use protocol::memory;
@@ -138,6 +139,8 @@ pub struct InstanceInfo {
     pub budget_bytes: Option<u64>,
     /// When its engine counts as hung.
     pub watchdog: WatchdogConfig,
+    /// Who is told that it is ready, and that it is alive.
+    pub notifier: Notifier,
 }
 
 /// Name of a stage's service.
@@ -216,5 +219,6 @@ pub async fn register(
             tokio::time::sleep(DEPTH_EVERY).await;
         }
     });
+    info.notifier.ready(&format!("stage-{stage}, instance {}", bus.instance()));
     Ok(service)
 }

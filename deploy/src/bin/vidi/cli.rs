@@ -156,6 +156,10 @@ pub enum Command {
     Stage {
         /// decode, vision, audio, fuse or llm.
         name: StageName,
+        /// A file that is there once the stage is ready, written again every few seconds while its engine does not hang: for
+        /// the probes of a container engine. systemd is told without it.
+        #[arg(long, value_name = "FILE")]
+        alive: Option<PathBuf>,
         /// What `vidi up` starts: the whole configuration is this file, which is merged already, and the stage drains when
         /// standard input ends.
         #[arg(long, value_name = "FILE", hide = true)]

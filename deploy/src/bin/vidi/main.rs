@@ -26,6 +26,7 @@ use deploy::up::{profile, replicas, stages};
 use protocol::control::Verb;
 use protocol::file_uri;
 use runtime::bus::Role;
+use runtime::notify::Notifier;
 use runtime::process::{Exit, Fatal, command_line, on_signal, runtime, warn_of_random_weights};
 use runtime::{answer, remark, telemetry};
 
@@ -117,17 +118,22 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Command::Eval(action) => runtime.block_on(eval::eval(&config, action)),
         Command::Load { stage } => runtime.block_on(running::load(&config, Verb::Load, stage)),
         Command::Unload { stage } => runtime.block_on(running::load(&config, Verb::Unload, stage)),
-        Command::Stage { name, supervised, broker_of } => runtime.block_on(async {
-            let mut shutdown = on_signal();
+        Command::Stage { name, alive, supervised, broker_of } => runtime.block_on(async {
+            let (mut shutdown, mut notifier) = (on_signal(), Notifier::default());
             if supervised.is_some() {
                 shutdown = stages::until_stdin_ends(shutdown, broker_of);
             } else {
                 config = config.of_only_process(name).map_err(|e| Fatal(Exit::Usage, e))?;
+                notifier = Notifier::of_environment();
+                if let Some(file) = alive {
+                    let wrong = |e| Fatal(Exit::Usage, format!("--alive {}: {e}", file.display()));
+                    notifier = notifier.and_file(file.clone()).map_err(wrong)?;
+                }
                 up::find_model(&mut config)?;
                 // Whoever supervises it has said so for all stages.
                 warn_of_random_weights(&config);
             }
-            stages::serve(name, &config, shutdown).await
+            stages::serve(name, &config, shutdown, notifier).await
         }),
         Command::Record(args) => runtime.block_on(async {
             recording::command::record(&running::connect(&config, Role::Operator).await?, args).await
