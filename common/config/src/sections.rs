@@ -231,10 +231,17 @@ pub struct LlmConfig {
     pub quantized: Option<PathBuf>,
     /// Keys and values of image and audio tokens: `dense` (in `compute.dtype`), `q8` or `q4`.
     pub kv: KvPrecision,
-    /// Keeps the keys and values of the last video in memory, so that the next question about it costs only its text. They
-    /// are part of the stage's budget, and go before another job needs that memory. Without `budgets.llm`, several
-    /// stage-llm on one host do not know of each other's.
+    /// Keeps the keys and values of the videos that were asked about last in memory, as many as the stage's budget holds, so that
+    /// the next question about one costs only its text. They go, the least recently used first, before another job needs
+    /// that memory. Without `budgets.llm`, several stage-llm on one host do not know of each other's.
     pub keep_video: bool,
+    /// Directory for keys and values on disk: those of each video that was answered about are written there, and the next
+    /// question about it reads them, also after the process has ended. Several processes may share it; a local disk, not a
+    /// network's. Without one nothing is written.
+    #[serde(with = "crate::path::optional")]
+    pub park_dir: Option<PathBuf>,
+    /// Bytes that the files in `park_dir` may take together; the least recently used go first.
+    pub park_bytes: u64,
 }
 
 impl Default for LlmConfig {
@@ -248,6 +255,8 @@ impl Default for LlmConfig {
             quantized: None,
             kv: KvPrecision::Dense,
             keep_video: true,
+            park_dir: None,
+            park_bytes: 64 << 30,
         }
     }
 }

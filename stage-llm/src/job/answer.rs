@@ -4,18 +4,20 @@ use config::{ComputeConfig, KvPrecision, LlmConfig, WeightFormat};
 use model::checkpoint::Weights;
 use model::config_json::{Family, ModelConfig};
 use protocol::error::{JobError, StageName};
-use protocol::event::{Answer, Event, JobResult, Mode, ModelName, TimeRange};
+use protocol::event::{Answer, Cached, JobResult, ModelName, TimeRange};
 use protocol::message::JobRequest;
 use protocol::plan::FrameGrid;
 use protocol::stage::{JobPort, Stop};
 
 use crate::job::composite::{self, Found, Rule, titled};
-use crate::job::fit::{Fit, host_bytes};
+use crate::job::fit::{Fit, free_bytes};
 use crate::job::in_flight::{Job, here};
-use crate::job::kept::{self, Kept, Video, VideoKey};
+use crate::job::kept::{self, Kept};
+use crate::job::obtain::{Obtain, Obtained};
 use crate::job::outcome::{self, Frame};
-use crate::job::prefill::Prefill;
+use crate::job::parked::{self, format::Identity};
 use crate::job::reply::Replies;
+use crate::job::video::Video;
 use crate::job::work::{self, Work};
 use crate::language::LanguageModel;
 use crate::language::footprint::{HINT, LlmFootprint};
@@ -36,6 +38,10 @@ pub struct Settings {
     pub budget_bytes: Option<u64>,
     /// Name of the checkpoint, for results.
     pub name: String,
+    /// [Fingerprint](config::ModelSource::fingerprint) of the checkpoint; without one no video is parked.
+    pub fingerprint: String,
+    /// [Fingerprint](config::fingerprint::of_file) of the file with quantized weights; empty without one.
+    pub quantized_fingerprint: String,
 }
 
 /// Stage that owns the model and answers one job at a time.
@@ -73,7 +79,9 @@ impl LlmStage {
         let tasks = Tasks::with_file(settings.llm.tasks_file.as_deref(), config.family)?;
         let model = LanguageModel::new(config, weights, &settings.llm, settings.compute.media_products)?;
         let grid = config.image_pool().grid();
-        Ok(LlmStage { model, grid, prompter, tasks, footprint, settings, kept: Kept::default() })
+        let name = model_name(&model, &settings);
+        let kept = Kept::new(&settings.llm, parked_model(&model, &settings, name));
+        Ok(LlmStage { model, grid, prompter, tasks, footprint, settings, kept })
     }
 
     /// Tokens that pass the layers together at most.
@@ -97,13 +105,18 @@ impl LlmStage {
         self.tasks.family()
     }
 
+    /// Videos that are kept for the next question.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
     /// Memory that the stage takes.
     pub fn footprint(&self) -> &LlmFootprint {
         &self.footprint
     }
 
-    /// Answers a job: from the kept keys and values if its video is the last one that was answered about, else from its
-    /// tokens, which the other stages are asked for. The caller adds the memory figures of the result.
+    /// Answers a job: from the kept keys and values if its video is one that was answered about, else from its tokens, which
+    /// the other stages are asked for. The caller adds the memory figures of the result.
     ///
     /// # Errors
     /// [`Stop::Failed`] with the job's error; errors of the port.
@@ -138,40 +151,19 @@ impl LlmStage {
         if work.says_duration {
             work = asked(plan.duration_s)?;
         }
-        let key = VideoKey::new(&plan, job.request);
         let fit = Fit {
             footprint: self.footprint,
             budget_bytes: self.settings.budget_bytes,
             gpu_bytes: self.settings.compute.card_bytes,
-            host_bytes: host_bytes().map(|free| free + self.kept.bytes()),
+            host_bytes: free_bytes().map(|free| free + self.kept.bytes()),
+            kept_bytes: 0,
             text_tokens: work.text_tokens() as u64,
         };
-        // A kept video that is too large beside this question's text is released, and the job is planned as any other.
-        let known = self.kept.find(key.as_ref()).filter(|video| fit.check(&video.plan, true).is_ok());
-        let (mode, plan, cached) = match known {
-            Some(video) => (Mode::Streaming, video.plan.clone(), true),
-            None => (fit.mode(&plan).map_err(here)?, plan, false),
-        };
-        // From here on the kept video is this job's, or it is released before anything else is allocated, here or in
-        // the encoders.
-        let known = if cached { self.kept.take() } else { None };
-        self.kept.release();
-        job.port.event(Event::Planned { plan: plan.clone(), mode, cached })?;
-        let video = match known {
-            Some(video) => video,
-            None => {
-                let prompt_tokens = work.prompt_tokens();
-                let prefill = Prefill { model: &self.model, llm: &self.settings.llm, fit, prompt_tokens };
-                let (plan, cache, pictures) = prefill.run(plan, mode, job)?;
-                Video { key, plan, cache, pictures }
-            }
-        };
-        let alone = if mode == Mode::Phases { fit.alone() } else { fit };
-        let outcome = self.reply(&work, &video, alone, cached, job);
-        // After a job in phases the encoders come back: a video that does not fit beside them is not kept.
-        if self.settings.llm.keep_video && kept::is_sound(&outcome) && fit.leaves(video.cache.bytes()) {
-            self.kept.put(video);
-        }
+        let (llm, prompt_tokens) = (&self.settings.llm, work.prompt_tokens());
+        let mut obtain = Obtain { model: &self.model, llm, kept: &mut self.kept, fit, prompt_tokens };
+        let Obtained { video, cached, fit: beside } = obtain.run(plan, job)?;
+        let outcome = self.reply(&work, &video, beside, cached, job);
+        self.kept.put_back(video, fit, kept::is_sound(&outcome));
         outcome
     }
 
@@ -181,7 +173,7 @@ impl LlmStage {
         work: &Work<'_>,
         video: &Video,
         fit: Fit,
-        cached: bool,
+        cached: Cached,
         job: &mut Job<'_>,
     ) -> Result<JobResult, Stop> {
         let replies = Replies {
@@ -197,7 +189,8 @@ impl LlmStage {
         let mut answers: Vec<Answer> =
             work.questions.iter().zip(written).map(|(question, text)| outcome::read(question, text, watched)).collect();
         let request = job.request;
-        let frame = |clock| Frame { request, work, video, cached, clock, model: self.model_name() };
+        let frame =
+            |clock| Frame { request, work, video, cached, clock, model: model_name(&self.model, &self.settings) };
         let Some(source) = &work.task.ranges else { return Ok(frame(&job.clock).of_answers(answers)) };
         let (mut found, join_s) = ranges_of(source, &answers, video, watched, request);
         let ask = |r: &TimeRange| {
@@ -211,22 +204,36 @@ impl LlmStage {
         answers.extend(questions.iter().zip(written).map(|(question, text)| outcome::read(question, text, watched)));
         Ok(frame(&job.clock).of_ranges(found, answers, join_s))
     }
+}
 
-    fn model_name(&self) -> ModelName {
-        let dtype = self.model.dtype().as_str();
-        let weights = match self.settings.llm.weights {
-            WeightFormat::Q8 => "q8",
-            WeightFormat::Q4 => "q4",
-            WeightFormat::Dense | WeightFormat::Bf16 | WeightFormat::F16 => dtype,
-        };
-        let kv = match self.settings.llm.kv {
-            KvPrecision::Q8 => "q8",
-            KvPrecision::Q4 => "q4",
-            KvPrecision::Dense => dtype,
-        };
-        let [dtype, weights, kv] = [dtype, weights, kv].map(str::to_owned);
-        ModelName { name: self.settings.name.clone(), dtype, weights, kv }
-    }
+fn model_name(model: &LanguageModel, settings: &Settings) -> ModelName {
+    let dtype = model.dtype().as_str();
+    let weights = match settings.llm.weights {
+        WeightFormat::Q8 => "q8",
+        WeightFormat::Q4 => "q4",
+        WeightFormat::Dense | WeightFormat::Bf16 | WeightFormat::F16 => dtype,
+    };
+    let kv = match settings.llm.kv {
+        KvPrecision::Q8 => "q8",
+        KvPrecision::Q4 => "q4",
+        KvPrecision::Dense => dtype,
+    };
+    let [dtype, weights, kv] = [dtype, weights, kv].map(str::to_owned);
+    ModelName { name: settings.name.clone(), dtype, weights, kv }
+}
+
+/// What the keys and values that are parked are of: all settings that change their numbers.
+fn parked_model(model: &LanguageModel, settings: &Settings, name: ModelName) -> parked::Model {
+    let identity = Identity {
+        fingerprint: settings.fingerprint.clone(),
+        quantized: settings.quantized_fingerprint.clone(),
+        dtype: name.dtype.clone(),
+        weights: name.weights.clone(),
+        kv: name.kv.clone(),
+        media_products: format!("{:?}", settings.compute.media_products).to_lowercase(),
+        device: if model.device().is_cpu() { "cpu" } else { "cuda" }.to_owned(),
+    };
+    parked::Model { identity, name, geometry: *model.geometry(), device: model.device().clone() }
 }
 
 /// Ranges of a composite task, and the seconds that they could be apart to become one.
