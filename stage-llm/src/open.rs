@@ -47,6 +47,7 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
         compute: config.compute.clone(),
         budget_bytes: config.budget(StageName::Llm),
         name: config.model.name(),
+        pace: None,
     };
     let prompter = prompter(config, checkpoint.config())?;
     let stage = LlmStage::new(checkpoint.config(), &weights, prompter, settings)?;
@@ -96,9 +97,8 @@ fn warm_up(model: &LanguageModel, chunk_rows: usize) -> candle_core::Result<()> 
 }
 
 impl Owner for LlmStage {
-    fn answer<P: JobPort>(&mut self, mut job: OwnedJob<P>, beside: &mut dyn Beside<P>) {
-        let outcome = LlmStage::answer(self, &job.request, &mut job.port);
-        beside.end(job, outcome);
+    fn answer<P: JobPort>(&mut self, job: OwnedJob<P>, beside: &mut dyn Beside<P>) {
+        self.answer_with(job, beside);
     }
 
     fn step_tokens(&self) -> u64 {

@@ -235,6 +235,13 @@ pub struct LlmConfig {
     /// are part of the stage's budget, and go before another job needs that memory. Without `budgets.llm`, several
     /// stage-llm on one host do not know of each other's.
     pub keep_video: bool,
+    /// Most answers that are written at once, a token of each a step: those to the questions of a job, and those of jobs
+    /// about the same video that wait meanwhile, unless `keep_video` is off. Fewer where their texts do not fit beside the
+    /// video. 1: one after another.
+    pub together: u32,
+    /// Seconds from the first of these answers on in which other jobs may join them, so that jobs about other videos get
+    /// their turn: within this time and that of the answers begun by then.
+    pub together_s: f64,
 }
 
 impl Default for LlmConfig {
@@ -248,6 +255,8 @@ impl Default for LlmConfig {
             quantized: None,
             kv: KvPrecision::Dense,
             keep_video: true,
+            together: 32,
+            together_s: 30.0,
         }
     }
 }

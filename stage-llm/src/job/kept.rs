@@ -5,7 +5,7 @@ use protocol::error::ErrorKind;
 use protocol::event::JobResult;
 use protocol::message::JobRequest;
 use protocol::plan::MediaPlan;
-use protocol::stage::Stop;
+use protocol::stage::{KeptVideo, Stop};
 
 use crate::job::pictures::Pictures;
 use crate::language::cache::VideoCache;
@@ -35,6 +35,8 @@ impl VideoKey {
 pub struct Video {
     /// Key of the video; none for one that cannot be recognized.
     pub key: Option<VideoKey>,
+    /// Video as the request named it that it was looked at for.
+    pub name: KeptVideo,
     /// Plan of the video, all of it settled.
     pub plan: MediaPlan,
     /// Keys and values of every token.
@@ -56,6 +58,11 @@ impl Kept {
     /// Bytes that are free again once the video is released.
     pub fn bytes(&self) -> u64 {
         self.0.as_ref().map_or(0, |video| video.cache.bytes())
+    }
+
+    /// Kept videos as requests name them.
+    pub fn names(&self) -> Vec<KeptVideo> {
+        self.0.iter().map(|video| video.name.clone()).collect()
     }
 
     /// Hands the kept video over.
@@ -106,7 +113,8 @@ mod tests {
 
     fn kept(key: Option<VideoKey>) -> Kept {
         let mut kept = Kept::default();
-        kept.put(Video { key, plan: plan("a"), cache: VideoCache::default(), pictures: Pictures::default() });
+        let name = KeptVideo { video: "video.mp4".to_owned(), span: None, fps: 1.0 };
+        kept.put(Video { key, name, plan: plan("a"), cache: VideoCache::default(), pictures: Pictures::default() });
         kept
     }
 
