@@ -53,6 +53,7 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
             Some(file) => fingerprint(config::fingerprint::of_file(file))?,
             None => String::new(),
         },
+        pace: None,
     };
     let prompter = prompter(config, checkpoint.config())?;
     let stage = LlmStage::new(checkpoint.config(), &weights, prompter, settings)?;
@@ -107,9 +108,8 @@ fn warm_up(model: &LanguageModel, chunk_rows: usize) -> candle_core::Result<()> 
 }
 
 impl Owner for LlmStage {
-    fn answer<P: JobPort>(&mut self, mut job: OwnedJob<P>, beside: &mut dyn Beside<P>) {
-        let outcome = LlmStage::answer(self, &job.request, &mut job.port);
-        beside.end(job, outcome);
+    fn answer<P: JobPort>(&mut self, job: OwnedJob<P>, beside: &mut dyn Beside<P>) {
+        self.answer_with(job, beside);
     }
 
     fn step_tokens(&self) -> u64 {

@@ -142,7 +142,7 @@ pub(super) fn write(target: &candle_core::Tensor, at: usize, data: &[u8], device
 
 /// A tensor on its way into page-locked memory.
 pub(super) struct Download {
-    /// None for an index.
+    /// None for indices.
     dtype: Option<Dtype>,
     shape: Vec<usize>,
     bytes: usize,
@@ -158,7 +158,7 @@ impl Download {
             DType::F16 => Some(Dtype::F16),
             DType::BF16 => Some(Dtype::Bf16),
             DType::U8 => Some(Dtype::U8),
-            DType::U32 if tensor.elem_count() == 1 => None,
+            DType::U32 => None,
             other => candle_core::bail!("{other:?} does not travel on the bus"),
         };
         let (stream, context) = stream_of(tensor.device().as_cuda_device()?)?;
@@ -177,15 +177,16 @@ impl Download {
     }
 
     pub fn wait(&self) -> Result<WireTensor<'_>> {
-        let Some(dtype) = self.dtype else { candle_core::bail!("an index does not travel on the bus") };
+        let Some(dtype) = self.dtype else { candle_core::bail!("indices do not travel on the bus") };
         WireTensor::new(dtype, &self.shape, self.bytes()?).map_err(candle_core::Error::wrap)
     }
 
-    pub fn wait_index(&self) -> Result<u32> {
-        match (self.dtype, <[u8; 4]>::try_from(self.bytes()?)) {
-            (None, Ok(bytes)) => Ok(u32::from_le_bytes(bytes)),
-            _ => candle_core::bail!("not an index"),
+    pub fn wait_indices(&self) -> Result<Vec<u32>> {
+        if self.dtype.is_some() {
+            candle_core::bail!("not indices");
         }
+        let index = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        Ok(self.bytes()?.chunks_exact(4).map(index).collect())
     }
 
     fn bytes(&self) -> Result<&[u8]> {

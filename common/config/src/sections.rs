@@ -242,6 +242,13 @@ pub struct LlmConfig {
     pub park_dir: Option<PathBuf>,
     /// Bytes that the files in `park_dir` may take together; the least recently used go first.
     pub park_bytes: u64,
+    /// Most answers that are written at once, a token of each a step: those to the questions of a job, and those of jobs
+    /// about the same video that wait meanwhile, unless `keep_video` is off. Fewer where their texts do not fit beside the
+    /// video. 1: one after another.
+    pub together: u32,
+    /// Seconds from the first of these answers on in which other jobs may join them, so that jobs about other videos get
+    /// their turn: within this time and that of the answers begun by then.
+    pub together_s: f64,
 }
 
 impl Default for LlmConfig {
@@ -257,6 +264,8 @@ impl Default for LlmConfig {
             keep_video: true,
             park_dir: None,
             park_bytes: 64 << 30,
+            together: 32,
+            together_s: 30.0,
         }
     }
 }

@@ -1,58 +1,62 @@
-//! Stage that answers a job from start to end: check, plan, obtain the video's keys and values, answer.
+//! Stage that answers jobs from start to end: check, plan, obtain the video's keys and values, answer.
 
-use config::{ComputeConfig, KvPrecision, LlmConfig, WeightFormat};
 use model::checkpoint::Weights;
 use model::config_json::{Family, ModelConfig};
 use protocol::error::{JobError, StageName};
-use protocol::event::{Answer, Cached, JobResult, ModelName, TimeRange};
+use protocol::event::JobResult;
 use protocol::message::JobRequest;
-use protocol::plan::FrameGrid;
-use protocol::stage::{JobPort, Stop};
+use protocol::stage::{Beside, JobPort, KeptVideo, OwnedJob, Stop};
 
-use crate::job::composite::{self, Found, Rule, titled};
+use crate::job::batch::{Batch, Last};
+use crate::job::clock::{Clock, Progress};
 use crate::job::fit::{Fit, free_bytes};
 use crate::job::in_flight::{Job, here};
-use crate::job::kept::{self, Kept};
+use crate::job::kept::{Kept, Video};
+use crate::job::member::Member;
 use crate::job::obtain::{Obtain, Obtained};
-use crate::job::outcome::{self, Frame};
-use crate::job::parked::{self, format::Identity};
-use crate::job::reply::Replies;
-use crate::job::video::Video;
-use crate::job::work::{self, Work};
+use crate::job::owned::{Jobs, Owned};
+use crate::job::parts::Parts;
 use crate::language::LanguageModel;
 use crate::language::footprint::{HINT, LlmFootprint};
-use crate::language::observe::Observe;
 use crate::text::prompt::Prompter;
-use crate::text::reading::Watched;
 use crate::text::registry::Tasks;
-use crate::text::task::RangeSource;
 
-/// Settings of a worker.
-#[derive(Clone, Debug, Default)]
-pub struct Settings {
-    /// Section `[llm]` of the configuration.
-    pub llm: LlmConfig,
-    /// Section `[compute]` of the configuration.
-    pub compute: ComputeConfig,
-    /// Most bytes that the stage may hold, weights included; none without a cap.
-    pub budget_bytes: Option<u64>,
-    /// Name of the checkpoint, for results.
-    pub name: String,
-    /// [Fingerprint](config::ModelSource::fingerprint) of the checkpoint; without one no video is parked.
-    pub fingerprint: String,
-    /// [Fingerprint](config::fingerprint::of_file) of the file with quantized weights; empty without one.
-    pub quantized_fingerprint: String,
+pub use crate::job::parts::Settings;
+
+/// Stage that owns the model and answers jobs: one at a time, and beside it those about the same video.
+pub struct LlmStage {
+    parts: Parts,
+    kept: Kept,
+    /// Videos that were said to be kept.
+    told: Vec<KeptVideo>,
 }
 
-/// Stage that owns the model and answers one job at a time.
-pub struct LlmStage {
-    model: LanguageModel,
-    grid: FrameGrid,
-    prompter: Prompter,
-    tasks: Tasks,
-    footprint: LlmFootprint,
-    settings: Settings,
-    kept: Kept,
+/// Job whose video is there.
+struct Begun<'a> {
+    member: Member<'a>,
+    video: Video,
+    /// Memory that answering may take.
+    fit: Fit,
+    /// Memory once the job is done.
+    after: Fit,
+}
+
+/// A job without others beside it.
+#[derive(Default)]
+struct Alone(Option<Result<JobResult, Stop>>);
+
+impl<P> Beside<P> for Alone {
+    fn next(&mut self, _: &JobRequest) -> Option<OwnedJob<P>> {
+        None
+    }
+
+    fn decline(&mut self, _: OwnedJob<P>) {}
+
+    fn end(&mut self, _: OwnedJob<P>, outcome: Result<JobResult, Stop>) {
+        self.0 = Some(outcome);
+    }
+
+    fn keeps(&mut self, _: Vec<KeptVideo>) {}
 }
 
 impl LlmStage {
@@ -79,30 +83,30 @@ impl LlmStage {
         let tasks = Tasks::with_file(settings.llm.tasks_file.as_deref(), config.family)?;
         let model = LanguageModel::new(config, weights, &settings.llm, settings.compute.media_products)?;
         let grid = config.image_pool().grid();
-        let name = model_name(&model, &settings);
-        let kept = Kept::new(&settings.llm, parked_model(&model, &settings, name));
-        Ok(LlmStage { model, grid, prompter, tasks, footprint, settings, kept })
+        let parts = Parts { model, grid, prompter, tasks, footprint, settings };
+        let kept = Kept::new(&parts.settings.llm, parts.parked_model());
+        Ok(LlmStage { parts, kept, told: Vec::new() })
     }
 
     /// Tokens that pass the layers together at most.
     pub fn step_tokens(&self) -> u64 {
-        let llm = &self.settings.llm;
+        let llm = &self.parts.settings.llm;
         llm.chunk_rows.max(llm.max_prompt_tokens) as u64
     }
 
     /// Language model of the stage.
     pub fn model(&self) -> &LanguageModel {
-        &self.model
+        &self.parts.model
     }
 
     /// Tokenizer and chat template of the stage.
     pub fn prompter(&self) -> &Prompter {
-        &self.prompter
+        &self.parts.prompter
     }
 
     /// Family of the model.
     pub fn family(&self) -> Family {
-        self.tasks.family()
+        self.parts.tasks.family()
     }
 
     /// Videos that are kept for the next question.
@@ -112,147 +116,82 @@ impl LlmStage {
 
     /// Memory that the stage takes.
     pub fn footprint(&self) -> &LlmFootprint {
-        &self.footprint
+        &self.parts.footprint
     }
 
-    /// Answers a job: from the kept keys and values if its video is one that was answered about, else from its tokens, which
-    /// the other stages are asked for. The caller adds the memory figures of the result.
+    /// Answers a job that nothing comes beside, as [`answer_with`](Self::answer_with) does.
     ///
     /// # Errors
     /// [`Stop::Failed`] with the job's error; errors of the port.
     pub fn answer(&mut self, request: &JobRequest, port: &mut dyn JobPort) -> Result<JobResult, Stop> {
-        self.answer_observed(request, port, &mut ())
+        let mut alone = Alone::default();
+        self.answer_with(OwnedJob { request: request.clone(), port }, &mut alone);
+        alone.0.expect("every job that is handed over ends. This is a bug.")
     }
 
-    /// [`answer`](Self::answer) with an observer of the model.
-    ///
-    /// # Errors
-    /// As `answer`, and errors of the observer.
-    pub fn answer_observed(
-        &mut self,
-        request: &JobRequest,
-        port: &mut dyn JobPort,
-        observe: &mut dyn Observe,
-    ) -> Result<JobResult, Stop> {
-        let mut job = Job::new(request, port, observe);
-        let outcome = self.answer_job(&mut job);
-        job.return_gpu();
-        outcome
+    /// Answers a job: from the kept keys and values if its video was answered about before, else from its tokens, which the
+    /// other stages are asked for; and beside it the jobs about the same video that come meanwhile. Every one of them was ended
+    /// or declined when this returns. Whoever hears of a result adds its memory figures.
+    pub fn answer_with<P: JobPort>(&mut self, first: OwnedJob<P>, beside: &mut dyn Beside<P>) {
+        self.serve(Owned::<P>::FIRST, &mut Owned::new(first, beside));
     }
 
-    fn answer_job(&mut self, job: &mut Job<'_>) -> Result<JobResult, Stop> {
-        let request = job.request;
-        let asked = |duration_s| Work::new(&self.tasks, request, &self.prompter, duration_s).map_err(here);
+    fn serve(&mut self, first: u64, jobs: &mut dyn Jobs) {
+        let mut has_gpu = false;
+        let (last, outcome) = match self.parts.begin(first, jobs, &mut self.kept, &mut has_gpu) {
+            Err(stop) => (first, Err(stop)),
+            Ok(Begun { member, video, fit, after }) => {
+                tell(&mut self.told, self.kept.names_with(&video), jobs);
+                let Last { number, outcome, is_sound } = Batch::new(&self.parts, jobs, &video, fit, member).run();
+                self.kept.put_back(video, after, is_sound);
+                (number, outcome)
+            }
+        };
+        tell(&mut self.told, self.kept.names(), jobs);
+        if has_gpu {
+            // By now no job holds memory; the pool returns it, so that the encoders can have it.
+            compute::trim();
+            jobs.job(last).1.return_gpu();
+        }
+        jobs.end(last, outcome);
+    }
+}
+
+/// Says which videos are kept, if those are others than were `told`.
+fn tell(told: &mut Vec<KeptVideo>, names: Vec<KeptVideo>, jobs: &mut dyn Jobs) {
+    if *told != names {
+        told.clone_from(&names);
+        jobs.keeps(names);
+    }
+}
+
+impl Parts {
+    /// Plans a job and obtains its video; `has_gpu` says, also after an error, whether the encoders were told to leave.
+    fn begin(&self, number: u64, jobs: &mut dyn Jobs, kept: &mut Kept, has_gpu: &mut bool) -> Result<Begun<'_>, Stop> {
+        let (mut clock, mut progress) = (Clock::start(), Progress::default());
+        let (request, port) = jobs.job(number);
+        let request = request.clone();
         // What cannot be asked is refused before the file is looked at.
-        let mut work = asked(0.0)?;
+        let mut work = self.work(&request, 0.0).map_err(here)?;
+        let job = &mut Job { request: &request, port, clock: &mut clock, progress: &mut progress, has_gpu };
 
         // The video is probed even if it is kept: the file may have changed.
         let plan = job.media_plan(self.grid)?;
         if work.says_duration {
-            work = asked(plan.duration_s)?;
+            work = self.work(&request, plan.duration_s).map_err(here)?;
         }
         let fit = Fit {
             footprint: self.footprint,
             budget_bytes: self.settings.budget_bytes,
             gpu_bytes: self.settings.compute.card_bytes,
-            host_bytes: free_bytes().map(|free| free + self.kept.bytes()),
+            host_bytes: free_bytes().map(|free| free + kept.bytes()),
             kept_bytes: 0,
             text_tokens: work.text_tokens() as u64,
         };
         let (llm, prompt_tokens) = (&self.settings.llm, work.prompt_tokens());
-        let mut obtain = Obtain { model: &self.model, llm, kept: &mut self.kept, fit, prompt_tokens };
+        let mut obtain = Obtain { model: &self.model, llm, kept, fit, prompt_tokens };
         let Obtained { video, cached, fit: beside } = obtain.run(plan, job)?;
-        let outcome = self.reply(&work, &video, beside, cached, job);
-        self.kept.put_back(video, fit, kept::is_sound(&outcome));
-        outcome
-    }
-
-    /// Reads the prompts and answers them.
-    fn reply(
-        &self,
-        work: &Work<'_>,
-        video: &Video,
-        fit: Fit,
-        cached: Cached,
-        job: &mut Job<'_>,
-    ) -> Result<JobResult, Stop> {
-        let replies = Replies {
-            model: &self.model,
-            prompter: &self.prompter,
-            end_tokens: self.settings.llm.end_tokens.as_deref().unwrap_or_default(),
-            fit,
-            plan: &video.plan,
-            video: &video.cache,
-        };
-        let watched = outcome::watched(job.request, video);
-        let written = replies.write(&work.questions, work.several.then_some(0), 0, job)?;
-        let mut answers: Vec<Answer> =
-            work.questions.iter().zip(written).map(|(question, text)| outcome::read(question, text, watched)).collect();
-        let request = job.request;
-        let frame =
-            |clock| Frame { request, work, video, cached, clock, model: model_name(&self.model, &self.settings) };
-        let Some(source) = &work.task.ranges else { return Ok(frame(&job.clock).of_answers(answers)) };
-        let (mut found, join_s) = ranges_of(source, &answers, video, watched, request);
-        let ask = |r: &TimeRange| {
-            let within = [r.start_s - watched.start_s, r.end_s - watched.start_s];
-            work::title(work.task, within, request, &self.prompter).map_err(here)
-        };
-        let with_title = found.ranges.iter().filter(|_| work.task.has_titles());
-        let questions = with_title.map(ask).collect::<Result<Vec<_>, Stop>>()?;
-        let written = replies.write(&questions, Some(answers.len() as u32), work.prompt_tokens(), job)?;
-        found.ranges = titled(found.ranges, written.iter().map(|title| title.text.as_str()));
-        answers.extend(questions.iter().zip(written).map(|(question, text)| outcome::read(question, text, watched)));
-        Ok(frame(&job.clock).of_ranges(found, answers, join_s))
-    }
-}
-
-fn model_name(model: &LanguageModel, settings: &Settings) -> ModelName {
-    let dtype = model.dtype().as_str();
-    let weights = match settings.llm.weights {
-        WeightFormat::Q8 => "q8",
-        WeightFormat::Q4 => "q4",
-        WeightFormat::Dense | WeightFormat::Bf16 | WeightFormat::F16 => dtype,
-    };
-    let kv = match settings.llm.kv {
-        KvPrecision::Q8 => "q8",
-        KvPrecision::Q4 => "q4",
-        KvPrecision::Dense => dtype,
-    };
-    let [dtype, weights, kv] = [dtype, weights, kv].map(str::to_owned);
-    ModelName { name: settings.name.clone(), dtype, weights, kv }
-}
-
-/// What the keys and values that are parked are of: all settings that change their numbers.
-fn parked_model(model: &LanguageModel, settings: &Settings, name: ModelName) -> parked::Model {
-    let identity = Identity {
-        fingerprint: settings.fingerprint.clone(),
-        quantized: settings.quantized_fingerprint.clone(),
-        dtype: name.dtype.clone(),
-        weights: name.weights.clone(),
-        kv: name.kv.clone(),
-        media_products: format!("{:?}", settings.compute.media_products).to_lowercase(),
-        device: if model.device().is_cpu() { "cpu" } else { "cuda" }.to_owned(),
-    };
-    parked::Model { identity, name, geometry: *model.geometry(), device: model.device().clone() }
-}
-
-/// Ranges of a composite task, and the seconds that they could be apart to become one.
-fn ranges_of(
-    source: &RangeSource,
-    answers: &[Answer],
-    video: &Video,
-    watched: Watched,
-    request: &JobRequest,
-) -> (Found, f64) {
-    match source {
-        RangeSource::Queries { join_s, largest_share, most, .. } => {
-            let join_s = if request.join_s > 0.0 { request.join_s } else { *join_s };
-            let rule = Rule { join_s, largest_share: *largest_share, most: *most };
-            (composite::of_answers(answers, rule, watched), join_s)
-        }
-        RangeSource::Shots { min_s, most } => {
-            let frames = video.plan.image.as_ref().map_or(0, |image| image.frames);
-            (composite::of_pictures(&video.pictures, frames, *min_s, *most, watched), 0.0)
-        }
+        let member = Member::new(number, request, work, clock, progress, cached);
+        Ok(Begun { member, video, fit: beside, after: fit })
     }
 }
