@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use candle_core::{DType, Tensor};
 use fixture::{Batch, Desk, FakePort, HIDDEN, Model, info, random, request};
 use protocol::error::{ErrorKind, StageName};
-use protocol::event::{Event, Finish, JobResult, Mode};
+use protocol::event::{Cached, Event, Finish, JobResult, Mode};
 use protocol::message::{JobId, JobRequest, Modality};
 use protocol::plan::MediaInfo;
 use protocol::stage::{Beside, KeptVideo, OwnedJob, Stop};
@@ -196,10 +196,10 @@ fn a_job_that_joins_the_first_one_of_a_video_is_answered_as_about_a_kept_one() {
     let first = OwnedJob { request: qa("a", "who", 6), port: port(DType::F32) };
     let desk = answered(&mut stage, first, vec![(0, job(qa("b", "why", 6)))]);
     let cached = |name| desk.of(name).0.as_ref().unwrap().cached;
-    assert_eq!((cached("a"), cached("b")), (false, true));
+    assert_eq!((cached("a"), cached("b")), (Cached::No, Cached::Memory));
     let (_, port) = desk.of("b");
     assert!(
-        matches!(&port.events[0], Event::Planned { mode: Mode::Streaming, cached: true, .. }),
+        matches!(&port.events[0], Event::Planned { mode: Mode::Streaming, cached: Cached::Memory, .. }),
         "{:?}",
         port.events[0]
     );
@@ -231,7 +231,7 @@ fn what_ends_one_job_ends_it_alone() {
         assert!(ends(desk.of("b").0), "{what}: {:?}", desk.of("b").0);
         check(&desk, "a", &a, what);
         check(&desk, "c", &a, what);
-        assert!(alone(&mut stage, &qa("job", "who", 9)).0.cached, "{what}: the video is kept");
+        assert!(alone(&mut stage, &qa("job", "who", 9)).0.cached.is_known(), "{what}: the video is kept");
     }
     // So it is with the first one.
     let first = with(qa("a", "why", 9), |p| p.cancel_after = 4);

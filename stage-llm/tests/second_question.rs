@@ -172,7 +172,7 @@ fn as_many_videos_are_kept_as_the_budget_holds_and_the_least_recently_used_goes_
     // Three videos, a second of margin, and 512 tokens of text.
     let settings = Settings { budget_bytes: Some(with(3 * 628 + 10 + 512)), ..Settings::default() };
     let mut stage = Model::new().stage(settings).unwrap();
-    let mut ask = |stage: &mut LlmStage, content_id: &str| {
+    let ask = |stage: &mut LlmStage, content_id: &str| {
         let mut asked = request("a cat", 6);
         asked.video = format!("{content_id}.mp4");
         ask(stage, content_id, &asked)

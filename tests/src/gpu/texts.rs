@@ -178,6 +178,7 @@ fn compared(model: &LanguageModel, video: &VideoCache, batches: &[usize]) -> any
         let (mut caches, first) = read_all(model, video, texts)?;
         let mut differences = vec![Difference::default(); texts];
         let mut ids = first;
+        #[expect(clippy::needless_range_loop, reason = "the step is a step of every text")]
         for step in 0..COMPARED {
             let mut each: Vec<&mut TextCache> = caches.iter_mut().collect();
             let logits = model.decode_each_from(&ids, &mut each, video)?;

@@ -57,7 +57,7 @@ pub fn refused(config: &Map<String, Value>) -> Option<(String, Value, String)> {
             return Some((outer.to_owned(), value.clone(), "an object".to_owned()));
         };
         let other = |(key, value): &(&String, &Value)| {
-            !value.is_null() && !(LAYERS.contains(&key.as_str()) && value.is_object())
+            !(value.is_null() || LAYERS.contains(&key.as_str()) && value.is_object())
         };
         match outer {
             PARAMETERS if nested => {
