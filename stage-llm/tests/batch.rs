@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use candle_core::{DType, Tensor};
 use fixture::{Batch, Desk, FakePort, HIDDEN, Model, info, random, request};
 use protocol::error::{ErrorKind, StageName};
-use protocol::event::{Event, Finish, JobResult, Mode};
+use protocol::event::{Cached, Event, Finish, JobResult, Mode};
 use protocol::message::{JobId, JobRequest, Modality};
 use protocol::plan::MediaInfo;
 use protocol::stage::{Beside, KeptVideo, OwnedJob, Stop};
@@ -17,18 +17,18 @@ use stage_llm::job::steps::Pace;
 
 use Modality::{Audio, Image};
 
-const FRAMES: u64 = 24;
-const IMAGE: usize = 24 * 196;
+const FRAMES: u64 = 12;
+const IMAGE: usize = 12 * 196;
 const AUDIO: usize = 24;
 
 fn file() -> MediaInfo {
-    MediaInfo { duration_s: 24.0, ..info(FRAMES, AUDIO as u64) }
+    MediaInfo { duration_s: 24.0, avg_fps: 0.5, ..info(FRAMES, AUDIO as u64) }
 }
 
-/// Rest of the pipeline for the file: two shots of 12 frames, and sound.
+/// Rest of the pipeline for the file: two shots of 6 frames, and sound.
 fn port(dtype: DType) -> FakePort {
     let frame = |seed| (random(&[196, HIDDEN], seed) * 0.05).unwrap();
-    let frames: Vec<Tensor> = (0..FRAMES).map(|n| frame(if n < 12 { 1 } else { 2 })).collect();
+    let frames: Vec<Tensor> = (0..FRAMES).map(|n| frame(if n < 6 { 1 } else { 2 })).collect();
     let sound = (random(&[AUDIO, HIDDEN], 9) * 0.05).unwrap();
     let rows = |modality, rows: Tensor| Batch::Rows(modality, 0, rows.to_dtype(dtype).unwrap());
     FakePort::new(file(), [rows(Audio, sound), rows(Image, Tensor::cat(&frames, 0).unwrap())])
@@ -196,10 +196,10 @@ fn a_job_that_joins_the_first_one_of_a_video_is_answered_as_about_a_kept_one() {
     let first = OwnedJob { request: qa("a", "who", 6), port: port(DType::F32) };
     let desk = answered(&mut stage, first, vec![(0, job(qa("b", "why", 6)))]);
     let cached = |name| desk.of(name).0.as_ref().unwrap().cached;
-    assert_eq!((cached("a"), cached("b")), (false, true));
+    assert_eq!((cached("a"), cached("b")), (Cached::No, Cached::Memory));
     let (_, port) = desk.of("b");
     assert!(
-        matches!(&port.events[0], Event::Planned { mode: Mode::Streaming, cached: true, .. }),
+        matches!(&port.events[0], Event::Planned { mode: Mode::Streaming, cached: Cached::Memory, .. }),
         "{:?}",
         port.events[0]
     );
@@ -231,7 +231,7 @@ fn what_ends_one_job_ends_it_alone() {
         assert!(ends(desk.of("b").0), "{what}: {:?}", desk.of("b").0);
         check(&desk, "a", &a, what);
         check(&desk, "c", &a, what);
-        assert!(alone(&mut stage, &qa("job", "who", 9)).0.cached, "{what}: the video is kept");
+        assert!(alone(&mut stage, &qa("job", "who", 9)).0.cached == Cached::Memory, "{what}: the video is kept");
     }
     // So it is with the first one.
     let first = with(qa("a", "why", 9), |p| p.cancel_after = 4);

@@ -204,3 +204,67 @@ impl Drop for Download {
         }
     }
 }
+
+/// Page-locked memory for pieces of tensors, with a stream of its own for those that leave the device.
+pub(super) struct Staging {
+    device: CudaDevice,
+    bytes: usize,
+    /// None once it is given back.
+    buffer: Option<Buffer>,
+    aside: Arc<CudaStream>,
+}
+
+impl Staging {
+    pub fn new(device: &CudaDevice, bytes: usize) -> Result<Self> {
+        let (_, context) = stream_of(device)?;
+        let aside = context.new_stream().w()?;
+        Ok(Staging { device: device.clone(), bytes, buffer: Some(Buffer::take(&context, bytes)?), aside })
+    }
+
+    fn buffer(&mut self) -> &mut Buffer {
+        self.buffer.as_mut().expect("it is given back at the end only. This is a bug.")
+    }
+
+    pub fn fill(&mut self, n: usize) -> Result<&mut [u8]> {
+        assert!(n <= self.bytes, "{n} bytes of {}. This is a bug.", self.bytes);
+        let buffer = self.buffer();
+        buffer.copied.synchronize().w()?;
+        // SAFETY: the memory is at least that long, this value's alone, and the last copy from or to it is over.
+        Ok(unsafe { std::slice::from_raw_parts_mut(buffer.address, n) })
+    }
+
+    pub fn write(&mut self, target: &candle_core::Tensor, at: usize, n: usize) -> Result<()> {
+        let (stream, _) = stream_of(&self.device)?;
+        let to = address(tensor_pointer(target)?)? + at as u64;
+        let buffer = self.buffer();
+        // SAFETY: the caller has checked that the bytes lie within the tensor, every use of which is behind this copy in its one
+        // stream; nobody writes to the buffer before its event, which is recorded below.
+        unsafe { result::memcpy_htod_async(to, buffer.bytes(n), stream.cu_stream()).w()? };
+        buffer.copied.record(&stream).w()
+    }
+
+    pub fn read(&mut self, source: &candle_core::Tensor, at: usize, n: usize) -> Result<&[u8]> {
+        assert!(n <= self.bytes, "{n} bytes of {}. This is a bug.", self.bytes);
+        stream_of(&self.device)?;
+        let from = address(tensor_pointer(source)?)? + at as u64;
+        let aside = self.aside.clone();
+        let buffer = self.buffer();
+        // SAFETY: the caller has checked that the bytes lie within the tensor, holds it until this returns, and has waited for what
+        // wrote them; the buffer is long enough, and nobody reads it before the copy is over.
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(buffer.address, n);
+            result::memcpy_dtoh_async(to, from, aside.cu_stream()).w()?;
+        }
+        buffer.copied.record(&aside).w()?;
+        buffer.copied.synchronize().w()?;
+        Ok(buffer.bytes(n))
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            buffer.give_back();
+        }
+    }
+}

@@ -3,19 +3,20 @@
 use model::checkpoint::Weights;
 use model::config_json::{Family, ModelConfig};
 use protocol::error::{JobError, StageName};
-use protocol::event::{Event, JobResult, Mode};
+use protocol::event::JobResult;
 use protocol::message::JobRequest;
 use protocol::stage::{Beside, JobPort, KeptVideo, OwnedJob, Stop};
 
 use crate::job::batch::{Batch, Last};
 use crate::job::clock::{Clock, Progress};
-use crate::job::fit::{Fit, host_bytes};
+use crate::job::fit::{Fit, free_bytes};
 use crate::job::in_flight::{Job, here};
-use crate::job::kept::{Kept, Video, VideoKey};
+use crate::job::kept::Kept;
 use crate::job::member::Member;
+use crate::job::obtain::{Obtain, Obtained};
 use crate::job::owned::{Jobs, Owned};
 use crate::job::parts::Parts;
-use crate::job::prefill::Prefill;
+use crate::job::video::Video;
 use crate::language::LanguageModel;
 use crate::language::footprint::{HINT, LlmFootprint};
 use crate::text::prompt::Prompter;
@@ -35,10 +36,10 @@ pub struct LlmStage {
 struct Begun<'a> {
     member: Member<'a>,
     video: Video,
-    /// Memory that answering may take.
+    /// Memory that the job may hold, what is kept included.
     fit: Fit,
-    /// Memory once the job is done.
-    after: Fit,
+    /// Memory that answers may take beside what is still kept.
+    beside: Fit,
 }
 
 /// A job without others beside it.
@@ -84,7 +85,8 @@ impl LlmStage {
         let model = LanguageModel::new(config, weights, &settings.llm, settings.compute.media_products)?;
         let grid = config.image_pool().grid();
         let parts = Parts { model, grid, prompter, tasks, footprint, settings };
-        Ok(LlmStage { parts, kept: Kept::default(), told: Vec::new() })
+        let kept = Kept::new(&parts.settings.llm, parts.parked_model());
+        Ok(LlmStage { parts, kept, told: Vec::new() })
     }
 
     /// Tokens that pass the layers together at most.
@@ -108,6 +110,11 @@ impl LlmStage {
         self.parts.tasks.family()
     }
 
+    /// Videos that are kept for the next question.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
     /// Memory that the stage takes.
     pub fn footprint(&self) -> &LlmFootprint {
         &self.parts.footprint
@@ -123,7 +130,7 @@ impl LlmStage {
         alone.0.expect("every job that is handed over ends. This is a bug.")
     }
 
-    /// Answers a job: from the kept keys and values if its video was answered about before, else from its tokens, which the
+    /// Answers a job: from the kept keys and values if its video is one that was answered about, else from its tokens, which the
     /// other stages are asked for; and beside it the jobs about the same video that come meanwhile. Every one of them was ended
     /// or declined when this returns. Whoever hears of a result adds its memory figures.
     pub fn answer_with<P: JobPort>(&mut self, first: OwnedJob<P>, beside: &mut dyn Beside<P>) {
@@ -134,15 +141,17 @@ impl LlmStage {
         let mut has_gpu = false;
         let (last, outcome) = match self.parts.begin(first, jobs, &mut self.kept, &mut has_gpu) {
             Err(stop) => (first, Err(stop)),
-            Ok(Begun { member, video, fit, after }) => {
-                let keeps = self.parts.settings.llm.keep_video;
-                let names = keeps.then(|| video.name.clone()).into_iter().chain(self.kept.names());
-                tell(&mut self.told, names.collect(), jobs);
-                let Last { number, outcome, is_sound } = Batch::new(&self.parts, jobs, &video, fit, member).run();
-                // After a job in phases the encoders come back: a video that does not fit beside them is not kept.
-                if keeps && is_sound && after.leaves(video.cache.bytes()) {
-                    self.kept.put(video);
+            Ok(Begun { member, video, fit, beside }) => {
+                // It is nobody else's meanwhile, and yet the one to come here for.
+                let mut names = self.kept.names();
+                if self.parts.settings.llm.keep_video {
+                    names.retain(|name| *name != video.asked);
+                    names.insert(0, video.asked.clone());
                 }
+                tell(&mut self.told, names, jobs);
+                let batch = Batch::new(&self.parts, jobs, &mut self.kept, &video, beside, member);
+                let Last { number, outcome, is_sound } = batch.run();
+                self.kept.put_back(video, fit, is_sound);
                 (number, outcome)
             }
         };
@@ -179,36 +188,18 @@ impl Parts {
         if work.says_duration {
             work = self.work(&request, plan.duration_s).map_err(here)?;
         }
-        let key = VideoKey::new(&plan, &request);
         let fit = Fit {
             footprint: self.footprint,
             budget_bytes: self.settings.budget_bytes,
             gpu_bytes: self.settings.compute.card_bytes,
-            host_bytes: host_bytes().map(|free| free + kept.bytes()),
+            host_bytes: free_bytes().map(|free| free + kept.bytes()),
+            kept_bytes: 0,
             text_tokens: work.text_tokens() as u64,
         };
-        // A kept video that is too large beside this question's text is released, and the job is planned as any other.
-        let known = kept.find(key.as_ref()).filter(|video| fit.check(&video.plan, true).is_ok());
-        let (mode, plan, cached) = match known {
-            Some(video) => (Mode::Streaming, video.plan.clone(), true),
-            None => (fit.mode(&plan).map_err(here)?, plan, false),
-        };
-        job.port.event(Event::Planned { plan: plan.clone(), mode, cached })?;
-        // From here on the kept video is this job's, or it is released before anything else is allocated, here or in
-        // the encoders.
-        let known = if cached { kept.take() } else { None };
-        kept.release();
-        let video = match known {
-            Some(video) => video,
-            None => {
-                let prompt_tokens = work.prompt_tokens();
-                let prefill = Prefill { model: &self.model, llm: &self.settings.llm, fit, prompt_tokens };
-                let (plan, cache, pictures) = prefill.run(plan, mode, job)?;
-                let JobRequest { video, span, fps, .. } = request.clone();
-                Video { key, name: KeptVideo { video, span, fps }, plan, cache, pictures }
-            }
-        };
+        let prompt_tokens = work.prompt_tokens();
+        let mut obtain = Obtain { model: &self.model, llm: &self.settings.llm, kept, fit, prompt_tokens };
+        let Obtained { video, cached, fit: beside } = obtain.run(plan, job)?;
         let member = Member::new(number, request, work, clock, progress, cached);
-        Ok(Begun { member, video, fit: if mode == Mode::Phases { fit.alone() } else { fit }, after: fit })
+        Ok(Begun { member, video, fit, beside })
     }
 }

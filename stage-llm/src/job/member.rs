@@ -1,16 +1,16 @@
 //! Job in a batch: its questions, the answers as far as they have grown, and its result.
 
-use protocol::event::{Answer, JobResult, ModelName, TimeRange};
+use protocol::event::{Answer, Cached, JobResult, ModelName, TimeRange};
 use protocol::message::JobRequest;
 use protocol::stage::{JobPort, Stop};
 
 use crate::job::clock::{Clock, Progress};
 use crate::job::composite::{self, Found, Rule, titled};
 use crate::job::in_flight::here;
-use crate::job::kept::Video;
 use crate::job::outcome::{self, Frame};
 use crate::job::reply::{Reply, Written};
 use crate::job::steps::Taken;
+use crate::job::video::Video;
 use crate::job::work::{self, Question, Work};
 use crate::language::cache::MediaCache;
 use crate::text::prompt::Prompter;
@@ -43,7 +43,7 @@ pub struct Member<'a> {
     clock: Clock,
     request: JobRequest,
     work: Work<'a>,
-    cached: bool,
+    cached: Cached,
     progress: Progress,
     /// Questions asked so far: those that were known before the video, then those for titles.
     turns: Vec<(Question, Turn<'a>)>,
@@ -51,14 +51,14 @@ pub struct Member<'a> {
 }
 
 impl<'a> Member<'a> {
-    /// Job of which nothing was read yet; `cached` says whether its video was there already.
+    /// Job of which nothing was read yet; `cached` says where its video was already.
     pub fn new(
         number: u64,
         request: JobRequest,
         work: Work<'a>,
         clock: Clock,
         progress: Progress,
-        cached: bool,
+        cached: Cached,
     ) -> Self {
         let turns = work.questions.iter().map(|question| (question.clone(), Turn::Waiting)).collect();
         Member { number, clock, request, work, cached, progress, turns, ranges: None }

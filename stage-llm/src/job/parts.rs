@@ -6,6 +6,7 @@ use protocol::event::ModelName;
 use protocol::message::JobRequest;
 use protocol::plan::FrameGrid;
 
+use crate::job::parked::{self, format::Identity};
 use crate::job::steps::Pace;
 use crate::job::work::Work;
 use crate::language::LanguageModel;
@@ -24,6 +25,10 @@ pub struct Settings {
     pub budget_bytes: Option<u64>,
     /// Name of the checkpoint, for results.
     pub name: String,
+    /// [Fingerprint](config::ModelSource::fingerprint) of the checkpoint; without one no video is parked.
+    pub fingerprint: String,
+    /// [Fingerprint](config::fingerprint::of_file) of the file with quantized weights; empty without one.
+    pub quantized_fingerprint: String,
     /// Pace of the steps; the faster one of the device unless it is set.
     pub pace: Option<Pace>,
 }
@@ -78,5 +83,20 @@ impl Parts {
         };
         let [dtype, weights, kv] = [dtype, weights, kv].map(str::to_owned);
         ModelName { name: self.settings.name.clone(), dtype, weights, kv }
+    }
+
+    /// What the keys and values that are parked are of: all settings that change their numbers.
+    pub fn parked_model(&self) -> parked::Model {
+        let (name, settings) = (self.model_name(), &self.settings);
+        let identity = Identity {
+            fingerprint: settings.fingerprint.clone(),
+            quantized: settings.quantized_fingerprint.clone(),
+            dtype: name.dtype.clone(),
+            weights: name.weights.clone(),
+            kv: name.kv.clone(),
+            media_products: format!("{:?}", settings.compute.media_products).to_lowercase(),
+            device: if self.model.device().is_cpu() { "cpu" } else { "cuda" }.to_owned(),
+        };
+        parked::Model { identity, name, geometry: *self.model.geometry(), device: self.model.device().clone() }
     }
 }

@@ -2,6 +2,7 @@
 //! several lengths through broker and five processes, beside the floors from the GPU's own rates.
 //!
 //!     gpu_bench --model DIR|--weights random [--seconds 10,60,300,3600] [--set section.key=value]... [--json FILE]
+//!     gpu_bench --weights random --set compute.device=cuda --set llm.kv=q4 parked --dir DIR [--seconds 300,3600]
 //!     gpu_bench --model DIR [--json FILE] table [--q8 FILE] [--q4 FILE]
 
 #![allow(
@@ -17,7 +18,7 @@ use clap::{Parser, Subcommand};
 use tests::gpu::bench::Questions;
 use tests::gpu::floor::Ceilings;
 use tests::gpu::synthetic::SyntheticDecode;
-use tests::gpu::{bench, kernels, stages, table};
+use tests::gpu::{bench, kernels, parked, stages, table};
 use tests::parity;
 
 #[derive(Parser)]
@@ -58,6 +59,8 @@ enum Part {
     Kernels(kernels::Arguments),
     /// Measures every stage alone, message by message; the model is the configuration's.
     Stages,
+    /// Measures parked videos: written, and read back, beside the disk's and the copies' own rates.
+    Parked(parked::Arguments),
     /// Compares the stages with the oracle's golden values, e.g. on the GPU in 16 bit.
     Parity(parity::command::Arguments),
     /// Measures every configuration of tests/BENCHMARKS.md, beside its floor on this GPU.
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         }
         Some(Part::Kernels(kernels)) => return kernels::run(&kernels),
         Some(Part::Stages) => return stages::run(&args.config),
+        Some(Part::Parked(parked)) => return parked::run(&parked, &args.config),
         Some(Part::Parity(arguments)) => return parity::command::run(arguments),
         Some(Part::Ceilings { device }) => {
             return match Ceilings::measure(&device).and_then(|c| Ok(serde_json::to_string(&c)?)) {

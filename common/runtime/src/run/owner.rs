@@ -110,6 +110,8 @@ where
     // A service that was never asked anything has nobody to tell.
     let _ = service.stop().await;
     clearing.end().await;
+    // It may have keys and values to write to a disk.
+    engine.end().await;
     listener.drained().await;
     tracing::info!(stage = "llm", "drained");
     Ok(())

@@ -144,6 +144,14 @@ pub enum Command {
         #[arg(long)]
         out: PathBuf,
     },
+    /// Lists the videos whose keys and values are on disk, in llm.park_dir of the configuration; needs no pipeline.
+    Videos {
+        #[command(subcommand)]
+        action: Option<VideosAction>,
+        /// One JSON list.
+        #[arg(long, global = true)]
+        json: bool,
+    },
     /// Measures one stage alone, or whole jobs.
     Bench(bench::command::Bench),
     /// Asks the queries of a benchmark (VUE-TR), scores answers (VUE-TR, -STG, -PLOT), compares two files of answers.
@@ -189,6 +197,20 @@ pub enum Bits {
 pub enum ConfigAction {
     /// Prints it as TOML with every key.
     Print,
+}
+
+/// Subcommands of `vidi videos`.
+#[derive(Subcommand)]
+pub enum VideosAction {
+    /// Removes some, or all; the next question about one computes it again.
+    Rm {
+        /// Their ids, or beginnings of them that are no other's.
+        #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+        ids: Vec<String>,
+        /// All of them.
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 /// Arguments of `vidi up`.

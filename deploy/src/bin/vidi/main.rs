@@ -3,7 +3,7 @@
 //! In reading order: [`cli`] (the command line), this file (which part does what), [`up`] (broker and stages), [`ask`]
 //! (questions), [`tasks`] (what can be asked), [`export`] (files of their answers), [`pictures`] (of them), [`running`] (requests
 //! to a pipeline that runs), [`gateway`] (the same over HTTP), [`trace`](mod@trace) (where a job's time went), [`checkpoints`] (a model's files),
-//! [`demo_video`] (a video with a known truth), [`eval`] (benchmarks).
+//! [`videos`] (what is known of videos, on disk), [`demo_video`] (a video with a known truth), [`eval`] (benchmarks).
 
 mod ask;
 mod checkpoints;
@@ -17,6 +17,7 @@ mod running;
 mod tasks;
 mod trace;
 mod up;
+mod videos;
 
 use std::process::ExitCode;
 
@@ -102,6 +103,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             let stop = runtime.block_on(async { on_signal() });
             checkpoints::write_quantized(&model, to, &out, &stop)
         }
+        Command::Videos { action, json } => videos::videos(&config, action, json),
         Command::Bench(bench) => {
             up::use_model(&mut config)?;
             warn_of_random_weights(&config);
