@@ -48,12 +48,12 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
         compute: config.compute.clone(),
         budget_bytes: config.budget(StageName::Llm),
         name: config.model.name(),
+        pace: None,
         fingerprint: if parks { fingerprint(config.model.fingerprint())? } else { String::new() },
         quantized_fingerprint: match config.llm.quantized.as_deref().filter(|_| parks) {
             Some(file) => fingerprint(config::fingerprint::of_file(file))?,
             None => String::new(),
         },
-        pace: None,
     };
     let prompter = prompter(config, checkpoint.config())?;
     let stage = LlmStage::new(checkpoint.config(), &weights, prompter, settings)?;

@@ -106,9 +106,9 @@ impl Config {
         need(self.decode.max_pixels >= 1, "decode.max_pixels is at least 1")?;
         need(self.vision.batch >= 1, "vision.batch is at least 1")?;
         need(self.llm.chunk_rows >= 1, "llm.chunk_rows is at least 1")?;
-        need(self.llm.park_bytes >= 1, "llm.park_bytes is at least 1; without llm.park_dir nothing is written")?;
         need(self.llm.together >= 1, "llm.together is at least 1: one answer after another")?;
         need(self.llm.together_s >= 0.0, "llm.together_s is at least 0")?;
+        need(self.llm.park_bytes >= 1, "llm.park_bytes is at least 1; without llm.park_dir nothing is written")?;
         let named = self.llm.end_tokens.as_ref().is_none_or(|tokens| !tokens.is_empty());
         need(named, "llm.end_tokens names at least one token; without the key, those of the model count")
     }

@@ -235,13 +235,6 @@ pub struct LlmConfig {
     /// the next question about one costs only its text. They go, the least recently used first, before another job needs
     /// that memory. Without `budgets.llm`, several stage-llm on one host do not know of each other's.
     pub keep_video: bool,
-    /// Directory for keys and values on disk: those of each video that was answered about are written there, and the next
-    /// question about it reads them, also after the process has ended. Several processes may share it; a local disk, not a
-    /// network's. Without one nothing is written.
-    #[serde(with = "crate::path::optional")]
-    pub park_dir: Option<PathBuf>,
-    /// Bytes that the files in `park_dir` may take together; the least recently used go first.
-    pub park_bytes: u64,
     /// Most answers that are written at once, a token of each a step: those to the questions of a job, and those of jobs
     /// about the same video that wait meanwhile, unless `keep_video` is off. Fewer where their texts do not fit beside the
     /// video. 1: one after another.
@@ -249,6 +242,13 @@ pub struct LlmConfig {
     /// Seconds from the first of these answers on in which other jobs may join them, so that jobs about other videos get
     /// their turn: within this time and that of the answers begun by then.
     pub together_s: f64,
+    /// Directory for keys and values on disk: those of each video that was answered about are written there, and the next
+    /// question about it reads them, also after the process has ended. Several processes may share it; a local disk, not a
+    /// network's. Without one nothing is written.
+    #[serde(with = "crate::path::optional")]
+    pub park_dir: Option<PathBuf>,
+    /// Bytes that the files in `park_dir` may take together; the least recently used go first.
+    pub park_bytes: u64,
 }
 
 impl Default for LlmConfig {
@@ -262,10 +262,10 @@ impl Default for LlmConfig {
             quantized: None,
             kv: KvPrecision::Dense,
             keep_video: true,
-            park_dir: None,
-            park_bytes: 64 << 30,
             together: 32,
             together_s: 30.0,
+            park_dir: None,
+            park_bytes: 64 << 30,
         }
     }
 }

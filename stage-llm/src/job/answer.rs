@@ -11,11 +11,12 @@ use crate::job::batch::{Batch, Last};
 use crate::job::clock::{Clock, Progress};
 use crate::job::fit::{Fit, free_bytes};
 use crate::job::in_flight::{Job, here};
-use crate::job::kept::{Kept, Video};
+use crate::job::kept::Kept;
 use crate::job::member::Member;
 use crate::job::obtain::{Obtain, Obtained};
 use crate::job::owned::{Jobs, Owned};
 use crate::job::parts::Parts;
+use crate::job::video::Video;
 use crate::language::LanguageModel;
 use crate::language::footprint::{HINT, LlmFootprint};
 use crate::text::prompt::Prompter;
@@ -35,10 +36,10 @@ pub struct LlmStage {
 struct Begun<'a> {
     member: Member<'a>,
     video: Video,
-    /// Memory that answering may take.
+    /// Memory that the job may hold, what is kept included.
     fit: Fit,
-    /// Memory once the job is done.
-    after: Fit,
+    /// Memory that answers may take beside what is still kept.
+    beside: Fit,
 }
 
 /// A job without others beside it.
@@ -129,7 +130,7 @@ impl LlmStage {
         alone.0.expect("every job that is handed over ends. This is a bug.")
     }
 
-    /// Answers a job: from the kept keys and values if its video was answered about before, else from its tokens, which the
+    /// Answers a job: from the kept keys and values if its video is one that was answered about, else from its tokens, which the
     /// other stages are asked for; and beside it the jobs about the same video that come meanwhile. Every one of them was ended
     /// or declined when this returns. Whoever hears of a result adds its memory figures.
     pub fn answer_with<P: JobPort>(&mut self, first: OwnedJob<P>, beside: &mut dyn Beside<P>) {
@@ -140,10 +141,17 @@ impl LlmStage {
         let mut has_gpu = false;
         let (last, outcome) = match self.parts.begin(first, jobs, &mut self.kept, &mut has_gpu) {
             Err(stop) => (first, Err(stop)),
-            Ok(Begun { member, video, fit, after }) => {
-                tell(&mut self.told, self.kept.names_with(&video), jobs);
-                let Last { number, outcome, is_sound } = Batch::new(&self.parts, jobs, &video, fit, member).run();
-                self.kept.put_back(video, after, is_sound);
+            Ok(Begun { member, video, fit, beside }) => {
+                // It is nobody else's meanwhile, and yet the one to come here for.
+                let mut names = self.kept.names();
+                if self.parts.settings.llm.keep_video {
+                    names.retain(|name| *name != video.asked);
+                    names.insert(0, video.asked.clone());
+                }
+                tell(&mut self.told, names, jobs);
+                let batch = Batch::new(&self.parts, jobs, &mut self.kept, &video, beside, member);
+                let Last { number, outcome, is_sound } = batch.run();
+                self.kept.put_back(video, fit, is_sound);
                 (number, outcome)
             }
         };
@@ -188,10 +196,10 @@ impl Parts {
             kept_bytes: 0,
             text_tokens: work.text_tokens() as u64,
         };
-        let (llm, prompt_tokens) = (&self.settings.llm, work.prompt_tokens());
-        let mut obtain = Obtain { model: &self.model, llm, kept, fit, prompt_tokens };
+        let prompt_tokens = work.prompt_tokens();
+        let mut obtain = Obtain { model: &self.model, llm: &self.settings.llm, kept, fit, prompt_tokens };
         let Obtained { video, cached, fit: beside } = obtain.run(plan, job)?;
         let member = Member::new(number, request, work, clock, progress, cached);
-        Ok(Begun { member, video, fit: beside, after: fit })
+        Ok(Begun { member, video, fit, beside })
     }
 }

@@ -14,11 +14,12 @@ use protocol::stage::Stop;
 use crate::job::clock::{Clock, Progress};
 use crate::job::fit::Fit;
 use crate::job::in_flight::{Job, here};
-use crate::job::kept::{self, Video, VideoKey};
+use crate::job::kept::{self, Kept};
 use crate::job::member::Member;
 use crate::job::owned::Jobs;
 use crate::job::parts::Parts;
 use crate::job::steps::{Asked, Steps, Taken};
+use crate::job::video::{Video, VideoKey};
 
 /// End of a batch: its last job, which has not been handed over yet.
 pub struct Last {
@@ -34,8 +35,10 @@ pub struct Last {
 pub struct Batch<'a, 'j> {
     parts: &'a Parts,
     jobs: &'j mut dyn Jobs,
+    /// Other videos, which give way to the texts of answers.
+    kept: &'j mut Kept,
     video: &'a Video,
-    /// Memory that the batch may hold.
+    /// Memory that the batch may hold beside them.
     fit: Fit,
     /// Request of the job that the batch began with.
     about: JobRequest,
@@ -50,10 +53,18 @@ pub struct Batch<'a, 'j> {
 
 impl<'a, 'j> Batch<'a, 'j> {
     /// Batch that begins with one job, whose video is there.
-    pub fn new(parts: &'a Parts, jobs: &'j mut dyn Jobs, video: &'a Video, fit: Fit, first: Member<'a>) -> Self {
+    pub fn new(
+        parts: &'a Parts,
+        jobs: &'j mut dyn Jobs,
+        kept: &'j mut Kept,
+        video: &'a Video,
+        fit: Fit,
+        first: Member<'a>,
+    ) -> Self {
         Batch {
             parts,
             jobs,
+            kept,
             video,
             fit,
             about: first.request().clone(),
@@ -119,10 +130,18 @@ impl<'a, 'j> Batch<'a, 'j> {
         self.steps.most().min(self.parts.settings.llm.together as usize)
     }
 
-    /// Whether a text of `tokens` fits into memory beside those of the answers that grow.
-    fn fits(&self, tokens: usize) -> bool {
-        let texts = self.steps.capacities().chain([tokens]);
-        self.fit.texts(texts).check(&self.video.plan, true).is_ok()
+    /// Whether a text of `tokens` fits into memory beside those of the answers that grow. Videos that are kept for others give
+    /// way to it, as far as that is enough.
+    fn makes_room(&mut self, tokens: usize) -> bool {
+        let (fit, plan) = (self.fit.texts(self.steps.capacities().chain([tokens])), &self.video.plan);
+        if fit.check(plan, true).is_ok() {
+            return true;
+        }
+        let fits = Fit { kept_bytes: 0, ..fit }.check(plan, true).is_ok();
+        if fits {
+            self.fit.kept_bytes = self.kept.make_room(fit, plan, true).kept_bytes;
+        }
+        fits
     }
 
     /// Reads the prompts of questions that wait, as far as there is capacity for their answers: all of a job that is alone, else
@@ -133,9 +152,8 @@ impl<'a, 'j> Batch<'a, 'j> {
                 member.waiting().map(|(number, question)| (at, number, question.text_tokens()))
             };
             let Some((at, question, tokens)) = self.members.iter().enumerate().find_map(waiting) else { break };
-            let has_capacity = self.steps.len() < self.together() && self.fits(tokens);
             // Each text fits alone, as its job was planned.
-            if !self.steps.is_empty() && !has_capacity {
+            if !self.steps.is_empty() && (self.steps.len() >= self.together() || !self.makes_room(tokens)) {
                 break;
             }
             let job = self.members[at].number;
@@ -206,7 +224,7 @@ impl<'a, 'j> Batch<'a, 'j> {
         if work.says_duration {
             work = self.parts.work(&request, plan.duration_s).map_err(here)?;
         }
-        if !self.fits(work.text_tokens()) {
+        if !self.makes_room(work.text_tokens()) {
             self.crowded = Some(self.steps.len());
             return Ok(None);
         }

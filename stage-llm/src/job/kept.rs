@@ -71,14 +71,6 @@ impl Kept {
         names
     }
 
-    /// [`names`](Self::names) once `video`, which a job has, is put back.
-    pub fn names_with(&self, video: &Video) -> Vec<KeptVideo> {
-        let stays = video.key.is_some() && (self.in_memory || self.parked.is_some());
-        let first = stays.then(|| video.asked.clone());
-        let others = self.names().into_iter().filter(|name| Some(name) != first.as_ref());
-        first.clone().into_iter().chain(others).collect()
-    }
-
     /// Parked videos; none where nothing is parked.
     pub fn parked(&self) -> Option<&Parked> {
         self.parked.as_ref()

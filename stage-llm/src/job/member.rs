@@ -7,10 +7,10 @@ use protocol::stage::{JobPort, Stop};
 use crate::job::clock::{Clock, Progress};
 use crate::job::composite::{self, Found, Rule, titled};
 use crate::job::in_flight::here;
-use crate::job::kept::Video;
 use crate::job::outcome::{self, Frame};
 use crate::job::reply::{Reply, Written};
 use crate::job::steps::Taken;
+use crate::job::video::Video;
 use crate::job::work::{self, Question, Work};
 use crate::language::cache::MediaCache;
 use crate::text::prompt::Prompter;
@@ -51,7 +51,7 @@ pub struct Member<'a> {
 }
 
 impl<'a> Member<'a> {
-    /// Job of which nothing was read yet; `cached` says whether its video was there already.
+    /// Job of which nothing was read yet; `cached` says where its video was already.
     pub fn new(
         number: u64,
         request: JobRequest,

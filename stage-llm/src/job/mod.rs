@@ -5,8 +5,8 @@
 //! (its tokens, taken as they come), [`prefill`] (its tokens through the layers), [`video`] (a video and what it is known by),
 //! [`parked`] (videos on disk), [`kept`] (videos for the next question about them), [`obtain`] (the way to a job's video),
 //! [`work`] (its questions), [`steps`] (answers that grow together), [`reply`] (text of one of them), [`composite`] (ranges made
-//! of answers), [`outcome`] (a result), [`parts`] (what all jobs share), [`member`] (a job in a batch), [`owned`] (the way in
-//! and out of each), [`batch`] (jobs about one video), [`answer`] (a job from start to end).
+//! of answers), [`outcome`] (a result), [`parts`] (what all jobs share), [`member`] (a job in a batch), [`owned`] (the way in and
+//! out of each), [`batch`] (jobs about one video), [`answer`] (a job from start to end).
 
 pub mod answer;
 pub mod batch;

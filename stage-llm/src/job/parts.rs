@@ -87,8 +87,7 @@ impl Parts {
 
     /// What the keys and values that are parked are of: all settings that change their numbers.
     pub fn parked_model(&self) -> parked::Model {
-        let Parts { model, settings, .. } = self;
-        let name = self.model_name();
+        let (name, settings) = (self.model_name(), &self.settings);
         let identity = Identity {
             fingerprint: settings.fingerprint.clone(),
             quantized: settings.quantized_fingerprint.clone(),
@@ -96,8 +95,8 @@ impl Parts {
             weights: name.weights.clone(),
             kv: name.kv.clone(),
             media_products: format!("{:?}", settings.compute.media_products).to_lowercase(),
-            device: if model.device().is_cpu() { "cpu" } else { "cuda" }.to_owned(),
+            device: if self.model.device().is_cpu() { "cpu" } else { "cuda" }.to_owned(),
         };
-        parked::Model { identity, name, geometry: *model.geometry(), device: model.device().clone() }
+        parked::Model { identity, name, geometry: *self.model.geometry(), device: self.model.device().clone() }
     }
 }
