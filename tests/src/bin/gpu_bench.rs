@@ -3,6 +3,7 @@
 //!
 //!     gpu_bench --model DIR|--weights random [--seconds 10,60,300,3600] [--set section.key=value]... [--json FILE]
 //!     gpu_bench --model DIR [--json FILE] table [--q8 FILE] [--q4 FILE]
+//!     gpu_bench --model DIR|--weights random [--json FILE] placement [--devices cuda:0,cuda:1] [--jobs 12]
 
 #![allow(
     clippy::print_stdout,
@@ -17,7 +18,7 @@ use clap::{Parser, Subcommand};
 use tests::gpu::bench::Questions;
 use tests::gpu::floor::Ceilings;
 use tests::gpu::synthetic::SyntheticDecode;
-use tests::gpu::{bench, kernels, stages, table};
+use tests::gpu::{bench, kernels, placement, stages, table};
 use tests::parity;
 
 #[derive(Parser)]
@@ -45,6 +46,9 @@ struct Args {
     /// Run vision, audio, fuse and llm in one process, with one CUDA context.
     #[arg(long)]
     one_process: bool,
+    /// Devices of stages, one for each, as for `vidi up`.
+    #[arg(long, value_name = "STAGE=DEVICE,...")]
+    place: Option<String>,
     /// File for the figures.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -62,6 +66,8 @@ enum Part {
     Parity(parity::command::Arguments),
     /// Measures every configuration of tests/BENCHMARKS.md, beside its floor on this GPU.
     Table(table::Arguments),
+    /// Measures the same questions, and jobs a second, with the stages on one device and on two.
+    Placement(placement::Arguments),
     /// Prints a device's rates of copies and matmuls as JSON.
     Ceilings {
         /// Device, e.g. `cuda:0`.
@@ -90,7 +96,7 @@ fn main() -> ExitCode {
                 }
             };
         }
-        Some(Part::Table(_)) | None => {}
+        Some(Part::Table(_) | Part::Placement(_)) | None => {}
     }
     let runtime = tokio::runtime::Runtime::new().expect("the operating system starts threads");
     match runtime.block_on(bench(&args)) {
@@ -105,6 +111,11 @@ fn main() -> ExitCode {
 async fn bench(args: &Args) -> anyhow::Result<()> {
     let questions =
         Questions { seconds: args.seconds.clone(), rounds: args.rounds, new_tokens: args.new_tokens, soak: args.soak };
+    let write = |json: Vec<u8>| args.json.as_ref().map_or(Ok(()), |path| std::fs::write(path, json));
+    if let Some(Part::Placement(placement)) = &args.command {
+        let columns = placement::run(placement, &args.config, args.model.as_deref(), &questions).await?;
+        return Ok(write(serde_json::to_vec_pretty(&columns)?)?);
+    }
     let ceilings = Ceilings::of("cuda");
     match &ceilings {
         Ok(c) => println!(
@@ -120,10 +131,15 @@ async fn bench(args: &Args) -> anyhow::Result<()> {
         Some(Part::Table(table)) => {
             serde_json::to_vec_pretty(&table::run(table, &args.config, model, &questions, ceilings).await?)?
         }
-        _ => serde_json::to_vec_pretty(
-            &bench::bench(&args.config, model, args.one_process, &questions, ceilings).await?,
-        )?,
+        _ => {
+            serde_json::to_vec_pretty(&bench::bench(&args.config, model, &options(args), &questions, ceilings).await?)?
+        }
     };
-    args.json.as_ref().map_or(Ok(()), |path| std::fs::write(path, json))?;
-    Ok(())
+    Ok(write(json)?)
+}
+
+/// Options of `vidi up`.
+fn options(args: &Args) -> Vec<String> {
+    let place = args.place.iter().flat_map(|place| ["--place".to_owned(), place.clone()]);
+    args.one_process.then(|| "--one-process".to_owned()).into_iter().chain(place).collect()
 }
