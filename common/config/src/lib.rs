@@ -109,6 +109,8 @@ impl Config {
         need(self.llm.together >= 1, "llm.together is at least 1: one answer after another")?;
         need(self.llm.together_s >= 0.0, "llm.together_s is at least 0")?;
         need(self.llm.park_bytes >= 1, "llm.park_bytes is at least 1; without llm.park_dir nothing is written")?;
+        let wait = (0.0..=3600.0).contains(&self.llm.affinity_wait_s);
+        need(wait, "llm.affinity_wait_s is 0 to 3600")?;
         let named = self.llm.end_tokens.as_ref().is_none_or(|tokens| !tokens.is_empty());
         need(named, "llm.end_tokens names at least one token; without the key, those of the model count")
     }

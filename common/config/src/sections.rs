@@ -249,6 +249,10 @@ pub struct LlmConfig {
     pub park_dir: Option<PathBuf>,
     /// Bytes that the files in `park_dir` may take together; the least recently used go first.
     pub park_bytes: u64,
+    /// Seconds that a job waits at most for the worker of several that keeps its video, while that one is at another job; then
+    /// any worker takes it. Who has the job to give answers others meanwhile. A wait that comes to nothing should cost about
+    /// what it could have spared: two seconds are a little more than the tokens of a video of five minutes take one GPU.
+    pub affinity_wait_s: f64,
 }
 
 impl Default for LlmConfig {
@@ -266,6 +270,7 @@ impl Default for LlmConfig {
             together_s: 30.0,
             park_dir: None,
             park_bytes: 64 << 30,
+            affinity_wait_s: 2.0,
         }
     }
 }

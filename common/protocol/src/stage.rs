@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{ErrorKind, JobError, StageName};
 use crate::event::{Event, JobResult};
@@ -258,7 +258,7 @@ pub trait Beside<P> {
 }
 
 /// Video that an owner keeps, as the requests about it name it: before a file is looked into, nothing else is known.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KeptVideo {
     /// [`JobRequest::video`].
     pub video: String,
@@ -266,6 +266,18 @@ pub struct KeptVideo {
     pub span: Option<[f64; 2]>,
     /// [`JobRequest::fps`].
     pub fps: f64,
+}
+
+impl KeptVideo {
+    /// Video of a request.
+    pub fn of(request: &JobRequest) -> Self {
+        KeptVideo { video: request.video.clone(), span: request.span, fps: request.fps }
+    }
+
+    /// Whether a request names it.
+    pub fn is_of(&self, request: &JobRequest) -> bool {
+        self.video == request.video && self.span == request.span && self.fps == request.fps
+    }
 }
 
 /// Stage that owns jobs: requests in, answers out, with the rest of the pipeline at its disposal.

@@ -358,7 +358,9 @@ fn instance_info(config: &Config, stage: StageName, notifier: &Notifier) -> Resu
     let (budget_bytes, watchdog) = (config.budget(stage), config.watchdog.clone());
     let device = config.device(stage, 0).to_string();
     let notifier = notifier.clone();
-    Ok(InstanceInfo { checkpoint, family: String::new(), dtype, device, budget_bytes, watchdog, notifier })
+    let affinity_wait = Duration::from_secs_f64(config.llm.affinity_wait_s);
+    let family = String::new();
+    Ok(InstanceInfo { checkpoint, family, dtype, device, budget_bytes, watchdog, notifier, affinity_wait })
 }
 
 #[cfg(test)]

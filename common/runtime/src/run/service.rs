@@ -45,12 +45,19 @@ pub struct Counters {
     pub bytes_in: AtomicU64,
     /// Messages waiting in the queue, as last asked.
     pub queue_depth: AtomicU64,
+    /// Jobs that workers of stage-llm, this one and the others, have taken from the queue and not begun.
+    pub held: AtomicU64,
 }
 
 impl Counters {
     /// Adds to a counter.
     pub fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// What waits: in the queue, or taken from it and not begun.
+    pub fn waiting(&self) -> u64 {
+        self.queue_depth.load(Ordering::Relaxed) + self.held.load(Ordering::Relaxed)
     }
 }
 
@@ -91,7 +98,7 @@ pub struct Status {
     pub busy_us: u64,
     /// [`Counters::bytes_in`] as of now.
     pub bytes_in: u64,
-    /// [`Counters::queue_depth`] as of now.
+    /// [`Counters::waiting`] as of now.
     pub queue_depth: u64,
     /// Times that the broker was lost and found again.
     pub reconnects: u64,
@@ -118,7 +125,7 @@ impl Status {
             in_flight: get(&counters.in_flight),
             busy_us: get(&counters.busy_us),
             bytes_in: get(&counters.bytes_in),
-            queue_depth: get(&counters.queue_depth),
+            queue_depth: counters.waiting(),
             reconnects: bus.reconnects(),
         }
     }
@@ -141,6 +148,8 @@ pub struct InstanceInfo {
     pub watchdog: WatchdogConfig,
     /// Who is told that it is ready, and that it is alive.
     pub notifier: Notifier,
+    /// Time that a job waits for the worker that keeps its video, of stage-llm.
+    pub affinity_wait: Duration,
 }
 
 /// Name of a stage's service.
