@@ -16,6 +16,7 @@ mod missing;
 mod port;
 mod probe;
 mod progress;
+mod renewal;
 mod settle;
 mod state;
 mod text;

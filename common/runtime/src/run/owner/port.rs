@@ -246,9 +246,9 @@ impl JobPort for OwnerPort {
     fn probe(&mut self, video: &str) -> Result<MediaInfo, Stop> {
         let counters = self.counters.clone();
         let others_wait = move || counters.queue_depth.load(Ordering::Relaxed) > 0;
-        match self.wait(probe::probe(&self.bus, self.state.end(), video, &others_wait))? {
+        match self.wait(probe::probe(&self.bus, &self.job, self.state.end(), video, &others_wait))? {
             Probed::Info(info) => Ok(*info),
-            Probed::GoesOn(how_far) => {
+            Probed::GoesOn { how_far, .. } => {
                 self.gave_way = true;
                 Err(Stop::Unavailable(format!("stage-decode looks into its file, and others wait: {how_far}")))
             }
