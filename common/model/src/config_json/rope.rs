@@ -40,7 +40,7 @@ fn other_base(kinds: &[(String, &Map<String, Value>)]) -> Option<(String, Value,
     let ((first, parameters), others) = kinds.split_first()?;
     let other = others.iter().find(|(_, other)| base(other) != base(parameters))?;
     let supported = match base(parameters) {
-        Some(base) => format!("{base} as {first}.{THETA} has it: all layers have one"),
+        Some(base) => format!("{base}, as {first}.{THETA} has it: all layers have one"),
         None => format!("none, as in {first}: all layers have one"),
     };
     Some((format!("{}.{THETA}", other.0), other.1.get(THETA).cloned().unwrap_or_default(), supported))

@@ -56,7 +56,7 @@ fn keys_of_other_models_and_of_conversions_are_refused_by_name_value_and_remedy(
             json!({"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}),
             [
                 "rope_parameters.full_attention.rope_theta = 1000000.0",
-                "only 10000 as",
+                "only 10000, as",
                 "sliding_attention.rope_theta has",
             ],
         ),
