@@ -46,10 +46,8 @@ pub struct Arguments {
 /// Prints a row for each duration and number of texts. Exit status: 0 if all tokens are those of each text alone, 1 if one is
 /// not or something fails.
 pub fn run(args: &Arguments, config: &ConfigArgs) -> ExitCode {
-    let outcome = config
-        .load()
-        .map_err(|fatal| anyhow::anyhow!("{}", fatal.1))
-        .and_then(|config| measure(args, &config));
+    let outcome =
+        config.load().map_err(|fatal| anyhow::anyhow!("{}", fatal.1)).and_then(|config| measure(args, &config));
     match outcome {
         Ok(0) => ExitCode::SUCCESS,
         Ok(wrong) => {

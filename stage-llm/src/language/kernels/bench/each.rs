@@ -25,7 +25,10 @@ impl Bench<'_> {
         let rows = self.rows(1_000, kv_heads * width)?;
         let dense = KvFormat::Dense(self.dtype);
         let cache = |format, tokens| {
-            Ok(LayerCache { k: self.cache(model, format, tokens, &rows)?, v: self.cache(model, format, tokens, &rows)? })
+            Ok(LayerCache {
+                k: self.cache(model, format, tokens, &rows)?,
+                v: self.cache(model, format, tokens, &rows)?,
+            })
         };
         let own = (0..texts).map(|_| cache(dense, TEXT)).collect::<Result<Vec<_>>>()?;
         let text_bytes = texts * TEXT * dense.bytes_per_token(kv_heads, width) as usize;
@@ -42,7 +45,11 @@ impl Bench<'_> {
             let media = [segment(image, tokens - audio, Visible::All), segment(audios, audio, Visible::All)];
             attend_each(Queries { rotated: &q, plain: &q }, &own_segments, &media, scoring).map(drop)
         })?;
-        self.note(format!("attention of {texts} texts over {tokens}, {heads} x {width}, {format:?}"), us, bytes + text_bytes);
+        self.note(
+            format!("attention of {texts} texts over {tokens}, {heads} x {width}, {format:?}"),
+            us,
+            bytes + text_bytes,
+        );
 
         if format == dense {
             let table = RopeTable::new(10_000.0, width, TEXT, self.dtype, self.device)?;

@@ -67,9 +67,10 @@ impl Checks<'_> {
             let both = || self.caches(format, kv_heads, &self.rows(len, kv_heads * width)?, 9);
             Ok(Kept { keys: both()?, values: both()?, len, visible })
         };
-        let own = LENGTHS.into_iter().cycle().take(texts).map(|len| {
-            kept(KvFormat::Dense(self.dtype), len, Visible::Causal { first: len - 1, window: Some(100) })
-        });
+        let own =
+            LENGTHS.into_iter().cycle().take(texts).map(|len| {
+                kept(KvFormat::Dense(self.dtype), len, Visible::Causal { first: len - 1, window: Some(100) })
+            });
         let own = own.collect::<Result<Vec<Kept>>>()?;
         let media = [image, audio].into_iter().filter(|&len| len > 0).map(|len| kept(format, len, Visible::All));
         let media = media.collect::<Result<Vec<Kept>>>()?;

@@ -31,7 +31,8 @@ impl Checks<'_> {
         let row_bytes = some.len() / different;
         let all: Vec<u8> = some.iter().copied().cycle().take(outputs * row_bytes).collect();
         let there = WeightMatrix::Blocks(Blocks::new(format, outputs, inputs, &all, self.device)?);
-        let exact = Blocks::new(format, different, inputs, &some, &Device::Cpu)?.dequantize(0..different, DType::F32)?;
+        let exact =
+            Blocks::new(format, different, inputs, &some, &Device::Cpu)?.dequantize(0..different, DType::F32)?;
         for &m in rows {
             let x = self.rows(m, inputs)?;
             let y = there.forward(&x.to_device(self.device)?)?;
