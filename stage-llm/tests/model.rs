@@ -14,7 +14,7 @@ use protocol::message::Modality;
 use serde_json::json;
 use stage_llm::job::steps::{Asked, Pace, Steps, Taken};
 use stage_llm::language::LanguageModel;
-use stage_llm::language::cache::{MediaCache, VideoCache};
+use stage_llm::language::cache::{MediaCache, TextCache, VideoCache};
 use stage_llm::language::observe::{Boundary, Observe};
 use stage_llm::text::task::Generation;
 
@@ -46,6 +46,52 @@ fn absorb(model: &LanguageModel, image: &Tensor, audio: &Tensor, cuts: &[(Modali
 fn logits(model: &LanguageModel, video: &VideoCache) -> Tensor {
     let mut text = model.text_cache(32).unwrap();
     model.prefill(&PROMPT, &mut text, video, &mut ()).unwrap()
+}
+
+/// Logits of three steps after the prompt and some more tokens, the texts' own: each text alone, or all together.
+fn steps(model: &LanguageModel, video: &VideoCache, together: bool) -> Vec<Vec<Vec<f32>>> {
+    let read = |more: usize| {
+        let mut text = model.text_cache(40).unwrap();
+        let prompt: Vec<u32> = PROMPT.into_iter().chain(380..380 + 3 * more as u32).collect();
+        model.prefill(&prompt, &mut text, video, &mut ()).unwrap();
+        text
+    };
+    let mut texts: Vec<TextCache> = (0..5).map(read).collect();
+    let step = |number: u32| {
+        let ids: Vec<u32> = (0..5).map(|text| 390 + 7 * number + text).collect();
+        let mut each: Vec<&mut TextCache> = texts.iter_mut().collect();
+        if together {
+            return model.decode_each(&ids, &mut each, video).unwrap().to_vec2().unwrap();
+        }
+        let alone = |(id, text): (u32, &mut TextCache)| model.decode(id, text, video).unwrap().to_vec1().unwrap();
+        ids.into_iter().zip(each).map(alone).collect()
+    };
+    (0..3).map(step).collect()
+}
+
+#[test]
+fn logits_of_a_text_among_others_are_bit_for_bit_those_of_the_text_alone() {
+    let (image, audio) = (tokens(50, 1), tokens(13, 2));
+    for model in both().map(|model| model.language_model(DType::F32)) {
+        let video = absorb(&model, &image, &audio, &[(Modality::Image, 0, 50), (Modality::Audio, 0, 13)]);
+        assert_eq!(steps(&model, &video, true), steps(&model, &video, false));
+    }
+}
+
+#[test]
+fn a_step_of_several_texts_wants_a_token_for_each_and_room_in_each() {
+    let model = Model::new().language_model(DType::F32);
+    let video = absorb(&model, &tokens(5, 1), &tokens(3, 2), &[(Modality::Image, 0, 5), (Modality::Audio, 0, 3)]);
+    let [mut wide, mut full] = [PROMPT.len() + 1, PROMPT.len()].map(|capacity| {
+        let mut text = model.text_cache(capacity).unwrap();
+        model.prefill(&PROMPT, &mut text, &video, &mut ()).unwrap();
+        text
+    });
+    for (ids, error) in [(&[7][..], "1 tokens for 2 texts"), (&[7, 8][..], "free capacity of 0")] {
+        let outcome = model.decode_each(ids, &mut [&mut wide, &mut full], &video);
+        assert!(outcome.unwrap_err().to_string().contains(error));
+    }
+    assert!(model.decode_each(&[7], &mut [&mut wide], &video).is_ok());
 }
 
 /// A model of each family.

@@ -272,7 +272,7 @@ impl<'a> Steps<'a> {
     fn choose(&mut self, of: Vec<Asked>, logits: &Tensor, keep: bool) -> Result<Chosen> {
         let greedy = |asked: &Asked| self.voices.iter().any(|v| v.asked == *asked && v.sampler.is_greedy());
         let kept = keep.then(|| logits.clone());
-        let largest = if of.iter().any(greedy) { Some(largest(logits)?) } else { None };
+        let largest = if of.iter().any(greedy) { Some(first_largest(logits)?) } else { None };
         if let Some(ids) = largest.as_ref().filter(|_| self.pace == Pace::Ahead && of.iter().all(greedy)) {
             let coming = Download::start(ids)?;
             return Ok(Chosen { of, tokens: Tokens::Coming(ids.clone(), coming), logits: kept });
@@ -299,12 +299,6 @@ impl Tokens {
             Tokens::Here(tokens) => Ok(tokens),
         }
     }
-}
-
-/// Index of the largest of each row of logits `[n, vocabulary]`, `[n]` in u32.
-fn largest(logits: &Tensor) -> Result<Tensor> {
-    let rows = (0..logits.dim(0)?).map(|row| first_largest(&logits.get(row)?)).collect::<Result<Vec<Tensor>>>()?;
-    Tensor::cat(&rows, 0)
 }
 
 /// Texts of some answers, in their order.

@@ -217,7 +217,8 @@ impl LanguageModel {
     }
 
     /// Reads one generated token of each of several texts about one video, and returns the logits `[texts, vocabulary]` in f32
-    /// after them. The weights are read once for all: a step of several texts takes little longer than one of one.
+    /// after them. The weights and the video's keys and values are read once for all: a step of several texts takes little
+    /// longer than one of one.
     ///
     /// # Errors
     /// As [`decode`](Self::decode); another number of tokens than of texts.

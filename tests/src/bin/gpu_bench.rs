@@ -4,6 +4,7 @@
 //!     gpu_bench --model DIR|--weights random [--seconds 10,60,300,3600] [--set section.key=value]... [--json FILE]
 //!     gpu_bench --weights random --set compute.device=cuda --set llm.kv=q4 parked --dir DIR [--seconds 300,3600]
 //!     gpu_bench --model DIR [--json FILE] table [--q8 FILE] [--q4 FILE]
+//!     gpu_bench --weights random [--set section.key=value]... texts [--video-seconds 60,300] [--texts 1,2,4,8,16,32]
 
 #![allow(
     clippy::print_stdout,
@@ -18,7 +19,7 @@ use clap::{Parser, Subcommand};
 use tests::gpu::bench::Questions;
 use tests::gpu::floor::Ceilings;
 use tests::gpu::synthetic::SyntheticDecode;
-use tests::gpu::{bench, kernels, parked, stages, table};
+use tests::gpu::{bench, kernels, parked, stages, table, texts};
 use tests::parity;
 
 #[derive(Parser)]
@@ -61,6 +62,9 @@ enum Part {
     Stages,
     /// Measures parked videos: written, and read back, beside the disk's and the copies' own rates.
     Parked(parked::Arguments),
+    /// Measures decode steps of several texts about one video, and compares their tokens with those of each text alone; the model
+    /// is the configuration's.
+    Texts(texts::Arguments),
     /// Compares the stages with the oracle's golden values, e.g. on the GPU in 16 bit.
     Parity(parity::command::Arguments),
     /// Measures every configuration of tests/BENCHMARKS.md, beside its floor on this GPU.
@@ -81,6 +85,7 @@ fn main() -> ExitCode {
         Some(Part::Kernels(kernels)) => return kernels::run(&kernels),
         Some(Part::Stages) => return stages::run(&args.config),
         Some(Part::Parked(parked)) => return parked::run(&parked, &args.config),
+        Some(Part::Texts(texts)) => return texts::run(&texts, &args.config),
         Some(Part::Parity(arguments)) => return parity::command::run(arguments),
         Some(Part::Ceilings { device }) => {
             return match Ceilings::measure(&device).and_then(|c| Ok(serde_json::to_string(&c)?)) {

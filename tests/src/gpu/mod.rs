@@ -1,9 +1,9 @@
 //! Measurements of the pipeline on a GPU machine without GStreamer: frames and audio are made or brought, all else is real.
 //!
 //! In reading order: [`footage`] (frames and audio without a decoder), [`synthetic`] (a stage-decode of them), [`driver`]
-//! (GPU memory in use), [`kernels`] (each kernel alone), [`stages`] (each stage without a bus), [`parked`] (videos to disk and
-//! back), [`run`] (one pipeline, one question), [`floor`] (least times of a GPU), [`bench`] (one configuration, several videos, a
-//! soak), [`table`] (all configurations).
+//! (GPU memory in use), [`kernels`] (each kernel alone), [`stages`] (each stage without a bus), [`texts`] (steps of several texts
+//! about one video), [`parked`] (videos to disk and back), [`run`] (one pipeline, one question), [`floor`] (least times of a GPU),
+//! [`bench`] (one configuration, several videos, a soak), [`table`] (all configurations).
 
 pub mod bench;
 pub mod driver;
@@ -15,3 +15,4 @@ pub mod run;
 pub mod stages;
 pub mod synthetic;
 pub mod table;
+pub mod texts;
