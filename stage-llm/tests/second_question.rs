@@ -207,10 +207,9 @@ fn a_longer_answer_takes_no_more_kept_videos_than_it_must() {
 #[test]
 fn kept_videos_go_before_a_job_is_refused_whose_sound_is_longer_than_its_container_said() {
     let asked = request("a cat", 400);
-    let refusal = Model::new().stage(Settings { budget_bytes: Some(with(0)), ..Settings::default() }).unwrap();
-    let Err(Stop::Failed(error)) = { refusal }.answer(&asked, &mut FakePort::without_decoder(file())) else {
-        panic!("it fits into nothing")
-    };
+    let mut full = Model::new().stage(Settings { budget_bytes: Some(with(0)), ..Settings::default() }).unwrap();
+    let refused = full.answer(&asked, &mut FakePort::without_decoder(file()));
+    let Err(Stop::Failed(error)) = refused else { panic!("it fits into nothing") };
     let text = error.details["text_tokens"].as_u64().unwrap();
     // One video is kept; the other one fits beside it as its container has it, with 10 tokens of margin, and alone as it is.
     let settings = Settings { budget_bytes: Some(with(628 + 588 + 40 + 10 + text)), ..Settings::default() };

@@ -10,6 +10,7 @@ use protocol::control::Verb;
 use protocol::error::StageName;
 use protocol::event::{Cached, Event, JobResult};
 use protocol::message::{JobId, JobRequest};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tests::disk::Disk;
 use tests::harness::{Rig, Setup, signal, terminal, video};
@@ -126,7 +127,7 @@ async fn a_process_killed_while_it_writes_leaves_nothing_and_the_next_one_parks_
     let shared = Shared::new()?;
     let rig = Rig::start(shared.setup(&["bus.ack_wait_s=1"])).await?;
     for attempt in 0..10 {
-        let clip = shared.clip(&format!("{attempt}.mp4"), 20 + attempt)?;
+        let clip = shared.clip(&format!("{attempt}.mp4"), 40 + attempt)?;
         let [pid] = rig.pids(StageName::Llm)[..] else { bail!("{:?}", rig.pids(StageName::Llm)) };
         let request = JobRequest::new(JobId::new(format!("killed-{attempt}"))?, clip.to_string_lossy(), "a dog");
         let request = JobRequest { max_new_tokens: 16, ..request };
@@ -139,7 +140,8 @@ async fn a_process_killed_while_it_writes_leaves_nothing_and_the_next_one_parks_
             }
             ensure!(since.elapsed() < SOON, "nothing is written; {}", rig.log());
         }
-        signal(pid, "KILL")?;
+        // At once: a file of this size is soon written.
+        kill_process(Pid::from_raw(pid as i32).context("no process")?, Signal::KILL)?;
         wait_until("ended", &rig, || !rig.pids(StageName::Llm).contains(&pid)).await?;
         let was_writing = !files(&shared.parked())[1].is_empty();
         wait_until("started again", &rig, || !rig.pids(StageName::Llm).is_empty()).await?;

@@ -200,7 +200,7 @@ impl Parked {
         let mut known = self.known.borrow_mut();
         known.retain(|name, _| files.iter().any(|file| file.name == *name));
         files.reverse();
-        let about = |file: &directory::Parked| {
+        let about = |file: &directory::ParkedFile| {
             let read = || {
                 let head = File::open(&file.path).ok().and_then(|file| Head::read(&file).ok())?;
                 head.description.key.is_of(&self.model.identity).then(|| head.description.asked())

@@ -30,7 +30,7 @@ pub struct Directory(PathBuf);
 
 /// File of a parked video.
 #[derive(Clone, Debug)]
-pub struct Parked {
+pub struct ParkedFile {
     /// Its name, without the ending.
     pub name: String,
     /// Where it is.
@@ -80,7 +80,7 @@ impl Directory {
     ///
     /// # Errors
     /// The file system's.
-    pub fn files(&self) -> Result<Vec<Parked>> {
+    pub fn files(&self) -> Result<Vec<ParkedFile>> {
         let mut files = Vec::new();
         for entry in self.entries()? {
             let Some(name) = entry.1.strip_suffix(ENDING).filter(|name| !name.starts_with('.')) else { continue };
@@ -88,7 +88,7 @@ impl Directory {
             let Ok(data) = std::fs::symlink_metadata(&entry.0) else { continue };
             if data.is_file() {
                 let used = data.modified()?;
-                files.push(Parked { name: name.to_owned(), path: entry.0, bytes: data.len(), used });
+                files.push(ParkedFile { name: name.to_owned(), path: entry.0, bytes: data.len(), used });
             }
         }
         files.sort_by(|a, b| a.used.cmp(&b.used).then_with(|| a.name.cmp(&b.name)));
@@ -224,7 +224,7 @@ struct Swept {
 }
 
 /// Removes files, the first ones first, until `bytes` bytes are free.
-fn evict(files: &[Parked], mut bytes: u64) -> Result<()> {
+fn evict(files: &[ParkedFile], mut bytes: u64) -> Result<()> {
     for file in files {
         if bytes == 0 {
             break;

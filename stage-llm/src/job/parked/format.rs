@@ -279,3 +279,38 @@ impl Head {
         Ok(layout)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::message::{JobId, JobRequest};
+
+    #[test]
+    fn all_that_changes_the_numbers_changes_the_name() {
+        let request = JobRequest::new(JobId::new("job").unwrap(), "video.mp4", "a cat");
+        let video = |content: &str, fps: f64| {
+            let plan = MediaPlan { content_id: content.to_owned(), duration_s: 10.0, ..MediaPlan::default() };
+            VideoKey::new(&plan, &JobRequest { fps, ..request.clone() }).unwrap()
+        };
+        let model = Identity::default;
+        let other = || "other".to_owned();
+        let models = [
+            model(),
+            Identity { fingerprint: other(), ..model() },
+            Identity { quantized: other(), ..model() },
+            Identity { dtype: other(), ..model() },
+            Identity { weights: other(), ..model() },
+            Identity { kv: other(), ..model() },
+            Identity { media_products: other(), ..model() },
+            Identity { device: other(), ..model() },
+        ];
+        let mut names: Vec<String> = models.iter().map(|model| Key::new(&video("a", 1.0), model).name()).collect();
+        names.push(Key::new(&video("b", 1.0), &model()).name());
+        names.push(Key::new(&video("a", 0.5), &model()).name());
+        names.push(Key { version: VERSION + 1, ..Key::new(&video("a", 1.0), &model()) }.name());
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert!(names.len() == count && names.iter().all(|name| name.len() == 2 * NAME_BYTES), "{names:?}");
+    }
+}

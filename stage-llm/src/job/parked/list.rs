@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::job::parked::directory::Directory;
+use crate::job::parked::directory::{Directory, ParkedFile};
 use crate::job::parked::format::Head;
 
 /// Parked video.
@@ -56,7 +56,7 @@ pub struct About {
 pub fn list(directory: &Path) -> Result<Vec<Entry>> {
     let mut files = Directory::new(directory).files()?;
     files.reverse();
-    let entry = |file: crate::job::parked::directory::Parked| {
+    let entry = |file: ParkedFile| {
         let head = File::open(&file.path).map_err(|e| e.to_string()).and_then(|file| Head::read(&file));
         let used_ms = file.used.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
         let (about, damage) = match head {
