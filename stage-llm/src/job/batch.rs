@@ -18,8 +18,9 @@ use crate::job::kept::{self, Kept};
 use crate::job::member::Member;
 use crate::job::owned::Jobs;
 use crate::job::parts::Parts;
-use crate::job::steps::{Asked, Steps, Taken};
+use crate::job::steps::Steps;
 use crate::job::video::{Video, VideoKey};
+use crate::job::voice::{Asked, Taken};
 
 /// End of a batch: its last job, which has not been handed over yet.
 pub struct Last {

@@ -10,8 +10,9 @@ use protocol::error::JobError;
 use protocol::event::Finish;
 
 use crate::job::compact::{compacted, halved};
+use crate::job::voice::{Asked, Taken, Voice, texts};
 use crate::language::LanguageModel;
-use crate::language::cache::{TextCache, VideoCache};
+use crate::language::cache::VideoCache;
 use crate::language::choose::first_largest;
 use crate::language::observe::{Boundary, Observe};
 use crate::text::sample::{Sampler, checked};
@@ -32,47 +33,6 @@ impl Pace {
     /// Faster pace of a device: a CPU does not wait for another one.
     pub fn of(device: &Device) -> Self {
         if device.is_cuda() { Pace::Ahead } else { Pace::InStep }
-    }
-}
-
-/// Name of an answer that grows: a question of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asked {
-    /// Number of the job.
-    pub job: u64,
-    /// Number of the question in it.
-    pub question: usize,
-}
-
-/// Next token of an answer, or the end of it.
-#[derive(Clone, Debug)]
-pub struct Taken {
-    /// Answer that it is of.
-    pub asked: Asked,
-    /// Token; the reason for which there is none, with which the answer has ended.
-    pub token: std::result::Result<u32, JobError>,
-    /// Reason for which the answer has ended with this token; none while it goes on.
-    pub finish: Option<Finish>,
-}
-
-/// Answer that grows.
-struct Voice {
-    asked: Asked,
-    /// Keys and values of prompt and answer.
-    text: TextCache,
-    sampler: Sampler,
-    /// Tokens that were taken.
-    taken: usize,
-    /// Most tokens of the answer.
-    most: usize,
-    /// Token that was taken and that the model has not read.
-    due: Option<u32>,
-}
-
-impl Voice {
-    /// Whether the token that comes next is not the last one that the answer may have.
-    fn goes_on(&self) -> bool {
-        self.taken + 1 < self.most
     }
 }
 
@@ -272,7 +232,7 @@ impl<'a> Steps<'a> {
     fn choose(&mut self, of: Vec<Asked>, logits: &Tensor, keep: bool) -> Result<Chosen> {
         let greedy = |asked: &Asked| self.voices.iter().any(|v| v.asked == *asked && v.sampler.is_greedy());
         let kept = keep.then(|| logits.clone());
-        let largest = if of.iter().any(greedy) { Some(largest(logits)?) } else { None };
+        let largest = if of.iter().any(greedy) { Some(first_largest(logits)?) } else { None };
         if let Some(ids) = largest.as_ref().filter(|_| self.pace == Pace::Ahead && of.iter().all(greedy)) {
             let coming = Download::start(ids)?;
             return Ok(Chosen { of, tokens: Tokens::Coming(ids.clone(), coming), logits: kept });
@@ -299,21 +259,6 @@ impl Tokens {
             Tokens::Here(tokens) => Ok(tokens),
         }
     }
-}
-
-/// Index of the largest of each row of logits `[n, vocabulary]`, `[n]` in u32.
-fn largest(logits: &Tensor) -> Result<Tensor> {
-    let rows = (0..logits.dim(0)?).map(|row| first_largest(&logits.get(row)?)).collect::<Result<Vec<Tensor>>>()?;
-    Tensor::cat(&rows, 0)
-}
-
-/// Texts of some answers, in their order.
-fn texts<'v>(voices: &'v mut [Voice], of: &[Asked]) -> Vec<&'v mut TextCache> {
-    let place = |voice: &Voice| of.iter().position(|asked| *asked == voice.asked);
-    let mut found: Vec<(usize, &mut TextCache)> =
-        voices.iter_mut().filter_map(|voice| Some((place(voice)?, &mut voice.text))).collect();
-    found.sort_by_key(|(at, _)| *at);
-    found.into_iter().map(|(_, text)| text).collect()
 }
 
 /// Elements of vectors, as one vector in their order; none of no elements.
