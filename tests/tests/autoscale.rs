@@ -112,9 +112,9 @@ async fn publish(bus: &Bus) -> anyhow::Result<()> {
             tensor,
         };
         let (subject, body) = (bus.subjects().input(StageName::Fuse, &job), wire::encode(&batch));
-        let stored =
-            bus.store(subject, &format!("waits/{offset}"), &headers(&job), body.into(), std::future::pending());
-        ensure!(stored.await.is_ok(), "message {offset} not stored");
+        let (id, headers) = (format!("waits/{offset}"), headers(&job));
+        let stored = bus.store(subject, &id, &headers, body.into(), std::future::pending()).await;
+        ensure!(stored.is_ok(), "message {offset} not stored");
     }
     Ok(())
 }

@@ -9,7 +9,8 @@
 use std::sync::LazyLock;
 
 use tests::faults::{
-    Row, Scale, broker, clock, ends, flow, hung, killed, losses, messages, probes, supervisor, waiting, weights,
+    Row, Scale, batches, broker, clock, ends, flow, hung, killed, losses, messages, probes, supervisor, waiting,
+    weights,
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -48,6 +49,11 @@ cases! {
     a_message_that_kills_every_worker_fails_its_job_and_no_other: show(killed::by_a_message);
     a_job_that_kills_every_owner_fails_and_no_other: show(killed::by_a_job);
     two_owners_of_a_job_end_it_once_and_tell_its_text_once: show(killed::two_owners);
+    jobs_are_answered_once_though_the_owner_of_several_is_killed: show(batches::owner_killed);
+    jobs_are_answered_once_though_the_owner_of_several_is_killed_on_the_old_broker: show_on_the_old_broker(batches::owner_killed);
+    several_jobs_of_a_worker_have_each_its_own_end: show(batches::ends);
+    two_owners_of_several_jobs_end_each_once: show(batches::two_owners);
+    jobs_go_to_whoever_keeps_their_video_and_none_is_lost: show(batches::affinity);
     a_job_is_answered_though_vidi_up_is_killed_and_started_again: show(supervisor::killed);
     a_job_is_answered_though_vidi_up_is_killed_with_the_old_broker: show_on_the_old_broker(supervisor::killed);
     broker_and_stages_end_with_a_supervisor_that_is_killed: show(supervisor::killed_for_good);

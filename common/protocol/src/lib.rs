@@ -3,7 +3,7 @@
 //! In reading order: [`error`] (why a job fails), [`job_id`], [`plan`] (totals of a video), [`tensor`] (numbers as
 //! bytes), [`message`], [`event`], [`control`] and [`report`] (what travels), [`wire`] and [`wire_error`] (bytes to
 //! messages and back) with [`json`], [`rows`] (which rows are there), [`coverage`] (of how many), [`stage`] (what a stage is),
-//! [`memory`] (what a process holds), [`bytes`] (sizes for a person), [`file_uri`] (paths as text).
+//! [`workers`] (what workers of stage-llm tell each other), [`memory`] (what a process holds), [`bytes`] (sizes for a person), [`file_uri`] (paths as text).
 
 pub mod bytes;
 pub mod control;
@@ -22,3 +22,4 @@ pub mod stage;
 pub mod tensor;
 pub mod wire;
 pub mod wire_error;
+pub mod workers;

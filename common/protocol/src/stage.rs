@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{ErrorKind, JobError, StageName};
 use crate::event::{Event, JobResult};
@@ -193,6 +193,44 @@ pub trait JobPort {
     fn cancelled(&self) -> bool;
 }
 
+impl<T: JobPort + ?Sized> JobPort for &mut T {
+    fn probe(&mut self, video: &str) -> Result<MediaInfo, Stop> {
+        (**self).probe(video)
+    }
+
+    fn request_decode(&mut self, request: DecodeRequest) -> Result<(), Stop> {
+        (**self).request_decode(request)
+    }
+
+    fn next_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<(), Stop> {
+        (**self).next_tokens(take)
+    }
+
+    fn more_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<bool, Stop> {
+        (**self).more_tokens(take)
+    }
+
+    fn rewind_tokens(&mut self) {
+        (**self).rewind_tokens();
+    }
+
+    fn take_gpu(&mut self) -> Result<(), Stop> {
+        (**self).take_gpu()
+    }
+
+    fn return_gpu(&mut self) {
+        (**self).return_gpu();
+    }
+
+    fn event(&mut self, event: Event) -> Result<(), Stop> {
+        (**self).event(event)
+    }
+
+    fn cancelled(&self) -> bool {
+        (**self).cancelled()
+    }
+}
+
 /// Job as its owner has it: its request, and its own way to the rest of the pipeline and to its client.
 #[derive(Debug)]
 pub struct OwnedJob<P> {
@@ -220,7 +258,7 @@ pub trait Beside<P> {
 }
 
 /// Video that an owner keeps, as the requests about it name it: before a file is looked into, nothing else is known.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KeptVideo {
     /// [`JobRequest::video`].
     pub video: String,
@@ -228,6 +266,18 @@ pub struct KeptVideo {
     pub span: Option<[f64; 2]>,
     /// [`JobRequest::fps`].
     pub fps: f64,
+}
+
+impl KeptVideo {
+    /// Video of a request.
+    pub fn of(request: &JobRequest) -> Self {
+        KeptVideo { video: request.video.clone(), span: request.span, fps: request.fps }
+    }
+
+    /// Whether a request names it.
+    pub fn is_of(&self, request: &JobRequest) -> bool {
+        self.video == request.video && self.span == request.span && self.fps == request.fps
+    }
 }
 
 /// Stage that owns jobs: requests in, answers out, with the rest of the pipeline at its disposal.

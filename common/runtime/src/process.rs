@@ -356,7 +356,11 @@ fn instance_info(config: &Config, stage: StageName, notifier: &Notifier) -> Resu
     let unreadable = |e| Fatal(Exit::Model, format!("stage-{stage} cannot start: fingerprint of the checkpoint: {e}"));
     let checkpoint = Checkpoint { name: config.model.name(), fingerprint: fingerprint.map_err(unreadable)? };
     let (budget_bytes, watchdog) = (config.budget(stage), config.watchdog.clone());
-    Ok(InstanceInfo { checkpoint, family: String::new(), dtype, budget_bytes, watchdog, notifier: notifier.clone() })
+    let device = config.device(stage, 0).to_string();
+    let notifier = notifier.clone();
+    let affinity_wait = Duration::from_secs_f64(config.llm.affinity_wait_s);
+    let family = String::new();
+    Ok(InstanceInfo { checkpoint, family, dtype, device, budget_bytes, watchdog, notifier, affinity_wait })
 }
 
 #[cfg(test)]

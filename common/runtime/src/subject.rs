@@ -49,6 +49,16 @@ impl Subjects {
         format!("{}.owner.{job}", self.prefix)
     }
 
+    /// Subject on which workers of stage-llm tell each other how they are; core NATS, may be lost.
+    pub fn workers(&self) -> String {
+        format!("{}.workers", self.prefix)
+    }
+
+    /// Subject on which a worker of stage-llm is offered jobs; core NATS.
+    pub fn offers(&self, instance: &str) -> String {
+        format!("{}.offer.{instance}", self.prefix)
+    }
+
     /// Subject of the ledger of who holds how much of the token stream.
     pub fn capacity(&self) -> String {
         format!("{}.room", self.prefix)
@@ -253,7 +263,7 @@ mod tests {
                 assert_eq!(subjects.stream_of(&subject.replace(['*', '>'], "x")), Some(stream), "{subject}");
             }
         }
-        for other in ["a.b.probe", "a.b.control.cancel", "a.b", "a.bjobs", "c.jobs"] {
+        for other in ["a.b.workers", "a.b.offer.llm-1", "a.b.probe", "a.b.control.cancel", "a.b", "a.bjobs", "c.jobs"] {
             assert_eq!(subjects.stream_of(other), None, "{other}");
         }
     }

@@ -22,8 +22,8 @@ impl InProcess {
         let (report, fatal) = mpsc::unbounded_channel();
         let mut tasks = Vec::new();
         for &(stage, count) in replicas {
-            for _ in 0..count {
-                let (config, stopping, report) = (config.clone(), stopping.clone(), report.clone());
+            for replica in 0..count {
+                let (config, stopping, report) = (config.of_replica(stage, replica), stopping.clone(), report.clone());
                 tasks.push(tokio::spawn(async move {
                     if let Err(fatal) = stages::serve(stage, &config, stopping, Notifier::default()).await {
                         // The receiver ends with this pipeline.

@@ -42,6 +42,7 @@ pub async fn serve(stage: StageName, config: &Config, shutdown: Shutdown, notifi
 pub fn until_stdin_ends(mut shutdown: Shutdown, broker_of: Option<u32>) -> Shutdown {
     let (sender, receiver) = watch::channel(false);
     let on_signal = sender.clone();
+    let supervisor = std::os::unix::process::parent_id();
     tokio::spawn(async move {
         if shutdown.wait_for(|&s| s).await.is_ok() {
             on_signal.send_replace(true);
@@ -52,11 +53,15 @@ pub fn until_stdin_ends(mut shutdown: Shutdown, broker_of: Option<u32>) -> Shutd
         let mut buffer = [0u8; 64];
         while matches!(std::io::stdin().read(&mut buffer), Ok(n) if n > 0) {}
         sender.send_replace(true);
-        // A stage that cannot drain (its broker is gone, say) must not outlive its supervisor for long.
-        let until = Instant::now() + LAST_GRACE;
+        // A stage that cannot drain (its broker is gone, say) must not outlive its supervisor for long. One that lives has a
+        // patience of its own: an unloaded stage answers its job, and writes to disk what it has to.
+        let mut until = Instant::now() + LAST_GRACE;
         let broker_gone = || broker_of.is_some_and(|pid| std::os::unix::process::parent_id() != pid);
         while Instant::now() < until && !broker_gone() {
             std::thread::sleep(LOOK_AGAIN);
+            if std::os::unix::process::parent_id() == supervisor {
+                until = Instant::now() + LAST_GRACE;
+            }
         }
         match broker_gone() {
             true => remark!("error: supervisor and broker are gone: ending without a drain"),

@@ -170,7 +170,7 @@ pub async fn two_owners(scale: &Scale) -> Row {
 
 /// Waits until another owner has taken a job over, whose `planned` event is the second one, or the job has ended; whether
 /// it was taken over.
-async fn taken_over(rig: &Rig, job: &JobId) -> anyhow::Result<bool> {
+pub(super) async fn taken_over(rig: &Rig, job: &JobId) -> anyhow::Result<bool> {
     let until = Instant::now() + Duration::from_secs(20);
     loop {
         let events = look::log_of(&rig.bus, job).await;
@@ -208,7 +208,7 @@ async fn ended_by_one(rig: &Rig, long: &LongAnswer, request: &JobRequest) -> any
 }
 
 /// Process id of the owner of a job.
-async fn owner_of(rig: &Rig, job: &JobId) -> anyhow::Result<u32> {
+pub(super) async fn owner_of(rig: &Rig, job: &JobId) -> anyhow::Result<u32> {
     let reply = rig.bus.client().request(rig.bus.subjects().owner(job), Default::default()).await?;
     let instance = String::from_utf8(reply.payload.to_vec())?;
     let pid = instance.split('-').nth(1).context("an instance name is stage-pid-digits")?;

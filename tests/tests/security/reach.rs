@@ -63,7 +63,7 @@ fn subjects() -> Vec<String> {
             all.push(format!("$JS.ACK.VIDI_{stream}.{consumer}.1.1.1.1.1"));
         }
     }
-    let pipeline = "jobs jobs.5.x owner.x probe decode.x frames.x audio.x features.x tokens.x report.x events.x room";
+    let pipeline = "jobs jobs.5.x owner.x workers offer.x probe decode.x frames.x audio.x features.x tokens.x report.x events.x room";
     all.extend(pipeline.split(' ').map(|s| format!("vidi.v1.{s}")));
     all.extend(Verb::ALL.map(|verb| format!("vidi.v1.control.{verb}")));
     for stage in StageName::ALL {
@@ -102,7 +102,8 @@ fn own(user: &str) -> Vec<String> {
         "audio" => worker("audio", "AUDIO", &["features"], &["AUDIO", "FEATURES"]),
         "fuse" => worker("fuse", "FEATURES", &["tokens"], &["FEATURES", "TOKENS"]),
         "llm" => listed(
-            "vidi.v1.jobs vidi.v1.jobs.5.x vidi.v1.owner.x vidi.v1.probe vidi.v1.decode.x vidi.v1.frames.x vidi.v1.audio.x \
+            "vidi.v1.jobs vidi.v1.jobs.5.x vidi.v1.owner.x vidi.v1.workers vidi.v1.offer.x vidi.v1.probe vidi.v1.decode.x \
+             vidi.v1.frames.x vidi.v1.audio.x \
              vidi.v1.features.x vidi.v1.events.x vidi.v1.room vidi.v1.dead.llm.x vidi.v1.control.cancel \
              vidi.v1.control.load vidi.v1.control.unload $SRV.INFO $JS.API.STREAM.INFO.* $JS.API.STREAM.CREATE.* \
              $JS.API.STREAM.PURGE.* $JS.API.STREAM.MSG.GET.* $JS.API.STREAM.MSG.DELETE.* $JS.API.CONSUMER.INFO.*.* \

@@ -36,6 +36,8 @@ pub struct Delivery {
     pub redeliveries: u64,
     /// Whether this is the last delivery that may fail without failing its job.
     pub last_try: bool,
+    /// Whether another worker had it first and handed it over.
+    pub handed: bool,
     client: Client,
     ack_to: Subject,
     acker: Arc<Acker>,
@@ -47,6 +49,15 @@ pub struct Delivery {
 impl Delivery {
     /// Begins with a message; none for one that is no delivery.
     pub fn new(bus: &Bus, message: Message) -> Option<Self> {
+        Delivery::kept(bus, message, false)
+    }
+
+    /// Begins with a message that another worker had first: the broker hears at once that it is worked on.
+    pub fn handed(bus: &Bus, message: Message) -> Option<Self> {
+        Delivery::kept(bus, message, true)
+    }
+
+    fn kept(bus: &Bus, message: Message, handed: bool) -> Option<Self> {
         let info = message.info().ok()?;
         let sequence = info.stream_sequence;
         let delivered = info.delivered;
@@ -57,8 +68,10 @@ impl Delivery {
         let every = Duration::from_secs_f64(bus.config().ack_wait_s / 3.0);
         let ticking = acker.clone();
         let keep = tokio::spawn(async move {
+            let mut pause = if handed { Duration::ZERO } else { every };
             loop {
-                tokio::time::sleep(every).await;
+                tokio::time::sleep(pause).await;
+                pause = every;
                 if let Err(error) = ticking.ack_with(AckKind::Progress).await {
                     tracing::debug!(%error, "progress acknowledgement failed");
                 }
@@ -70,12 +83,18 @@ impl Delivery {
             stored_ms,
             redeliveries: delivered.saturating_sub(1) as u64,
             last_try: delivered >= bus.config().max_deliver,
+            handed,
             client: bus.client().clone(),
             ack_to,
             acker,
             keep,
             settled: None,
         })
+    }
+
+    /// Subject that its settlement goes to, and with it all that the broker says of the delivery.
+    pub fn ack_to(&self) -> &Subject {
+        &self.ack_to
     }
 
     /// Whether every try that it may have has failed: its workers died, or gave it back.

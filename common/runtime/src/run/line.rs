@@ -3,6 +3,7 @@
 //! Each priority is a subject of its own on VIDI_LINE with its own consumer: higher first, first come first served within.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
@@ -12,16 +13,13 @@ use futures::future::join_all;
 use tokio::sync::Mutex;
 
 use super::inbox::Delivery;
-use super::shutdown::{self, Shutdown};
 use crate::bus::conditional::Conditional;
 use crate::bus::queue::{WorkQueue, queue_of};
 use crate::bus::streams::MadeAt;
-use crate::bus::{Bus, BusError, BusErrorKind};
+use crate::bus::{Bus, BusError};
 use crate::subject::{PRIORITIES, StreamName};
 use protocol::message::{JobId, JobRequest};
 
-/// Time within which a waiting job is found that no hint announced (its worker died).
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Time within which a broker that is there answers a look at a queue.
 const LOOK_WAIT: Duration = Duration::from_secs(2);
 /// Time between two counts of those who wait.
@@ -33,6 +31,8 @@ pub struct Line {
     bus: Bus,
     queues: Vec<(u8, WorkQueue)>,
     waiting: Arc<Mutex<Waiting>>,
+    /// Jobs of each priority, in the order of [`PRIORITIES`], that workers have taken from their queues and not begun.
+    held: Arc<[AtomicU64; PRIORITIES.len()]>,
 }
 
 /// Count of those who wait.
@@ -55,7 +55,7 @@ impl Line {
             let queue = bus.work_queue(StreamName::Line, &queue_of(priority)).await?;
             queues.push((priority, queue));
         }
-        Ok(Line { bus: bus.clone(), queues, waiting: Arc::default() })
+        Ok(Line { bus: bus.clone(), queues, waiting: Arc::default(), held: Arc::default() })
     }
 
     /// Queues of all priorities.
@@ -81,6 +81,9 @@ impl Line {
                 async move { queue.consumer().get_info().await.map_or(0, |info| info.num_pending) }
             };
             waiting.jobs = join_all(self.queues.iter().map(|(_, queue)| pending(queue))).await;
+            for (jobs, held) in waiting.jobs.iter_mut().zip(self.held.iter()) {
+                *jobs += held.load(Ordering::Relaxed);
+            }
             waiting.counted = Some(Instant::now());
         }
         let mut ahead = 0;
@@ -108,33 +111,30 @@ impl Line {
         let _ = self.bus.store_behind(&Conditional { subject, id, headers, behind: 0, body }).await;
     }
 
-    /// Waits for the job at the front; none once `shutdown`.
-    ///
-    /// # Errors
-    /// When the broker refuses the subscription that announces jobs.
-    pub async fn next(&self, shutdown: &mut Shutdown) -> Result<Option<Delivery>, BusError> {
-        let hints = format!("{}.*.*", self.bus.subjects().jobs());
-        let mut hints = self
-            .bus
-            .client()
-            .subscribe(hints)
-            .await
-            .map_err(|e| BusError::new(BusErrorKind::JetStream, format!("waiting jobs: {e}")))?;
-        loop {
-            for (_, queue) in &self.queues {
-                if *shutdown.borrow() {
-                    return Ok(None);
-                }
-                if let Some(delivery) = self.look(queue).await {
-                    return Ok(Some(delivery));
-                }
+    /// Notes how many jobs of each priority, in the order of [`PRIORITIES`], workers have taken and not begun: they wait as
+    /// those in the queues do.
+    pub fn note_held(&self, held: [u64; PRIORITIES.len()]) {
+        for (noted, now) in self.held.iter().zip(held) {
+            noted.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Subject of messages that announce jobs in line. A job that none announced is found by a look now and then.
+    pub fn hints(&self) -> String {
+        format!("{}.*.*", self.bus.subjects().jobs())
+    }
+
+    /// The job at the front, if there is one now of at least this priority.
+    pub async fn find(&self, least: u8) -> Option<Delivery> {
+        for (priority, queue) in &self.queues {
+            if *priority < least {
+                return None;
             }
-            tokio::select! {
-                _ = hints.next() => {}
-                _ = tokio::time::sleep(LOOK_EVERY) => {}
-                () = shutdown::begun(shutdown) => return Ok(None),
+            if let Some(delivery) = self.look(queue).await {
+                return Some(delivery);
             }
         }
+        None
     }
 
     /// First job of a queue, if there is one now. Queues that are gone are made again: all at once, as they go together and

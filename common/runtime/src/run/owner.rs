@@ -1,37 +1,40 @@
 //! stage-llm's side of the loop: it takes jobs from the queue, owns each until it has its terminal event, and ends it.
 //!
 //! In reading order: this file, [`worker`] (a job in three steps), [`fencing`] (which owner is newer), [`claim`] (a job is
-//! read and claimed), [`answer`] (it is answered), [`settle`] (it is ended or given back), [`clearing`]
-//! (what it leaves behind is dropped), [`port`] (what the engine's
-//! thread asks of the bus), with [`probe`], [`capacity`], [`text`] and [`missing`] (which part of a video to ask for
-//! again), [`state`] (what is known of a job while it is owned), [`progress`] (how far each stage is).
+//! read and claimed), [`answer`] (it is taken up, and what came of it told), [`settle`] (it is ended or given back),
+//! [`clearing`] (what it leaves behind is dropped), [`port`] (what the engine's
+//! thread asks of the bus), with [`probe`], [`capacity`], [`asked`], [`text`] and [`missing`] (which part of a video to ask for
+//! again), [`state`] (what is known of a job while it is owned), [`progress`] (how far each stage is). Several jobs in one worker:
+//! [`held`] (those that wait there, in order), [`company`] (those that the engine may take beside others), [`others`] (how the
+//! other workers are), [`offers`] (jobs that one hands to another), [`desk`] (the loop).
 
 mod answer;
 mod asked;
 mod capacity;
 mod claim;
 mod clearing;
+mod company;
+mod desk;
 mod fencing;
+mod held;
 mod missing;
+mod offers;
+mod others;
 mod port;
 mod probe;
 mod progress;
+mod renewal;
 mod settle;
 mod state;
 mod text;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Instant;
-
-use tracing::Instrument;
 
 use super::admission;
 use super::deadlines;
 use super::engine::Engine;
 use super::expiry::expire;
-use super::inbox::Delivery;
 use super::line::Line;
 use super::listener::Listener;
 use super::losses::{self, Roll};
@@ -43,11 +46,11 @@ use super::sweep::sweep;
 use super::watchdog::Watchdog;
 use crate::bus::{Bus, BusError};
 use clearing::Clearing;
+use desk::Desk;
 pub use probe::media_info;
 use protocol::error::StageName;
-use protocol::message::JobId;
 use protocol::stage::Owner;
-use worker::{Settled, Worker};
+use worker::Worker;
 
 /// Runs stage-llm until `shutdown`.
 ///
@@ -74,53 +77,24 @@ where
     tokio::spawn(rescue(bus.clone(), listener.shutdown()));
     let (token_bytes, step_tokens) = (owner.token_bytes(), owner.step_tokens());
     let info = InstanceInfo { family: owner.family().to_owned(), ..info };
-    let watchdog = Watchdog::start(StageName::Llm, &info.watchdog, &info.notifier);
+    let pulse = Arc::new(Watchdog::start(StageName::Llm, &info.watchdog, &info.notifier).watch("no job".to_owned()));
+    pulse.pause();
     let engine = Engine::start("llm", owner);
     let counters = Arc::new(Counters::default());
     let service = service::register(&bus, StageName::Llm, &info, &counters, line.queues(), None).await?;
     tracing::info!(stage = "llm", instance = bus.instance(), "ready");
+    let draining = listener.shutdown();
     let clearing = Clearing::default();
-    let mut draining = listener.shutdown();
-    while let Some(delivery) = line.next(&mut draining).await? {
-        let job = bus.subjects().job_of(&delivery.message.subject);
-        let span = tracing::info_span!("job", stage = "llm", job = job.as_ref().map(JobId::as_str));
-        Counters::add(&counters.redelivered, u64::from(delivery.redeliveries > 0));
-        counters.in_flight.store(1, Ordering::Relaxed);
-        let started = Instant::now();
-        let worker = Worker {
-            bus: &bus,
-            listener: &listener,
-            engine: &engine,
-            info: &info,
-            watchdog: &watchdog,
-            counters: &counters,
-            clearing: &clearing,
-            token_bytes,
-            step_tokens,
-        };
-        let settled = worker.own(delivery).instrument(span).await;
-        counters.in_flight.store(0, Ordering::Relaxed);
-        Counters::add(&counters.busy_us, started.elapsed().as_micros() as u64);
-        let counter = match settled {
-            Settled::Processed => &counters.processed,
-            Settled::Failed => &counters.failed,
-        };
-        Counters::add(counter, 1);
-    }
+    let worker = Worker { bus, listener, engine, info, pulse, counters, clearing, token_bytes, step_tokens };
+    let worker = Desk::new(worker, line).run(draining).await?;
     // A service that was never asked anything has nobody to tell.
     let _ = service.stop().await;
-    clearing.end().await;
-    listener.drained().await;
+    if let Some(Worker { clearing, engine, listener, .. }) = worker {
+        clearing.end().await;
+        // It may have keys and values to write to a disk.
+        engine.end().await;
+        listener.drained().await;
+    }
     tracing::info!(stage = "llm", "drained");
     Ok(())
-}
-
-impl<O: Owner + Send + 'static> Worker<'_, O> {
-    /// Owns one job, to its terminal event unless it goes elsewhere.
-    async fn own(&self, delivery: Delivery) -> Settled {
-        match self.claim(delivery).await {
-            Ok(claimed) => self.settle(self.answer(claimed).await).await,
-            Err(settled) => settled,
-        }
-    }
 }

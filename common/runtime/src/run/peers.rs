@@ -10,6 +10,7 @@ use futures::StreamExt;
 
 use super::checkpoint::Checkpoint;
 use crate::bus::{Bus, BusError, BusErrorKind};
+use protocol::error::StageName;
 use protocol::wire;
 
 /// Question to every service, whatever its name.
@@ -27,21 +28,40 @@ pub const FINGERPRINT: &str = "fingerprint";
 /// [`BusErrorKind::Mixed`] with the first instance that differs, and in what; [`BusErrorKind::JetStream`] when the broker
 /// cannot be asked.
 pub async fn check(bus: &Bus, own: &Checkpoint) -> Result<(), BusError> {
+    for info in services(bus).await? {
+        compare(bus, own, &info)?;
+    }
+    Ok(())
+}
+
+/// Instances of a stage under the same prefix, this one included.
+///
+/// # Errors
+/// [`BusErrorKind::JetStream`] when the broker cannot be asked.
+pub async fn instances(bus: &Bus, stage: StageName) -> Result<Vec<String>, BusError> {
+    let mut found = services(bus).await?;
+    let of = |info: &Info, key: &str| info.metadata.get(key).cloned().unwrap_or_default();
+    found.retain(|info| of(info, "prefix") == bus.subjects().prefix() && of(info, "stage") == stage.as_str());
+    Ok(found.iter().map(|info| of(info, "instance")).collect())
+}
+
+/// All services that answer.
+async fn services(bus: &Bus) -> Result<Vec<Info>, BusError> {
     let failed = |e: String| BusError::new(BusErrorKind::JetStream, format!("{WHO_IS_THERE}: {e}"));
     let inbox = bus.client().new_inbox();
     let mut replies = bus.client().subscribe(inbox.clone()).await.map_err(|e| failed(e.to_string()))?;
     let asked = bus.client().publish_with_reply(WHO_IS_THERE, inbox, Bytes::new()).await;
     asked.map_err(|e| failed(e.to_string()))?;
+    let mut found = Vec::new();
     let mut patience = FIRST;
     while let Ok(Some(reply)) = tokio::time::timeout(patience, replies.next()).await {
         if reply.status == Some(StatusCode::NO_RESPONDERS) {
             break;
         }
         patience = QUIET;
-        let Ok(info) = serde_json::from_slice::<Info>(&reply.payload) else { continue };
-        compare(bus, own, &info)?;
+        found.extend(serde_json::from_slice::<Info>(&reply.payload));
     }
-    Ok(())
+    Ok(found)
 }
 
 /// Compares an instance with one that is there.

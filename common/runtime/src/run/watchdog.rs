@@ -160,6 +160,11 @@ impl Pulse {
         });
     }
 
+    /// Names the work anew, for an engine that goes from one to the next.
+    pub fn name(&self, text: String) {
+        self.change(|work| work.text = text);
+    }
+
     /// Ends one step and begins the next.
     pub fn step(&self) {
         self.change(|work| work.since = Some(Instant::now()));
@@ -218,6 +223,7 @@ mod tests {
         let (goes_on, waits) = (watchdog.watch("goes on".to_owned()), watchdog.watch("waits".to_owned()));
         waits.pause();
         drop(watchdog.watch("done".to_owned()));
+        waits.name("waits for another thing".to_owned());
         for _ in 0..8 {
             goes_on.step();
             assert!(hears.recv_timeout(A_WHILE / 8).is_err());

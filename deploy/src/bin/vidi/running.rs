@@ -74,14 +74,16 @@ pub async fn status(config: &Config, json: bool) -> Result<(), Fatal> {
     let bus = connect(config, Role::Client).await?;
     if !json {
         answer!(
-            "{:<24} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>6}",
+            "{:<24} {:>7} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>4} {:>6}",
             "instance",
+            "device",
             "used MiB",
             "peak MiB",
             "budget",
             "messages",
             "failed",
             "again",
+            "now",
             "queue"
         )?;
     }
@@ -94,14 +96,16 @@ pub async fn status(config: &Config, json: bool) -> Result<(), Fatal> {
             let mib = |b: u64| format!("{:.1}", b as f64 / f64::from(1 << 20));
             let budget = if s.budget_bytes == 0 { "none".to_owned() } else { mib(s.budget_bytes) };
             answer!(
-                "{:<24} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>6}",
+                "{:<24} {:>7} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>4} {:>6}",
                 s.instance,
+                s.device,
                 mib(s.used_bytes),
                 mib(s.peak_bytes),
                 budget,
                 s.processed,
                 s.failed,
                 s.redelivered,
+                s.in_flight,
                 s.queue_depth
             )?;
         }

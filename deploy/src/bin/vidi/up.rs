@@ -7,7 +7,7 @@ use config::Config;
 use deploy::gateway::{self, Gateway};
 use deploy::model::shipped;
 use deploy::up::pipeline::{Layout, Pipeline};
-use deploy::up::{broker, down, note, supervisor};
+use deploy::up::{broker, down, note, replicas, supervisor};
 use runtime::answer;
 use runtime::notify::Notifier;
 use runtime::process::{Exit, Fatal, on_signal, warn_of_random_weights};
@@ -41,7 +41,7 @@ pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
             .map_err(|e| Fatal(Exit::Usage, format!("http.spool {}: {e}", spool.display())))?;
         config.decode.media_roots.push(absolute(&spool)?);
     }
-    let replicas = supervisor::replicas(&up.replicas).map_err(|e| Fatal(Exit::Usage, e))?;
+    let replicas = replicas::replicas(&up.replicas, config).map_err(|e| Fatal(Exit::Usage, e))?;
     let layout = if up.one_process { Layout::OneProcess } else { Layout::Processes(supervisor::Logs::Inherit) };
     let broker = broker::Options { monitor_port: config.up.monitor_port, ..broker::Options::default() };
     let mut pipeline = Pipeline::start(config, &note::state_dir(), &replicas, &layout, &broker).await?;

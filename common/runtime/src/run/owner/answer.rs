@@ -1,26 +1,53 @@
-//! Second step of owning a job: the engine answers it, while the worker listens to the job's stages, to what others
-//! write, and to the clock.
+//! Second step of owning a job: it is taken up, with all that listens for it, and what came of it is told once the engine is
+//! done with it. One worker may have several at a time.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tracing::{Instrument, Span};
 
 use super::claim::Claimed;
 use super::port::{Host, OwnerPort, TokenKind};
 use super::state::JobState;
-use super::worker::Worker;
+use super::worker::{Settled, Worker};
 use crate::bus::FencingToken;
 use crate::bus::events::EventLog;
 use crate::run::admission;
 use crate::run::dead::bury;
 use crate::run::inbox::Delivery;
 use crate::run::job_end::JobEnd;
+use crate::run::registry::InFlight;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::event::{CancelledBy, JobResult};
 use protocol::message::{JobId, JobRequest};
-use protocol::stage::{Beside, KeptVideo, OwnedJob, Owner, Stop};
+use protocol::plan::MediaInfo;
+use protocol::stage::{OwnedJob, Stop};
+
+/// Job that this worker owns, but for what the engine has of it.
+pub struct Owned {
+    pub job: JobId,
+    pub delivery: Delivery,
+    pub state: Arc<JobState>,
+    log: Arc<Mutex<EventLog>>,
+    in_flight: InFlight,
+    watch: JoinHandle<()>,
+    span: Span,
+}
+
+/// Job that is ready for the engine.
+pub struct Ready {
+    pub owned: Owned,
+    pub job: OwnedJob<OwnerPort>,
+}
+
+/// What the engine says of a job that it is done with: its outcome, and whether it gave way to others.
+pub struct Outcome {
+    pub outcome: Result<JobResult, Stop>,
+    pub gave_way: bool,
+}
 
 /// Job that is answered, or will not be, by this worker and now. Nothing of it is in flight any more.
 pub struct Answered {
@@ -29,30 +56,6 @@ pub struct Answered {
     pub log: Arc<Mutex<EventLog>>,
     pub state: Arc<JobState>,
     pub answer: Answer,
-}
-
-/// A job without others beside it.
-#[derive(Default)]
-struct Alone {
-    /// Outcome, and whether the job gave way to others.
-    outcome: Option<(Result<JobResult, Stop>, bool)>,
-}
-
-impl Beside<OwnerPort> for Alone {
-    fn next(&mut self, _: &JobRequest) -> Option<OwnedJob<OwnerPort>> {
-        None
-    }
-
-    fn decline(&mut self, job: OwnedJob<OwnerPort>) {
-        self.end(job, Err(Stop::Unavailable("declined, though none was offered. This is a bug.".to_owned())));
-    }
-
-    fn end(&mut self, mut job: OwnedJob<OwnerPort>, outcome: Result<JobResult, Stop>) {
-        let outcome = job.port.flush_text().and(outcome);
-        self.outcome = Some((outcome, job.port.gave_way()));
-    }
-
-    fn keeps(&mut self, _: Vec<KeptVideo>) {}
 }
 
 /// Outcome of answering a job.
@@ -72,29 +75,72 @@ pub enum Answer {
     Unavailable(String),
 }
 
-impl<O: Owner + Send + 'static> Worker<'_, O> {
-    /// Answers a job.
-    pub async fn answer(&self, claimed: Claimed) -> Answered {
-        let Claimed { request, delivery, in_flight, log, token } = claimed;
+impl Owned {
+    /// Lets go of a job that was not begun: nothing listens for it here any more.
+    pub async fn release(self) -> Delivery {
+        let Owned { delivery, in_flight, watch, .. } = self;
+        watch.abort();
+        let _ = watch.await;
+        drop(in_flight);
+        delivery
+    }
+}
+
+impl<O> Worker<O> {
+    /// Takes a job up: claims it, and listens for it from now on. `known` is what its file is, if that was asked already.
+    ///
+    /// # Errors
+    /// How the delivery was settled, where there is nothing for the engine to do.
+    pub async fn take_up(
+        &self,
+        request: JobRequest,
+        delivery: Delivery,
+        known: Option<MediaInfo>,
+    ) -> Result<Ready, Settled> {
+        let Claimed { request, delivery, in_flight, log, token } = self.claim(request, delivery).await?;
         let job = request.job.clone();
         let deadline = self.deadline(&request, &delivery).await;
         let log = Arc::new(Mutex::new(log));
         let state = JobState::new(in_flight.end().clone());
-        let watch = state.clone().watch(self.bus, &job, log.clone(), deadline).await;
-        let pulse = self.watchdog.watch(format!("job {job}"));
-        // Not begun yet: who is asked whether the job has a try left may be away.
-        pulse.pause();
-        let kind = TokenKind { bytes: self.token_bytes, checkpoint: self.info.checkpoint.clone() };
-        let host = Host { bus: self.bus.clone(), counters: self.counters.clone() };
-        let port = OwnerPort::new(&host, &job, state.clone(), log.clone(), token, kind, pulse);
-        let (outcome, gave_way) = match self.tries_left(&job, &delivery).await {
-            0 => (Err(Stop::Failed(self.worn_out(&job, &delivery).await)), false),
-            _ => self.compute(request, port).await,
+        let watch = state.clone().watch(&self.bus, &job, log.clone(), deadline).await;
+        let owned = Owned {
+            job: job.clone(),
+            delivery,
+            state: state.clone(),
+            log: log.clone(),
+            in_flight,
+            watch,
+            span: Span::current(),
         };
+        if self.tries_left(&job, &owned.delivery).await == 0 {
+            let error = self.worn_out(&job, &owned.delivery).await;
+            return Err(self.finish(owned, Outcome { outcome: Err(Stop::Failed(error)), gave_way: false }).await);
+        }
+        let kind = TokenKind { bytes: self.token_bytes, checkpoint: self.info.checkpoint.clone() };
+        let host = Host {
+            bus: self.bus.clone(),
+            device: self.info.device.clone(),
+            counters: self.counters.clone(),
+            pulse: self.pulse.clone(),
+        };
+        let port = OwnerPort::new(&host, &job, state, log, token, kind, known);
+        Ok(Ready { owned, job: OwnedJob { request, port } })
+    }
+
+    /// Settles a job that the engine is done with.
+    pub async fn finish(&self, owned: Owned, outcome: Outcome) -> Settled {
+        let span = owned.span.clone();
+        async { self.settle(Self::close(owned, outcome).await).await }.instrument(span).await
+    }
+
+    /// Stops listening for a job, and says what came of it.
+    async fn close(owned: Owned, outcome: Outcome) -> Answered {
+        let Owned { job, delivery, state, log, in_flight, watch, .. } = owned;
         watch.abort();
         // It may be about to tell how far a stage is; that must not come after the job's last words.
         let _ = watch.await;
         drop(in_flight);
+        let Outcome { outcome, gave_way } = outcome;
         let answer = match (state.end().get(), outcome) {
             (Some(JobEnd::Superseded(newer)), _) => Answer::Superseded(newer),
             (_, Ok(result)) => Answer::Result(Box::new(result)),
@@ -105,19 +151,6 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
             (_, Err(Stop::Cancelled)) => Answer::Cancelled(CancelledBy::Client),
         };
         Answered { job, delivery, log, state, answer }
-    }
-
-    /// Runs a job on the engine's thread; true beside what came of it if it gave way to others.
-    async fn compute(&self, request: JobRequest, port: OwnerPort) -> (Result<JobResult, Stop>, bool) {
-        port.sized(self.step_tokens);
-        let run = self.engine.run(move |owner| {
-            let mut alone = Alone::default();
-            owner.answer(OwnedJob { request, port }, &mut alone);
-            alone
-                .outcome
-                .ok_or_else(|| Stop::Unavailable("the stage ended without an outcome. This is a bug.".to_owned()))
-        });
-        run.await.unwrap_or_else(|stop| (Err(stop), false))
     }
 
     /// Deadline of a job, as an instant of this process. The time that has passed since the submission has both ends on the
@@ -134,7 +167,7 @@ impl<O: Owner + Send + 'static> Worker<'_, O> {
         let tried = delivery.redeliveries;
         let text = format!("{tried} workers took the job and neither finished nor gave it back: they died of it");
         let error = JobError::new(ErrorKind::WorkerLost, text).hint("look at the log of stage-llm");
-        bury(self.bus, StageName::Llm, Some(job), delivery, &error).await;
+        bury(&self.bus, StageName::Llm, Some(job), delivery, &error).await;
         error
     }
 }

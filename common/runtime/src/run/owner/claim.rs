@@ -21,14 +21,13 @@ pub struct Claimed {
     pub token: FencingToken,
 }
 
-impl<O> Worker<'_, O> {
-    /// Reads a job and claims it.
+impl<O> Worker<O> {
+    /// Claims a job.
     ///
     /// # Errors
     /// How the delivery was settled, where there is nothing to answer.
-    pub async fn claim(&self, delivery: Delivery) -> Result<Claimed, Settled> {
-        let bus = self.bus;
-        let (request, delivery) = self.read(delivery).await?;
+    pub async fn claim(&self, request: JobRequest, delivery: Delivery) -> Result<Claimed, Settled> {
+        let bus = &self.bus;
         let job = request.job.clone();
         let in_flight = self.listener.begin(&job, delivery.redeliveries > 0).await;
         let mut log = EventLog::open(bus, &job).await;
@@ -49,7 +48,10 @@ impl<O> Worker<'_, O> {
     }
 
     /// Reads a request. Admission has read it; what cannot be read any more, or is another job's, was not queued by it.
-    async fn read(&self, delivery: Delivery) -> Result<(JobRequest, Delivery), Settled> {
+    ///
+    /// # Errors
+    /// How the delivery was settled.
+    pub async fn read(&self, delivery: Delivery) -> Result<(JobRequest, Delivery), Settled> {
         let of_subject: Option<JobId> = self.bus.subjects().job_of(&delivery.message.subject);
         let text = match wire::decode_any::<JobRequest>(&delivery.message.payload) {
             Ok(request) if Some(&request.job) == of_subject.as_ref() => return Ok((request, delivery)),
@@ -58,7 +60,7 @@ impl<O> Worker<'_, O> {
         };
         let error = JobError::new(ErrorKind::PoisonMessage, format!("not queued by admission: {text}"));
         self.bus.note_unreadable();
-        bury(self.bus, StageName::Llm, of_subject.as_ref(), &delivery, &error).await;
+        bury(&self.bus, StageName::Llm, of_subject.as_ref(), &delivery, &error).await;
         delivery.done().await;
         Err(Settled::Failed)
     }

@@ -1,17 +1,18 @@
 //! World outside of one job, for the engine's thread: stage-llm asks here for probes, tokens and the GPU, and speaks here to
 //! its client.
+//!
+//! [`asking`]: what it asks stage-decode for, and again.
+
+mod asking;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Message;
-use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc};
 
 use super::asked::Asked;
-use super::capacity::{self, Waited};
 use super::probe::{self, Probed};
 use super::state::JobState;
 use super::text::{HeldText, Piece};
@@ -21,7 +22,6 @@ use crate::bus::{Attempt, Bus};
 use crate::run::checkpoint::Checkpoint;
 use crate::run::control;
 use crate::run::job_end::JobEnd;
-use crate::run::port::Origin;
 use crate::run::service::Counters;
 use crate::run::watchdog::Pulse;
 use crate::subject::StreamName;
@@ -30,7 +30,7 @@ use protocol::coverage::VideoCoverage;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::event::Event;
 use protocol::message::{DecodeRequest, JobId, TokenBatch};
-use protocol::plan::{AudioPlan, MediaInfo, MediaPlan, SAMPLE_RATE};
+use protocol::plan::MediaInfo;
 use protocol::stage::{JobPort, Stop};
 use protocol::wire::{self, Message as _};
 
@@ -38,8 +38,6 @@ use protocol::wire::{self, Message as _};
 const ENCODERS: [StageName; 3] = [StageName::Vision, StageName::Audio, StageName::Fuse];
 /// Time after which waiting for tokens returns without some.
 const TOKENS_WAIT: Duration = Duration::from_millis(100);
-/// Time between two looks whether anything of a job that hears nothing is still on its way.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Tokens that an owner takes.
 pub struct TokenKind {
@@ -52,8 +50,12 @@ pub struct TokenKind {
 /// Worker that owns a job.
 pub struct Host {
     pub bus: Bus,
+    /// Device that it computes on.
+    pub device: String,
     /// Counts of it.
     pub counters: Arc<Counters>,
+    /// Watch over its engine.
+    pub pulse: Arc<Pulse>,
 }
 
 /// Stages and client of one job, over the bus.
@@ -77,10 +79,14 @@ pub struct OwnerPort {
     looked: Instant,
     text: HeldText,
     gave_way: bool,
+    /// Device of this worker: encoders on others need not leave it.
+    device: String,
+    /// What the job's file is, where that was asked before the job was begun; good for once.
+    known: Option<MediaInfo>,
     /// Counts of this worker.
     counters: Arc<Counters>,
-    /// Watch over the work on the job.
-    pulse: Pulse,
+    /// Watch over the engine, whichever of its jobs it works on: a step of one is a step of all.
+    pulse: Arc<Pulse>,
 }
 
 impl OwnerPort {
@@ -92,10 +98,11 @@ impl OwnerPort {
         log: Arc<Mutex<EventLog>>,
         token: FencingToken,
         kind: TokenKind,
-        pulse: Pulse,
+        known: Option<MediaInfo>,
     ) -> Self {
         OwnerPort {
             bus: host.bus.clone(),
+            device: host.device.clone(),
             counters: host.counters.clone(),
             runtime: Handle::current(),
             job: job.clone(),
@@ -110,13 +117,9 @@ impl OwnerPort {
             looked: Instant::now(),
             text: HeldText::new(),
             gave_way: false,
-            pulse,
+            known,
+            pulse: host.pulse.clone(),
         }
-    }
-
-    /// Says how large the steps of the work are, which begins now.
-    pub fn sized(&self, tokens: u64) {
-        self.pulse.sized(tokens);
     }
 
     /// Waits, on the engine's thread, for the world outside, which is no step of the work.
@@ -150,73 +153,6 @@ impl OwnerPort {
         told.into_iter().try_for_each(|Piece { delta, at, question }| self.append(Event::Text { delta, at, question }))
     }
 
-    /// Once nothing was heard of the job's work for too long, asks for what is missing again. Fails when nothing is heard for
-    /// as long again and it [may not be repeated](Asked::repeat).
-    fn check_patience(&mut self) -> Result<(), Stop> {
-        let patience = Duration::from_secs_f64(self.bus.config().worker_patience_s);
-        let (stage, silent, silent_everywhere) = {
-            let progress = self.state.progress();
-            let stage = progress.behind();
-            (stage, progress.silent(), progress.silent_for(stage))
-        };
-        if silent < patience {
-            return Ok(());
-        }
-        // Work on other jobs counts while something of this one waits for its turn.
-        if silent_everywhere < patience {
-            if self.looked.elapsed() < LOOK_EVERY {
-                return Ok(());
-            }
-            self.looked = Instant::now();
-            if self.wait(self.bus.is_on_its_way(&self.job, self.shown)) {
-                return Ok(());
-            }
-        }
-        let waited = patience.as_secs_f64();
-        let (came, reconnects) = (&self.came, self.bus.reconnects());
-        if let Some((request, attempt)) = self.asked.as_mut().and_then(|a| a.repeat(came, reconnects, self.token)) {
-            tracing::warn!(%stage, waited, segment = ?request.segment, "no heartbeat: what is missing is asked for again");
-            self.state.progress().note_heartbeat();
-            return self.send_request(&request, attempt);
-        }
-        let times = self.asked.as_ref().map_or(0, Asked::times);
-        let text = format!(
-            "no heartbeat from stage-{stage} for {waited} s, {times} times: what is missing was asked for again"
-        );
-        Err(Stop::Failed(
-            JobError::new(ErrorKind::WorkerLost, text)
-                .at(stage)
-                .hint(format!("look whether a stage-{stage} is running (`vidi status`), and at its log")),
-        ))
-    }
-
-    fn send_request(&self, request: &DecodeRequest, attempt: Attempt) -> Result<(), Stop> {
-        let subject = self.bus.subjects().input(StageName::Decode, &self.job);
-        let id = attempt.id(format!("{}/decode/{}", self.job, request.segment.first_frame));
-        let body = Bytes::from(wire::encode(request));
-        let headers = Origin { attempt, checkpoint: self.kind.checkpoint.clone() }.headers(&self.job);
-        let unwanted = self.state.end().wait();
-        self.wait(self.bus.store(subject, &id, &headers, body, unwanted))
-    }
-
-    /// Waits until the token stream has capacity for a plan's tokens. Where a job that holds some has no owner, this one
-    /// goes back to the queue: whoever takes that one over may be us.
-    fn reserve_capacity(&mut self, plan: &MediaPlan) -> Result<(), Stop> {
-        if self.kind.bytes == 0 {
-            return Ok(());
-        }
-        let audio = plan.audio.as_ref().and_then(|a| AudioPlan::new(a.samples.saturating_add(SAMPLE_RATE)));
-        let tokens = plan.image.as_ref().map_or(0, |i| i.tokens) + audio.map_or(0, |a| a.tokens);
-        let bytes = self.bus.token_stream_bytes(tokens, self.kind.bytes);
-        match self.wait(capacity::wait(&self.bus, &self.job, self.state.end(), bytes))? {
-            Waited::Reserved => Ok(()),
-            Waited::HolderLost(holder) => {
-                self.gave_way = true;
-                Err(Stop::Unavailable(format!("job {holder} holds capacity for tokens and has lost its worker")))
-            }
-        }
-    }
-
     /// Shows a batch of this job; false for what is none.
     fn show_tokens(
         &mut self,
@@ -244,11 +180,14 @@ impl OwnerPort {
 
 impl JobPort for OwnerPort {
     fn probe(&mut self, video: &str) -> Result<MediaInfo, Stop> {
+        if let Some(info) = self.known.take() {
+            return Ok(info);
+        }
         let counters = self.counters.clone();
-        let others_wait = move || counters.queue_depth.load(Ordering::Relaxed) > 0;
-        match self.wait(probe::probe(&self.bus, self.state.end(), video, &others_wait))? {
+        let others_wait = move || counters.waiting() > 0;
+        match self.wait(probe::probe(&self.bus, &self.job, self.state.end(), video, &others_wait))? {
             Probed::Info(info) => Ok(*info),
-            Probed::GoesOn(how_far) => {
+            Probed::GoesOn { how_far, .. } => {
                 self.gave_way = true;
                 Err(Stop::Unavailable(format!("stage-decode looks into its file, and others wait: {how_far}")))
             }
@@ -301,12 +240,13 @@ impl JobPort for OwnerPort {
     }
 
     fn take_gpu(&mut self) -> Result<(), Stop> {
-        let (bus, job) = (self.bus.clone(), self.job.clone());
+        let (bus, device, job) = (self.bus.clone(), self.device.clone(), self.job.clone());
         self.wait(async move {
             for stage in ENCODERS {
-                control::load_or_unload(&bus, Verb::Unload, stage, Some(&job)).await.map_err(|why| {
-                    let text =
-                        format!("the job fits only without stage-{stage} on the GPU, and it does not leave: {why}");
+                control::load_or_unload(&bus, Verb::Unload, stage, &device, &job).await.map_err(|why| {
+                    let text = format!(
+                        "the job fits only without stage-{stage} on the GPU ({device}), and it does not leave: {why}"
+                    );
                     JobError::new(ErrorKind::DoesNotFit, text)
                         .hint("run the stages with `vidi up`, ask about a shorter span, or use smaller formats")
                 })?;
@@ -316,10 +256,10 @@ impl JobPort for OwnerPort {
     }
 
     fn return_gpu(&mut self) {
-        let (bus, job) = (self.bus.clone(), self.job.clone());
+        let (bus, device, job) = (self.bus.clone(), self.device.clone(), self.job.clone());
         self.wait(async move {
             for stage in ENCODERS {
-                if let Err(why) = control::load_or_unload(&bus, Verb::Load, stage, Some(&job)).await {
+                if let Err(why) = control::load_or_unload(&bus, Verb::Load, stage, &device, &job).await {
                     tracing::warn!(%stage, why, "loading a stage again failed, left to the next job");
                 }
             }

@@ -17,13 +17,13 @@ use protocol::message::JobId;
 const PAUSE: Duration = Duration::from_secs(2);
 const PAUSES: u64 = 10;
 
-impl<O> Worker<'_, O> {
+impl<O> Worker<O> {
     /// Settles a job.
     pub async fn settle(&self, answered: Answered) -> Settled {
         let Answered { job, delivery, log, state, answer } = answered;
         let event = match answer {
             Answer::Result(result) => {
-                Event::Result(Box::new(state.complete(*result, self.bus, self.info.budget_bytes)))
+                Event::Result(Box::new(state.complete(*result, &self.bus, self.info.budget_bytes)))
             }
             Answer::Failed(error) => Event::Failed { error: error.at(StageName::Llm) },
             Answer::Cancelled(by) => self.cancelled(&job, by).await,
@@ -64,14 +64,14 @@ impl<O> Worker<'_, O> {
                 return self.leave(delivery, newer).await;
             }
         }
-        self.clearing.begin(self.bus, job, delivery);
+        self.clearing.begin(&self.bus, job, delivery);
         if failed { Settled::Failed } else { Settled::Processed }
     }
 
     /// Stops all stages' work for a job, and says which had some.
     async fn cancelled(&self, job: &JobId, by: CancelledBy) -> Event {
         let started = Instant::now();
-        let replies = gather(self.bus, Verb::Cancel, &dropped(job)).await.unwrap_or_default();
+        let replies = gather(&self.bus, Verb::Cancel, &dropped(job)).await.unwrap_or_default();
         let mut stages_stopped: Vec<StageName> =
             replies.iter().filter(|r| r.stopped).map(|r| r.stage).chain([StageName::Llm]).collect();
         stages_stopped.sort();

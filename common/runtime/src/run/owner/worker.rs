@@ -1,4 +1,4 @@
-//! A worker that owns one job at a time, in three steps: read and claimed, answered, settled.
+//! A worker that owns jobs, each in three steps: read and claimed, answered, settled.
 
 use std::sync::Arc;
 
@@ -10,18 +10,19 @@ use crate::run::engine::Engine;
 use crate::run::inbox::Delivery;
 use crate::run::listener::Listener;
 use crate::run::service::{Counters, InstanceInfo};
-use crate::run::watchdog::Watchdog;
+use crate::run::watchdog::Pulse;
 use protocol::message::JobId;
 
-/// Worker that owns jobs. Its steps are in the files of their names.
-pub struct Worker<'a, O> {
-    pub bus: &'a Bus,
-    pub listener: &'a Listener,
-    pub engine: &'a Engine<O>,
-    pub info: &'a InstanceInfo,
-    pub watchdog: &'a Watchdog,
-    pub counters: &'a Arc<Counters>,
-    pub clearing: &'a Clearing,
+/// Worker that owns jobs, shared by the tasks that do its steps. They are in the files of their names.
+pub struct Worker<O> {
+    pub bus: Bus,
+    pub listener: Listener,
+    pub engine: Engine<O>,
+    pub info: InstanceInfo,
+    /// Watch over the engine.
+    pub pulse: Arc<Pulse>,
+    pub counters: Arc<Counters>,
+    pub clearing: Clearing,
     /// Bytes of one token on the bus.
     pub token_bytes: u64,
     /// Tokens that pass the layers together at most.
@@ -37,8 +38,8 @@ pub enum Settled {
     Failed,
 }
 
-impl<O> Worker<'_, O> {
-    /// Tries that a job still has, this one included. That the token stream had no capacity for it counts as none.
+impl<O> Worker<O> {
+    /// Tries that a job still has, this one included. That it was given back to let others go first counts as none.
     pub async fn tries_left(&self, job: &JobId, delivery: &Delivery) -> u64 {
         let most = self.bus.config().max_deliver.max(1) as u64;
         let left = most.saturating_sub(delivery.redeliveries);
@@ -46,6 +47,11 @@ impl<O> Worker<'_, O> {
             return left;
         }
         (most + self.bus.returned(job).await).saturating_sub(delivery.redeliveries)
+    }
+
+    /// Whether a worker may have died of a job: it was delivered more often than it was given back.
+    pub async fn is_suspect(&self, job: &JobId, delivery: &Delivery) -> bool {
+        delivery.redeliveries > 0 && delivery.redeliveries > self.bus.returned(job).await
     }
 
     /// Leaves a job to the worker that it was delivered to since; never a failure.

@@ -1,0 +1,214 @@
+//! A broker, a stage-decode and workers that come and go, each in a runtime of its own, so that one can be killed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use config::Config;
+use deploy::client;
+use deploy::up::broker::{Broker, Options};
+use protocol::error::StageName;
+use protocol::event::{Event, JobEvent};
+use protocol::message::{JobId, JobRequest};
+use runtime::bus::{Bus, Role};
+use runtime::run::service::InstanceInfo;
+use runtime::run::{self, owner};
+use runtime::subject::StreamName;
+use tempfile::TempDir;
+use tests::faults::look;
+use tests::harness::{terminal, video};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::SOON;
+use super::model::{Kind, Model, Seen};
+
+struct Worker {
+    runtime: Runtime,
+    stop: watch::Sender<bool>,
+    ended: JoinHandle<Result<(), runtime::bus::BusError>>,
+}
+
+/// The pipeline of one test.
+pub struct Pipeline {
+    pub bus: Bus,
+    config: Config,
+    dir: TempDir,
+    decode: Option<Worker>,
+    workers: BTreeMap<String, Worker>,
+    seen: Arc<Mutex<Seen>>,
+    panicked: Arc<AtomicBool>,
+    asked: AtomicUsize,
+    // The last one to go.
+    _broker: Broker,
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}
+
+impl Pipeline {
+    /// Starts a broker and a stage-decode that sees so many videos.
+    pub async fn start(broker: Option<PathBuf>, videos: usize, set: &[&str]) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let program = Options { program: broker, ..Options::default() };
+        let broker = Broker::start(&dir.path().join("broker"), &program).await?;
+        let mut set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+        set.extend([
+            format!("bus.url={}", broker.url()),
+            "bus.ack_wait_s=1".to_owned(),
+            format!("decode.media_roots=[{:?}]", dir.path()),
+        ]);
+        let config = Config::load(None, [], &set).map_err(anyhow::Error::msg)?;
+        video(&dir.path().join("0.mp4"), 2)?;
+        for n in 1..videos {
+            std::fs::copy(dir.path().join("0.mp4"), dir.path().join(format!("{n}.mp4")))?;
+        }
+        let bus = Bus::connect(&config.bus, Role::Operator, SOON).await?;
+        bus.ensure_streams().await?;
+        let (stop, stopped) = watch::channel(false);
+        let runtime = runtime()?;
+        let of_decode = config.clone();
+        let ended = runtime.spawn(async move {
+            let bus = Bus::connect(&of_decode.bus, Role::Stage(StageName::Decode), SOON).await?;
+            let stage = stage_decode::open(&of_decode).expect("nothing that could be missing");
+            run::run(bus, stage, InstanceInfo::default(), stopped).await
+        });
+        let decode = Some(Worker { runtime, stop, ended });
+        Ok(Pipeline {
+            bus,
+            config,
+            dir,
+            decode,
+            workers: BTreeMap::new(),
+            seen: Arc::default(),
+            panicked: Arc::default(),
+            asked: AtomicUsize::new(0),
+            _broker: broker,
+        })
+    }
+
+    /// Starts a worker and waits until it is there.
+    pub async fn worker(&mut self, name: &str) -> anyhow::Result<()> {
+        let before = client::status(&self.bus, StageName::Llm).await?.len();
+        let (stop, stopped) = watch::channel(false);
+        let runtime = runtime()?;
+        let (config, seen, panicked) = (self.config.clone(), self.seen.clone(), self.panicked.clone());
+        let model = Model { name: name.to_owned(), seen, panicked, kept: VecDeque::new() };
+        let affinity_wait = Duration::from_secs_f64(config.llm.affinity_wait_s);
+        let ended = runtime.spawn(async move {
+            let bus = Bus::connect(&config.bus, Role::Stage(StageName::Llm), SOON).await?;
+            owner::run(bus, model, InstanceInfo { affinity_wait, ..InstanceInfo::default() }, stopped).await
+        });
+        self.workers.insert(name.to_owned(), Worker { runtime, stop, ended });
+        let until = Instant::now() + SOON;
+        while client::status(&self.bus, StageName::Llm).await?.len() <= before {
+            ensure!(Instant::now() < until, "{name} does not come");
+        }
+        Ok(())
+    }
+
+    /// Drains a worker and waits until it has left.
+    pub async fn stop(&mut self, name: &str) -> anyhow::Result<()> {
+        let worker = self.workers.remove(name).context("no such worker")?;
+        worker.stop.send_replace(true);
+        tokio::time::timeout(SOON, worker.ended).await.with_context(|| format!("{name} does not leave"))???;
+        worker.runtime.shutdown_background();
+        Ok(())
+    }
+
+    /// Ends a worker with all that it is at, as if its process were killed.
+    pub async fn kill(&mut self, name: &str) -> anyhow::Result<()> {
+        let worker = self.workers.remove(name).with_context(|| format!("no worker {name:?}"))?;
+        worker.runtime.shutdown_background();
+        Ok(())
+    }
+
+    /// Submits a job about a video, whose answer takes so many steps.
+    pub async fn submit(
+        &self,
+        kind: Kind,
+        video: usize,
+        steps: u32,
+        change: impl FnOnce(&mut JobRequest),
+    ) -> anyhow::Result<JobRequest> {
+        let n = self.asked.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.path().join(format!("{video}.mp4"));
+        let mut request = JobRequest::new(JobId::new(format!("{kind:?}-{n}"))?, path.to_string_lossy(), kind.query());
+        request.max_new_tokens = steps;
+        change(&mut request);
+        client::submit(&self.bus, &request).await?;
+        // In this order, whichever worker admits it.
+        let until = Instant::now() + SOON;
+        while !look::log_of(&self.bus, &request.job).await.iter().any(|e| matches!(e.event, Event::Queued { .. })) {
+            ensure!(Instant::now() < until, "{} is not queued", request.job);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(request)
+    }
+
+    /// All events of a job that ends.
+    pub async fn events(&self, request: &JobRequest) -> anyhow::Result<Vec<JobEvent>> {
+        let followed = tokio::time::timeout(SOON, look::followed(&self.bus, &request.job)).await;
+        followed.with_context(|| format!("{} does not end; {:?}", request.job, self.log()))?
+    }
+
+    /// The one end of a job, whose text was told once.
+    pub async fn end(&self, request: &JobRequest) -> anyhow::Result<Event> {
+        let events = self.events(request).await?;
+        if let Event::Result(result) = terminal(&events)? {
+            look::told_once(&events, &result.text).with_context(|| request.job.to_string())?;
+        }
+        Ok(terminal(&events)?.clone())
+    }
+
+    /// What the engines have seen.
+    pub fn seen<T>(&self, of: impl FnOnce(&Seen) -> T) -> T {
+        of(&self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The same, for an error.
+    pub fn log(&self) -> String {
+        self.seen(|seen| format!("{seen:#?}"))
+    }
+
+    /// Waits until the engines have seen something.
+    pub async fn wait_for(&self, wanted: impl Fn(&Seen) -> bool) -> anyhow::Result<()> {
+        let until = Instant::now() + SOON;
+        while !self.seen(&wanted) {
+            ensure!(Instant::now() < until, "never seen; {}", self.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    /// Jobs that workers have taken from their queue, as the broker says.
+    pub async fn taken(&self) -> anyhow::Result<usize> {
+        let line = self.bus.stream(StreamName::Line).await;
+        Ok(line.consumer_info("priority-5").await?.num_ack_pending)
+    }
+
+    /// Waits until nothing is left of any job.
+    pub async fn empty(&self) -> anyhow::Result<()> {
+        let until = Instant::now() + SOON;
+        loop {
+            let left = look::left_over(&self.bus).await?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "{left:?} is left");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        let workers = std::mem::take(&mut self.workers).into_values();
+        workers.chain(self.decode.take()).for_each(|worker| worker.runtime.shutdown_background());
+    }
+}
