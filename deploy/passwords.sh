@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a password for each user of deploy/nats.conf: deploy/passwords.sh DIRECTORY
+# Makes a password for each user of deploy/users.conf: deploy/passwords.sh DIRECTORY
 # DIRECTORY/<user>.password is for that user's processes (bus.password_file), DIRECTORY/passwords.conf for the broker.
 set -euo pipefail
 dir=${1:?usage: deploy/passwords.sh DIRECTORY}

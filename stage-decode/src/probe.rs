@@ -4,18 +4,20 @@
 //! demuxer and parsers. Counts and rates are those of ffmpeg's `ffprobe -count_frames`. In reading order: [`bytes`]
 //! (reads by position), [`examined`] (the result), [`known`] (files that were examined lately), [`h264`] (which packets are fields), [`reference`](mod@reference) (files that name media elsewhere),
 //! [`still`] (pictures that are no film), [`choice`] (which track is used), [`mp4`], [`ebml`] and [`matroska`], [`mp3`] and
-//! [`ogg`] (what an encoder padded), [`scan`].
+//! [`ogg`] (what an encoder padded), [`avi`] (a cut end), [`scan`].
 //!
 //! Where it is not as in ffmpeg 5.1: of a chained Ogg with picture and sound ffmpeg reads the first link alone, here every one is
 //! read, and of joined recordings in Opus each one's own delay is left out, where ffmpeg leaves the first one's out. A part of an
-//! edit list that begins with the very first packet of an AAC track, after others, differs in that packet (1,024 samples): ffmpeg's
-//! decoder adds what it kept of the part before, which a decoder that begins there has not heard. Fields of MPEG-2 and VC-1 in
-//! packets of their own are joined by GStreamer's parsers or not at all; no encoder makes any to try.
+//! edit list that begins with the very first packet of an AAC track, after others, differs in its first 1,430 samples: ffmpeg's
+//! decoder adds what it kept of the part before, which is of another moment. Of AV1 with an edit list ffmpeg 5.1 shows what the list
+//! leaves out where dav1d decodes it, and not where libaom does. Fields of MPEG-2 and VC-1 in packets of their own are joined by
+//! GStreamer's parsers or not at all; no encoder makes any to try. Of a transport stream that is cut at its start what comes before
+//! its first tables is not read; of Windows Media Audio the last block (46 ms) is not asked for.
 //! How long a file lasts is what its packets span where ffprobe says something else: of Opus in Ogg that begins late it says where
-//! it ends, of AVI what the header says, and of a transport stream it guesses the length of the last packet. What GStreamer's
-//! demuxers do otherwise: the clock of a transport stream whose sound begins late jumped by 0.2 s, which the duration lacks, and of
-//! an AVI file cut within a packet the last whole picture is left out too.
+//! it ends, of AVI what the header says, of a transport stream it guesses the length of the last packet, and of an MP3 it believes
+//! a header that may be another sound's.
 
+mod avi;
 mod bytes;
 mod choice;
 mod ebml;
@@ -44,6 +46,9 @@ use choice::{Candidate, Choice};
 pub(crate) use examined::{AudioTrack, Examined, Trim, VideoTrack};
 use examined::{blank, codec_name, samples};
 pub(crate) use known::Known;
+
+/// Seconds by which pictures may come unevenly without a word.
+const UNEVEN_S: f64 = 1.0;
 
 /// Facts of a media file, exact counts, rates and identity (PROTOCOL.md, `MediaInfo`), and the tracks to decode; of a file
 /// that is known already what was found then.
@@ -107,6 +112,7 @@ fn read_through(media: &MediaFile, limits: Limits, cancelled: &dyn Fn() -> bool)
         },
     };
     examined.info.notes.append(&mut choice.notes);
+    examined.info.notes.extend(uneven(&examined));
     if examined.video.is_none() && examined.audio.is_none() {
         let notes = &examined.info.notes;
         return Err(match &notes[..] {
@@ -116,6 +122,19 @@ fn read_through(media: &MediaFile, limits: Limits, cancelled: &dyn Fn() -> bool)
     }
     limits.check(path, [examined.info.width, examined.info.height])?;
     Ok(examined)
+}
+
+/// Sentence about pictures that do not come evenly, which are picked by their number all the same (MODEL.md, "Decisions").
+fn uneven(examined: &Examined) -> Option<String> {
+    let [pass] = &examined.video.as_ref()?.passes[..] else { return None };
+    let (off_s, info) = (pass.timeline.unevenness_s(), &examined.info);
+    // More than its length is a clock that jumps.
+    (off_s > UNEVEN_S && off_s < info.duration_s).then(|| {
+        let (rate, off_s) = (info.avg_fps.max(10.0).round(), (off_s * 10.0).ceil() / 10.0);
+        format!(
+            "the rate of the pictures varies: times can be off by up to {off_s:.1} s (ffmpeg -i IN -vf fps={rate} OUT.mp4 evens it)"
+        )
+    })
 }
 
 /// Facts and tracks of an mp4 or mov file.

@@ -44,6 +44,18 @@ impl Timeline {
         self.shown.len() + self.hidden.len()
     }
 
+    /// Seconds by which a picture is shown at most before or after its number says, were the rate even; 0 where an edit list leaves
+    /// pictures out, whose times are not those at which the others are shown.
+    pub(crate) fn unevenness_s(&self) -> f64 {
+        if !self.hidden.is_empty() {
+            return 0.0;
+        }
+        let (Some(first), Some(last)) = (self.shown.first(), self.shown.last()) else { return 0.0 };
+        let step = (last - first) as f64 / (self.shown.len() - 1).max(1) as f64;
+        let off = self.shown.iter().enumerate().map(|(n, at)| ((at - first) as f64 - n as f64 * step).abs());
+        off.fold(0.0, f64::max) / 1e9
+    }
+
     /// The first position from `from` on whose time is `at`.
     fn find(times: &[u64], at: u64, from: usize) -> Option<usize> {
         let least = times.partition_point(|&t| t.saturating_add(ROUNDING_NS) < at).max(from);
@@ -130,6 +142,14 @@ mod tests {
         let mut counted = Numbering::new(Timeline::new([Some((0, true)), None].into_iter()));
         assert_eq!(numbers(&mut counted, &[0, 40 * MS, 20 * MS]), [Some(0), Some(1), Some(2)]);
         assert_eq!(counted.next(None), Some(3));
+    }
+
+    #[test]
+    fn how_uneven_a_rate_is_shows_in_seconds() {
+        let uneven = |times: &[u64]| Timeline::new(times.iter().map(|at| Some((at * MS, true)))).unevenness_s();
+        assert_eq!([uneven(&[]), uneven(&[700]), uneven(&[500, 600, 700, 800])], [0.0; 3]);
+        // The second of three would be shown at 5 s.
+        assert_eq!(uneven(&[0, 10_000, 1_000]), 4.0);
     }
 
     #[test]

@@ -5,8 +5,10 @@ mod support;
 use std::path::Path;
 
 use support::boxes::{Mp4, project};
-use support::reference::{check_every_frame, check_frames, check_pictures, check_sound, ffprobe, reference_frames};
-use support::{X264, decode, decode_at, film, make, picture, refused};
+use support::reference::{
+    SAME, check_every_frame, check_frames, check_pictures, check_sound, ffprobe, reference_frames, reference_sound,
+};
+use support::{X264, decode, decode_at, film, make, picture, refused, snr, sound};
 use tempfile::tempdir;
 
 /// Each of the eight orientations: a display matrix, its turn and mirror, and ffmpeg's filters that do the same.
@@ -86,6 +88,26 @@ fn an_edit_list_is_a_sequence() {
             check_every_frame(&path, &info, &kept);
             check_sound(&path, &kept);
         }
+    }
+}
+
+/// ffmpeg's decoder adds to the first packet of a part what it kept of the part before, which is of another moment. Where the packet
+/// before it is in the file, ffmpeg decodes that first, as is done here; before the very first there is none.
+#[test]
+fn a_later_part_from_the_very_start_differs_from_ffmpegs_in_its_first_two_packets_at_most() {
+    let dir = tempdir().unwrap();
+    let path = make(dir.path(), "again.m4a", &[sound(44_100, 5.0)], "-c:a aac");
+    Mp4::read(&path).edit(0, &[(1.0, 2 * 44_100), (1.5, 0)], 2.5).write(&path);
+    let (ours, theirs) = (decode(&path).1.pcm(), reference_sound(&path, ""));
+    assert!(ours.len().abs_diff(theirs.len()) <= 1, "{} samples, ffmpeg has {}", ours.len(), theirs.len());
+    let differs: Vec<usize> = (0..ours.len().min(theirs.len())).filter(|&i| ours[i].abs_diff(theirs[i]) > 16).collect();
+    let (Some(first), Some(last)) = (differs.first(), differs.last()) else { return };
+    // A packet of 1,024 samples at 44,100 Hz is 372 at 16,000.
+    assert!(last - first < 2 * 372, "samples {first} to {last} differ");
+    assert!((15_900..16_800).contains(first), "the second part does not begin at {first}");
+    let [before, behind] = [0..*first, last + 1..theirs.len().min(ours.len())];
+    for part in [before, behind] {
+        assert!(snr(&theirs[part.clone()], &ours[part.clone()]) > SAME, "{part:?}");
     }
 }
 

@@ -41,6 +41,19 @@ struct Attention {
     float cap;  // 0: none
 };
 
+// Keys and values of one of several texts, in 16 bits. Mirrors `RawText` in attention/cuda/each.rs.
+struct Text {
+    const unsigned char *k, *v;  // [kv_heads, capacity, bytes of a row]
+    int capacity;                // tokens
+    int start, end;              // keys that its query sees
+    int unused;
+};
+// One token of each of several texts. `a` has no segments here. Mirrors `RawTexts` in attention/cuda/each.rs.
+struct Texts {
+    Attention a;
+    Text texts[64];
+};
+
 // Starts copying a row's scales, of so many bytes.
 template <int BYTES> __device__ inline void copy_scales(void* shared, const void* global, bool there) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "heads of 128 or 256");

@@ -16,8 +16,9 @@ extern "C" __global__ void soft_cap_bf16(const void* z, float* out, int n, float
 extern "C" __global__ void soft_cap_f16(const void* z, float* out, int n, float cap) { soft_cap<F16>(z, out, n, cap); }
 extern "C" __global__ void soft_cap_f32(const void* z, float* out, int n, float cap) { soft_cap<F32>(z, out, n, cap); }
 
-// The index of the largest of n numbers, of equals the first; all ones if one is none. One block.
+// The index of the largest of a row's n numbers, of equals the first; all ones if one is none. Grid: a block for each row.
 extern "C" __global__ void __launch_bounds__(THREADS) first_largest(const float* x, uint32_t* out, int n) {
+    x += size_t(blockIdx.x) * n;
     __shared__ float values[THREADS / 32];
     __shared__ int indices[THREADS / 32];
     float best = 0.f;
@@ -48,5 +49,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) first_largest(const float*
         int i = __shfl_xor_sync(0xFFFFFFFFu, at, step);
         take(v, i);
     }
-    if (threadIdx.x == 0) *out = none ? ~0u : uint32_t(at);
+    if (threadIdx.x == 0) out[blockIdx.x] = none ? ~0u : uint32_t(at);
 }

@@ -114,13 +114,29 @@ extern "C" __global__ void kv_copy(const void* rows, int stride, int n, int kv_h
     copy<uint4>(rows, stride, n, kv_heads, width, capacity, at, values, size);
 }
 
-// A prompt's rows [n, (heads + 2 * kv_heads) * width] of a fused projection: queries rotated to `queries`
-// [n, heads * width], keys rotated and values as they are to the cache. Rotation is half-split: value i and i + width / 2
-// turn by the angle of column i of the tables [positions, width / 2]; f32 inside, rounded once. A thread has four columns
-// of both halves of a head. Grid: n * (heads + 2 * kv_heads) * width / 8 threads in blocks of 256.
-template <class T>
-__device__ inline void rotate(const void* qkv, int stride, int n, int heads, int kv_heads, int width, const void* cos_table,
-                              const void* sin_table, int first, void* queries, void* keys, void* values, int capacity) {
+// Where a token's rotations are, and where its keys and values go: to `at` of a cache of `capacity` tokens. Mirrors
+// `RawNext` in rope/cuda.rs.
+struct Next {
+    const void *cos_table, *sin_table;  // [positions, width / 2]
+    void *keys, *values;                // [kv_heads, capacity, width]
+    int capacity, at;
+};
+
+// Mirrors `RawRotation` in rope/cuda.rs.
+constexpr int TEXTS = 64;
+struct Rotation {
+    Next next[TEXTS];
+    const void* qkv;  // [n, (heads + 2 * kv_heads) * width], rows `stride` elements apart
+    void* queries;    // [n, heads * width]
+    int stride, n, heads, kv_heads, width, unused;
+};
+
+// Rows [n, (heads + 2 * kv_heads) * width] of a fused projection: queries rotated to `queries` [n, heads * width], keys
+// rotated and values as they are to the cache. Rotation is half-split: value i and i + width / 2 turn by the angle of column i
+// of the tables; f32 inside, rounded once. A thread has four columns of both halves of a head. Grid:
+// n * (heads + 2 * kv_heads) * width / 8 threads in blocks of 256. `next(token)` says where a token goes.
+template <class T, class N>
+__device__ inline void rotate(const void* qkv, int stride, int n, int heads, int kv_heads, int width, void* queries, N next) {
     using E = typename T::Element;
     struct alignas(4 * sizeof(E)) Four { E at[4]; };
     next_may_begin();
@@ -130,12 +146,13 @@ __device__ inline void rotate(const void* qkv, int stride, int n, int heads, int
     if (id >= (long long)n * all * quads) return;
     int quad = int(id % quads), head = int(id / quads % all), token = int(id / quads / all);
     int half = width / 2, column = 4 * quad;
+    Next to_next = next(token);
     const E* from = static_cast<const E*>(qkv) + size_t(token) * stride + size_t(head) * width + column;
     Four a = *reinterpret_cast<const Four*>(from), b = *reinterpret_cast<const Four*>(from + half);
     if (head < heads + kv_heads) {
-        size_t angle = size_t(first + token) * half + column;
-        Four c = *reinterpret_cast<const Four*>(static_cast<const E*>(cos_table) + angle);
-        Four s = *reinterpret_cast<const Four*>(static_cast<const E*>(sin_table) + angle);
+        size_t angle = size_t(to_next.at) * half + column;
+        Four c = *reinterpret_cast<const Four*>(static_cast<const E*>(to_next.cos_table) + angle);
+        Four s = *reinterpret_cast<const Four*>(static_cast<const E*>(to_next.sin_table) + angle);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float x = T::widen(a.at[i]), y = T::widen(b.at[i]), co = T::widen(c.at[i]), si = T::widen(s.at[i]);
@@ -147,19 +164,25 @@ __device__ inline void rotate(const void* qkv, int stride, int n, int heads, int
     if (head < heads) {
         to = static_cast<E*>(queries) + (size_t(token) * heads + head) * width;
     } else if (head < heads + kv_heads) {
-        to = static_cast<E*>(keys) + (size_t(head - heads) * capacity + first + token) * width;
+        to = static_cast<E*>(to_next.keys) + (size_t(head - heads) * to_next.capacity + to_next.at) * width;
     } else {
-        to = static_cast<E*>(values) + (size_t(head - heads - kv_heads) * capacity + first + token) * width;
+        to = static_cast<E*>(to_next.values) + (size_t(head - heads - kv_heads) * to_next.capacity + to_next.at) * width;
     }
     *reinterpret_cast<Four*>(to + column) = a;
     *reinterpret_cast<Four*>(to + column + half) = b;
 }
 
+// `rotate`: rows are of one text, from position `first` on. `rotate_each`: each is of a text of its own.
 #define ROTATE(NAME, T)                                                                                                  \
     extern "C" __global__ void rotate_##NAME(const void* qkv, int stride, int n, int heads, int kv_heads, int width,     \
                                              const void* cos_table, const void* sin_table, int first, void* queries,     \
                                              void* keys, void* values, int capacity) {                                   \
-        rotate<T>(qkv, stride, n, heads, kv_heads, width, cos_table, sin_table, first, queries, keys, values, capacity); \
+        rotate<T>(qkv, stride, n, heads, kv_heads, width, queries, [=](int token) {                                      \
+            return Next{cos_table, sin_table, keys, values, capacity, first + token};                                    \
+        });                                                                                                              \
+    }                                                                                                                    \
+    extern "C" __global__ void rotate_each_##NAME(const __grid_constant__ Rotation r) {                                  \
+        rotate<T>(r.qkv, r.stride, r.n, r.heads, r.kv_heads, r.width, r.queries, [&](int token) { return r.next[token]; }); \
     }
 ROTATE(bf16, Bf16)
 ROTATE(f16, F16)

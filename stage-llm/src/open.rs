@@ -9,7 +9,7 @@ use config::Config;
 use model::checkpoint::{Checkpoint, CheckpointError, Weights};
 use model::config_json::ModelConfig;
 use model::demo_model::tokenizer;
-use protocol::error::{JobError, StageName};
+use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::Modality;
 use protocol::stage::{Beside, JobPort, OwnedJob, Owner};
 
@@ -42,11 +42,18 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     let compute = Compute::open(&config.compute, config.compute.card_bytes.or(budget))?;
     compute.refuse_if_wrong(crate::language::kernels::check::check)?;
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
+    let parks = config.llm.park_dir.is_some();
     let settings = Settings {
         llm: config.llm.clone(),
         compute: config.compute.clone(),
         budget_bytes: config.budget(StageName::Llm),
         name: config.model.name(),
+        pace: None,
+        fingerprint: if parks { fingerprint(config.model.fingerprint())? } else { String::new() },
+        quantized_fingerprint: match config.llm.quantized.as_deref().filter(|_| parks) {
+            Some(file) => fingerprint(config::fingerprint::of_file(file))?,
+            None => String::new(),
+        },
     };
     let prompter = prompter(config, checkpoint.config())?;
     let stage = LlmStage::new(checkpoint.config(), &weights, prompter, settings)?;
@@ -54,6 +61,11 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
         warm_up(stage.model(), config.llm.chunk_rows).map_err(Failure)?;
     }
     Ok(stage)
+}
+
+/// Fingerprint of what parked videos are of.
+fn fingerprint(outcome: Result<String, String>) -> Result<String, JobError> {
+    outcome.map_err(|e| JobError::new(ErrorKind::Model, format!("fingerprint of the model, for llm.park_dir: {e}")))
 }
 
 /// Prompter with the tokenizer and chat template of the weights: the checkpoint's files, or the demo model's tokenizer and the
@@ -96,9 +108,8 @@ fn warm_up(model: &LanguageModel, chunk_rows: usize) -> candle_core::Result<()> 
 }
 
 impl Owner for LlmStage {
-    fn answer<P: JobPort>(&mut self, mut job: OwnedJob<P>, beside: &mut dyn Beside<P>) {
-        let outcome = LlmStage::answer(self, &job.request, &mut job.port);
-        beside.end(job, outcome);
+    fn answer<P: JobPort>(&mut self, job: OwnedJob<P>, beside: &mut dyn Beside<P>) {
+        self.answer_with(job, beside);
     }
 
     fn step_tokens(&self) -> u64 {

@@ -5,7 +5,7 @@ mod fixture;
 use candle_core::{DType, Tensor};
 use fixture::{Batch, FakePort, HIDDEN, Model, info, random, request};
 use protocol::error::{ErrorKind, StageName};
-use protocol::event::{Event, Finish, JobResult, Mode};
+use protocol::event::{Cached, Event, Finish, JobResult, Mode};
 use protocol::message::{JobRequest, Modality};
 use protocol::stage::Stop;
 use serde_json::json;
@@ -57,7 +57,7 @@ fn failure(outcome: Result<JobResult, Stop>) -> protocol::error::JobError {
 fn a_job_is_planned_asked_for_taken_and_answered() {
     let mut port = port();
     let result = answer(&request("a cat", 6), &mut port).unwrap();
-    let Event::Planned { plan, mode: Mode::Streaming, cached: false } = &port.events[0] else {
+    let Event::Planned { plan, mode: Mode::Streaming, cached: Cached::No } = &port.events[0] else {
         panic!("{:?}", port.events[0])
     };
     assert_eq!(plan.image.as_ref().unwrap().tokens, IMAGE as u64);

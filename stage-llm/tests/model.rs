@@ -12,11 +12,12 @@ use model::config_json::{Family, ModelConfig};
 use protocol::event::Finish;
 use protocol::message::Modality;
 use serde_json::json;
-use stage_llm::job::generate::{Ending, Pace, generate};
+use stage_llm::job::steps::{Pace, Steps};
+use stage_llm::job::voice::{Asked, Taken};
 use stage_llm::language::LanguageModel;
-use stage_llm::language::cache::{MediaCache, VideoCache};
+use stage_llm::language::cache::{MediaCache, TextCache, VideoCache};
 use stage_llm::language::observe::{Boundary, Observe};
-use stage_llm::text::sample::Sampler;
+use stage_llm::text::task::Generation;
 
 const PROMPT: [u32; 20] =
     [2, 106, 400, 401, 402, 108, 108, 390, 391, 392, 393, 394, 395, 396, 397, 398, 399, 107, 108, 106];
@@ -46,6 +47,52 @@ fn absorb(model: &LanguageModel, image: &Tensor, audio: &Tensor, cuts: &[(Modali
 fn logits(model: &LanguageModel, video: &VideoCache) -> Tensor {
     let mut text = model.text_cache(32).unwrap();
     model.prefill(&PROMPT, &mut text, video, &mut ()).unwrap()
+}
+
+/// Logits of three steps after the prompt and some more tokens, the texts' own: each text alone, or all together.
+fn steps(model: &LanguageModel, video: &VideoCache, together: bool) -> Vec<Vec<Vec<f32>>> {
+    let read = |more: usize| {
+        let mut text = model.text_cache(40).unwrap();
+        let prompt: Vec<u32> = PROMPT.into_iter().chain(380..380 + 3 * more as u32).collect();
+        model.prefill(&prompt, &mut text, video, &mut ()).unwrap();
+        text
+    };
+    let mut texts: Vec<TextCache> = (0..5).map(read).collect();
+    let step = |number: u32| {
+        let ids: Vec<u32> = (0..5).map(|text| 390 + 7 * number + text).collect();
+        let mut each: Vec<&mut TextCache> = texts.iter_mut().collect();
+        if together {
+            return model.decode_each(&ids, &mut each, video).unwrap().to_vec2().unwrap();
+        }
+        let alone = |(id, text): (u32, &mut TextCache)| model.decode(id, text, video).unwrap().to_vec1().unwrap();
+        ids.into_iter().zip(each).map(alone).collect()
+    };
+    (0..3).map(step).collect()
+}
+
+#[test]
+fn logits_of_a_text_among_others_are_bit_for_bit_those_of_the_text_alone() {
+    let (image, audio) = (tokens(50, 1), tokens(13, 2));
+    for model in both().map(|model| model.language_model(DType::F32)) {
+        let video = absorb(&model, &image, &audio, &[(Modality::Image, 0, 50), (Modality::Audio, 0, 13)]);
+        assert_eq!(steps(&model, &video, true), steps(&model, &video, false));
+    }
+}
+
+#[test]
+fn a_step_of_several_texts_wants_a_token_for_each_and_room_in_each() {
+    let model = Model::new().language_model(DType::F32);
+    let video = absorb(&model, &tokens(5, 1), &tokens(3, 2), &[(Modality::Image, 0, 5), (Modality::Audio, 0, 3)]);
+    let [mut wide, mut full] = [PROMPT.len() + 1, PROMPT.len()].map(|capacity| {
+        let mut text = model.text_cache(capacity).unwrap();
+        model.prefill(&PROMPT, &mut text, &video, &mut ()).unwrap();
+        text
+    });
+    for (ids, error) in [(&[7][..], "1 tokens for 2 texts"), (&[7, 8][..], "free capacity of 0")] {
+        let outcome = model.decode_each(ids, &mut [&mut wide, &mut full], &video);
+        assert!(outcome.unwrap_err().to_string().contains(error));
+    }
+    assert!(model.decode_each(&[7], &mut [&mut wide], &video).is_ok());
 }
 
 /// A model of each family.
@@ -216,28 +263,142 @@ fn a_tied_configuration_wins_over_a_stray_head_and_a_missing_head_is_the_embeddi
     assert!(worst(&tied, &logits(Model::with(json!({"tie_word_embeddings": false}), |_, t| t))) > 0.1);
 }
 
+/// Tokens and end of the answers to prompts that grow together.
+fn answers(
+    model: &LanguageModel,
+    video: &VideoCache,
+    pace: Pace,
+    end_tokens: &[u32],
+    prompts: &[(&[u32], usize)],
+) -> Vec<(Vec<u32>, Option<Finish>)> {
+    let mut steps = Steps::new(model, video, end_tokens, pace);
+    for (question, &(prompt, max_new_tokens)) in prompts.iter().enumerate() {
+        let generation = Generation { max_new_tokens, temperature: 0.0, top_p: 1.0, seed: 0 };
+        steps.begin(Asked { job: 0, question }, prompt, generation, &mut ()).unwrap();
+    }
+    let mut answers = vec![(Vec::new(), None); prompts.len()];
+    while !steps.is_empty() {
+        for Taken { asked, token, finish } in steps.step(&mut ()).unwrap() {
+            let (ids, ended) = &mut answers[asked.question];
+            assert!(ended.is_none(), "a token after the end");
+            ids.push(token.unwrap());
+            *ended = finish;
+        }
+    }
+    answers
+}
+
 #[test]
-fn a_step_begun_before_its_token_is_known_gives_the_same_answer() {
+fn a_step_begun_before_its_tokens_are_known_gives_the_same_answers() {
     let model = Model::new().language_model(DType::F32);
     let (image, audio) = (tokens(50, 1), tokens(13, 2));
     let video = absorb(&model, &image, &audio, &[(Modality::Image, 0, 50), (Modality::Audio, 0, 13)]);
-    let answer = |pace, end_tokens: &[u32], max_new_tokens| {
-        let mut text = model.text_cache(PROMPT.len() + max_new_tokens).unwrap();
-        let first = model.prefill(&PROMPT, &mut text, &video, &mut ()).unwrap();
-        let (mut ids, mut sampler) = (Vec::new(), Sampler::new(0.0, 1.0, 0));
-        let ending = Ending { end_tokens, max_new_tokens };
-        let finish = generate(&model, first, &mut text, &video, &mut sampler, pace, ending, &mut (), &mut |id| {
-            ids.push(id);
-            Ok(())
-        });
-        (ids, finish.unwrap())
-    };
-    let in_step = answer(Pace::InStep, &[], 9);
-    assert_eq!(in_step.0.len(), 9);
-    assert_eq!(answer(Pace::Ahead, &[], 9), in_step);
+    let alone = |pace, end: &[u32], most| answers(&model, &video, pace, end, &[(&PROMPT, most)]).remove(0);
+    let in_step = alone(Pace::InStep, &[], 9);
+    assert_eq!((in_step.0.len(), in_step.1), (9, Some(Finish::Length)));
+    assert_eq!(alone(Pace::Ahead, &[], 9), in_step);
     // An end token in the middle: what was computed after it is not told.
     let end = in_step.0[4];
-    let stopped = answer(Pace::InStep, &[end], 9);
-    assert_eq!((stopped.0.last(), stopped.1), (Some(&end), Finish::Stop));
-    assert_eq!(answer(Pace::Ahead, &[end], 9), stopped);
+    let stopped = alone(Pace::InStep, &[end], 9);
+    assert_eq!((stopped.0.last(), stopped.1), (Some(&end), Some(Finish::Stop)));
+    assert_eq!(alone(Pace::Ahead, &[end], 9), stopped);
+    // Beside others of other lengths.
+    let prompts: [(&[u32], usize); 4] = [(&PROMPT[..7], 3), (&PROMPT, 9), (&PROMPT[..11], 1), (&PROMPT[..5], 12)];
+    for end in [&[][..], &[end]] {
+        let single: Vec<_> =
+            prompts.iter().map(|prompt| answers(&model, &video, Pace::InStep, end, &[*prompt]).remove(0)).collect();
+        for pace in [Pace::InStep, Pace::Ahead] {
+            assert_eq!(answers(&model, &video, pace, end, &prompts), single, "{pace:?} {end:?}");
+        }
+    }
+}
+
+/// Logits that tokens are chosen from, in their order.
+#[derive(Default)]
+struct Logits(Vec<Vec<f32>>);
+
+impl Observe for Logits {
+    fn see(&mut self, at: Boundary, value: &Tensor) -> Result<()> {
+        if let Boundary::StepLogits(_) = at {
+            self.0.push(value.to_vec1()?);
+        }
+        Ok(())
+    }
+}
+
+/// Tokens of answers that grow together, each with the logits that it was chosen from.
+fn observed(model: &LanguageModel, video: &VideoCache, prompts: &[&[u32]]) -> Vec<Vec<(u32, Vec<f32>)>> {
+    let mut steps = Steps::new(model, video, &[], Pace::InStep);
+    for (question, prompt) in prompts.iter().enumerate() {
+        let generation = Generation { max_new_tokens: 12, temperature: 0.0, top_p: 1.0, seed: 0 };
+        steps.begin(Asked { job: 0, question }, prompt, generation, &mut ()).unwrap();
+    }
+    let mut answers = vec![Vec::new(); prompts.len()];
+    // Tokens of the prompts were chosen unobserved.
+    for taken in steps.step(&mut ()).unwrap() {
+        answers[taken.asked.question].push((taken.token.unwrap(), Vec::new()));
+    }
+    while !steps.is_empty() {
+        let mut seen = Logits::default();
+        let all = steps.step(&mut seen).unwrap();
+        assert_eq!(all.len(), seen.0.len());
+        for (taken, logits) in all.into_iter().zip(seen.0) {
+            answers[taken.asked.question].push((taken.token.unwrap(), logits));
+        }
+    }
+    answers
+}
+
+#[test]
+fn in_half_precision_answers_together_differ_from_those_alone_where_two_tokens_are_as_good_alone() {
+    let prompts = [&PROMPT[..7], &PROMPT, &PROMPT[..11], &PROMPT[..5]];
+    for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::F16, 0.02), (DType::BF16, 0.2)] {
+        let model = Model::new().language_model(dtype);
+        let (image, audio) = (tokens(50, 1).to_dtype(dtype).unwrap(), tokens(13, 2).to_dtype(dtype).unwrap());
+        let video = absorb(&model, &image, &audio, &[(Modality::Image, 0, 50), (Modality::Audio, 0, 13)]);
+        for (prompt, together) in prompts.iter().zip(observed(&model, &video, &prompts)) {
+            let alone = observed(&model, &video, &[prompt]).remove(0);
+            for (step, ((want, here), (got, there))) in alone.iter().zip(&together).enumerate() {
+                let error = here.iter().zip(there).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(error < tolerance, "{dtype:?}, step {step}: the logits are off by {error}");
+                if want != got {
+                    let margin = here[*want as usize] - here[*got as usize];
+                    assert!(dtype != DType::F32 && margin <= 2.0 * error, "{dtype:?}, step {step}: {margin} {error}");
+                    // From here on they are answers to different texts.
+                    break;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn answers_that_there_is_no_memory_for_at_once_go_on_when_others_have_ended() {
+    let model = Model::new().language_model(DType::F32);
+    let (image, audio) = (tokens(50, 1), tokens(13, 2));
+    let video = absorb(&model, &image, &audio, &[(Modality::Image, 0, 50), (Modality::Audio, 0, 13)]);
+    let lengths = [5, 3, 7, 2];
+    for pace in [Pace::InStep, Pace::Ahead] {
+        let mut steps = Steps::new(&model, &video, &[], pace);
+        let mut got = vec![Vec::new(); lengths.len()];
+        let mut rows = Vec::new();
+        for (question, max_new_tokens) in lengths.into_iter().enumerate() {
+            let generation = Generation { max_new_tokens, temperature: 0.0, top_p: 1.0, seed: 0 };
+            steps.begin(Asked { job: 0, question }, &PROMPT[..5 + question], generation, &mut ()).unwrap();
+            if question == 1 {
+                steps.note_full();
+            }
+        }
+        while !steps.is_empty() {
+            let all = steps.step(&mut ()).unwrap();
+            rows.push(all.len());
+            all.into_iter().for_each(|taken| got[taken.asked.question].push(taken.token.unwrap()));
+        }
+        // The first tokens are those of the prompts; from then on two a step.
+        assert!(rows[0] == 4 && rows[1..].iter().all(|&n| n <= 2), "{rows:?}");
+        for (question, most) in lengths.into_iter().enumerate() {
+            let single = answers(&model, &video, Pace::InStep, &[], &[(&PROMPT[..5 + question], most)]).remove(0).0;
+            assert_eq!(got[question], single, "{pace:?} {question}");
+        }
+    }
 }

@@ -6,12 +6,13 @@ mod fixture;
 use candle_core::Tensor;
 use fixture::{Batch, FakePort, HIDDEN, Model, info, random, request};
 use protocol::error::ErrorKind;
-use protocol::event::{Event, JobResult, Mode};
+use protocol::event::{Cached, Event, JobResult, Mode};
 use protocol::message::{JobRequest, Modality};
 use protocol::plan::{FrameGrid, MediaInfo, MediaPlan};
 use protocol::stage::Stop;
 use stage_llm::job::answer::{LlmStage, Settings};
 
+use Cached::{Memory, No};
 use Modality::{Audio, Image};
 
 const FRAMES: u64 = 3;
@@ -48,7 +49,7 @@ fn after_the_first() -> LlmStage {
     stage
 }
 
-fn planned(port: &FakePort) -> (&MediaPlan, Mode, bool) {
+fn planned(port: &FakePort) -> (&MediaPlan, Mode, Cached) {
     let find = |e| if let &Event::Planned { ref plan, mode, cached } = e { Some((plan, mode, cached)) } else { None };
     port.events.iter().find_map(find).unwrap()
 }
@@ -61,9 +62,9 @@ fn a_second_question_asks_for_no_decoding_and_is_answered_as_a_fresh_stage_answe
         let got = stage.answer(&asked, &mut again).unwrap();
         let want = fresh(&asked);
         assert_eq!((&got.token_ids, &got.text, got.finish), (&want.token_ids, &want.text, want.finish));
-        assert_eq!((&got.plan, got.cached, want.cached), (&want.plan, true, false));
+        assert_eq!((&got.plan, got.cached, want.cached), (&want.plan, Memory, No));
         assert_eq!(again.probes, 1, "the file may have changed");
-        assert_eq!(planned(&again), (&want.plan, Mode::Streaming, true));
+        assert_eq!(planned(&again), (&want.plan, Mode::Streaming, Memory));
         assert_eq!(again.text().trim(), got.text);
         let last = again.events.iter().rev().find_map(|e| match e {
             Event::Progress { done, total, .. } => Some((*done, *total)),
@@ -104,7 +105,7 @@ fn a_changed_file_another_span_and_another_rate_are_decoded_anew() {
         let mut other = port(file.clone(), 5);
         other.plan = MediaPlan::new(&file, None, 1.0, FrameGrid::default()).ok();
         let result = after_the_first().answer(&asked, &mut other).unwrap();
-        assert!(other.requested.is_some() && !result.cached && !planned(&other).2, "{file:?} {asked:?}");
+        assert!(other.requested.is_some() && (result.cached, planned(&other).2) == (No, No), "{file:?} {asked:?}");
         let mut alone = port(file.clone(), 5);
         alone.plan = other.plan;
         assert_eq!(result.token_ids, stage().answer(&asked, &mut alone).unwrap().token_ids, "{file:?} {asked:?}");
@@ -149,16 +150,79 @@ fn a_file_that_is_gone_or_a_question_that_is_none_costs_nothing_that_was_kept() 
     let gone = stage.answer(&request("a dog", 6), &mut Gone(FakePort::without_decoder(file())));
     assert!(matches!(gone, Err(Stop::Failed(e)) if e.kind == ErrorKind::MediaNotFound));
     assert!(stage.answer(&request("", 6), &mut FakePort::without_decoder(file())).is_err());
-    assert!(stage.answer(&request("a dog", 6), &mut FakePort::without_decoder(file())).unwrap().cached);
+    assert!(stage.answer(&request("a dog", 6), &mut FakePort::without_decoder(file())).unwrap().cached == Memory);
+}
+
+/// File of the same length with another content.
+fn named(content_id: &str) -> MediaInfo {
+    MediaInfo { content_id: content_id.to_owned(), ..file() }
+}
+
+/// Where a video was known already: of those that are, nobody decodes anything.
+fn ask(stage: &mut LlmStage, content_id: &str, asked: &JobRequest) -> Cached {
+    let seed = content_id.bytes().map(u64::from).sum::<u64>();
+    let mut port = port(named(content_id), seed);
+    let result = stage.answer(asked, &mut port).unwrap();
+    assert_eq!((result.cached, result.cached == No), (planned(&port).2, port.requested.is_some()), "{content_id}");
+    result.cached
 }
 
 #[test]
-fn the_last_video_is_kept_and_the_one_before_is_not() {
-    let mut stage = after_the_first();
-    let other = MediaInfo { content_id: "other".to_owned(), ..file() };
-    assert!(!stage.answer(&request("a cat", 6), &mut port(other.clone(), 5)).unwrap().cached);
-    assert!(stage.answer(&request("a dog", 6), &mut FakePort::without_decoder(other)).unwrap().cached);
-    assert!(!stage.answer(&request("a cat", 6), &mut port(file(), 1)).unwrap().cached);
+fn as_many_videos_are_kept_as_the_budget_holds_and_the_least_recently_used_goes_first() {
+    // Three videos, a second of margin, and 512 tokens of text.
+    let settings = Settings { budget_bytes: Some(with(3 * 628 + 10 + 512)), ..Settings::default() };
+    let mut stage = Model::new().stage(settings).unwrap();
+    let ask = |stage: &mut LlmStage, content_id: &str| {
+        let mut asked = request("a cat", 6);
+        asked.video = format!("{content_id}.mp4");
+        ask(stage, content_id, &asked)
+    };
+    for content_id in ["a", "b", "c"] {
+        assert_eq!(ask(&mut stage, content_id), No);
+    }
+    assert_eq!(["a", "d", "c", "a", "d"].map(|id| ask(&mut stage, id)), [Memory, No, Memory, Memory, Memory]);
+    let names: Vec<String> = stage.kept().names().into_iter().map(|kept| kept.video).collect();
+    assert_eq!(names, ["d.mp4", "a.mp4", "c.mp4"]);
+    assert_eq!(ask(&mut stage, "b"), No);
+    assert_eq!(["d", "a"].map(|id| ask(&mut stage, id)), [Memory; 2]);
+}
+
+#[test]
+fn a_longer_answer_takes_no_more_kept_videos_than_it_must() {
+    let settings = Settings { budget_bytes: Some(with(3 * 628 + 10 + 512)), ..Settings::default() };
+    let mut stage = Model::new().stage(settings).unwrap();
+    let short = request("a cat", 6);
+    for content_id in ["a", "b", "c"] {
+        ask(&mut stage, content_id, &short);
+    }
+    assert_eq!(ask(&mut stage, "c", &request("a cat", 700)), Memory);
+    assert_eq!(["b", "c"].map(|id| ask(&mut stage, id, &short)), [Memory; 2]);
+    assert_eq!(ask(&mut stage, "a", &short), No);
+    // One that is refused takes none.
+    let refused = stage.answer(&request("a cat", 9000), &mut FakePort::without_decoder(named("d")));
+    assert!(matches!(refused, Err(Stop::Failed(e)) if e.kind == ErrorKind::DoesNotFit));
+    assert_eq!(["b", "c", "a"].map(|id| ask(&mut stage, id, &short)), [Memory; 3]);
+}
+
+#[test]
+fn kept_videos_go_before_a_job_is_refused_whose_sound_is_longer_than_its_container_said() {
+    let asked = request("a cat", 400);
+    let mut full = Model::new().stage(Settings { budget_bytes: Some(with(0)), ..Settings::default() }).unwrap();
+    let refused = full.answer(&asked, &mut FakePort::without_decoder(file()));
+    let Err(Stop::Failed(error)) = refused else { panic!("it fits into nothing") };
+    let text = error.details["text_tokens"].as_u64().unwrap();
+    // One video is kept; the other one fits beside it as its container has it, with 10 tokens of margin, and alone as it is.
+    let settings = Settings { budget_bytes: Some(with(628 + 588 + 40 + 10 + text)), ..Settings::default() };
+    let mut stage = Model::new().stage(settings).unwrap();
+    ask(&mut stage, "a", &request("a cat", 6));
+    let longer = info(FRAMES, 90);
+    let mut port =
+        FakePort::new(named("b"), [Batch::Rows(Audio, 0, tokens(90, 8)), Batch::Rows(Image, 0, tokens(IMAGE, 7))]);
+    port.plan =
+        MediaPlan::new(&MediaInfo { content_id: "b".to_owned(), ..longer }, None, 1.0, FrameGrid::default()).ok();
+    let result = stage.answer(&asked, &mut port).unwrap();
+    assert_eq!((result.cached, result.plan.audio.map(|audio| audio.tokens)), (No, Some(90)));
+    assert_eq!(ask(&mut stage, "a", &request("a cat", 6)), No);
 }
 
 #[test]
@@ -168,7 +232,7 @@ fn whoever_keeps_no_video_decodes_it_for_every_question() {
     let mut stage = Model::new().stage(settings).unwrap();
     for _ in 0..2 {
         let mut port = port(file(), 1);
-        assert!(!stage.answer(&request("a cat", 6), &mut port).unwrap().cached && port.requested.is_some());
+        assert!(stage.answer(&request("a cat", 6), &mut port).unwrap().cached == No && port.requested.is_some());
     }
 }
 
@@ -188,8 +252,8 @@ fn a_job_cancelled_or_cut_off_while_it_writes_leaves_its_video_and_one_cut_off_b
         let mut again = port(file(), 1);
         let result = stage.answer(&request("a cat", 500), &mut again).unwrap();
         assert_eq!(result.token_ids, whole.token_ids, "cancelled after {cancel_after} events");
-        assert_eq!(result.cached, again.requested.is_none());
-        assert!(!all_came || result.cached, "what was complete was thrown away after {cancel_after} events");
+        assert_eq!(result.cached.is_known(), again.requested.is_none());
+        assert!(!all_came || result.cached.is_known(), "what was complete was thrown away after {cancel_after} events");
     }
 }
 
@@ -220,13 +284,13 @@ fn a_budget_that_holds_one_video_lets_the_last_one_go_and_answers_streaming() {
     for (content_id, seed) in [("a", 1), ("b", 5), ("a", 1)] {
         let mut port = port(MediaInfo { content_id: content_id.to_owned(), ..file() }, seed);
         let result = stage.answer(&request("a cat", 6), &mut port).unwrap();
-        assert!(!result.cached && planned(&port).1 == Mode::Streaming);
+        assert!(result.cached == No && planned(&port).1 == Mode::Streaming);
     }
     let again = stage.answer(
         &request("a dog", 6),
         &mut FakePort::without_decoder(MediaInfo { content_id: "a".to_owned(), ..file() }),
     );
-    assert!(again.unwrap().cached);
+    assert!(again.unwrap().cached == Memory);
 }
 
 #[test]
@@ -241,7 +305,7 @@ fn a_longer_answer_than_fits_beside_the_kept_video_is_refused_as_without_it() {
     let after = refusal(&mut stage);
     assert_eq!(after, refusal(&mut Model::new().stage(settings).unwrap()));
     // It took nothing, so the video is still there.
-    assert!(stage.answer(&request("a dog", 6), &mut FakePort::without_decoder(file())).unwrap().cached);
+    assert!(stage.answer(&request("a dog", 6), &mut FakePort::without_decoder(file())).unwrap().cached == Memory);
 }
 
 #[test]
@@ -252,7 +316,7 @@ fn after_a_job_in_phases_a_video_that_does_not_fit_beside_the_encoders_is_gone_b
     for _ in 0..2 {
         let mut port = port(file(), 1);
         let result = stage.answer(&request("a cat", 6), &mut port).unwrap();
-        assert!(!result.cached && planned(&port).1 == Mode::Phases);
+        assert!(result.cached == No && planned(&port).1 == Mode::Phases);
         assert_eq!(port.gpu, ["take", "return"]);
     }
 }
@@ -268,6 +332,6 @@ fn after_a_job_in_phases_a_video_that_fits_beside_the_encoders_serves_a_question
     assert_eq!((planned(&first).1, first.gpu.len()), (Mode::Phases, 2));
     let mut again = FakePort::without_decoder(file());
     let result = stage.answer(&request("a cat", 6), &mut again).unwrap();
-    assert!(result.cached && planned(&again).1 == Mode::Streaming && again.gpu.is_empty());
+    assert!(result.cached == Memory && planned(&again).1 == Mode::Streaming && again.gpu.is_empty());
     assert_eq!(result.token_ids, fresh(&request("a cat", 6)).token_ids);
 }

@@ -108,6 +108,8 @@ pub struct Setup {
     pub env: Vec<(String, String)>,
     /// `--replicas`.
     pub replicas: String,
+    /// `--place`.
+    pub place: String,
     /// `--one-process`.
     pub one_process: bool,
     /// `llm.keep_video`; off by default, since most tests are about all stages working on every job.
@@ -135,6 +137,7 @@ impl Setup {
             max_payload: self.max_payload,
             max_file_store: self.max_file_store,
             config: self.broker_config.clone(),
+            ..broker::Options::default()
         }
     }
 }
@@ -148,6 +151,7 @@ impl Default for Setup {
             set: Vec::new(),
             env: Vec::new(),
             replicas: String::new(),
+            place: String::new(),
             one_process: false,
             keep_video: false,
             max_file_store: None,
@@ -427,6 +431,9 @@ fn spawn_up(dir: &Path, setup: &Setup, url: &str) -> anyhow::Result<Child> {
     }
     if !setup.replicas.is_empty() {
         command.args(["--replicas", &setup.replicas]);
+    }
+    if !setup.place.is_empty() {
+        command.args(["--place", &setup.place]);
     }
     if setup.one_process {
         command.arg("--one-process");

@@ -12,6 +12,8 @@ use crate::harness::{Setup, root};
 
 /// Directory of the streams in deploy/nats.conf.
 const STORE: &str = "/var/lib/vidi/nats";
+/// Where the broker shows its state in deploy/nats.conf.
+const MONITOR: &str = "\nhttp: \"127.0.0.1:8222\"";
 /// Directory of the certificates in deploy/nats.conf.
 const TLS: &str = "/etc/vidi/tls";
 
@@ -88,15 +90,18 @@ impl Shipped {
         run(Command::new("openssl").current_dir(self.dir.path()).args(args).args(key).arg(key_file))
     }
 
-    /// Writes nats.conf after a change; the directory of the streams is always replaced by one of this test.
+    /// Writes nats.conf after a change; the directory of the streams and the port of its state are always of this test.
     fn write(&self, change: impl Fn(String) -> String) -> anyhow::Result<()> {
         let shipped = std::fs::read_to_string(root().join("deploy/nats.conf"))?;
         ensure!(
-            shipped.contains(STORE) && shipped.contains(TLS),
-            "deploy/nats.conf has neither {STORE} nor {TLS}: update this test"
+            [STORE, TLS, MONITOR].iter().all(|text| shipped.contains(text)),
+            "deploy/nats.conf lacks {STORE}, {TLS} or {MONITOR}: update this test"
         );
         let store = self.file("streams").to_string_lossy().into_owned();
-        std::fs::write(self.file("nats.conf"), change(shipped.replace(STORE, &store)))?;
+        // A port of its own: others test here too.
+        let here = shipped.replace(STORE, &store).replace(MONITOR, "\nhttp: \"127.0.0.1:-1\"");
+        std::fs::write(self.file("nats.conf"), change(here))?;
+        std::fs::copy(root().join("deploy/users.conf"), self.file("users.conf"))?;
         Ok(())
     }
 

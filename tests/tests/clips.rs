@@ -3,6 +3,8 @@
 #[path = "export/pictures.rs"]
 mod pictures;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -94,7 +96,7 @@ async fn clips_and_the_scripts_clips_begin_and_end_with_the_very_frames_of_their
         ensure!(cut.files.len() == 3 && cut.uneven.is_empty(), "{what}: {cut:?}");
 
         let script = dir.path().join("cut.sh");
-        std::fs::write(&script, commands::script(export).map_err(anyhow::Error::msg)?)?;
+        std::fs::write(&script, commands::script(export))?;
         let status = Command::new("sh").arg(&script).current_dir(dir.path()).stdin(Stdio::null()).status()?;
         ensure!(status.success(), "{what}: the script ended with {status}");
         for (at, (range, file)) in export.cuts.iter().zip(&cut.files).enumerate() {
@@ -105,6 +107,32 @@ async fn clips_and_the_scripts_clips_begin_and_end_with_the_very_frames_of_their
                 "{what}: the script's clip {at} is another one"
             );
         }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_utf8_is_read_out_of_lists_and_scripts_by_ffmpeg() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut sample = Sample::new(dir.path(), "25", "mp4", "320x180", "yuv420p").await?;
+    let listed = |export: &Export, name: &str| -> anyhow::Result<Vec<Vec<u8>>> {
+        let list = dir.path().join(name);
+        std::fs::write(&list, commands::ffconcat(export).map_err(anyhow::Error::msg)?)?;
+        pictures(&format!("-f concat -safe 0 -i {}", list.display()), dir.path())
+    };
+    let plain = listed(&sample.export, "plain.ffconcat")?;
+    let odd = dir.path().join(OsStr::from_bytes(b"it's \xff\xfe 'odd'.mp4"));
+    std::fs::rename(&sample.export.media.path, &odd)?;
+    sample.export.media.path = odd;
+    ensure!(plain.len() > 50 && listed(&sample.export, "odd.ffconcat")? == plain, "another list than of a plain name");
+    let script = dir.path().join("cut.sh");
+    std::fs::write(&script, commands::script(&sample.export))?;
+    let status = Command::new("sh").arg(&script).current_dir(dir.path()).stdin(Stdio::null()).status()?;
+    ensure!(status.success(), "the script ended with {status}");
+    for (at, range) in sample.export.cuts.iter().enumerate() {
+        let clip = dir.path().join(format!("{at}.mp4"));
+        std::fs::rename(dir.path().join(commands::clip_name(&sample.export, at + 1)), &clip)?;
+        sample.holds(range, &clip, dir.path())?;
     }
     Ok(())
 }

@@ -7,9 +7,11 @@ use anyhow::{Context, ensure};
 use deploy::client::{self, Events};
 use protocol::control::Verb;
 use protocol::error::StageName;
-use protocol::event::{Event, JobEvent, JobResult};
+use protocol::event::{Cached, Event, JobEvent, JobResult};
 use protocol::message::{JobId, JobRequest};
 use tests::harness::{Rig, Setup, signal, terminal, video};
+
+use Cached::{Memory, No};
 
 fn request(job: &str, file: &Path, query: &str) -> anyhow::Result<JobRequest> {
     Ok(JobRequest { max_new_tokens: 24, ..JobRequest::new(JobId::new(job)?, file.to_string_lossy(), query) })
@@ -22,8 +24,8 @@ fn result(events: &[JobEvent]) -> anyhow::Result<&JobResult> {
     }
 }
 
-/// Whether the video was kept, for each `planned` event of a job.
-fn known(events: &[JobEvent]) -> Vec<bool> {
+/// Where the video was known already, for each `planned` event of a job.
+fn known(events: &[JobEvent]) -> Vec<Cached> {
     let cached = |e: &JobEvent| if let Event::Planned { cached, .. } = e.event { Some(cached) } else { None };
     events.iter().filter_map(cached).collect()
 }
@@ -49,7 +51,7 @@ async fn fresh(rig: &Rig, file: &Path, query: &str) -> anyhow::Result<Vec<u32>> 
     std::fs::copy(file, &copy)?;
     let events = other.answer(&request("fresh", &copy, query)?).await?;
     let result = result(&events).with_context(|| rig.log())?;
-    ensure!(!result.cached && known(&events) == [false], "{result:?}");
+    ensure!(result.cached == No && known(&events) == [No], "{result:?}");
     Ok(result.token_ids.clone())
 }
 
@@ -59,12 +61,12 @@ async fn a_second_question_gives_no_other_stage_work_and_is_answered_in_a_fracti
     let clip = rig.media().join("clip.mp4");
     video(&clip, 30)?;
     let first = rig.answer(&request("first", &clip, "a man slicing onions")?).await?;
-    ensure!(!result(&first).with_context(|| rig.log())?.cached && known(&first) == [false]);
+    ensure!(result(&first).with_context(|| rig.log())?.cached == No && known(&first) == [No]);
 
     let before = worked_off(&rig).await?;
     let second = rig.answer(&request("second", &clip, "a dog")?).await?;
     let answer = result(&second).with_context(|| rig.log())?;
-    ensure!(answer.cached && known(&second) == [true], "{answer:?}");
+    ensure!(answer.cached == Memory && known(&second) == [Memory], "{answer:?}");
     ensure!(answer.plan == result(&first)?.plan, "{answer:?}");
     ensure!(worked_off(&rig).await? == before, "a stage worked on a kept video");
     ensure!(answer.token_ids == fresh(&rig, &clip, "a dog").await?, "{answer:?}");
@@ -74,13 +76,13 @@ async fn a_second_question_gives_no_other_stage_work_and_is_answered_in_a_fracti
     // A new process has kept nothing.
     client::load(&rig.operator().await?, Verb::Unload, Some(StageName::Llm)).await?;
     let third = rig.answer(&request("third", &clip, "a dog")?).await?;
-    ensure!(!result(&third)?.cached && result(&third)?.token_ids == answer.token_ids, "{third:?}");
+    ensure!(result(&third)?.cached == No && result(&third)?.token_ids == answer.token_ids, "{third:?}");
 
     // The same name, another video.
     video(&clip, 4)?;
     let changed = rig.answer(&request("changed", &clip, "a dog")?).await?;
     let plan = &result(&changed)?.plan;
-    ensure!(!result(&changed)?.cached && plan.image.as_ref().is_some_and(|i| i.frames == 4), "{plan:?}");
+    ensure!(result(&changed)?.cached == No && plan.image.as_ref().is_some_and(|i| i.frames == 4), "{plan:?}");
     Ok(())
 }
 
@@ -95,7 +97,7 @@ async fn a_job_taken_over_by_a_worker_that_knows_its_video_is_planned_again_and_
 
     signal(does_not, "STOP")?;
     let first = rig.answer(&request("first", &clip, "a man slicing onions")?).await?;
-    ensure!(!result(&first)?.cached);
+    ensure!(result(&first)?.cached == No);
 
     // A worker that has not kept the video takes the job, and is stopped once it has planned it.
     signal(knows, "STOP")?;
@@ -108,7 +110,7 @@ async fn a_job_taken_over_by_a_worker_that_knows_its_video_is_planned_again_and_
     signal(knows, "CONT")?;
     let events = rig.events(&job.job).await?;
     let answer = result(&events).with_context(|| rig.log())?;
-    ensure!(known(&events) == [false, true] && answer.cached, "{events:?}");
+    ensure!(known(&events) == [No, Memory] && answer.cached == Memory, "{events:?}");
     ensure!(answer.token_ids == fresh(&rig, &clip, "a dog").await?, "{answer:?}");
 
     // The stopped worker finds the job ended, and takes the next.

@@ -141,7 +141,7 @@ async fn wrong_credentials_end_a_stage_with_status_4_and_say_whose_they_are_and_
         std::fs::write(&wrong, "not the password\n")?;
         let wrong = wrong.display().to_string();
         let output = stage(&shipped, broker.url(), &[format!("bus.password_file={wrong}")])?;
-        refused(&output, &["user \"vision\"", broker.url(), &wrong, "deploy/nats.conf"])?;
+        refused(&output, &["user \"vision\"", broker.url(), &wrong, "deploy/users.conf"])?;
 
         let nowhere = shipped.file("nowhere/{stage}.password").display().to_string();
         let output = stage(&shipped, broker.url(), &[format!("bus.password_file={nowhere}")])?;

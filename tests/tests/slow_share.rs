@@ -102,3 +102,34 @@ async fn who_asks_for_a_probe_is_told_that_it_goes_on_and_others_are_answered() 
     ensure!(matches!(reply, ProbeReply::Info(info) if info.frames == 300));
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_that_nobody_asks_for_any_more_ends_and_one_that_is_asked_for_goes_on() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    hold(&dir.path().join("nothing"), Hold::Each(READ));
+    let rig = Rig::start(Setup::default()).await?;
+    let media = rig.media().canonicalize()?;
+    let [left, kept] = ["left.ts", "kept.ts"].map(|name| media.join(name));
+    ffmpeg("-f lavfi -i testsrc2=s=160x120:r=10:d=60 -c:v mpeg2video -b:v 600k", &left)?;
+    std::fs::copy(&left, &kept)?;
+    [&left, &kept].into_iter().for_each(|file| hold(file, Hold::Each(4 * READ)));
+    let read = async |file: &std::path::Path| -> anyhow::Result<u64> {
+        let request = ProbeRequest { again: true, ..ProbeRequest::new(file.to_string_lossy()) };
+        let request = async_nats::Request::new().payload(wire::encode(&request).into());
+        let request = request.timeout(Some(Duration::from_secs(10)));
+        let reply = rig.bus.client().send_request(rig.bus.subjects().probe(), request).await?;
+        match wire::decode_any(&reply.payload)? {
+            ProbeReply::Working { read_bytes, .. } => Ok(read_bytes),
+            other => anyhow::bail!("{other:?}"),
+        }
+    };
+    let (left_at, kept_at) = tokio::try_join!(read(&left), read(&kept))?;
+    let (began, mut kept_now) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_secs(24) {
+        kept_now = read(&kept).await?;
+    }
+    let left_now = read(&left).await?;
+    ensure!(kept_now > 4 * kept_at, "{kept_now} bytes after {kept_at}: it did not go on");
+    ensure!(left_now < 2 * left_at, "{left_now} bytes after {left_at}: it went on for nobody, and did not begin anew");
+    Ok(())
+}

@@ -8,6 +8,7 @@ pub mod kernels;
 #[cfg(feature = "cuda")]
 mod pinned;
 pub mod random;
+pub mod staging;
 pub mod transfer;
 
 use candle_core::{DType, Device};

@@ -142,7 +142,7 @@ pub(super) fn write(target: &candle_core::Tensor, at: usize, data: &[u8], device
 
 /// A tensor on its way into page-locked memory.
 pub(super) struct Download {
-    /// None for an index.
+    /// None for indices.
     dtype: Option<Dtype>,
     shape: Vec<usize>,
     bytes: usize,
@@ -158,7 +158,7 @@ impl Download {
             DType::F16 => Some(Dtype::F16),
             DType::BF16 => Some(Dtype::Bf16),
             DType::U8 => Some(Dtype::U8),
-            DType::U32 if tensor.elem_count() == 1 => None,
+            DType::U32 => None,
             other => candle_core::bail!("{other:?} does not travel on the bus"),
         };
         let (stream, context) = stream_of(tensor.device().as_cuda_device()?)?;
@@ -177,15 +177,16 @@ impl Download {
     }
 
     pub fn wait(&self) -> Result<WireTensor<'_>> {
-        let Some(dtype) = self.dtype else { candle_core::bail!("an index does not travel on the bus") };
+        let Some(dtype) = self.dtype else { candle_core::bail!("indices do not travel on the bus") };
         WireTensor::new(dtype, &self.shape, self.bytes()?).map_err(candle_core::Error::wrap)
     }
 
-    pub fn wait_index(&self) -> Result<u32> {
-        match (self.dtype, <[u8; 4]>::try_from(self.bytes()?)) {
-            (None, Ok(bytes)) => Ok(u32::from_le_bytes(bytes)),
-            _ => candle_core::bail!("not an index"),
+    pub fn wait_indices(&self) -> Result<Vec<u32>> {
+        if self.dtype.is_some() {
+            candle_core::bail!("not indices");
         }
+        let index = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        Ok(self.bytes()?.chunks_exact(4).map(index).collect())
     }
 
     fn bytes(&self) -> Result<&[u8]> {
@@ -199,6 +200,70 @@ impl Drop for Download {
     fn drop(&mut self) {
         if let Some(buffer) = self.buffer.take() {
             // A copy that nobody waited for may still be under way: whoever takes the buffer looks at its event.
+            buffer.give_back();
+        }
+    }
+}
+
+/// Page-locked memory for pieces of tensors, with a stream of its own for those that leave the device.
+pub(super) struct Staging {
+    device: CudaDevice,
+    bytes: usize,
+    /// None once it is given back.
+    buffer: Option<Buffer>,
+    aside: Arc<CudaStream>,
+}
+
+impl Staging {
+    pub fn new(device: &CudaDevice, bytes: usize) -> Result<Self> {
+        let (_, context) = stream_of(device)?;
+        let aside = context.new_stream().w()?;
+        Ok(Staging { device: device.clone(), bytes, buffer: Some(Buffer::take(&context, bytes)?), aside })
+    }
+
+    fn buffer(&mut self) -> &mut Buffer {
+        self.buffer.as_mut().expect("it is given back at the end only. This is a bug.")
+    }
+
+    pub fn fill(&mut self, n: usize) -> Result<&mut [u8]> {
+        assert!(n <= self.bytes, "{n} bytes of {}. This is a bug.", self.bytes);
+        let buffer = self.buffer();
+        buffer.copied.synchronize().w()?;
+        // SAFETY: the memory is at least that long, this value's alone, and the last copy from or to it is over.
+        Ok(unsafe { std::slice::from_raw_parts_mut(buffer.address, n) })
+    }
+
+    pub fn write(&mut self, target: &candle_core::Tensor, at: usize, n: usize) -> Result<()> {
+        let (stream, _) = stream_of(&self.device)?;
+        let to = address(tensor_pointer(target)?)? + at as u64;
+        let buffer = self.buffer();
+        // SAFETY: the caller has checked that the bytes lie within the tensor, every use of which is behind this copy in its one
+        // stream; nobody writes to the buffer before its event, which is recorded below.
+        unsafe { result::memcpy_htod_async(to, buffer.bytes(n), stream.cu_stream()).w()? };
+        buffer.copied.record(&stream).w()
+    }
+
+    pub fn read(&mut self, source: &candle_core::Tensor, at: usize, n: usize) -> Result<&[u8]> {
+        assert!(n <= self.bytes, "{n} bytes of {}. This is a bug.", self.bytes);
+        stream_of(&self.device)?;
+        let from = address(tensor_pointer(source)?)? + at as u64;
+        let aside = self.aside.clone();
+        let buffer = self.buffer();
+        // SAFETY: the caller has checked that the bytes lie within the tensor, holds it until this returns, and has waited for what
+        // wrote them; the buffer is long enough, and nobody reads it before the copy is over.
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(buffer.address, n);
+            result::memcpy_dtoh_async(to, from, aside.cu_stream()).w()?;
+        }
+        buffer.copied.record(&aside).w()?;
+        buffer.copied.synchronize().w()?;
+        Ok(buffer.bytes(n))
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
             buffer.give_back();
         }
     }

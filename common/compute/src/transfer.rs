@@ -79,7 +79,7 @@ pub struct Download(Way);
 
 enum Way {
     There(WireTensor<'static>),
-    Index(u32),
+    Indices(Vec<u32>),
     #[cfg(feature = "cuda")]
     Pinned(pinned::Download),
 }
@@ -88,14 +88,14 @@ impl Download {
     /// Starts the copy. The tensor may go at once: its memory is free for others only behind the copy.
     ///
     /// # Errors
-    /// candle's; a type that neither travels nor is an index, which is one number in u32.
+    /// candle's; a type that neither travels nor is that of indices, u32.
     pub fn start(tensor: &candle_core::Tensor) -> candle_core::Result<Self> {
         #[cfg(feature = "cuda")]
         if tensor.device().is_cuda() {
             return Ok(Download(Way::Pinned(pinned::Download::start(tensor)?)));
         }
         if tensor.dtype() == DType::U32 {
-            return Ok(Download(Way::Index(tensor.reshape(())?.to_scalar()?)));
+            return Ok(Download(Way::Indices(tensor.flatten_all()?.to_vec1()?)));
         }
         Ok(Download(Way::There(to_wire(tensor)?)))
     }
@@ -107,22 +107,22 @@ impl Download {
     pub fn wait(&self) -> candle_core::Result<WireTensor<'_>> {
         match &self.0 {
             Way::There(tensor) => Ok(tensor.clone()),
-            Way::Index(_) => candle_core::bail!("an index does not travel on the bus"),
+            Way::Indices(_) => candle_core::bail!("indices do not travel on the bus"),
             #[cfg(feature = "cuda")]
             Way::Pinned(download) => download.wait(),
         }
     }
 
-    /// [`wait`](Self::wait) for an index.
+    /// [`wait`](Self::wait) for indices, of any shape.
     ///
     /// # Errors
-    /// As `wait`; a tensor that is no index.
-    pub fn wait_index(&self) -> candle_core::Result<u32> {
+    /// As `wait`; a tensor in another type than u32.
+    pub fn wait_indices(&self) -> candle_core::Result<Vec<u32>> {
         match &self.0 {
-            Way::Index(index) => Ok(*index),
-            Way::There(_) => candle_core::bail!("not an index"),
+            Way::Indices(indices) => Ok(indices.clone()),
+            Way::There(_) => candle_core::bail!("not indices"),
             #[cfg(feature = "cuda")]
-            Way::Pinned(download) => download.wait_index(),
+            Way::Pinned(download) => download.wait_indices(),
         }
     }
 }
@@ -197,8 +197,9 @@ mod tests {
         let values = target.to_dtype(DType::F32)?.to_vec2::<f32>()?;
         assert_eq!(values, [[0.0, 0.0], [1.0, -2.0], [0.0, 0.0]]);
         assert!(Download::start(&candle_core::Tensor::zeros(2, DType::F64, &Device::Cpu)?).is_err());
-        let index = Download::start(&candle_core::Tensor::new(&[7u32], &Device::Cpu)?)?;
-        assert!(index.wait_index()? == 7 && index.wait().is_err());
+        let indices = Download::start(&candle_core::Tensor::new(&[7u32, 9], &Device::Cpu)?)?;
+        assert!(indices.wait_indices()? == [7, 9] && indices.wait().is_err());
+        assert!(Download::start(&target)?.wait_indices().is_err());
         Ok(())
     }
 }

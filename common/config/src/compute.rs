@@ -4,18 +4,20 @@ use serde::{Deserialize, Serialize};
 
 use protocol::tensor::Dtype;
 
+use crate::placement::Device;
+
 /// Section `compute`: where vision, audio, fuse and llm compute, and in which types.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ComputeConfig {
-    /// `cpu`, `cuda`, or `cuda:N` for the N-th GPU.
+    /// `cpu`, `cuda`, or `cuda:N` for the N-th GPU; `placement` says otherwise for single stages.
     pub device: String,
     /// Type of activations, and of weights that are not quantized: `f32`, `bf16`, `f16`.
     pub dtype: Precision,
     /// How rows of frames, sound and their tokens are multiplied: `dense`, in `dtype`, or `fp8`. Text never is in 8 bits.
     pub media_products: MediaProducts,
-    /// What all stages together may take of the GPU, contexts included. The language model then has what the encoders
-    /// leave, and jobs that do not fit beside them are answered in phases.
+    /// What all stages together may take of the GPU (of each GPU that `placement.card_bytes` does not name), contexts included.
+    /// The language model then has what the encoders beside it leave, and jobs that do not fit there are answered in phases.
     pub card_bytes: Option<u64>,
     /// What a CUDA context, its modules and cuBLAS hold outside the memory pool; part of every GPU stage's budget.
     pub context_bytes: u64,
@@ -36,10 +38,15 @@ impl Default for ComputeConfig {
 impl ComputeConfig {
     /// Ordinal of the CUDA device; none for the CPU.
     pub fn cuda_ordinal(&self) -> Option<usize> {
-        match self.device.as_str() {
-            "cuda" => Some(0),
-            other => other.strip_prefix("cuda:")?.parse().ok(),
+        match self.device.parse() {
+            Ok(Device::Cuda(ordinal)) => Some(ordinal),
+            Ok(Device::Cpu) | Err(_) => None,
         }
+    }
+
+    /// The device; of a text that names none, which no checked configuration has, the CPU.
+    pub(crate) fn placed_on(&self) -> Device {
+        self.cuda_ordinal().map_or(Device::Cpu, Device::Cuda)
     }
 }
 

@@ -31,8 +31,22 @@ impl ModelSource {
                 }
             }
         }
-        Ok(hash.finalize().iter().take(SHOWN).map(|b| format!("{b:02x}")).collect())
+        Ok(shown(hash.finalize().as_slice()))
     }
+}
+
+/// Fingerprint of one file, 16 hexadecimal digits: of its size, and its first, middle and last 64 KiB, whatever its name.
+///
+/// # Errors
+/// The file system's, with the file.
+pub fn of_file(path: &Path) -> Result<String, String> {
+    let mut hash = Sha256::new();
+    content(path, &mut hash).map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(shown(hash.finalize().as_slice()))
+}
+
+fn shown(hash: &[u8]) -> String {
+    hash.iter().take(SHOWN).map(|b| format!("{b:02x}")).collect()
 }
 
 /// Files of a checkpoint that the weights are in, and the one that says what they mean.
@@ -50,9 +64,13 @@ fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn sample(path: &Path, hash: &mut Sha256) -> io::Result<()> {
+    hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+    content(path, hash)
+}
+
+fn content(path: &Path, hash: &mut Sha256) -> io::Result<()> {
     let file = File::open(path)?;
     let size = file.metadata()?.len();
-    hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
     hash.update(size.to_le_bytes());
     let length = SAMPLE_BYTES.min(size);
     let mut sample = vec![0; length as usize];
@@ -91,5 +109,11 @@ mod tests {
         let random = |size: &str| ModelSource { dir: PathBuf::new(), weights: Some(size.parse().unwrap()) };
         assert_ne!(random("random:tiny").fingerprint(), random("random:realdims").fingerprint());
         assert_eq!(ModelSource::default().fingerprint().as_deref(), Ok(""));
+        // One file by itself: by what it holds.
+        let [copy, other] = ["copy", "other"].map(|name| there.path().join(name));
+        std::fs::copy(here.path().join("model.safetensors"), &copy).unwrap();
+        std::fs::write(&other, &weights[1..]).unwrap();
+        let weights = of_file(&here.path().join("model.safetensors"));
+        assert!(weights == of_file(&copy) && weights != of_file(&other) && of_file(&here.path().join("none")).is_err());
     }
 }

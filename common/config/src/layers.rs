@@ -168,7 +168,15 @@ fn lay(table: &mut toml::Table, over: toml::Table) {
                         }
                     }
                 }
-                under.extend(keys);
+                for (key, value) in keys {
+                    match (under.get_mut(&key), value) {
+                        // Of a key with names below it (`placement.card_bytes`), each name is one of its own.
+                        (Some(toml::Value::Table(under)), toml::Value::Table(names)) => under.extend(names),
+                        (_, value) => {
+                            under.insert(key, value);
+                        }
+                    }
+                }
             }
             (_, keys) => {
                 table.insert(section, keys);
@@ -252,11 +260,18 @@ fn parsed(section: &str, key: &str, value: &str) -> toml::Value {
     }
 }
 
-/// Sets one key.
+/// Sets one key; of one with names below it (`card_bytes.cuda:0`), one of those.
 fn put(table: &mut toml::Table, section: &str, key: &str, value: toml::Value) {
-    let section = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-    if let toml::Value::Table(t) = section {
-        t.insert(key.to_owned(), value);
+    let keys = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    if !keys.is_table() {
+        *keys = toml::Value::Table(toml::Table::new());
+    }
+    let toml::Value::Table(keys) = keys else { return };
+    match key.split_once('.') {
+        Some((key, name)) => put(keys, key, name.trim_matches('"'), value),
+        None => {
+            keys.insert(key.to_owned(), value);
+        }
     }
 }
 

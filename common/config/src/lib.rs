@@ -2,11 +2,13 @@
 //! ([`layers`]).
 
 mod compute;
-mod fingerprint;
+pub mod fingerprint;
 mod http;
 pub mod layers;
 mod log;
 mod path;
+mod placed;
+mod placement;
 mod random;
 pub mod replace;
 mod secret;
@@ -23,6 +25,7 @@ use protocol::error::StageName;
 pub use compute::{ComputeConfig, KvPrecision, MediaProducts, Precision, WeightFormat};
 pub use http::HttpConfig;
 pub use log::{LogConfig, LogFormat};
+pub use placement::{COMPUTING, Device, PlacementConfig};
 pub use random::{RandomWeights, Size};
 pub use secret::{Address, Secret};
 pub use sections::{BusConfig, DecodeConfig, LlmConfig, ModelSource, UpConfig, VisionStageConfig};
@@ -39,6 +42,8 @@ pub struct Config {
     pub model: ModelSource,
     /// The device of vision, audio, fuse and llm.
     pub compute: ComputeConfig,
+    /// The devices of single stages, and what they may hold there.
+    pub placement: PlacementConfig,
     /// stage-decode.
     pub decode: DecodeConfig,
     /// stage-vision.
@@ -82,15 +87,18 @@ impl Config {
         need(self.bus.queue_bytes >= 1 << 20, "bus.queue_bytes is at least 1 MiB")?;
         need(self.bus.message_bytes >= 64 << 10, "bus.message_bytes is at least 64 KiB")?;
         need(self.up.idle_unload_s >= 0.0, "up.idle_unload_s is at least 0")?;
-        let device = self.compute.device.as_str();
-        need(device == "cpu" || self.compute.cuda_ordinal().is_some(), "compute.device is cpu, cuda or cuda:N")?;
+        self.placement.check().map_err(|what| format!("configuration: {what}"))?;
+        need(self.compute.device.parse::<Device>().is_ok(), "compute.device is cpu, cuda or cuda:N")?;
         let agrees = match self.llm.weights {
             WeightFormat::Bf16 => self.compute.dtype == Precision::Bf16,
             WeightFormat::F16 => self.compute.dtype == Precision::F16,
             WeightFormat::Dense | WeightFormat::Q8 | WeightFormat::Q4 => true,
         };
         need(agrees, "llm.weights is compute.dtype, dense, q8 or q4")?;
-        let on_gpu = self.compute.cuda_ordinal().is_some();
+        let on_gpu = COMPUTING.into_iter().any(|stage| {
+            let processes = 0..self.placement.of(stage).len().max(1);
+            processes.into_iter().any(|replica| self.device(stage, replica) != Device::Cpu)
+        });
         let fp8 =
             self.compute.media_products == MediaProducts::Dense || !on_gpu || self.compute.dtype == Precision::Bf16;
         need(fp8, "compute.media_products = \"fp8\" on a GPU needs compute.dtype = \"bf16\"")?;
@@ -98,6 +106,9 @@ impl Config {
         need(self.decode.max_pixels >= 1, "decode.max_pixels is at least 1")?;
         need(self.vision.batch >= 1, "vision.batch is at least 1")?;
         need(self.llm.chunk_rows >= 1, "llm.chunk_rows is at least 1")?;
+        need(self.llm.together >= 1, "llm.together is at least 1: one answer after another")?;
+        need(self.llm.together_s >= 0.0, "llm.together_s is at least 0")?;
+        need(self.llm.park_bytes >= 1, "llm.park_bytes is at least 1; without llm.park_dir nothing is written")?;
         let wait = (0.0..=3600.0).contains(&self.llm.affinity_wait_s);
         need(wait, "llm.affinity_wait_s is 0 to 3600")?;
         let named = self.llm.end_tokens.as_ref().is_none_or(|tokens| !tokens.is_empty());

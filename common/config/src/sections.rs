@@ -231,10 +231,24 @@ pub struct LlmConfig {
     pub quantized: Option<PathBuf>,
     /// Keys and values of image and audio tokens: `dense` (in `compute.dtype`), `q8` or `q4`.
     pub kv: KvPrecision,
-    /// Keeps the keys and values of the last video in memory, so that the next question about it costs only its text. They
-    /// are part of the stage's budget, and go before another job needs that memory. Without `budgets.llm`, several
-    /// stage-llm on one host do not know of each other's.
+    /// Keeps the keys and values of the videos that were asked about last in memory, as many as the stage's budget holds, so that
+    /// the next question about one costs only its text. They go, the least recently used first, before another job needs
+    /// that memory. Without `budgets.llm`, several stage-llm on one host do not know of each other's.
     pub keep_video: bool,
+    /// Most answers that are written at once, a token of each a step: those to the questions of a job, and those of jobs
+    /// about the same video that wait meanwhile, unless `keep_video` is off. Fewer where their texts do not fit beside the
+    /// video. 1: one after another.
+    pub together: u32,
+    /// Seconds from the first of these answers on in which other jobs may join them, so that jobs about other videos get
+    /// their turn: within this time and that of the answers begun by then.
+    pub together_s: f64,
+    /// Directory for keys and values on disk: those of each video that was answered about are written there, and the next
+    /// question about it reads them, also after the process has ended. Several processes may share it; a local disk, not a
+    /// network's. Without one nothing is written.
+    #[serde(with = "crate::path::optional")]
+    pub park_dir: Option<PathBuf>,
+    /// Bytes that the files in `park_dir` may take together; the least recently used go first.
+    pub park_bytes: u64,
     /// Seconds that a job waits at most for the worker of several that keeps its video, while that one is at another job; then
     /// any worker takes it. Who has the job to give answers others meanwhile. A wait that comes to nothing should cost about
     /// what it could have spared: two seconds are a little more than the tokens of a video of five minutes take one GPU.
@@ -252,6 +266,10 @@ impl Default for LlmConfig {
             quantized: None,
             kv: KvPrecision::Dense,
             keep_video: true,
+            together: 32,
+            together_s: 30.0,
+            park_dir: None,
+            park_bytes: 64 << 30,
             affinity_wait_s: 2.0,
         }
     }
@@ -264,4 +282,7 @@ pub struct UpConfig {
     /// Seconds without a job after which the processes of vision, audio, fuse and llm end; the next job starts them
     /// again. 0: never.
     pub idle_unload_s: f64,
+    /// Port on loopback at which the broker that `vidi up` starts shows its state over HTTP (`/jsz`, `/varz`, `/healthz`), for an
+    /// autoscaler or an exporter; none: it does not.
+    pub monitor_port: Option<u16>,
 }

@@ -65,6 +65,9 @@ pub struct ControlRequest {
     /// Stage whose instances alone are meant.
     #[serde(default)]
     pub stage: Option<StageName>,
+    /// Device (`cuda:0`, `cpu`) whose processes of the stage alone are meant, for `load` and `unload`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Instance that alone is meant, for `drain`.
     #[serde(default)]
     pub instance: Option<String>,

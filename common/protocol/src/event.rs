@@ -1,5 +1,6 @@
 //! Events that a client hears of its job: a gapless sequence of events that ends in exactly one terminal one.
 
+mod cached;
 mod result;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use crate::plan::MediaPlan;
 use crate::wire::{Message, version};
 use crate::wire_error::WireError;
 
+pub use cached::Cached;
 pub(crate) use result::is_zero;
 pub use result::{
     Answer, Finish, JobResult, ModelName, StageMemory, StageTiming, Supported, TimeRange, TimedBox, Timings,
@@ -77,8 +79,8 @@ pub enum Event {
         plan: MediaPlan,
         /// Streaming or phases.
         mode: Mode,
-        /// Whether the video's keys and values are there already.
-        cached: bool,
+        /// Where the video's keys and values are already.
+        cached: Cached,
     },
     /// A stage came on.
     Progress {

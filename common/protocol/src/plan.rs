@@ -314,7 +314,10 @@ impl MediaPlan {
     }
 
     /// Refuses a plan whose figures do not follow from each other.
-    pub(crate) fn check(&self) -> Result<(), WireError> {
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), WireError> {
         if !(self.duration_s.is_finite() && self.duration_s >= 0.0) || self.content_id.len() > 256 {
             return Err(WireError::new(WireErrorKind::Value, "plan.duration_s or plan.content_id"));
         }

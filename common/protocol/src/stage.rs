@@ -193,6 +193,44 @@ pub trait JobPort {
     fn cancelled(&self) -> bool;
 }
 
+impl<T: JobPort + ?Sized> JobPort for &mut T {
+    fn probe(&mut self, video: &str) -> Result<MediaInfo, Stop> {
+        (**self).probe(video)
+    }
+
+    fn request_decode(&mut self, request: DecodeRequest) -> Result<(), Stop> {
+        (**self).request_decode(request)
+    }
+
+    fn next_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<(), Stop> {
+        (**self).next_tokens(take)
+    }
+
+    fn more_tokens(&mut self, take: &mut dyn FnMut(TokenBatch<'_>) -> Result<(), Stop>) -> Result<bool, Stop> {
+        (**self).more_tokens(take)
+    }
+
+    fn rewind_tokens(&mut self) {
+        (**self).rewind_tokens();
+    }
+
+    fn take_gpu(&mut self) -> Result<(), Stop> {
+        (**self).take_gpu()
+    }
+
+    fn return_gpu(&mut self) {
+        (**self).return_gpu();
+    }
+
+    fn event(&mut self, event: Event) -> Result<(), Stop> {
+        (**self).event(event)
+    }
+
+    fn cancelled(&self) -> bool {
+        (**self).cancelled()
+    }
+}
+
 /// Job as its owner has it: its request, and its own way to the rest of the pipeline and to its client.
 #[derive(Debug)]
 pub struct OwnedJob<P> {

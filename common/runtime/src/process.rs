@@ -10,6 +10,7 @@ use clap::Parser;
 use tokio::sync::watch;
 
 use crate::bus::{Bus, BusError, BusErrorKind, Role};
+use crate::notify::Notifier;
 use crate::output::Unwritten;
 use crate::remark;
 use crate::run::checkpoint::Checkpoint;
@@ -180,7 +181,7 @@ where
         telemetry::init(&config.log).map_err(|e| Fatal(Exit::Usage, e))?;
         warn_of_random_weights(&config);
         let runtime = runtime()?;
-        let outcome = runtime.block_on(async { serve(&config, open, on_signal()).await });
+        let outcome = runtime.block_on(async { serve(&config, open, on_signal(), Notifier::of_environment()).await });
         // An engine may be in the middle of something that nobody waits for any more.
         runtime.shutdown_background();
         outcome
@@ -278,7 +279,7 @@ pub fn on_signal() -> Shutdown {
     receiver
 }
 
-/// Serves one stage in this process until `shutdown`.
+/// Serves one stage in this process until `shutdown`, and tells `notifier` when it is ready and that it is alive.
 ///
 /// # Errors
 /// What keeps it from starting.
@@ -286,6 +287,7 @@ pub async fn serve<S>(
     config: &Config,
     open: impl FnOnce(&Config) -> Result<S, JobError>,
     shutdown: Shutdown,
+    notifier: Notifier,
 ) -> Result<(), Fatal>
 where
     S: Stage + Send + 'static,
@@ -293,12 +295,12 @@ where
     let bus = Bus::connect(&config.bus, Role::Stage(S::NAME), PATIENCE).await?;
     let stage = opened(S::NAME, tokio::task::block_in_place(|| open(config)))?;
     tokio::select! {
-        ended = run::run(bus.clone(), stage, instance_info(config, S::NAME)?, shutdown.clone()) => Ok(ended?),
-        cut_off = cut_off(&bus, shutdown) => Err(cut_off),
+        ended = run::run(bus.clone(), stage, instance_info(config, S::NAME, &notifier)?, shutdown.clone()) => Ok(ended?),
+        cut_off = cut_off(&bus, shutdown, &notifier) => Err(cut_off),
     }
 }
 
-/// Serves stage-llm in this process until `shutdown`.
+/// Serves stage-llm in this process until `shutdown`, and tells `notifier` when it is ready and that it is alive.
 ///
 /// # Errors
 /// What keeps it from starting.
@@ -306,6 +308,7 @@ pub async fn serve_owner<O>(
     config: &Config,
     open: impl FnOnce(&Config) -> Result<O, JobError>,
     shutdown: Shutdown,
+    notifier: Notifier,
 ) -> Result<(), Fatal>
 where
     O: Owner + Send + 'static,
@@ -313,15 +316,16 @@ where
     let bus = Bus::connect(&config.bus, Role::Stage(StageName::Llm), PATIENCE).await?;
     let stage = opened(StageName::Llm, tokio::task::block_in_place(|| open(config)))?;
     tokio::select! {
-        ended = owner::run(bus.clone(), stage, instance_info(config, StageName::Llm)?, shutdown.clone()) => Ok(ended?),
-        cut_off = cut_off(&bus, shutdown) => Err(cut_off),
+        ended = owner::run(bus.clone(), stage, instance_info(config, StageName::Llm, &notifier)?, shutdown.clone()) => Ok(ended?),
+        cut_off = cut_off(&bus, shutdown, &notifier) => Err(cut_off),
     }
 }
 
 /// Waits until this process shall leave and has waited for the broker for [`LEAVE_AFTER`]: it cannot settle what it has in
 /// flight then, which others get.
-async fn cut_off(bus: &Bus, mut shutdown: Shutdown) -> Fatal {
+async fn cut_off(bus: &Bus, mut shutdown: Shutdown, notifier: &Notifier) -> Fatal {
     shutdown::begun(&mut shutdown).await;
+    notifier.stopping();
     let mut held_up = Duration::ZERO;
     while held_up < LEAVE_AFTER {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -344,7 +348,7 @@ fn opened<S>(stage: StageName, outcome: Result<S, JobError>) -> Result<S, Fatal>
     outcome.map_err(|e| Fatal(Exit::Model, format!("stage-{stage} cannot start: {e}")))
 }
 
-fn instance_info(config: &Config, stage: StageName) -> Result<InstanceInfo, Fatal> {
+fn instance_info(config: &Config, stage: StageName, notifier: &Notifier) -> Result<InstanceInfo, Fatal> {
     let (dtype, fingerprint) = match stage {
         StageName::Decode => (String::new(), Ok(String::new())),
         _ => (config.compute.dtype.wire().to_string(), config.model.fingerprint()),
@@ -352,8 +356,11 @@ fn instance_info(config: &Config, stage: StageName) -> Result<InstanceInfo, Fata
     let unreadable = |e| Fatal(Exit::Model, format!("stage-{stage} cannot start: fingerprint of the checkpoint: {e}"));
     let checkpoint = Checkpoint { name: config.model.name(), fingerprint: fingerprint.map_err(unreadable)? };
     let (budget_bytes, watchdog) = (config.budget(stage), config.watchdog.clone());
+    let device = config.device(stage, 0).to_string();
+    let notifier = notifier.clone();
     let affinity_wait = Duration::from_secs_f64(config.llm.affinity_wait_s);
-    Ok(InstanceInfo { checkpoint, family: String::new(), dtype, budget_bytes, watchdog, affinity_wait })
+    let family = String::new();
+    Ok(InstanceInfo { checkpoint, family, dtype, device, budget_bytes, watchdog, notifier, affinity_wait })
 }
 
 #[cfg(test)]

@@ -124,6 +124,9 @@ def test_results_of_servers_of_other_times_are_read() -> None:
     read = result(**new)
     assert read.boxes[0].bbox == (0.0, 0.5, 1.0, 1.0) and read.answers[0].boxes == read.boxes
     assert (read.supported, read.notes, read.resolution_s) == ("experimental", ("n",), 0.5)
+    assert [result(cached=cached).cached for cached in (True, False, "memory", "disk")] == [True, False, "memory", "disk"]
+    with pytest.raises(errors.ProtocolError, match="Result.cached is 1, not str or bool"):
+        result(cached=1)
     old = result()
     assert old.supported is None and old.answers == () and old.resolution_s is None
     with pytest.raises(dataclasses.FrozenInstanceError):

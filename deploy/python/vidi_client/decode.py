@@ -34,8 +34,12 @@ def _value(wanted: Any, data: object, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if data is None and type(None) in args:
             return None
-        (wanted,) = (arg for arg in args if arg is not type(None))
-        return _value(wanted, data, where)
+        kinds = [arg for arg in args if arg is not type(None)]
+        if len(kinds) == 1:
+            return _value(kinds[0], data, where)
+        if not isinstance(data, tuple(kinds)):
+            raise _wrong(" or ".join(kind.__name__ for kind in kinds), data, where)
+        return data
     if dataclasses.is_dataclass(wanted):
         return _object(typing.cast(type, wanted), data, where)
     if origin is tuple:

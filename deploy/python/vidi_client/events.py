@@ -42,7 +42,8 @@ class Queued(Event):
 class Planned(Event):
     plan: MediaPlan
     mode: str
-    cached: bool
+    #: Where the video was known already: ``memory`` or ``disk``; false where it is looked at for this job.
+    cached: str | bool
 
 
 @dataclass(frozen=True)

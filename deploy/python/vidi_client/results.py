@@ -129,8 +129,9 @@ class Result:
     token_ids: tuple[int, ...] = ()
     ranges: tuple[Range, ...] = ()
     boxes: tuple[Box, ...] = ()
-    #: Whether the video was known from an earlier question.
-    cached: bool = False
+    #: Where the video was known from an earlier question: ``memory`` or ``disk``, ``True`` of servers of before 2026-11-27;
+    #: ``False`` where it was not.
+    cached: str | bool = False
     timings: Timings = Timings()
     memory: Mapping[str, StageMemory] = field(default_factory=dict)
     task: str = ""

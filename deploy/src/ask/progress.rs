@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use protocol::error::StageName;
-use protocol::event::{Event, Mode};
+use protocol::event::{Cached, Event, Mode};
 use protocol::plan::MediaPlan;
 use runtime::output::Remarks;
 use runtime::remark;
@@ -70,12 +70,16 @@ impl Progress {
 }
 
 /// A job's plan in one line, and that no encoder has anything to do where the video is known already.
-fn plan_line(plan: &MediaPlan, mode: Mode, cached: bool) -> String {
+fn plan_line(plan: &MediaPlan, mode: Mode, cached: Cached) -> String {
     let image = plan.image.as_ref();
     let image = image.map_or("no picture".to_owned(), |i| format!("{} frames, {} image tokens", i.frames, i.tokens));
-    let about = if cached { "" } else { "about " };
+    let about = if cached.is_known() { "" } else { "about " };
     let audio = plan.audio.as_ref().map_or("no sound".to_owned(), |a| format!("{about}{} audio tokens", a.tokens));
-    let how = if cached { "video known, only the question is read".to_owned() } else { format!("{mode:?}") };
+    let how = match cached {
+        Cached::No => format!("{mode:?}"),
+        Cached::Memory => "video known, only the question is read".to_owned(),
+        Cached::Disk => "video known, read from disk before the question".to_owned(),
+    };
     format!("plan: {:.1} s, {image}, {audio}, {how}", plan.duration_s)
 }
 
@@ -94,12 +98,14 @@ mod tests {
             audio: AudioPlan::new(160_000),
             notes: Vec::new(),
         };
-        let first = plan_line(&plan, Mode::Streaming, false);
+        let first = plan_line(&plan, Mode::Streaming, Cached::No);
         assert_eq!(first, "plan: 10.0 s, 10 frames, 1960 image tokens, about 100 audio tokens, Streaming");
-        let second = plan_line(&plan, Mode::Streaming, true);
-        assert!(
-            second.ends_with("1960 image tokens, 100 audio tokens, video known, only the question is read"),
-            "{second}"
-        );
+        for (cached, how) in [
+            (Cached::Memory, "video known, only the question is read"),
+            (Cached::Disk, "video known, read from disk before the question"),
+        ] {
+            let second = plan_line(&plan, Mode::Streaming, cached);
+            assert!(second.ends_with(&format!("1960 image tokens, 100 audio tokens, {how}")), "{second}");
+        }
     }
 }

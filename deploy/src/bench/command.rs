@@ -25,6 +25,9 @@ pub struct Bench {
     /// With --stage, numbers of replicas to measure [default: 1,2,4]; with --pipeline, processes per stage, e.g. vision=2.
     #[arg(long, value_delimiter = ',')]
     replicas: Vec<String>,
+    /// Devices of stages, as for `up`, e.g. `vision=cuda:0,cuda:1`.
+    #[arg(long, value_delimiter = ',', value_name = "STAGE=DEVICE")]
+    pub place: Vec<String>,
     /// With --stage: messages to process for each number of replicas.
     #[arg(long, default_value_t = 60)]
     messages: u64,
@@ -104,7 +107,7 @@ impl Bench {
         let mut config = config.clone();
         config.llm.keep_video = self.keep_video;
         config.decode.media_roots.extend(video.parent().map(Path::to_owned));
-        let replicas = crate::up::supervisor::replicas(&self.replicas).map_err(|e| usage(&e))?;
+        let replicas = crate::up::replicas::replicas(&self.replicas, &config).map_err(|e| usage(&e))?;
         let question = pipeline::Question { video, queries: self.query.clone(), max_new_tokens: self.max_new_tokens };
         let rows = pipeline::run(&config, &question, &replicas, &self.concurrent, self.jobs).await?;
         self.write(&serde_json::json!({ "video": file_uri::text(&question.video), "rows": rows }))?;

@@ -116,7 +116,7 @@ async fn measure(bus: &Bus, question: &Question, concurrent: usize, jobs: usize)
     Ok(Row {
         concurrent,
         jobs: results.len(),
-        cached: results.iter().filter(|r| r.cached).count(),
+        cached: results.iter().filter(|r| r.cached.is_known()).count(),
         seconds,
         jobs_per_s: results.len() as f64 / seconds,
         frames_per_s: rate(|r| r.plan.image.as_ref().map_or(0, |i| i.frames)),

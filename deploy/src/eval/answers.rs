@@ -158,6 +158,8 @@ fn answers(path: &Path, lines: &[u8], queries: &[Query], asking: Asking) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use protocol::event::Cached;
+
     use super::super::line::Failure;
     use super::*;
 
@@ -183,12 +185,18 @@ mod tests {
 
     fn answer() -> Outcome {
         let model = ModelName::default();
-        Outcome::Answered { answer: vec![[1.0, 2.5]], text: "0.10-0.25".to_owned(), cached: true, seconds: 0.5, model }
+        Outcome::Answered {
+            answer: vec![[1.0, 2.5]],
+            text: "0.10-0.25".to_owned(),
+            cached: Cached::Memory,
+            seconds: 0.5,
+            model,
+        }
     }
 
     fn answer_of(name: &str) -> Outcome {
         let model = ModelName { name: name.to_owned(), ..ModelName::default() };
-        Outcome::Answered { answer: Vec::new(), text: String::new(), cached: false, seconds: 0.5, model }
+        Outcome::Answered { answer: Vec::new(), text: String::new(), cached: Cached::No, seconds: 0.5, model }
     }
 
     fn failure() -> Outcome {

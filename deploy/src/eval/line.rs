@@ -1,6 +1,6 @@
 //! Line of the file of answers: a query, how it was asked, and what came of it.
 
-use protocol::event::ModelName;
+use protocol::event::{Cached, ModelName};
 use serde::{Deserialize, Serialize};
 
 use super::ranges::Range;
@@ -46,8 +46,8 @@ pub enum Outcome {
         answer: Vec<Range>,
         /// The answer as the model wrote it.
         text: String,
-        /// Whether the video was known already.
-        cached: bool,
+        /// Where the video was known already.
+        cached: Cached,
         /// Time from asking to the answer, seconds.
         seconds: f64,
         /// Model that answered.

@@ -185,7 +185,7 @@ impl Run<'_> {
 
     fn answered(&mut self, query: &Query, result: JobResult, is_first: bool, seconds: f64) -> Result<(), Fatal> {
         let count = result.ranges.len();
-        self.decoded += usize::from(!result.cached);
+        self.decoded += usize::from(!result.cached.is_known());
         self.pace.add(is_first, seconds);
         let outcome = Outcome::Answered {
             answer: result.ranges.iter().map(|range| [range.start_s, range.end_s]).collect(),

@@ -3,7 +3,8 @@
 //! Frames are found by their time stamps. The first of frames n to m begins at n / rate: a command seeks to a tenth of a frame
 //! before it, so that rounding in a container does not hide it, and stops a tenth before frame m.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::media::Media;
@@ -40,11 +41,13 @@ const CLIP: [&str; 14] = [
 /// needs before each in point too, and of a container without an index it may miss the first frames: the list is exact for codecs
 /// of key frames alone, and the script for all.
 ///
+/// A path that is not UTF-8 stands there byte by byte, as ffmpeg takes it.
+///
 /// # Errors
-/// For a path with a line break or that is not UTF-8, which the format cannot hold.
-pub fn ffconcat(export: &Export) -> Result<String, String> {
-    let path = export.media.text("ffconcat", "--clips")?;
-    if path.contains(['\n', '\r']) {
+/// For a path with a line break, which the format cannot hold.
+pub fn ffconcat(export: &Export) -> Result<Vec<u8>, String> {
+    let path = &export.media.path;
+    if path.as_os_str().as_bytes().iter().any(|byte| b"\n\r".contains(byte)) {
         return Err(format!("ffconcat cannot hold a line break, and {path:?} has one: rename it, or use sh"));
     }
     let mut list = format!("ffconcat version 1.0\n# query: {}\n", export.query);
@@ -52,34 +55,34 @@ pub fn ffconcat(export: &Export) -> Result<String, String> {
         list += &format!("# {note}\n");
     }
     let start = micros(export.media.start.picture_s);
-    let path = path.replace('\'', r"'\''");
+    let mut list = list.into_bytes();
+    let path = in_quotes(path.as_os_str());
     for cut in &export.cuts {
         let (from, to) = match export.media.pictures {
             Some(pictures) => (pictures.rate.micros(cut.frames.start * 10), pictures.rate.micros(cut.frames.end * 10)),
             None => (micros(cut.start_s), micros(cut.end_s)),
         };
-        list += &format!("file '{path}'\ninpoint {}\noutpoint {}\n", seconds(start + from), seconds(start + to));
+        let points = format!("\ninpoint {}\noutpoint {}\n", seconds(start + from), seconds(start + to));
+        list.extend([&b"file "[..], &path, points.as_bytes()].concat());
     }
     Ok(list)
 }
 
-/// A script that cuts each range into a file of its own in the working directory, exact to the frame.
-///
-/// # Errors
-/// For a path that is not UTF-8.
-pub fn script(export: &Export) -> Result<String, String> {
-    export.media.text("a script", "--clips")?;
+/// A script that cuts each range into a file of its own in the working directory, exact to the frame. A path that is not UTF-8
+/// stands there byte by byte, as a shell takes it.
+pub fn script(export: &Export) -> Vec<u8> {
     let mut script = format!("#!/bin/sh\n# query: {}\n", export.query);
     for note in export.notes() {
         script += &format!("# {note}\n");
     }
     script += "set -e\n";
+    let mut script = script.into_bytes();
     for (at, cut) in export.cuts.iter().enumerate() {
         let command = arguments(export, cut, Path::new(&clip_name(export, at + 1)));
-        let words: Vec<String> = command.iter().map(|word| quoted(&word.to_string_lossy())).collect();
-        script += &format!("# {}\nffmpeg {}\n", cut.title, words.join(" "));
+        let words: Vec<Vec<u8>> = command.iter().map(|word| quoted(word)).collect();
+        script.extend([format!("# {}\nffmpeg ", cut.title).as_bytes(), &words.join(&b' '), b"\n"].concat());
     }
-    Ok(script)
+    script
 }
 
 /// Name of a clip: the media's, with the number of the range, from 1.
@@ -136,12 +139,15 @@ fn seconds(micros: u64) -> String {
 }
 
 /// A word as a shell reads it back.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._/:+=,@%".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
+fn quoted(word: &OsStr) -> Vec<u8> {
+    let (bytes, is_plain) = (word.as_bytes(), |c: &u8| c.is_ascii_alphanumeric() || b"-._/:+=,@%".contains(c));
+    if !bytes.is_empty() && bytes.iter().all(is_plain) { bytes.to_owned() } else { in_quotes(word) }
+}
+
+/// A text in quotation marks, as a shell and ffmpeg's lists read it back.
+fn in_quotes(text: &OsStr) -> Vec<u8> {
+    let parts: Vec<&[u8]> = text.as_bytes().split(|byte| *byte == b'\'').collect();
+    [&b"'"[..], &parts.join(&br"'\''"[..]), b"'"].concat()
 }
 
 #[cfg(test)]
@@ -156,16 +162,18 @@ mod tests {
         let command = arguments(&export, &export.cuts[0], Path::new("x.mp4"));
         // Frame 1763 begins at 70.52 s, a tenth of a frame is 4 ms, and the first picture 80 ms behind the file's start.
         assert!(command.windows(2).any(|pair| pair == ["-ss", "70.596000"]), "{command:?}");
-        assert!(ffconcat(&export).unwrap().contains("inpoint 72.000000\noutpoint 96.680000\n"));
+        let holds = |text: &[u8], part: &[u8]| text.windows(part.len()).any(|at| at == part);
+        assert!(holds(&ffconcat(&export).unwrap(), b"inpoint 72.000000\noutpoint 96.680000\n"));
         export.media.has_index = false;
         let slower = arguments(&export, &export.cuts[0], Path::new("x.mp4"));
         let place = |command: &[OsString], word: &str| command.iter().position(|w| w == word);
         assert!(place(&command, "-ss") < place(&command, "-i") && place(&slower, "-i") < place(&slower, "-ss"));
         export.media.path = "/a\nb.mp4".into();
         assert!(ffconcat(&export).unwrap_err().contains("use sh"));
-        assert!(script(&export).unwrap().contains("'file:/a\nb.mp4'"));
-        export.media.path = protocol::file_uri::path("file:///%FF.mp4");
-        assert!(ffconcat(&export).is_err() && script(&export).unwrap_err().contains("use --clips"));
+        assert!(holds(&script(&export), b"'file:/a\nb.mp4'"));
+        export.media.path = protocol::file_uri::path("file:///%FF's.mp4");
+        assert!(holds(&ffconcat(&export).unwrap(), b"file '/\xff'\\''s.mp4'\ninpoint"));
+        assert!(holds(&script(&export), b" 'file:/\xff'\\''s.mp4' "));
         let odd = of_file(&export.media.path);
         assert!(arguments(&export, &export.cuts[0], Path::new("x.mp4")).contains(&odd));
     }
@@ -184,7 +192,7 @@ mod tests {
     #[test]
     fn a_shell_reads_every_word_back_as_it_is() {
         for (word, shown) in [("a-b.c", "a-b.c"), ("", "''"), ("a b", "'a b'"), ("it's $x", r"'it'\''s $x'")] {
-            assert_eq!(quoted(word), shown);
+            assert_eq!(quoted(OsStr::new(word)), shown.as_bytes());
         }
     }
 }

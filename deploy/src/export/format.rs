@@ -94,25 +94,26 @@ impl Format {
         }
     }
 
-    /// Text of the file for an export.
+    /// Content of the file for an export: text, in UTF-8 but for the media's own name in lists and scripts.
     ///
     /// # Errors
     /// For an export that the format cannot hold: why, and what can.
-    pub fn write(self, export: &Export) -> Result<String, String> {
-        match self {
-            Format::Otio => otio::otio(export),
-            Format::Edl => edl::cuts(export),
-            Format::EdlMarkers => edl::markers(export),
-            Format::Fcpxml => fcpxml::fcpxml(export),
-            Format::Vtt => Ok(subtitles::vtt(export)),
-            Format::Srt => Ok(subtitles::srt(export)),
-            Format::Ffmetadata => Ok(chapters::ffmetadata(export)),
-            Format::Youtube => chapters::youtube(export),
-            Format::Ffconcat => ffmpeg::ffconcat(export),
-            Format::Sh => ffmpeg::script(export),
-            Format::Csv => Ok(table::csv(export)),
-            Format::Json => Ok(table::json(export)),
-        }
+    pub fn write(self, export: &Export) -> Result<Vec<u8>, String> {
+        let text = match self {
+            Format::Otio => otio::otio(export)?,
+            Format::Edl => edl::cuts(export)?,
+            Format::EdlMarkers => edl::markers(export)?,
+            Format::Fcpxml => fcpxml::fcpxml(export)?,
+            Format::Vtt => subtitles::vtt(export),
+            Format::Srt => subtitles::srt(export),
+            Format::Ffmetadata => chapters::ffmetadata(export),
+            Format::Youtube => chapters::youtube(export)?,
+            Format::Ffconcat => return ffmpeg::ffconcat(export),
+            Format::Sh => return Ok(ffmpeg::script(export)),
+            Format::Csv => table::csv(export),
+            Format::Json => table::json(export),
+        };
+        Ok(text.into_bytes())
     }
 }
 

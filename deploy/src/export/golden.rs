@@ -63,7 +63,7 @@ fn every_format_is_written_as_its_golden_file_at_every_rate() {
             let name = format.to_possible_value().expect("no format is hidden").get_name().to_owned();
             let file = dir.join(format!("{case}.{name}"));
             let golden = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-            let written = format.write(&example(average, drop_frame)).unwrap();
+            let written = String::from_utf8(format.write(&example(average, drop_frame)).unwrap()).unwrap();
             for (written, golden) in written.lines().zip(golden.lines()) {
                 assert_eq!(written, golden, "{}", file.display());
             }

@@ -97,16 +97,6 @@ impl Media {
         name.unwrap_or(self.path.as_os_str()).to_string_lossy()
     }
 
-    /// The path where a format needs it as text.
-    ///
-    /// # Errors
-    /// For one that is not UTF-8; `what` needs it, and `instead` does not.
-    pub fn text(&self, what: &str, instead: &str) -> Result<&str, String> {
-        let odd =
-            || format!("{what} is UTF-8, and the name {} is not: rename it, or use {instead}", self.path.display());
-        self.path.to_str().ok_or_else(odd)
-    }
-
     /// `file:` URI of the file.
     pub fn uri(&self) -> String {
         file_uri::uri(&self.path)

@@ -1,22 +1,18 @@
-//! Memory plan: what each stage will hold, and whether a video fits beside it, from configuration and geometry alone.
+//! Memory plan: what each stage will hold, device by device, and whether a video fits beside it, from configuration and geometry
+//! alone.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
-use config::{Config, KvPrecision, WeightFormat};
-use model::budget::Footprint;
+use config::{COMPUTING, Config, Device};
 use model::checkpoint::CheckpointError;
 use model::config_json::ModelConfig;
 use protocol::bytes::Bytes;
 use protocol::error::StageName;
 use protocol::event::Mode;
 use protocol::plan::{AudioPlan, FrameGrid, ImagePlan, SAMPLE_RATE};
-use serde::Serialize;
-use stage_llm::language::cache::CacheSize;
 use stage_llm::language::footprint::LlmFootprint;
 
-/// Text tokens of a usual question: 64 of the prompt, 1,024 of the answer.
-const TEXT_TOKENS: u64 = 64 + 1024;
+use super::device_plan::{DevicePlan, VideoFit};
 
 /// Processes of each stage, as `--replicas` gives them.
 pub type Replicas = [(StageName, usize)];
@@ -24,34 +20,12 @@ pub type Replicas = [(StageName, usize)];
 /// Memory that all stage processes hold, whatever the job.
 #[derive(Clone, Debug)]
 pub struct MemoryPlan {
-    /// Stage, footprint of one process and number of processes of vision, audio and fuse.
-    pub encoders: Vec<(StageName, Footprint, u64)>,
-    /// Footprint of one process of the language model.
+    /// Devices that a stage computes on, GPUs first.
+    pub devices: Vec<DevicePlan>,
+    /// Footprint of one process of the language model, on the first of its devices.
     pub llm: LlmFootprint,
-    /// Number of processes of the language model.
-    pub llm_processes: u64,
     /// Rule that the grids of frames follow.
     pub grid: FrameGrid,
-    /// Bytes that all processes may take of the GPU together (`compute.card_bytes`); none without a cap.
-    pub card_bytes: Option<u64>,
-}
-
-/// Memory that a video needs beside the stages, and how it fits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct VideoFit {
-    /// Image tokens.
-    pub image_tokens: u64,
-    /// Audio tokens.
-    pub audio_tokens: u64,
-    /// Bytes of the keys and values of these tokens and of a usual question.
-    pub cache_bytes: u64,
-    /// Bytes with all stages working at once, and such a video in each process of the language model.
-    pub streaming_bytes: u64,
-    /// Bytes of the larger of two phases: the encoders leave before the keys and values come. None where several
-    /// processes of the language model share the GPU: none of them can have it to itself.
-    pub phases_bytes: Option<u64>,
-    /// Mode in which it fits; none if it does not.
-    pub mode: Option<Mode>,
 }
 
 impl MemoryPlan {
@@ -60,162 +34,107 @@ impl MemoryPlan {
     /// # Errors
     /// Weights that the configured format cannot hold.
     pub fn new(config: &Config, model: &ModelConfig, replicas: &Replicas) -> Result<Self, CheckpointError> {
-        let count = |stage| replicas.iter().find(|(s, _)| *s == stage).map_or(1, |(_, n)| *n as u64);
-        let encoder = |stage, footprint| (stage, footprint, count(stage));
-        let encoders = vec![
-            encoder(StageName::Vision, stage_vision::open::footprint(config, model)?),
-            encoder(StageName::Audio, stage_audio::open::footprint(config, model)?),
-            encoder(StageName::Fuse, stage_fuse::open::footprint(config, model)?),
-        ];
-        let llm = LlmFootprint::new(model, &config.llm, &config.compute)?;
-        Ok(MemoryPlan {
-            encoders,
-            llm,
-            llm_processes: count(StageName::Llm),
-            grid: model.image_pool().grid(),
-            card_bytes: config.compute.card_bytes,
-        })
+        let count = |stage| replicas.iter().find(|(s, _)| *s == stage).map_or(1, |(_, n)| *n);
+        // A stage without processes is shown where one would be.
+        let on = |stage| (0..count(stage).max(1)).map(move |replica| (config.device(stage, replica), stage));
+        let mut named: Vec<Device> = COMPUTING.into_iter().flat_map(on).map(|(device, _)| device).collect();
+        named.sort();
+        named.dedup();
+        let mut devices = Vec::new();
+        for device in named {
+            let processes = |stage| (0..count(stage)).filter(|&i| config.device(stage, i) == device).count() as u64;
+            let is_there = |stage| on(stage).any(|(there, _)| there == device);
+            let mut own = config.clone();
+            own.compute.device = device.to_string();
+            let mut encoders = Vec::new();
+            for stage in COMPUTING.into_iter().filter(|&stage| stage != StageName::Llm && is_there(stage)) {
+                let footprint = match stage {
+                    StageName::Vision => stage_vision::open::footprint(&own, model)?,
+                    StageName::Audio => stage_audio::open::footprint(&own, model)?,
+                    _ => stage_fuse::open::footprint(&own, model)?,
+                };
+                encoders.push((stage, footprint, processes(stage)));
+            }
+            let footprint = LlmFootprint::new(model, &own.llm, &own.compute)?;
+            let llm = is_there(StageName::Llm).then(|| (footprint, processes(StageName::Llm)));
+            devices.push(DevicePlan { device, cap: config.cap(device), encoders, llm });
+        }
+        let llm = devices.iter().find_map(|on| on.llm).expect("the language model is somewhere. This is a bug.").0;
+        Ok(MemoryPlan { devices, llm, grid: model.image_pool().grid() })
     }
 
     /// Bytes of all processes of vision, audio and fuse.
     pub fn encoder_bytes(&self) -> u64 {
-        self.encoders.iter().map(|(_, f, n)| n * f.bytes()).sum()
+        self.devices.iter().map(DevicePlan::encoder_bytes).sum()
     }
 
     /// Bytes of all processes, without keys and values.
     pub fn bytes(&self) -> u64 {
-        self.encoder_bytes() + self.llm_processes * self.llm.fixed.bytes()
+        self.devices.iter().map(DevicePlan::bytes).sum()
+    }
+
+    /// Number of processes of the language model.
+    pub fn llm_processes(&self) -> u64 {
+        self.devices.iter().map(DevicePlan::llm_processes).sum()
     }
 
     /// What a video of so many seconds, sampled once a second and with sound, adds, and whether it fits.
     pub fn video(&self, seconds: u64) -> VideoFit {
         let image = ImagePlan::on(self.grid, 1, seconds).tokens;
         let audio = AudioPlan::new(seconds * SAMPLE_RATE).map_or(0, |a| a.tokens);
-        let caches = CacheSize {
-            text_token_bytes: self.llm.text_token_bytes,
-            media_token_bytes: self.llm.media_token_bytes,
-            text_tokens: TEXT_TOKENS,
-            image_tokens: image,
-            audio_tokens: audio,
-            chunk_bytes: self.llm.chunk_bytes,
+        let alone = self.llm_processes() <= 1;
+        let each = self.devices.iter().filter_map(|on| Some((on, on.video(image, audio, alone)?)));
+        // Any of several language models may get the job.
+        let rank =
+            |mode: Option<Mode>| [None, Some(Mode::Phases), Some(Mode::Streaming)].iter().position(|m| *m == mode);
+        let room = |on: &DevicePlan, fit: &VideoFit| {
+            on.cap.as_ref().map_or(i128::MAX, |(cap, _)| i128::from(*cap) - i128::from(fit.streaming_bytes))
         };
-        let cache_bytes = caches.bytes();
-        let streaming_bytes = self.bytes() + self.llm_processes * cache_bytes;
-        let alone = self.llm_processes <= 1;
-        let phases_bytes = alone.then(|| self.bytes().max(self.llm.fixed.bytes() + cache_bytes));
-        let fits = |bytes: &u64| self.card_bytes.is_none_or(|cap| *bytes <= cap);
-        let in_phases = || phases_bytes.filter(fits).map(|_| Mode::Phases);
-        let mode = if fits(&streaming_bytes) { Some(Mode::Streaming) } else { in_phases() };
-        VideoFit { image_tokens: image, audio_tokens: audio, cache_bytes, streaming_bytes, phases_bytes, mode }
-    }
-
-    /// Budgets of one process of each stage that add up to the cap: the encoders what they take, the language models the
-    /// rest in equal parts. None without a cap, or where the stages alone exceed it.
-    pub fn budgets(&self) -> Option<Vec<(StageName, u64)>> {
-        let rest = self.card_bytes?.checked_sub(self.encoder_bytes())?;
-        let share = rest / self.llm_processes.max(1);
-        (share >= self.llm.fixed.bytes()).then(|| {
-            let encoders = self.encoders.iter().map(|(stage, f, _)| (*stage, f.bytes()));
-            encoders.chain([(StageName::Llm, share)]).collect()
-        })
-    }
-
-    /// Bytes that all processes may hold under given budgets; a stage without one counts with what it takes.
-    pub fn budgeted_bytes(&self, budgets: &BTreeMap<StageName, u64>) -> u64 {
-        let llm = (StageName::Llm, self.llm.fixed, self.llm_processes);
-        let all = self.encoders.iter().chain([&llm]);
-        all.map(|(stage, f, n)| n * budgets.get(stage).copied().unwrap_or(f.bytes())).sum()
-    }
-}
-
-/// Remedies for a video that does not fit as configured: formats with which it would, the most exact first, and the longest
-/// span.
-///
-/// # Errors
-/// As [`MemoryPlan::new`].
-pub fn remedies(
-    config: &Config,
-    model: &ModelConfig,
-    replicas: &Replicas,
-    seconds: u64,
-) -> Result<Vec<String>, CheckpointError> {
-    let mut found = Vec::new();
-    let weights = [("dense", WeightFormat::Dense), ("q8", WeightFormat::Q8), ("q4", WeightFormat::Q4)];
-    let caches = [("dense", KvPrecision::Dense), ("q8", KvPrecision::Q8), ("q4", KvPrecision::Q4)];
-    for (weights_name, weights) in weights {
-        for (kv_name, kv) in caches {
-            let mut other = config.clone();
-            (other.llm.weights, other.llm.kv) = (weights, kv);
-            let Ok(plan) = MemoryPlan::new(&other, model, replicas) else { continue };
-            let video = plan.video(seconds);
-            if let Some(mode) = video.mode {
-                let bytes = video.phases_bytes.filter(|_| mode == Mode::Phases).unwrap_or(video.streaming_bytes);
-                found.push(format!(
-                    "llm.weights = \"{weights_name}\", llm.kv = \"{kv_name}\": {} ({})",
-                    Bytes(bytes),
-                    name_of(mode)
-                ));
-            }
-        }
-    }
-    let plan = MemoryPlan::new(config, model, replicas)?;
-    let longest = (2..seconds).rev().find(|&s| plan.video(s).mode.is_some());
-    found.extend(longest.map(|s| format!("a span of {s} s at most, as configured")));
-    Ok(found)
-}
-
-fn name_of(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Streaming => "streaming",
-        Mode::Phases => "in phases",
+        let least = each.min_by_key(|(on, fit)| (rank(fit.mode), room(on, fit)));
+        let (_, fit) = least.expect("the language model is somewhere. This is a bug.");
+        let stages_fit = self.devices.iter().all(|on| on.holds(on.bytes()));
+        VideoFit { mode: fit.mode.filter(|_| stages_fit), ..fit }
     }
 }
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let heads = ["processes", "weights", "activations", "context", "together"];
-        writeln!(
-            f,
-            "{:<8} {:>9} {:>11} {:>11} {:>11} {:>11}",
-            "stage", heads[0], heads[1], heads[2], heads[3], heads[4]
-        )?;
-        let llm = (StageName::Llm, self.llm.fixed, self.llm_processes);
-        for (stage, p, n) in self.encoders.iter().chain([&llm]) {
-            let [weights, activations, context, all] =
-                [p.weights_bytes, p.activation_bytes, p.context_bytes, n * p.bytes()].map(|b| Bytes(b).to_string());
-            let stage = stage.as_str();
-            writeln!(f, "{stage:<8} {n:>9} {weights:>11} {activations:>11} {context:>11} {all:>11}")?;
-        }
-        let total = Bytes(self.bytes()).to_string();
-        writeln!(f, "{:<8} {:>9} {:>11} {:>11} {:>11} {total:>11}", "all", "", "", "", "")?;
         let (text, media) = (self.llm.text_token_bytes, self.llm.media_token_bytes);
-        writeln!(f, "keys and values: {media} bytes an image or audio token, {text} a text token")?;
-        match self.card_bytes {
-            Some(bytes) => write!(f, "cap of all processes (compute.card_bytes): {}", Bytes(bytes)),
-            None => write!(f, "no cap: compute.card_bytes is not set"),
+        let of_tokens = format!("keys and values: {media} bytes an image or audio token, {text} a text token");
+        if let [only] = self.devices.as_slice() {
+            writeln!(f, "{only}\n{of_tokens}")?;
+            return match &only.cap {
+                Some((bytes, key)) => write!(f, "cap of all processes ({key}): {}", Bytes(*bytes)),
+                None => write!(f, "no cap: compute.card_bytes is not set"),
+            };
         }
-    }
-}
-
-impl fmt::Display for VideoFit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = self.mode.map_or("DOES NOT FIT", name_of);
-        let phases = self.phases_bytes.map_or(String::new(), |b| format!(", {} in phases", Bytes(b)));
-        write!(
-            f,
-            "{} image and {} audio tokens: {} of keys and values; {} streaming{phases}: {verdict}",
-            self.image_tokens,
-            self.audio_tokens,
-            Bytes(self.cache_bytes),
-            Bytes(self.streaming_bytes),
-        )
+        for on in &self.devices {
+            let device = on.device;
+            writeln!(f, "{device}\n{on}")?;
+            match (&on.cap, on.left_bytes()) {
+                (Some((bytes, key)), Some(left)) if on.holds(on.bytes()) => {
+                    let share = match on.llm_processes() {
+                        0 => String::new(),
+                        1 => " for keys and values".to_owned(),
+                        n => format!(" for keys and values, {} to each of {n} language models", Bytes(left / n)),
+                    };
+                    writeln!(f, "cap ({key}): {}; left: {}{share}\n", Bytes(*bytes), Bytes(left))?;
+                }
+                (Some((bytes, key)), _) => writeln!(f, "cap ({key}): {}: DOES NOT FIT\n", Bytes(*bytes))?,
+                (None, _) if device == Device::Cpu => writeln!(f, "no cap: placement.card_bytes.cpu is not set\n")?,
+                (None, _) => {
+                    writeln!(f, "no cap: neither placement.card_bytes.{device} nor compute.card_bytes is set\n")?;
+                }
+            }
+        }
+        f.write_str(&of_tokens)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use config::Precision;
+    use config::{KvPrecision, Precision, WeightFormat};
     use model::config_json::Family;
 
     fn config(weights: WeightFormat, kv: KvPrecision, card_bytes: Option<u64>) -> Config {
@@ -235,6 +154,11 @@ mod tests {
 
     fn replicated(weights: WeightFormat, kv: KvPrecision, card_bytes: Option<u64>, replicas: &Replicas) -> MemoryPlan {
         MemoryPlan::new(&config(weights, kv, card_bytes), &ModelConfig::default(), replicas).unwrap()
+    }
+
+    /// Budgets on the first device.
+    fn budgets(plan: &MemoryPlan) -> Option<Vec<(StageName, u64)>> {
+        plan.devices[0].budgets()
     }
 
     #[test]
@@ -264,9 +188,9 @@ mod tests {
     #[test]
     fn budgets_add_up_to_the_cap_and_the_rest_is_the_language_models() {
         let plan = plan(WeightFormat::Q4, KvPrecision::Q4, Some(19_600_000_000));
-        let budgets = plan.budgets().unwrap();
+        let budgets = budgets(&plan).unwrap();
         assert_eq!(budgets.iter().map(|(_, b)| b).sum::<u64>(), 19_600_000_000);
-        assert!(plan.encoders.iter().all(|(s, f, _)| budgets.contains(&(*s, f.bytes()))));
+        assert!(plan.devices[0].encoders.iter().all(|(s, f, _)| budgets.contains(&(*s, f.bytes()))));
     }
 
     #[test]
@@ -274,13 +198,13 @@ mod tests {
         let cap = Some(19_600_000_000);
         let one = plan(WeightFormat::Q4, KvPrecision::Q4, cap);
         let two = replicated(WeightFormat::Q4, KvPrecision::Q4, cap, &[(StageName::Vision, 2)]);
-        let vision = one.encoders.iter().find(|(s, ..)| *s == StageName::Vision).unwrap().1.bytes();
+        let vision = one.devices[0].encoders.iter().find(|(s, ..)| *s == StageName::Vision).unwrap().1.bytes();
         assert_eq!(two.bytes(), one.bytes() + vision);
-        let llm =
-            |plan: &MemoryPlan| plan.budgets().unwrap().into_iter().find(|(s, _)| *s == StageName::Llm).unwrap().1;
+        let llm = |plan: &MemoryPlan| budgets(plan).unwrap().into_iter().find(|(s, _)| *s == StageName::Llm).unwrap().1;
         assert_eq!(llm(&two), llm(&one) - vision);
         assert!(two.to_string().contains(&Bytes(2 * vision).to_string()), "{two}");
-        assert_eq!(replicated(WeightFormat::Q4, KvPrecision::Q4, cap, &[(StageName::Vision, 20)]).budgets(), None);
+        let twenty = replicated(WeightFormat::Q4, KvPrecision::Q4, cap, &[(StageName::Vision, 20)]);
+        assert_eq!(budgets(&twenty), None);
     }
 
     #[test]
@@ -289,28 +213,81 @@ mod tests {
         let one = plan(WeightFormat::Q4, KvPrecision::Q4, cap);
         let two = replicated(WeightFormat::Q4, KvPrecision::Q4, cap, &[(StageName::Llm, 2)]);
         assert_eq!(two.bytes(), one.bytes() + one.llm.fixed.bytes());
-        let budgets: BTreeMap<StageName, u64> = two.budgets().unwrap().into_iter().collect();
-        assert_eq!(budgets[&StageName::Llm], (19_600_000_000 - one.encoder_bytes()) / 2);
-        assert!(two.budgeted_bytes(&budgets) <= 19_600_000_000);
+        let share = (19_600_000_000 - one.encoder_bytes()) / 2;
+        assert!(budgets(&two).unwrap().contains(&(StageName::Llm, share)));
         let (alone, shared) = (one.video(60), two.video(60));
         assert_eq!(shared.streaming_bytes, two.bytes() + 2 * alone.cache_bytes);
         assert_eq!((one.video(3600).mode, two.video(3600).mode), (Some(Mode::Phases), None));
     }
 
+    /// Two GPUs of 19.6 GB each.
+    fn placed(placement: &[(StageName, &[usize])]) -> MemoryPlan {
+        let mut config = config(WeightFormat::Q4, KvPrecision::Q4, Some(19_600_000_000));
+        for &(stage, gpus) in placement {
+            let devices = gpus.iter().map(|&gpu| Device::Cuda(gpu)).collect();
+            match stage {
+                StageName::Vision => config.placement.vision = devices,
+                StageName::Audio => config.placement.audio = devices,
+                StageName::Fuse => config.placement.fuse = devices,
+                _ => config.placement.llm = devices,
+            }
+        }
+        let replicas = StageName::ALL.map(|stage| (stage, config.placement.of(stage).len().max(1)));
+        MemoryPlan::new(&config, &ModelConfig::default(), &replicas).unwrap()
+    }
+
+    const AWAY: [(StageName, &[usize]); 3] =
+        [(StageName::Vision, &[1]), (StageName::Audio, &[1]), (StageName::Fuse, &[1])];
+
     #[test]
-    fn given_budgets_count_once_for_each_process() {
-        let plan = replicated(WeightFormat::Q4, KvPrecision::Q4, None, &[(StageName::Vision, 3)]);
-        let given = BTreeMap::from([(StageName::Vision, 5), (StageName::Llm, 7)]);
-        let others: u64 =
-            plan.encoders.iter().filter(|(s, ..)| *s != StageName::Vision).map(|(_, f, _)| f.bytes()).sum();
-        assert_eq!(plan.budgeted_bytes(&given), 3 * 5 + 7 + others);
+    fn with_encoders_on_the_second_gpu_an_hour_streams_where_it_had_to_go_in_phases() {
+        let together = plan(WeightFormat::Q4, KvPrecision::Q4, Some(19_600_000_000));
+        let apart = placed(&AWAY);
+        assert_eq!(apart.bytes(), together.bytes());
+        let [first, second] = apart.devices.as_slice() else { panic!("{apart}") };
+        assert_eq!((first.device, first.encoder_bytes()), (Device::Cuda(0), 0));
+        assert_eq!((second.device, second.bytes()), (Device::Cuda(1), together.encoder_bytes()));
+        assert_eq!(first.budgets().unwrap(), [(StageName::Llm, 19_600_000_000)]);
+        let (before, after) = (together.video(3600), apart.video(3600));
+        assert_eq!((before.mode, after.mode), (Some(Mode::Phases), Some(Mode::Streaming)));
+        assert_eq!(after.streaming_bytes, together.llm.fixed.bytes() + before.cache_bytes);
+        assert_eq!((after.device, after.phases_bytes), (Device::Cuda(0), None));
     }
 
     #[test]
-    fn what_would_help_is_named_and_would_help() {
-        let config = config(WeightFormat::Q8, KvPrecision::Q8, Some(19_600_000_000));
-        let remedies = remedies(&config, &ModelConfig::default(), &[], 3600).unwrap();
-        assert!(remedies.iter().any(|r| r.contains("\"q4\", llm.kv = \"q4\"")), "{remedies:?}");
-        assert!(!remedies.iter().any(|r| r.contains("dense\", llm.kv = \"dense")), "{remedies:?}");
+    fn only_what_shares_the_language_models_gpu_counts_there() {
+        let [_, audio, fuse] = AWAY;
+        let both = placed(&[(StageName::Vision, &[0, 1]), audio, fuse]);
+        let apart = placed(&AWAY);
+        let vision = both.devices[0].encoder_bytes();
+        assert_eq!(both.devices[0].encoders.len(), 1);
+        assert_eq!(both.video(60).streaming_bytes, apart.video(60).streaming_bytes + vision);
+        assert_eq!(both.video(3600).phases_bytes, Some(apart.video(3600).streaming_bytes));
+        // A language model on each: the one with less room decides, and none has a GPU to itself.
+        let pair = placed(&[AWAY[0], audio, fuse, (StageName::Llm, &[0, 1])]);
+        let fit = pair.video(60);
+        assert_eq!((fit.device, fit.mode, fit.phases_bytes), (Device::Cuda(1), Some(Mode::Streaming), None));
+        assert_eq!(fit.streaming_bytes, pair.devices[1].bytes() + fit.cache_bytes);
+        assert_eq!(pair.video(3600).mode, None);
+    }
+
+    #[test]
+    fn a_gpu_has_its_own_table_cap_and_rest() {
+        let mut apart = placed(&AWAY);
+        let said = apart.to_string();
+        let tables: Vec<&str> = said.split("\n\n").collect();
+        let [first, second, tokens] = tables.as_slice() else { panic!("{said}") };
+        assert!(first.starts_with("cuda:0\nstage ") && second.starts_with("cuda:1\nstage "), "{said}");
+        assert!(!first.contains("vision ") && second.contains("vision ") && !second.contains("llm "), "{said}");
+        let left = Bytes(19_600_000_000 - apart.llm.fixed.bytes());
+        assert!(
+            first.ends_with(&format!("cap (compute.card_bytes): 18.25 GiB; left: {left} for keys and values")),
+            "{said}"
+        );
+        assert!(tokens.starts_with("keys and values: ") && !second.contains("keys and values"), "{said}");
+        apart.devices[1].cap = Some((1 << 30, "placement.card_bytes.cuda:1".to_owned()));
+        let said = apart.to_string();
+        assert!(said.contains("cap (placement.card_bytes.cuda:1): 1.00 GiB: DOES NOT FIT"), "{said}");
+        assert_eq!(apart.video(10).mode, None, "the stages alone do not fit");
     }
 }

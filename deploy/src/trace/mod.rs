@@ -10,7 +10,7 @@ pub mod text;
 use std::collections::BTreeMap;
 
 use protocol::error::StageName;
-use protocol::event::{CancelledBy, Event, JobEvent, JobResult, StageTiming};
+use protocol::event::{Cached, CancelledBy, Event, JobEvent, JobResult, StageTiming};
 use protocol::message::JobId;
 
 /// Course of one job.
@@ -171,8 +171,10 @@ fn answer(result: &JobResult) -> Vec<String> {
         result.token_ids.len(),
         timings.tokens_per_s
     )];
-    if result.cached {
-        notes.push("the video was known: no stage had to look at it".to_owned());
+    match result.cached {
+        Cached::No => {}
+        Cached::Memory => notes.push("the video was known: no stage had to look at it".to_owned()),
+        Cached::Disk => notes.push("the video was known and read from disk: no stage had to look at it".to_owned()),
     }
     notes
 }
@@ -208,7 +210,7 @@ pub(crate) mod tests {
             finish: Finish::Stop,
             ranges: Vec::new(),
             plan: plan.clone(),
-            cached: false,
+            cached: Cached::No,
             timings,
             memory: BTreeMap::new(),
             model: ModelName::default(),
@@ -228,7 +230,7 @@ pub(crate) mod tests {
         vec![
             at(1000, Event::Accepted {}),
             at(1001, Event::Queued { rank: 1 }),
-            at(1600, Event::Planned { plan, mode, cached: false }),
+            at(1600, Event::Planned { plan, mode, cached: Cached::No }),
             at(1900, Event::Progress { stage: StageName::Decode, done: 1, total: 2 }),
             at(2700, Event::Progress { stage: StageName::Decode, done: 2, total: 2 }),
             at(5000, Event::Result(Box::new(result))),

@@ -31,6 +31,7 @@ pub const MAX_PAYLOAD: usize = 8 << 20;
 pub struct Broker {
     server: Kept,
     url: String,
+    monitor: Option<String>,
     dir: PathBuf,
 }
 
@@ -45,13 +46,22 @@ pub struct Options {
     pub max_payload: usize,
     /// Bytes on disk that the streams may reserve together; none: the server's own limit, which follows the disk.
     pub max_file_store: Option<u64>,
-    /// Configuration file in place of the generated one (deploy/nats.conf, say); the port is set in any case.
+    /// Port on loopback at which it shows its state over HTTP; 0 lets the server choose, none: nowhere.
+    pub monitor_port: Option<u16>,
+    /// Configuration file in place of the generated one (deploy/nats.conf, say); the port for clients is set in any case.
     pub config: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { program: None, port: 0, max_payload: MAX_PAYLOAD, max_file_store: None, config: None }
+        Options {
+            program: None,
+            port: 0,
+            max_payload: MAX_PAYLOAD,
+            max_file_store: None,
+            monitor_port: None,
+            config: None,
+        }
     }
 }
 
@@ -95,17 +105,24 @@ impl Broker {
             // The terminal's Ctrl-C must not reach the server: the stages drain first, over this broker.
             .process_group(0);
         let server = Kept::start(command, lock).await.with_context(|| format!("cannot start {}", program.display()))?;
-        let mut broker = Broker { server, url: String::new(), dir };
-        broker.url = tokio::time::timeout(START_WAIT, broker.wait_for_port())
+        let mut broker = Broker { server, url: String::new(), monitor: None, dir };
+        let ports = tokio::time::timeout(START_WAIT, broker.wait_for_ports())
             .await
             .unwrap_or_else(|_| bail!("nats-server start timed out after {START_WAIT:?}"))
             .with_context(|| format!("nats-server's log ends with: {}", broker.log_tail()))?;
+        broker.url = ports.nats.into_iter().next().context("nats-server says no address for clients")?;
+        broker.monitor = ports.monitoring.into_iter().next();
         Ok(broker)
     }
 
     /// Address that clients connect to.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Address at which it shows its state over HTTP, if it does.
+    pub fn monitor(&self) -> Option<&str> {
+        self.monitor.as_deref()
     }
 
     /// Process id of the server; none once it has ended.
@@ -119,11 +136,7 @@ impl Broker {
         format!("nats-server {how}: {}", self.log_tail())
     }
 
-    async fn wait_for_port(&mut self) -> anyhow::Result<String> {
-        #[derive(serde::Deserialize)]
-        struct Ports {
-            nats: Vec<String>,
-        }
+    async fn wait_for_ports(&mut self) -> anyhow::Result<Ports> {
         loop {
             let Some(pid) = self.server.pid() else { bail!("nats-server {} at start", self.server.ended().await) };
             let ending = format!("_{pid}{PORTS}");
@@ -131,10 +144,9 @@ impl Broker {
                 port_files(&self.dir)?.into_iter().find(|p| p.as_os_str().as_bytes().ends_with(ending.as_bytes()));
             if let Some(path) = ports
                 && let Ok(text) = std::fs::read(path)
-                && let Ok(ports) = serde_json::from_slice::<Ports>(&text)
-                && let Some(url) = ports.nats.first()
+                && let Ok(ports) = serde_json::from_slice(&text)
             {
-                return Ok(url.clone());
+                return Ok(ports);
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -152,12 +164,25 @@ impl Broker {
     }
 }
 
+/// Where a server listens, as it says in a file.
+#[derive(serde::Deserialize)]
+struct Ports {
+    nats: Vec<String>,
+    #[serde(default)]
+    monitoring: Vec<String>,
+}
+
 /// Writes the configuration of a broker that serves this host alone.
 fn write_config(dir: &Path, options: &Options) -> anyhow::Result<PathBuf> {
     let config = dir.join("nats.conf");
     // Pending bytes per subscriber: eight messages of the largest size, as the server's own default is.
     let store = options.max_file_store.map_or(String::new(), |bytes| format!(", max_file_store: {bytes}"));
+    let monitor = options.monitor_port.map_or(String::new(), |port| {
+        let port = if port == 0 { -1 } else { i32::from(port) };
+        format!("http: \"127.0.0.1:{port}\"\n")
+    });
     let text = [
+        monitor.into_bytes(),
         format!("host: 127.0.0.1\nmax_payload: {}\njetstream {{ store_dir: \"", options.max_payload).into_bytes(),
         escaped(&dir.join(STORE)),
         format!("\"{store} }}\n").into_bytes(),

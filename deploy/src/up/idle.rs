@@ -4,10 +4,10 @@
 //! VIDI_JOBS or VIDI_LINE from its submission to its end: while those streams hold something there is work, and what was unloaded is
 //! started again.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use async_nats::Message;
+use config::Device;
 use futures::StreamExt;
 use protocol::control::{ControlRequest, LoadReply, Verb};
 use protocol::error::StageName;
@@ -40,14 +40,7 @@ impl Idle {
         let mut load = subscribe(bus.subjects().control(Verb::Load)).await?;
         let mut unload = subscribe(bus.subjects().control(Verb::Unload)).await?;
         let mut jobs = subscribe(bus.subjects().jobs()).await?;
-        let mut state = State {
-            bus: bus.clone(),
-            desired,
-            unload_after,
-            last_work: Instant::now(),
-            unloaded: BTreeSet::new(),
-            pinned: false,
-        };
+        let mut state = State { bus: bus.clone(), desired, unload_after, last_work: Instant::now(), pinned: false };
         Ok(Idle(tokio::spawn(async move {
             let mut look = tokio::time::interval(LOOK_EVERY);
             loop {
@@ -75,8 +68,6 @@ struct State {
     unload_after: Option<Duration>,
     /// Last time that there was work.
     last_work: Instant,
-    /// Stages that are unloaded.
-    unloaded: BTreeSet<StageName>,
     /// Set while a job's owner has the GPU to itself: unloaded stages then stay so, whatever work comes.
     pinned: bool,
 }
@@ -104,11 +95,18 @@ impl State {
             Ok(ControlRequest { stage: Some(stage), .. }) if !self.desired.has(stage) => {
                 reply.error = Some(format!("no process of stage-{stage} is supervised here"));
             }
-            Ok(ControlRequest { stage, job, .. }) => {
-                self.pinned = verb == Verb::Unload && job.is_some();
-                let stages = stage.map_or(COMPUTING.to_vec(), |s| vec![s]);
-                (reply.stages, reply.processes) =
-                    if verb == Verb::Unload { self.unload(&stages).await } else { self.load(&stages) };
+            Ok(ControlRequest { stage, device, job, .. }) => {
+                match device.map(|name| name.parse::<Device>()).transpose() {
+                    Ok(device) => {
+                        self.pinned = verb == Verb::Unload && job.is_some();
+                        let stages = stage.map_or(COMPUTING.to_vec(), |s| vec![s]);
+                        (reply.stages, reply.processes) = match verb {
+                            Verb::Unload => self.unload(&stages, device).await,
+                            _ => self.load(&stages, device),
+                        };
+                    }
+                    Err(unknown) => reply.error = Some(unknown),
+                }
             }
             Err(error) => reply.error = Some(error),
         }
@@ -118,28 +116,26 @@ impl State {
         }
     }
 
-    /// Ends the processes of stages, one stage after the other; says which had some, and how many.
-    async fn unload(&mut self, stages: &[StageName]) -> (Vec<StageName>, u64) {
+    /// Ends the processes of stages, on one device or on all, one stage after the other; says which had some, and how many.
+    async fn unload(&mut self, stages: &[StageName], device: Option<Device>) -> (Vec<StageName>, u64) {
         let (mut ended, mut processes) = (Vec::new(), 0);
         for &stage in stages {
-            let n = self.desired.unload(stage).await;
+            let n = self.desired.unload(stage, device).await;
             if n > 0 {
-                tracing::info!(%stage, processes = n, "unloaded");
+                tracing::info!(%stage, device = device.map(tracing::field::display), processes = n, "unloaded");
                 ended.push(stage);
                 processes += n;
             }
-            self.unloaded.insert(stage);
         }
         (ended, processes)
     }
 
-    /// Starts the processes of stages that have none; says which, and how many.
-    fn load(&mut self, stages: &[StageName]) -> (Vec<StageName>, u64) {
+    /// Starts the processes of stages that are unloaded, on one device or on all; says which, and how many.
+    fn load(&mut self, stages: &[StageName], device: Option<Device>) -> (Vec<StageName>, u64) {
         self.last_work = Instant::now();
         let (mut started, mut processes) = (Vec::new(), 0);
         for &stage in stages {
-            self.unloaded.remove(&stage);
-            let n = self.desired.load(stage);
+            let n = self.desired.load(stage, device);
             if n > 0 {
                 tracing::info!(%stage, processes = n, "loading");
                 started.push(stage);
@@ -154,13 +150,12 @@ impl State {
         if self.pinned {
             return;
         }
-        let unloaded: Vec<StageName> = self.unloaded.iter().copied().collect();
-        self.load(&unloaded);
+        self.load(&self.desired.unloaded(), None);
     }
 
     /// Loads what is unloaded if there is work; unloads what computes if there was none for `unload_after`.
     async fn count_jobs(&mut self) {
-        if self.unloaded.is_empty() && self.unload_after.is_none() {
+        if self.desired.unloaded().is_empty() && self.unload_after.is_none() {
             return;
         }
         let count = async |stream| self.bus.stream(stream).await.get_info().await.map(|info| info.state.messages);
@@ -169,9 +164,9 @@ impl State {
             Ok(0) => {
                 // No job is left that needs the GPU to itself.
                 self.pinned = false;
-                let all_unloaded = COMPUTING.iter().all(|s| self.unloaded.contains(s));
+                let all_unloaded = COMPUTING.iter().all(|&s| self.desired.is_unloaded(s));
                 if !all_unloaded && self.unload_after.is_some_and(|after| self.last_work.elapsed() >= after) {
-                    self.unload(&COMPUTING).await;
+                    self.unload(&COMPUTING, None).await;
                 }
             }
             Ok(_) => self.work_came().await,

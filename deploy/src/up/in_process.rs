@@ -2,6 +2,7 @@
 
 use config::Config;
 use protocol::error::StageName;
+use runtime::notify::Notifier;
 use runtime::process::Fatal;
 use tokio::sync::{mpsc, watch};
 
@@ -21,10 +22,10 @@ impl InProcess {
         let (report, fatal) = mpsc::unbounded_channel();
         let mut tasks = Vec::new();
         for &(stage, count) in replicas {
-            for _ in 0..count {
-                let (config, stopping, report) = (config.clone(), stopping.clone(), report.clone());
+            for replica in 0..count {
+                let (config, stopping, report) = (config.of_replica(stage, replica), stopping.clone(), report.clone());
                 tasks.push(tokio::spawn(async move {
-                    if let Err(fatal) = stages::serve(stage, &config, stopping).await {
+                    if let Err(fatal) = stages::serve(stage, &config, stopping, Notifier::default()).await {
                         // The receiver ends with this pipeline.
                         let _ = report.send(fatal);
                     }

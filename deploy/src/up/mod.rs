@@ -2,8 +2,9 @@
 //!
 //! In reading order: [`profile`] (configurations by name), [`stages`] (any stage from one binary), [`lock`] and [`private`]
 //! (whose a directory is, and files that nobody else reads), [`lifeline`] (a child that ends with this process), [`room`]
-//! and [`broker`] (a nats-server of our own, and streams that fit its disk), [`merged`] (what stages read), [`desired`] and [`supervisor`]
-//! (stages as child processes), [`idle`] (which of them are loaded),
+//! and [`broker`] (a nats-server of our own, and streams that fit its disk), [`replicas`] (how many processes, and on
+//! which devices), [`merged`] (what stages read), [`desired`] and [`supervisor`] (stages as child processes), [`idle`] (which of
+//! them are loaded),
 //! [`in_process`] (stages in this process), [`budgets`] (what each process may hold), [`pipeline`] (broker and stages
 //! together), [`note`] (how clients on this host find them), [`down`] (how another process stops them).
 
@@ -20,6 +21,7 @@ pub mod note;
 pub mod pipeline;
 pub mod private;
 pub mod profile;
+pub mod replicas;
 pub mod room;
 pub mod stages;
 pub mod supervisor;

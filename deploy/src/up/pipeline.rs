@@ -14,6 +14,7 @@ use super::desired::Desired;
 use super::idle::Idle;
 use super::in_process::InProcess;
 use super::merged::Merged;
+use super::replicas::devices;
 use super::room::Room;
 use super::supervisor::{Logs, Supervisor};
 use crate::client;
@@ -74,6 +75,7 @@ impl Pipeline {
     ) -> Result<Self, Fatal> {
         let other = |e: anyhow::Error| Fatal(Exit::Broker, format!("{e:#}"));
         let mut config = config.clone();
+        check_one_process(&config, replicas, layout)?;
         budgets::divide(&mut config, replicas)?;
         std::fs::create_dir_all(dir).map_err(|e| other(anyhow::anyhow!("{}: {e}", dir.display())))?;
         let (mut own, mut fitted) = (None, None);
@@ -91,7 +93,7 @@ impl Pipeline {
             config.bus.url = broker.url().into();
             own = Some(broker);
         }
-        let merged = Merged::write(&config, dir).map_err(other)?;
+        let merged = Merged::write(&config, replicas, dir).map_err(other)?;
         let connect = async || {
             let bus = Bus::connect(&config.bus, Role::Operator, Duration::from_secs(10)).await?;
             bus.ensure_streams().await?;
@@ -100,7 +102,7 @@ impl Pipeline {
         let (stages, bus) = match layout {
             Layout::Processes(logs) => {
                 // Before the broker is asked: the stages load while it makes the streams.
-                let supervisor = Supervisor::start(merged.path(), replicas, logs, own.is_some());
+                let supervisor = Supervisor::start(merged.processes(), logs, own.is_some());
                 let bus = connect().await?;
                 let after = config.up.idle_unload_s;
                 let after = (after > 0.0).then(|| Duration::from_secs_f64(after));
@@ -183,5 +185,18 @@ impl Pipeline {
         }
         drop(self.merged);
         drop(self.broker);
+    }
+}
+
+/// Refuses stages on several devices in one process: it has one memory pool, and one gauge of what it holds.
+fn check_one_process(config: &Config, replicas: &[(StageName, usize)], layout: &Layout) -> Result<(), Fatal> {
+    match (layout, devices(config, replicas).as_slice()) {
+        (Layout::OneProcess, [one, other, ..]) => {
+            let text = format!(
+                "one process computes on one device, and the placement has {one} and {other}: leave --one-process out, or place all stages on one device"
+            );
+            Err(Fatal(Exit::Usage, text))
+        }
+        _ => Ok(()),
     }
 }

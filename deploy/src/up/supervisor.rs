@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use config::layers;
-use protocol::error::StageName;
 use runtime::process::{Exit, Fatal};
 use runtime::run::Shutdown;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 
 use super::desired::Desired;
+use super::merged::Process;
 
 /// Pause before a stage that died is restarted; doubles up to [`LONGEST_PAUSE`] while it keeps dying.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -52,8 +52,7 @@ pub struct Supervisor {
 
 /// One process of a stage, which is restarted when it dies.
 struct Replica {
-    stage: StageName,
-    config: PathBuf,
+    process: Process,
     logs: Logs,
     /// Whether the broker ends with this process.
     own_broker: bool,
@@ -61,19 +60,15 @@ struct Replica {
 }
 
 impl Supervisor {
-    /// Starts `replicas` processes of each stage; `config` is the file of their merged configuration, and `own_broker`
-    /// whether their broker ends with this process.
-    pub fn start(config: &Path, replicas: &[(StageName, usize)], logs: &Logs, own_broker: bool) -> Self {
+    /// Starts processes; `own_broker` says whether their broker ends with this process.
+    pub fn start(processes: &[Process], logs: &Logs, own_broker: bool) -> Self {
         let (stop, stopping) = watch::channel(false);
-        let desired = Desired::new(replicas);
+        let desired = Desired::new(processes.iter().map(|process| (process.stage, process.device)));
         let (report, fatal) = mpsc::unbounded_channel();
         let mut tasks = Vec::new();
-        for &(stage, count) in replicas {
-            for _ in 0..count {
-                let (config, logs, desired) = (config.to_owned(), logs.clone(), desired.clone());
-                let replica = Replica { stage, config, logs, own_broker, desired };
-                tasks.push(tokio::spawn(keep_alive(replica, stopping.clone(), report.clone())));
-            }
+        for process in processes.iter().cloned() {
+            let replica = Replica { process, logs: logs.clone(), own_broker, desired: desired.clone() };
+            tasks.push(tokio::spawn(keep_alive(replica, stopping.clone(), report.clone())));
         }
         Supervisor { tasks, stop, fatal, desired }
     }
@@ -113,7 +108,8 @@ enum Ended {
 
 async fn keep_alive(replica: Replica, mut stopping: Shutdown, report: mpsc::UnboundedSender<Fatal>) {
     let desired = replica.desired.clone();
-    let Some(state) = desired.of(replica.stage) else { return };
+    let Process { stage, device, .. } = replica.process;
+    let Some(state) = desired.of(stage, device) else { return };
     let mut loaded = state.loaded();
     let mut pause = FIRST_PAUSE;
     loop {
@@ -127,7 +123,7 @@ async fn keep_alive(replica: Replica, mut stopping: Shutdown, report: mpsc::Unbo
             Ok(child) => child,
             Err(e) => {
                 // The receiver ends with the supervisor.
-                let _ = report.send(Fatal(Exit::Other, format!("stage-{}: {e:#}", replica.stage)));
+                let _ = report.send(Fatal(Exit::Other, format!("stage-{stage}: {e:#}")));
                 return;
             }
         };
@@ -168,7 +164,7 @@ async fn keep_alive(replica: Replica, mut stopping: Shutdown, report: mpsc::Unbo
             pause = FIRST_PAUSE;
         }
         let how = status.map_or_else(|e| e.to_string(), |s| s.to_string());
-        tracing::warn!(stage = %replica.stage, how, ?pause, "{RESTARTING}");
+        tracing::warn!(%stage, %device, how, ?pause, "{RESTARTING}");
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             _ = stopping.wait_for(|&s| s) => return,
@@ -184,26 +180,11 @@ async fn drain(replica: &Replica, mut child: Child, patience: impl Future<Output
         _ = child.wait() => return,
         () = patience => {}
     }
-    tracing::warn!(stage = %replica.stage, after = ?started.elapsed(), "drain timed out, killing the stage");
+    let stage = replica.process.stage;
+    tracing::warn!(%stage, after = ?started.elapsed(), "drain timed out, killing the stage");
     if let Err(error) = child.kill().await {
-        tracing::warn!(stage = %replica.stage, %error, "kill failed");
+        tracing::warn!(%stage, %error, "kill failed");
     }
-}
-
-/// Processes of each stage as `--replicas` gives them (`stage=count`); one of a stage that is not named.
-///
-/// # Errors
-/// What cannot be read.
-pub fn replicas(given: &[String]) -> Result<Vec<(StageName, usize)>, String> {
-    let mut all = StageName::ALL.map(|s| (s, 1)).to_vec();
-    for item in given {
-        let (name, count) = item.split_once('=').ok_or(format!("--replicas: {item:?} is not stage=count"))?;
-        let stage: StageName = name.parse().map_err(|e| format!("--replicas: {e}"))?;
-        let count: usize = count.parse().map_err(|e| format!("--replicas: {item:?}: {e}"))?;
-        all.retain(|(s, _)| *s != stage);
-        all.push((stage, count));
-    }
-    Ok(all)
 }
 
 impl Replica {
@@ -228,8 +209,8 @@ impl Replica {
         }
         command
             .env(THREADS, threads)
-            .args(["stage", self.stage.as_str(), "--supervised"])
-            .arg(&self.config)
+            .args(["stage", self.process.stage.as_str(), "--supervised"])
+            .arg(&self.process.config)
             .args(self.own_broker.then(|| format!("--broker-of={}", std::process::id())))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -241,16 +222,16 @@ impl Replica {
     }
 
     fn log_file(&self, dir: &Path) -> PathBuf {
-        dir.join(format!("{}.log", self.stage))
+        dir.join(format!("{}.log", self.process.stage))
     }
 
     /// The error that a stage ended with.
     fn last_words(&self) -> String {
         let Logs::Directory(dir) = &self.logs else {
-            return format!("stage-{} cannot start: see its last line above", self.stage);
+            return format!("stage-{} cannot start: see its last line above", self.process.stage);
         };
         let log = std::fs::read_to_string(self.log_file(dir)).unwrap_or_default();
         let said = log.lines().rev().find_map(|l| l.strip_prefix("error: "));
-        said.map_or_else(|| format!("stage-{} cannot start: {log}", self.stage), str::to_owned)
+        said.map_or_else(|| format!("stage-{} cannot start: {log}", self.process.stage), str::to_owned)
     }
 }

@@ -15,13 +15,15 @@ use super::shared::{Shared, lock};
 use crate::failure;
 
 /// Preferred decoders by caps name, best first, where ffmpeg has several.
-const PREFERRED: [(&str, &[&str]); 6] = [
+const PREFERRED: [(&str, &[&str]); 7] = [
     ("video/x-vp9", &["avdec_vp9", "vp9dec"]),
     ("video/x-av1", &["dav1ddec", "av1dec"]),
     ("audio/x-opus", &["avdec_opus", "opusdec"]),
     ("audio/x-flac", &["avdec_flac", "flacdec"]),
     ("audio/x-ac3", &["avdec_ac3"]),
     ("audio/x-eac3", &["avdec_eac3"]),
+    // In a WAV file ffmpeg's do not learn how many bits a sample has.
+    ("audio/x-adpcm", &["adpcmdec"]),
 ];
 
 /// Decoders that may be plugged besides ffmpeg's, whose names start with [`FFMPEG`]. None of them reads anything but its

@@ -1,13 +1,14 @@
 //! Choice of a track: the one that ffmpeg would take, of those that decode here. What is left out for that is noted.
 
+use protocol::error::JobError;
 use protocol::stage::Stop;
 
 use crate::media_file::MediaFile;
 use crate::pipeline::{self, Kind, Limits, Selection};
 
 /// Codecs that are not tried: their decoders take whatever a container holds of them.
-const UNTRIED: [&str; 12] =
-    ["h264", "vp8", "vp9", "av1", "opus", "mp3", "flac", "vorbis", "ac3", "eac3", "pcm", "mpeg4"];
+const UNTRIED: [&str; 13] =
+    ["h264", "vp8", "vp9", "av1", "opus", "mp2", "mp3", "flac", "vorbis", "ac3", "eac3", "pcm", "mpeg4"];
 
 /// Tracks of a kind that are tried at most.
 const MAX_TRIED: usize = 8;
@@ -58,6 +59,13 @@ impl<'f> Choice<'f> {
             self.notes.push(note(selection.kind, candidate.number, &candidate.codec, &reason));
         }
         Ok(None)
+    }
+}
+
+impl Choice<'_> {
+    /// Notes a track of which nothing is known but that no plugin reads it.
+    pub(super) fn leave_out(&mut self, kind: Kind, codec: &str, error: &JobError) {
+        self.notes.push(note(kind, None, codec, &reason(self.media, &error.message)));
     }
 }
 

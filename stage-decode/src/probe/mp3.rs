@@ -52,7 +52,11 @@ fn read(bytes: &mut Bytes<'_>) -> Option<Trim> {
     }
     let pads = bytes.u32(at + 20).ok()? & 0xff_ffff;
     let skip = u64::from(pads >> 12) + DECODER_DELAY;
-    let end = (frames * frame_samples + DECODER_DELAY).saturating_sub(u64::from(pads & 0xfff));
-    let keep = (frames > 0).then(|| end.min(frames * frame_samples).saturating_sub(skip));
-    Some(Trim::after(skip, keep))
+    if frames == 0 {
+        return Some(Trim::after(skip, None));
+    }
+    let all = frames * frame_samples;
+    let end = (all + DECODER_DELAY).saturating_sub(u64::from(pads & 0xfff)).clamp(skip.min(all), all);
+    // What lies behind the frames that were counted was joined to them later.
+    Some(Trim { passes: vec![vec![skip..end, all..u64::MAX]], ..Trim::default() })
 }

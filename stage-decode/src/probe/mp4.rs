@@ -96,7 +96,8 @@ impl Movie {
     }
 
     /// Overlays by which GStreamer's demuxer delivers every sample of one track and none of the others: the other tracks
-    /// and all edit lists are renamed `free`, and the headers' durations, at which it would stop, exceed the last sample.
+    /// and all edit lists are renamed `free`, and the headers' durations, at which it would stop, exceed the last sample. Both are
+    /// about the same: it leaves out a track of less than a fifth of the whole.
     pub(crate) fn overlays(&self, wanted: &Track) -> Vec<Overlay> {
         let free = |at| Overlay { at, bytes: b"free".to_vec() };
         let others = self.tracks.iter().filter(|t| t.id != wanted.id).map(|t| free(t.box_at));
@@ -104,7 +105,7 @@ impl Movie {
         let last = wanted.end();
         let scaled = u128::from(last) * u128::from(self.timescale) / u128::from(wanted.timescale.max(1));
         let lengths = [
-            (self.length_field, self.duration.max((scaled as u64).saturating_add(self.timescale.into()))),
+            (self.length_field, u64::try_from(scaled).unwrap_or(u64::MAX).saturating_add(self.timescale.into())),
             (wanted.length_field, last.saturating_add(wanted.timescale.into())),
         ];
         // The headers of a fragmented file have no duration to stop at.

@@ -1,9 +1,10 @@
 //! Scan of any other container: GStreamer demuxes and parses the whole file, and the packets of each track are counted
-//! ([`counted`]).
+//! ([`counted`]); of a transport stream the times that its packets state are read besides ([`clock`]).
 
+mod clock;
 mod counted;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use gst::prelude::*;
 use gstreamer as gst;
@@ -12,11 +13,12 @@ use protocol::stage::Stop;
 use super::bytes::Bytes;
 use super::choice::{Candidate, Choice};
 use super::examined::{AudioTrack, Examined, Trim, VideoTrack, blank, samples};
-use super::{mp3, ogg};
-use crate::failure;
+use super::{avi, mp3, ogg};
+use crate::failure::{self, Missing};
 use crate::media_file::MediaFile;
-use crate::pipeline::{self, Kind, MediaSource, Refusal, Selection, Told, lock};
+use crate::pipeline::{self, Kind, MediaSource, Overlay, Refusal, Selection, Told, lock};
 use crate::timeline::Pass;
+use clock::StatedClock;
 use counted::{Counted, watch};
 
 /// Longest time that one picture is shown in a broadcast.
@@ -26,6 +28,9 @@ const LAST_PICTURE_S: f64 = 0.1;
 const MAX_TIMES: u64 = 4;
 /// Bytes that are read at most besides.
 const SEEKS_BYTES: u64 = 256 << 20;
+
+/// Codecs of sounds of which neither header nor GStreamer is believed that they last longer, or less, than their packets.
+const COUNTED: [&str; 2] = ["mp3", "audio/x-adpcm"];
 
 type Tracks = Arc<Mutex<Vec<Arc<Mutex<Counted>>>>>;
 
@@ -38,6 +43,18 @@ impl Drop for Running {
     }
 }
 
+/// What a scan found besides its tracks.
+struct Scanned {
+    /// GStreamer's word for the duration; 0 for none.
+    duration_s: f64,
+    container: Option<String>,
+    /// How the demuxer is to see the file.
+    overlays: Vec<Overlay>,
+    /// Tracks, or a whole file, that no plugin reads.
+    missing: Vec<Missing>,
+    clock: StatedClock,
+}
+
 /// Facts and tracks of a file, from a count of the packets of every track.
 pub(super) fn scan(
     media: &MediaFile,
@@ -48,8 +65,15 @@ pub(super) fn scan(
     pipeline::init()?;
     let running = Running(gst::Pipeline::new());
     let refusal = Refusal::default();
-    let source = MediaSource::new(media, Vec::new(), None);
+    let cut = avi::cut_chunk(bytes).map_err(|error| match cancelled() {
+        true => Stop::Cancelled,
+        false => Stop::Failed(failure::unreadable(media.path(), &error)),
+    });
+    let overlays: Vec<Overlay> = cut?.into_iter().collect();
+    let source = MediaSource::new(media, overlays.clone(), None);
     let parse = pipeline::parser(media, &refusal, &Told::default())?;
+    let clock = StatedClock::default();
+    clock.follow(&running.0, &parse);
     let built = running.0.add_many([source.upcast_ref(), &parse]).and_then(|()| source.link(&parse));
     built.map_err(|_| failure::no_element("parsebin"))?;
     let tracks = Tracks::default();
@@ -71,7 +95,8 @@ pub(super) fn scan(
             pipeline::discard(&whole, pad);
         }
     });
-    let ended = run(media, &running.0, &|| cancelled() || refusal.get().is_some());
+    let mut missing = Vec::new();
+    let ended = run(media, &running.0, &mut missing, &|| cancelled() || refusal.get().is_some());
     if let Some(error) = refusal.get() {
         return Err(error.into());
     }
@@ -79,11 +104,18 @@ pub(super) fn scan(
     let duration = running.0.query_duration::<gst::ClockTime>().map_or(0.0, |d| d.nseconds() as f64 / 1e9);
     drop(running);
     let tracks: Vec<_> = lock(&tracks).drain(..).collect();
-    sum_up(bytes, &tracks, duration, container, choice)
+    let scanned = Scanned { duration_s: duration, container, overlays, missing, clock };
+    sum_up(bytes, &tracks, scanned, choice)
 }
 
-/// Runs the pipeline to its end; returns the container's name, which the demuxer gives in a tag.
-fn run(media: &MediaFile, pipeline: &gst::Pipeline, cancelled: &dyn Fn() -> bool) -> Result<Option<String>, Stop> {
+/// Runs the pipeline to its end; returns the container's name, which the demuxer gives in a tag. What no plugin reads is
+/// noted, and is why the file is refused only where nothing else is in it.
+fn run(
+    media: &MediaFile,
+    pipeline: &gst::Pipeline,
+    missing: &mut Vec<Missing>,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Option<String>, Stop> {
     let bus = pipeline.bus().ok_or_else(|| failure::no_element("bus"))?;
     let mut container = None;
     let started = pipeline.set_state(gst::State::Playing);
@@ -96,8 +128,13 @@ fn run(media: &MediaFile, pipeline: &gst::Pipeline, cancelled: &dyn Fn() -> bool
             return Err(media.circling(most).into());
         }
         if let Some(message) = bus.timed_pop(gst::ClockTime::from_mseconds(50)) {
+            if let Some(found) = failure::missing(media.path(), &message) {
+                missing.push(found);
+                continue;
+            }
             if let Some(error) = failure::from_bus(media.path(), &message) {
-                return Err(error.into());
+                // GStreamer's own words for a file of nothing that it reads say less.
+                return Err(missing.drain(..).next().map_or(error, |missing| missing.error).into());
             }
             match message.view() {
                 gst::MessageView::Eos(_) => return Ok(container),
@@ -119,33 +156,32 @@ fn run(media: &MediaFile, pipeline: &gst::Pipeline, cancelled: &dyn Fn() -> bool
 fn sum_up(
     bytes: &mut Bytes<'_>,
     tracks: &[Arc<Mutex<Counted>>],
-    duration_s: f64,
-    container: Option<String>,
+    scanned: Scanned,
     choice: &mut Choice<'_>,
 ) -> Result<Examined, Stop> {
-    let mut info = blank("", duration_s);
     let tracks: Vec<_> = tracks.iter().map(|t| lock(t)).filter(|t| t.buffers > 0).collect();
-    // Demuxers of MPEG streams leave out how long the last picture is shown.
-    let spans = || tracks.iter().filter_map(|t| t.span);
-    let (start, end) = (spans().map(|s| s.0).min().unwrap_or(0), spans().map(|s| s.1).max().unwrap_or(0));
-    let spanned_s = (end - start) as f64 / 1e9;
-    // A transport stream's clock begins before its first picture is shown.
-    let is_ts = [0, 4].into_iter().any(|at| bytes.array::<1>(at).is_ok_and(|sync| sync == [0x47]));
-    if is_ts && spanned_s > 0.0 || (0.0..LAST_PICTURE_S).contains(&(spanned_s - duration_s)) {
-        info.duration_s = spanned_s;
+    if tracks.is_empty()
+        && let Some(missing) = scanned.missing.first()
+    {
+        return Err(missing.error.clone().into());
     }
-    if duration_s == 0.0 {
-        info.duration_s = tracks.iter().map(|t| t.length_s()).fold(0.0, f64::max);
-    }
+    let mut info = blank("", length_s(bytes, &tracks, &scanned));
+    let Scanned { container, overlays, missing, clock, .. } = scanned;
+    // The times of AVI are those of decoding.
+    let is_avi = bytes.array::<4>(8).is_ok_and(|kind| &kind == b"AVI ");
     // As ffmpeg selects: the largest picture, the audio with the most channels, of equals the first.
     let every = |kind: Kind| tracks.iter().filter(move |t| t.caps_name().is_some_and(|name| kind.takes(name)));
     let of_kind = |kind: Kind| every(kind).filter(|t| t.link == 0);
     let is_chained = tracks.iter().any(|t| t.link > 0);
     let number = |t: &Counted, name: &str| t.field::<i32>(name).unwrap_or(0) as u32;
+    let unread = |kind: Kind| missing.iter().filter(move |missing| kind.takes(&missing.caps_name));
+    for kind in [Kind::Video, Kind::Audio] {
+        unread(kind).for_each(|missing| choice.leave_out(kind, &missing.caps_name, &missing.error));
+    }
     // The only track of a kind needs no name, and without a container its name may change from run to run.
     let selection = |kind, t: &Counted| {
-        let track = if every(kind).count() > 1 { t.name.clone() } else { None };
-        Selection { kind, track, is_later: t.link > 0, unmarked: false, overlays: Vec::new(), part: None }
+        let track = if every(kind).count() + unread(kind).count() > 1 { t.name.clone() } else { None };
+        Selection { kind, track, is_later: t.link > 0, unmarked: false, overlays: overlays.clone(), part: None }
     };
     let mut best = |kind: Kind, rank: &dyn Fn(&Counted) -> u64| {
         let mut all: Vec<&Counted> = of_kind(kind).map(|t| &**t).collect();
@@ -165,7 +201,8 @@ fn sum_up(
         (info.width, info.height) = orientation.shown(number(track, "width"), number(track, "height"));
         (info.rotation, info.mirrored) = (orientation.turn.degrees(), orientation.mirrored);
         let later = later(Kind::Video, track);
-        let passes: Vec<Pass> = std::iter::once(track).chain(later.iter().copied()).map(Counted::pass).collect();
+        let all = std::iter::once(track).chain(later.iter().copied());
+        let passes: Vec<Pass> = all.map(|track| track.pass(!is_avi && !clock.jumps(track))).collect();
         info.frames = passes.iter().map(|pass| pass.frames).sum();
         let told = track.field::<gst::Fraction>("framerate").filter(|f| f.numer() > 0 && track.second_fields == 0);
         info.avg_fps = match told {
@@ -180,6 +217,7 @@ fn sum_up(
         let start_s = track.span.map_or(0.0, |(start, _)| start as f64 / 1e9);
         let trim = match codec.as_str() {
             "mp3" => mp3::trim(bytes),
+            "audio/x-wma" => wma(track.field::<i32>("wmaversion"), number(track, "rate")),
             "vorbis" if !is_chained => ogg::vorbis(bytes, (start_s * f64::from(number(track, "rate"))).round() as u64),
             "opus" if !is_chained && start_s > 0.0 => ogg::late_opus(bytes),
             _ => Trim::default(),
@@ -193,6 +231,48 @@ fn sum_up(
     });
     info.container = container.unwrap_or_else(|| info.codecs.first().cloned().unwrap_or_default());
     Ok(Examined { info, video, audio })
+}
+
+/// What ffmpeg leaves out at the start of Windows Media Audio 1 and 2: two blocks (`libavcodec/wmadec.c`), whose length the rate
+/// tells (`wma_common.c`, `ff_wma_get_frame_len_bits`).
+fn wma(version: Option<i32>, rate: u32) -> Trim {
+    let block = match (version, rate) {
+        (_, ..=16_000) => 512,
+        (_, ..=22_050) | (Some(1), ..=32_000) => 1024,
+        _ => 2048,
+    };
+    if version.is_some_and(|version| version < 3) { Trim::after(2 * block, None) } else { Trim::default() }
+}
+
+/// Seconds that a file lasts, by its packets where its container or GStreamer only guesses.
+fn length_s(bytes: &mut Bytes<'_>, tracks: &[MutexGuard<'_, Counted>], scanned: &Scanned) -> f64 {
+    let told_s = scanned.duration_s;
+    let all: Vec<&Counted> = tracks.iter().map(|track| &**track).collect();
+    let longest = || all.iter().map(|track| track.length_s()).fold(0.0, f64::max);
+    let spans = || all.iter().filter_map(|track| track.span);
+    let (start, end) = (spans().map(|s| s.0).min().unwrap_or(0), spans().map(|s| s.1).max().unwrap_or(0));
+    let spanned_s = (end - start) as f64 / 1e9;
+    let is_ts = [0, 4].into_iter().any(|at| bytes.array::<1>(at).is_ok_and(|sync| sync == [0x47]));
+    if is_ts && let Some(stated_s) = scanned.clock.seconds(&all) {
+        return stated_s;
+    }
+    let shows = all.iter().any(|track| track.caps_name().is_some_and(|name| Kind::Video.takes(name)));
+    let is_flv = bytes.array::<3>(0).is_ok_and(|start| &start == b"FLV");
+    let is_bare = scanned.container.is_none() && !is_ts && !is_flv;
+    let shown_s = || all.iter().map(|track| track.lasting_ns).max().unwrap_or(0) as f64 / 1e9;
+    match shows {
+        _ if told_s == 0.0 => longest(),
+        // GStreamer guesses it by the bit rate, and gives some pictures no time.
+        true if is_bare => spanned_s.max(shown_s()),
+        // Demuxers of MPEG streams leave out how long the last picture is shown; a transport stream's clock begins before its first.
+        true if spanned_s > 0.0 && (is_ts || (0.0..LAST_PICTURE_S).contains(&(spanned_s - told_s))) => spanned_s,
+        // A header may have been written for another sound: Xing in an MP3 that was cut or joined.
+        false if all.iter().all(|track| COUNTED.contains(&track.codec().as_str())) => {
+            Some(longest()).filter(|counted_s| (counted_s - told_s).abs() > LAST_PICTURE_S).unwrap_or(told_s)
+        }
+        false if spanned_s > 0.0 && is_ts => spanned_s,
+        _ => told_s,
+    }
 }
 
 /// A track that might be used.

@@ -9,8 +9,8 @@ pub(super) fn kind(head: &[u8]) -> Option<&'static str> {
         [b'B', b'M', _, _, _, _, 0, 0, 0, 0, ..] => Some("a BMP picture"),
         [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => Some("a TIFF picture"),
         [_, _, _, _, b'f', b't', b'y', b'p', b'h', b'e', b'i', b'c' | b'x', ..] => Some("a HEIF picture"),
-        [_, _, _, _, b'f', b't', b'y', b'p', b'm', b'i', b'f', b'1', ..] => Some("a HEIF picture"),
-        [_, _, _, _, b'f', b't', b'y', b'p', b'a', b'v', b'i', b'f', ..] => Some("an AVIF picture"),
+        [_, _, _, _, b'f', b't', b'y', b'p', b'm', b'i' | b's', b'f', b'1', ..] => Some("a HEIF picture"),
+        [_, _, _, _, b'f', b't', b'y', b'p', b'a', b'v', b'i', b'f' | b's', ..] => Some("an AVIF picture"),
         _ => None,
     }
 }
@@ -23,7 +23,9 @@ mod tests {
     fn pictures_are_known_by_their_first_bytes_and_films_are_none() {
         assert_eq!(kind(b"GIF89a\x40\0"), Some("a GIF"));
         assert_eq!(kind(b"RIFF\0\0\0\0WEBPVP8X"), Some("a WebP picture"));
-        assert_eq!(kind(b"\0\0\0\x1cftypavif\0\0\0\0"), Some("an AVIF picture"));
+        for brand in [b"avif", b"avis"] {
+            assert_eq!(kind(&[&b"\0\0\0\x1cftyp"[..], brand].concat()), Some("an AVIF picture"));
+        }
         for head in [&b"RIFF\0\0\0\0AVI LIST"[..], b"\0\0\0\x20ftypisom", b"\xff\xd8\xff\xe0\0\x10JFIF", b"GIF", b""] {
             assert_eq!(kind(head), None, "{head:?}");
         }

@@ -24,7 +24,19 @@ pub fn ffprobe(path: &Path, arguments: &str) -> Vec<String> {
 
 /// Pictures that ffmpeg gives for every `step`-th frame from `first` on, through further filters (`,hflip`), scaled.
 pub fn reference_frames(path: &Path, info: &MediaInfo, step: u64, first: u64, filters: &str) -> Vec<Vec<u8>> {
-    let mut all = words("-v error -i");
+    reference_frames_by("", path, info, step, first, filters)
+}
+
+/// The same, with options that choose how ffmpeg reads the file (`-c:v libaom-av1`).
+pub fn reference_frames_by(
+    options: &str,
+    path: &Path,
+    info: &MediaInfo,
+    step: u64,
+    first: u64,
+    filters: &str,
+) -> Vec<Vec<u8>> {
+    let mut all = words(&format!("-v error {options} -i"));
     all.push(path.to_str().unwrap().to_owned());
     all.push("-vf".to_owned());
     all.push(format!("select='gte(n,{first})*not(mod(n-{first},{step}))'{filters}"));
@@ -56,19 +68,31 @@ pub fn check_figures(path: &Path, info: &MediaInfo) {
     check_numbers(path, info, duration);
 }
 
-/// Checks that the number of the frames is ffprobe's, and the duration what its packets span: of a transport stream ffprobe guesses
-/// how long the last packet of sound is.
-pub fn check_packets(path: &Path, info: &MediaInfo) {
-    let spans = ffprobe(path, "-show_entries packet=pts_time,duration_time");
+/// Checks that the number of the frames is ffprobe's, and the duration what its packets span by their `clock`: of a transport stream
+/// ffprobe guesses how long the last packet of sound is, and of AVI it believes the header.
+pub fn check_packets(path: &Path, info: &MediaInfo, clock: &str) {
+    let spans = ffprobe(path, &format!("-show_entries packet={clock},duration_time"));
     let spans = spans.chunks_exact(2).map(|span| [0, 1].map(|i| span[i].parse::<f64>().unwrap()));
     let bounds = |[least, most]: [f64; 2], [start, length]: [f64; 2]| [least.min(start), most.max(start + length)];
     let [start, end] = spans.fold([f64::MAX, 0.0], bounds);
     check_numbers(path, info, end - start);
 }
 
+/// Checks that the number of the frames is that of the packets which ffprobe does not mark as left out, and the duration ffprobe's.
+pub fn check_unmarked(path: &Path, info: &MediaInfo) {
+    let marks = ffprobe(path, "-select_streams v:0 -show_entries packet=flags");
+    let shown = marks.iter().filter(|marks| !marks.contains('D')).count();
+    assert_eq!(info.frames, shown as u64, "frames of {}", path.display());
+    check_duration(path, info, ffprobe(path, "-show_entries format=duration")[0].parse().unwrap());
+}
+
 fn check_numbers(path: &Path, info: &MediaInfo, duration: f64) {
     let shown = ffprobe(path, "-count_frames -select_streams v:0 -show_entries stream=nb_read_frames");
     assert_eq!(info.frames.to_string(), shown[0], "frames of {}", path.display());
+    check_duration(path, info, duration);
+}
+
+fn check_duration(path: &Path, info: &MediaInfo, duration: f64) {
     let near = (info.duration_s - duration).abs() < 2e-3;
     assert!(near, "{}: {} s, ffprobe says {duration}", path.display(), info.duration_s);
 }

@@ -1,52 +1,63 @@
-//! Stage that answers a job from start to end: check, plan, obtain the video's keys and values, answer.
+//! Stage that answers jobs from start to end: check, plan, obtain the video's keys and values, answer.
 
-use config::{ComputeConfig, KvPrecision, LlmConfig, WeightFormat};
 use model::checkpoint::Weights;
 use model::config_json::{Family, ModelConfig};
 use protocol::error::{JobError, StageName};
-use protocol::event::{Answer, Event, JobResult, Mode, ModelName, TimeRange};
+use protocol::event::JobResult;
 use protocol::message::JobRequest;
-use protocol::plan::FrameGrid;
-use protocol::stage::{JobPort, Stop};
+use protocol::stage::{Beside, JobPort, KeptVideo, OwnedJob, Stop};
 
-use crate::job::composite::{self, Found, Rule, titled};
-use crate::job::fit::{Fit, host_bytes};
+use crate::job::batch::{Batch, Last};
+use crate::job::clock::{Clock, Progress};
+use crate::job::fit::{Fit, free_bytes};
 use crate::job::in_flight::{Job, here};
-use crate::job::kept::{self, Kept, Video, VideoKey};
-use crate::job::outcome::{self, Frame};
-use crate::job::prefill::Prefill;
-use crate::job::reply::Replies;
-use crate::job::work::{self, Work};
+use crate::job::kept::Kept;
+use crate::job::member::Member;
+use crate::job::obtain::{Obtain, Obtained};
+use crate::job::owned::{Jobs, Owned};
+use crate::job::parts::Parts;
+use crate::job::video::Video;
 use crate::language::LanguageModel;
 use crate::language::footprint::{HINT, LlmFootprint};
-use crate::language::observe::Observe;
 use crate::text::prompt::Prompter;
-use crate::text::reading::Watched;
 use crate::text::registry::Tasks;
-use crate::text::task::RangeSource;
 
-/// Settings of a worker.
-#[derive(Clone, Debug, Default)]
-pub struct Settings {
-    /// Section `[llm]` of the configuration.
-    pub llm: LlmConfig,
-    /// Section `[compute]` of the configuration.
-    pub compute: ComputeConfig,
-    /// Most bytes that the stage may hold, weights included; none without a cap.
-    pub budget_bytes: Option<u64>,
-    /// Name of the checkpoint, for results.
-    pub name: String,
+pub use crate::job::parts::Settings;
+
+/// Stage that owns the model and answers jobs: one at a time, and beside it those about the same video.
+pub struct LlmStage {
+    parts: Parts,
+    kept: Kept,
+    /// Videos that were said to be kept.
+    told: Vec<KeptVideo>,
 }
 
-/// Stage that owns the model and answers one job at a time.
-pub struct LlmStage {
-    model: LanguageModel,
-    grid: FrameGrid,
-    prompter: Prompter,
-    tasks: Tasks,
-    footprint: LlmFootprint,
-    settings: Settings,
-    kept: Kept,
+/// Job whose video is there.
+struct Begun<'a> {
+    member: Member<'a>,
+    video: Video,
+    /// Memory that the job may hold, what is kept included.
+    fit: Fit,
+    /// Memory that answers may take beside what is still kept.
+    beside: Fit,
+}
+
+/// A job without others beside it.
+#[derive(Default)]
+struct Alone(Option<Result<JobResult, Stop>>);
+
+impl<P> Beside<P> for Alone {
+    fn next(&mut self, _: &JobRequest) -> Option<OwnedJob<P>> {
+        None
+    }
+
+    fn decline(&mut self, _: OwnedJob<P>) {}
+
+    fn end(&mut self, _: OwnedJob<P>, outcome: Result<JobResult, Stop>) {
+        self.0 = Some(outcome);
+    }
+
+    fn keeps(&mut self, _: Vec<KeptVideo>) {}
 }
 
 impl LlmStage {
@@ -73,179 +84,122 @@ impl LlmStage {
         let tasks = Tasks::with_file(settings.llm.tasks_file.as_deref(), config.family)?;
         let model = LanguageModel::new(config, weights, &settings.llm, settings.compute.media_products)?;
         let grid = config.image_pool().grid();
-        Ok(LlmStage { model, grid, prompter, tasks, footprint, settings, kept: Kept::default() })
+        let parts = Parts { model, grid, prompter, tasks, footprint, settings };
+        let kept = Kept::new(&parts.settings.llm, parts.parked_model());
+        Ok(LlmStage { parts, kept, told: Vec::new() })
     }
 
     /// Tokens that pass the layers together at most.
     pub fn step_tokens(&self) -> u64 {
-        let llm = &self.settings.llm;
+        let llm = &self.parts.settings.llm;
         llm.chunk_rows.max(llm.max_prompt_tokens) as u64
     }
 
     /// Language model of the stage.
     pub fn model(&self) -> &LanguageModel {
-        &self.model
+        &self.parts.model
     }
 
     /// Tokenizer and chat template of the stage.
     pub fn prompter(&self) -> &Prompter {
-        &self.prompter
+        &self.parts.prompter
     }
 
     /// Family of the model.
     pub fn family(&self) -> Family {
-        self.tasks.family()
+        self.parts.tasks.family()
+    }
+
+    /// Videos that are kept for the next question.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
     }
 
     /// Memory that the stage takes.
     pub fn footprint(&self) -> &LlmFootprint {
-        &self.footprint
+        &self.parts.footprint
     }
 
-    /// Answers a job: from the kept keys and values if its video is the last one that was answered about, else from its
-    /// tokens, which the other stages are asked for. The caller adds the memory figures of the result.
+    /// Answers a job that nothing comes beside, as [`answer_with`](Self::answer_with) does.
     ///
     /// # Errors
     /// [`Stop::Failed`] with the job's error; errors of the port.
     pub fn answer(&mut self, request: &JobRequest, port: &mut dyn JobPort) -> Result<JobResult, Stop> {
-        self.answer_observed(request, port, &mut ())
+        let mut alone = Alone::default();
+        self.answer_with(OwnedJob { request: request.clone(), port }, &mut alone);
+        alone.0.expect("every job that is handed over ends. This is a bug.")
     }
 
-    /// [`answer`](Self::answer) with an observer of the model.
-    ///
-    /// # Errors
-    /// As `answer`, and errors of the observer.
-    pub fn answer_observed(
-        &mut self,
-        request: &JobRequest,
-        port: &mut dyn JobPort,
-        observe: &mut dyn Observe,
-    ) -> Result<JobResult, Stop> {
-        let mut job = Job::new(request, port, observe);
-        let outcome = self.answer_job(&mut job);
-        job.return_gpu();
-        outcome
+    /// Answers a job: from the kept keys and values if its video is one that was answered about, else from its tokens, which the
+    /// other stages are asked for; and beside it the jobs about the same video that come meanwhile. Every one of them was ended
+    /// or declined when this returns. Whoever hears of a result adds its memory figures.
+    pub fn answer_with<P: JobPort>(&mut self, first: OwnedJob<P>, beside: &mut dyn Beside<P>) {
+        self.serve(Owned::<P>::FIRST, &mut Owned::new(first, beside));
     }
 
-    fn answer_job(&mut self, job: &mut Job<'_>) -> Result<JobResult, Stop> {
-        let request = job.request;
-        let asked = |duration_s| Work::new(&self.tasks, request, &self.prompter, duration_s).map_err(here);
+    fn serve(&mut self, first: u64, jobs: &mut dyn Jobs) {
+        let mut has_gpu = false;
+        let (last, outcome) = match self.parts.begin(first, jobs, &mut self.kept, &mut has_gpu) {
+            Err(stop) => (first, Err(stop)),
+            Ok(Begun { member, video, fit, beside }) => {
+                // It is nobody else's meanwhile, and yet the one to come here for.
+                let mut names = self.kept.names();
+                if self.parts.settings.llm.keep_video {
+                    names.retain(|name| *name != video.asked);
+                    names.insert(0, video.asked.clone());
+                }
+                tell(&mut self.told, names, jobs);
+                let batch = Batch::new(&self.parts, jobs, &mut self.kept, &video, beside, member);
+                let Last { number, outcome, is_sound } = batch.run();
+                self.kept.put_back(video, fit, is_sound);
+                (number, outcome)
+            }
+        };
+        tell(&mut self.told, self.kept.names(), jobs);
+        if has_gpu {
+            // By now no job holds memory; the pool returns it, so that the encoders can have it.
+            compute::trim();
+            jobs.job(last).1.return_gpu();
+        }
+        jobs.end(last, outcome);
+    }
+}
+
+/// Says which videos are kept, if those are others than were `told`.
+fn tell(told: &mut Vec<KeptVideo>, names: Vec<KeptVideo>, jobs: &mut dyn Jobs) {
+    if *told != names {
+        told.clone_from(&names);
+        jobs.keeps(names);
+    }
+}
+
+impl Parts {
+    /// Plans a job and obtains its video; `has_gpu` says, also after an error, whether the encoders were told to leave.
+    fn begin(&self, number: u64, jobs: &mut dyn Jobs, kept: &mut Kept, has_gpu: &mut bool) -> Result<Begun<'_>, Stop> {
+        let (mut clock, mut progress) = (Clock::start(), Progress::default());
+        let (request, port) = jobs.job(number);
+        let request = request.clone();
         // What cannot be asked is refused before the file is looked at.
-        let mut work = asked(0.0)?;
+        let mut work = self.work(&request, 0.0).map_err(here)?;
+        let job = &mut Job { request: &request, port, clock: &mut clock, progress: &mut progress, has_gpu };
 
         // The video is probed even if it is kept: the file may have changed.
         let plan = job.media_plan(self.grid)?;
         if work.says_duration {
-            work = asked(plan.duration_s)?;
+            work = self.work(&request, plan.duration_s).map_err(here)?;
         }
-        let key = VideoKey::new(&plan, job.request);
         let fit = Fit {
             footprint: self.footprint,
             budget_bytes: self.settings.budget_bytes,
             gpu_bytes: self.settings.compute.card_bytes,
-            host_bytes: host_bytes().map(|free| free + self.kept.bytes()),
+            host_bytes: free_bytes().map(|free| free + kept.bytes()),
+            kept_bytes: 0,
             text_tokens: work.text_tokens() as u64,
         };
-        // A kept video that is too large beside this question's text is released, and the job is planned as any other.
-        let known = self.kept.find(key.as_ref()).filter(|video| fit.check(&video.plan, true).is_ok());
-        let (mode, plan, cached) = match known {
-            Some(video) => (Mode::Streaming, video.plan.clone(), true),
-            None => (fit.mode(&plan).map_err(here)?, plan, false),
-        };
-        // From here on the kept video is this job's, or it is released before anything else is allocated, here or in
-        // the encoders.
-        let known = if cached { self.kept.take() } else { None };
-        self.kept.release();
-        job.port.event(Event::Planned { plan: plan.clone(), mode, cached })?;
-        let video = match known {
-            Some(video) => video,
-            None => {
-                let prompt_tokens = work.prompt_tokens();
-                let prefill = Prefill { model: &self.model, llm: &self.settings.llm, fit, prompt_tokens };
-                let (plan, cache, pictures) = prefill.run(plan, mode, job)?;
-                Video { key, plan, cache, pictures }
-            }
-        };
-        let alone = if mode == Mode::Phases { fit.alone() } else { fit };
-        let outcome = self.reply(&work, &video, alone, cached, job);
-        // After a job in phases the encoders come back: a video that does not fit beside them is not kept.
-        if self.settings.llm.keep_video && kept::is_sound(&outcome) && fit.leaves(video.cache.bytes()) {
-            self.kept.put(video);
-        }
-        outcome
-    }
-
-    /// Reads the prompts and answers them.
-    fn reply(
-        &self,
-        work: &Work<'_>,
-        video: &Video,
-        fit: Fit,
-        cached: bool,
-        job: &mut Job<'_>,
-    ) -> Result<JobResult, Stop> {
-        let replies = Replies {
-            model: &self.model,
-            prompter: &self.prompter,
-            end_tokens: self.settings.llm.end_tokens.as_deref().unwrap_or_default(),
-            fit,
-            plan: &video.plan,
-            video: &video.cache,
-        };
-        let watched = outcome::watched(job.request, video);
-        let written = replies.write(&work.questions, work.several.then_some(0), 0, job)?;
-        let mut answers: Vec<Answer> =
-            work.questions.iter().zip(written).map(|(question, text)| outcome::read(question, text, watched)).collect();
-        let request = job.request;
-        let frame = |clock| Frame { request, work, video, cached, clock, model: self.model_name() };
-        let Some(source) = &work.task.ranges else { return Ok(frame(&job.clock).of_answers(answers)) };
-        let (mut found, join_s) = ranges_of(source, &answers, video, watched, request);
-        let ask = |r: &TimeRange| {
-            let within = [r.start_s - watched.start_s, r.end_s - watched.start_s];
-            work::title(work.task, within, request, &self.prompter).map_err(here)
-        };
-        let with_title = found.ranges.iter().filter(|_| work.task.has_titles());
-        let questions = with_title.map(ask).collect::<Result<Vec<_>, Stop>>()?;
-        let written = replies.write(&questions, Some(answers.len() as u32), work.prompt_tokens(), job)?;
-        found.ranges = titled(found.ranges, written.iter().map(|title| title.text.as_str()));
-        answers.extend(questions.iter().zip(written).map(|(question, text)| outcome::read(question, text, watched)));
-        Ok(frame(&job.clock).of_ranges(found, answers, join_s))
-    }
-
-    fn model_name(&self) -> ModelName {
-        let dtype = self.model.dtype().as_str();
-        let weights = match self.settings.llm.weights {
-            WeightFormat::Q8 => "q8",
-            WeightFormat::Q4 => "q4",
-            WeightFormat::Dense | WeightFormat::Bf16 | WeightFormat::F16 => dtype,
-        };
-        let kv = match self.settings.llm.kv {
-            KvPrecision::Q8 => "q8",
-            KvPrecision::Q4 => "q4",
-            KvPrecision::Dense => dtype,
-        };
-        let [dtype, weights, kv] = [dtype, weights, kv].map(str::to_owned);
-        ModelName { name: self.settings.name.clone(), dtype, weights, kv }
-    }
-}
-
-/// Ranges of a composite task, and the seconds that they could be apart to become one.
-fn ranges_of(
-    source: &RangeSource,
-    answers: &[Answer],
-    video: &Video,
-    watched: Watched,
-    request: &JobRequest,
-) -> (Found, f64) {
-    match source {
-        RangeSource::Queries { join_s, largest_share, most, .. } => {
-            let join_s = if request.join_s > 0.0 { request.join_s } else { *join_s };
-            let rule = Rule { join_s, largest_share: *largest_share, most: *most };
-            (composite::of_answers(answers, rule, watched), join_s)
-        }
-        RangeSource::Shots { min_s, most } => {
-            let frames = video.plan.image.as_ref().map_or(0, |image| image.frames);
-            (composite::of_pictures(&video.pictures, frames, *min_s, *most, watched), 0.0)
-        }
+        let prompt_tokens = work.prompt_tokens();
+        let mut obtain = Obtain { model: &self.model, llm: &self.settings.llm, kept, fit, prompt_tokens };
+        let Obtained { video, cached, fit: beside } = obtain.run(plan, job)?;
+        let member = Member::new(number, request, work, clock, progress, cached);
+        Ok(Begun { member, video, fit, beside })
     }
 }

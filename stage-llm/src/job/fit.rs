@@ -3,6 +3,7 @@
 use protocol::bytes::Bytes;
 use protocol::error::{ErrorKind, JobError};
 use protocol::event::Mode;
+use protocol::memory;
 use protocol::plan::{AudioPlan, MediaPlan, SAMPLE_RATE};
 
 use crate::language::cache::CacheSize;
@@ -17,9 +18,11 @@ pub struct Fit {
     pub budget_bytes: Option<u64>,
     /// Most bytes that the worker may hold alone on the GPU, once the encoders have left; none where they never leave.
     pub gpu_bytes: Option<u64>,
-    /// Bytes that the host has left, the cap where there is no budget: read before the job allocates, with the memory
+    /// Bytes that GPU or host have left, the cap where there is no budget: read before the job allocates, with the memory
     /// counted in that the worker may release. None where the system does not say.
     pub host_bytes: Option<u64>,
+    /// Bytes of what is kept for other jobs, which this one cannot have.
+    pub kept_bytes: u64,
     /// Tokens of prompt and answer.
     pub text_tokens: u64,
 }
@@ -69,11 +72,17 @@ impl Fit {
     /// Bytes left for keys and values; none without any cap.
     fn left_bytes(&self) -> Option<u64> {
         let fixed = &self.footprint.fixed;
-        match self.budget_bytes {
+        let left = match self.budget_bytes {
             Some(budget) => Some(budget.saturating_sub(fixed.bytes())),
             // An allocation that the host refuses would end the process.
             None => self.host_bytes.map(|free| free.saturating_sub(fixed.activation_bytes)),
-        }
+        };
+        left.map(|left| left.saturating_sub(self.kept_bytes))
+    }
+
+    /// Bytes of a settled plan's keys and values, as they are allocated.
+    pub fn video_bytes(&self, plan: &MediaPlan) -> u64 {
+        Fit { text_tokens: 0, ..*self }.caches(plan, true).bytes()
     }
 
     /// Whether keys and values of so many bytes may stay once the job is done, with the encoders back beside them.
@@ -92,6 +101,7 @@ impl Fit {
         let Some(left) = self.left_bytes().filter(|&left| needed > left) else { return Ok(()) };
         let cap = match self.budget_bytes {
             Some(budget) => format!("the budget of {}", Bytes(budget)),
+            None if memory::limits().is_some() => "the GPU's free memory".to_owned(),
             None => "the host's memory".to_owned(),
         };
         let message = format!(
@@ -121,6 +131,13 @@ impl Fit {
     }
 }
 
+/// Memory that a process without a budget may still take: what is free on its GPU, or its host's. None where nobody says.
+pub fn free_bytes() -> Option<u64> {
+    let Some(gpu) = memory::limits() else { return host_bytes() };
+    let held = memory::usage();
+    Some(gpu.free_bytes + held.reserved_bytes.saturating_sub(held.used_bytes))
+}
+
 /// Memory that the host has left, `MemAvailable`; none where the kernel does not say.
 pub fn host_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -141,7 +158,14 @@ mod tests {
     }
 
     fn fit(budget_bytes: Option<u64>) -> Fit {
-        Fit { footprint: footprint(), budget_bytes, gpu_bytes: None, host_bytes: None, text_tokens: 1064 }
+        Fit {
+            footprint: footprint(),
+            budget_bytes,
+            gpu_bytes: None,
+            host_bytes: None,
+            kept_bytes: 0,
+            text_tokens: 1064,
+        }
     }
 
     fn plan(frames: u64, audio_samples: u64) -> MediaPlan {

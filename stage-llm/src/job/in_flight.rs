@@ -6,7 +6,6 @@ use protocol::plan::{FrameGrid, MediaPlan};
 use protocol::stage::{JobPort, Stop};
 
 use crate::job::clock::{Clock, Progress};
-use crate::language::observe::Observe;
 
 /// Job in flight.
 pub struct Job<'a> {
@@ -14,21 +13,15 @@ pub struct Job<'a> {
     pub request: &'a JobRequest,
     /// Port to the stages that prepare the job's tokens, and to its client.
     pub port: &'a mut dyn JobPort,
-    /// Observer of the model.
-    pub observe: &'a mut dyn Observe,
     /// Clock of the job.
-    pub clock: Clock,
+    pub clock: &'a mut Clock,
     /// Progress that the client has heard of.
-    pub progress: Progress,
-    has_gpu: bool,
+    pub progress: &'a mut Progress,
+    /// Whether the encoders were told to leave the GPU.
+    pub has_gpu: &'a mut bool,
 }
 
-impl<'a> Job<'a> {
-    /// Job whose clock starts now.
-    pub fn new(request: &'a JobRequest, port: &'a mut dyn JobPort, observe: &'a mut dyn Observe) -> Self {
-        Job { request, port, observe, clock: Clock::start(), progress: Progress::default(), has_gpu: false }
-    }
-
+impl Job<'_> {
     /// Plan of the job's video, as the file is at this moment, its frames on the `grid` of the checkpoint.
     ///
     /// # Errors
@@ -44,17 +37,8 @@ impl<'a> Job<'a> {
     /// Errors of the port.
     pub fn take_gpu(&mut self) -> Result<(), Stop> {
         // Some may have left before one refuses: they come back all the same.
-        self.has_gpu = true;
+        *self.has_gpu = true;
         self.port.take_gpu()
-    }
-
-    /// Lets the encoders come back, if they were told to leave. By now the job holds no memory; the pool returns it, so
-    /// that the encoders can have it.
-    pub fn return_gpu(&mut self) {
-        if std::mem::take(&mut self.has_gpu) {
-            compute::trim();
-            self.port.return_gpu();
-        }
     }
 }
 

@@ -1,79 +1,174 @@
-//! Last video that was answered about, kept for the next question: keys and values of a video do not depend on the
-//! question (ARCHITECTURE.md), so the second question costs only its text.
+//! Videos that were answered about, kept for the next question: keys and values of a video do not depend on the question
+//! (ARCHITECTURE.md), so a second question costs only its text. As many are kept as the budget holds, the least recently used go
+//! first; what is [parked](mod@crate::job::parked) is on disk besides.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use config::LlmConfig;
 use protocol::error::ErrorKind;
 use protocol::event::JobResult;
-use protocol::message::JobRequest;
 use protocol::plan::MediaPlan;
-use protocol::stage::Stop;
+use protocol::stage::{KeptVideo, Stop};
 
-use crate::job::pictures::Pictures;
-use crate::language::cache::VideoCache;
+use crate::job::fit::Fit;
+use crate::job::parked::{self, Parked};
+pub use crate::job::video::{Video, VideoKey};
 
-/// Identity of a video's keys and values: all that they depend on, besides the model and its formats, of which a
-/// process has one.
-#[derive(Clone, Debug, PartialEq)]
-pub struct VideoKey {
-    /// Plan as probed, so that it is known before anything is decoded: content, frame step, frames, grid, length of the
-    /// sound.
-    plan: MediaPlan,
-    span: Option<[f64; 2]>,
-    fps: f64,
+/// Videos in memory, the least recently used first.
+type Shelf = Arc<Mutex<Vec<Video>>>;
+
+/// Videos that are kept between two questions, in memory and on disk.
+#[derive(Default)]
+pub struct Kept {
+    shelf: Shelf,
+    parked: Option<Parked>,
+    /// Whether videos stay in memory for the next question; else until they are parked.
+    in_memory: bool,
 }
-
-impl VideoKey {
-    /// Key of a video as it was just probed and planned; none where the probe gives the content no identity, since then
-    /// it could not be recognized.
-    pub fn new(plan: &MediaPlan, request: &JobRequest) -> Option<Self> {
-        let known = !plan.content_id.is_empty();
-        known.then(|| VideoKey { plan: plan.clone(), span: request.span, fps: request.fps })
-    }
-}
-
-/// Video with all its keys and values.
-#[derive(Debug)]
-pub struct Video {
-    /// Key of the video; none for one that cannot be recognized.
-    pub key: Option<VideoKey>,
-    /// Plan of the video, all of it settled.
-    pub plan: MediaPlan,
-    /// Keys and values of every token.
-    pub cache: VideoCache,
-    /// What is known of its pictures.
-    pub pictures: Pictures,
-}
-
-/// Video that is kept between two questions, if any.
-#[derive(Debug, Default)]
-pub struct Kept(Option<Video>);
 
 impl Kept {
-    /// Kept video, if it has this key.
-    pub fn find(&self, key: Option<&VideoKey>) -> Option<&Video> {
-        self.0.as_ref().filter(|video| key.is_some() && video.key.as_ref() == key)
+    /// No video yet, but those that are parked already. `model` is what they are of.
+    pub fn new(llm: &LlmConfig, model: parked::Model) -> Self {
+        let shelf = Shelf::default();
+        let mut kept = Kept { shelf: shelf.clone(), parked: None, in_memory: llm.keep_video };
+        let Some(directory) = &llm.park_dir else { return kept };
+        if model.identity.fingerprint.is_empty() {
+            tracing::warn!("videos are not parked: the model has no fingerprint");
+            return kept;
+        }
+        let (identity, in_memory) = (model.identity.clone(), llm.keep_video);
+        // What stayed only to be written goes as soon as that is done.
+        let ended = move |parking: &parked::parking::Parking| {
+            let is_written = |video: &Video| {
+                let name = video.key.as_ref().map(|key| parked::format::Key::new(key, &identity).name());
+                name.is_some_and(|name| name == parking.name)
+            };
+            if !in_memory {
+                locked(&shelf).retain(|video| !is_written(video));
+            }
+        };
+        match Parked::open(directory, llm.park_bytes, model, Box::new(ended)) {
+            Ok(parked) => kept.parked = Some(parked),
+            Err(error) => tracing::warn!(%error, "videos are not parked: no thread to write them"),
+        }
+        kept
     }
 
-    /// Bytes that are free again once the video is released.
+    /// Bytes that are free again once all videos in memory are released.
     pub fn bytes(&self) -> u64 {
-        self.0.as_ref().map_or(0, |video| video.cache.bytes())
+        self.shelf().iter().map(|video| video.cache.bytes()).sum()
     }
 
-    /// Hands the kept video over.
-    pub fn take(&mut self) -> Option<Video> {
-        self.0.take()
+    /// Videos in memory, the last one used first, then those that are on disk alone.
+    pub fn names(&self) -> Vec<KeptVideo> {
+        let mut names: Vec<KeptVideo> = self.shelf().iter().rev().map(|video| video.asked.clone()).collect();
+        let on_disk = self.parked.as_ref().map(Parked::names).unwrap_or_default();
+        for name in on_disk {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
     }
 
-    /// Releases the kept video and returns its memory, so that the next allocation need not fit between its pieces.
-    pub fn release(&mut self) {
-        if self.0.take().is_some() {
+    /// Parked videos; none where nothing is parked.
+    pub fn parked(&self) -> Option<&Parked> {
+        self.parked.as_ref()
+    }
+
+    /// Hands the video over that has this key, if it is in memory and `fits`.
+    pub fn take(&mut self, key: Option<&VideoKey>, fits: impl Fn(&MediaPlan) -> bool) -> Option<Video> {
+        let mut shelf = self.shelf();
+        let at = shelf.iter().position(|video| key.is_some() && video.key.as_ref() == key && fits(&video.plan))?;
+        Some(shelf.remove(at))
+    }
+
+    /// Releases videos, the least recently used first, until a plan fits beside the others, and none where it does already. The
+    /// memory that is left to the job; its memory, too, has been returned, so that the next allocation need not fit between
+    /// its pieces.
+    pub fn make_room(&mut self, fit: Fit, plan: &MediaPlan, exact: bool) -> Fit {
+        self.evict(fit, |fit| fit.check(plan, exact).is_ok())
+    }
+
+    /// Releases all videos in memory.
+    pub fn clear(&mut self, fit: Fit) -> Fit {
+        self.evict(fit, |fit| fit.kept_bytes == 0)
+    }
+
+    /// Releases videos until it `is_enough`, or none is left.
+    fn evict(&mut self, fit: Fit, is_enough: impl Fn(&Fit) -> bool) -> Fit {
+        let mut released = false;
+        let left = loop {
+            let left = Fit { kept_bytes: self.shelf().iter().map(|video| fit.video_bytes(&video.plan)).sum(), ..fit };
+            if is_enough(&left) {
+                break left;
+            }
+            let Some(video) = self.first() else { break left };
+            tracing::info!(video = video.asked.video, bytes = video.cache.bytes(), "a kept video gives way");
+            self.let_go(&video);
+            released = true;
+        };
+        if released {
             compute::trim();
+        }
+        left
+    }
+
+    /// Takes the least recently used video off the shelf.
+    fn first(&self) -> Option<Video> {
+        let mut shelf = self.shelf();
+        (!shelf.is_empty()).then(|| shelf.remove(0))
+    }
+
+    /// Lets go of what else holds a video's memory.
+    fn let_go(&self, video: &Video) {
+        if let (Some(parked), Some(key)) = (&self.parked, &video.key) {
+            parked.release(key);
         }
     }
 
-    /// Keeps a video, and releases the one before.
-    pub fn put(&mut self, video: Video) {
-        self.0 = Some(video);
+    /// Takes a video after a job. One that [is sound](is_sound) is written to disk, if it is not there, and stays in memory if
+    /// it fits beside the encoders with `fit`, in place of the least recently used others.
+    pub fn put_back(&mut self, video: Video, fit: Fit, sound: bool) {
+        if !sound {
+            if let (Some(parked), Some(key)) = (&self.parked, &video.key) {
+                parked.forget(key);
+            }
+            return;
+        }
+        if let Some(parked) = &self.parked {
+            parked.park(&video);
+        }
+        let key = video.key.clone();
+        self.shelf().retain(|kept| key.is_none() || kept.key != key);
+        let bytes = fit.video_bytes(&video.plan);
+        if !(Fit { kept_bytes: 0, ..fit }).leaves(bytes) {
+            // After a job in phases the encoders come back: it goes before they do.
+            self.let_go(&video);
+            return;
+        }
+        if key.is_none() || !(self.in_memory || self.is_waiting(key.as_ref())) {
+            return;
+        }
+        self.evict(Fit { kept_bytes: 0, ..fit }, |fit| fit.leaves(bytes));
+        self.shelf().push(video);
+        // It may have been written between the question above and this.
+        if !self.in_memory && !self.is_waiting(key.as_ref()) {
+            self.shelf().retain(|video| video.key != key);
+        }
     }
+
+    fn is_waiting(&self, key: Option<&VideoKey>) -> bool {
+        self.parked.as_ref().zip(key).is_some_and(|(parked, key)| parked.is_waiting(key))
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Vec<Video>> {
+        locked(&self.shelf)
+    }
+}
+
+fn locked(shelf: &Mutex<Vec<Video>>) -> MutexGuard<'_, Vec<Video>> {
+    shelf.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether a video's keys and values may be kept after a job that ended so. A job that was cancelled, or lost its
@@ -92,49 +187,6 @@ pub fn is_sound(outcome: &Result<JobResult, Stop>) -> bool {
 mod tests {
     use super::*;
     use protocol::error::JobError;
-    use protocol::message::JobId;
-    use protocol::plan::ImagePlan;
-
-    fn request() -> JobRequest {
-        JobRequest::new(JobId::new("job").unwrap(), "video.mp4", "a cat")
-    }
-
-    fn plan(content_id: &str) -> MediaPlan {
-        let image = Some(ImagePlan::new(30, 10));
-        MediaPlan { content_id: content_id.to_owned(), duration_s: 10.0, image, audio: None, notes: Vec::new() }
-    }
-
-    fn kept(key: Option<VideoKey>) -> Kept {
-        let mut kept = Kept::default();
-        kept.put(Video { key, plan: plan("a"), cache: VideoCache::default(), pictures: Pictures::default() });
-        kept
-    }
-
-    #[test]
-    fn the_same_content_looked_at_in_the_same_way_is_the_same_video_whatever_it_is_called_or_asked() {
-        let kept = kept(VideoKey::new(&plan("a"), &request()));
-        let mut other = JobRequest { query: "a dog".to_owned(), seed: 7, ..request() };
-        other.video = "copy.mp4".to_owned();
-        assert!(kept.find(VideoKey::new(&plan("a"), &other).as_ref()).is_some());
-    }
-
-    #[test]
-    fn another_content_span_or_rate_is_another_video() {
-        let kept = kept(VideoKey::new(&plan("a"), &request()));
-        let spanned = JobRequest { span: Some([0.0, 10.0]), ..request() };
-        let slower = JobRequest { fps: 0.5, ..request() };
-        let longer = MediaPlan { image: Some(ImagePlan::new(30, 11)), ..plan("a") };
-        for (plan, request) in [(plan("b"), request()), (plan("a"), spanned), (plan("a"), slower), (longer, request())]
-        {
-            assert!(kept.find(VideoKey::new(&plan, &request).as_ref()).is_none(), "{plan:?} {request:?}");
-        }
-    }
-
-    #[test]
-    fn contents_without_an_identity_are_never_the_same_video() {
-        let nameless = VideoKey::new(&plan(""), &request());
-        assert!(nameless.is_none() && kept(nameless.clone()).find(nameless.as_ref()).is_none());
-    }
 
     #[test]
     fn only_a_failure_of_the_model_casts_doubt_on_the_video() {

@@ -1,12 +1,12 @@
 //! Result of a job, made of the answers to its questions.
 
-use protocol::event::{Answer, Finish, JobResult, ModelName, TimeRange};
+use protocol::event::{Answer, Cached, Finish, JobResult, ModelName, TimeRange};
 use protocol::message::JobRequest;
 
 use crate::job::clock::Clock;
 use crate::job::composite::Found;
-use crate::job::kept::Video;
 use crate::job::reply::Written;
+use crate::job::video::Video;
 use crate::job::work::{Question, Work};
 use crate::text::reading::shape::{joined, padded};
 use crate::text::reading::{Reading, Watched};
@@ -33,8 +33,8 @@ pub struct Frame<'a> {
     pub work: &'a Work<'a>,
     /// Video that it is about.
     pub video: &'a Video,
-    /// Whether its keys and values were there already.
-    pub cached: bool,
+    /// Where its keys and values were already.
+    pub cached: Cached,
     /// Clock of the job.
     pub clock: &'a Clock,
     /// Model that answered.

@@ -50,6 +50,36 @@ impl Pictures {
         Pictures { frame_tokens, frames: vec![Sums::default(); image.frames as usize] }
     }
 
+    /// Numbers of all frames, `[frames, 1 + 2 * columns]` as little-endian f64, and that width: of each frame the tokens that have
+    /// come, then of each column the sum and the sum of squares; zeros where no token has come.
+    pub fn to_bytes(&self) -> (Vec<u8>, usize) {
+        let columns = self.frames.iter().map(|frame| frame.columns.len()).max().unwrap_or(0);
+        let numbers = self.frames.iter().flat_map(|frame| {
+            let sums = frame.columns.iter().flatten().copied();
+            let none = std::iter::repeat_n(0.0, 2 * (columns - frame.columns.len()));
+            std::iter::once(frame.tokens as f64).chain(sums).chain(none)
+        });
+        (numbers.flat_map(f64::to_le_bytes).collect(), 1 + 2 * columns)
+    }
+
+    /// Pictures of a plan from [`to_bytes`](Self::to_bytes); none where the numbers are not of as many frames.
+    pub fn from_bytes(plan: &MediaPlan, bytes: &[u8], width: usize) -> Option<Self> {
+        let mut pictures = Pictures::of(plan);
+        let row_bytes = width.checked_mul(size_of::<f64>()).filter(|&bytes| bytes > 0)?;
+        if bytes.len() != pictures.frames.len().checked_mul(row_bytes)? {
+            return None;
+        }
+        for (frame, row) in pictures.frames.iter_mut().zip(bytes.chunks_exact(row_bytes)) {
+            let mut numbers =
+                row.chunks_exact(size_of::<f64>()).map(|b| f64::from_le_bytes(b.try_into().unwrap_or([0; 8])));
+            frame.tokens = numbers.next()? as u64;
+            if frame.tokens > 0 {
+                frame.columns = std::iter::from_fn(|| Some([numbers.next()?, numbers.next()?])).collect();
+            }
+        }
+        Some(pictures)
+    }
+
     /// Adds image tokens `[n, D]`, the first of which is number `offset`; each token is added once.
     pub fn note(&mut self, offset: u64, rows: &Tensor<'_>) {
         let width = rows.shape().get(1).copied().unwrap_or(0);
@@ -158,6 +188,22 @@ mod tests {
         pictures.note((half / 3) as u64, &tensor(&values[half..]));
         pictures.note(0, &tensor(&values[..half]));
         pictures
+    }
+
+    #[test]
+    fn what_is_known_of_pictures_is_the_same_once_it_was_written_down() {
+        let (plan, values) = video(&[0.1, 0.5]);
+        let mut pictures = Pictures::of(&plan);
+        // The last frames have not come.
+        pictures.note(0, &tensor(&values[..values.len() / 2]));
+        let (bytes, width) = pictures.to_bytes();
+        let read = Pictures::from_bytes(&plan, &bytes, width).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{pictures:?}"));
+        for (bytes, width) in [(&bytes[8..], width), (&bytes, width + 1), (&bytes, 0), (&bytes, usize::MAX)] {
+            assert!(Pictures::from_bytes(&plan, bytes, width).is_none(), "{width}");
+        }
+        let none = Pictures::default().to_bytes();
+        assert_eq!(none, (Vec::new(), 1));
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl Prefill<'_> {
                     earliest.wait().map_err(|e| here(Failure(e).into()))?;
                 }
                 let chunks = self.together(&mut waiting);
-                let pass = || self.model.absorb_all(&chunks, intake.video(), job.observe);
+                let pass = || self.model.absorb_all(&chunks, intake.video(), &mut ());
                 compacted(pass).map_err(|e| here(Failure(e).into()))?;
                 passes.push_back(Marker::behind(self.model.device()).map_err(|e| here(Failure(e).into()))?);
                 taken += rows(&chunks) as u64;

@@ -1,7 +1,8 @@
 //! Attention, soft-capped or not, over any number of keys in bounded memory (MODEL.md 7; MODEL-7B.md, "Language model").
 //!
 //! In reading order: queries, keys and values, and how scores become weights (this file), [`blockwise`] (one softmax,
-//! on the CPU), [`segments`] (the three softmaxes of a text token in one operation), `cuda` (the same on a GPU).
+//! on the CPU), [`segments`] (the three softmaxes of a text token in one operation), [`each`] (a token of each of several
+//! texts, the video read once), `cuda` (both on a GPU).
 
 use std::ops::Range;
 
@@ -12,6 +13,7 @@ use crate::language::kv::KvTensor;
 pub mod blockwise;
 #[cfg(feature = "cuda")]
 mod cuda;
+pub mod each;
 pub mod segments;
 
 /// Most bytes of intermediate results that one launch of the attention kernels keeps in GPU memory; they are freed when

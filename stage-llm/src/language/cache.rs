@@ -208,6 +208,11 @@ impl MediaCache {
         &self.layers[i]
     }
 
+    /// Buffers of all layers: keys and values of the first, then of the next.
+    pub fn buffers(&self) -> impl Iterator<Item = &Tensor> {
+        self.layers.iter().flat_map(|layer| [layer.k.data(), layer.v.data()])
+    }
+
     /// Claims rows for writing and returns those that were not claimed before. The caller must write them with
     /// [`LanguageModel::absorb`](crate::language::LanguageModel::absorb).
     pub fn claim(&mut self, rows: Range<u64>) -> Vec<Range<u64>> {

@@ -22,16 +22,30 @@ pub fn soft_cap(z: &Tensor, cap: Option<f64>) -> Result<Tensor> {
     rounded((rounded(ratio.tanh()?)? * cap)?)
 }
 
-/// Index of the largest of the logits `[n]` in f32, the first one of equals (MODEL.md 7), as `[1]` in u32; [`NO_TOKEN`]
-/// if one is not a number.
+/// Index of the largest of the logits `[vocabulary]` in f32, the first one of equals (MODEL.md 7), as `[1]` in u32;
+/// [`NO_TOKEN`] if one is not a number. Of the logits `[n, vocabulary]` of several texts, one of each row: `[n]`.
 ///
 /// # Errors
 /// No logits; errors of the device.
 pub fn first_largest(logits: &Tensor) -> Result<Tensor> {
-    if logits.dtype() != DType::F32 || logits.dims1()? == 0 {
-        candle_core::bail!("choice of a token refused: logits must be a vector in f32, not {logits:?}");
+    if logits.dtype() != DType::F32 || !matches!(logits.dims().len(), 1 | 2) || logits.elem_count() == 0 {
+        candle_core::bail!(
+            "choice of a token refused: logits must be a vector in f32, or rows of them, not {:?} {:?}",
+            logits.dtype(),
+            logits.dims()
+        );
     }
-    logits.apply_op1_no_bwd(&FirstLargest)
+    logits.contiguous()?.apply_op1_no_bwd(&FirstLargest)
+}
+
+/// Rows of logits, and the width of one.
+fn rows_of(layout: &Layout) -> Result<(usize, usize)> {
+    let dims = layout.shape().dims();
+    match dims {
+        [width] => Ok((1, *width)),
+        [rows, width] => Ok((*rows, *width)),
+        _ => candle_core::bail!("choice of a token refused: logits of {dims:?}"),
+    }
 }
 
 /// [`first_largest`] of logits on the host.
@@ -90,8 +104,9 @@ impl CustomOp1 for FirstLargest {
         let Some((first, end)) = layout.contiguous_offsets() else {
             candle_core::bail!("choice of a token refused: logits are not contiguous")
         };
-        let best = first_largest_of(&logits.as_slice::<f32>()?[first..end]);
-        Ok((CpuStorage::U32(vec![best]), 1.into()))
+        let (rows, width) = rows_of(layout)?;
+        let best = logits.as_slice::<f32>()?[first..end].chunks_exact(width).map(first_largest_of).collect();
+        Ok((CpuStorage::U32(best), rows.into()))
     }
 
     #[cfg(feature = "cuda")]
@@ -101,11 +116,12 @@ impl CustomOp1 for FirstLargest {
         layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         use compute::kernels::cuda::{allocate, grid, pointer, start};
-        let shape = Shape::from(1);
+        let (rows, width) = rows_of(layout)?;
+        let shape = Shape::from(rows);
         let out = allocate(&logits.device, &shape, DType::U32)?;
-        let arguments = [pointer(logits, layout)?, start(&out)?, layout.shape().elem_count().into()];
-        // SAFETY: the arguments are the kernel's as choose.cu declares them.
-        unsafe { CHOOSE.launch(&logits.device, "first_largest", grid((1, 1, 1), 1024, 0), &arguments) }?;
+        let arguments = [pointer(logits, layout)?, start(&out)?, width.into()];
+        // SAFETY: the arguments are the kernel's as choose.cu declares them, a block for each row.
+        unsafe { CHOOSE.launch(&logits.device, "first_largest", grid((rows, 1, 1), 1024, 0), &arguments) }?;
         Ok((out, shape))
     }
 }
@@ -122,6 +138,17 @@ mod tests {
         assert_eq!(of(&[f32::NEG_INFINITY; 3])?, [0]);
         assert_eq!(of(&[0.0, f32::NAN, 9.0])?, [NO_TOKEN]);
         assert!(of(&[]).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn of_several_rows_each_has_its_own_largest() -> Result<()> {
+        let rows =
+            Tensor::new(&[[1f32, 3.0, 3.0], [0.0, f32::NAN, 9.0], [7.0, -1.0, 2.0], [0.0, 0.0, 0.5]], &Device::Cpu)?;
+        assert_eq!(first_largest(&rows)?.to_vec1::<u32>()?, [1, NO_TOKEN, 0, 2]);
+        // Columns of a wider matrix.
+        assert_eq!(first_largest(&rows.narrow(1, 1, 2)?)?.to_vec1::<u32>()?, [0, NO_TOKEN, 1, 1]);
+        assert!(first_largest(&rows.narrow(0, 0, 0)?).is_err() && first_largest(&rows.unsqueeze(0)?).is_err());
         Ok(())
     }
 

@@ -45,7 +45,8 @@ impl LlmFootprint {
         let in_blocks = matches!(llm.weights, WeightFormat::Q8 | WeightFormat::Q4);
         let size = dtype.size_in_bytes() as u64;
         let fp8 = (compute.media_products == MediaProducts::Fp8).then_some(llm.chunk_rows as u64);
-        let activations = activation_bytes(model, size, rows, compute.cuda_ordinal().is_some(), in_blocks, fp8);
+        let passes = Passes { rows, answers: llm.together.into(), fp8 };
+        let activations = activation_bytes(model, size, passes, compute.cuda_ordinal().is_some(), in_blocks);
         let geometry = Geometry::new(model, dtype, llm.kv);
         Ok(LlmFootprint {
             fixed: Footprint::new(&needs, activations, compute),
@@ -66,10 +67,20 @@ impl fmt::Display for LlmFootprint {
 /// Advice for a budget that does not hold the model.
 pub const HINT: &str = "raise budgets.llm, set llm.weights = \"q8\" or \"q4\", or lower llm.chunk_rows";
 
+/// Rows that pass the layers together at most.
+struct Passes {
+    /// Rows of media or of a prompt, of which the last one alone has logits.
+    rows: u64,
+    /// Answers of a step, each with a row and its logits.
+    answers: u64,
+    /// Rows that are multiplied in 8 bits, if any.
+    fp8: Option<u64>,
+}
+
 /// Upper bound of the bytes that rows take on their way through a layer, not a measurement: in the feed-forward part,
-/// where gates and ups meet, or in a block of attention. `fp8` is the number of rows that are multiplied in 8 bits, if
-/// any.
-fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_blocks: bool, fp8: Option<u64>) -> u64 {
+/// where gates and ups meet, or in a block of attention.
+fn activation_bytes(c: &ModelConfig, size: u64, passes: Passes, on_gpu: bool, in_blocks: bool) -> u64 {
+    let Passes { rows, answers, fp8 } = passes;
     let wide = 4;
     let (hidden, inner) = (c.hidden_size as u64, c.intermediate_size as u64);
     let (q, kv) = ((c.num_attention_heads * c.head_dim) as u64, (c.num_key_value_heads * c.head_dim) as u64);
@@ -89,9 +100,10 @@ fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_bloc
         SCRATCH_BYTES as u64
     } else {
         let widened_keys = if size == wide { 0 } else { 2 * BLOCK_KEYS as u64 * kv * wide };
-        // In f32, before they are rounded: norms and matmuls on the CPU.
-        4 * BLOCK_SCORES as u64 * wide + widened_keys + rows * (2 * hidden + inner) * wide
+        4 * BLOCK_SCORES as u64 * wide + widened_keys
     };
+    // In f32, before they are rounded: norms and matmuls on the CPU.
+    let rounded = if on_gpu { 0 } else { (2 * hidden + inner) * wide };
     let logits = 3 * c.vocab_size as u64 * wide;
     // One matrix, or a stretch of it, is expanded at a time.
     let expanded = match (in_blocks, on_gpu) {
@@ -106,7 +118,10 @@ fn activation_bytes(c: &ModelConfig, size: u64, rows: u64, on_gpu: bool, in_bloc
         Some(_) if on_gpu => (E4m3Rows::bytes(2 * c.intermediate_size, c.hidden_size) as u64, WORKSPACE_BYTES as u64),
         Some(rows) => (inner * hidden * 2 * (1 + wide), rows * inner * (1 + wide)),
     };
-    rows * (stream + feed_forward.max(heads)) + folded.max(expanded).max(quantized) + besides + attention + logits
+    let row = stream + feed_forward.max(heads) + rounded;
+    // A step of answers has few rows, but every one has logits; a prompt is read between two of them.
+    let pass = (rows * row + logits).max(answers * (row + logits));
+    pass + folded.max(expanded).max(quantized) + besides + attention
 }
 
 #[cfg(test)]
@@ -148,6 +163,18 @@ mod tests {
         let [q8, q4] = [KvPrecision::Q8, KvPrecision::Q4].map(|kv| footprint_of(Family::Mistral, kv).media_token_bytes);
         assert_eq!((q8, q4), (67_584, 36_864));
         assert!(dense.fixed.activation_bytes < 1 << 30, "{dense}");
+    }
+
+    #[test]
+    fn a_step_of_many_answers_is_reserved_for_where_it_takes_more_than_a_pass_of_media() {
+        let with = |together: u32, rows: usize| {
+            let llm = LlmConfig { together, chunk_rows: rows, max_prompt_tokens: rows, ..LlmConfig::default() };
+            let compute = ComputeConfig { device: "cuda".to_owned(), ..ComputeConfig::default() };
+            LlmFootprint::new(&ModelConfig::default(), &llm, &compute).unwrap().fixed.activation_bytes
+        };
+        assert_eq!(with(1, 4096), with(32, 4096));
+        // Logits of 256,000 in f32, and three of each.
+        assert!(with(256, 256) - with(1, 256) >= 255 * 3 * 256_000 * 4);
     }
 
     #[test]

@@ -53,6 +53,19 @@ impl KvFormat {
         (2 * kv_heads * (self.row_bytes(head_dim) + 2 * self.row_scales(head_dim))) as u64
     }
 
+    /// Type and shape of the buffer of `capacity` tokens' keys or values in one layer.
+    pub fn buffer(self, kv_heads: usize, capacity: usize, head_dim: usize) -> (DType, Vec<usize>) {
+        match self {
+            KvFormat::Dense(dtype) => (dtype, vec![kv_heads, capacity, head_dim]),
+            KvFormat::Q8 | KvFormat::Q4 => {
+                let rows = kv_heads * capacity;
+                let values = (rows * self.row_bytes(head_dim)).next_multiple_of(PLANE_ALIGN);
+                let scales = (2 * rows * self.row_scales(head_dim)).next_multiple_of(PLANE_ALIGN);
+                (DType::U8, vec![values + scales])
+            }
+        }
+    }
+
     /// Code of the format in the kernels.
     #[cfg(feature = "cuda")]
     pub(crate) fn code(self) -> i32 {
@@ -104,15 +117,8 @@ impl KvTensor {
                 "KV cache refused: heads of {head_dim}; quantized or on a GPU, their width must be a multiple of 8"
             );
         }
-        let rows = kv_heads * capacity;
-        let all = match format {
-            KvFormat::Dense(dtype) => Tensor::zeros((count, kv_heads, capacity, head_dim), dtype, device)?,
-            KvFormat::Q8 | KvFormat::Q4 => {
-                let values = (rows * format.row_bytes(head_dim)).next_multiple_of(PLANE_ALIGN);
-                let scales = (2 * rows * format.row_scales(head_dim)).next_multiple_of(PLANE_ALIGN);
-                Tensor::zeros((count, values + scales), DType::U8, device)?
-            }
-        };
+        let (dtype, shape) = format.buffer(kv_heads, capacity, head_dim);
+        let all = Tensor::zeros([&[count], shape.as_slice()].concat(), dtype, device)?;
         (0..count).map(|i| Ok(KvTensor { format, kv_heads, capacity, head_dim, data: all.get(i)? })).collect()
     }
 

@@ -217,15 +217,24 @@ impl LanguageModel {
     }
 
     /// Reads one generated token of each of several texts about one video, and returns the logits `[texts, vocabulary]` in f32
-    /// after them. The weights are read once for all: a step of several texts takes little longer than one of one.
+    /// after them. The weights and the video's keys and values are read once for all: a step of several texts takes little
+    /// longer than one of one.
     ///
     /// # Errors
     /// As [`decode`](Self::decode); another number of tokens than of texts.
     pub fn decode_each(&self, ids: &[u32], texts: &mut [&mut TextCache], video: &VideoCache) -> Result<Tensor> {
-        if ids.len() != texts.len() {
-            candle_core::bail!("forward pass refused: {} tokens for {} texts", ids.len(), texts.len());
+        self.decode_each_from(&Tensor::new(ids, &self.device)?, texts, video)
+    }
+
+    /// [`decode_each`](Self::decode_each) of tokens `[texts]` in u32 that are on the device and may not have been computed yet.
+    ///
+    /// # Errors
+    /// As `decode_each`.
+    pub fn decode_each_from(&self, ids: &Tensor, texts: &mut [&mut TextCache], video: &VideoCache) -> Result<Tensor> {
+        if ids.dims1()? != texts.len() {
+            candle_core::bail!("forward pass refused: {} tokens for {} texts", ids.dims1()?, texts.len());
         }
-        let x = self.forward(&Tensor::new(ids, &self.device)?, texts, video, &mut ())?; // [texts, D]
+        let x = self.forward(ids, texts, video, &mut ())?; // [texts, D]
         self.head(&self.norm.forward(&x, MediaProducts::Dense)?.dense())
     }
 

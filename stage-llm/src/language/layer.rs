@@ -6,11 +6,13 @@ use config::{MediaProducts, WeightFormat};
 use model::checkpoint::{CheckpointError, Weights};
 use model::config_json::ModelConfig;
 
+use crate::language::attention::each::attend_each;
 use crate::language::attention::segments::attend_segments;
 use crate::language::attention::{Queries, Scoring, Segment, Visible};
 use crate::language::cache::{LayerCache, TextCache, VideoCache};
 use crate::language::fold::fold_heads;
 use crate::language::quantized::WeightMatrix;
+use crate::language::rope::each::{Next, rotate_and_write_each};
 use crate::language::weights::{LayerMatrices, Loader};
 
 /// RMS norm: `rms(x) * gain`, all in f32, one rounding at the end. The gain is `1 + w` of Gemma's weights (MODEL.md 7) and `w`
@@ -94,8 +96,8 @@ impl Attention {
     }
 
     /// Attention of text to text, to image and to audio: three softmaxes. Their sum is taken before the one `o_proj`,
-    /// which is linear; the reference sums after it. `x` `[n, D]` is normed; as many of its rows follow the tokens of each of
-    /// `texts`, in their order.
+    /// which is linear; the reference sums after it. `x` `[n, D]` is normed; its rows follow the tokens of one text, or there
+    /// is one row for each of several `texts`, in their order.
     pub(super) fn forward(
         &self,
         x: &Tensor,
@@ -104,14 +106,11 @@ impl Attention {
         video: &VideoCache,
     ) -> Result<Tensor> {
         let qkv = self.qkv_proj.forward(x)?; // [n, (heads + 2 kv_heads) * head_dim]
-        if let [text] = texts {
-            return self.o_proj.forward(&self.attend(&qkv, layer, text, video)?); // [n, D]
-        }
-        let rows = x.dim(0)? / texts.len().max(1);
-        let own =
-            |(i, text): (usize, &&mut TextCache)| self.attend(&qkv.narrow(0, i * rows, rows)?, layer, text, video);
-        let attended = texts.iter().enumerate().map(own).collect::<Result<Vec<Tensor>>>()?;
-        self.o_proj.forward(&Tensor::cat(&attended, 0)?) // [n, D]
+        let attended = match texts {
+            [text] => self.attend(&qkv, layer, text, video)?,
+            _ => self.attend_each(&qkv, layer, texts, video)?,
+        };
+        self.o_proj.forward(&attended) // [n, D]
     }
 
     /// Attention of projected rows `[n, (heads + 2 kv_heads) * head_dim]` of one text, `[n, heads * head_dim]`.
@@ -119,10 +118,25 @@ impl Attention {
         let (n, at, cache) = (qkv.dim(0)?, text.len(), text.layer(layer));
         let rotated = text.rope().rotate_and_write(qkv, self.heads, at, &cache.k, &cache.v)?;
         let queries = Queries { rotated: &rotated, plain: &qkv.narrow(1, 0, self.heads * self.head_dim)? };
-        let causal = Visible::Causal { first: at, window: self.window };
-        let mut segments = vec![segment(cache, at + n, causal)];
-        segments.extend(video.present().map(|h| segment(h.layer(layer), h.tokens() as usize, Visible::All)));
+        let mut segments = vec![self.of_text(cache, at, n)];
+        segments.extend(of_video(video, layer));
         attend_segments(queries, &segments, self.scoring)
+    }
+
+    /// [`attend`](Self::attend) of one projected row of each of several texts: the video is read once for all.
+    fn attend_each(&self, qkv: &Tensor, layer: usize, texts: &[&mut TextCache], video: &VideoCache) -> Result<Tensor> {
+        let next: Vec<Next<'_>> =
+            texts.iter().map(|text| Next { table: text.rope(), at: text.len(), cache: text.layer(layer) }).collect();
+        let rotated = rotate_and_write_each(qkv, self.heads, &next)?;
+        let queries = Queries { rotated: &rotated, plain: &qkv.narrow(1, 0, self.heads * self.head_dim)? };
+        let own: Vec<Segment<'_>> = next.iter().map(|next| self.of_text(next.cache, next.at, 1)).collect();
+        let shared: Vec<Segment<'_>> = of_video(video, layer).collect();
+        attend_each(queries, &own, &shared, self.scoring)
+    }
+
+    /// Keys and values of a text up to `n` rows from position `at` on.
+    fn of_text<'a>(&self, cache: &'a LayerCache, at: usize, n: usize) -> Segment<'a> {
+        segment(cache, at + n, Visible::Causal { first: at, window: self.window })
     }
 
     /// Attention of image or audio tokens with values `[n, kv_heads * head_dim]`, each to itself alone, `[n, D]`: a
@@ -133,6 +147,11 @@ impl Attention {
         let folded = WeightMatrix::Dense(fold_heads(&weight, self.kv_heads, self.head_dim)?);
         folded.times(&Rows::new(v, products)?, outputs, v.dtype())
     }
+}
+
+/// Keys and values of image and audio in a layer.
+fn of_video(video: &VideoCache, layer: usize) -> impl Iterator<Item = Segment<'_>> {
+    video.present().map(move |h| segment(h.layer(layer), h.tokens() as usize, Visible::All))
 }
 
 fn segment(cache: &LayerCache, len: usize, visible: Visible) -> Segment<'_> {

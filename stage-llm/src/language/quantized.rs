@@ -1,7 +1,7 @@
 //! Linear layers and embeddings whose weights are 16 bit or in GGUF's blocks.
 //!
 //! Blocks are made and read on the CPU by candle's k-quants, so that a file is readable elsewhere. On a GPU kernels of
-//! our own multiply them: up to 8 rows directly, bound by reading the blocks once; more rows by expanding stretches of
+//! our own multiply them: up to 64 rows directly, bound by reading the blocks once for 32 of them; more rows by expanding stretches of
 //! the matrix to 16 bit for cuBLAS.
 //!
 //! In reading order: [`format`](mod@format) (values to blocks and back), `units` (the layout of blocks in GPU

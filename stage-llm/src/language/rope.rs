@@ -1,8 +1,13 @@
-//! Rotary positions of a text's queries and keys, and the write of keys and values into the cache (MODEL.md 7).
+//! Rotary positions of a text's queries and keys, and the write of keys and values into the cache (MODEL.md 7); [`each`]:
+//! of one token of each of several texts.
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::language::kv::{KvFormat, KvTensor};
+
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod each;
 
 /// Cosines and sines of every position that a text may have, `[positions, head_dim / 2]` each, computed once: a decode
 /// step then uploads nothing. 8,192 positions of the 9B model take 4 MiB.
@@ -62,22 +67,8 @@ impl RopeTable {
         keys: &KvTensor,
         values: &KvTensor,
     ) -> Result<Tensor> {
-        let (n, width) = qkv.dims2()?;
-        let (kv_heads, head_dim, dtype) = (keys.kv_heads(), keys.head_dim(), qkv.dtype());
-        let dense = |kv: &KvTensor| {
-            kv.format() == KvFormat::Dense(dtype) && kv.kv_heads() == kv_heads && kv.capacity() == keys.capacity()
-        };
-        if width != (heads + 2 * kv_heads) * head_dim
-            || first + n > self.positions().min(keys.capacity())
-            || !dense(keys)
-            || !dense(values)
-            || self.cos.dtype() != dtype
-        {
-            let (capacity, table) = (keys.capacity(), self.positions());
-            candle_core::bail!(
-                "rotation refused: {n} {dtype:?} rows of {width} at {first}, capacity {capacity}, table of {table}"
-            );
-        }
+        self.check(qkv, heads, first, qkv.dim(0)?, keys, values)?;
+        let (n, kv_heads, head_dim, dtype) = (qkv.dim(0)?, keys.kv_heads(), keys.head_dim(), qkv.dtype());
         #[cfg(feature = "cuda")]
         if qkv.device().is_cuda() {
             return cuda::rotate_and_write(self, qkv, heads, first, keys, values);
@@ -94,54 +85,34 @@ impl RopeTable {
         values.write(&qkv.narrow(1, (heads + kv_heads) * head_dim, kv_heads * head_dim)?, first)?;
         rotate(0, heads)
     }
-}
 
-#[cfg(feature = "cuda")]
-mod cuda {
-    use super::*;
-    use crate::language::kernels::{KV_WRITE, address, rows};
-    use candle_core::op::BackpropOp;
-    use candle_core::{Layout, Shape, Storage};
-    use compute::kernels::cuda::{Arg, allocate, grid, pointer, suffix};
-
-    pub fn rotate_and_write(
-        table: &RopeTable,
+    /// Refuses rows of which `n` go to positions `first` and on of a cache, if they do not fit.
+    fn check(
+        &self,
         qkv: &Tensor,
         heads: usize,
         first: usize,
+        n: usize,
         keys: &KvTensor,
         values: &KvTensor,
-    ) -> Result<Tensor> {
-        let Device::Cuda(device) = qkv.device() else {
-            candle_core::bail!("rotation refused: rows are not in GPU memory")
+    ) -> Result<()> {
+        let (_, width) = qkv.dims2()?;
+        let (kv_heads, head_dim, dtype) = (keys.kv_heads(), keys.head_dim(), qkv.dtype());
+        let dense = |kv: &KvTensor| {
+            kv.format() == KvFormat::Dense(dtype) && kv.kv_heads() == kv_heads && kv.capacity() == keys.capacity()
         };
-        let (n, _) = qkv.dims2()?;
-        let (kv_heads, head_dim) = (keys.kv_heads(), keys.head_dim());
-        let (from, stride) = rows(qkv)?;
-        let shape = Shape::from((n, heads * head_dim));
-        let out = allocate(device, &shape, qkv.dtype())?;
-        let arguments = [
-            Arg::Pointer(from),
-            stride.into(),
-            n.into(),
-            heads.into(),
-            kv_heads.into(),
-            head_dim.into(),
-            Arg::Pointer(address(&table.cos)?),
-            Arg::Pointer(address(&table.sin)?),
-            first.into(),
-            pointer(&out, &Layout::contiguous(shape.clone()))?,
-            Arg::Pointer(address(keys.data())?),
-            Arg::Pointer(address(values.data())?),
-            keys.capacity().into(),
-        ];
-        let threads = n * (heads + 2 * kv_heads) * head_dim / 8;
-        let name = format!("rotate_{}", suffix(qkv.dtype())?);
-        let grid = grid((threads.div_ceil(256), 1, 1), 256, 0);
-        // SAFETY: the arguments are the kernel's as kv_write.cu declares them; the caller has checked that the rows
-        // fit. The kernel waits before anything else.
-        unsafe { KV_WRITE.launch_ahead(device, &name, grid, &arguments) }?;
-        Ok(Tensor::from_storage(Storage::Cuda(out), shape, BackpropOp::none(), false))
+        if width != (heads + 2 * kv_heads) * head_dim
+            || first + n > self.positions().min(keys.capacity())
+            || !dense(keys)
+            || !dense(values)
+            || self.cos.dtype() != dtype
+        {
+            let (capacity, table) = (keys.capacity(), self.positions());
+            candle_core::bail!(
+                "rotation refused: {n} {dtype:?} rows of {width} at {first}, capacity {capacity}, table of {table}"
+            );
+        }
+        Ok(())
     }
 }
 

@@ -2,7 +2,10 @@
 //! several lengths through broker and five processes, beside the floors from the GPU's own rates.
 //!
 //!     gpu_bench --model DIR|--weights random [--seconds 10,60,300,3600] [--set section.key=value]... [--json FILE]
+//!     gpu_bench --weights random --set compute.device=cuda --set llm.kv=q4 parked --dir DIR [--seconds 300,3600]
 //!     gpu_bench --model DIR [--json FILE] table [--q8 FILE] [--q4 FILE]
+//!     gpu_bench --weights random [--set section.key=value]... texts [--video-seconds 60,300] [--texts 1,2,4,8,16,32]
+//!     gpu_bench --model DIR|--weights random [--json FILE] placement [--devices cuda:0,cuda:1] [--jobs 12]
 
 #![allow(
     clippy::print_stdout,
@@ -17,7 +20,7 @@ use clap::{Parser, Subcommand};
 use tests::gpu::bench::Questions;
 use tests::gpu::floor::Ceilings;
 use tests::gpu::synthetic::SyntheticDecode;
-use tests::gpu::{bench, kernels, stages, table};
+use tests::gpu::{bench, kernels, parked, placement, stages, table, texts};
 use tests::parity;
 
 #[derive(Parser)]
@@ -45,6 +48,9 @@ struct Args {
     /// Run vision, audio, fuse and llm in one process, with one CUDA context.
     #[arg(long)]
     one_process: bool,
+    /// Devices of stages, one for each, as for `vidi up`.
+    #[arg(long, value_name = "STAGE=DEVICE,...")]
+    place: Option<String>,
     /// File for the figures.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -58,10 +64,17 @@ enum Part {
     Kernels(kernels::Arguments),
     /// Measures every stage alone, message by message; the model is the configuration's.
     Stages,
+    /// Measures decode steps of several texts about one video, and compares their tokens with those of each text alone; the model
+    /// is the configuration's.
+    Texts(texts::Arguments),
+    /// Measures parked videos: written, and read back, beside the disk's and the copies' own rates.
+    Parked(parked::Arguments),
     /// Compares the stages with the oracle's golden values, e.g. on the GPU in 16 bit.
     Parity(parity::command::Arguments),
     /// Measures every configuration of tests/BENCHMARKS.md, beside its floor on this GPU.
     Table(table::Arguments),
+    /// Measures the same questions, and jobs a second, with the stages on one device and on two.
+    Placement(placement::Arguments),
     /// Prints a device's rates of copies and matmuls as JSON.
     Ceilings {
         /// Device, e.g. `cuda:0`.
@@ -77,6 +90,8 @@ fn main() -> ExitCode {
         }
         Some(Part::Kernels(kernels)) => return kernels::run(&kernels),
         Some(Part::Stages) => return stages::run(&args.config),
+        Some(Part::Texts(texts)) => return texts::run(&texts, &args.config),
+        Some(Part::Parked(parked)) => return parked::run(&parked, &args.config),
         Some(Part::Parity(arguments)) => return parity::command::run(arguments),
         Some(Part::Ceilings { device }) => {
             return match Ceilings::measure(&device).and_then(|c| Ok(serde_json::to_string(&c)?)) {
@@ -90,7 +105,7 @@ fn main() -> ExitCode {
                 }
             };
         }
-        Some(Part::Table(_)) | None => {}
+        Some(Part::Table(_) | Part::Placement(_)) | None => {}
     }
     let runtime = tokio::runtime::Runtime::new().expect("the operating system starts threads");
     match runtime.block_on(bench(&args)) {
@@ -105,6 +120,11 @@ fn main() -> ExitCode {
 async fn bench(args: &Args) -> anyhow::Result<()> {
     let questions =
         Questions { seconds: args.seconds.clone(), rounds: args.rounds, new_tokens: args.new_tokens, soak: args.soak };
+    let write = |json: Vec<u8>| args.json.as_ref().map_or(Ok(()), |path| std::fs::write(path, json));
+    if let Some(Part::Placement(placement)) = &args.command {
+        let columns = placement::run(placement, &args.config, args.model.as_deref(), &questions).await?;
+        return Ok(write(serde_json::to_vec_pretty(&columns)?)?);
+    }
     let ceilings = Ceilings::of("cuda");
     match &ceilings {
         Ok(c) => println!(
@@ -120,10 +140,15 @@ async fn bench(args: &Args) -> anyhow::Result<()> {
         Some(Part::Table(table)) => {
             serde_json::to_vec_pretty(&table::run(table, &args.config, model, &questions, ceilings).await?)?
         }
-        _ => serde_json::to_vec_pretty(
-            &bench::bench(&args.config, model, args.one_process, &questions, ceilings).await?,
-        )?,
+        _ => {
+            serde_json::to_vec_pretty(&bench::bench(&args.config, model, &options(args), &questions, ceilings).await?)?
+        }
     };
-    args.json.as_ref().map_or(Ok(()), |path| std::fs::write(path, json))?;
-    Ok(())
+    Ok(write(json)?)
+}
+
+/// Options of `vidi up`.
+fn options(args: &Args) -> Vec<String> {
+    let place = args.place.iter().flat_map(|place| ["--place".to_owned(), place.clone()]);
+    args.one_process.then(|| "--one-process".to_owned()).into_iter().chain(place).collect()
 }

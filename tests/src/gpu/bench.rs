@@ -54,14 +54,14 @@ pub struct Row {
     pub floor: Option<Floor>,
 }
 
-/// Starts a pipeline with a configuration, asks the questions and prints a row after each.
+/// Starts a pipeline with a configuration and further options of `vidi up`, asks the questions and prints a row after each.
 ///
 /// # Errors
 /// If there is no model, no driver or the pipeline does not start; memory that grows in the soak.
 pub async fn bench(
     config: &ConfigArgs,
     model: Option<&Path>,
-    one_process: bool,
+    options: &[String],
     questions: &Questions,
     ceilings: Option<Ceilings>,
 ) -> anyhow::Result<Report> {
@@ -76,7 +76,7 @@ pub async fn bench(
     // Every question goes through all stages, unless the command line says otherwise.
     let mut set: Vec<String> = ["llm.keep_video=false".to_owned()].into_iter().chain(config.set.clone()).collect();
     set.extend(config.weights.map(|weights| format!("model.weights={weights}")));
-    let pipeline = Pipeline::start(model, &set, one_process).await?;
+    let pipeline = Pipeline::start(model, &set, options, StageName::ALL.len()).await?;
     let ready_bytes = driver::used_bytes()?;
     println!("ready in {:.1} s, {:.2} GB of GPU memory", started.elapsed().as_secs_f64(), gb(ready_bytes - idle_bytes));
     show_memory(&pipeline).await?;
@@ -134,7 +134,7 @@ fn line(row: &Row) -> String {
 async fn show_memory(pipeline: &Pipeline) -> anyhow::Result<()> {
     for status in pipeline.memory().await? {
         let (used, peak, reserved) = (gb(status.used_bytes), gb(status.peak_bytes), gb(status.reserved_bytes));
-        println!("{}: {used:.3} GB used, {peak:.3} at most, {reserved:.3} reserved", status.stage);
+        println!("{} on {}: {used:.3} GB used, {peak:.3} at most, {reserved:.3} reserved", status.stage, status.device);
     }
     Ok(())
 }

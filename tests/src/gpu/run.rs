@@ -56,12 +56,17 @@ pub struct Measured {
 }
 
 impl Pipeline {
-    /// Starts broker and stages with these settings and waits until all are ready; with `one_process` all stages but the
-    /// decoder share one process.
+    /// Starts broker and stages with these settings and further options of `vidi up`, and waits until all `processes` of them
+    /// are ready.
     ///
     /// # Errors
     /// The part that does not start, with the end of the log.
-    pub async fn start(model: Option<&Path>, set: &[String], one_process: bool) -> anyhow::Result<Self> {
+    pub async fn start(
+        model: Option<&Path>,
+        set: &[String],
+        options: &[String],
+        processes: usize,
+    ) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let broker = Broker::start(&dir.path().join("broker"), &Options::default()).await?;
         let url = format!("bus.url={}", broker.url());
@@ -71,7 +76,7 @@ impl Pipeline {
             .env("VIDI_STATE", dir.path().join("state"))
             .args(settings())
             .args(["up", "--replicas", "decode=0", "--media-root", "/"])
-            .args(one_process.then_some("--one-process"))
+            .args(options)
             .args(model.iter().flat_map(|dir| [Path::new("--model"), *dir]))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -87,19 +92,20 @@ impl Pipeline {
         let config = BusConfig { url: broker.url().into(), ..BusConfig::default() };
         let bus = Bus::connect(&config, Role::Client, Duration::from_secs(5)).await?;
         let mut pipeline = Pipeline { bus, up, decode, watch: Watch::start(), dir, _broker: broker };
-        pipeline.ready().await?;
+        pipeline.ready(processes).await?;
         Ok(pipeline)
     }
 
-    async fn ready(&mut self) -> anyhow::Result<()> {
+    async fn ready(&mut self, processes: usize) -> anyhow::Result<()> {
         let until = Instant::now() + READY_WAIT;
         loop {
-            let ready = client::ready(&self.bus).await.unwrap_or_default();
-            if ready.len() == StageName::ALL.len() {
+            let ready: Vec<String> =
+                self.memory().await.unwrap_or_default().into_iter().map(|status| status.instance).collect();
+            if ready.len() >= processes {
                 return Ok(());
             }
             if Instant::now() > until || self.up.try_wait()?.is_some() {
-                bail!("pipeline not ready: only {ready:?} are; {}", self.log());
+                bail!("pipeline not ready: of {processes} processes only {ready:?} are; {}", self.log());
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -129,9 +135,17 @@ impl Pipeline {
     /// # Errors
     /// If the broker or the answer does not come; a job that fails is a measurement with an error.
     pub async fn ask(&self, job: &str, seconds: u64, new_tokens: u32) -> anyhow::Result<Measured> {
+        self.ask_about(job, &format!("synthetic:{seconds}"), seconds, new_tokens).await
+    }
+
+    /// [`ask`](Self::ask) about the video of a name.
+    ///
+    /// # Errors
+    /// As `ask`.
+    pub async fn ask_about(&self, job: &str, video: &str, seconds: u64, new_tokens: u32) -> anyhow::Result<Measured> {
         self.watch.take_peak();
         let query = "a man in a red coat who opens the door and waves";
-        let mut request = JobRequest::new(JobId::new(job)?, format!("synthetic:{seconds}"), query);
+        let mut request = JobRequest::new(JobId::new(job)?, video, query);
         request.max_new_tokens = new_tokens;
         let started = Instant::now();
         client::submit(&self.bus, &request).await?;

@@ -1,5 +1,5 @@
 //! Synthetic stage-decode for machines without GStreamer: `synthetic:SECONDS` is a video of noise, one frame per second with
-//! audio; every other name is a directory with the frames and samples that a stage-decode has delivered elsewhere.
+//! audio, and `synthetic:SECONDS:NAME` another one that is as long; every other name is a directory with the frames and samples that a stage-decode has delivered elsewhere.
 
 use std::path::Path;
 
@@ -38,9 +38,10 @@ impl Video {
     fn open(video: &str) -> Result<Self, JobError> {
         let missing = |why: String| JobError::new(ErrorKind::MediaNotFound, format!("cannot open {video}: {why}"));
         if let Some(seconds) = video.strip_prefix("synthetic:") {
+            let (seconds, _name) = seconds.split_once(':').unwrap_or((seconds, ""));
             let seconds = seconds.parse::<u64>().ok().filter(|&s| s >= 2);
-            let seconds =
-                seconds.ok_or_else(|| missing("it is not synthetic:SECONDS with at least 2 seconds".to_owned()))?;
+            let seconds = seconds
+                .ok_or_else(|| missing("it is not synthetic:SECONDS[:NAME] with at least 2 seconds".to_owned()))?;
             return Ok(Video::Noise(seconds));
         }
         Footage::read(Path::new(video)).map(Video::Delivered).map_err(|e| missing(format!("{e:#}")))
@@ -157,5 +158,7 @@ mod tests {
         SyntheticDecode::new(16).process(request, &mut counted).unwrap();
         assert_eq!((counted.frames, counted.samples, counted.messages), (35, 560_000, 2 + 6));
         assert!(super::info("synthetic:1").is_err() && super::info("film.mp4").is_err());
+        let named = super::info("synthetic:35:other").unwrap();
+        assert!((named.frames, named.audio_samples) == (35, 560_000) && named.content_id != info.content_id);
     }
 }

@@ -8,10 +8,10 @@ use super::bench::{Questions, Report, bench, gb};
 use super::floor::Ceilings;
 
 /// Settings of all configurations.
-const ALL: [&str; 4] =
+pub(super) const ALL: [&str; 4] =
     ["compute.device=cuda", "compute.dtype=bf16", "bus.message_bytes=7800000", "llm.end_tokens=[255999]"];
 /// Settings for a GPU with memory to spare: large passes, large messages.
-const ROOMY: [&str; 3] = ["vision.batch=16", "decode.batch_frames=16", "llm.chunk_rows=8192"];
+pub(super) const ROOMY: [&str; 3] = ["vision.batch=16", "decode.batch_frames=16", "llm.chunk_rows=8192"];
 /// Setting of matmuls in E4M3.
 const FP8: &str = "compute.media_products=fp8";
 /// Settings for a GPU with a memory cap: small passes.
@@ -43,7 +43,7 @@ pub async fn run(
     for (name, settings) in columns(arguments) {
         let set = settings.into_iter().chain(config.set.clone()).collect();
         let config = ConfigArgs { config: config.config.clone(), set, weights: config.weights };
-        reports.push((name.to_owned(), bench(&config, model, false, questions, ceilings).await?));
+        reports.push((name.to_owned(), bench(&config, model, &[], questions, ceilings).await?));
     }
     println!("{}", side_by_side(&reports, questions));
     Ok(reports)

@@ -6,16 +6,27 @@ use protocol::event::Finish;
 use protocol::message::Modality;
 use protocol::stage::Stop;
 use stage_llm::LanguageModel;
-use stage_llm::job::generate::{Ending, Pace, generate};
-use stage_llm::language::cache::{MediaCache, TextCache, VideoCache};
+use stage_llm::job::steps::{Pace, Steps};
+use stage_llm::job::voice::{Asked, Taken};
+use stage_llm::language::cache::{MediaCache, VideoCache};
 use stage_llm::language::observe::{Boundary, Observe};
 use stage_llm::text::sample::Sampler;
+use stage_llm::text::task::Generation;
 
 use super::ledger::Ledger;
 use super::towers::Fused;
 
 /// Number of image or audio tokens per pass through the layers.
 const CHUNK_ROWS: usize = 4096;
+
+/// End of an answer: its end tokens and its limit.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending<'a> {
+    /// Tokens that end the answer; they are part of its ids.
+    pub end_tokens: &'a [u32],
+    /// Most tokens of the answer.
+    pub max_new_tokens: usize,
+}
 
 /// Generated answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,18 +51,20 @@ pub fn answer(
     ledger: &mut Ledger<'_>,
 ) -> anyhow::Result<Answer> {
     let mut watcher = Watcher { ledger, totals: [0, 0], steps: Vec::new() };
-    let (video, mut text) = read(model, fused, prompt.len() + ending.max_new_tokens, &mut watcher)?;
-    let logits = model.prefill(prompt, &mut text, &video, &mut watcher)?;
-    let mut ids = Vec::new();
-    let mut sampler = Sampler::new(0.0, 1.0, 0);
-    let mut keep = |id| {
-        ids.push(id);
-        Ok(())
-    };
-    let pace = Pace::of(model, &sampler);
-    let finish = generate(model, logits, &mut text, &video, &mut sampler, pace, ending, &mut watcher, &mut keep)
-        .map_err(|stop| anyhow!("{}", told(&stop)))?;
+    let video = read(model, fused, &mut watcher)?;
+    let Ending { end_tokens, max_new_tokens } = ending;
+    let mut steps = Steps::new(model, &video, end_tokens, Pace::of(model.device()));
+    let greedy = Generation { max_new_tokens, temperature: 0.0, top_p: 1.0, seed: 0 };
+    steps.begin(Asked { job: 0, question: 0 }, prompt, greedy, &mut watcher)?;
+    let (mut ids, mut ended) = (Vec::new(), None);
+    while ended.is_none() {
+        for Taken { token, finish, .. } in steps.step(&mut watcher)? {
+            ids.push(token.map_err(|e| anyhow!("{e}"))?);
+            ended = finish;
+        }
+    }
     watcher.show_steps()?;
+    let finish = ended.expect("the loop ends with it. This is a bug.");
     Ok(Answer { ids, finish, errors: Vec::new() })
 }
 
@@ -69,7 +82,8 @@ pub fn follow(
 ) -> anyhow::Result<Answer> {
     let golden = ledger.golden();
     let mut watcher = Watcher { ledger, totals: [0, 0], steps: Vec::new() };
-    let (video, mut text) = read(model, fused, prompt.len() + along.len(), &mut watcher)?;
+    let video = read(model, fused, &mut watcher)?;
+    let mut text = model.text_cache(prompt.len() + along.len())?;
     let mut logits = model.prefill(prompt, &mut text, &video, &mut watcher)?;
     let (mut ids, mut errors) = (Vec::new(), Vec::new());
     let mut sampler = Sampler::new(0.0, 1.0, 0);
@@ -90,13 +104,8 @@ pub fn follow(
     Ok(Answer { ids, finish: if ended { Finish::Stop } else { Finish::Length }, errors })
 }
 
-/// Cache of the video's keys and values, and an empty one for `text_tokens` of text.
-fn read(
-    model: &LanguageModel,
-    fused: &Fused,
-    text_tokens: usize,
-    watcher: &mut Watcher<'_, '_>,
-) -> anyhow::Result<(VideoCache, TextCache)> {
+/// Cache of the video's keys and values.
+fn read(model: &LanguageModel, fused: &Fused, watcher: &mut Watcher<'_, '_>) -> anyhow::Result<VideoCache> {
     let mut video = VideoCache::default();
     for (modality, tokens) in [(Modality::Image, &fused.image), (Modality::Audio, &fused.audio)] {
         let Some(tokens) = tokens else { continue };
@@ -116,7 +125,7 @@ fn read(
             model.absorb(modality, &rows, offset as u64, &video, watcher)?;
         }
     }
-    Ok((video, model.text_cache(text_tokens)?))
+    Ok(video)
 }
 
 /// Reason why a stage stopped, as text.

@@ -79,7 +79,7 @@ fn subjects() -> Vec<String> {
 }
 
 /// Subjects that a user has for its work, `*` standing for one part and `>` for the rest: as the stages' code asks for them,
-/// not as deploy/nats.conf says them.
+/// not as deploy/users.conf says them.
 fn own(user: &str) -> Vec<String> {
     let worker = |stage: &str, stream: &str, outputs: &[&str], purges: &[&str]| {
         let mut own: Vec<String> = outputs.iter().map(|output| format!("vidi.v1.{output}.x")).collect();
@@ -90,7 +90,7 @@ fn own(user: &str) -> Vec<String> {
         own.push("$JS.API.STREAM.INFO.VIDI_JOBS".to_owned());
         own.push(format!("$JS.API.STREAM.INFO.VIDI_{stream}"));
         own.push("$JS.API.STREAM.MSG.GET.VIDI_EVENTS".to_owned());
-        own.extend(["CREATE", "INFO", "MSG.NEXT"].map(|v| format!("$JS.API.CONSUMER.{v}.VIDI_{stream}.{stage}")));
+        own.extend(["INFO", "MSG.NEXT"].map(|v| format!("$JS.API.CONSUMER.{v}.VIDI_{stream}.{stage}")));
         own.push(format!("$JS.ACK.VIDI_{stream}.{stage}.>"));
         own.extend(purges.iter().map(|stream| format!("$JS.API.STREAM.PURGE.VIDI_{stream}")));
         own
@@ -108,6 +108,8 @@ fn own(user: &str) -> Vec<String> {
              vidi.v1.control.load vidi.v1.control.unload $SRV.INFO $JS.API.STREAM.INFO.* $JS.API.STREAM.CREATE.* \
              $JS.API.STREAM.PURGE.* $JS.API.STREAM.MSG.GET.* $JS.API.STREAM.MSG.DELETE.* $JS.API.CONSUMER.INFO.*.* \
              $JS.API.CONSUMER.CREATE.VIDI_JOBS.> $JS.API.CONSUMER.MSG.NEXT.VIDI_JOBS.* $JS.ACK.VIDI_JOBS.> \
+             $JS.API.CONSUMER.CREATE.VIDI_DECODE.decode $JS.API.CONSUMER.CREATE.VIDI_FRAMES.vision \
+             $JS.API.CONSUMER.CREATE.VIDI_AUDIO.audio $JS.API.CONSUMER.CREATE.VIDI_FEATURES.fuse \
              $JS.API.CONSUMER.CREATE.VIDI_TOKENS $JS.API.CONSUMER.CREATE.VIDI_TOKENS.> \
              $JS.API.CONSUMER.MSG.NEXT.VIDI_TOKENS.*",
         ),

@@ -124,3 +124,20 @@ fn no_mistake_shows_a_password() {
         assert!(!said.contains("12345"), "{said}");
     }
 }
+
+#[test]
+fn names_below_a_key_are_laid_over_each_other_one_by_one() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = "[placement]\nvision = \"cuda:0,cuda:1\"\n[placement.card_bytes]\n\"cuda:0\" = 1\n\"cuda:1\" = 2\n";
+    std::fs::write(file.path(), text).unwrap();
+    let env = |value: &str| [("VIDI_PLACEMENT_CARD_BYTES".to_owned(), value.to_owned())];
+    let set = ["placement.card_bytes.cuda:1=5".to_owned(), "placement.card_bytes.\"cpu\"=6".to_owned()];
+    let config = Config::load(Some(file.path()), env("{ \"cuda:1\" = 3, \"cuda:2\" = 4 }"), &set).unwrap();
+    let caps: Vec<String> = config.placement.card_bytes.iter().map(|(device, n)| format!("{device} {n}")).collect();
+    assert_eq!(caps, ["cuda:0 1", "cuda:1 5", "cuda:2 4", "cpu 6"]);
+    std::fs::write(file.path(), config.exposed_toml()).unwrap();
+    assert_eq!(Config::merged(file.path()).unwrap(), config);
+    for wrong in ["placement.vision.x=cpu", "llm.kv.x=q4", "placement.card_bytes=5"] {
+        assert!(Config::load(None, [], &[wrong.to_owned()]).is_err(), "{wrong}");
+    }
+}

@@ -50,7 +50,7 @@ impl ModelConfig {
             config = ModelConfig::deserialize(Value::Object(keys.clone()))
                 .map_err(|e| format!("{name} = {value} cannot be read: {e}"))?;
         }
-        config.rope_theta = rope::theta(file).unwrap_or(config.rope_theta);
+        config.rope_theta = rope::theta(file).map_or(config.rope_theta, |(_, theta)| theta);
         if family == Family::Mistral {
             config.head_dim = config.own_head_dim(file)?;
             config.query_pre_attn_scalar = config.head_dim as f64;

@@ -56,7 +56,7 @@ impl ModelConfig {
             // `null` stands for the default, but where it switches something off.
             Some(Value::Null) if !value.is_null() => None,
             Some(_) => Some(key.to_owned()),
-            None if key == rope::THETA && rope::theta(file).is_some() => Some(format!("{}.{key}", rope::PARAMETERS)),
+            None if key == rope::THETA => rope::theta(file).map(|(stated_at, _)| stated_at),
             None => None,
         }
     }

@@ -18,7 +18,7 @@ const GELU: &str = "gelu_pytorch_tanh";
 /// Mistral's (MODEL-7B.md, "Language model").
 const SILU: &str = "silu";
 /// Attention with a window and without, as `layer_types` calls it; Gemma's even and odd layers (MODEL.md 7).
-const LAYERS: [&str; 2] = ["sliding_attention", "full_attention"];
+pub(super) const LAYERS: [&str; 2] = ["sliding_attention", "full_attention"];
 
 /// The only value of a key that is computed; absent and `null` stand for it.
 enum Only {

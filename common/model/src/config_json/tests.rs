@@ -50,6 +50,8 @@ fn keys_are_put_over_the_defaults_of_the_family_that_model_type_names() {
         seven(json!({"rope_parameters": {"rope_theta": 1e4}})),
         ModelConfig { rope_theta: 1e4, ..plain.clone() }
     );
+    let kinds = json!({"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 1e4}});
+    assert_eq!(seven(json!({"rope_parameters": kinds})), ModelConfig { rope_theta: 1e4, ..plain.clone() });
     let narrow = seven(json!({"hidden_size": 2048}));
     assert_eq!((narrow.head_dim, narrow.query_pre_attn_scalar), (64, 64.0));
     let stated = seven(json!({"hidden_size": 2048, "head_dim": 128}));

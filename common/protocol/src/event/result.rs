@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::Cached;
 use crate::error::StageName;
 use crate::plan::MediaPlan;
 
@@ -122,8 +123,8 @@ pub struct JobResult {
     pub ranges: Vec<TimeRange>,
     /// Totals of the video.
     pub plan: MediaPlan,
-    /// Whether the video's keys and values were there already.
-    pub cached: bool,
+    /// Where the video's keys and values were already.
+    pub cached: Cached,
     /// Timings of the job.
     pub timings: Timings,
     /// Memory of each stage.

@@ -8,7 +8,7 @@ use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::event::{
     Answer, CancelledBy, Event, Finish, JobEvent, JobResult, Mode, ModelName, StageMemory, StageTiming,
 };
-use protocol::event::{Supported, TimeRange, TimedBox, Timings};
+use protocol::event::{Cached, Supported, TimeRange, TimedBox, Timings};
 use protocol::message::{DecodeRequest, FeatureBatch, FrameBatch, JobId, JobRequest, Modality, PcmWindow, ProbeReply};
 use protocol::message::{ProbeRequest, Segment, TokenBatch};
 use protocol::plan::{AudioPlan, FRAME_BYTES, FRAME_SIDE, FrameGrid, ImagePlan, MediaInfo, MediaPlan, WINDOW_SAMPLES};
@@ -175,9 +175,13 @@ prop_compose! {
     }
 }
 
+fn cached() -> impl Strategy<Value = Cached> {
+    prop::sample::select(vec![Cached::No, Cached::Memory, Cached::Disk])
+}
+
 prop_compose! {
     fn result()(
-        answer in one_answer(), plan in plan(), cached in any::<bool>(), timings in timings(),
+        answer in one_answer(), plan in plan(), cached in cached(), timings in timings(),
         memory in prop::collection::btree_map(stage(), (any::<u64>(), any::<u64>()), 0..5), task in "[a-z]{0,12}",
         supported in prop::option::of(prop::sample::select(vec![
             Supported::Trained, Supported::Composite, Supported::Experimental,
@@ -204,7 +208,7 @@ pub fn event() -> impl Strategy<Value = JobEvent> {
     let event = prop_oneof![
         Just(Event::Accepted {}),
         any::<u64>().prop_map(|rank| Event::Queued { rank }),
-        (plan(), mode, any::<bool>()).prop_map(|(plan, mode, cached)| Event::Planned { plan, mode, cached }),
+        (plan(), mode, cached()).prop_map(|(plan, mode, cached)| Event::Planned { plan, mode, cached }),
         (stage(), any::<u64>(), any::<u64>()).prop_map(|(stage, done, total)| Event::Progress { stage, done, total }),
         (any::<String>(), any::<u64>(), prop::option::of(any::<u32>())).prop_map(|(delta, at, question)| Event::Text {
             delta,
@@ -228,9 +232,9 @@ pub fn event() -> impl Strategy<Value = JobEvent> {
 prop_compose! {
     pub fn control_request()(
         job in prop::option::of(job()), stage in prop::option::of(stage()), instance in prop::option::of(any::<String>()),
-        ended in any::<bool>(),
+        device in prop::option::of(any::<String>()), ended in any::<bool>(),
     ) -> ControlRequest {
-        ControlRequest { v: 1, job, stage, instance, ended }
+        ControlRequest { v: 1, job, stage, device, instance, ended }
     }
 }
 

@@ -103,7 +103,7 @@ fn refusal(config: &BusConfig, role: Role, error: &ConnectError) -> Option<Strin
     match error.kind() {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => Some(format!(
             "the broker at {url} refuses {} for the role {role}: {error}; compare {} with the users in the broker's \
-             configuration (deploy/nats.conf)",
+             configuration (deploy/users.conf)",
             identity(config),
             keys_of(config)
         )),

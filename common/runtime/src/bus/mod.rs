@@ -2,7 +2,7 @@
 //!
 //! In reading order: `error` (why a broker cannot be used), `handle` (a connection and publishing), `role`, `address` and
 //! `connect` (who a process is to the broker), `headers` (what stands beside a body), [`size`] and [`streams`] (what exists
-//! on the server), `queue` (work queues), `tries` (asking until the broker answers, with `held_up`), `publish` (storing a
+//! on the server), [`queue`] (work queues), `tries` (asking until the broker answers, with `held_up`), `publish` (storing a
 //! message), [`follow`] (reading a subject for as long as it takes), `conditional` (writing behind a known message), `clock`
 //! and `time` (what time it is there), [`events`] (what a client hears, with `past_events`), `purge` (what a job leaves behind), [`capacity`]
 //! (whose tokens fit the token stream).
@@ -21,7 +21,7 @@ mod held_up;
 mod past_events;
 mod publish;
 mod purge;
-mod queue;
+pub mod queue;
 mod role;
 pub mod size;
 pub mod streams;

@@ -1,18 +1,79 @@
-//! Work queues: one consumer that all workers of a queue share, made again where the broker has lost it.
+//! Work queues: one durable consumer that all workers of a queue share. Whoever makes the streams makes them too, so that a
+//! queue is there, and can be counted, before its first worker is; the workers only look for theirs.
 
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::stream::ConsumerErrorKind;
 
-use super::error::BusError;
+use super::error::{BusError, BusErrorKind};
 use super::handle::Bus;
-use crate::subject::StreamName;
+use crate::subject::{PRIORITIES, StreamName, Subjects};
+use protocol::error::StageName;
 
-/// Consumer that all workers of a queue share.
+/// Pause before a queue that others make is looked for again.
+const AGAIN: Duration = Duration::from_millis(200);
+/// Queue of requests that are not admitted yet.
+pub const ADMISSION: &str = "admission";
+
+/// Name of the queue of a priority.
+pub fn queue_of(priority: u8) -> String {
+    format!("priority-{priority}")
+}
+
+/// A work queue as it is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Name of its consumer.
+    pub name: String,
+    /// Subject whose messages are its own: one, or those that end in `.*`.
+    pub takes: String,
+    /// Whether the broker is told that subject: not where the stream is one queue. A filter is not given without need:
+    /// nats-server 2.9.10 loses count of a subject's messages when one is removed twice (acknowledged by two workers, say),
+    /// and then finds none of them by a filter with a wildcard.
+    filtered: bool,
+}
+
+impl Queue {
+    /// Queues of a stream; none of a stream that is only read.
+    pub fn of(stream: StreamName, subjects: &Subjects) -> Vec<Queue> {
+        let worked_off_by = |stage: StageName| {
+            vec![Queue { name: stage.to_string(), takes: subjects.all_input(stage), filtered: false }]
+        };
+        match stream {
+            StreamName::Jobs => vec![Queue { name: ADMISSION.to_owned(), takes: subjects.jobs(), filtered: true }],
+            StreamName::Line => {
+                PRIORITIES.map(|p| Queue { name: queue_of(p), takes: subjects.all_waiting(p), filtered: true }).to_vec()
+            }
+            StreamName::Decode => worked_off_by(StageName::Decode),
+            StreamName::Frames => worked_off_by(StageName::Vision),
+            StreamName::Audio => worked_off_by(StageName::Audio),
+            StreamName::Features => worked_off_by(StageName::Fuse),
+            StreamName::Tokens | StreamName::Events | StreamName::Dead | StreamName::Capacity => Vec::new(),
+        }
+    }
+
+    /// Consumer that all workers share. The server delivers without end; whoever receives a message more than `max_deliver`
+    /// times fails its job (`Delivery::exhausted` of the run loop). So nothing stays behind in the queue unseen.
+    fn config(&self, ack_wait: Duration) -> pull::Config {
+        pull::Config {
+            durable_name: Some(self.name.clone()),
+            name: Some(self.name.clone()),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait,
+            max_deliver: -1,
+            filter_subject: if self.filtered { self.takes.clone() } else { String::new() },
+            ..Default::default()
+        }
+    }
+}
+
+/// Consumer of a work queue.
 #[derive(Clone)]
 pub struct WorkQueue {
     stream: StreamName,
-    config: pull::Config,
+    queue: Queue,
     consumer: PullConsumer,
 }
 
@@ -22,40 +83,86 @@ impl WorkQueue {
         &self.consumer
     }
 
-    /// Makes the consumer again if it is gone. All that its stream holds is delivered anew then, also what others have in
-    /// flight: outputs that are there already are recognised.
+    /// Makes the consumer again if it is gone and that is this process's to do; stage-llm finds it missing within seconds.
+    /// All that its stream holds is delivered anew then, also what others have in flight: outputs that are there already
+    /// are recognised.
     pub async fn restore(&self, bus: &Bus) {
-        if let Err(error) = bus.consumer(self.stream, self.config.clone()).await {
+        if bus.makes_streams
+            && let Err(error) = bus.make_queue(self.stream, &self.queue).await
+        {
             tracing::debug!(%error, "making a queue again failed, retrying");
         }
     }
 }
 
 impl Bus {
-    /// Opens a queue, which is made if it is not there. `name` tells queues of one stream apart, and `filter` what is
-    /// theirs; none where the stream is one queue. A filter is not given without need: nats-server 2.9.10 loses count of a
-    /// subject's messages when one is removed twice (acknowledged by two workers, say), and then finds none of them by a
-    /// filter with a wildcard. The server delivers without end; whoever receives a message more than `max_deliver` times
-    /// fails its job (`Delivery::exhausted` of the run loop). So nothing stays behind in the queue unseen.
+    /// Opens a queue of a stream by its name: made, if it is not there and that is this process's to do, else waited for.
     ///
     /// # Errors
-    /// [`JetStream`](super::BusErrorKind::JetStream).
-    pub async fn work_queue(
-        &self,
-        stream: StreamName,
-        name: &str,
-        filter: Option<String>,
-    ) -> Result<WorkQueue, BusError> {
-        let config = pull::Config {
-            durable_name: Some(name.to_owned()),
-            name: Some(name.to_owned()),
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: Duration::from_secs_f64(self.config().ack_wait_s),
-            max_deliver: -1,
-            filter_subject: filter.unwrap_or_default(),
-            ..Default::default()
+    /// [`JetStream`](BusErrorKind::JetStream).
+    ///
+    /// # Panics
+    /// If the stream is to have no such queue.
+    pub async fn work_queue(&self, stream: StreamName, name: &str) -> Result<WorkQueue, BusError> {
+        let queue = Queue::of(stream, self.subjects()).into_iter().find(|queue| queue.name == name);
+        let queue = queue.expect("workers know the names of their queues. This is a bug.");
+        let consumer = match self.makes_streams {
+            true => self.make_queue(stream, &queue).await?,
+            false => self.await_queue(stream, &queue).await?,
         };
-        let consumer = self.consumer(stream, config.clone()).await?;
-        Ok(WorkQueue { stream, config, consumer })
+        Ok(WorkQueue { stream, queue, consumer })
+    }
+
+    /// Makes the queues of a stream that are not there.
+    pub(super) async fn make_queues(&self, stream: StreamName) -> Result<(), BusError> {
+        for queue in Queue::of(stream, self.subjects()) {
+            self.make_queue(stream, &queue).await?;
+        }
+        Ok(())
+    }
+
+    async fn make_queue(&self, stream: StreamName, queue: &Queue) -> Result<PullConsumer, BusError> {
+        self.consumer(stream, queue.config(Duration::from_secs_f64(self.config().ack_wait_s))).await
+    }
+
+    /// Waits for a queue that others make.
+    async fn await_queue(&self, stream: StreamName, queue: &Queue) -> Result<PullConsumer, BusError> {
+        let (on, name) = (stream.on(self.subjects()), &queue.name);
+        let mut told = false;
+        loop {
+            let error = match self.js.get_consumer_from_stream(name, &on).await {
+                Ok(consumer) => return Ok(consumer),
+                Err(error) => error,
+            };
+            let missing = matches!(error.kind(), ConsumerErrorKind::JetStream(ref e)
+                if [ErrorCode::CONSUMER_NOT_FOUND, ErrorCode::STREAM_NOT_FOUND].contains(&e.error_code()));
+            if !missing {
+                let text =
+                    format!("queue {name} of {on}: {error}; this user needs the permissions in deploy/users.conf");
+                return Err(BusError::new(BusErrorKind::JetStream, text));
+            }
+            if !told {
+                told = true;
+                tracing::info!(stream = on, queue = name, "queue missing, waiting for stage-llm to make it");
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_message_of_a_work_queue_has_one_queue_that_takes_it() {
+        let subjects = Subjects::new("a.b");
+        for stream in StreamName::ALL {
+            let takes: Vec<String> = Queue::of(stream, &subjects).into_iter().map(|queue| queue.takes).collect();
+            assert!(takes.is_empty() || takes == stream.subjects(&subjects), "{stream:?}: {takes:?}");
+        }
+        for stage in StageName::ALL {
+            assert!(!Queue::of(StreamName::input_of(stage), &subjects).is_empty(), "{stage}");
+        }
     }
 }

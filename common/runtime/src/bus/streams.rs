@@ -1,4 +1,5 @@
-//! What exists on the server: streams bounded in bytes, and one shared consumer per work queue.
+//! What exists on the server: streams bounded in bytes, and the consumers that read them; those of work queues are in
+//! [`queue`](super::queue).
 
 use std::time::Duration;
 
@@ -7,12 +8,13 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pu
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{
-    Config, DiscardPolicy, LastRawMessageErrorKind, RawMessageErrorKind, RetentionPolicy, StorageType, Stream,
+    Config, DiscardPolicy, Info, LastRawMessageErrorKind, RawMessageErrorKind, RetentionPolicy, StorageType, Stream,
 };
 use futures::TryStreamExt;
 
 use super::error::{BusError, BusErrorKind};
 use super::handle::Bus;
+use super::queue::Queue;
 use super::size::{all_bytes, stream_bytes};
 use super::tries::{Tries, Trouble};
 use crate::subject::StreamName;
@@ -45,23 +47,31 @@ fn may_be_a_race(error: &CreateStreamError) -> bool {
 pub struct MadeAt(i128);
 
 impl Bus {
-    /// Makes sure that every stream exists. An existing stream stays as the operator made it.
+    /// Makes sure that every stream exists, with its queues. An existing stream stays as the operator made it.
     ///
     /// # Errors
     /// [`BusErrorKind::JetStream`] with the stream and the server's words.
     pub async fn ensure_streams(&self) -> Result<(), BusError> {
         for name in StreamName::ALL {
             self.ensure_stream(name).await?;
+            self.make_queues(name).await?;
         }
         Ok(())
     }
 
-    /// Makes a stream again that is gone, if making streams is this process's to do.
+    /// Makes a stream again that is gone, and those of its queues that are, if making streams is this process's to do.
     pub(crate) async fn restore(&self, name: StreamName) {
-        if self.makes_streams
-            && let Err(error) = self.get_or_make(self.stream_config(name)).await
-        {
-            tracing::debug!(%error, stream = name.on(self.subjects()), "making a stream again failed, retrying");
+        if !self.makes_streams {
+            return;
+        }
+        let made = match self.get_or_make(self.stream_config(name)).await {
+            // Nothing else reads a work queue: where there are as many consumers as queues, each queue has its own.
+            Ok(info) if info.state.consumer_count >= Queue::of(name, self.subjects()).len() => Ok(()),
+            Ok(_) => self.make_queues(name).await.map_err(|e| e.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = made {
+            tracing::debug!(error, stream = name.on(self.subjects()), "making a stream again failed, retrying");
         }
     }
 
@@ -70,7 +80,7 @@ impl Bus {
         let wanted = self.stream_config(name);
         let on = wanted.name.clone();
         let refused = |text: String| BusError::new(BusErrorKind::JetStream, format!("stream {on}: {text}"));
-        let found = self.get_or_make(wanted.clone()).await.map_err(|e| {
+        let found = self.get_or_make(wanted.clone()).await.map(|info| info.config).map_err(|e| {
             let own = Bytes(stream_bytes(name, self.config()).max(0).unsigned_abs());
             let all = Bytes(all_bytes(self.config()));
             refused(format!(
@@ -98,11 +108,11 @@ impl Bus {
         Ok(())
     }
 
-    /// Configuration of a stream, which is made if it is not there. While two make one at the same time (stage-llm and
+    /// A stream, which is made if it is not there. While two make one at the same time (stage-llm and
     /// `vidi up`, say), the server counts its storage twice, and may tell the second that there is not enough; a moment
     /// later the stream is there.
-    async fn get_or_make(&self, wanted: Config) -> Result<Config, CreateStreamError> {
-        let made = async || Ok(self.js.get_or_create_stream(wanted.clone()).await?.cached_info().config.clone());
+    async fn get_or_make(&self, wanted: Config) -> Result<Info, CreateStreamError> {
+        let made = async || Ok(self.js.get_or_create_stream(wanted.clone()).await?.cached_info().clone());
         for _ in 0..RACE_TRIES {
             match made().await {
                 Err(e) if may_be_a_race(&e) => tokio::time::sleep(AGAIN).await,
@@ -126,7 +136,7 @@ impl Bus {
             if !missing {
                 let text = format!(
                     "stream {on}: {error}; the broker needs JetStream (nats-server -js), and this user the permissions \
-                     in deploy/nats.conf"
+                     in deploy/users.conf"
                 );
                 return Err(BusError::new(BusErrorKind::JetStream, text));
             }
@@ -216,7 +226,7 @@ impl Bus {
     }
 
     /// First message on a subject, or of the whole [stream](ANY), at or behind a sequence; waits for a broker that is
-    /// away. No other wildcards: see [`work_queue`](Self::work_queue).
+    /// away. No other wildcards: see [`Queue`].
     pub async fn first_from(&self, stream: StreamName, subject: &str, sequence: u64) -> Option<StreamMessage> {
         let mut tries = Tries::of(self, stream, "reading a stream");
         loop {

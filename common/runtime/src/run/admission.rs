@@ -15,6 +15,7 @@ use super::losses::Roll;
 use super::registry::Registry;
 use super::shutdown::Shutdown;
 use crate::bus::events::EventLog;
+use crate::bus::queue::ADMISSION;
 use crate::bus::{Bus, BusError, headers, job_of};
 use crate::subject::StreamName;
 use protocol::error::{ErrorKind, JobError, StageName};
@@ -25,8 +26,6 @@ use protocol::wire::{self, Encoding};
 
 /// Bytes of a request at most: it is a question, not a tensor.
 pub const MAX_REQUEST_BYTES: usize = 32 << 10;
-/// Queue of requests that are not admitted yet.
-pub const ADMISSION: &str = "admission";
 /// Header with the time of submission, Unix milliseconds.
 const SUBMITTED: &str = "Vidi-Submitted";
 
@@ -44,7 +43,7 @@ struct Admission {
 /// # Errors
 /// When the queue cannot be set up.
 pub async fn start(bus: &Bus, line: Line, roll: Roll, registry: Registry, shutdown: Shutdown) -> Result<(), BusError> {
-    let queue = bus.work_queue(StreamName::Jobs, ADMISSION, Some(bus.subjects().jobs())).await?;
+    let queue = bus.work_queue(StreamName::Jobs, ADMISSION).await?;
     let mut inbox = Inbox::start(bus, queue, shutdown);
     let admission = Admission { bus: bus.clone(), line, roll, registry };
     tokio::spawn(async move {

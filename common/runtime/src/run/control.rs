@@ -57,13 +57,21 @@ pub async fn broadcast_end(bus: &Bus, job: &JobId) {
     bus.tell(bus.subjects().control(Verb::Cancel), wire::encode(&dropped(job))).await;
 }
 
-/// Asks a supervisor to [load](Verb::Load) or [unload](Verb::Unload) a stage. With a job, what is unloaded stays away
-/// until it is loaded, or no job is left.
+/// Asks a supervisor to [load](Verb::Load) or [unload](Verb::Unload) a stage's processes on a device for a job: what is unloaded
+/// stays away until it is loaded, or no job is left. Who does not know its device (an empty name) asks for all of the stage.
 ///
 /// # Errors
 /// Why it was not done.
-pub async fn load_or_unload(bus: &Bus, verb: Verb, stage: StageName, job: Option<&JobId>) -> Result<LoadReply, String> {
-    let request = ControlRequest { v: wire::VERSION, stage: Some(stage), job: job.cloned(), ..Default::default() };
+pub async fn load_or_unload(
+    bus: &Bus,
+    verb: Verb,
+    stage: StageName,
+    device: &str,
+    job: &JobId,
+) -> Result<LoadReply, String> {
+    let device = Some(device.to_owned()).filter(|device| !device.is_empty());
+    let (stage, job) = (Some(stage), Some(job.clone()));
+    let request = ControlRequest { v: wire::VERSION, stage, device, job, ..Default::default() };
     let request = async_nats::Request::new().payload(wire::encode(&request).into()).timeout(Some(LOAD_WAIT));
     let reply = bus.client().send_request(bus.subjects().control(verb), request).await;
     let reply = reply.map_err(|e| format!("no supervisor answers control.{verb}: {e}"))?;

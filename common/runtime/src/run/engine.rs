@@ -13,21 +13,32 @@ type Task<S> = Box<dyn FnOnce(&mut S) + Send>;
 pub struct Engine<S> {
     /// Capacity 1: the run loop gives one task at a time.
     tasks: mpsc::Sender<Task<S>>,
+    /// Closed once the thread has let go of the stage.
+    ended: oneshot::Receiver<()>,
 }
 
 impl<S: Send + 'static> Engine<S> {
     /// Starts a thread that owns `stage`.
     pub fn start(name: &str, mut stage: S) -> Self {
         let (tasks, mut queue) = mpsc::channel::<Task<S>>(1);
+        let (ending, ended) = oneshot::channel();
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
                 while let Some(task) = queue.blocking_recv() {
                     task(&mut stage);
                 }
+                drop(stage);
+                drop(ending);
             })
             .expect("the system gives a stage its one thread");
-        Engine { tasks }
+        Engine { tasks, ended }
+    }
+
+    /// Ends the thread, and waits until it has let go of the stage: what a stage finishes when it is dropped is done by then.
+    pub async fn end(self) {
+        drop(self.tasks);
+        let _ = self.ended.await;
     }
 
     /// Runs `work` on the thread, in the caller's span. A panic there is caught: the message is tried again, the

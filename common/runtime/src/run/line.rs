@@ -14,8 +14,9 @@ use tokio::sync::Mutex;
 
 use super::inbox::Delivery;
 use crate::bus::conditional::Conditional;
+use crate::bus::queue::{WorkQueue, queue_of};
 use crate::bus::streams::MadeAt;
-use crate::bus::{Bus, BusError, WorkQueue};
+use crate::bus::{Bus, BusError};
 use crate::subject::{PRIORITIES, StreamName};
 use protocol::message::{JobId, JobRequest};
 
@@ -23,11 +24,6 @@ use protocol::message::{JobId, JobRequest};
 const LOOK_WAIT: Duration = Duration::from_secs(2);
 /// Time between two counts of those who wait.
 const COUNT_EVERY: Duration = Duration::from_millis(500);
-
-/// Name of the queue of a priority.
-pub fn queue_of(priority: u8) -> String {
-    format!("priority-{priority}")
-}
 
 /// Jobs in line, as one worker sees them. Cheap to clone; all clones share it.
 #[derive(Clone)]
@@ -56,8 +52,7 @@ impl Line {
     pub async fn open(bus: &Bus) -> Result<Self, BusError> {
         let mut queues = Vec::new();
         for priority in PRIORITIES {
-            let filter = bus.subjects().all_waiting(priority);
-            let queue = bus.work_queue(StreamName::Line, &queue_of(priority), Some(filter)).await?;
+            let queue = bus.work_queue(StreamName::Line, &queue_of(priority)).await?;
             queues.push((priority, queue));
         }
         Ok(Line { bus: bus.clone(), queues, waiting: Arc::default(), held: Arc::default() })

@@ -23,6 +23,7 @@ mod others;
 mod port;
 mod probe;
 mod progress;
+mod renewal;
 mod settle;
 mod state;
 mod text;
@@ -76,7 +77,7 @@ where
     tokio::spawn(rescue(bus.clone(), listener.shutdown()));
     let (token_bytes, step_tokens) = (owner.token_bytes(), owner.step_tokens());
     let info = InstanceInfo { family: owner.family().to_owned(), ..info };
-    let pulse = Arc::new(Watchdog::start(StageName::Llm, &info.watchdog).watch("no job".to_owned()));
+    let pulse = Arc::new(Watchdog::start(StageName::Llm, &info.watchdog, &info.notifier).watch("no job".to_owned()));
     pulse.pause();
     let engine = Engine::start("llm", owner);
     let counters = Arc::new(Counters::default());
@@ -88,8 +89,10 @@ where
     let worker = Desk::new(worker, line).run(draining).await?;
     // A service that was never asked anything has nobody to tell.
     let _ = service.stop().await;
-    if let Some(Worker { clearing, listener, .. }) = worker {
+    if let Some(Worker { clearing, engine, listener, .. }) = worker {
         clearing.end().await;
+        // It may have keys and values to write to a disk.
+        engine.end().await;
         listener.drained().await;
     }
     tracing::info!(stage = "llm", "drained");

@@ -40,9 +40,8 @@ const TICK: Duration = Duration::from_millis(200);
 const TELL_AFTER: Duration = Duration::from_secs(2);
 /// Time that one who does not ask again waits for an answer.
 const ASKED_ONCE: Duration = Duration::from_secs(30);
-/// Time without a request after which a look is ended. A job that others' probes must not wait for goes back to its queue
-/// meanwhile, and asks again once it is its turn.
-const FORGOTTEN: Duration = Duration::from_secs(300);
+/// Time without a request after which a look is ended. For a job that goes back to its queue meanwhile, its last owner asks on.
+const FORGOTTEN: Duration = Duration::from_secs(20);
 
 /// Request that waits.
 struct Asker {

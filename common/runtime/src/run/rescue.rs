@@ -1,7 +1,7 @@
 //! Messages that their queue has forgotten, sent again.
 //!
 //! A work queue drops what is acknowledged, so a message at or below the consumer's acknowledgement floor cannot be
-//! there; yet nats-server 2.9.10 leaves some when workers die (its filters miss them, see [`Bus::work_queue`]), and never
+//! there; yet nats-server 2.9.10 leaves some when workers die (its filters miss them, see [`Queue`]), and never
 //! delivers them again. And when it is killed while a stream is empty it begins to count that stream anew, but not its
 //! consumers: they deliver nothing until the stream has come to where they are.
 
@@ -12,27 +12,18 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::Stream;
 
-use super::admission::ADMISSION;
-use super::line;
 use super::shutdown::{self, Shutdown};
 use crate::bus::Bus;
 use crate::bus::events::EventLog;
+use crate::bus::queue::Queue;
 use crate::bus::streams::ANY;
-use crate::subject::{PRIORITIES, StreamName};
-use protocol::error::StageName;
+use crate::subject::StreamName;
 
 /// Time between two searches of the queues for forgotten messages.
 const EVERY: Duration = Duration::from_secs(3);
 /// Messages of a stream that are looked at at a time. Seen once, a forgotten one may be acknowledged just now; so it is
 /// looked at once more the next time.
 const MOST: usize = 64;
-
-/// One work queue of a stream.
-struct Queue {
-    consumer: String,
-    /// Subjects that it takes: one, or those that end in `.*`.
-    filter: String,
-}
 
 /// Search of one stream, which goes on at the next look where it stopped: a look costs as much however many wait.
 struct Search {
@@ -47,8 +38,9 @@ struct Search {
 /// Looks, now and then until `shutdown`, for messages that their queue has forgotten, and sends them again. Every
 /// stage-llm worker looks.
 pub async fn rescue(bus: Bus, mut shutdown: Shutdown) {
-    let search = |(stream, queues)| Search { stream, queues, next: 1, suspects: BTreeSet::new() };
-    let mut searches: Vec<Search> = queues(&bus).into_iter().map(search).collect();
+    let search =
+        |stream| Search { stream, queues: Queue::of(stream, bus.subjects()), next: 1, suspects: BTreeSet::new() };
+    let mut searches: Vec<Search> = StreamName::ALL.map(search).into_iter().filter(|s| !s.queues.is_empty()).collect();
     loop {
         for search in &mut searches {
             search.look(&bus).await;
@@ -58,22 +50,6 @@ pub async fn rescue(bus: Bus, mut shutdown: Shutdown) {
             () = shutdown::begun(&mut shutdown) => return,
         }
     }
-}
-
-/// Queues of every stream that is worked off.
-fn queues(bus: &Bus) -> Vec<(StreamName, Vec<Queue>)> {
-    let subjects = bus.subjects();
-    let stages = StageName::ALL.into_iter().filter(|&s| s != StageName::Llm);
-    let mut streams: Vec<(StreamName, Vec<Queue>)> = stages
-        .map(|stage| {
-            let queue = Queue { consumer: stage.to_string(), filter: subjects.all_input(stage) };
-            (StreamName::input_of(stage), vec![queue])
-        })
-        .collect();
-    streams.push((StreamName::Jobs, vec![Queue { consumer: ADMISSION.to_owned(), filter: subjects.jobs() }]));
-    let line = PRIORITIES.map(|p| Queue { consumer: line::queue_of(p), filter: subjects.all_waiting(p) });
-    streams.push((StreamName::Line, line.into()));
-    streams
 }
 
 /// What a queue has delivered, or had acknowledged, up to a sequence: it will not deliver that again.
@@ -91,12 +67,12 @@ impl Search {
         let Ok(info) = on.get_info().await else { return };
         let last = info.state.last_sequence;
         let mut queues = Vec::new();
-        for Queue { consumer, filter } in &self.queues {
-            let Ok(info) = on.consumer_info(consumer).await else { continue };
+        for queue in &self.queues {
+            let Ok(info) = on.consumer_info(&queue.name).await else { continue };
             let delivered = info.delivered.stream_sequence;
             let anew = last < delivered;
             let sequence = if anew { delivered } else { info.ack_floor.stream_sequence };
-            queues.push(Behind { filter, sequence, anew });
+            queues.push(Behind { filter: &queue.takes, sequence, anew });
         }
         let highest = queues.iter().map(|queue| queue.sequence).max().unwrap_or(0);
         let forgotten = |message: &StreamMessage| {
@@ -145,7 +121,7 @@ async fn rescue_one(bus: &Bus, stream: StreamName, on: &Stream<()>, message: Str
     let mut at = sequence;
     loop {
         let sent = if gone { None } else { send_again(bus, stream, &message, sequence, at).await };
-        // Another worker that sent it removes it: nothing is to be removed twice, see `Bus::work_queue`.
+        // Another worker that sent it removes it: nothing is to be removed twice, see `Queue`.
         if (gone || sent.is_some())
             && let Err(error) = on.delete_message(at).await
         {

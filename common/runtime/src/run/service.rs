@@ -14,6 +14,7 @@ use super::peers::FINGERPRINT;
 use super::probes;
 use super::watchdog::Watchdog;
 use crate::bus::{Bus, BusError, BusErrorKind, WorkQueue};
+use crate::notify::Notifier;
 use config::WatchdogConfig;
 use protocol::error::StageName;
 use protocol::memory;
@@ -70,6 +71,9 @@ pub struct Status {
     /// First part of its subjects; empty in instances of before 2026-11-27.
     #[serde(default)]
     pub prefix: String,
+    /// Device that it computes on, `cpu` or `cuda:N`; empty in instances of before 2026-11-27.
+    #[serde(default)]
+    pub device: String,
     /// Resident bytes now.
     pub used_bytes: u64,
     /// Resident bytes at most.
@@ -101,13 +105,14 @@ pub struct Status {
 }
 
 impl Status {
-    fn now(bus: &Bus, stage: StageName, counters: &Counters, budget_bytes: u64) -> Self {
+    fn now(bus: &Bus, stage: StageName, counters: &Counters, device: &str, budget_bytes: u64) -> Self {
         let memory::Usage { used_bytes, peak_bytes, reserved_bytes } = memory::usage();
         let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
         Status {
             stage,
             instance: bus.instance().to_owned(),
             prefix: bus.subjects().prefix().to_owned(),
+            device: device.to_owned(),
             used_bytes,
             peak_bytes,
             reserved_bytes,
@@ -135,10 +140,14 @@ pub struct InstanceInfo {
     pub family: String,
     /// Compute type.
     pub dtype: String,
+    /// Device that it computes on, `cpu` or `cuda:N`.
+    pub device: String,
     /// Bytes that the instance may hold.
     pub budget_bytes: Option<u64>,
     /// When its engine counts as hung.
     pub watchdog: WatchdogConfig,
+    /// Who is told that it is ready, and that it is alive.
+    pub notifier: Notifier,
     /// Time that a job waits for the worker that keeps its video, of stage-llm.
     pub affinity_wait: Duration,
 }
@@ -171,17 +180,22 @@ pub async fn register(
         (FINGERPRINT.to_owned(), info.checkpoint.fingerprint.clone()),
         ("family".to_owned(), info.family.clone()),
         ("dtype".to_owned(), info.dtype.clone()),
+        ("device".to_owned(), info.device.clone()),
         ("budget_bytes".to_owned(), info.budget_bytes.unwrap_or(0).to_string()),
         ("max_payload".to_owned(), bus.client().max_payload().to_string()),
     ]);
     let budget = info.budget_bytes.unwrap_or(0);
-    let (on, count) = (bus.clone(), counters.clone());
+    let now = {
+        let (on, count, device) = (bus.clone(), counters.clone(), info.device.clone());
+        move || Status::now(&on, stage, &count, &device, budget)
+    };
+    let stats = now.clone();
     let service = bus
         .client()
         .service_builder()
         .description(format!("Vidi, stage {stage}"))
         .metadata(metadata)
-        .stats_handler(move |_, _| serde_json::to_value(Status::now(&on, stage, &count, budget)).unwrap_or_default())
+        .stats_handler(move |_, _| serde_json::to_value(stats()).unwrap_or_default())
         .start(name_of(stage), env!("CARGO_PKG_VERSION"))
         .await
         .map_err(refused)?;
@@ -191,11 +205,9 @@ pub async fn register(
         .add(format!("{}.status.{stage}", bus.subjects().prefix()))
         .await
         .map_err(refused)?;
-    let (on, count) = (bus.clone(), counters.clone());
     tokio::spawn(async move {
         while let Some(request) = status.next().await {
-            let status = Status::now(&on, stage, &count, budget);
-            let body = wire::encode_as(Encoding::Json, &status);
+            let body = wire::encode_as(Encoding::Json, &now());
             if let Err(error) = request.respond(Ok(body.into())).await {
                 tracing::debug!(%error, "status reply failed");
             }
@@ -216,5 +228,6 @@ pub async fn register(
             tokio::time::sleep(DEPTH_EVERY).await;
         }
     });
+    info.notifier.ready(&format!("stage-{stage}, instance {}", bus.instance()));
     Ok(service)
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
+use crate::notify::{Heartbeat, Notifier};
 use config::WatchdogConfig;
 use protocol::error::StageName;
 
@@ -70,19 +71,25 @@ struct Work {
 }
 
 impl Watchdog {
-    /// Watch over a stage, which ends the process when a step takes too long.
-    pub fn start(stage: StageName, config: &WatchdogConfig) -> Self {
-        Watchdog::telling(stage, config, end_process)
+    /// Watch over a stage, which ends the process when a step takes too long. While none does, `notifier` hears that the
+    /// process is alive.
+    pub fn start(stage: StageName, config: &WatchdogConfig, notifier: &Notifier) -> Self {
+        Watchdog::telling(stage, config, notifier.heartbeat(), end_process)
     }
 
     /// Watch over a stage, which tells of a step that takes too long, once, and then ends.
-    fn telling(stage: StageName, config: &WatchdogConfig, tell: impl FnOnce(&Hung) + Send + 'static) -> Self {
+    fn telling(
+        stage: StageName,
+        config: &WatchdogConfig,
+        heartbeat: Heartbeat,
+        tell: impl FnOnce(&Hung) + Send + 'static,
+    ) -> Self {
         let shared = Arc::new(Shared { stage, config: config.clone(), watched: Mutex::default() });
         let watching = Arc::downgrade(&shared);
         std::thread::Builder::new()
             .name("watchdog".to_owned())
             .spawn(move || {
-                if let Some(hung) = wait_for_hung(&watching) {
+                if let Some(hung) = wait_for_hung(&watching, heartbeat) {
                     tell(&hung);
                 }
             })
@@ -117,11 +124,12 @@ impl Shared {
 }
 
 /// Waits until a step takes too long; none once nobody needs the watch any more.
-fn wait_for_hung(watching: &Weak<Shared>) -> Option<Hung> {
+fn wait_for_hung(watching: &Weak<Shared>, mut heartbeat: Heartbeat) -> Option<Hung> {
     loop {
         if let Some(hung) = watching.upgrade()?.hung() {
             return Some(hung);
         }
+        heartbeat.beat();
         std::thread::sleep(LOOK_EVERY);
     }
 }
@@ -192,7 +200,7 @@ mod tests {
         let (said, hears) = channel();
         let config = WatchdogConfig { step_s: 1.0, vision_s: 1.0, ..Default::default() };
         let tell = move |hung: &Hung| said.send(hung.clone()).unwrap();
-        (Watchdog::telling(StageName::Vision, &config, tell), hears)
+        (Watchdog::telling(StageName::Vision, &config, Notifier::default().heartbeat(), tell), hears)
     }
 
     #[test]

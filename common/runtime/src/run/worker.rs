@@ -58,9 +58,12 @@ where
         () = shutdown::begun(&mut stopping) => return Ok(()),
     }
     let bus = bus.with_outlet(Role::Stage(S::NAME), PATIENCE).await?;
-    let queue = bus.work_queue(stream, S::NAME.as_str(), None).await?;
+    let queue = tokio::select! {
+        queue = bus.work_queue(stream, S::NAME.as_str()) => queue?,
+        () = shutdown::begun(&mut stopping) => return Ok(()),
+    };
     let listener = Listener::start(&bus, S::NAME, shutdown.clone()).await?;
-    let watchdog = Watchdog::start(S::NAME, &info.watchdog);
+    let watchdog = Watchdog::start(S::NAME, &info.watchdog, &info.notifier);
     let probe = stage.probe().map(|probe| (probe, watchdog.clone()));
     let engine = Engine::start(S::NAME.as_str(), stage);
     let counters = Arc::new(Counters::default());

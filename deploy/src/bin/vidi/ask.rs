@@ -10,8 +10,7 @@ use deploy::demo_video::truth::{Answer, Truth};
 use deploy::demo_video::verdict::LEAST;
 use deploy::export::media::Media;
 use deploy::up::pipeline::{Layout, Pipeline};
-use deploy::up::{broker, note, supervisor};
-use protocol::error::StageName;
+use deploy::up::{broker, note, replicas, supervisor};
 use protocol::event::JobResult;
 use protocol::file_uri;
 use protocol::message::{JobId, JobRequest};
@@ -169,7 +168,7 @@ fn request(ask: &Ask, video: &Path) -> Result<JobRequest, Fatal> {
 async fn ask_own(config: &Config, question: &Question) -> Result<Answered, Fatal> {
     let dir = tempfile::tempdir().map_err(|e| Fatal(Exit::Other, format!("no temporary directory: {e}")))?;
     let layout = Layout::Processes(supervisor::Logs::Directory(dir.path().to_owned()));
-    let each = StageName::ALL.map(|s| (s, 1));
+    let each = replicas::replicas(&[], config).map_err(|e| Fatal(Exit::Usage, e))?;
     let mut pipeline = Pipeline::start(config, dir.path(), &each, &layout, &broker::Options::default()).await?;
     let bus = pipeline.bus().clone();
     let outcome = tokio::select! {

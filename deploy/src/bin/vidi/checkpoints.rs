@@ -5,7 +5,7 @@ use std::path::Path;
 
 use config::Size;
 use config::{Config, ModelSource, WeightFormat};
-use deploy::model::{demo_model, inspect, plan, quantize};
+use deploy::model::{demo_model, inspect, plan, quantize, remedies};
 use model::checkpoint::CheckpointError;
 use model::config_json::{Family, ModelConfig};
 use model::demo_model::Dims;
@@ -64,14 +64,17 @@ pub fn show_plan(
         let video = plan.video(seconds);
         let remedies = match video.mode {
             Some(_) => Vec::new(),
-            None => plan::remedies(config, &model, replicas, seconds).map_err(wrong)?,
+            None => remedies::remedies(config, &model, replicas, seconds).map_err(wrong)?,
         };
         all_fit &= video.mode.is_some();
         if json {
             videos.push(serde_json::json!({ "seconds": seconds, "fit": video, "would_fit": remedies }));
             continue;
         }
-        answer!("{seconds} s: {video}")?;
+        match plan.devices.len() {
+            1 => answer!("{seconds} s: {video}"),
+            _ => answer!("{seconds} s, on {}: {video}", video.device),
+        }?;
         for remedy in remedies {
             answer!("    would fit: {remedy}")?;
         }

@@ -129,6 +129,9 @@ pub enum Command {
         /// Processes per stage, as for `up`.
         #[arg(long, value_delimiter = ',')]
         replicas: Vec<String>,
+        /// Devices of stages, as for `up`.
+        #[arg(long, value_delimiter = ',', value_name = "STAGE=DEVICE")]
+        place: Vec<String>,
         /// One JSON object, bytes as numbers.
         #[arg(long)]
         json: bool,
@@ -144,6 +147,14 @@ pub enum Command {
         #[arg(long)]
         out: PathBuf,
     },
+    /// Lists the videos whose keys and values are on disk, in llm.park_dir of the configuration; needs no pipeline.
+    Videos {
+        #[command(subcommand)]
+        action: Option<VideosAction>,
+        /// One JSON list.
+        #[arg(long, global = true)]
+        json: bool,
+    },
     /// Measures one stage alone, or whole jobs.
     Bench(bench::command::Bench),
     /// Asks the queries of a benchmark (VUE-TR), scores answers (VUE-TR, -STG, -PLOT), compares two files of answers.
@@ -153,6 +164,10 @@ pub enum Command {
     Stage {
         /// decode, vision, audio, fuse or llm.
         name: StageName,
+        /// A file that is there once the stage is ready, written again every few seconds while its engine does not hang: for
+        /// the probes of a container engine. systemd is told without it.
+        #[arg(long, value_name = "FILE")]
+        alive: Option<PathBuf>,
         /// What `vidi up` starts: the whole configuration is this file, which is merged already, and the stage drains when
         /// standard input ends.
         #[arg(long, value_name = "FILE", hide = true)]
@@ -191,6 +206,20 @@ pub enum ConfigAction {
     Print,
 }
 
+/// Subcommands of `vidi videos`.
+#[derive(Subcommand)]
+pub enum VideosAction {
+    /// Removes some, or all; the next question about one computes it again.
+    Rm {
+        /// Their ids, or beginnings of them that are no other's.
+        #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+        ids: Vec<String>,
+        /// All of them.
+        #[arg(long)]
+        all: bool,
+    },
+}
+
 /// Arguments of `vidi up`.
 #[derive(clap::Args)]
 pub struct Up {
@@ -200,9 +229,13 @@ pub struct Up {
     /// Directory whose videos may be asked about; repeatable. The working directory if none is given or configured.
     #[arg(long = "media-root")]
     pub media_roots: Vec<PathBuf>,
-    /// Processes per stage, e.g. `vision=2,audio=2`.
+    /// Processes per stage, e.g. `vision=2,audio=2`; one on each device of a stage that is placed, else one.
     #[arg(long, value_delimiter = ',')]
     pub replicas: Vec<String>,
+    /// Devices that stages compute on, e.g. `vision=cuda:0,cuda:1,audio=cuda:1`: a process on each, dealt in turn where
+    /// --replicas asks for more; a stage that is not named is on compute.device. Sets placement.STAGE.
+    #[arg(long, value_delimiter = ',', value_name = "STAGE=DEVICE")]
+    pub place: Vec<String>,
     /// Runs all stages in this process: the same code, the same bus.
     #[arg(long)]
     pub one_process: bool,

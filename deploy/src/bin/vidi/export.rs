@@ -161,8 +161,8 @@ impl Plan {
 
     fn write(&self, file: &Path, format: Format, export: &Export) -> Result<(), String> {
         let named = |why: String| format!("{}: {why}", file.display());
-        let text = format.write(export).map_err(named)?;
-        replace::write(file, text.as_bytes()).map_err(|e| named(e.to_string()))?;
+        let content = format.write(export).map_err(named)?;
+        replace::write(file, &content).map_err(|e| named(e.to_string()))?;
         self.tell(&format!("export: {}, {} ranges", file.display(), export.cuts.len()));
         Ok(())
     }

@@ -4,6 +4,7 @@ use config::Config;
 use deploy::gateway::Gateway;
 use runtime::answer;
 use runtime::bus::Role;
+use runtime::notify::Notifier;
 use runtime::process::{Fatal, on_signal};
 
 use crate::running::connect;
@@ -23,6 +24,8 @@ pub async fn gateway(config: &mut Config, address: Option<String>) -> Result<(),
         // Nobody waits for that line; the gateway is for its clients.
         tracing::warn!("listening on {}; {unwritten}", gateway.address());
     }
+    let notifier = Notifier::of_environment();
+    notifier.ready(&format!("gateway on {}", gateway.address()));
     gateway.run(shutdown).await;
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! In reading order: [`cli`] (the command line), this file (which part does what), [`up`] (broker and stages), [`ask`]
 //! (questions), [`tasks`] (what can be asked), [`export`] (files of their answers), [`pictures`] (of them), [`running`] (requests
 //! to a pipeline that runs), [`gateway`] (the same over HTTP), [`trace`](mod@trace) (where a job's time went), [`checkpoints`] (a model's files),
-//! [`demo_video`] (a video with a known truth), [`eval`] (benchmarks).
+//! [`videos`] (what is known of videos, on disk), [`demo_video`] (a video with a known truth), [`eval`] (benchmarks).
 
 mod ask;
 mod checkpoints;
@@ -17,15 +17,17 @@ mod running;
 mod tasks;
 mod trace;
 mod up;
+mod videos;
 
 use std::process::ExitCode;
 
 use config::{Config, layers};
 use deploy::recording;
-use deploy::up::{profile, stages, supervisor};
+use deploy::up::{profile, replicas, stages};
 use protocol::control::Verb;
 use protocol::file_uri;
 use runtime::bus::Role;
+use runtime::notify::Notifier;
 use runtime::process::{Exit, Fatal, command_line, on_signal, runtime, warn_of_random_weights};
 use runtime::{answer, remark, telemetry};
 
@@ -63,9 +65,16 @@ fn configuration(cli: &Cli) -> Result<Config, Fatal> {
         Command::Bench(bench) => bench.model.as_deref(),
         _ => None,
     };
+    let place: &[String] = match &cli.command {
+        Command::Up(up) => &up.place,
+        Command::Plan { place, .. } => place,
+        Command::Bench(bench) => &bench.place,
+        _ => &[],
+    };
     let mut args = cli.config.clone();
     // A flag as any other, so that it wins over random weights that a layer below names.
     args.set.extend(model.map(|dir| format!("model.dir={}", toml::Value::String(file_uri::text(dir)))));
+    args.set.extend(replicas::placement(place).map_err(wrong)?);
     args.load_over(profile)
 }
 
@@ -93,8 +102,8 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             checkpoints::write_demo_model(&dir, size, seed)
         }
         Command::DemoVideo { out, seed, seconds } => demo_video::demo_video(&out, seed, seconds),
-        Command::Plan { model, video_seconds, replicas, json } => {
-            let replicas = supervisor::replicas(&replicas).map_err(|e| Fatal(Exit::Usage, e))?;
+        Command::Plan { model, video_seconds, replicas: given, json, place: _ } => {
+            let replicas = replicas::replicas(&given, &config).map_err(|e| Fatal(Exit::Usage, e))?;
             checkpoints::show_plan(&config, model.as_deref(), &replicas, &video_seconds, json)
         }
         Command::Quantize { model, to, out } => {
@@ -102,6 +111,7 @@ fn run(cli: Cli) -> Result<(), Fatal> {
             let stop = runtime.block_on(async { on_signal() });
             checkpoints::write_quantized(&model, to, &out, &stop)
         }
+        Command::Videos { action, json } => videos::videos(&config, action, json),
         Command::Bench(bench) => {
             up::use_model(&mut config)?;
             warn_of_random_weights(&config);
@@ -110,16 +120,22 @@ fn run(cli: Cli) -> Result<(), Fatal> {
         Command::Eval(action) => runtime.block_on(eval::eval(&config, action)),
         Command::Load { stage } => runtime.block_on(running::load(&config, Verb::Load, stage)),
         Command::Unload { stage } => runtime.block_on(running::load(&config, Verb::Unload, stage)),
-        Command::Stage { name, supervised, broker_of } => runtime.block_on(async {
-            let mut shutdown = on_signal();
+        Command::Stage { name, alive, supervised, broker_of } => runtime.block_on(async {
+            let (mut shutdown, mut notifier) = (on_signal(), Notifier::default());
             if supervised.is_some() {
                 shutdown = stages::until_stdin_ends(shutdown, broker_of);
             } else {
+                config = config.of_only_process(name).map_err(|e| Fatal(Exit::Usage, e))?;
+                notifier = Notifier::of_environment();
+                if let Some(file) = alive {
+                    let wrong = |e| Fatal(Exit::Usage, format!("--alive {}: {e}", file.display()));
+                    notifier = notifier.and_file(file.clone()).map_err(wrong)?;
+                }
                 up::find_model(&mut config)?;
                 // Whoever supervises it has said so for all stages.
                 warn_of_random_weights(&config);
             }
-            stages::serve(name, &config, shutdown).await
+            stages::serve(name, &config, shutdown, notifier).await
         }),
         Command::Record(args) => runtime.block_on(async {
             recording::command::record(&running::connect(&config, Role::Operator).await?, args).await

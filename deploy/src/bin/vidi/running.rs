@@ -74,8 +74,9 @@ pub async fn status(config: &Config, json: bool) -> Result<(), Fatal> {
     let bus = connect(config, Role::Client).await?;
     if !json {
         answer!(
-            "{:<24} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>4} {:>6}",
+            "{:<24} {:>7} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>4} {:>6}",
             "instance",
+            "device",
             "used MiB",
             "peak MiB",
             "budget",
@@ -95,8 +96,9 @@ pub async fn status(config: &Config, json: bool) -> Result<(), Fatal> {
             let mib = |b: u64| format!("{:.1}", b as f64 / f64::from(1 << 20));
             let budget = if s.budget_bytes == 0 { "none".to_owned() } else { mib(s.budget_bytes) };
             answer!(
-                "{:<24} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>4} {:>6}",
+                "{:<24} {:>7} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>4} {:>6}",
                 s.instance,
+                s.device,
                 mib(s.used_bytes),
                 mib(s.peak_bytes),
                 budget,

@@ -7,8 +7,9 @@ use config::Config;
 use deploy::gateway::{self, Gateway};
 use deploy::model::shipped;
 use deploy::up::pipeline::{Layout, Pipeline};
-use deploy::up::{broker, down, note, supervisor};
+use deploy::up::{broker, down, note, replicas, supervisor};
 use runtime::answer;
+use runtime::notify::Notifier;
 use runtime::process::{Exit, Fatal, on_signal, warn_of_random_weights};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -40,11 +41,11 @@ pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
             .map_err(|e| Fatal(Exit::Usage, format!("http.spool {}: {e}", spool.display())))?;
         config.decode.media_roots.push(absolute(&spool)?);
     }
-    let replicas = supervisor::replicas(&up.replicas).map_err(|e| Fatal(Exit::Usage, e))?;
+    let replicas = replicas::replicas(&up.replicas, config).map_err(|e| Fatal(Exit::Usage, e))?;
     let layout = if up.one_process { Layout::OneProcess } else { Layout::Processes(supervisor::Logs::Inherit) };
-    let mut pipeline =
-        Pipeline::start(config, &note::state_dir(), &replicas, &layout, &broker::Options::default()).await?;
-    let mut shutdown = on_signal();
+    let broker = broker::Options { monitor_port: config.up.monitor_port, ..broker::Options::default() };
+    let mut pipeline = Pipeline::start(config, &note::state_dir(), &replicas, &layout, &broker).await?;
+    let (mut shutdown, notifier) = (on_signal(), Notifier::of_environment());
     let gateway = match listen(config, &pipeline).await {
         Ok(gateway) => gateway,
         Err(fatal) => {
@@ -60,6 +61,7 @@ pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
                 // Nobody waits for that line; the pipeline is for its clients.
                 tracing::warn!("ready; {unwritten}");
             }
+            notifier.ready("broker and stages");
         }),
         _ = shutdown.wait_for(|&s| s) => Ok(()),
     };
@@ -71,6 +73,7 @@ pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
         },
     };
     tracing::info!("draining");
+    notifier.stopping();
     if let Some(gateway) = gateway {
         // Whoever is answered now is, within its time to drain; the stages end after that.
         gateway.stop().await;

@@ -120,7 +120,7 @@ fn usage(result: &JobResult) -> Value {
     let audio = result.plan.audio.as_ref().map_or(0, |audio| audio.tokens);
     let of_several: usize = result.answers.iter().map(|answer| answer.token_ids.len()).sum();
     let written = (result.token_ids.len() + of_several) as u64;
-    let cached = if result.cached { image + audio } else { 0 };
+    let cached = if result.cached.is_known() { image + audio } else { 0 };
     json!({
         "prompt_tokens": image + audio,
         "completion_tokens": written,

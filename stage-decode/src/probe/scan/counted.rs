@@ -24,6 +24,9 @@ pub(super) struct Counted {
     pub(super) times: Vec<Option<gst::ClockTime>>,
     /// First timestamp and end of the last packet, in nanoseconds.
     pub(super) span: Option<(u64, u64)>,
+    /// Nanoseconds that all packets last, and the last one.
+    pub(super) lasting_ns: u64,
+    pub(super) last_ns: u64,
     /// Number of the link of a chained file that it belongs to.
     pub(super) link: usize,
     pub(super) orientation: Orientation,
@@ -46,27 +49,48 @@ impl Counted {
 
     /// Extends the time that is spanned by that of a packet.
     fn extend(&mut self, buffer: &gst::Buffer) {
+        self.last_ns = buffer.duration().map_or(0, gst::ClockTime::nseconds);
+        self.lasting_ns = self.lasting_ns.saturating_add(self.last_ns);
         if let Some(start) = buffer.pts().map(|t| t.nseconds()) {
-            let end = start + buffer.duration().map_or(0, |d| d.nseconds());
+            let end = start.saturating_add(self.last_ns);
             let (first, last) = self.span.unwrap_or((start, end));
             self.span = Some((first.min(start), last.max(end)));
         }
     }
 
+    /// Seconds that its packets last, or where these have no times what they say themselves.
     pub(super) fn length_s(&self) -> f64 {
-        let raw =
-            self.caps.as_ref().and_then(|c| gst_audio::AudioInfo::from_caps(c).ok()).filter(|info| info.bpf() > 0);
-        match (raw, self.span) {
-            (Some(info), _) => (self.bytes / u64::from(info.bpf())) as f64 / f64::from(info.rate()),
+        match (self.by_bytes_s(), self.span) {
+            (Some(seconds), _) => seconds,
             (None, Some((start, end))) => (end - start) as f64 / 1e9,
-            (None, None) => 0.0,
+            (None, None) => self.lasting_ns as f64 / 1e9,
         }
     }
 
-    /// Its pictures, and when they are shown.
-    pub(super) fn pass(&self) -> Pass {
-        let timeline = Timeline::new(self.times.iter().map(|at| Some((at.as_ref()?.nseconds(), true))));
-        Pass { frames: self.buffers, timeline }
+    /// Seconds of a sound whose bytes tell how many samples it has: uncompressed, and ADPCM as WAV files have it, of which GStreamer
+    /// takes a wrong rate of bytes. A block of that has four bits a sample behind a header, in which its first ones stand.
+    fn by_bytes_s(&self) -> Option<f64> {
+        let raw =
+            self.caps.as_ref().and_then(|c| gst_audio::AudioInfo::from_caps(c).ok()).filter(|info| info.bpf() > 0);
+        if let Some(info) = raw {
+            return Some((self.bytes / u64::from(info.bpf())) as f64 / f64::from(info.rate()));
+        }
+        let number =
+            |name: &str| self.field::<i32>(name).and_then(|value| u64::try_from(value).ok()).filter(|n| *n > 0);
+        let (block, rate, channels) = (number("block_align")?, number("rate")?, number("channels")?);
+        let (header, first) = match (self.caps_name()?, self.field::<String>("layout")?.as_str()) {
+            ("audio/x-adpcm", "dvi") => (4, 1),
+            ("audio/x-adpcm", "microsoft") => (7, 2),
+            _ => return None,
+        };
+        let samples = block.checked_sub(header * channels)? * 2 / channels + first;
+        Some((self.bytes / block * samples) as f64 / rate as f64)
+    }
+
+    /// Its pictures, and when they are shown, where their times tell.
+    pub(super) fn pass(&self, is_timed: bool) -> Pass {
+        let times = self.times.iter().map(|at| Some((at.filter(|_| is_timed)?.nseconds(), true)));
+        Pass { frames: self.buffers, timeline: Timeline::new(times) }
     }
 
     pub(super) fn caps_name(&self) -> Option<&str> {
@@ -75,7 +99,7 @@ impl Counted {
 
     pub(super) fn codec(&self) -> String {
         match (self.caps_name().unwrap_or_default(), self.field::<i32>("mpegversion")) {
-            ("audio/mpeg", Some(1)) => "mp3".to_owned(),
+            ("audio/mpeg", Some(1)) => format!("mp{}", self.field::<i32>("layer").unwrap_or(3)),
             ("audio/mpeg", Some(_)) => "aac".to_owned(),
             (name, _) => codec_name(name),
         }

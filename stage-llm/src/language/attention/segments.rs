@@ -17,13 +17,25 @@ use crate::language::kv::KvTensor;
 /// # Errors
 /// Errors of candle; shapes and types that do not match.
 pub fn attend_segments(queries: Queries<'_>, segments: &[Segment<'_>], scoring: Scoring) -> Result<Tensor> {
+    if segments.len() > 3 {
+        candle_core::bail!("attention refused: {} segments are more than three", segments.len());
+    }
+    check(queries, segments)?;
+    #[cfg(feature = "cuda")]
+    if queries.plain.device().is_cuda() {
+        return super::cuda::attend(queries, segments, scoring);
+    }
+    merged(added(None, queries, segments, scoring)?, queries)
+}
+
+/// Refuses queries that do not match the keys and values of each segment.
+pub(super) fn check(queries: Queries<'_>, segments: &[Segment<'_>]) -> Result<()> {
     let Some(first) = segments.first() else { candle_core::bail!("attention without keys") };
     let (head_dim, kv_heads) = (first.keys.head_dim(), first.keys.kv_heads());
     let (n, width) = queries.plain.dims2()?;
     let group = width / (kv_heads * head_dim);
     let same = |kv: &KvTensor| kv.kv_heads() == kv_heads && kv.head_dim() == head_dim;
-    if segments.len() > 3
-        || group * kv_heads * head_dim != width
+    if group * kv_heads * head_dim != width
         || queries.rotated.dims2()? != (n, width)
         || segments.iter().any(|s| !same(s.keys) || !same(s.values) || s.len == 0 || s.len > s.keys.capacity())
     {
@@ -32,14 +44,20 @@ pub fn attend_segments(queries: Queries<'_>, segments: &[Segment<'_>], scoring: 
             segments.len()
         );
     }
-    #[cfg(feature = "cuda")]
-    if queries.plain.device().is_cuda() {
-        return super::cuda::attend(queries, segments, scoring);
-    }
-    let heads = group * kv_heads;
-    let by_head = |x: &Tensor| x.reshape((n, heads, head_dim))?.transpose(0, 1)?.contiguous();
-    let mut mixed: Option<Tensor> = None;
+    Ok(())
+}
+
+/// Sum of attention to each segment, on the CPU: `[heads, n, head_dim]` in f32, added to `mixed`, in the segments' order.
+pub(super) fn added(
+    mut mixed: Option<Tensor>,
+    queries: Queries<'_>,
+    segments: &[Segment<'_>],
+    scoring: Scoring,
+) -> Result<Option<Tensor>> {
     for segment in segments {
+        let (n, width) = queries.plain.dims2()?;
+        let head_dim = segment.keys.head_dim();
+        let by_head = |x: &Tensor| x.reshape((n, width / head_dim, head_dim))?.transpose(0, 1)?.contiguous();
         let q = match segment.visible {
             Visible::All => by_head(queries.plain)?,
             Visible::Causal { .. } => by_head(queries.rotated)?,
@@ -50,8 +68,13 @@ pub fn attend_segments(queries: Queries<'_>, segments: &[Segment<'_>], scoring: 
             Some(before) => (before + part)?,
         });
     }
-    let mixed = mixed.expect("one segment at least was checked above. This is a bug.");
-    mixed.transpose(0, 1)?.reshape((n, width))?.to_dtype(queries.plain.dtype())
+    Ok(mixed)
+}
+
+/// What was mixed, `[heads, n, head_dim]`, as rows `[n, heads * head_dim]` in the queries' type.
+pub(super) fn merged(mixed: Option<Tensor>, queries: Queries<'_>) -> Result<Tensor> {
+    let mixed = mixed.expect("one segment at least was checked before. This is a bug.");
+    mixed.transpose(0, 1)?.reshape(queries.plain.dims2()?)?.to_dtype(queries.plain.dtype())
 }
 
 impl KeySource for Segment<'_> {

@@ -12,6 +12,8 @@ use crate::language::attention::{Queries, Scoring, Segment, Visible};
 use crate::language::kv::{KvFormat, KvTensor};
 use crate::language::quantized::{BlockFormat, Blocks, WeightMatrix};
 
+mod each;
+
 /// Time of one operation.
 #[derive(Debug, Clone)]
 pub struct Timing {
@@ -68,7 +70,8 @@ const MATRICES: [(usize, usize); 8] = [
 /// Bytes of the operands that are read in turn, so that no cache holds them: several times the cache of a large GPU.
 const COLD_BYTES: usize = 400 << 20;
 
-/// Times of decoding and of a prompt over short and long videos, of matmuls of one row, and of cache writes.
+/// Times of decoding, one text or several, and of a prompt over short and long videos, of matmuls of few rows, and of cache
+/// writes.
 ///
 /// # Errors
 /// Errors of candle; a device that is no GPU.
@@ -83,6 +86,9 @@ pub fn bench(device: &Device, dtype: DType) -> Result<Vec<Timing>> {
         }
         for format in [KvFormat::Dense(dtype), KvFormat::Q8, KvFormat::Q4] {
             bench.attention(model, 50, 61_800, format)?;
+            for texts in [2, 4, 8, 16, 32] {
+                bench.several_texts(model, texts, 61_800, format)?;
+            }
             bench.cache_write(model, format)?;
         }
     }
@@ -216,9 +222,11 @@ impl Bench<'_> {
                 WeightMatrix::Blocks(b) => WeightMatrix::Blocks(b.copied()?),
             });
         }
-        let x = self.rows(1, inputs)?;
-        let us = self.time(100, |i| copies[i % copies.len()].forward(&x).map(drop))?;
-        self.note(format!("matmul of 1 row with {outputs} x {inputs}, {name}"), us, bytes);
+        for m in [1, 2, 8, 16, 32, 64, 128] {
+            let x = self.rows(m, inputs)?;
+            let us = self.time(100, |i| copies[i % copies.len()].forward(&x).map(drop))?;
+            self.note(format!("matmul of {m} rows with {outputs} x {inputs}, {name}"), us, bytes);
+        }
         Ok(())
     }
 }

@@ -16,6 +16,9 @@ use crate::language::kv::{KvFormat, KvTensor};
 use crate::language::quantized::{BlockFormat, Blocks, WeightMatrix};
 use crate::language::rope::RopeTable;
 
+mod each;
+mod few_rows;
+
 /// Result of every family of kernels on `device` in `dtype`, compared with its twin on the CPU.
 pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
     let mut checks = Checks { device, dtype, draws: Draws::default(), outcomes: Vec::new() };
@@ -23,7 +26,9 @@ pub fn check(device: &Device, dtype: DType) -> Vec<Check> {
         .cache()
         .and_then(|()| checks.rotation())
         .and_then(|()| checks.attention())
+        .and_then(|()| checks.several_texts())
         .and_then(|()| checks.weights())
+        .and_then(|()| checks.few_rows())
         .and_then(|()| checks.folding())
         .and_then(|()| checks.choosing());
     if let Err(error) = outcome {
@@ -220,6 +225,12 @@ impl Checks<'_> {
                 let there = Tensor::new(logits.as_slice(), self.device)?;
                 got.push(first_largest(&there)?.to_dtype(DType::F32)?.to_vec1::<f32>()?[0]);
             }
+            // Rows of several texts: the first of all, and one that has a number that is none.
+            let two = Tensor::new(logits.as_slice(), &Device::Cpu)?;
+            let two = Tensor::stack(&[here.flatten_all()?, two], 0)?;
+            let ids = |rows: &Tensor| first_largest(rows)?.to_dtype(DType::F32);
+            let (there, exact) = (ids(&two.to_device(self.device)?)?, ids(&two)?);
+            self.compare(format!("first largest of two rows of {n} logits"), &there, &exact, 0.0)?;
             let exact = Tensor::new(&[largest[0] as f32, NO_TOKEN as f32], &Device::Cpu)?;
             self.compare(format!("first largest of {n} logits"), &Tensor::new(got, &Device::Cpu)?, &exact, 0.0)?;
         }
@@ -253,7 +264,7 @@ impl Checks<'_> {
                 WeightMatrix::Blocks(b) => b.dequantize(0..rows, DType::F32)?,
             };
             let bound = self.bound(bf16);
-            for m in [1, 3, 8, 20] {
+            for m in [1, 3, 8, 20, 70] {
                 let x = self.rows(m, cols)?;
                 let y = there.forward(&x.to_device(self.device)?)?;
                 let expected = x.to_dtype(DType::F32)?.matmul(&exact.t()?)?;

@@ -1,4 +1,4 @@
-//! Launches of the kernels for weights.
+//! Launches of the kernels for weights; [`gemm`]: of a few rows by blocks.
 
 use std::ops::Range;
 
@@ -11,10 +11,12 @@ use compute::kernels::e4m3::gpu;
 use super::format::{BlockFormat, UNIT_ROWS};
 use crate::language::kernels::{address, rows};
 
+pub mod gemm;
+
 static GEMV: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/gemv.fatbin")));
 static BLOCKS: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/blocks.fatbin")));
 
-/// Most rows of activations that [`gemv`] multiplies; more go through expanded weights.
+/// Most rows of activations that [`gemv`] multiplies.
 pub const GEMV_ROWS: usize = 8;
 /// Number of warps in a block of [`gemv`].
 const WARPS: usize = 8;

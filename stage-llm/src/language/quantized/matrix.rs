@@ -7,10 +7,17 @@ use compute::kernels::{E4m3Rows, Rows, linear_in_stretches};
 
 use super::blocks::Blocks;
 #[cfg(feature = "cuda")]
+use super::cuda::gemm::{GEMM_ROWS, gemm};
+#[cfg(feature = "cuda")]
 use super::cuda::{self, GEMV_ROWS, Source};
 
 /// Most bytes of expanded weights that a matmul holds at a time: half of the 9B model's largest decoder matrix, 103 MB.
 pub const EXPANDED_BYTES: usize = 100 << 20;
+
+/// Most rows that are multiplied with the whole numbers of blocks, each group's sum scaled; more are with the blocks' values in
+/// 16 bit.
+#[cfg(feature = "cuda")]
+const GEMV_BLOCK_ROWS: usize = 1;
 
 /// Weights W `[outputs, inputs]` of a linear layer `y = x Wᵀ`, or of an embedding.
 #[derive(Debug, Clone)]
@@ -43,8 +50,8 @@ impl WeightMatrix {
             candle_core::bail!("matmul refused: rows of {k} for a layer with {inputs} inputs");
         }
         #[cfg(feature = "cuda")]
-        if m > 0 && m <= GEMV_ROWS && cuda::takes(self.source(), x) {
-            return cuda::gemv(self.source(), x);
+        if let Some(y) = self.few_rows(x)? {
+            return Ok(y);
         }
         match self {
             WeightMatrix::Dense(w) => x.contiguous()?.matmul(&w.t()?),
@@ -131,6 +138,20 @@ impl WeightMatrix {
             WeightMatrix::Blocks(b) => b.gather(&ids.to_vec1()?, dtype)?,
         };
         rows * scale
+    }
+
+    /// Matmul of so few rows that it is bound by reading the weights, by kernels that read them once, where there is one.
+    #[cfg(feature = "cuda")]
+    fn few_rows(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        let m = x.dim(0)?;
+        if m == 0 || !cuda::takes(self.source(), x) {
+            return Ok(None);
+        }
+        match self {
+            WeightMatrix::Blocks(b) if m > GEMV_BLOCK_ROWS && m <= GEMM_ROWS => gemm(b.raw(), x).map(Some),
+            _ if m <= GEMV_ROWS => cuda::gemv(self.source(), x).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// Weights as kernels take them.

@@ -12,7 +12,7 @@ const COLUMNS: usize = 256;
 
 impl BlockFormat {
     /// Bytes of a unit: those of its blocks, in another order.
-    fn unit_bytes(self) -> usize {
+    pub(super) fn unit_bytes(self) -> usize {
         ROWS * COLUMNS / self.block_values() * self.ggml().type_size()
     }
 

@@ -53,8 +53,28 @@ fn keys_of_other_models_and_of_conversions_are_refused_by_name_value_and_remedy(
         ),
         (json!({"rope_parameters": {"rope_theta": "x"}}), ["rope_theta = \"x\"", "only a number", "Vidi"]),
         (
-            json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}),
-            ["rope_parameters.full_attention = {", "without this key", "Vidi"],
+            json!({"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}),
+            [
+                "rope_parameters.full_attention.rope_theta = 1000000.0",
+                "only 10000, as",
+                "sliding_attention.rope_theta has",
+            ],
+        ),
+        (
+            json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {}}}),
+            ["rope_parameters.full_attention.rope_theta = 10000.0", "only none, as in", "all layers have one"],
+        ),
+        (
+            json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4, "rope_type": "linear", "factor": 8.0}}}),
+            ["rope_parameters.full_attention.rope_type = \"linear\"", "only \"default\"", "Vidi"],
+        ),
+        (
+            json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4}, "rope_theta": 1e4}}),
+            ["rope_parameters.rope_theta = 10000.0", "an object for each of", "or one for all"],
+        ),
+        (
+            json!({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}, "rope_theta": 1e4}),
+            ["rope_parameters.full_attention.rope_theta = 1000000.0", "10000, as rope_theta itself says", "Vidi"],
         ),
         (
             json!({"layer_types": ["full_attention", "sliding_attention"], "num_hidden_layers": 2}),
@@ -118,6 +138,10 @@ fn the_values_that_are_computed_are_taken_and_so_are_absent_and_null_ones() {
     let newer = json!({"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}, "num_hidden_layers": 3,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "rope_scaling": null});
     assert_eq!(refused(newer), None);
+    let base = json!({"rope_theta": 1e4, "rope_type": "default"});
+    let by_kind =
+        json!({"rope_parameters": {"full_attention": base, "sliding_attention": base, "chunked_attention": null}});
+    assert_eq!(refused(by_kind), None);
     assert_eq!(refused(json!({"rope_scaling": {"type": "default"}, "partial_rotary_factor": 1.0})), None);
     for family in Family::ALL {
         let mut null: Map<String, Value> = keys(family).map(|(key, ..)| ((*key).to_owned(), Value::Null)).collect();

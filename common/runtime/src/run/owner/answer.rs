@@ -117,7 +117,12 @@ impl<O> Worker<O> {
             return Err(self.finish(owned, Outcome { outcome: Err(Stop::Failed(error)), gave_way: false }).await);
         }
         let kind = TokenKind { bytes: self.token_bytes, checkpoint: self.info.checkpoint.clone() };
-        let host = Host { bus: self.bus.clone(), counters: self.counters.clone(), pulse: self.pulse.clone() };
+        let host = Host {
+            bus: self.bus.clone(),
+            device: self.info.device.clone(),
+            counters: self.counters.clone(),
+            pulse: self.pulse.clone(),
+        };
         let port = OwnerPort::new(&host, &job, state, log, token, kind, known);
         Ok(Ready { owned, job: OwnedJob { request, port } })
     }

@@ -7,8 +7,8 @@ use async_nats::jetstream;
 use async_nats::{HeaderMap, Subject};
 
 use crate::bus::Bus;
+use crate::bus::queue::queue_of;
 use crate::run::inbox::Delivery;
-use crate::run::line;
 use crate::subject::StreamName;
 use protocol::message::JobRequest;
 use protocol::wire;
@@ -80,7 +80,7 @@ impl Offer {
         let message = async_nats::Message { subject, reply: Some(delivery), ..message };
         let message = jetstream::Message { message, context: bus.jetstream().clone() };
         let info = message.info().map_err(|e| format!("the delivery of {}: {e}", request.job))?;
-        let queue = (StreamName::Line.on(bus.subjects()), line::queue_of(request.priority));
+        let queue = (StreamName::Line.on(bus.subjects()), queue_of(request.priority));
         if (info.stream, info.consumer) != (queue.0.as_str(), queue.1.as_str()) {
             return Err(format!("a delivery of {}/{}, which is not the line's", info.stream, info.consumer));
         }

@@ -50,6 +50,8 @@ pub struct TokenKind {
 /// Worker that owns a job.
 pub struct Host {
     pub bus: Bus,
+    /// Device that it computes on.
+    pub device: String,
     /// Counts of it.
     pub counters: Arc<Counters>,
     /// Watch over its engine.
@@ -77,6 +79,8 @@ pub struct OwnerPort {
     looked: Instant,
     text: HeldText,
     gave_way: bool,
+    /// Device of this worker: encoders on others need not leave it.
+    device: String,
     /// What the job's file is, where that was asked before the job was begun; good for once.
     known: Option<MediaInfo>,
     /// Counts of this worker.
@@ -98,6 +102,7 @@ impl OwnerPort {
     ) -> Self {
         OwnerPort {
             bus: host.bus.clone(),
+            device: host.device.clone(),
             counters: host.counters.clone(),
             runtime: Handle::current(),
             job: job.clone(),
@@ -180,9 +185,9 @@ impl JobPort for OwnerPort {
         }
         let counters = self.counters.clone();
         let others_wait = move || counters.waiting() > 0;
-        match self.wait(probe::probe(&self.bus, self.state.end(), video, &others_wait))? {
+        match self.wait(probe::probe(&self.bus, &self.job, self.state.end(), video, &others_wait))? {
             Probed::Info(info) => Ok(*info),
-            Probed::GoesOn(how_far) => {
+            Probed::GoesOn { how_far, .. } => {
                 self.gave_way = true;
                 Err(Stop::Unavailable(format!("stage-decode looks into its file, and others wait: {how_far}")))
             }
@@ -235,12 +240,13 @@ impl JobPort for OwnerPort {
     }
 
     fn take_gpu(&mut self) -> Result<(), Stop> {
-        let (bus, job) = (self.bus.clone(), self.job.clone());
+        let (bus, device, job) = (self.bus.clone(), self.device.clone(), self.job.clone());
         self.wait(async move {
             for stage in ENCODERS {
-                control::load_or_unload(&bus, Verb::Unload, stage, Some(&job)).await.map_err(|why| {
-                    let text =
-                        format!("the job fits only without stage-{stage} on the GPU, and it does not leave: {why}");
+                control::load_or_unload(&bus, Verb::Unload, stage, &device, &job).await.map_err(|why| {
+                    let text = format!(
+                        "the job fits only without stage-{stage} on the GPU ({device}), and it does not leave: {why}"
+                    );
                     JobError::new(ErrorKind::DoesNotFit, text)
                         .hint("run the stages with `vidi up`, ask about a shorter span, or use smaller formats")
                 })?;
@@ -250,10 +256,10 @@ impl JobPort for OwnerPort {
     }
 
     fn return_gpu(&mut self) {
-        let (bus, job) = (self.bus.clone(), self.job.clone());
+        let (bus, device, job) = (self.bus.clone(), self.device.clone(), self.job.clone());
         self.wait(async move {
             for stage in ENCODERS {
-                if let Err(why) = control::load_or_unload(&bus, Verb::Load, stage, Some(&job)).await {
+                if let Err(why) = control::load_or_unload(&bus, Verb::Load, stage, &device, &job).await {
                     tracing::warn!(%stage, why, "loading a stage again failed, left to the next job");
                 }
             }

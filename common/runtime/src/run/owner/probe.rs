@@ -6,10 +6,11 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
+use super::renewal;
 use crate::bus::Bus;
 use crate::run::job_end::EndSignal;
 use protocol::error::{ErrorKind, JobError, StageName};
-use protocol::message::{ProbeReply, ProbeRequest};
+use protocol::message::{JobId, ProbeReply, ProbeRequest};
 use protocol::plan::MediaInfo;
 use protocol::stage::Stop;
 use protocol::wire;
@@ -32,28 +33,38 @@ const GIVE_WAY_AFTER: Duration = Duration::from_secs(10);
 pub enum Probed {
     /// What the file is.
     Info(Box<MediaInfo>),
-    /// How far the look into it is, which takes long while others wait.
-    GoesOn(String),
+    /// How far the look into it is, which takes long while others wait, and the instance that looks.
+    GoesOn { how_far: String, instance: String },
 }
 
 /// Asks any stage-decode worker for a probe, until one answers or `end` says that nobody waits for the job. Where that takes
-/// long and others wait, it goes on without the job.
+/// long and others wait, it goes on without the job, for which it is asked on until that has ended.
 ///
 /// # Errors
 /// The worker's refusal; `worker_lost` when none answers for as long as `worker_patience_s`; [`Stop::Cancelled`].
 pub async fn probe(
     bus: &Bus,
+    job: &JobId,
     end: &EndSignal,
     video: &str,
     others_wait: &(dyn Fn() -> bool + Sync),
 ) -> Result<Probed, Stop> {
     let began = Instant::now();
     let gives_way = || began.elapsed() >= GIVE_WAY_AFTER && others_wait();
-    tokio::select! {
+    let probed = tokio::select! {
         biased;
         () = end.wait() => Err(Stop::Cancelled),
         probed = ask_until(bus, video, &gives_way) => probed.map_err(Stop::Failed),
+    }?;
+    if let Probed::GoesOn { instance, .. } = &probed {
+        let (by, of) = (bus.clone(), video.to_owned());
+        let asks = async move {
+            let known = ask_until(&by, &of, &|| false).await.is_ok();
+            tracing::debug!(file = of, known, "the look into the file of a job that waits is over");
+        };
+        renewal::begin(bus, job, video, instance.clone(), asks);
     }
+    Ok(probed)
 }
 
 /// Asks any stage-decode worker for the facts of a file, until one answers.
@@ -71,7 +82,7 @@ pub async fn media_info(bus: &Bus, video: &str) -> Result<MediaInfo, JobError> {
 /// Asks any worker until one answers, or while one looks into the file `gives_way` says that it is not waited for.
 async fn ask_until(bus: &Bus, video: &str, gives_way: &(dyn Fn() -> bool + Sync)) -> Result<Probed, JobError> {
     let patience = Duration::from_secs_f64(bus.config().worker_patience_s);
-    let mut request = ProbeRequest { again: true, ..ProbeRequest::new(video) };
+    let mut request = ProbeRequest { again: true, at: renewal::instance(video), ..ProbeRequest::new(video) };
     let mut heard = Instant::now();
     loop {
         if heard.elapsed() >= GONE_AFTER {
@@ -81,8 +92,10 @@ async fn ask_until(bus: &Bus, video: &str, gives_way: &(dyn Fn() -> bool + Sync)
             Ok(reply) => match wire::decode_any::<ProbeReply>(&reply.payload) {
                 Ok(ProbeReply::Info(info)) => return Ok(Probed::Info(Box::new(info))),
                 Ok(ProbeReply::Working { working, read_bytes, size_bytes }) => {
+                    renewal::note(video, &working);
                     if gives_way() {
-                        return Ok(Probed::GoesOn(format!("{read_bytes} of {size_bytes} bytes of {video} are read")));
+                        let how_far = format!("{read_bytes} of {size_bytes} bytes of {video} are read");
+                        return Ok(Probed::GoesOn { how_far, instance: working });
                     }
                     request.at = Some(working);
                     heard = Instant::now();

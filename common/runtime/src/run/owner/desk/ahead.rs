@@ -163,10 +163,12 @@ async fn look<O>(worker: &Worker<O>, line: &Line, least: u8) -> Found {
 /// Makes a job ready beside others: its file is looked into, and it is taken up.
 async fn prepare<O>(worker: &Worker<O>, waiting: Waiting) -> Prepared {
     let others_wait = || true;
-    let known = match probe::probe(&worker.bus, &waiting.end, &waiting.request.video, &others_wait).await {
-        Ok(Probed::Info(info)) => *info,
-        Ok(Probed::GoesOn(_)) | Err(_) => return Prepared::Unfit(Box::new(Waiting { unfit: true, ..waiting })),
-    };
+    let known =
+        match probe::probe(&worker.bus, &waiting.request.job, &waiting.end, &waiting.request.video, &others_wait).await
+        {
+            Ok(Probed::Info(info)) => *info,
+            Ok(Probed::GoesOn { .. }) | Err(_) => return Prepared::Unfit(Box::new(Waiting { unfit: true, ..waiting })),
+        };
     let Waiting { request, delivery, .. } = waiting;
     match worker.take_up(request, delivery, Some(known)).await {
         Ok(ready) => Prepared::Ready(Box::new(ready)),
