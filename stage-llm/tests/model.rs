@@ -16,6 +16,7 @@ use stage_llm::job::steps::{Pace, Steps};
 use stage_llm::job::voice::{Asked, Taken};
 use stage_llm::language::LanguageModel;
 use stage_llm::language::cache::{MediaCache, TextCache, VideoCache};
+use stage_llm::language::choose::first_largest_of;
 use stage_llm::language::observe::{Boundary, Observe};
 use stage_llm::text::task::Generation;
 
@@ -70,12 +71,18 @@ fn steps(model: &LanguageModel, video: &VideoCache, together: bool) -> Vec<Vec<V
     (0..3).map(step).collect()
 }
 
+/// In f32 a product of more rows adds up in another order, and nothing else differs: the tokens are the same.
 #[test]
-fn logits_of_a_text_among_others_are_bit_for_bit_those_of_the_text_alone() {
+fn logits_of_a_text_among_others_are_those_of_the_text_alone_but_for_the_order_of_sums() {
     let (image, audio) = (tokens(50, 1), tokens(13, 2));
     for model in both().map(|model| model.language_model(DType::F32)) {
         let video = absorb(&model, &image, &audio, &[(Modality::Image, 0, 50), (Modality::Audio, 0, 13)]);
-        assert_eq!(steps(&model, &video, true), steps(&model, &video, false));
+        let (together, alone) = (steps(&model, &video, true), steps(&model, &video, false));
+        for (together, alone) in together.iter().flatten().zip(alone.iter().flatten()) {
+            let error = together.iter().zip(alone).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(error < 1e-5, "{error}");
+            assert_eq!(first_largest_of(together), first_largest_of(alone));
+        }
     }
 }
 

@@ -8,7 +8,8 @@ use super::{Queries, Scoring, Segment};
 
 /// Attention of row i of the queries to its own text `own[i]` and, with all other rows, to the segments `shared` (up to two,
 /// of which every row sees every key): the sum of the softmaxes, `[n, heads * head_dim]` in the queries' type. A row's outcome
-/// is what [`attend_segments`](super::segments::attend_segments) gives it alone.
+/// is what [`attend_segments`](super::segments::attend_segments) gives it alone, but for the order of sums: a product of more
+/// rows adds up in another one.
 ///
 /// # Errors
 /// Errors of candle; shapes and types that do not match.
@@ -61,9 +62,11 @@ mod tests {
         kv
     }
 
-    /// Every row of a batch is, to the last bit, what it is alone: the same tokens whoever else is asked about the video.
+    /// Largest error that the order of sums explains, of outcomes below 1.
+    const ORDER: f32 = 3e-6;
+
     #[test]
-    fn a_row_among_others_is_bit_for_bit_the_row_alone() {
+    fn a_row_among_others_is_the_row_alone_but_for_the_order_of_sums() {
         let draws = Draws::default();
         let f32 = KvFormat::Dense(DType::F32);
         for (format, heads, kv_heads, width) in
@@ -98,7 +101,9 @@ mod tests {
                     let queries = Queries { rotated: &one(&rotated), plain: &one(&plain) };
                     let segments = [&own[i..=i], &shared[..]].concat();
                     let alone = attend_segments(queries, &segments, SCORING).unwrap();
-                    assert_eq!(row, &alone.to_vec2::<f32>().unwrap()[0], "{format:?} row {i} of {several}");
+                    let alone = &alone.to_vec2::<f32>().unwrap()[0];
+                    let error = row.iter().zip(alone).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    assert!(error < ORDER, "{format:?} row {i} of {several}: {error}");
                 }
             }
             let queries = Queries { rotated: &rotated, plain: &plain };
