@@ -12,7 +12,8 @@ use crate::language::attention::{Queries, Scoring, Segment, Visible};
 use crate::language::cache::{LayerCache, TextCache, VideoCache};
 use crate::language::fold::fold_heads;
 use crate::language::quantized::WeightMatrix;
-use crate::language::rope::each::{Next, rotate_and_write_each};
+use crate::language::rope::each::rotate_and_write_each;
+use crate::language::rope::next::Next;
 use crate::language::weights::{LayerMatrices, Loader};
 
 /// RMS norm: `rms(x) * gain`, all in f32, one rounding at the end. The gain is `1 + w` of Gemma's weights (MODEL.md 7) and `w`

@@ -8,6 +8,7 @@ use crate::language::kv::{KvFormat, KvTensor};
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod each;
+pub mod next;
 
 /// Cosines and sines of every position that a text may have, `[positions, head_dim / 2]` each, computed once: a decode
 /// step then uploads nothing. 8,192 positions of the 9B model take 4 MiB.

@@ -6,8 +6,6 @@
 
 use serde_json::{Map, Value};
 
-use super::supported::LAYERS;
-
 /// Where transformers 5 writes what `rope_theta` and `rope_scaling` were.
 pub const PARAMETERS: &str = "rope_parameters";
 /// The base of the frequencies, in either place.
@@ -15,6 +13,8 @@ pub const THETA: &str = "rope_theta";
 /// The kind of scaling, by its newer and its older name, and the one that scales nothing.
 const KINDS: [&str; 2] = ["rope_type", "type"];
 const UNSCALED: &str = "default";
+/// Attention with a window and without, as `layer_types` calls it; Gemma's even and odd layers (MODEL.md 7).
+pub const LAYERS: [&str; 2] = ["sliding_attention", "full_attention"];
 
 /// The base that `rope_parameters` states, where `rope_theta` itself is absent, and the key that it has there.
 pub fn theta(config: &Map<String, Value>) -> Option<(String, f64)> {

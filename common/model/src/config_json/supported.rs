@@ -6,7 +6,8 @@
 
 use serde_json::{Map, Value};
 
-use super::{Family, ModelConfig, rope};
+use super::rope::{self, LAYERS};
+use super::{Family, ModelConfig};
 
 /// What to do about a checkpoint that was converted.
 const CONVERTED: &str = "convert from the original checkpoint instead (llm.weights = \"q8\" or \"q4\" and `vidi quantize` \
@@ -17,8 +18,6 @@ const OTHER_MODEL: &str = "use a checkpoint of Vidi 1.5 9B or of Vidi 7B";
 const GELU: &str = "gelu_pytorch_tanh";
 /// Mistral's (MODEL-7B.md, "Language model").
 const SILU: &str = "silu";
-/// Attention with a window and without, as `layer_types` calls it; Gemma's even and odd layers (MODEL.md 7).
-pub(super) const LAYERS: [&str; 2] = ["sliding_attention", "full_attention"];
 
 /// The only value of a key that is computed; absent and `null` stand for it.
 enum Only {

@@ -5,7 +5,7 @@ use candle_core::{Device, Layout, Result, Shape, Storage, Tensor};
 use compute::kernels::cuda::{Arg, allocate, grid, launch_ahead, pointer, suffix};
 
 use super::RopeTable;
-use super::each::Next;
+use super::next::Next;
 use crate::language::kernels::{KV_WRITE, address, rows};
 use crate::language::kv::KvTensor;
 

@@ -2,21 +2,9 @@
 
 use candle_core::{Result, Tensor};
 
-use super::RopeTable;
-use crate::language::cache::LayerCache;
+use super::next::Next;
 
-/// Next token of a text: where it goes.
-#[derive(Clone, Copy, Debug)]
-pub struct Next<'a> {
-    /// Rotations of the text's positions.
-    pub table: &'a RopeTable,
-    /// Position of the token.
-    pub at: usize,
-    /// Keys and values of the text in the layer.
-    pub cache: &'a LayerCache,
-}
-
-/// [`RopeTable::rotate_and_write`] of row i of a fused projection `qkv` `[n, (heads + 2 * kv_heads) * head_dim]` for `next[i]`:
+/// [`RopeTable::rotate_and_write`](super::RopeTable::rotate_and_write) of row i of a fused projection `qkv` `[n, (heads + 2 * kv_heads) * head_dim]` for `next[i]`:
 /// rotated queries `[n, heads * head_dim]`. No two of the texts share a cache.
 ///
 /// # Errors

@@ -8,7 +8,8 @@ use crate::language::attention::{Queries, Scoring, Segment, Visible};
 use crate::language::cache::LayerCache;
 use crate::language::kv::{KvFormat, KvTensor};
 use crate::language::rope::RopeTable;
-use crate::language::rope::each::{Next, rotate_and_write_each};
+use crate::language::rope::each::rotate_and_write_each;
+use crate::language::rope::next::Next;
 
 /// Lengths of the texts, which repeat.
 const LENGTHS: [usize; 7] = [41, 1, 130, 64, 17, 333, 70];
