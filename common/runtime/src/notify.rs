@@ -81,8 +81,9 @@ impl Notifier {
 
     /// Says that this process does its work from now on; `status` is a word for people.
     pub fn ready(&self, status: &str) {
-        self.tell(&format!("READY=1\nSTATUS={status}"));
+        // Whoever hears that it is ready finds the file.
         self.write();
+        self.tell(&format!("READY=1\nSTATUS={status}"));
     }
 
     /// Says that this process drains.
