@@ -28,18 +28,18 @@ ended() {
 }
 trap ended EXIT
 
-inside() { chroot --userspec=10001:10001 "$root" env -i PATH=/usr/local/bin:/usr/bin:/bin XDG_CACHE_HOME=/tmp VIDI_STATE=/tmp/state "$@"; }
+inside=(chroot --userspec=10001:10001 "$root" env -i PATH=/usr/local/bin:/usr/bin:/bin XDG_CACHE_HOME=/tmp VIDI_STATE=/tmp/state)
 "${VIDI_NATS_SERVER:-nats-server}" -js -a 127.0.0.1 -p -1 -sd "$work" --ports_file_dir "$work" -l "$work/log" &
 broker=$!
 until url=$(sed -n 's/.*"\(nats:[^"]*\)".*/\1/p' "$work"/*.ports 2>/dev/null) && [ -n "$url" ]; do sleep 0.1; done
 chmod 777 "$root/media"
-inside vidi demo-video /media/demo.mp4 --seed 7 --seconds 12
+"${inside[@]}" vidi demo-video /media/demo.mp4 --seed 7 --seconds 12
 for stage in decode vision audio fuse llm; do
-  inside vidi --set "bus.url=$url" --set 'decode.media_roots=["/media"]' --set model.dir=demo stage $stage --alive /tmp/$stage &
+  "${inside[@]}" vidi --set "bus.url=$url" --set 'decode.media_roots=["/media"]' --set model.dir=demo stage $stage --alive /tmp/$stage &
   pipeline="$pipeline $!"
 done
 for stage in decode vision audio fuse llm; do
-  until inside test -e /tmp/$stage; do sleep 0.5; done
+  until "${inside[@]}" test -e /tmp/$stage; do sleep 0.5; done
 done
-inside vidi --set "bus.url=$url" ask /media/demo.mp4 "a beep" --truth /media/demo.json
+"${inside[@]}" vidi --set "bus.url=$url" ask /media/demo.mp4 "a white square" --truth /media/demo.json
 echo "passed: $(du -sh "$root" --exclude=proc --exclude=dev | cut -f1) of image"
