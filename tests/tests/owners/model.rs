@@ -1,6 +1,6 @@
 //! An owner of jobs in place of the language model: it keeps videos, answers slowly, and takes jobs beside.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,6 +24,8 @@ const KEPT: usize = 2;
 pub enum Kind {
     Answer,
     Fail,
+    /// Answers until it is [released](Seen::released), however busy the machine is.
+    Hold,
     /// Declined where it is offered beside others.
     Decline,
     /// The engine panics in its second step, the first time.
@@ -43,7 +45,6 @@ struct Begin {
     by: String,
     joined: bool,
     hit: bool,
-    ended: bool,
 }
 
 /// What the engines of all workers have seen.
@@ -53,6 +54,8 @@ pub struct Seen {
     /// Jobs in the order in which they were begun.
     pub order: Vec<JobId>,
     pub declined: usize,
+    /// Held jobs that shall end.
+    pub released: HashSet<JobId>,
 }
 
 impl Seen {
@@ -66,10 +69,6 @@ impl Seen {
 
     pub fn begins(&self, job: &JobId) -> usize {
         self.of(job).count()
-    }
-
-    pub fn goes_on(&self, job: &JobId) -> bool {
-        self.of(job).any(|begin| !begin.ended)
     }
 
     pub fn joined(&self, job: &JobId) -> bool {
@@ -110,19 +109,13 @@ impl Model {
     fn begin<P: JobPort>(&mut self, job: &mut OwnedJob<P>, joined: bool) -> Result<(), Stop> {
         let hit = self.kept.iter().any(|video| video.is_of(&job.request));
         let (name, id) = (self.name.clone(), job.request.job.clone());
-        self.seen().begins.push(Begin { job: id.clone(), by: name, joined, hit, ended: false });
+        self.seen().begins.push(Begin { job: id.clone(), by: name, joined, hit });
         self.seen().order.push(id);
         let info = job.port.probe(&job.request.video)?;
         if !hit {
             std::thread::sleep(PREFILL);
         }
         job.port.event(planned(&info.content_id))
-    }
-
-    fn end<P>(&mut self, job: OwnedJob<P>, beside: &mut dyn Beside<P>, outcome: Result<JobResult, Stop>) {
-        let id = job.request.job.clone();
-        self.seen().begins.iter_mut().filter(|begin| begin.job == id).for_each(|begin| begin.ended = true);
-        beside.end(job, outcome);
     }
 
     fn keep<P>(&mut self, request: &JobRequest, beside: &mut dyn Beside<P>) {
@@ -149,6 +142,9 @@ impl Model {
             return Some(Err(stop));
         }
         at.told += 1;
+        if query == Kind::Hold.query() {
+            return self.seen().released.contains(&at.job.request.job).then(|| Ok(result(at.told)));
+        }
         at.left -= 1;
         (at.left == 0).then(|| Ok(result(at.told)))
     }
@@ -157,7 +153,7 @@ impl Model {
 impl Owner for Model {
     fn answer<P: JobPort>(&mut self, mut job: OwnedJob<P>, beside: &mut dyn Beside<P>) {
         if let Err(stop) = self.begin(&mut job, false) {
-            return self.end(job, beside, Err(stop));
+            return beside.end(job, Err(stop));
         }
         let request = job.request.clone();
         self.keep(&request, beside);
@@ -174,7 +170,7 @@ impl Owner for Model {
                 }
                 match self.begin(&mut job, true) {
                     Ok(()) => at.push(At { left: job.request.max_new_tokens, job, told: 0 }),
-                    Err(stop) => self.end(job, beside, Err(stop)),
+                    Err(stop) => beside.end(job, Err(stop)),
                 }
             }
             std::thread::sleep(STEP);
@@ -182,7 +178,7 @@ impl Owner for Model {
             for mut one in at {
                 match self.step(&mut one) {
                     None => going.push(one),
-                    Some(outcome) => self.end(one.job, beside, outcome),
+                    Some(outcome) => beside.end(one.job, outcome),
                 }
             }
             at = going;

@@ -157,6 +157,18 @@ impl Pipeline {
         Ok(request)
     }
 
+    /// Sends a request about the first video so many times at once, each as a message of its own.
+    pub async fn send(&self, job: &str, times: usize) -> anyhow::Result<JobRequest> {
+        let path = self.dir.path().join("0.mp4");
+        let mut request = JobRequest::new(JobId::new(job)?, path.to_string_lossy(), Kind::Answer.query());
+        request.max_new_tokens = 2;
+        for _ in 0..times {
+            self.bus.client().publish(self.bus.subjects().jobs(), wire::encode(&request).into()).await?;
+        }
+        self.bus.client().flush().await?;
+        Ok(request)
+    }
+
     /// All events of a job that ends.
     pub async fn events(&self, request: &JobRequest) -> anyhow::Result<Vec<JobEvent>> {
         let followed = tokio::time::timeout(SOON, look::followed(&self.bus, &request.job)).await;
@@ -175,6 +187,20 @@ impl Pipeline {
     /// What the engines have seen.
     pub fn seen<T>(&self, of: impl FnOnce(&Seen) -> T) -> T {
         of(&self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Lets a held job end.
+    pub fn release(&self, request: &JobRequest) {
+        self.release_after(request, Duration::ZERO);
+    }
+
+    /// Lets a held job end in a while.
+    pub fn release_after(&self, request: &JobRequest, time: Duration) {
+        let (seen, job) = (self.seen.clone(), request.job.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            seen.lock().unwrap_or_else(PoisonError::into_inner).released.insert(job);
+        });
     }
 
     /// The same, for an error.

@@ -135,6 +135,19 @@ impl EventLog {
     /// [`Refused::Ended`] when the job has a terminal event, [`Refused::Superseded`] when a newer owner has written, or the id
     /// is another job's by now.
     pub async fn append(&mut self, event: Event) -> Result<(), Refused> {
+        self.append_behind(event, |_| true).await.map(drop)
+    }
+
+    /// Appends an event as [`append`](Self::append) does, but only behind a last event that `fits`: true if it is there. What
+    /// another writer was faster with is looked at before each try.
+    ///
+    /// # Errors
+    /// Those of [`append`](Self::append).
+    pub async fn append_behind(
+        &mut self,
+        event: Event,
+        fits: impl Fn(Option<&Event>) -> bool,
+    ) -> Result<bool, Refused> {
         loop {
             // First of all: the end of another job is not this one's.
             if self.taken {
@@ -145,6 +158,9 @@ impl EventLog {
             }
             if let Some(newer) = self.superseded() {
                 return Err(Refused::Superseded(newer));
+            }
+            if !fits(self.last().map(|last| &last.event)) {
+                return Ok(false);
             }
             let entry = self.entry_that_fits(event.clone());
             let behind = self.tail.stream_sequence;
@@ -162,7 +178,7 @@ impl EventLog {
                     self.tail.token = entry.token;
                     self.tail.event = Some(entry.event);
                 }
-                return Ok(());
+                return Ok(true);
             }
         }
     }

@@ -89,22 +89,27 @@ impl Admission {
             let _ = log.append(end).await;
             return;
         }
-        // Each step once, whatever a worker that died over it left: `queued` before the job can be taken, so that the
-        // owner's events follow it.
-        if log.last().is_none() && log.append(Event::Accepted {}).await.is_err() {
+        // Each step once, whatever a worker that died over it left, and whoever else is at the same request: `queued` before the
+        // job can be taken, so that the owner's events follow it, and no `accepted` behind another one, which an owner would
+        // take for the begin of another job under its id.
+        if log.append_behind(Event::Accepted {}, |last| last.is_none()).await.is_err() {
             return;
         }
-        let accepted = log.last().is_some_and(|e| matches!(e.event, Event::Accepted {}));
-        if accepted {
+        let is_accepted = |last: Option<&Event>| matches!(last, Some(Event::Accepted {}));
+        let mut queued_here = false;
+        if is_accepted(log.last().map(|last| &last.event)) {
             let rank = self.line.ahead_of(request.priority).await;
-            if log.append(Event::Queued { rank }).await.is_err() {
-                return;
+            match log.append_behind(Event::Queued { rank }, is_accepted).await {
+                Ok(appended) => queued_here = appended,
+                Err(_) => return,
             }
-            tracing::info!(job = %request.job, rank, priority = request.priority, "job queued");
+            if queued_here {
+                tracing::info!(job = %request.job, rank, priority = request.priority, "job queued");
+            }
         }
         // Submitted again while a worker owns it, or while it stands in line.
         let queued = log.last().is_some_and(|e| matches!(e.event, Event::Queued { .. }));
-        if !queued || (!accepted && self.line.holds(&request.job).await) {
+        if !queued || (!queued_here && self.line.holds(&request.job).await) {
             return;
         }
         let mut with = headers(&request.job);

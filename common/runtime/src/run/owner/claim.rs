@@ -42,7 +42,7 @@ impl<O> Worker<O> {
         log.fence(token);
         if let Some(newer) = log.superseded() {
             drop(in_flight);
-            return Err(self.leave(delivery, newer).await);
+            return Err(self.leave(&job, delivery, newer).await);
         }
         Ok(Claimed { request, delivery, in_flight, log, token })
     }

@@ -30,7 +30,7 @@ impl<O> Worker<O> {
             Answer::Superseded(newer) => {
                 // Its signal is set, though the job has not ended.
                 self.listener.forget(&job);
-                return self.leave(delivery, newer).await;
+                return self.leave(&job, delivery, newer).await;
             }
             Answer::GaveWay(why) => {
                 let returned = self.bus.note_returned(&job).await;
@@ -61,7 +61,7 @@ impl<O> Worker<O> {
             }
             Err(Refused::Superseded(newer)) => {
                 self.listener.forget(&job);
-                return self.leave(delivery, newer).await;
+                return self.leave(&job, delivery, newer).await;
             }
         }
         self.clearing.begin(&self.bus, job, delivery);

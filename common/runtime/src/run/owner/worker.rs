@@ -1,6 +1,7 @@
 //! A worker that owns jobs, each in three steps: read and claimed, answered, settled.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::clearing::Clearing;
 use super::fencing;
@@ -55,7 +56,14 @@ impl<O> Worker<O> {
     }
 
     /// Leaves a job to the worker that it was delivered to since; never a failure.
-    pub async fn leave(&self, delivery: Delivery, newer: FencingToken) -> Settled {
+    pub async fn leave(&self, job: &JobId, delivery: Delivery, newer: FencingToken) -> Settled {
+        if newer == FencingToken::default() {
+            // Nobody owns the job that its id was admitted for since, and this delivery may be all that the line has of that.
+            tracing::warn!("job superseded: its events were lost and its id was admitted again, given back");
+            self.bus.note_returned(job).await;
+            delivery.give_back(Duration::ZERO).await;
+            return Settled::Processed;
+        }
         tracing::warn!("job superseded: delivered to another worker meanwhile, left to it");
         // Its own delivery of the same message is that worker's to settle; of another message, this one is a duplicate.
         if !fencing::is_of(newer, &delivery) {
