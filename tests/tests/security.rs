@@ -22,6 +22,7 @@ use protocol::event::{CancelledBy, Event};
 use protocol::message::{JobId, JobRequest};
 use runtime::bus::{Bus, Role, headers};
 use runtime::subject::StreamName;
+use tests::faults::look;
 use tests::harness::{Rig, brokers, terminal, video, vidi};
 use tests::own::Place;
 use tests::shipped::Shipped;
@@ -202,7 +203,13 @@ async fn a_password_in_the_address_lets_everybody_in_and_is_shown_nowhere() -> a
             ensure!(output.status.code() == Some(status), "{args:?}: {said}");
             hidden(args[0], &said)
         };
-        run(&["ask", &clip, "a dog", "--max-new-tokens", "8", "--set", &right], 0)?;
+        if let Err(failed) = run(&["ask", &clip, "a dog", "--max-new-tokens", "8", "--set", &right], 0) {
+            let untraced = |line: &&str| !line.contains("TRACE") && !line.contains("DEBUG");
+            let log: Vec<String> = up.log().lines().filter(untraced).map(str::to_owned).collect();
+            let bus = config::Config::load(None, [], &[right]).map_err(anyhow::Error::msg)?.bus;
+            let queues = look::queues(&Bus::connect(&bus, Role::Operator, SAYS).await?).await;
+            anyhow::bail!("{failed:#}; {queues}; {log:#?}");
+        }
         run(&[&["status", "--set", &right][..], &log].concat(), 0)?;
         run(&["config", "print", "--set", &right], 0)?;
         run(&["config", "print", "--set", "bus.user=somebody", "--set", &format!("bus.password={PASSWORD}")], 0)?;

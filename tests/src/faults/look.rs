@@ -9,6 +9,7 @@ use protocol::event::{Event, JobEvent, JobResult};
 use protocol::message::{JobId, JobRequest};
 use protocol::wire;
 use runtime::bus::Bus;
+use runtime::bus::queue::Queue;
 use runtime::subject::StreamName;
 
 use crate::harness::{Rig, terminal};
@@ -102,6 +103,28 @@ pub async fn left_over(bus: &Bus) -> anyhow::Result<Vec<String>> {
         }
     }
     Ok(left)
+}
+
+/// State of each queue, as the broker says, for an error.
+pub async fn queues(bus: &Bus) -> String {
+    let mut said = Vec::new();
+    for name in StreamName::ALL {
+        for queue in Queue::of(name, bus.subjects()) {
+            said.push(match bus.stream(name).await.consumer_info(&queue.name).await {
+                Ok(info) => format!(
+                    "{}/{}: {} pending, {} delivered, {} of them unsettled, {} pulls wait",
+                    info.stream_name,
+                    info.name,
+                    info.num_pending,
+                    info.delivered.stream_sequence,
+                    info.num_ack_pending,
+                    info.num_waiting
+                ),
+                Err(error) => format!("{}/{}: {error}", name.on(bus.subjects()), queue.name),
+            });
+        }
+    }
+    said.join("; ")
 }
 
 /// Subjects of the messages kept for an operator.
