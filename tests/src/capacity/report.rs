@@ -142,7 +142,7 @@ impl fmt::Display for Report {
         };
         writeln!(
             f,
-            "{offered}, {jobs} of {} s at {} frame a second, {} tokens, {} on {}; {prefixes} prefixes on {brokers} brokers; {clock}",
+            "{offered}, {jobs} of {} s at {} frame a second, {} tokens, {} on {}; prefixes: {prefixes}, brokers: {brokers}; {clock}",
             video.seconds, video.fps, video.answer_tokens, times.name, footage.name
         )?;
         let wait = |q| self.quantile(q, |job| job.planned_ms);
@@ -170,7 +170,7 @@ impl fmt::Display for Report {
         )?;
         for stage in &self.stages {
             let StageShare { stage, replicas, busy, computed, model: [b, c] } = stage;
-            writeln!(f, "  {stage:<8} {replicas:>8} {busy:>7.3} {b:>7.3} {computed:>9.3} {c:>7.3}")?;
+            writeln!(f, "  {:<8} {replicas:>8} {busy:>7.3} {b:>7.3} {computed:>9.3} {c:>7.3}", stage.as_str())?;
         }
         self.fmt_bus(f)
     }
