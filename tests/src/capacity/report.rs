@@ -61,7 +61,7 @@ pub struct Report {
     pub own_cpu_s: f64,
     /// Cores of this machine.
     pub cores: usize,
-    /// Messages that were delivered twice.
+    /// Messages that a stage besides stage-llm was delivered twice.
     pub redelivered: u64,
     /// Each job.
     pub jobs: Vec<JobTimes>,
@@ -207,7 +207,11 @@ impl Report {
             self.own_cpu_s,
         )?;
         let (what, share) = self.nearest_limit();
-        let word = if share >= FULL { "limit" } else { "nearest to its limit" };
+        let word = match self.scenario.arrivals {
+            Arrivals::Closed(_) => "busiest",
+            Arrivals::Open if share >= FULL => "first limit hit",
+            Arrivals::Open => "no limit hit; nearest to its own",
+        };
         write!(f, "  {word}: {what}, {share:.2} of its time")
     }
 }
