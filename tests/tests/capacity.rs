@@ -91,7 +91,7 @@ async fn a_scenario_that_cannot_be_run_is_refused_before_anything_starts() {
         Scenario { speed: f64::INFINITY, ..scenario() },
         Scenario { brokers: 2, ..scenario() },
         Scenario { asked: vec![(StageName::Llm, 0)], ..scenario() },
-        Scenario { video: Video { seconds: 1, fps: 1, answer_tokens: 1 }, ..scenario() },
+        Scenario { video: Video { seconds: 0, fps: 1, answer_tokens: 1 }, ..scenario() },
     ];
     for scenario in bad {
         assert!(run::run(&scenario, dir.path()).await.is_err(), "{scenario:?}");

@@ -151,7 +151,7 @@ mod tests {
         };
         let refused = of("h100-fp8", 20_000, 1.0).unwrap_err().to_string();
         assert!(refused.contains("h100-fp8") && refused.contains("20000 s"), "{refused}");
-        assert!(of("h200-fp8", 300, 0.0).is_err() && of("h200-fp8", 1, 1.0).is_err());
+        assert!(of("h200-fp8", 300, 0.0).is_err() && of("h200-fp8", 0, 1.0).is_err());
         let table = of("h200-fp8", 300, 100.0).unwrap();
         assert!(table.contains("| 100 | 1, 1, 1, 1, 2 |"), "{table}");
     }
