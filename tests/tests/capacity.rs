@@ -91,6 +91,8 @@ async fn a_scenario_that_cannot_be_run_is_refused_before_anything_starts() {
         Scenario { speed: f64::INFINITY, ..scenario() },
         Scenario { brokers: 2, ..scenario() },
         Scenario { asked: vec![(StageName::Llm, 0)], ..scenario() },
+        Scenario { video: Video { seconds: 12, fps: 0, answer_tokens: 1 }, ..scenario() },
+        Scenario { video: Video { seconds: 12, fps: 1, answer_tokens: 0 }, ..scenario() },
         Scenario { video: Video { seconds: 0, fps: 1, answer_tokens: 1 }, ..scenario() },
     ];
     for scenario in bad {

@@ -8,12 +8,11 @@ use anyhow::Context;
 use async_nats::jetstream::{self, stream};
 use bytes::Bytes;
 use config::replace;
-use deploy::up::broker::{Broker, Options};
+use deploy::up::broker::{Broker, MAX_PAYLOAD, Options};
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
 use super::monitor::cpu_seconds;
-use super::scenario::MAX_PAYLOAD;
 
 /// Time that a cluster may take to elect its leaders.
 const ELECTED: Duration = Duration::from_secs(60);

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::model::{Traffic, VIDI_9B, Video, Work, tokens};
 use super::needs::{Needs, TARGET};
-use super::scenario::MAX_PAYLOAD;
+use super::scenario::body_bytes;
 use super::times::{Footage, Times};
 
 /// GPUs of the hosts that are counted.
@@ -48,7 +48,7 @@ impl Plan {
         footage: Footage,
         (batch_frames, message_bytes): (usize, usize),
     ) -> anyhow::Result<Self> {
-        let (plan, body) = (video.plan()?, message_bytes.min(MAX_PAYLOAD - 1024));
+        let (plan, body) = (video.plan()?, body_bytes(message_bytes));
         let tokens = tokens(&plan);
         ensure!(
             times.workers_per_gpu(tokens) > 0,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use compute::random::SplitMix64;
 use deploy::client::{self, Events};
+use deploy::up::broker::MAX_PAYLOAD;
 use protocol::error::StageName;
 use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
@@ -16,7 +17,7 @@ use tokio::sync::Semaphore;
 
 use super::monitor::{Did, cpu_seconds};
 use super::report::{JobTimes, Report, StageShare};
-use super::scenario::{Arrivals, MAX_PAYLOAD, Scenario};
+use super::scenario::{Arrivals, Scenario};
 use super::shard::{Busy, Shard, Watched};
 
 /// Time after which a job counts as lost, besides what the load takes.

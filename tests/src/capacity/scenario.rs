@@ -1,5 +1,6 @@
 //! What is simulated: a load, the replicas that it meets, and the clock.
 
+use deploy::up::broker::MAX_PAYLOAD;
 use protocol::error::StageName;
 use serde::Serialize;
 
@@ -7,10 +8,13 @@ use super::model::{Video, Work};
 use super::needs::Needs;
 use super::times::{Footage, Times};
 
-/// Largest message of a broker as deploy/nats.conf sets it.
-pub const MAX_PAYLOAD: usize = 8 << 20;
 /// Bytes of `max_payload` that are left to headers (`Bus::max_message`).
 const HEADER_BYTES: usize = 1 << 10;
+
+/// Bytes of a body at most, of those that are aimed at: the broker's `max_payload` bounds them.
+pub fn body_bytes(message_bytes: usize) -> usize {
+    message_bytes.min(MAX_PAYLOAD - HEADER_BYTES)
+}
 
 /// When jobs come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -57,7 +61,7 @@ pub struct Scenario {
 impl Scenario {
     /// Frames of a message, and bytes of a body at most.
     pub fn cut(&self) -> (usize, usize) {
-        (self.batch_frames, self.message_bytes.min(MAX_PAYLOAD - HEADER_BYTES))
+        (self.batch_frames, body_bytes(self.message_bytes))
     }
 
     /// Times that the clock of the simulation is faster; without any waits it is the real one.
@@ -84,6 +88,8 @@ impl Scenario {
     pub fn check(&self) -> anyhow::Result<()> {
         let need = |ok: bool, what: &str| if ok { Ok(()) } else { Err(anyhow::anyhow!("{what}")) };
         Work::of(&self.video, &self.times, &self.footage)?;
+        need(self.video.fps > 0, "--fps is at least 1")?;
+        need((1..=8192).contains(&self.video.answer_tokens), "--answer-tokens is 1 to 8192")?;
         need(self.per_hour.is_finite() && self.per_hour > 0.0, "--per-hour is over 0")?;
         need(self.jobs > 0, "--jobs is at least 1")?;
         need(self.speed > 0.0, "--speed is over 0")?;
