@@ -3,7 +3,7 @@
 //! In reading order: [`harness`] (a real broker, real processes, real videos), [`shipped`] (that broker with the shipped
 //! configuration), [`own`] (`vidi up` with a broker of its own), [`disk`] (a small one), [`dice`] (random numbers by seed), [`delivery`] (order, cuts and repetitions of messages) and
 //! [`pipeline`] (the stages in one process), [`parity`] (the stages against the oracle), [`faults`] (the fault suite),
-//! [`gpu`] (measurements at full size on a GPU machine).
+//! [`gpu`] (measurements at full size on a GPU machine), [`capacity`] (what a load takes, by arithmetic and by simulation).
 
 #![allow(
     clippy::print_stdout,
@@ -11,6 +11,7 @@
     reason = "a tool for developers: what it prints is read by who started it"
 )]
 
+pub mod capacity;
 pub mod delivery;
 pub mod dice;
 pub mod disk;

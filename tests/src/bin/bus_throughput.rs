@@ -23,6 +23,7 @@ use protocol::wire;
 use runtime::bus::{Bus, Role, headers};
 use runtime::run::service::InstanceInfo;
 use runtime::subject::StreamName;
+use tests::capacity::monitor::cpu_seconds;
 
 /// Time after which a message counts as lost.
 const LOST: Duration = Duration::from_secs(30);
@@ -87,17 +88,6 @@ async fn main() -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-/// CPU seconds of a process since its start, in user and system mode.
-fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
-    /// Unit of /proc/PID/stat on Linux, whatever its timer frequency.
-    const TICKS_PER_SECOND: f64 = 100.0;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name of the program comes second, in parentheses, and may hold spaces.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<f64>().ok()).context("unknown /proc/PID/stat");
-    Ok((ticks(11)? + ticks(12)?) / TICKS_PER_SECOND)
 }
 
 fn job(name: &str) -> anyhow::Result<JobId> {
