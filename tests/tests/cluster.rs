@@ -26,7 +26,8 @@ async fn a_pipeline_that_starts_before_its_cluster_has_a_leader_waits_for_it() -
     ensure!(log.contains("the cluster has no leader for it yet, waiting"), "{log}");
     let clip = cluster.rig.media().join("clip.mp4");
     video(&clip, 2)?;
-    let request = JobRequest { max_new_tokens: 8, ..JobRequest::new(JobId::new("first")?, clip.to_string_lossy(), "a dog") };
+    let request =
+        JobRequest { max_new_tokens: 8, ..JobRequest::new(JobId::new("first")?, clip.to_string_lossy(), "a dog") };
     let events = cluster.rig.answer(&request).await?;
     ensure!(matches!(terminal(&events)?, Event::Result(_)), "{events:?}; {}", cluster.rig.log());
     Ok(())
@@ -90,8 +91,9 @@ async fn more_copies_than_servers_are_refused_with_both_figures() -> anyhow::Res
         ensure!(said.contains(word), "no {word:?} in {said}");
     }
     for (replicas, word) in [("2", "bus.replicas is 1, 3 or 5"), ("0", "bus.replicas is 1, 3 or 5")] {
-        let output =
-            std::process::Command::new(vidi()?).args(["--set", &format!("bus.replicas={replicas}"), "status"]).output()?;
+        let output = std::process::Command::new(vidi()?)
+            .args(["--set", &format!("bus.replicas={replicas}"), "status"])
+            .output()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.code() == Some(Exit::Usage as i32) && said.contains(word), "{}: {said}", output.status);
     }

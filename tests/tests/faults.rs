@@ -9,8 +9,8 @@
 use std::sync::LazyLock;
 
 use tests::faults::{
-    Row, Scale, batches, broker, clock, cluster, ends, flow, hung, killed, losses, messages, probes, supervisor, waiting,
-    weights,
+    Row, Scale, batches, broker, clock, cluster, ends, flow, hung, killed, losses, messages, probes, supervisor,
+    waiting, weights,
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use tests::faults::{
-    Row, Scale, batches, broker, clock, cluster, ends, flow, hung, killed, losses, messages, probes, supervisor, table, waiting,
-    weights,
+    Row, Scale, batches, broker, clock, cluster, ends, flow, hung, killed, losses, messages, probes, supervisor, table,
+    waiting, weights,
 };
 
 /// Runs every fault case on real processes and a real broker, and writes the table.

@@ -78,7 +78,8 @@ pub async fn each_killed(scale: &Scale) -> Row {
             ensure!(kills < 4 * rounds * SERVERS, "only the leaders of {lost_leaders:?} were killed");
             let server = kills % SERVERS;
             tokio::time::sleep(dice.pause(200, 1500)).await;
-            lost_leaders.extend(cluster.led_by(server).await?.iter().map(|stream| stream.on(cluster.rig.bus.subjects())));
+            lost_leaders
+                .extend(cluster.led_by(server).await?.iter().map(|stream| stream.on(cluster.rig.bus.subjects())));
             cluster.kill(server).await?;
             kills += 1;
             jobs.submit(&cluster, (scale.jobs / (4 * SERVERS * rounds)).max(1)).await?;
@@ -88,8 +89,10 @@ pub async fn each_killed(scale: &Scale) -> Row {
         }
         jobs.check(&cluster).await?;
         let leaders = lost_leaders.len();
-        let injected =
-            format!("{kills} kills of nats-server over {} jobs, the leaders of {leaders} streams among them", scale.jobs);
+        let injected = format!(
+            "{kills} kills of nats-server over {} jobs, the leaders of {leaders} streams among them",
+            scale.jobs
+        );
         Ok(Seen { injected, observed: format!("{} right answers, streams empty", scale.jobs), seconds: None })
     })
     .await
@@ -109,7 +112,8 @@ pub async fn one_stopped(scale: &Scale) -> Row {
         let mut dice = Dice::new(scale.seed);
         let times = (scale.jobs / 4).clamp(2, 5);
         // Events first: there the order of writes counts most.
-        let leaders = [StreamName::Events, StreamName::Line, StreamName::Capacity, StreamName::Jobs, StreamName::Events];
+        let leaders =
+            [StreamName::Events, StreamName::Line, StreamName::Capacity, StreamName::Jobs, StreamName::Events];
         for (time, stream) in leaders.into_iter().take(times).enumerate() {
             tokio::time::sleep(dice.pause(200, 1500)).await;
             let server = cluster.leader(stream).await?;
@@ -191,11 +195,7 @@ pub async fn two_down(scale: &Scale) -> Row {
 
 /// Submits jobs for a time in which the broker takes none; what was submitted, and whether its client heard nothing rather than
 /// no.
-async fn submit_in_vain(
-    cluster: &ClusterRig,
-    load: &Load,
-    time: Duration,
-) -> anyhow::Result<Vec<(JobRequest, bool)>> {
+async fn submit_in_vain(cluster: &ClusterRig, load: &Load, time: Duration) -> anyhow::Result<Vec<(JobRequest, bool)>> {
     let until = Instant::now() + time;
     let mut refused = Vec::new();
     while Instant::now() < until {

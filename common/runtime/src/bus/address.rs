@@ -132,7 +132,10 @@ mod tests {
         for (address, word) in [
             ("nats://u:geheim@here:1,nats://u:geheim@there:1,u:geheim@HERE:1", "server 3 of 3 is the same as server 1"),
             ("nats://here,nats://here:4222", "server 2 of 2 is the same as server 1"),
-            ("nats://u:geheim@here:1,tls://u:geheim@there:1", "server 2 of 2 is spoken to with TLS and server 1 without"),
+            (
+                "nats://u:geheim@here:1,tls://u:geheim@there:1",
+                "server 2 of 2 is spoken to with TLS and server 1 without",
+            ),
             ("tls://here,there", "server 1 of 2 is spoken to with TLS and server 2 without"),
             ("nats://here, ,nats://there", "server 2 of 3: nothing stands there"),
             (many.as_str(), "17 servers, more than 16"),

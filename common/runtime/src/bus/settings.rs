@@ -21,11 +21,7 @@ pub(super) fn replicas(name: StreamName, config: &BusConfig) -> usize {
         StreamName::Jobs | StreamName::Line | StreamName::Events | StreamName::Dead | StreamName::Capacity => {
             config.replicas
         }
-        StreamName::Decode
-        | StreamName::Frames
-        | StreamName::Audio
-        | StreamName::Features
-        | StreamName::Tokens => 1,
+        StreamName::Decode | StreamName::Frames | StreamName::Audio | StreamName::Features | StreamName::Tokens => 1,
     }
 }
 
@@ -69,7 +65,8 @@ pub(super) fn differences(found: &Config, wanted: &Config) -> Vec<String> {
     let change = |flag: String| format!("change it with `nats stream edit {on} {flag}`");
     let mut told = Vec::new();
     if found.num_replicas != wanted.num_replicas {
-        let meaning = if found.num_replicas < wanted.num_replicas { "it is lost with fewer servers" } else { "more than asked" };
+        let meaning =
+            if found.num_replicas < wanted.num_replicas { "it is lost with fewer servers" } else { "more than asked" };
         let change = change(format!("--replicas {}", wanted.num_replicas));
         told.push(format!(
             "it is held by {} server(s) and bus.replicas makes it {} ({meaning}): {change}",
@@ -118,8 +115,11 @@ mod tests {
         let one = BusConfig::default();
         let three = BusConfig { replicas: 3, ..BusConfig::default() };
         let told = differences(&made(StreamName::Jobs, &one), &made(StreamName::Jobs, &three));
-        assert!(matches!(told.as_slice(), [text] if text.contains("by 1 server(s) and bus.replicas makes it 3")
-            && text.contains("`nats stream edit VIDI_JOBS --replicas 3`")), "{told:?}");
+        assert!(
+            matches!(told.as_slice(), [text] if text.contains("by 1 server(s) and bus.replicas makes it 3")
+            && text.contains("`nats stream edit VIDI_JOBS --replicas 3`")),
+            "{told:?}"
+        );
         let told = differences(&made(StreamName::Events, &three), &made(StreamName::Events, &one));
         assert!(told.len() == 1 && told[0].contains("--replicas 1`"), "{told:?}");
         let small = BusConfig { token_bytes: 1 << 30, ..BusConfig::default() };

@@ -7,9 +7,7 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{
-    Config, Info, LastRawMessageErrorKind, RawMessageErrorKind, Stream,
-};
+use async_nats::jetstream::stream::{Config, Info, LastRawMessageErrorKind, RawMessageErrorKind, Stream};
 use futures::TryStreamExt;
 
 use super::error::{BusError, BusErrorKind};
@@ -83,7 +81,10 @@ impl Bus {
         let found = match self.get_or_make(wanted.clone()).await {
             Ok(info) => info.config,
             Err(error) => {
-                return Err(BusError::new(self.kind_of(&error), format!("stream {on}: {}", self.not_made(name, &error))));
+                return Err(BusError::new(
+                    self.kind_of(&error),
+                    format!("stream {on}: {}", self.not_made(name, &error)),
+                ));
             }
         };
         if found.subjects != wanted.subjects || found.retention != wanted.retention {
@@ -114,7 +115,9 @@ impl Bus {
                  room for it: start the missing ones (`nats server report jetstream` shows them), or lower bus.replicas"
             ),
             Some(ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::STREAM_OFFLINE) => {
-                format!("{error}; more than half of the cluster's servers, and those that hold the stream, have to be there")
+                format!(
+                    "{error}; more than half of the cluster's servers, and those that hold the stream, have to be there"
+                )
             }
             _ => {
                 let own = Bytes(stream_bytes(name, self.config()).max(0).unsigned_abs());
