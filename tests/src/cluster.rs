@@ -245,7 +245,7 @@ async fn look(bus: &Bus, stream: StreamName) -> Option<Seen> {
     Some(Seen { leader, copies: usize::from(leader.is_some()) + current })
 }
 
-/// A directory of tests that need servers without a pipeline.
+/// The servers of a cluster without a pipeline.
 pub struct Servers {
     /// The running ones.
     pub brokers: Vec<Broker>,
