@@ -155,6 +155,8 @@ def kubernetes():
     need(least == {f"stage-{s}": int(s == "llm") for s in STAGES}, f"to-zero: {least}")
     values = yaml.safe_load((KUBERNETES / "nats-values.yaml").read_text())
     need(values["config"]["jetstream"]["enabled"] and values["config"]["monitor"]["port"] == 8222, "nats-values.yaml")
+    values = yaml.safe_load((KUBERNETES / "nats-cluster-values.yaml").read_text())
+    need(values["config"]["cluster"] == {"enabled": True, "replicas": 3}, "nats-cluster-values.yaml")
     print("kubernetes, to zero; values of the broker")
 
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use async_nats::Subscriber;
+use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::service::PingResponse;
 use futures::{FutureExt, StreamExt};
 use model::config_json::Family;
@@ -30,17 +31,29 @@ const LOST_WAIT: Duration = Duration::from_secs(3);
 /// Time within which this client ends a job itself, where no stage is there to do it.
 const END_WAIT: Duration = Duration::from_secs(20);
 
-/// Submits a job; the same id twice is the same job.
+/// Submits a job; the same id twice is the same job. The broker has seconds to take it.
 ///
 /// # Errors
-/// When the broker does not take it.
+/// When the broker does not take it, and whether it may have all the same.
 pub async fn submit(bus: &Bus, request: &JobRequest) -> anyhow::Result<()> {
     let mut with = headers(&request.job);
     with.insert("Nats-Msg-Id", format!("{}/job/0", request.job).as_str());
     let js = async_nats::jetstream::new(bus.client().clone());
     let body = wire::encode(request);
     let ack = js.publish_with_headers(bus.subjects().jobs(), with, body.into()).await;
-    ack.context("submitting the job failed")?.await.context("the broker did not accept the job")?;
+    ack.context("submitting the job failed")?.await.map_err(|error| {
+        let why = match error.kind() {
+            PublishErrorKind::StreamNotFound => {
+                ": nobody keeps requests now: no stage-llm has made the streams yet, or too few servers of the cluster are \
+                 there to elect a leader; the job is not submitted"
+            }
+            PublishErrorKind::TimedOut => {
+                ": no answer in time: the job may be accepted all the same once the broker is back; the same id again does no harm"
+            }
+            _ => "",
+        };
+        anyhow::Error::new(error).context(format!("the broker did not accept the job{why}"))
+    })?;
     Ok(())
 }
 

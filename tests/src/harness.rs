@@ -130,7 +130,8 @@ impl Setup {
         Ok(BusConfig { url: url.into(), ..config.bus })
     }
 
-    fn broker(&self, port: u16) -> broker::Options {
+    /// Options of a broker on a port; 0 lets the server choose.
+    pub fn broker(&self, port: u16) -> broker::Options {
         broker::Options {
             program: self.broker.clone(),
             port,
@@ -196,13 +197,21 @@ impl Rig {
     pub async fn start_in(dir: TempDir, setup: Setup) -> anyhow::Result<Self> {
         let options = setup.broker(0);
         let broker = Broker::start(&dir.path().join("broker"), &options).await?;
-        std::fs::create_dir(dir.path().join("media"))?;
-        let up = spawn_up(dir.path(), &setup, broker.url())?;
-        let config = setup.bus(broker.url())?;
-        let bus = Bus::connect(&config, Role::Client, READY_WAIT).await?;
-        let rig = Rig { dir, broker, bus, up, setup };
+        let url = broker.url().to_owned();
+        let rig = Rig::on(dir, setup, broker, &url).await?;
         rig.wait_ready().await?;
         Ok(rig)
+    }
+
+    /// Starts the stages, for a broker that is there and clients find at `url`, and waits for none of them.
+    ///
+    /// # Errors
+    /// If `vidi up` cannot be started, or the broker does not take a client.
+    pub async fn on(dir: TempDir, setup: Setup, broker: Broker, url: &str) -> anyhow::Result<Self> {
+        std::fs::create_dir(dir.path().join("media"))?;
+        let up = spawn_up(dir.path(), &setup, url)?;
+        let bus = Bus::connect(&setup.bus(url)?, Role::Client, READY_WAIT).await?;
+        Ok(Rig { dir, broker, bus, up, setup })
     }
 
     /// Connection of an operator.

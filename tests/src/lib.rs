@@ -1,7 +1,7 @@
 //! Test code that more than one test or binary uses.
 //!
-//! In reading order: [`harness`] (a real broker, real processes, real videos), [`shipped`] (that broker with the shipped
-//! configuration), [`own`] (`vidi up` with a broker of its own), [`disk`] (a small one), [`dice`] (random numbers by seed), [`delivery`] (order, cuts and repetitions of messages) and
+//! In reading order: [`harness`] (a real broker, real processes, real videos), [`cluster`] (a cluster of three brokers),
+//! [`shipped`] (that broker with the shipped configuration), [`own`] (`vidi up` with a broker of its own), [`disk`] (a small one), [`dice`] (random numbers by seed), [`delivery`] (order, cuts and repetitions of messages) and
 //! [`pipeline`] (the stages in one process), [`parity`] (the stages against the oracle), [`faults`] (the fault suite),
 //! [`gpu`] (measurements at full size on a GPU machine), [`capacity`] (what a load takes, by arithmetic and by simulation).
 
@@ -12,6 +12,7 @@
 )]
 
 pub mod capacity;
+pub mod cluster;
 pub mod delivery;
 pub mod dice;
 pub mod disk;

@@ -9,8 +9,8 @@
 use std::sync::LazyLock;
 
 use tests::faults::{
-    Row, Scale, batches, broker, clock, ends, flow, hung, killed, losses, messages, probes, supervisor, waiting,
-    weights,
+    Row, Scale, batches, broker, clock, cluster, ends, flow, hung, killed, losses, messages, probes, supervisor,
+    waiting, weights,
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -100,5 +100,8 @@ cases! {
     deadlines_hold_though_a_clock_is_off_on_the_old_broker: show_on_the_old_broker(clock::clock);
     weights_of_another_checkpoint_are_refused_by_name: show(weights::other_weights);
     weights_of_another_checkpoint_are_refused_on_the_old_broker: show_on_the_old_broker(weights::other_weights);
+    jobs_are_answered_whichever_server_of_a_cluster_is_killed: show(cluster::each_killed);
+    jobs_are_answered_though_a_server_of_a_cluster_stands_still: show(cluster::one_stopped);
+    no_job_is_accepted_without_most_of_a_cluster_and_none_that_was_is_lost: show(cluster::two_down);
     jobs_of_clients_that_are_gone_are_answered: show(ends::client_gone);
 }

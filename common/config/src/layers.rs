@@ -37,8 +37,11 @@ pub const VARIABLES: [&str; 7] = [
     "VIDI_NATS_SERVER_OLD",
 ];
 
-/// Keys whose values are secrets, or may hold some: no error shows them, and they are texts whatever they look like.
-const SECRETS: [(&str, &str); 2] = [("bus", "password"), ("bus", "url")];
+/// Keys whose values are secrets, or may hold some: no error shows them, and they are texts whatever they look like; the
+/// servers of the broker may be a list of texts.
+const SECRETS: [(&str, &str); 2] = [("bus", "password"), SERVERS];
+/// The broker's servers.
+const SERVERS: (&str, &str) = ("bus", "url");
 
 /// Keys of a section that say the same thing in two ways: a layer that has one of them says nothing by the other, whatever the
 /// layers below it have.
@@ -256,6 +259,7 @@ fn parsed(section: &str, key: &str, value: &str) -> toml::Value {
     match table.and_then(|mut t| t.remove("v")) {
         // A password of digits is no number.
         Some(found) if found.is_str() || !SECRETS.contains(&(section, key)) => found,
+        Some(found) if found.is_array() && (section, key) == SERVERS => found,
         _ => toml::Value::String(value.to_owned()),
     }
 }

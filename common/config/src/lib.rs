@@ -66,6 +66,7 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         let need = |ok: bool, what: &str| if ok { Ok(()) } else { Err(format!("configuration: {what}")) };
         need(sections::is_prefix(&self.bus.prefix), "bus.prefix is dot-separated [A-Za-z0-9_-]+")?;
+        need([1, 3, 5].contains(&self.bus.replicas), "bus.replicas is 1, 3 or 5")?;
         let one = self.bus.password.is_empty() || self.bus.password_file.is_none();
         need(one, "bus.password and bus.password_file exclude each other: keep one")?;
         let identified =

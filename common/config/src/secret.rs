@@ -3,11 +3,13 @@
 
 use std::fmt;
 
-use serde::de::{Deserializer, Error, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 /// What is shown in place of a secret.
 const HIDDEN: &str = "(hidden)";
+/// Between two servers of an address.
+const SEPARATOR: &str = ",";
 /// End of what says how to speak to a server, in an address.
 const SCHEME_END: &str = "://";
 
@@ -34,11 +36,16 @@ impl fmt::Display for Secret {
 }
 
 /// Addresses of a broker's servers, with or without a user and a password or a token (`nats://user:password@host:port`,
-/// `nats://token@host:port`), separated by commas.
+/// `nats://token@host:port`): one text, separated by commas, or a list of texts, which is kept as such a text.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Address(String);
 
 impl Address {
+    /// Each server as it was given, with its user and password. A password that holds a comma is cut at it.
+    pub fn servers(&self) -> impl Iterator<Item = &str> {
+        self.0.split(SEPARATOR).map(str::trim)
+    }
+
     /// The addresses, with users and passwords.
     pub fn exposed(&self) -> &str {
         &self.0
@@ -91,7 +98,7 @@ fn replaced_users(text: &str, by: &str) -> String {
 }
 
 macro_rules! hidden {
-    ($($name:ident: $what:literal;)*) => {$(
+    ($($name:ident: $what:literal, list: $list:literal;)*) => {$(
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 fmt::Debug::fmt(&self.to_string(), f)
@@ -118,25 +125,37 @@ macro_rules! hidden {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                deserializer.deserialize_any(Text($what)).map($name)
+                deserializer.deserialize_any(Text { what: $what, list: $list }).map($name)
             }
         }
     )*};
 }
 
 hidden! {
-    Secret: "a password is a text in quotation marks";
-    Address: "an address is a text in quotation marks";
+    Secret: "a password is a text in quotation marks", list: false;
+    Address: "an address is a text in quotation marks, or a list of such", list: true;
 }
 
-/// Takes a text; of anything else it says what was expected, and not what was there.
-struct Text(&'static str);
+/// Takes a text, or where a `list` may stand several; of anything else it says `what` was expected, and not what was there.
+#[derive(Clone, Copy)]
+struct Text {
+    what: &'static str,
+    list: bool,
+}
 
-impl Visitor<'_> for Text {
+impl<'de> DeserializeSeed<'de> for Text {
+    type Value = String;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Text {
     type Value = String;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
+        f.write_str(self.what)
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<String, E> {
@@ -144,19 +163,37 @@ impl Visitor<'_> for Text {
     }
 
     fn visit_i64<E: Error>(self, _: i64) -> Result<String, E> {
-        Err(E::custom(self.0))
+        Err(E::custom(self.what))
     }
 
     fn visit_u64<E: Error>(self, _: u64) -> Result<String, E> {
-        Err(E::custom(self.0))
+        Err(E::custom(self.what))
     }
 
     fn visit_f64<E: Error>(self, _: f64) -> Result<String, E> {
-        Err(E::custom(self.0))
+        Err(E::custom(self.what))
     }
 
     fn visit_bool<E: Error>(self, _: bool) -> Result<String, E> {
-        Err(E::custom(self.0))
+        Err(E::custom(self.what))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<String, A::Error> {
+        if !self.list {
+            return Err(A::Error::custom(self.what));
+        }
+        let mut texts: Vec<String> = Vec::new();
+        while let Some(text) = items.next_element_seed(Text { list: false, ..self })? {
+            // Kept as one text, it would be taken for two.
+            if text.contains(SEPARATOR) {
+                return Err(A::Error::custom("a server in a list holds a comma: write it as %2C in a password"));
+            }
+            texts.push(text);
+        }
+        match texts.is_empty() {
+            true => Err(A::Error::custom("the list of servers is empty: name one, or leave the key out")),
+            false => Ok(texts.join(SEPARATOR)),
+        }
     }
 }
 
@@ -186,6 +223,30 @@ mod tests {
             assert_eq!(given.exposed(), address);
             let all = format!("{given} {given:?} {}", toml::Value::try_from(&given).unwrap());
             assert!(!all.contains("geheim"), "{all}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_servers_says_the_same_as_one_text_with_commas() {
+        #[derive(Debug, Deserialize)]
+        struct Holder {
+            it: Address,
+        }
+        let read = |value: &str| toml::from_str::<Holder>(&format!("it = {value}")).map(|holder| holder.it);
+        let one = read("\"nats://u:p@a:1, nats://u:p@b:2\"").unwrap();
+        let list = read("[\"nats://u:p@a:1\", \" nats://u:p@b:2\"]").unwrap();
+        assert_eq!(list, one);
+        assert_eq!(list.servers().collect::<Vec<_>>(), ["nats://u:p@a:1", "nats://u:p@b:2"]);
+        assert_eq!(read("[\"nats://a\"]").unwrap(), Address::from("nats://a"));
+        for (wrong, word) in [
+            ("[]", "is empty"),
+            ("[\"nats://u:12345,@a\"]", "%2C"),
+            ("[12345]", "quotation marks"),
+            ("[\"nats://a\", [\"u:12345@b\"]]", "quotation marks"),
+            ("{ a = 12345 }", "quotation marks"),
+        ] {
+            let error = read(wrong).unwrap_err();
+            assert!(error.message().contains(word) && !error.message().contains("12345"), "{wrong}: {error}");
         }
     }
 

@@ -17,10 +17,15 @@ const ROLE: &str = "{stage}";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BusConfig {
-    /// `nats://host:port`; several servers of one broker separated by commas, of which any will do. Empty: `vidi up`, `ask`
-    /// and `bench` start one on loopback.
+    /// `nats://host:port`; several servers of one cluster separated by commas, or as a list: any of them will do, and a
+    /// process whose server goes away turns to another. Empty: `vidi up`, `ask` and `bench` start one on loopback.
     /// A user and a password may stand in it (`nats://user:password@host:port`), or a token; they are never shown.
     pub url: Address,
+    /// Servers of a cluster that hold each message which must not be lost with one of them: requests, jobs in line, events,
+    /// unusable messages and reservations of capacity. 1, 3 or 5; with 3 any one server may be lost, with 5 any two. Frames,
+    /// sound, features and tokens have one copy: they are made again. Streams that exist stay as they are; who makes streams
+    /// says how to change them.
+    pub replicas: usize,
     /// First part of every subject; the version stands in it.
     pub prefix: String,
     /// User name, with `password` or `password_file`. Here and in the five files below, `{stage}` stands for the role of
@@ -75,6 +80,7 @@ impl Default for BusConfig {
     fn default() -> Self {
         BusConfig {
             url: Address::default(),
+            replicas: 1,
             prefix: "vidi.v1".to_owned(),
             user: String::new(),
             password: Secret::default(),

@@ -122,7 +122,7 @@ impl From<BusError> for Fatal {
             BusErrorKind::Address => Exit::Usage,
             BusErrorKind::Credentials => Exit::Credentials,
             BusErrorKind::Mixed => Exit::Model,
-            BusErrorKind::Unreachable | BusErrorKind::JetStream => Exit::Broker,
+            BusErrorKind::Unreachable | BusErrorKind::JetStream | BusErrorKind::Leaderless => Exit::Broker,
         };
         Fatal(exit, e.to_string())
     }

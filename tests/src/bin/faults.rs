@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use tests::faults::{
-    Row, Scale, batches, broker, clock, ends, flow, hung, killed, losses, messages, probes, supervisor, table, waiting,
-    weights,
+    Row, Scale, batches, broker, clock, cluster, ends, flow, hung, killed, losses, messages, probes, supervisor, table,
+    waiting, weights,
 };
 
 /// Runs every fault case on real processes and a real broker, and writes the table.
@@ -57,7 +57,8 @@ async fn main() -> anyhow::Result<()> {
         "waiting" ends::cancel_without_a_worker, "deadline" ends::deadline, "gone" ends::client_gone,
         "flood" waiting::flood, "admission" waiting::cancel_before_admission, "probe" waiting::cancel_in_a_probe, "line" waiting::idle,
         "ages" waiting::ages, "deleted" losses::deleted, "store" losses::empty_store, "probes" probes::probes, "hung" hung::hung, "clock" clock::clock,
-        "weights" weights::other_weights);
+        "weights" weights::other_weights, "cluster killed" cluster::each_killed, "cluster stopped" cluster::one_stopped,
+        "cluster quorum" cluster::two_down);
     if let Some(old) = old {
         macro_rules! run_old {
             ($($name:literal $case:path),* $(,)?) => {$(

@@ -1,7 +1,8 @@
 //! Fault suite: faults injected into real processes and a real broker, with the outcome that is expected of each.
 //!
 //! In reading order: this file (a case, its row in the table), [`load`] (mixed jobs with known answers), [`look`] (what a case
-//! looks at), [`killed`] (killed workers), [`batches`] (workers with several jobs), [`broker`] (a broker that is killed, stopped or full), [`losses`]
+//! looks at), [`killed`] (killed workers), [`batches`] (workers with several jobs), [`broker`] (a broker that is killed, stopped or full),
+//! [`cluster`] (three of them), [`losses`]
 //! (a broker that has lost streams), [`messages`] (malformed, duplicate, reordered and lost messages), [`ends`] (jobs that
 //! end early), [`waiting`] (jobs in line), [`flow`] (more work than capacity), [`supervisor`] (`vidi up`
 //! itself), [`probes`], [`hung`] engines, a [`clock`] that is off, and [`weights`] of another checkpoint.
@@ -13,6 +14,7 @@ use std::time::Instant;
 pub mod batches;
 pub mod broker;
 pub mod clock;
+pub mod cluster;
 pub mod ends;
 pub mod flow;
 pub mod hung;

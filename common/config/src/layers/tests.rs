@@ -105,13 +105,35 @@ fn what_was_merged_is_read_as_it_was_written() {
 }
 
 #[test]
+fn servers_are_named_by_a_text_or_a_list_in_every_layer() {
+    let both = "nats://u:p@a:1,nats://u:p@b:2";
+    let list = r#"["nats://u:p@a:1", "nats://u:p@b:2"]"#;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for value in [format!("\"{both}\""), list.to_owned()] {
+        std::fs::write(file.path(), format!("[bus]\nurl = {value}\n")).unwrap();
+        assert_eq!(Config::load(Some(file.path()), [], &[]).unwrap().bus.url.exposed(), both);
+    }
+    for value in [both, list] {
+        let env = [("VIDI_BUS_URL".to_owned(), value.to_owned())];
+        assert_eq!(Config::load(None, env, &[]).unwrap().bus.url.exposed(), both);
+        let set = Config::load(Some(file.path()), [], &[format!("bus.url={value}")]).unwrap();
+        assert_eq!(set.bus.url.exposed(), both);
+        std::fs::write(file.path(), set.exposed_toml()).unwrap();
+        assert_eq!(Config::merged(file.path()).unwrap(), set);
+    }
+    let said = Config::load(None, [], &["bus.url=[]".to_owned()]).unwrap_err();
+    assert!(said.contains("is empty"), "{said}");
+}
+
+#[test]
 fn no_mistake_shows_a_password() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let wrong = [
         "password = 12345",
         "passwort = \"12345\"",
         "url = \"nats://u:12345@here",
-        "url = [\"nats://u:12345@here\"]",
+        "url = [\"nats://u:12345@here\", 12345]",
+        "url = [\"nats://u:12345,@here\"]",
         "password = \"12345\" x",
     ];
     for line in wrong {

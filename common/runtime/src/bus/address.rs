@@ -15,9 +15,34 @@ pub(super) enum Identity {
     Token(String),
 }
 
-/// Servers of a broker: any of them will do.
+/// Servers that an address may name. A cluster's servers tell clients of each other, so a few to begin with are enough.
+const MOST_SERVERS: usize = 16;
+
+/// Servers of a broker: any of them will do. They are different ones, and all spoken to in the same way.
 pub(super) fn servers(address: &Address) -> Result<Vec<ServerAddr>, BusError> {
-    parsed(&address.without_users(), "give nats://host:port, several separated by commas")
+    let servers = parsed(&address.without_users(), "give nats://host:port, several separated by commas")?;
+    let all = servers.len();
+    let wrong = |text: String| Err(BusError::new(BusErrorKind::Address, format!("bus.url ({address}): {text}")));
+    if all > MOST_SERVERS {
+        return wrong(format!(
+            "it names {all} servers, more than {MOST_SERVERS}: a few of a cluster are enough, which tell of the others"
+        ));
+    }
+    for (at, server) in servers.iter().enumerate() {
+        let place = |server: &ServerAddr| (server.host().to_ascii_lowercase(), server.port());
+        if let Some(first) = servers[..at].iter().position(|other| place(other) == place(server)) {
+            let (first, at) = (first + 1, at + 1);
+            return wrong(format!("server {at} of {all} is the same as server {first}: name each server once"));
+        }
+        if server.tls_required() != servers[0].tls_required() {
+            let (tls, plain) = if server.tls_required() { (at + 1, 1) } else { (1, at + 1) };
+            return wrong(format!(
+                "server {tls} of {all} is spoken to with TLS and server {plain} without, so that which one answers decided \
+                 whether passwords are readable on the way: write tls:// before all, or before none"
+            ));
+        }
+    }
+    Ok(servers)
 }
 
 /// Who the address says that this process is, if it does.
@@ -47,9 +72,10 @@ pub(super) fn identity(address: &Address) -> Result<Option<Identity>, BusError> 
 /// The servers of an address. An error shows the address as a whole: a password may hold a comma, and a piece of it is no
 /// more to be shown than the whole.
 fn parsed(address: &Address, todo: &str) -> Result<Vec<ServerAddr>, BusError> {
-    let given: Vec<&str> = address.exposed().split(',').map(str::trim).collect();
+    let given: Vec<&str> = address.servers().collect();
     let parsed = given.iter().enumerate().map(|(at, server)| {
         let wrong = match server.parse::<ServerAddr>() {
+            _ if server.is_empty() => "nothing stands there".to_owned(),
             Ok(parsed) if !parsed.host().is_empty() => return Ok(parsed),
             Ok(_) => "it names no host".to_owned(),
             Err(e) => e.to_string(),
@@ -95,9 +121,31 @@ mod tests {
         assert!(who("nats://u:p%40%2fss@here:1").unwrap() == user("u", "p@/ss"));
         assert!(who("u:p@here:1, u:p@there:2").unwrap() == user("u", "p"));
         assert!(who("nats://token@here").unwrap() == Some(Identity::Token("token".to_owned())));
-        let servers = servers(&Address::from("nats://u:geheim@here:1,tls://u:geheim@there")).unwrap();
+        let servers = servers(&Address::from("tls://u:geheim@here:1,tls://u:geheim@there")).unwrap();
         let shown = format!("{servers:?}");
         assert!(!shown.contains("geheim") && servers.len() == 2 && servers[1].tls_required(), "{shown}");
+    }
+
+    #[test]
+    fn servers_that_cannot_be_meant_are_told_by_their_place_and_without_their_password() {
+        let many = (1..=17).map(|port| format!("nats://u:geheim@here:{port}")).collect::<Vec<_>>().join(",");
+        for (address, word) in [
+            ("nats://u:geheim@here:1,nats://u:geheim@there:1,u:geheim@HERE:1", "server 3 of 3 is the same as server 1"),
+            ("nats://here,nats://here:4222", "server 2 of 2 is the same as server 1"),
+            (
+                "nats://u:geheim@here:1,tls://u:geheim@there:1",
+                "server 2 of 2 is spoken to with TLS and server 1 without",
+            ),
+            ("tls://here,there", "server 1 of 2 is spoken to with TLS and server 2 without"),
+            ("nats://here, ,nats://there", "server 2 of 3: nothing stands there"),
+            (many.as_str(), "17 servers, more than 16"),
+        ] {
+            let error = servers(&Address::from(address)).unwrap_err();
+            let text = error.to_string();
+            assert!(error.kind() == BusErrorKind::Address && text.contains(word), "{address}: {text}");
+            assert!(!text.contains("geheim"), "{text}");
+        }
+        assert_eq!(servers(&Address::from("nats://here:1,nats://here:2,nats://[::1]:1")).unwrap().len(), 3);
     }
 
     #[test]

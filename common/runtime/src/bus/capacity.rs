@@ -157,6 +157,9 @@ impl Bus {
     /// Reads, changes and writes the ledger, until nobody was faster. Waits for a broker that is away.
     async fn change_ledger<T>(&self, change: impl Fn(&mut Ledger) -> T) -> T {
         let (mut before, mut sequence) = self.read_ledger().await;
+        // Of all tries: a server that has just lost the lead of its cluster may refuse one that the new leader stores, and
+        // show neither.
+        let mut tried = Vec::new();
         loop {
             let mut ledger = before.clone();
             let outcome = change(&mut ledger);
@@ -176,8 +179,9 @@ impl Bus {
             if let Stored::At(_) = self.store_behind(&message).await {
                 return outcome;
             }
+            tried.push(message.id);
             (before, sequence) = self.read_ledger().await;
-            if before.changes.contains(&message.id) {
+            if before.changes.iter().any(|change| tried.contains(change)) {
                 return outcome;
             }
         }

@@ -6,6 +6,11 @@
 //! recognised. So the very same message is sent again until the answer is definite: stored, or refused. Only then is the
 //! subject read, behind the place of the write, for a message with the own id: the refusal came after every earlier copy
 //! was dealt with, so that a copy that was stored is there.
+//!
+//! In a cluster that holds of the stream's leader. For some milliseconds two servers may take themselves for it, where one
+//! stood still and goes on: the older one stores nothing (most of the others have to have it first), but it refuses by what it
+//! knew, and shows that to who reads. So "nothing of mine follows" is not definite there, and whoever tries again with another
+//! id looks for all the ids that it has tried.
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishErrorKind;

@@ -21,6 +21,9 @@ use protocol::error::StageName;
 
 /// Pause before a broker that is still starting is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
+/// Time between two pings of a server that is one of several. One that answers none of three is left for another: it may stand
+/// still, or the network to it be cut, without the connection being closed.
+const PING_EVERY: Duration = Duration::from_secs(5);
 /// Messages of one subscription that wait to be read at most: what comes on top is lost. A burst arrives in one piece, before
 /// anything of it is read, so this is more than a stage takes of any kind at once (512 probes). Tensors come one by one.
 const UNREAD: usize = 1024;
@@ -75,7 +78,10 @@ async fn connected(
     let servers = address::servers(&own.url)?;
     let give_up = tokio::time::Instant::now() + patience;
     loop {
-        let options = options(&own, role, name, reconnects.clone()).await?;
+        let mut options = options(&own, role, name, reconnects.clone()).await?;
+        if servers.len() > 1 {
+            options = options.ping_interval(PING_EVERY);
+        }
         let error = match options.connect(&servers).await {
             Ok(client) => return Ok(client),
             Err(e) => e,

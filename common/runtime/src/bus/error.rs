@@ -16,6 +16,8 @@ pub enum BusErrorKind {
     Mixed,
     /// The broker has no JetStream, or refuses a stream or consumer.
     JetStream,
+    /// A cluster elects a leader, or a server of it is away that a stream or consumer is on: this may pass.
+    Leaderless,
 }
 
 /// Error of a broker that cannot be used.

@@ -21,6 +21,8 @@ use protocol::wire::{self, Encoding};
 
 /// Logs opened by this process; tells their message ids apart.
 static OPENED: AtomicU64 = AtomicU64::new(0);
+/// Looks at what follows an event that was refused, before nothing does.
+const LOOKS: u32 = 5;
 /// Events that a job has before it has an owner: `accepted` and `queued`.
 const ADMITTED_EVENTS: u64 = 2;
 
@@ -148,6 +150,9 @@ impl EventLog {
         event: Event,
         fits: impl Fn(Option<&Event>) -> bool,
     ) -> Result<bool, Refused> {
+        // Ids of all tries: a server that has just lost the lead of its cluster may refuse one that the new leader stores, and
+        // show neither, so that the next is refused for it.
+        let mut tried = Vec::new();
         loop {
             // First of all: the end of another job is not this one's.
             if self.taken {
@@ -164,9 +169,10 @@ impl EventLog {
             }
             let entry = self.entry_that_fits(event.clone());
             let behind = self.tail.stream_sequence;
+            tried.push(entry.message.id.clone());
             let stored = match self.bus.store_behind(&entry.message).await {
                 Stored::At(sequence) => Some(sequence),
-                Stored::Refused => self.adopt_what_follows(behind, &entry.message.id).await,
+                Stored::Refused => self.adopt_what_follows(behind, &tried).await,
             };
             if let Some(sequence) = stored {
                 self.next = entry.event.seq + 1;
@@ -223,15 +229,40 @@ impl EventLog {
     }
 
     /// Reads every message that stands behind sequence `behind` of the job's subject and takes the last one for the tail.
-    /// The sequence of the one with this id, if it is among them.
-    async fn adopt_what_follows(&mut self, behind: u64, id: &str) -> Option<u64> {
-        let subject = self.bus.subjects().events(&self.job);
+    /// The sequence of the one with one of these ids, if it is among them.
+    async fn adopt_what_follows(&mut self, behind: u64, ids: &[String]) -> Option<u64> {
         let mut own = None;
-        let mut from = behind + 1;
+        for look in 1.. {
+            let from = self.adopt_from(behind + 1, ids, &mut own).await;
+            if from > behind + 1 {
+                break;
+            }
+            let tail = read_tail(&self.bus, &self.job).await;
+            if tail.stream_sequence > behind && look < LOOKS {
+                // It follows after all: a server that is no leader any more has answered before.
+                continue;
+            }
+            // Nothing follows, and yet the place was refused: what stood there is gone, as when the stream was emptied.
+            self.tail = Tail { encoding: self.tail.encoding, ..tail };
+            let events = read_all(&self.bus, &self.job).await;
+            let later = |event: &JobEvent| is_first(event) && event.at_ms > self.seen_ms;
+            self.taken |= self.has_begun() && events.iter().any(|(_, event)| later(event));
+            break;
+        }
+        if !self.taken {
+            self.seen_ms = self.tail.event.as_ref().map_or(self.seen_ms, |e| e.at_ms);
+        }
+        own
+    }
+
+    /// Takes the last message from a sequence on for the tail; the sequence behind it, or `from` if there is none. Notes in
+    /// `own` which one has one of these ids.
+    async fn adopt_from(&mut self, mut from: u64, ids: &[String], own: &mut Option<u64>) -> u64 {
+        let subject = self.bus.subjects().events(&self.job);
         while let Some(message) = self.bus.first_from(StreamName::Events, &subject, from).await {
             from = message.sequence + 1;
-            if message_id(&message.headers) == Some(id) {
-                own = Some(message.sequence);
+            if message_id(&message.headers).is_some_and(|id| ids.iter().any(|own| own == id)) {
+                *own = Some(message.sequence);
             }
             self.tail.stream_sequence = message.sequence;
             match wire::decode_any::<JobEvent>(&message.payload) {
@@ -254,18 +285,7 @@ impl EventLog {
                 }
             }
         }
-        if from == behind + 1 {
-            // Nothing follows, and yet the place was refused: what stood there is gone, as when the stream was emptied.
-            let encoding = self.tail.encoding;
-            self.tail = Tail { encoding, ..read_tail(&self.bus, &self.job).await };
-            let events = read_all(&self.bus, &self.job).await;
-            let later = |event: &JobEvent| is_first(event) && event.at_ms > self.seen_ms;
-            self.taken |= self.has_begun() && events.iter().any(|(_, event)| later(event));
-        }
-        if !self.taken {
-            self.seen_ms = self.tail.event.as_ref().map_or(self.seen_ms, |e| e.at_ms);
-        }
-        own
+        from
     }
 
     /// Whether anything was seen of this admission.

@@ -96,10 +96,11 @@ impl WorkQueue {
 }
 
 impl Bus {
-    /// Opens a queue of a stream by its name: made, if it is not there and that is this process's to do, else waited for.
+    /// Opens a queue of a stream by its name: made, if it is not there and that is this process's to do, else waited for, as a
+    /// cluster without a leader is.
     ///
     /// # Errors
-    /// [`JetStream`](BusErrorKind::JetStream).
+    /// [`JetStream`](BusErrorKind::JetStream), [`Leaderless`](BusErrorKind::Leaderless).
     ///
     /// # Panics
     /// If the stream is to have no such queue.
@@ -107,7 +108,7 @@ impl Bus {
         let queue = Queue::of(stream, self.subjects()).into_iter().find(|queue| queue.name == name);
         let queue = queue.expect("workers know the names of their queues. This is a bug.");
         let consumer = match self.makes_streams {
-            true => self.make_queue(stream, &queue).await?,
+            true => self.once_led(|| self.make_queue(stream, &queue)).await?,
             false => self.await_queue(stream, &queue).await?,
         };
         Ok(WorkQueue { stream, queue, consumer })
@@ -136,14 +137,14 @@ impl Bus {
             };
             let missing = matches!(error.kind(), ConsumerErrorKind::JetStream(ref e)
                 if [ErrorCode::CONSUMER_NOT_FOUND, ErrorCode::STREAM_NOT_FOUND].contains(&e.error_code()));
-            if !missing {
+            if !missing && self.kind_of(&error) != BusErrorKind::Leaderless {
                 let text =
                     format!("queue {name} of {on}: {error}; this user needs the permissions in deploy/users.conf");
                 return Err(BusError::new(BusErrorKind::JetStream, text));
             }
             if !told {
                 told = true;
-                tracing::info!(stream = on, queue = name, "queue missing, waiting for stage-llm to make it");
+                tracing::info!(stream = on, queue = name, %error, "queue missing, waiting for stage-llm, or for its servers");
             }
             tokio::time::sleep(AGAIN).await;
         }

@@ -7,14 +7,13 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{
-    Config, DiscardPolicy, Info, LastRawMessageErrorKind, RawMessageErrorKind, RetentionPolicy, StorageType, Stream,
-};
+use async_nats::jetstream::stream::{Config, Info, LastRawMessageErrorKind, RawMessageErrorKind, Stream};
 use futures::TryStreamExt;
 
 use super::error::{BusError, BusErrorKind};
 use super::handle::Bus;
 use super::queue::Queue;
+use super::settings::{differences, replicas, stream_config};
 use super::size::{all_bytes, stream_bytes};
 use super::tries::{Tries, Trouble};
 use crate::subject::StreamName;
@@ -22,10 +21,6 @@ use protocol::bytes::Bytes;
 use protocol::error::StageName;
 use protocol::message::JobId;
 
-/// Window in which a second publish of the same `Nats-Msg-Id` is dropped.
-const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
-/// Work on a job stays no longer, whoever forgot it.
-const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Times that a stream which another may be making at the same time is asked for before that is no excuse any more.
 const RACE_TRIES: usize = 25;
 /// Every subject of a stream.
@@ -47,14 +42,18 @@ fn may_be_a_race(error: &CreateStreamError) -> bool {
 pub struct MadeAt(i128);
 
 impl Bus {
-    /// Makes sure that every stream exists, with its queues. An existing stream stays as the operator made it.
+    /// Makes sure that every stream exists, with its queues; a cluster that elects a leader, or waits for one of its servers, has
+    /// a minute for each. An existing stream stays as the operator made it; what of it is otherwise than configured is told.
     ///
     /// # Errors
-    /// [`BusErrorKind::JetStream`] with the stream and the server's words.
+    /// [`BusErrorKind::JetStream`] or [`BusErrorKind::Leaderless`] with the stream and the server's words.
     pub async fn ensure_streams(&self) -> Result<(), BusError> {
         for name in StreamName::ALL {
-            self.ensure_stream(name).await?;
-            self.make_queues(name).await?;
+            let found = self.once_led(|| self.ensure_stream(name)).await?;
+            for difference in differences(&found, &self.stream_config(name)) {
+                tracing::warn!(stream = name.on(self.subjects()), "the stream is not as configured: {difference}");
+            }
+            self.once_led(|| self.make_queues(name)).await?;
         }
         Ok(())
     }
@@ -75,37 +74,61 @@ impl Bus {
         }
     }
 
-    /// Makes sure that a stream exists, and that one which exists holds what it is to hold, for as long as it is to.
-    async fn ensure_stream(&self, name: StreamName) -> Result<(), BusError> {
+    /// Makes sure that a stream exists, and that one which exists holds what it is to hold; its settings.
+    async fn ensure_stream(&self, name: StreamName) -> Result<Config, BusError> {
         let wanted = self.stream_config(name);
         let on = wanted.name.clone();
-        let refused = |text: String| BusError::new(BusErrorKind::JetStream, format!("stream {on}: {text}"));
-        let found = self.get_or_make(wanted.clone()).await.map(|info| info.config).map_err(|e| {
-            let own = Bytes(stream_bytes(name, self.config()).max(0).unsigned_abs());
-            let all = Bytes(all_bytes(self.config()));
-            refused(format!(
-                "{e}; it takes {own} of the {all} of all streams: the broker needs JetStream (nats-server -js) with that \
-                 much storage (max_file_store, and room in store_dir), or smaller streams (bus.token_bytes, \
-                 bus.stream_bytes, bus.queue_bytes)"
-            ))
-        })?;
+        let found = match self.get_or_make(wanted.clone()).await {
+            Ok(info) => info.config,
+            Err(error) => {
+                return Err(BusError::new(
+                    self.kind_of(&error),
+                    format!("stream {on}: {}", self.not_made(name, &error)),
+                ));
+            }
+        };
         if found.subjects != wanted.subjects || found.retention != wanted.retention {
-            return Err(refused(format!(
-                "it holds {:?} as {:?}, not {:?} as {:?}: another version of Vidi made it; when its jobs have ended, \
+            let text = format!(
+                "stream {on}: it holds {:?} as {:?}, not {:?} as {:?}: another version of Vidi made it; when its jobs have ended, \
                  delete it (`nats stream rm {on}`), or stop the broker and remove its store",
                 found.subjects, found.retention, wanted.subjects, wanted.retention
-            )));
-        }
-        if !found.max_age.is_zero() && (wanted.max_age.is_zero() || found.max_age < wanted.max_age) {
-            tracing::warn!(
-                stream = on,
-                max_age = ?found.max_age,
-                wanted = ?wanted.max_age,
-                "the stream drops messages that are still needed: change it with `nats stream edit {on} --max-age {}s`",
-                wanted.max_age.as_secs()
             );
+            return Err(BusError::new(BusErrorKind::JetStream, text));
         }
-        Ok(())
+        Ok(found)
+    }
+
+    /// Why a stream is neither there nor made, and what to do, for a person.
+    fn not_made(&self, name: StreamName, error: &CreateStreamError) -> String {
+        let code = match error.kind() {
+            CreateStreamErrorKind::JetStream(e) => Some(e.error_code()),
+            _ => None,
+        };
+        let replicas = replicas(name, self.config());
+        match code {
+            Some(ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED) => format!(
+                "{error}; bus.replicas is {replicas}, and the broker is one server without a cluster: set bus.replicas = 1, or \
+                 run a cluster of {replicas} servers and name them in bus.url (deploy/README.md)"
+            ),
+            Some(ErrorCode::CLUSTER_NO_PEERS) => format!(
+                "{error}; it is to be held by {replicas} (bus.replicas) servers of the cluster, and fewer are there that have \
+                 room for it: start the missing ones (`nats server report jetstream` shows them), or lower bus.replicas"
+            ),
+            Some(ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::STREAM_OFFLINE) => {
+                format!(
+                    "{error}; more than half of the cluster's servers, and those that hold the stream, have to be there"
+                )
+            }
+            _ => {
+                let own = Bytes(stream_bytes(name, self.config()).max(0).unsigned_abs());
+                let all = Bytes(all_bytes(self.config()));
+                format!(
+                    "{error}; it takes {own} of the {all} of all streams: the broker needs JetStream (nats-server -js) with that \
+                     much storage (max_file_store, and room in store_dir), or smaller streams (bus.token_bytes, \
+                     bus.stream_bytes, bus.queue_bytes)"
+                )
+            }
+        }
     }
 
     /// A stream, which is made if it is not there. While two make one at the same time (stage-llm and
@@ -123,7 +146,7 @@ impl Bus {
     }
 
     /// Waits for a stream that others make: stage-llm and operators make all of them, so that the other stages need no
-    /// permission to.
+    /// permission to. Waits also for a cluster that has no leader for it.
     ///
     /// # Errors
     /// [`BusErrorKind::JetStream`] when the broker has none, or does not let us see the stream.
@@ -133,7 +156,7 @@ impl Bus {
         loop {
             let Err(error) = self.js.get_stream(&on).await else { return Ok(()) };
             let missing = matches!(error.kind(), GetStreamErrorKind::JetStream(ref e) if e.error_code() == ErrorCode::STREAM_NOT_FOUND);
-            if !missing {
+            if !missing && self.kind_of(&error) != BusErrorKind::Leaderless {
                 let text = format!(
                     "stream {on}: {error}; the broker needs JetStream (nats-server -js), and this user the permissions \
                      in deploy/users.conf"
@@ -142,7 +165,7 @@ impl Bus {
             }
             if !told {
                 told = true;
-                tracing::info!(stream = on, "stream missing, waiting for stage-llm to make it");
+                tracing::info!(stream = on, %error, "stream missing, waiting for stage-llm to make it, or for its servers");
             }
             tokio::time::sleep(AGAIN).await;
         }
@@ -160,36 +183,7 @@ impl Bus {
     }
 
     fn stream_config(&self, name: StreamName) -> Config {
-        let c = self.config();
-        let (retention, discard, max_age) = match name {
-            // What waits here ends with a word to its client (`run::expiry`), and never by the broker's clock.
-            StreamName::Jobs | StreamName::Line => (RetentionPolicy::WorkQueue, DiscardPolicy::New, Duration::ZERO),
-            StreamName::Decode => (RetentionPolicy::WorkQueue, DiscardPolicy::New, MAX_AGE),
-            StreamName::Frames | StreamName::Audio | StreamName::Features => {
-                (RetentionPolicy::WorkQueue, DiscardPolicy::New, MAX_AGE)
-            }
-            StreamName::Tokens => (RetentionPolicy::Limits, DiscardPolicy::New, MAX_AGE),
-            // A job's events go some time after its end, see `run::expiry`; by the broker's clock those of a job that waits
-            // for long would go before it ends.
-            StreamName::Events => (RetentionPolicy::Limits, DiscardPolicy::Old, Duration::ZERO),
-            StreamName::Dead => (RetentionPolicy::Limits, DiscardPolicy::Old, 7 * MAX_AGE),
-            StreamName::Capacity => (RetentionPolicy::Limits, DiscardPolicy::Old, Duration::ZERO),
-        };
-        // Once its events are gone an id may be used again: no message of the new job may pass for one of the old one.
-        let duplicate_window = DUPLICATE_WINDOW.min(Duration::from_secs(c.event_age_s.max(1)));
-        Config {
-            name: name.on(self.subjects()),
-            subjects: name.subjects(self.subjects()),
-            retention,
-            discard,
-            max_bytes: stream_bytes(name, c),
-            max_age,
-            duplicate_window,
-            max_messages_per_subject: if name == StreamName::Capacity { 1 } else { -1 },
-            storage: StorageType::File,
-            num_replicas: 1,
-            ..Default::default()
-        }
+        stream_config(name, self.subjects(), self.config())
     }
 
     /// Stream by its name, without asking the server about it.
@@ -221,7 +215,7 @@ impl Bus {
         let filter = if config.filter_subject.is_empty() { ANY.to_owned() } else { config.filter_subject.clone() };
         self.stream(stream).await.create_consumer(config).await.map_err(|e| {
             let on = stream.on(self.subjects());
-            BusError::new(BusErrorKind::JetStream, format!("consumer of {filter} on {on}: {e}"))
+            BusError::new(self.kind_of(&e), format!("consumer of {filter} on {on}: {e}"))
         })
     }
 

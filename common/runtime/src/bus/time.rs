@@ -8,15 +8,22 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 
 use super::clock::{Told, now_ms};
-use super::error::BusError;
+use super::error::{BusError, BusErrorKind};
 use super::handle::Bus;
 use crate::subject::StreamName;
 use protocol::message::JobId;
 
 /// Pause before a broker that did not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
+/// Time within which a broker that is there tells its time.
+const ANSWERS: Duration = Duration::from_secs(1);
 /// Time after which the broker forgets the consumer that it was asked its time by.
 const FORGOTTEN: Duration = Duration::from_secs(1);
+
+/// Error of a broker that takes longer.
+fn late() -> BusError {
+    BusError::new(BusErrorKind::JetStream, format!("no answer within {ANSWERS:?}"))
+}
 
 impl Bus {
     /// Time of the broker, Unix milliseconds. Asks it unless it has told lately; where it is away, what it told last goes on,
@@ -27,11 +34,15 @@ impl Bus {
             if let Some(told) = told.filter(|told| told.is_fresh()) {
                 return told.now_ms();
             }
-            match self.ask_for_the_time().await {
+            // Whoever knows it waits no longer than it takes: the server that holds the tokens may be away for minutes.
+            let patience = if told.is_some() { ANSWERS } else { Duration::MAX };
+            match tokio::time::timeout(patience, self.ask_for_the_time()).await.unwrap_or_else(|_| Err(late())) {
                 Ok(told) => self.clock.set(told),
                 Err(error) => {
                     if let Some(told) = told {
-                        return told.now_ms();
+                        let now = Told { at: Instant::now(), broker_ms: told.now_ms() };
+                        self.clock.set(now);
+                        return now.broker_ms;
                     }
                     tracing::warn!(%error, "the broker does not tell its time, retrying");
                     tokio::time::sleep(AGAIN).await;

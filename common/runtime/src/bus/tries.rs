@@ -1,6 +1,7 @@
 //! Asking the broker again, until it answers: what keeps it from answering, and what is done about that meanwhile.
 //!
-//! Trouble is of three kinds. A broker that is *away* (no connection, no answer, no leader) is waited for. A stream or
+//! Trouble is of three kinds. A broker that is *away* (no connection, no answer, a cluster without a leader, or without the
+//! server that a stream is on) is waited for. A stream or
 //! consumer that is *gone* (deleted, or lost with the store of a broker that came back empty) is made again by who makes
 //! streams, and waited for by the others. What the broker *refuses* (no room, no permission) is told, and tried again: it
 //! may be granted later.
@@ -30,7 +31,8 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 pub(super) enum Trouble {
     /// The broker does not answer, or not definitely: it is away, or has no leader.
     Away,
-    /// The stream or consumer is not there.
+    /// The stream or consumer is not there; of a cluster, nobody there leads it perhaps, which is found out when it is looked
+    /// for to be made again.
     Gone,
     /// The broker says no: there is no room, or no permission.
     Refused,
@@ -40,9 +42,11 @@ pub(super) enum Trouble {
 fn of_code(code: ErrorCode) -> Trouble {
     match code {
         ErrorCode::STREAM_NOT_FOUND | ErrorCode::CONSUMER_NOT_FOUND => Trouble::Gone,
-        ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::CLUSTER_NOT_LEADER | ErrorCode::CLUSTER_NOT_ACTIVE => {
-            Trouble::Away
-        }
+        ErrorCode::CLUSTER_NOT_AVAILABLE
+        | ErrorCode::CLUSTER_NOT_LEADER
+        | ErrorCode::CLUSTER_NOT_ACTIVE
+        | ErrorCode::STREAM_OFFLINE
+        | ErrorCode::CONSUMER_OFFLINE => Trouble::Away,
         _ => Trouble::Refused,
     }
 }

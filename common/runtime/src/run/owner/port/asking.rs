@@ -20,7 +20,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 impl OwnerPort {
     /// Once nothing was heard of the job's work for too long, asks for what is missing again. Fails when nothing is heard for
-    /// as long again and it [may not be repeated](Asked::repeat).
+    /// as long again and it [may not be repeated](Asked::repeat). While this process waits for the broker, patience does not
+    /// run out.
     pub(super) fn check_patience(&mut self) -> Result<(), Stop> {
         let patience = Duration::from_secs_f64(self.bus.config().worker_patience_s);
         let (stage, silent, silent_everywhere) = {
@@ -29,6 +30,11 @@ impl OwnerPort {
             (stage, progress.silent(), progress.silent_for(stage))
         };
         if silent < patience {
+            return Ok(());
+        }
+        // Without the broker nobody hears of work, nor works: a cluster may be without a leader for longer than patience lasts.
+        if self.bus.is_held_up() {
+            self.state.progress().note_heartbeat();
             return Ok(());
         }
         // Work on other jobs counts while something of this one waits for its turn.

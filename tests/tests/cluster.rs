@@ -1,0 +1,101 @@
+//! Tests of how a pipeline starts on a cluster of three servers, and of what is said where it cannot be one.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use config::BusConfig;
+use deploy::up::broker::{self, Broker};
+use protocol::event::Event;
+use protocol::message::{JobId, JobRequest};
+use runtime::bus::{Bus, BusErrorKind, Role};
+use runtime::process::Exit;
+use tests::cluster::{ClusterRig, HELD_BY_ALL, SERVERS, Servers};
+use tests::harness::{Setup, terminal, video, vidi};
+use tests::own::Place;
+
+/// Longest time of anything that a test waits for.
+const SOON: Duration = Duration::from_secs(90);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_that_starts_before_its_cluster_has_a_leader_waits_for_it() -> anyhow::Result<()> {
+    // Of three servers one is there, which answers that JetStream is not available.
+    let cluster = ClusterRig::begin(Setup::default(), Duration::from_secs(5)).await?;
+    cluster.rig.wait_ready().await?;
+    cluster.well().await?;
+    let log = cluster.rig.log();
+    ensure!(log.contains("the cluster has no leader for it yet, waiting"), "{log}");
+    let clip = cluster.rig.media().join("clip.mp4");
+    video(&clip, 2)?;
+    let request =
+        JobRequest { max_new_tokens: 8, ..JobRequest::new(JobId::new("first")?, clip.to_string_lossy(), "a dog") };
+    let events = cluster.rig.answer(&request).await?;
+    ensure!(matches!(terminal(&events)?, Event::Result(_)), "{events:?}; {}", cluster.rig.log());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_with_fewer_copies_than_asked_stay_and_the_command_that_changes_each_is_told() -> anyhow::Result<()> {
+    let servers = Servers::start(&Setup::default()).await?;
+    let one = BusConfig { url: servers.url().as_str().into(), ..BusConfig::default() };
+    Bus::connect(&one, Role::Operator, SOON).await?.ensure_streams().await?;
+
+    let place = Place::new(None)?;
+    let settings = [format!("bus.url={}", servers.url()), format!("bus.replicas={SERVERS}")];
+    let set: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    let mut up = place.up("up", &set)?;
+    let bus = up.ready(Role::Operator).await?;
+    for stream in HELD_BY_ALL {
+        let on = stream.on(bus.subjects());
+        let said = format!("nats stream edit {on} --replicas {SERVERS}");
+        ensure!(up.log().contains(&said), "no {said:?} in {}", up.log());
+        let mut info = bus.stream(stream).await.get_info().await?;
+        ensure!(info.config.num_replicas == 1, "{on} was changed: {:?}", info.config);
+        // What that command does.
+        info.config.num_replicas = SERVERS;
+        async_nats::jetstream::new(bus.client().clone()).update_stream(info.config).await?;
+    }
+    up.stop()?;
+
+    // Their queues follow them.
+    let since = Instant::now();
+    for stream in HELD_BY_ALL {
+        let consumers = runtime::bus::queue::Queue::of(stream, bus.subjects());
+        for queue in consumers {
+            loop {
+                let info = bus.stream(stream).await.consumer_info(&queue.name).await?;
+                let copies = info.cluster.map_or(0, |cluster| cluster.replicas.len() + 1);
+                if copies == SERVERS {
+                    break;
+                }
+                ensure!(since.elapsed() < SOON, "{} of {stream:?} is held by {copies} server(s)", queue.name);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    let mut up = place.up("again", &set)?;
+    up.ready(Role::Operator).await?;
+    ensure!(!up.log().contains("nats stream edit"), "{}", up.log());
+    up.stop()?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_copies_than_servers_are_refused_with_both_figures() -> anyhow::Result<()> {
+    let place = Place::new(None)?;
+    let broker = Broker::start(&place.media().join("broker"), &broker::Options::default()).await?;
+    let three = BusConfig { url: broker.url().into(), replicas: 3, ..BusConfig::default() };
+    let error = Bus::connect(&three, Role::Operator, SOON).await?.ensure_streams().await.err().context("taken")?;
+    let said = error.to_string();
+    ensure!(error.kind() == BusErrorKind::JetStream, "{:?}: {said}", error.kind());
+    for word in ["VIDI_JOBS", "bus.replicas is 3", "one server without a cluster", "bus.replicas = 1"] {
+        ensure!(said.contains(word), "no {word:?} in {said}");
+    }
+    for (replicas, word) in [("2", "bus.replicas is 1, 3 or 5"), ("0", "bus.replicas is 1, 3 or 5")] {
+        let output = std::process::Command::new(vidi()?)
+            .args(["--set", &format!("bus.replicas={replicas}"), "status"])
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(Exit::Usage as i32) && said.contains(word), "{}: {said}", output.status);
+    }
+    Ok(())
+}
