@@ -49,8 +49,10 @@ impl Merged {
         let mut merged = Merged { files: Vec::new(), processes: Vec::new() };
         let mut texts: Vec<String> = Vec::new();
         let each = replicas.iter().flat_map(|&(stage, count)| (0..count).map(move |replica| (stage, replica)));
-        for (stage, replica) in each {
-            let text = config.of_replica(stage, replica).exposed_toml();
+        for (nth, (stage, replica)) in each.enumerate() {
+            let mut own = config.of_replica(stage, replica);
+            own.metrics = config.metrics.nth(nth).map_err(anyhow::Error::msg)?;
+            let text = own.exposed_toml();
             let at = match texts.iter().position(|written| *written == text) {
                 Some(at) => at,
                 None => {
