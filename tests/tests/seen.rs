@@ -275,7 +275,7 @@ async fn without_a_collector_no_message_has_a_trace_and_top_shows_the_stages() -
 }
 
 #[test]
-fn processes_of_one_supervisor_have_ports_that_follow_and_one_that_is_taken_is_told() -> anyhow::Result<()> {
+fn a_port_that_is_taken_and_a_collector_without_an_address_are_told_as_wrong_configuration() -> anyhow::Result<()> {
     let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
     let set = format!("metrics.listen=127.0.0.1:{}", taken.local_addr()?.port());
     let dir = tempfile::tempdir()?;

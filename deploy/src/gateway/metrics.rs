@@ -14,6 +14,9 @@ use runtime::metrics::listen;
 use runtime::traces;
 use tracing::{Instrument, Span};
 
+/// Routes that are asked every few seconds by programs that only look: no spans of them.
+const LOOKED_AT: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
+
 /// Measures a request, which is a span.
 pub async fn measure(State(app): State<App>, request: Request, next: Next) -> Response {
     let started = Instant::now();
@@ -28,6 +31,9 @@ pub async fn measure(State(app): State<App>, request: Request, next: Next) -> Re
 fn span_of(request: &Request, path: Option<&MatchedPath>) -> Span {
     let of = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let route = path.map_or("none", MatchedPath::as_str);
+    if LOOKED_AT.contains(&route) {
+        return Span::none();
+    }
     traces::request(request.method().as_str(), route, of("traceparent"), of("tracestate"))
 }
 

@@ -112,4 +112,18 @@ mod tests {
         drop(placed);
         assert_eq!(files(dir.path()), 0);
     }
+
+    #[test]
+    fn each_process_tells_its_metrics_at_a_port_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let listening = |port: &str| {
+            let config = Config::load(None, [], &[format!("metrics.listen=127.0.0.1:{port}")]).unwrap();
+            let merged = Merged::write(&config, &[(StageName::Decode, 1), (StageName::Vision, 2)], dir.path())?;
+            let own = |process: &Process| Config::merged(&process.config).unwrap().metrics.listen;
+            anyhow::Ok(merged.processes().iter().map(own).collect::<Vec<_>>())
+        };
+        assert_eq!(listening("9464").unwrap(), ["127.0.0.1:9464", "127.0.0.1:9465", "127.0.0.1:9466"]);
+        assert_eq!(listening("0").unwrap(), ["127.0.0.1:0"; 3]);
+        assert!(listening("65534").unwrap_err().to_string().contains("metrics.listen"));
+    }
 }
