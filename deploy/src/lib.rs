@@ -1,7 +1,7 @@
 //! What runs the stages besides the stages themselves: the parts behind the `vidi` command.
 //!
 //! In reading order: [`up`] (broker and stages, in processes of their own or in this one), [`client`] (submit, follow,
-//! cancel), [`ask`] (one question), [`export`] (its answer as files for editors), [`model`](mod@model) (a checkpoint:
+//! cancel), [`top`] (the stages that run), [`ask`] (one question), [`export`] (its answer as files for editors), [`model`](mod@model) (a checkpoint:
 //! inspected, planned for, quantized, made up), [`bench`] (how fast), [`eval`] (how right), [`plot`] (pictures of both),
 //! [`trace`](mod@trace) (where a job's time went), [`draw`] (pictures of answers and jobs), [`recording`] (what passed over the
 //! bus, to a file and back), [`demo_video`] (videos with a known truth), [`gateway`] (all this over HTTP), [`replace`]
@@ -18,5 +18,6 @@ pub mod gateway;
 pub mod model;
 pub mod plot;
 pub mod recording;
+pub mod top;
 pub mod trace;
 pub mod up;

@@ -120,6 +120,14 @@ impl Owner for LlmStage {
         LlmStage::family(self).as_str()
     }
 
+    fn tasks(&self) -> Vec<String> {
+        LlmStage::tasks(self).iter().map(|task| task.name.clone()).collect()
+    }
+
+    fn kept(&self) -> (usize, usize) {
+        LlmStage::kept(self).counts()
+    }
+
     fn token_bytes(&self) -> u64 {
         (self.model().hidden_size() * self.model().dtype().size_in_bytes()) as u64
     }

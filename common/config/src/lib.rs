@@ -13,6 +13,7 @@ mod random;
 pub mod replace;
 mod secret;
 mod sections;
+mod seen;
 mod temporary;
 mod watchdog;
 
@@ -29,6 +30,7 @@ pub use placement::{COMPUTING, Device, PlacementConfig};
 pub use random::{RandomWeights, Size};
 pub use secret::{Address, Secret};
 pub use sections::{BusConfig, DecodeConfig, LlmConfig, ModelSource, UpConfig, VisionStageConfig};
+pub use seen::{MetricsConfig, TracesConfig};
 pub use temporary::temp_dir;
 pub use watchdog::WatchdogConfig;
 
@@ -58,6 +60,10 @@ pub struct Config {
     pub http: HttpConfig,
     /// When an engine counts as hung.
     pub watchdog: WatchdogConfig,
+    /// Where Prometheus reads what each process counts.
+    pub metrics: MetricsConfig,
+    /// Where spans go.
+    pub traces: TracesConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -79,6 +85,7 @@ impl Config {
         self.model.check().map_err(|what| format!("configuration: {what}"))?;
         self.watchdog.check().map_err(|what| format!("configuration: {what}"))?;
         self.http.check().map_err(|what| format!("configuration: {what}"))?;
+        self.metrics.check().and_then(|()| self.traces.check()).map_err(|what| format!("configuration: {what}"))?;
         need(self.bus.ack_wait_s >= 0.5, "bus.ack_wait_s is at least 0.5")?;
         need(self.bus.max_deliver >= 1, "bus.max_deliver is at least 1")?;
         need(self.bus.event_age_s >= 1, "bus.event_age_s is at least 1")?;

@@ -295,6 +295,16 @@ pub trait Owner {
         ""
     }
 
+    /// Names of the tasks that it answers.
+    fn tasks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Videos that it keeps, in memory and on disk; one may be in both.
+    fn kept(&self) -> (usize, usize) {
+        (0, 0)
+    }
+
     /// Bytes that one image or audio token takes on the bus; with 0, no capacity is reserved for a job's tokens.
     fn token_bytes(&self) -> u64 {
         0

@@ -10,6 +10,7 @@ use clap::Parser;
 use tokio::sync::watch;
 
 use crate::bus::{Bus, BusError, BusErrorKind, Role};
+use crate::metrics::listen;
 use crate::notify::Notifier;
 use crate::output::Unwritten;
 use crate::remark;
@@ -178,7 +179,8 @@ where
     S: Stage + Send + 'static,
 {
     let outcome = args.load().and_then(|config| {
-        telemetry::init(&config.log).map_err(|e| Fatal(Exit::Usage, e))?;
+        let _exporting =
+            telemetry::init(&config.log, &config.traces, service_of(S::NAME)).map_err(|e| Fatal(Exit::Usage, e))?;
         warn_of_random_weights(&config);
         let runtime = runtime()?;
         let outcome = runtime.block_on(async { serve(&config, open, on_signal(), Notifier::of_environment()).await });
@@ -192,6 +194,17 @@ where
             remark!("error: {text}");
             exit.into()
         }
+    }
+}
+
+/// Name of a stage's process in traces.
+pub fn service_of(stage: StageName) -> &'static str {
+    match stage {
+        StageName::Decode => "vidi-decode",
+        StageName::Vision => "vidi-vision",
+        StageName::Audio => "vidi-audio",
+        StageName::Fuse => "vidi-fuse",
+        StageName::Llm => "vidi-llm",
     }
 }
 
@@ -292,6 +305,7 @@ pub async fn serve<S>(
 where
     S: Stage + Send + 'static,
 {
+    listen::start(&config.metrics).await.map_err(|e| Fatal(Exit::Usage, e))?;
     let bus = Bus::connect(&config.bus, Role::Stage(S::NAME), PATIENCE).await?;
     let stage = opened(S::NAME, tokio::task::block_in_place(|| open(config)))?;
     tokio::select! {
@@ -313,6 +327,7 @@ pub async fn serve_owner<O>(
 where
     O: Owner + Send + 'static,
 {
+    listen::start(&config.metrics).await.map_err(|e| Fatal(Exit::Usage, e))?;
     let bus = Bus::connect(&config.bus, Role::Stage(StageName::Llm), PATIENCE).await?;
     let stage = opened(StageName::Llm, tokio::task::block_in_place(|| open(config)))?;
     tokio::select! {

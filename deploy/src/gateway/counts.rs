@@ -1,4 +1,4 @@
-//! What the gateway counts, in the text format that Prometheus reads (OpenMetrics).
+//! What the gateway counts, under [names] that all processes share, in the text format that Prometheus reads (OpenMetrics).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -6,14 +6,13 @@ use std::sync::atomic::Ordering;
 use axum::extract::MatchedPath;
 use axum::http::{Method, StatusCode};
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 use protocol::error::StageName;
+use runtime::metrics::{counts, names};
 
 use super::spool::Usage;
 use super::stages::{Condition, StageState};
@@ -65,20 +64,12 @@ impl Metrics {
         let (jobs, in_flight) = (Family::<Ended, Counter>::default(), Gauge::default());
         let (upload_bytes, spool_bytes) = (Counter::default(), Gauge::default());
         let stages = Family::<StageLabel, Gauge>::default();
-        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("vidi_build", "Version of this program", build);
-        registry.register_with_unit(
-            "vidi_http_request",
-            "Time from the head of a request to the head of its response",
-            Unit::Seconds,
-            requests.clone(),
-        );
-        registry.register("vidi_http_jobs", "Jobs that came by HTTP and have ended", jobs.clone());
-        registry.register("vidi_http_jobs_in_flight", "Jobs that came by HTTP and are in flight", in_flight.clone());
-        let uploaded = "Bytes of files that were uploaded or fetched, kept or not";
-        registry.register_with_unit("vidi_http_upload", uploaded, Unit::Bytes, upload_bytes.clone());
-        registry.register_with_unit("vidi_http_spool", "Bytes of uploaded files", Unit::Bytes, spool_bytes.clone());
-        registry.register("vidi_stage_state", "1 for the state that a stage is in, else 0", stages.clone());
+        names::HTTP_REQUEST_SECONDS.register(&mut registry, requests.clone());
+        names::HTTP_JOBS.register(&mut registry, jobs.clone());
+        names::HTTP_IN_FLIGHT.register(&mut registry, in_flight.clone());
+        names::HTTP_UPLOADED.register(&mut registry, upload_bytes.clone());
+        names::HTTP_SPOOL.register(&mut registry, spool_bytes.clone());
+        names::STAGE_STATE.register(&mut registry, stages.clone());
         Metrics { registry, requests, jobs, in_flight, upload_bytes, spool_bytes, stages, tasks }
     }
 
@@ -131,9 +122,8 @@ impl Metrics {
         self.in_flight.set(figure(in_flight as u64));
         self.spool_bytes.set(figure(usage.stored + usage.unfinished));
         self.upload_bytes.inner().store(usage.received, Ordering::Relaxed);
-        let mut text = String::new();
-        encode(&mut text, &self.registry)?;
-        Ok(text)
+        // What this process counts besides: the stages too, where they run in it.
+        counts::text(&[&self.registry])
     }
 }
 

@@ -49,8 +49,10 @@ impl Merged {
         let mut merged = Merged { files: Vec::new(), processes: Vec::new() };
         let mut texts: Vec<String> = Vec::new();
         let each = replicas.iter().flat_map(|&(stage, count)| (0..count).map(move |replica| (stage, replica)));
-        for (stage, replica) in each {
-            let text = config.of_replica(stage, replica).exposed_toml();
+        for (nth, (stage, replica)) in each.enumerate() {
+            let mut own = config.of_replica(stage, replica);
+            own.metrics = config.metrics.nth(nth).map_err(anyhow::Error::msg)?;
+            let text = own.exposed_toml();
             let at = match texts.iter().position(|written| *written == text) {
                 Some(at) => at,
                 None => {
@@ -109,5 +111,19 @@ mod tests {
         assert_eq!(files(dir.path()), 3, "those of the pipeline before are gone");
         drop(placed);
         assert_eq!(files(dir.path()), 0);
+    }
+
+    #[test]
+    fn each_process_tells_its_metrics_at_a_port_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let listening = |port: &str| {
+            let config = Config::load(None, [], &[format!("metrics.listen=127.0.0.1:{port}")]).unwrap();
+            let merged = Merged::write(&config, &[(StageName::Decode, 1), (StageName::Vision, 2)], dir.path())?;
+            let own = |process: &Process| Config::merged(&process.config).unwrap().metrics.listen;
+            anyhow::Ok(merged.processes().iter().map(own).collect::<Vec<_>>())
+        };
+        assert_eq!(listening("9464").unwrap(), ["127.0.0.1:9464", "127.0.0.1:9465", "127.0.0.1:9466"]);
+        assert_eq!(listening("0").unwrap(), ["127.0.0.1:0"; 3]);
+        assert!(listening("65534").unwrap_err().to_string().contains("metrics.listen"));
     }
 }

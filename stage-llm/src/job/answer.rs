@@ -110,6 +110,11 @@ impl LlmStage {
         self.parts.tasks.family()
     }
 
+    /// Tasks that it answers.
+    pub fn tasks(&self) -> &Tasks {
+        &self.parts.tasks
+    }
+
     /// Videos that are kept for the next question.
     pub fn kept(&self) -> &Kept {
         &self.kept

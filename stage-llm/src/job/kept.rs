@@ -59,6 +59,11 @@ impl Kept {
         self.shelf().iter().map(|video| video.cache.bytes()).sum()
     }
 
+    /// Number of videos in memory and on disk; one may be in both.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.shelf().len(), self.parked.as_ref().map_or(0, |parked| parked.names().len()))
+    }
+
     /// Videos in memory, the last one used first, then those that are on disk alone.
     pub fn names(&self) -> Vec<KeptVideo> {
         let mut names: Vec<KeptVideo> = self.shelf().iter().rev().map(|video| video.asked.clone()).collect();

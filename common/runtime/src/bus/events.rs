@@ -13,6 +13,7 @@ use super::conditional::{Conditional, Stored, message_id};
 use super::handle::Bus;
 use super::headers::FencingToken;
 use super::past_events::{Tail, is_first, read_all, read_tail};
+use crate::metrics::counts;
 use crate::subject::StreamName;
 use protocol::error::{ErrorKind, JobError};
 use protocol::event::{Event, JobEvent};
@@ -64,6 +65,10 @@ pub struct EventLog {
     next: u64,
     /// Date of the last event that was seen of this admission; 0 for none.
     seen_ms: u64,
+    /// Task of the job, as far as its writer knows.
+    task: String,
+    /// Whether its end was written here.
+    ended_here: bool,
     /// Whether another owner has written: with the same token, or of another job that was admitted under this id since.
     taken: bool,
 }
@@ -84,6 +89,8 @@ impl EventLog {
             first: None,
             next: 0,
             seen_ms,
+            task: String::new(),
+            ended_here: false,
             taken: false,
         }
     }
@@ -113,6 +120,16 @@ impl EventLog {
     /// Writes in the client's encoding from now on.
     pub fn write_as(&mut self, encoding: Encoding) {
         self.tail.encoding = encoding;
+    }
+
+    /// Notes the task of the job, which is counted by it.
+    pub fn note_task(&mut self, task: &str) {
+        task.clone_into(&mut self.task);
+    }
+
+    /// Terminal event, if it was written here.
+    pub fn written_end(&self) -> Option<&Event> {
+        self.last().map(|last| &last.event).filter(|event| self.ended_here && event.is_terminal())
     }
 
     /// Writes as the owner with this token from now on.
@@ -178,6 +195,10 @@ impl EventLog {
                 self.next = entry.event.seq + 1;
                 self.first.get_or_insert(entry.event.seq);
                 self.seen_ms = entry.event.at_ms;
+                if entry.event.event.is_terminal() {
+                    self.ended_here = true;
+                    counts::job_ended(&self.task, &entry.event.event);
+                }
                 // Others may have written behind it, where the acknowledgement was lost.
                 if self.tail.stream_sequence < sequence {
                     self.tail.stream_sequence = sequence;

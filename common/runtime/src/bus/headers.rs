@@ -1,7 +1,9 @@
-//! Headers of messages about a job: which attempt at its work a message belongs to, and which owner wrote an event.
+//! Headers of messages about a job: which attempt at its work a message belongs to, which owner wrote an event, and which span it
+//! comes of, where there are [traces].
 
 use async_nats::HeaderMap;
 
+use crate::traces;
 use protocol::message::JobId;
 
 /// Header with a job's id.
@@ -16,7 +18,7 @@ const FENCING_TOKEN: &str = "Vidi-Claim";
 pub fn headers(job: &JobId) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(JOB, job.as_str());
-    headers.insert("traceparent", trace_parent(job).as_str());
+    traces::write(&mut headers);
     headers
 }
 
@@ -74,15 +76,4 @@ impl FencingToken {
         headers.insert(FENCING_TOKEN, self.0.to_string().as_str());
         headers
     }
-}
-
-/// W3C trace context that is the same wherever a job is worked on: its trace id is derived from the job's.
-fn trace_parent(job: &JobId) -> String {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let half = |salt: u8| {
-        let mut hasher = DefaultHasher::new();
-        (salt, job.as_str()).hash(&mut hasher);
-        hasher.finish() | 1
-    };
-    format!("00-{:016x}{:016x}-{:016x}-01", half(0), half(1), half(2))
 }

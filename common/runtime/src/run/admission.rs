@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use tracing::Instrument;
 
 use super::dead::bury;
 use super::inbox::{Delivery, Inbox};
@@ -18,6 +19,7 @@ use crate::bus::events::EventLog;
 use crate::bus::queue::ADMISSION;
 use crate::bus::{Bus, BusError, headers, job_of};
 use crate::subject::StreamName;
+use crate::traces;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::event::{CancelledBy, Event};
 use protocol::json;
@@ -51,7 +53,8 @@ pub async fn start(bus: &Bus, line: Line, roll: Roll, registry: Registry, shutdo
             // In a task of its own, so that a panic costs one request and not all that follow.
             let admission = admission.clone();
             let admitted = tokio::spawn(async move {
-                admission.admit(&delivery).await;
+                let span = traces::admission(job_of(delivery.message.headers.as_ref()).as_ref(), &delivery.message);
+                admission.admit(&delivery).instrument(span).await;
                 delivery
             });
             match admitted.await {

@@ -2,6 +2,7 @@
 
 use super::inbox::Delivery;
 use crate::bus::{Bus, headers};
+use crate::metrics::counts;
 use protocol::error::{JobError, StageName};
 use protocol::message::JobId;
 
@@ -12,6 +13,7 @@ pub async fn bury(bus: &Bus, stage: StageName, job: Option<&JobId>, delivery: &D
     let id = format!("{name}/dead-{stage}/{}", delivery.sequence);
     let subject = bus.subjects().dead(stage, name);
     let body = delivery.message.payload.clone();
+    counts::dead(stage);
     tracing::error!(%error, subject, bytes = body.len(), "message failed, kept as dead");
     let wanted = std::future::pending();
     if let Err(stop) = bus.store(subject, &id, &headers(job.unwrap_or(&unknown)), body, wanted).await {

@@ -1,7 +1,7 @@
 //! stage-llm's side of the loop: it takes jobs from the queue, owns each until it has its terminal event, and ends it.
 //!
 //! In reading order: this file, [`worker`] (a job in three steps), [`fencing`] (which owner is newer), [`claim`] (a job is
-//! read and claimed), [`answer`] (it is taken up, and what came of it told), [`settle`] (it is ended or given back),
+//! read and claimed), [`answer`] (it is taken up, and what came of it told), with [`course`] (how long that took), [`settle`] (it is ended or given back),
 //! [`clearing`] (what it leaves behind is dropped), [`port`] (what the engine's
 //! thread asks of the bus), with [`probe`], [`capacity`], [`asked`], [`text`] and [`missing`] (which part of a video to ask for
 //! again), [`state`] (what is known of a job while it is owned), [`progress`] (how far each stage is). Several jobs in one worker:
@@ -14,6 +14,7 @@ mod capacity;
 mod claim;
 mod clearing;
 mod company;
+mod course;
 mod desk;
 mod fencing;
 mod held;
@@ -45,6 +46,7 @@ use super::shutdown::Shutdown;
 use super::sweep::sweep;
 use super::watchdog::Watchdog;
 use crate::bus::{Bus, BusError};
+use crate::metrics::counts;
 use clearing::Clearing;
 use desk::Desk;
 pub use probe::media_info;
@@ -79,6 +81,9 @@ where
     let info = InstanceInfo { family: owner.family().to_owned(), ..info };
     let pulse = Arc::new(Watchdog::start(StageName::Llm, &info.watchdog, &info.notifier).watch("no job".to_owned()));
     pulse.pause();
+    let (in_memory, on_disk) = owner.kept();
+    counts::kept(in_memory, on_disk);
+    counts::know_tasks(owner.tasks());
     let engine = Engine::start("llm", owner);
     let counters = Arc::new(Counters::default());
     let service = service::register(&bus, StageName::Llm, &info, &counters, line.queues(), None).await?;

@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 
 use crate::bus::Bus;
 use crate::bus::events::now_ms;
+use crate::metrics::counts;
 use protocol::error::StageName;
 use protocol::memory;
 use protocol::message::{JobId, Modality, Output};
@@ -54,6 +55,7 @@ impl Reporter {
             Output::Features(m) => (m.modality, m.offset, m.tensor.rows() as u64),
             Output::Tokens(m) => (m.modality, m.offset, m.tensor.rows() as u64),
         };
+        counts::items(self.stage, kind_of(output), rows);
         self.done.push(Done { modality, offset, rows });
     }
 
@@ -88,6 +90,18 @@ impl Reporter {
                 bus.tell(bus.subjects().reports(&job), wire::encode(&report)).await;
             }
         })
+    }
+}
+
+/// What the items of an output are called in [`ITEMS`](crate::metrics::names::ITEMS).
+fn kind_of(output: &Output<'_>) -> &'static str {
+    match output {
+        Output::Frames(_) => "frames",
+        Output::Pcm(_) => "windows",
+        Output::Features(m) if m.modality == Modality::Image => "image_rows",
+        Output::Features(_) => "audio_rows",
+        Output::Tokens(m) if m.modality == Modality::Image => "image_tokens",
+        Output::Tokens(_) => "audio_tokens",
     }
 }
 

@@ -1,8 +1,8 @@
 //! Each instance as a NATS service: `nats micro ls`, `info` and `stats` show what it is and how it fares.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::service::{Service, ServiceExt};
@@ -14,9 +14,11 @@ use super::peers::FINGERPRINT;
 use super::probes;
 use super::watchdog::Watchdog;
 use crate::bus::{Bus, BusError, BusErrorKind, WorkQueue};
+use crate::metrics::counts::{self, Levels};
+use crate::metrics::listen;
 use crate::notify::Notifier;
 use config::WatchdogConfig;
-use protocol::error::StageName;
+use protocol::error::{JobError, StageName};
 use protocol::memory;
 use protocol::stage::Probe;
 use protocol::wire::{self, Encoding};
@@ -47,12 +49,27 @@ pub struct Counters {
     pub queue_depth: AtomicU64,
     /// Jobs that workers of stage-llm, this one and the others, have taken from the queue and not begun.
     pub held: AtomicU64,
+    /// Error of the last job that failed here.
+    pub last_error: Mutex<String>,
 }
 
 impl Counters {
     /// Adds to a counter.
     pub fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Counts a message, and whether another delivery had come before it.
+    pub fn delivered(&self, stage: StageName, redeliveries: u64) {
+        if redeliveries > 0 {
+            Counters::add(&self.redelivered, 1);
+            counts::redelivered(stage);
+        }
+    }
+
+    /// Notes why a job failed here.
+    pub fn note_error(&self, error: &JobError) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
     }
 
     /// What waits: in the queue, or taken from it and not begun.
@@ -102,6 +119,12 @@ pub struct Status {
     pub queue_depth: u64,
     /// Times that the broker was lost and found again.
     pub reconnects: u64,
+    /// Error of the last job that failed there; empty if none has.
+    #[serde(default)]
+    pub last_error: String,
+    /// Address of its `/metrics`; empty where it has none.
+    #[serde(default)]
+    pub metrics: String,
 }
 
 impl Status {
@@ -127,6 +150,8 @@ impl Status {
             bytes_in: get(&counters.bytes_in),
             queue_depth: counters.waiting(),
             reconnects: bus.reconnects(),
+            last_error: counters.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            metrics: listen::address().map(|address| address.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -190,6 +215,10 @@ pub async fn register(
         move || Status::now(&on, stage, &count, &device, budget)
     };
     let stats = now.clone();
+    let weak = Arc::downgrade(counters);
+    let levels =
+        |count: Arc<Counters>| Levels { waiting: count.waiting(), in_flight: count.in_flight.load(Ordering::Relaxed) };
+    counts::watch(stage, &info.device, budget, move || weak.upgrade().map(levels));
     let service = bus
         .client()
         .service_builder()

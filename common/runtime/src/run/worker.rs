@@ -23,7 +23,9 @@ use super::shutdown::{self, Shutdown};
 use super::watchdog::Watchdog;
 use crate::bus::events::EventLog;
 use crate::bus::{Attempt, Bus, BusError, Role};
+use crate::metrics::counts;
 use crate::subject::StreamName;
+use crate::traces;
 use protocol::error::{ErrorKind, JobError};
 use protocol::event::Event;
 use protocol::message::JobId;
@@ -90,7 +92,7 @@ where
         }
         let share = allowance.take(delivery.message.payload.len().max(LEAST_BYTES)).await;
         let job = bus.subjects().job_of(&delivery.message.subject);
-        let span = tracing::info_span!("message", stage = %S::NAME, job = job.as_ref().map(JobId::as_str));
+        let span = traces::message(S::NAME, job.as_ref(), &delivery.message);
         let Some(job) = job else {
             let error = JobError::new(ErrorKind::PoisonMessage, "the subject names no job");
             bury(&bus, S::NAME, None, &delivery, &error).await;
@@ -99,7 +101,7 @@ where
             continue;
         };
         let in_flight = listener.begin(&job, delivery.redeliveries > 0).await;
-        Counters::add(&counters.redelivered, u64::from(delivery.redeliveries > 0));
+        counters.delivered(S::NAME, delivery.redeliveries);
         if in_flight.end().is_set() {
             drop(in_flight);
             Counters::add(&counters.dropped, 1);
@@ -200,7 +202,10 @@ impl Worker {
                 let stored = port.stored().await;
                 counters.in_flight.fetch_sub(1, Ordering::Relaxed);
                 heartbeat.abort();
-                stored.map(|computed| Counters::add(&counters.busy_us, computed.as_micros() as u64))
+                stored.map(|computed| {
+                    Counters::add(&counters.busy_us, computed.as_micros() as u64);
+                    counts::batch(S::NAME, computed);
+                })
             }
             Err(stop) => Err(stop),
         };
@@ -232,6 +237,7 @@ impl Worker {
         let error = error.at(S::NAME);
         tracing::error!(%error, "job failed");
         Counters::add(&counters.failed, 1);
+        counters.note_error(&error);
         if error.kind == ErrorKind::PoisonMessage {
             Counters::add(&counters.unreadable, u64::from(delivery.redeliveries == 0));
             bury(&bus, S::NAME, Some(&job), &delivery, &error).await;

@@ -69,6 +69,12 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Watches the running stages: state, rates, queues, memory, last error; q ends it.
+    Top {
+        /// Prints it once, as text, and ends.
+        #[arg(long)]
+        once: bool,
+    },
     /// Ends the processes of vision, audio, fuse and llm (or of STAGE) under `vidi up`, so that they hold no memory. The
     /// next job starts them again.
     Unload {

@@ -28,8 +28,10 @@ use protocol::control::Verb;
 use protocol::file_uri;
 use runtime::bus::Role;
 use runtime::notify::Notifier;
-use runtime::process::{Exit, Fatal, command_line, on_signal, runtime, warn_of_random_weights};
+use runtime::process::{Exit, Fatal, command_line, on_signal, runtime, service_of, warn_of_random_weights};
+use runtime::traces::{self, Exporting};
 use runtime::{answer, remark, telemetry};
+use tracing::Instrument;
 
 use cli::{Cli, Command, ConfigAction};
 
@@ -78,24 +80,41 @@ fn configuration(cli: &Cli) -> Result<Config, Fatal> {
     args.load_over(profile)
 }
 
+/// Starts logs and traces as the command has them where the configuration says nothing else.
+fn telemetry(command: &Command, config: &Config) -> Result<Exporting, Fatal> {
+    let mut log = config.log.clone();
+    let quiet = match command {
+        Command::Ask(_) | Command::Eval(_) => Some("error"),
+        // Lines would stand in what it draws.
+        Command::Top { .. } => Some("off"),
+        _ => None,
+    };
+    if let Some(filter) = quiet.filter(|_| log == config::LogConfig::default()) {
+        filter.clone_into(&mut log.filter);
+    }
+    let service = match command {
+        Command::Stage { name, .. } => service_of(*name),
+        Command::Gateway { .. } => "vidi-gateway",
+        _ => "vidi",
+    };
+    telemetry::init(&log, &config.traces, service).map_err(|e| Fatal(Exit::Usage, e))
+}
+
 fn run(cli: Cli) -> Result<(), Fatal> {
     let mut config = configuration(&cli)?;
-    let quiet = matches!(cli.command, Command::Ask(_) | Command::Eval(_));
-    let mut log = config.log.clone();
-    if quiet && log == config::LogConfig::default() {
-        log.filter = "error".to_owned();
-    }
-    telemetry::init(&log).map_err(|e| Fatal(Exit::Usage, e))?;
+    // Ends behind the runtime: the last spans are sent then.
+    let _exporting = telemetry(&cli.command, &config)?;
     let runtime = runtime()?;
     match cli.command {
         Command::Up(args) => runtime.block_on(up::up(&mut config, args)),
         Command::Down { wait } => runtime.block_on(up::down(wait)),
         Command::Gateway { http } => runtime.block_on(gateway::gateway(&mut config, http)),
-        Command::Ask(args) => runtime.block_on(ask::ask(&mut config, args)),
+        Command::Ask(args) => runtime.block_on(ask::ask(&mut config, args).instrument(traces::command("vidi ask"))),
         Command::Tasks { json } => tasks::list(&mut config, json),
         Command::Cancel { job } => runtime.block_on(running::cancel(&config, job)),
         Command::Trace { job, svg } => runtime.block_on(trace::trace(&config, job, svg.as_deref())),
         Command::Status { json } => runtime.block_on(running::status(&config, json)),
+        Command::Top { once } => runtime.block_on(running::top(&config, once)),
         Command::Inspect { model, all, json } => checkpoints::show_tensors(&config, &model, all, json),
         Command::DemoModel { dir, family, size, seed } => {
             let size = checkpoints::of_family(size, family).map_err(|e| Fatal(Exit::Usage, e))?;

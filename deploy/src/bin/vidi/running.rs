@@ -1,16 +1,17 @@
-//! Requests to a pipeline that runs: cancel, status, load, unload.
+//! Requests to a pipeline that runs: cancel, status, top, load, unload.
 
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use config::Config;
-use deploy::client;
 use deploy::up::note;
+use deploy::{client, top};
 use protocol::control::Verb;
 use protocol::error::StageName;
 use protocol::message::JobId;
 use runtime::answer;
 use runtime::bus::{Bus, Role};
-use runtime::process::{Exit, Fatal};
+use runtime::process::{Exit, Fatal, on_signal};
 
 /// Error of a request that the broker did not fulfil.
 pub fn broker_trouble(e: anyhow::Error) -> Fatal {
@@ -87,28 +88,46 @@ pub async fn status(config: &Config, json: bool) -> Result<(), Fatal> {
             "queue"
         )?;
     }
-    for stage in StageName::ALL {
-        for s in client::status(&bus, stage).await.map_err(broker_trouble)? {
-            if json {
-                answer!("{}", serde_json::json!(s))?;
-                continue;
-            }
-            let mib = |b: u64| format!("{:.1}", b as f64 / f64::from(1 << 20));
-            let budget = if s.budget_bytes == 0 { "none".to_owned() } else { mib(s.budget_bytes) };
-            answer!(
-                "{:<24} {:>7} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>4} {:>6}",
-                s.instance,
-                s.device,
-                mib(s.used_bytes),
-                mib(s.peak_bytes),
-                budget,
-                s.processed,
-                s.failed,
-                s.redelivered,
-                s.in_flight,
-                s.queue_depth
-            )?;
+    for s in client::statuses(&bus).await.map_err(broker_trouble)? {
+        if json {
+            answer!("{}", serde_json::json!(s))?;
+            continue;
         }
+        let mib = |b: u64| format!("{:.1}", b as f64 / f64::from(1 << 20));
+        let budget = if s.budget_bytes == 0 { "none".to_owned() } else { mib(s.budget_bytes) };
+        answer!(
+            "{:<24} {:>7} {:>10} {:>10} {:>10} {:>9} {:>7} {:>6} {:>4} {:>6}",
+            s.instance,
+            s.device,
+            mib(s.used_bytes),
+            mib(s.peak_bytes),
+            budget,
+            s.processed,
+            s.failed,
+            s.redelivered,
+            s.in_flight,
+            s.queue_depth
+        )?;
     }
     Ok(())
+}
+
+/// `vidi top`: the same, on the whole terminal and again every second, or with `once` as text.
+///
+/// # Errors
+/// When no broker is there, or standard output is no terminal and `once` was not asked for.
+pub async fn top(config: &Config, once: bool) -> Result<(), Fatal> {
+    #[expect(clippy::disallowed_methods, reason = "it is asked what it is, and nothing written")]
+    let is_terminal = std::io::stdout().is_terminal();
+    if !once && !is_terminal {
+        let text = "vidi top draws on a terminal, and standard output is none: --once prints it as text, `vidi status --json` for programs";
+        return Err(Fatal(Exit::Usage, text.to_owned()));
+    }
+    let bus = connect(config, Role::Client).await?;
+    if once {
+        answer!("{}", top::once(&bus).await.map_err(broker_trouble)?)?;
+        return Ok(());
+    }
+    let failed = |e: std::io::Error| Fatal(Exit::Other, format!("the terminal cannot be drawn on: {e}"));
+    top::run(&bus, on_signal()).await.map_err(failed)
 }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
 use super::claim::Claimed;
+use super::course::Course;
 use super::port::{Host, OwnerPort, TokenKind};
 use super::state::JobState;
 use super::worker::{Settled, Worker};
@@ -34,7 +35,9 @@ pub struct Owned {
     log: Arc<Mutex<EventLog>>,
     in_flight: InFlight,
     watch: JoinHandle<()>,
-    span: Span,
+    /// Span of all that is done for it.
+    pub span: Span,
+    course: Course,
 }
 
 /// Job that is ready for the engine.
@@ -99,6 +102,7 @@ impl<O> Worker<O> {
     ) -> Result<Ready, Settled> {
         let Claimed { request, delivery, in_flight, log, token } = self.claim(request, delivery).await?;
         let job = request.job.clone();
+        let course = Course::begin(&self.bus, &delivery);
         let deadline = self.deadline(&request, &delivery).await;
         let log = Arc::new(Mutex::new(log));
         let state = JobState::new(in_flight.end().clone());
@@ -111,6 +115,7 @@ impl<O> Worker<O> {
             in_flight,
             watch,
             span: Span::current(),
+            course,
         };
         if self.tries_left(&job, &owned.delivery).await == 0 {
             let error = self.worn_out(&job, &owned.delivery).await;
@@ -130,7 +135,16 @@ impl<O> Worker<O> {
     /// Settles a job that the engine is done with.
     pub async fn finish(&self, owned: Owned, outcome: Outcome) -> Settled {
         let span = owned.span.clone();
-        async { self.settle(Self::close(owned, outcome).await).await }.instrument(span).await
+        let course = owned.course;
+        async {
+            let answered = Self::close(owned, outcome).await;
+            let log = answered.log.clone();
+            let settled = self.settle(answered).await;
+            course.end(&self.bus, log.lock().await.written_end(), &self.counters);
+            settled
+        }
+        .instrument(span)
+        .await
     }
 
     /// Stops listening for a job, and says what came of it.

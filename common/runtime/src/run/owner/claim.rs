@@ -38,6 +38,7 @@ impl<O> Worker<O> {
         }
         log.write_as(Encoding::of(&delivery.message.payload));
         log.note_admitted();
+        log.note_task(&request.task);
         let token = fencing::token_of(&delivery, log.last_token());
         log.fence(token);
         if let Some(newer) = log.superseded() {

@@ -12,7 +12,8 @@ use crate::run::owner::answer::Ready;
 use crate::run::owner::held::Place;
 use crate::run::owner::probe::{self, Probed};
 use crate::run::owner::worker::Worker;
-use crate::run::service::Counters;
+use crate::traces;
+use protocol::error::StageName;
 use protocol::message::JobId;
 use protocol::stage::Owner;
 
@@ -24,7 +25,7 @@ const MOST_READY: usize = 4;
 /// Time after which a job about another video lets no further ones join before it.
 const OVERTAKEN_FOR: Duration = Duration::from_secs(10);
 
-/// Span of all that is done for a job.
+/// Span, in the log, of what is done for a job beside answering it.
 pub(super) fn span_of(job: &JobId) -> Span {
     tracing::info_span!("job", stage = "llm", job = job.as_str())
 }
@@ -70,7 +71,7 @@ impl<O: Owner + Send + 'static> Desk<O> {
 
     fn found_job(&mut self, waiting: Waiting) {
         let (job, place) = (waiting.request.job.clone(), place_of(&waiting));
-        Counters::add(&self.worker.counters.redelivered, u64::from(waiting.delivery.redeliveries > 0));
+        self.worker.counters.delivered(StageName::Llm, waiting.delivery.redeliveries);
         if !self.known.insert(job.clone()) {
             tracing::debug!(%job, "delivered again, though it is here: left alone");
             return;
@@ -100,7 +101,7 @@ impl<O: Owner + Send + 'static> Desk<O> {
             }
             let Some((place, waiting)) = self.held.take(&job) else { return };
             self.preparing += 1;
-            let (worker, span) = (self.worker.clone(), span_of(&job));
+            let (worker, span) = (self.worker.clone(), traces::job(&job, &waiting.delivery.message));
             let preparing = async move {
                 let prepared = prepare(&worker, waiting).await;
                 Done::Prepared { place, job, prepared }

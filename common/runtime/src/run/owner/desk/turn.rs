@@ -8,12 +8,15 @@ use tracing::Instrument;
 use super::Desk;
 use super::ahead::{MOST_HELD, span_of};
 use super::work::{Batch, Done, Turn, Waiting};
+use crate::metrics::counts;
 use crate::run::owner::answer::{Outcome, Ready};
 use crate::run::owner::company::{Company, Said};
 use crate::run::owner::held::Place;
 use crate::run::owner::port::OwnerPort;
 use crate::run::owner::worker::Settled;
 use crate::run::service::Counters;
+use crate::traces;
+use protocol::error::StageName;
 use protocol::message::JobId;
 use protocol::stage::{KeptVideo, OwnedJob, Owner, Stop};
 use protocol::workers::MOST_KEPT;
@@ -65,7 +68,7 @@ impl<O: Owner + Send + 'static> Desk<O> {
             self.give_all_back();
         }
         self.turn = Turn::Beginning;
-        let (worker, span, job) = (self.worker.clone(), span_of(job), job.clone());
+        let (worker, span, job) = (self.worker.clone(), traces::job(job, &delivery.message), job.clone());
         let taken_up = async move {
             let taken = worker.take_up(request, delivery, None).await.map(Box::new);
             Done::TakenUp { place, job, alone, taken }
@@ -94,13 +97,16 @@ impl<O: Owner + Send + 'static> Desk<O> {
         self.offered.reset();
         let (jobs, video) = (HashSet::from([id.clone()]), KeptVideo::of(&job.request));
         self.turn = Turn::At(Batch { jobs, video, alone, blocked: false, began: Instant::now() });
-        let (worker, span) = (self.worker.clone(), span_of(&id));
+        let span = self.owned.get(&id).map_or_else(|| span_of(&id), |owned| owned.span.clone());
+        let worker = self.worker.clone();
         let (offered, say) = (self.offered.clone(), self.say.clone());
         let answering = async move {
             let (pulse, step_tokens) = (worker.pulse.clone(), worker.step_tokens);
             let run = worker.engine.run(move |owner: &mut O| {
                 let mut company = Company::new((id, place), offered, say, pulse, step_tokens);
                 owner.answer(job, &mut company);
+                let (in_memory, on_disk) = owner.kept();
+                counts::kept(in_memory, on_disk);
                 Ok(())
             });
             Done::Returned(run.await)
@@ -138,6 +144,7 @@ impl<O: Owner + Send + 'static> Desk<O> {
         self.due = true;
         let Turn::At(batch) = std::mem::replace(&mut self.turn, Turn::Free) else { return };
         Counters::add(&self.worker.counters.busy_us, batch.began.elapsed().as_micros() as u64);
+        counts::batch(StageName::Llm, batch.began.elapsed());
         let why = match returned {
             Ok(()) => "the stage ended without an outcome of it. This is a bug.".to_owned(),
             Err(Stop::Unavailable(why)) => why,
