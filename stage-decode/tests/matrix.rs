@@ -5,50 +5,14 @@
 //! list, a sound alone no orientation and no rate of pictures, and raw AAC, MP3, FLAC and WAV no time at which they begin. In AVI a
 //! picture that is missing leaves an empty chunk, and sound begins with the picture.
 
+#[path = "support/row.rs"]
+mod row;
 mod support;
 
-use std::path::{Path, PathBuf};
-
-use support::boxes::{Mp4, project};
-use support::reference::{
-    check_figures, check_packets, check_pictures, check_samples, check_unmarked, ffprobe, reference_frames_by,
-    reference_sound,
+use row::Container::{
+    Avi, Flv, Matroska, Mov, Mp4 as IsoMp4, Ogg, ProgramStream, Sound, TransportStream, WebM, WindowsMedia,
 };
-use support::{decode_at, make, picture, sound, words};
-use tempfile::tempdir;
-
-/// What is made of a row.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Container {
-    Mp4,
-    Mov,
-    Matroska,
-    WebM,
-    TransportStream,
-    Avi,
-    /// Sound alone, by the ending of its name.
-    Sound(&'static str),
-}
-
-use Container::{Avi, Matroska, Mov, Mp4 as IsoMp4, Sound, TransportStream, WebM};
-
-impl Container {
-    fn ending(self) -> &'static str {
-        match self {
-            IsoMp4 => "mp4",
-            Mov => "mov",
-            Matroska => "mkv",
-            WebM => "webm",
-            TransportStream => "ts",
-            Avi => "avi",
-            Sound(ending) => ending,
-        }
-    }
-
-    fn has_index(self) -> bool {
-        matches!(self, IsoMp4 | Mov | Sound("m4a"))
-    }
-}
+use row::check_rows;
 
 const H264: &str = "-c:v libx264 -preset ultrafast -bf 2 -g 12";
 const H265: &str = "-c:v libx265 -preset ultrafast -x265-params log-level=error:keyint=12 -tag:v hvc1";
@@ -67,169 +31,49 @@ const VORBIS: &str = "-c:a libvorbis -b:a 128k";
 const FLAC: &str = "-c:a flac";
 const PCM: &str = "-c:a pcm_s16le";
 
-/// Samples of the longest packet (1,152 at 44,100 Hz), at 16 kHz.
-const PACKET: usize = 418;
-/// Length of a film, in seconds.
-const LENGTH_S: f64 = 4.0;
-
-/// A file, and how it is told from others in messages.
-struct Row {
-    dir: PathBuf,
-    container: Container,
-    video: &'static str,
-    audio: &'static str,
-}
-
-impl Row {
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(format!("{name}.{}", self.container.ending()))
-    }
-
-    /// Makes a film, or a sound alone, with further options.
-    fn make(&self, name: &str, filter: &str, late_s: f64, options: &str) -> PathBuf {
-        let rate = if self.audio == OPUS { 48_000 } else { 44_100 };
-        let late = [words(&format!("-itsoffset {late_s}")), sound(rate, LENGTH_S)].concat();
-        let name = format!("{name}.{}", self.container.ending());
-        if matches!(self.container, Sound(_)) {
-            return make(&self.dir, &name, &[late], &format!("{} {options}", self.audio));
-        }
-        // Of several films the colours are the same: what this measures is which picture is shown, and when.
-        let line = format!("-map 0 -map 1 {} {filter} {} {options}", self.video, self.audio);
-        // MPEG-2 has no rate of ten a second.
-        let rate = if self.video == MPEG2 { "25" } else { "10" };
-        make(&self.dir, &name, &[picture("96x64", rate, LENGTH_S), late], &line)
-    }
-
-    /// Checks every frame and sample of a file beside what ffmpeg gives of `reference` through `filters`.
-    fn check(&self, path: &Path, reference: &Path, filters: &str) {
-        let name = format!("{} of {} and {}", path.file_name().unwrap().display(), self.video, self.audio);
-        let (info, kept) = decode_at(path, 10.0);
-        let is_cut = path == self.path("cut");
-        if matches!(self.container, Sound(_)) {
-            let mut duration: f64 = ffprobe(path, "-show_entries format=duration")[0].parse().unwrap();
-            if self.container == Sound("ogg") && self.audio == OPUS {
-                // Of Opus in Ogg ffprobe says where it ends, and not how long it is.
-                let start: f64 = ffprobe(path, "-show_entries format=start_time")[0].parse().unwrap();
-                duration -= start;
-            }
-            // Where the header says how long the whole was, ffprobe believes it.
-            let near = (info.duration_s - duration).abs() < 0.1;
-            assert!(near || is_cut, "{name}: {} s, ffprobe says {duration}", info.duration_s);
-        } else {
-            // Of the decoders of AV1 that ffmpeg 5.1 has, dav1d passes over the marks of what an edit list leaves out, and shows 38
-            // pictures where libaom, and ffmpeg 9 with either, show 23: those whose packets are not marked.
-            let is_marked = self.video == AV1 && path == self.path("edited");
-            match self.container {
-                TransportStream => check_packets(path, &info, "pts_time"),
-                Avi => check_packets(path, &info, "dts_time"),
-                _ if is_marked => check_unmarked(path, &info),
-                _ => check_figures(path, &info),
-            }
-            let options = if is_marked { "-c:v libaom-av1" } else { "" };
-            let step = kept.batches[0].plan.image.as_ref().unwrap().frame_step;
-            let frames = |first| reference_frames_by(options, reference, &info, step, first, filters);
-            let [theirs, after] = [0, 1].map(frames);
-            check_pictures(&name, &kept.frames(0), &theirs, &after);
-        }
-        let (ours, mut theirs) = (kept.pcm(), reference_sound(path, ""));
-        // ffmpeg makes something of a packet of which a part is missing.
-        if is_cut && (1..=PACKET).contains(&theirs.len().saturating_sub(ours.len())) {
-            theirs.truncate(ours.len());
-        }
-        check_samples(&name, &ours, &theirs);
-    }
-
-    /// Turned and mirrored.
-    fn turned(&self, whole: &Path) {
-        let path = self.path("turned");
-        match self.container {
-            IsoMp4 | Mov => {
-                Mp4::read(whole).display(0, [0, -1, -1, 0]).write(&path);
-                // This ffmpeg turns mp4 by itself.
-                self.check(&path, &path, "");
-            }
-            Matroska | WebM => {
-                std::fs::copy(whole, &path).unwrap();
-                project(&path, 180.0, -90.0);
-                self.check(&path, whole, ",transpose=clock_flip");
-            }
-            TransportStream | Avi | Sound(_) => {}
-        }
-    }
-
-    /// Cut in the middle, and what remains in another order.
-    fn edited(&self, whole: &Path) {
-        if !self.container.has_index() {
-            return;
-        }
-        let path = self.path("edited");
-        let mut file = Mp4::read(whole);
-        let tracks = if matches!(self.container, Sound(_)) { 1 } else { 2 };
-        for track in 0..tracks {
-            let of = format!("-select_streams {track} -show_entries stream=time_base");
-            let clock: f64 = ffprobe(whole, &of)[0].strip_prefix("1/").unwrap().parse().unwrap();
-            let edits = [(2.0, 3.5), (0.4, 1.2)].map(|(from, to)| (to - from, (from * clock).round() as i32));
-            file.edit(track, &edits, 2.3);
-        }
-        file.write(&path);
-        self.check(&path, &path, "");
-    }
-
-    /// A rate that varies, and a sound that begins later than the picture.
-    fn varying(&self) {
-        let filter = "-vf select='not(between(n,7,12)+between(n,20,21)+eq(n,30))' -vsync vfr";
-        let path = self.make("varying", filter, 0.7, "");
-        self.check(&path, &path, "");
-    }
-
-    /// The end is missing.
-    fn cut(&self) {
-        let index_first = if self.container.has_index() { "-movflags faststart" } else { "" };
-        let path = self.make("cut", "", 0.0, index_first);
-        let bytes = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &bytes[..bytes.len() * 7 / 10]).unwrap();
-        self.check(&path, &path, "");
-    }
-}
-
-fn check_rows(rows: &[(Container, &'static str, &'static str)]) {
-    for &(container, video, audio) in rows {
-        let dir = tempdir().unwrap();
-        let row = Row { dir: dir.path().to_owned(), container, video, audio };
-        let colours =
-            "-colorspace bt709 -color_primaries bt709 -color_trc bt709 -color_range tv -chroma_sample_location left";
-        let whole = row.make("whole", "", 0.0, if matches!(container, Sound(_)) { "" } else { colours });
-        row.check(&whole, &whole, "");
-        row.turned(&whole);
-        row.edited(&whole);
-        row.varying();
-        row.cut();
-    }
-}
+const MPEG1: &str = "-c:v mpeg1video -b:v 600k -bf 2 -g 12";
+const PRORES: &str = "-c:v prores_ks";
+const FFV1: &str = "-c:v ffv1";
+const WMV2: &str = "-c:v wmv2 -q:v 3 -g 12";
+const THEORA: &str = "-c:v libtheora -q:v 8 -g 12";
+const ALAC: &str = "-c:a alac";
+const EAC3: &str = "-c:a eac3 -b:a 192k";
+const WMA: &str = "-c:a wmav2 -b:a 128k";
+const PCM_BE: &str = "-c:a pcm_s16be";
+const ADPCM: &str = "-c:a adpcm_ms";
 
 #[test]
 fn mp4_is_read_as_ffmpeg_reads_it() {
     check_rows(&[(IsoMp4, H264, AAC), (IsoMp4, H265, MP3), (IsoMp4, VP9, OPUS), (IsoMp4, AV1, OPUS)]);
+    check_rows(&[(IsoMp4, MPEG4, AC3), (IsoMp4, H264, FLAC), (IsoMp4, H264, ALAC), (IsoMp4, H264, EAC3)]);
 }
 
 #[test]
 fn mov_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(Mov, H264, AAC), (Mov, H265, AAC)]);
+    check_rows(&[(Mov, H264, AAC), (Mov, H265, AAC), (Mov, PRORES, PCM), (Mov, MJPEG, ALAC)]);
 }
 
 #[test]
 fn matroska_is_read_as_ffmpeg_reads_it() {
     check_rows(&[(Matroska, H264, AAC), (Matroska, H265, MP3), (Matroska, VP9, OPUS), (Matroska, AV1, OPUS)]);
+    check_rows(&[(Matroska, MPEG2, AC3), (Matroska, FFV1, FLAC), (Matroska, VP8, VORBIS), (Matroska, MPEG4, PCM)]);
+    check_rows(&[(Matroska, H264, EAC3), (Matroska, PRORES, MP2), (Matroska, MJPEG, ALAC)]);
 }
 
 #[test]
 fn webm_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(WebM, VP8, OPUS), (WebM, VP9, OPUS), (WebM, AV1, OPUS)]);
+    check_rows(&[(WebM, VP8, OPUS), (WebM, VP9, OPUS), (WebM, AV1, OPUS), (WebM, VP9, VORBIS)]);
 }
 
 #[test]
 fn a_transport_stream_is_read_as_ffmpeg_reads_it() {
     check_rows(&[(TransportStream, H264, AAC), (TransportStream, H265, AAC), (TransportStream, MPEG2, MP2)]);
+    check_rows(&[(TransportStream, H264, AC3), (TransportStream, H264, EAC3), (TransportStream, H264, MP3)]);
+}
+
+#[test]
+fn a_program_stream_is_read_as_ffmpeg_reads_it() {
+    check_rows(&[(ProgramStream, MPEG2, MP2), (ProgramStream, MPEG2, AC3), (ProgramStream, MPEG1, MP2)]);
 }
 
 #[test]
@@ -238,21 +82,37 @@ fn avi_is_read_as_ffmpeg_reads_it() {
 }
 
 #[test]
+fn flv_is_read_as_ffmpeg_reads_it() {
+    check_rows(&[(Flv, H264, AAC), (Flv, H264, MP3)]);
+}
+
+#[test]
+fn windows_media_is_read_as_ffmpeg_reads_it() {
+    check_rows(&[(WindowsMedia, WMV2, MP3), (WindowsMedia, WMV2, WMA)]);
+}
+
+#[test]
+fn a_film_in_ogg_is_read_as_ffmpeg_reads_it() {
+    check_rows(&[(Ogg, THEORA, VORBIS), (Ogg, THEORA, FLAC)]);
+}
+
+#[test]
 fn sound_alone_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(Sound("m4a"), "", AAC), (Sound("mp3"), "", MP3), (Sound("mka"), "", OPUS), (Sound("ogg"), "", OPUS)]);
+    check_rows(&[(Sound("m4a"), "", AAC), (Sound("m4a"), "", ALAC), (Sound("mp3"), "", MP3)]);
+    check_rows(&[(Sound("mka"), "", OPUS), (Sound("ogg"), "", OPUS), (Sound("aiff"), "", PCM_BE)]);
 }
 
 #[test]
 fn vorbis_alone_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(Sound("ogg"), "", VORBIS)]);
+    check_rows(&[(Sound("ogg"), "", VORBIS), (Sound("oga"), "", FLAC), (Sound("ac3"), "", AC3)]);
 }
 
 #[test]
 fn raw_aac_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(Sound("aac"), "", AAC)]);
+    check_rows(&[(Sound("aac"), "", AAC), (Sound("mp2"), "", MP2)]);
 }
 
 #[test]
 fn flac_and_wav_are_read_as_ffmpeg_reads_them() {
-    check_rows(&[(Sound("flac"), "", FLAC), (Sound("wav"), "", PCM)]);
+    check_rows(&[(Sound("flac"), "", FLAC), (Sound("wav"), "", PCM), (Sound("wav"), "", ADPCM)]);
 }
