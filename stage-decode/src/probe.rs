@@ -8,8 +8,8 @@
 //!
 //! Where it is not as in ffmpeg 5.1: of a chained Ogg with picture and sound ffmpeg reads the first link alone, here every one is
 //! read, and of joined recordings in Opus each one's own delay is left out, where ffmpeg leaves the first one's out. A part of an
-//! edit list that begins with the very first packet of an AAC track, after others, differs in its first 1,430 samples: ffmpeg's
-//! decoder adds what it kept of the part before, which is of another moment. Of AV1 with an edit list ffmpeg 5.1 shows what the list
+//! edit list that begins with the very first packet of an AAC track, after others, differs in that packet: ffmpeg's decoder adds what it
+//! kept of the part before, which is of another moment; here it sounds as ffmpeg has the part alone. Of AV1 with an edit list ffmpeg 5.1 shows what the list
 //! leaves out where dav1d decodes it, and not where libaom does. Fields of MPEG-2 and VC-1 in packets of their own are joined by
 //! GStreamer's parsers or not at all; no encoder makes any to try. Of a transport stream that is cut at its start what comes before
 //! its first tables is not read; of Windows Media Audio the last block (46 ms) is not asked for.
