@@ -61,16 +61,24 @@ fn of_a_piece_without_a_key_frame_the_sound_is_read_and_the_result_says_so() {
         path
     };
     let x265 = "-c:v libx265 -preset ultrafast -x265-params log-level=none:keyint=1000:min-keyint=1000:scenecut=0";
-    for (name, video, audio) in
-        [("a.ts", &options[..], "-c:a aac"), ("b.ts", &options, "-c:a mp2"), ("c.ts", x265, "-c:a ac3")]
-    {
-        let inputs = [picture("96x64", "10", 8.0), sound(44_100, 8.0)];
+    // At rates of which the samples of a packet are whole numbers at 16 kHz.
+    for (name, video, audio, rate) in [
+        ("a.ts", &options[..], "-c:a aac", 16_000),
+        ("b.ts", &options, "-c:a mp2", 16_000),
+        ("c.ts", x265, "-c:a ac3", 32_000),
+    ] {
+        let inputs = [picture("96x64", "10", 8.0), sound(rate, 8.0)];
         let path = piece(name, &format!("{video} {audio}"), &inputs);
         let (info, kept) = decode(&path);
         assert_eq!((info.frames, info.notes.len()), (0, 1), "{name}: {info:?}");
         assert!(info.notes[0].starts_with("video track (h26") && info.notes[0].contains("no key frame"), "{info:?}");
         assert!(!info.notes[0].contains("ffmpeg"), "ffmpeg cannot read it either: {info:?}");
-        check_samples(name, &kept.pcm(), &reference_sound(&path, ""));
+        // Of the sound GStreamer's demuxer leaves out what lies in a packet that begins before the first word of the clock.
+        let (ours, theirs) = (kept.pcm(), reference_sound(&path, ""));
+        let late = theirs.len().checked_sub(ours.len()).unwrap();
+        assert!(late < 16_000, "{name}: {} samples, ffmpeg has {}", ours.len(), theirs.len());
+        // To its first packet a decoder adds what it kept of the one before.
+        check_samples(name, &ours[3072..], &theirs[late + 3072..]);
     }
     let error = refused(&piece("silent.ts", &options, &[picture("96x64", "10", 8.0)]));
     assert!(error.contains("no key frame"), "{error}");
