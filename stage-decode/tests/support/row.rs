@@ -25,8 +25,8 @@ pub enum Container {
     Flv,
     WindowsMedia,
     Ogg,
-    /// Sound alone, by the ending of its name.
-    Sound(&'static str),
+    /// Sound alone: what it is called, and the ending of its name.
+    Sound(&'static str, &'static str),
 }
 
 use Container::{
@@ -34,6 +34,23 @@ use Container::{
 };
 
 impl Container {
+    /// What it is called in deploy/README.md.
+    pub fn name(self) -> &'static str {
+        match self {
+            IsoMp4 => "MP4",
+            Mov => "MOV",
+            Matroska => "Matroska",
+            WebM => "WebM",
+            TransportStream => "MPEG transport stream",
+            ProgramStream => "MPEG program stream",
+            Avi => "AVI",
+            Flv => "FLV",
+            WindowsMedia => "Windows Media",
+            Ogg => "Ogg",
+            Sound(..) => "sound alone",
+        }
+    }
+
     fn ending(self) -> &'static str {
         match self {
             IsoMp4 => "mp4",
@@ -46,12 +63,12 @@ impl Container {
             Flv => "flv",
             WindowsMedia => "wmv",
             Ogg => "ogv",
-            Sound(ending) => ending,
+            Sound(_, ending) => ending,
         }
     }
 
     fn has_index(self) -> bool {
-        matches!(self, IsoMp4 | Mov | Sound("m4a"))
+        matches!(self, IsoMp4 | Mov | Sound(_, "m4a"))
     }
 }
 
@@ -60,15 +77,15 @@ const PACKET: usize = 418;
 /// Length of a film, in seconds.
 const LENGTH_S: f64 = 4.0;
 
-/// A file, and how it is told from others in messages.
-struct Row {
+/// Files that are made of a row.
+struct Files {
     dir: PathBuf,
     container: Container,
     video: &'static str,
     audio: &'static str,
 }
 
-impl Row {
+impl Files {
     fn path(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{name}.{}", self.container.ending()))
     }
@@ -78,7 +95,7 @@ impl Row {
         let rate = if self.audio.contains("libopus") { 48_000 } else { 44_100 };
         let late = [words(&format!("-itsoffset {late_s}")), sound(rate, LENGTH_S)].concat();
         let name = format!("{name}.{}", self.container.ending());
-        if matches!(self.container, Sound(_)) {
+        if matches!(self.container, Sound(..)) {
             return make(&self.dir, &name, &[late], &format!("{} {options}", self.audio));
         }
         // Of several films the colours are the same: what this measures is which picture is shown, and when.
@@ -94,9 +111,9 @@ impl Row {
         let name = format!("{} of {} and {}", path.file_name().unwrap().display(), self.video, self.audio);
         let (info, kept) = decode_at(path, 10.0);
         let is_cut = path == self.path("cut");
-        if matches!(self.container, Sound(_)) {
+        if matches!(self.container, Sound(..)) {
             let mut duration: f64 = ffprobe(path, "-show_entries format=duration")[0].parse().unwrap();
-            if matches!(self.container, Sound("ogg" | "opus")) && self.audio.contains("libopus") {
+            if matches!(self.container, Sound("Ogg", _)) && self.audio.contains("libopus") {
                 // Of Opus in Ogg ffprobe says where it ends, and not how long it is.
                 let start: f64 = ffprobe(path, "-show_entries format=start_time")[0].parse().unwrap();
                 duration -= start;
@@ -161,7 +178,7 @@ impl Row {
         }
         let path = self.path("edited");
         let mut file = Mp4::read(whole);
-        let tracks = if matches!(self.container, Sound(_)) { 1 } else { 2 };
+        let tracks = if matches!(self.container, Sound(..)) { 1 } else { 2 };
         for track in 0..tracks {
             let of = format!("-select_streams {track} -show_entries stream=time_base");
             let clock: f64 = ffprobe(whole, &of)[0].strip_prefix("1/").unwrap().parse().unwrap();
@@ -189,27 +206,33 @@ impl Row {
     }
 }
 
-/// Checks all that is made of rows, and tells of every one that differs.
-pub fn check_rows(rows: &[(Container, &'static str, &'static str)]) {
+/// Codec: its name, and how ffmpeg is told to write it.
+pub type Codec = (&'static str, &'static str);
+
+/// Row of the table: a container, pictures (none of a sound alone), and sound.
+pub type Row = (Container, Codec, Codec);
+
+/// Checks all that is made of some rows, and tells of every one that differs.
+pub fn check_rows(rows: &[Row]) {
     let mut differ = Vec::new();
-    for &(container, video, audio) in rows {
+    for &(container, (pictures, video), (codec, audio)) in rows {
         let dir = tempdir().unwrap();
-        let row = Row { dir: dir.path().to_owned(), container, video, audio };
+        let files = Files { dir: dir.path().to_owned(), container, video, audio };
         let colours =
             "-colorspace bt709 -color_primaries bt709 -color_trc bt709 -color_range tv -chroma_sample_location left";
-        let whole = row.make("whole", "", 0.0, if matches!(container, Sound(_)) { "" } else { colours });
+        let whole = files.make("whole", "", 0.0, if matches!(container, Sound(..)) { "" } else { colours });
         let parts: [(&str, &dyn Fn()); 5] = [
-            ("whole", &|| row.check(&whole, &whole, "")),
-            ("turned", &|| row.turned(&whole)),
-            ("edited", &|| row.edited(&whole)),
-            ("varying", &|| row.varying()),
-            ("cut", &|| row.cut()),
+            ("whole", &|| files.check(&whole, &whole, "")),
+            ("turned", &|| files.turned(&whole)),
+            ("edited", &|| files.edited(&whole)),
+            ("varying", &|| files.varying()),
+            ("cut", &|| files.cut()),
         ];
         for (what, check) in parts {
             if catch_unwind(AssertUnwindSafe(check)).is_err() {
-                differ.push(format!("{container:?} of {video} and {audio}, {what}"));
+                differ.push(format!("{container:?} of {pictures} and {codec}: {what}"));
             }
         }
     }
-    assert!(differ.is_empty(), "these differ from ffmpeg, as told above:\n{}", differ.join("\n"));
+    assert!(!rows.is_empty() && differ.is_empty(), "these differ from ffmpeg, as told above:\n{}", differ.join("\n"));
 }
