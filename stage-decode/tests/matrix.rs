@@ -7,8 +7,6 @@
 
 #[path = "support/row.rs"]
 mod row;
-#[path = "support/row.rs"]
-mod row;
 mod support;
 
 use row::Container::{
