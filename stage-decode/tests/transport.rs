@@ -105,7 +105,7 @@ fn mpeg_audio_that_is_called_private_data_is_heard() {
 fn aac_in_latm_packets_is_refused_by_name_and_the_pictures_beside_it_are_read() {
     let dir = tempdir().unwrap();
     let error = refused(&make(dir.path(), "a.latm", &[sound(44_100, 4.0)], "-c:a aac -f latm"));
-    assert!(error.contains("LATM") && error.contains("ffmpeg -i IN"), "{error}");
+    assert!(error.contains("LATM") && error.contains("re-encode"), "{error}");
     let inputs = [picture("96x64", "10", 4.0), sound(44_100, 4.0)];
     let path = make(dir.path(), "a.ts", &inputs, &format!("{X264} -c:a aac -mpegts_flags latm"));
     let (info, kept) = decode_at(&path, 10.0);
@@ -136,12 +136,8 @@ fn pictures_whose_size_changes_are_told_by_the_first_and_each_is_shown_whole() {
 #[test]
 fn a_stream_that_begins_between_key_frames_shows_what_ffmpeg_shows() {
     let dir = tempdir().unwrap();
-    for (name, options) in
-        [("a.ts", format!("{X264} -bf 2 -g 12")), ("b.ts", "-c:v mpeg2video -q:v 2 -bf 2 -g 12".to_owned())]
-    {
-        let path = make(dir.path(), name, &[picture("96x64", "25", 4.0)], &options);
-        cut_start(&path, 3);
-        let (info, kept) = decode_at(&path, 25.0);
-        check_every_frame(&path, &info, &kept);
-    }
+    let path = make(dir.path(), "a.ts", &[picture("96x64", "25", 4.0)], &format!("{X264} -bf 2 -g 12"));
+    cut_start(&path, 3);
+    let (info, kept) = decode_at(&path, 25.0);
+    check_every_frame(&path, &info, &kept);
 }

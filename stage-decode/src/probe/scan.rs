@@ -35,6 +35,9 @@ const SEEKS_BYTES: u64 = 256 << 20;
 /// Longest time without progress after a track was found to have nothing: then the others have come, if there are any.
 const NOTHING_MORE: Duration = Duration::from_secs(4);
 
+/// Why AAC in LATM packets is not read.
+const LATM: &str = "it is AAC in LATM packets, of which GStreamer's parser loses some";
+
 type Tracks = Arc<Mutex<Vec<Arc<Mutex<Counted>>>>>;
 
 /// A pipeline that is stopped when it is dropped.
@@ -72,6 +75,9 @@ pub(super) fn scan(
         true => Stop::Cancelled,
         false => Stop::Failed(failure::unreadable(media.path(), &error)),
     };
+    if is_latm(bytes) {
+        return Err(failure::unsupported(media.path(), LATM).into());
+    }
     let mut overlays = ts::untold_sounds(bytes).map_err(stop)?;
     overlays.extend(avi::cut_chunk(bytes).map_err(stop)?);
     let source = MediaSource::new(media, overlays.clone(), None);
@@ -255,6 +261,16 @@ fn sum_up(
     Ok(Examined { info, video, audio })
 }
 
+/// Whether a file begins with three packets of LATM one behind the other (ISO/IEC 14496-3, 1.7.2): GStreamer may take it for another form.
+fn is_latm(bytes: &mut Bytes<'_>) -> bool {
+    let mut packet = |at: u64| {
+        let [first, second, third] = bytes.array(at).ok()?;
+        let length = u64::from(u16::from_be_bytes([second & 0x1f, third]));
+        (first == 0x56 && second & 0xe0 == 0xe0 && length > 0).then_some(at + 3 + length)
+    };
+    packet(0).and_then(&mut packet).and_then(packet).is_some()
+}
+
 /// What ffmpeg leaves out at the start of Windows Media Audio 1 and 2: two blocks (`libavcodec/wmadec.c`), whose length the rate
 /// tells (`wma_common.c`, `ff_wma_get_frame_len_bits`).
 fn wma(version: Option<i32>, rate: u32) -> Trim {
@@ -270,7 +286,7 @@ fn wma(version: Option<i32>, rate: u32) -> Trim {
 fn candidate(track: &Counted) -> Candidate<'_, Counted> {
     let decodes = track.caps.as_ref().is_some_and(|caps| pipeline::decodes(caps));
     let excess = match track.field::<String>("stream-format").as_deref() {
-        Some("loas") => Some("it is AAC in LATM packets, of which GStreamer's parser loses some".to_owned()),
+        Some("loas") => Some(LATM.to_owned()),
         _ => (!decodes).then(|| "GStreamer has no decoder for it".to_owned()),
     };
     Candidate { track, number: None, codec: track.codec(), excess }

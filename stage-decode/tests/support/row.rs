@@ -20,18 +20,12 @@ pub enum Container {
     Matroska,
     WebM,
     TransportStream,
-    ProgramStream,
     Avi,
-    Flv,
-    WindowsMedia,
-    Ogg,
     /// Sound alone: what it is called, and the ending of its name.
     Sound(&'static str, &'static str),
 }
 
-use Container::{
-    Avi, Flv, Matroska, Mov, Mp4 as IsoMp4, Ogg, ProgramStream, Sound, TransportStream, WebM, WindowsMedia,
-};
+use Container::{Avi, Matroska, Mov, Mp4 as IsoMp4, Sound, TransportStream, WebM};
 
 impl Container {
     /// What it is called in deploy/README.md.
@@ -42,11 +36,7 @@ impl Container {
             Matroska => "Matroska",
             WebM => "WebM",
             TransportStream => "MPEG transport stream",
-            ProgramStream => "MPEG program stream",
             Avi => "AVI",
-            Flv => "FLV",
-            WindowsMedia => "Windows Media",
-            Ogg => "Ogg",
             Sound(..) => "sound alone",
         }
     }
@@ -58,11 +48,7 @@ impl Container {
             Matroska => "mkv",
             WebM => "webm",
             TransportStream => "ts",
-            ProgramStream => "mpg",
             Avi => "avi",
-            Flv => "flv",
-            WindowsMedia => "wmv",
-            Ogg => "ogv",
             Sound(_, ending) => ending,
         }
     }
@@ -100,9 +86,8 @@ impl Files {
         }
         // Of several films the colours are the same: what this measures is which picture is shown, and when.
         let line = format!("-map 0 -map 1 {} {filter} {} {options}", self.video, self.audio);
-        // MPEG-1 and MPEG-2 have no rate of ten a second.
-        let rate =
-            if ["mpeg1video", "mpeg2video"].iter().any(|codec| self.video.contains(codec)) { "25" } else { "10" };
+        // MPEG-2 has no rate of ten a second.
+        let rate = if self.video.contains("mpeg2video") { "25" } else { "10" };
         make(&self.dir, &name, &[picture("96x64", rate, LENGTH_S), late], &line)
     }
 
@@ -126,7 +111,7 @@ impl Files {
             // pictures where libaom, and ffmpeg 9 with either, show 23: those whose packets are not marked.
             let is_marked = self.video.contains("av1") && path == self.path("edited");
             match self.container {
-                TransportStream | Flv => check_packets(path, &info, "pts_time"),
+                TransportStream => check_packets(path, &info, "pts_time"),
                 Avi => check_packets(path, &info, "dts_time"),
                 _ if is_marked => check_unmarked(path, &info),
                 _ => check_figures(path, &info),
