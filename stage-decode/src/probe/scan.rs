@@ -185,8 +185,9 @@ fn sum_up(
         return Err(missing.error.clone().into());
     }
     let stated = flv::Times::read(bytes).ok().flatten();
-    let mut info = blank("", length_s(bytes, &tracks, &scanned, stated.as_ref()));
-    let Scanned { container, overlays, missing, clock, .. } = scanned;
+    let Scanned { duration_s, container, overlays, missing, clock } = scanned;
+    let told = length::Told { duration_s, names_container: container.is_some(), clock: &clock, tags: stated.as_ref() };
+    let mut info = blank("", length_s(bytes, &tracks, &told));
     // The times of AVI are those of decoding.
     let is_avi = bytes.array::<4>(8).is_ok_and(|kind| &kind == b"AVI ");
     // As ffmpeg selects: the largest picture, the audio with the most channels, of equals the first.
@@ -242,14 +243,7 @@ fn sum_up(
         VideoTrack { selection: selected, links, passes, orientation, full_range: None }
     });
     let audio = audio.map(|(Candidate { track, codec, .. }, selected)| {
-        let start_s = track.span.map_or(0.0, |(start, _)| start as f64 / 1e9);
-        let trim = match codec.as_str() {
-            "mp3" => mp3::trim(bytes),
-            "audio/x-wma" => wma(track.field::<i32>("wmaversion"), track.number("rate")),
-            "vorbis" if !is_chained => ogg::vorbis(bytes, (start_s * f64::from(track.number("rate"))).round() as u64),
-            "opus" if !is_chained && start_s > 0.0 => ogg::late_opus(bytes),
-            _ => Trim::default(),
-        };
+        let trim = trim(bytes, track, &codec, is_chained);
         info.has_audio = true;
         let later = later(Kind::Audio, track);
         info.audio_samples = samples(track.length_s() + later.iter().map(|t| t.length_s()).sum::<f64>());
@@ -259,6 +253,18 @@ fn sum_up(
     });
     info.container = container.unwrap_or_else(|| info.codecs.first().cloned().unwrap_or_default());
     Ok(Examined { info, video, audio })
+}
+
+/// What of a sound is kept, as its codec and container tell.
+fn trim(bytes: &mut Bytes<'_>, track: &Counted, codec: &str, is_chained: bool) -> Trim {
+    let start_s = track.span.map_or(0.0, |(start, _)| start as f64 / 1e9);
+    match codec {
+        "mp3" => mp3::trim(bytes),
+        "audio/x-wma" => wma(track.field::<i32>("wmaversion"), track.number("rate")),
+        "vorbis" if !is_chained => ogg::vorbis(bytes, (start_s * f64::from(track.number("rate"))).round() as u64),
+        "opus" if !is_chained && start_s > 0.0 => ogg::late_opus(bytes),
+        _ => Trim::default(),
+    }
 }
 
 /// Whether a file begins with three packets of LATM one behind the other (ISO/IEC 14496-3, 1.7.2): GStreamer may take it for another form.
