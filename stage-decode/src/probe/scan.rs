@@ -211,9 +211,7 @@ fn sum_up(
     };
     let video = best(Kind::Video, &|t| t.first_size().iter().map(|side| u64::from(*side)).product())?;
     let audio = best(Kind::Audio, &|t| t.number("channels").into())?;
-    if let Some((chosen, _)) = &video {
-        choice.check_size(chosen.track.largest())?;
-    }
+    video.iter().try_for_each(|(chosen, _)| choice.check_size(chosen.track.largest()))?;
     // Those of its kind that follow it in a chained file.
     let later = |kind: Kind, track: &Counted| -> Vec<&Counted> {
         let name = track.caps_name().map(str::to_owned);
@@ -235,9 +233,8 @@ fn sum_up(
             Some(rate) => f64::from(rate.numer()) / f64::from(rate.denom()),
             None => track.buffers as f64 / track.length_s().max(1e-3),
         };
-        if moved {
-            info.notes.extend(stated.as_ref().and_then(|times| uneven(times.unevenness_s(), &info)));
-        }
+        let times = stated.as_ref().filter(|_| moved);
+        info.notes.extend(times.and_then(|times| uneven(times.unevenness_s(), &info)));
         info.codecs.push(codec);
         let links = later.iter().map(|t| selection(Kind::Video, t)).collect();
         VideoTrack { selection: selected, links, passes, orientation, full_range: None }
