@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use gst::prelude::*;
 use gstreamer as gst;
 use gstreamer_pbutils as pbutils;
 use protocol::error::{ErrorKind, JobError};
@@ -105,6 +106,10 @@ pub(crate) fn no_element(name: &str) -> JobError {
 pub(crate) struct Missing {
     /// Name of its caps; empty where GStreamer does not say.
     pub(crate) caps_name: String,
+    /// Name of the track, where that is known.
+    pub(crate) track: Option<String>,
+    /// Whether ffmpeg may read it all the same.
+    pub(crate) converts: bool,
     pub(crate) error: JobError,
 }
 
@@ -115,7 +120,27 @@ pub(crate) fn missing(path: &Path, message: &gst::Message) -> Option<Missing> {
     let caps = element.structure()?.get::<gst::Caps>("detail").ok();
     let caps_name = caps.as_ref().and_then(|caps| Some(caps.structure(0)?.name().to_string())).unwrap_or_default();
     let error = caps.map_or_else(|| unsupported(path, &missing.description()), |c| no_plugin(path, &c));
-    Some(Missing { caps_name, error })
+    Some(Missing { caps_name, track: None, converts: true, error })
+}
+
+/// The track of which a parser, as a message on the pipeline's bus reports, found nothing that can be decoded to the end of the
+/// file (pictures without a key frame); `None` if it reports something else.
+pub(crate) fn nothing_found(path: &Path, message: &gst::Message) -> Option<Missing> {
+    let gst::MessageView::Error(error) = message.view() else { return None };
+    let element = message.src()?.downcast_ref::<gst::Element>()?;
+    let parses = element.factory()?.metadata("klass").is_some_and(|class| class.contains("Parser"));
+    if !parses || !error.error().matches(gst::StreamError::WrongType) {
+        return None;
+    }
+    let pad = element.static_pad("sink")?;
+    let caps_name = pad.current_caps()?.structure(0)?.name().to_string();
+    let track = pad.stream_id().and_then(|id| Some(id.rsplit('/').next()?.to_owned()));
+    let what = match caps_name.starts_with("video/") {
+        true => "no key frame, from which on pictures could be decoded, is in the file",
+        false => "nothing that can be decoded is in the file",
+    };
+    let error = unsupported(path, &format!("{what} ({})", error.error()));
+    Some(Missing { caps_name, track, converts: false, error })
 }
 
 /// Error that a message on the pipeline's bus reports; `None` if it reports none.

@@ -39,7 +39,7 @@ use protocol::stage::Stop;
 
 use crate::color;
 use crate::crew::{self, Progress};
-use crate::failure;
+use crate::failure::{self, Missing};
 use crate::media_file::MediaFile;
 use shared::Shared;
 
@@ -98,6 +98,7 @@ pub(crate) struct TrackPipeline {
     sink: gst_app::AppSink,
     shared: Arc<Shared>,
     limits: Limits,
+    kind: Kind,
     /// Name of the track; none for the only one.
     track: Option<String>,
     /// Whether it made no progress for too long.
@@ -136,7 +137,7 @@ impl TrackPipeline {
         let linked = source.link(&parse).and_then(|()| tail.link(&sink));
         linked.map_err(|_| failure::no_element("appsink"))?;
 
-        let name = selection.track.clone();
+        let (kind, name) = (selection.kind, selection.track.clone());
         connect::connect(media.path(), &parse, &pipeline, tail, selection, limits, &shared);
         if let Some(pad) = sink.static_pad("sink") {
             probes::accept_strides(&pad);
@@ -148,6 +149,7 @@ impl TrackPipeline {
             sink,
             shared,
             limits,
+            kind,
             track: name,
             stalled: AtomicBool::new(false),
         };
@@ -214,6 +216,9 @@ impl TrackPipeline {
         while error.is_none()
             && let Some(message) = self.bus.pop_filtered(&kinds)
         {
+            if failure::nothing_found(self.media.path(), &message).is_some_and(|found| self.is_other(&found)) {
+                continue;
+            }
             match failure::from_bus(self.media.path(), &message) {
                 Some(missing) if message.type_() == gst::MessageType::Element => {
                     lock(&self.shared.missing).get_or_insert(missing);
@@ -224,5 +229,10 @@ impl TrackPipeline {
         let error = error?;
         let missing = lock(&self.shared.missing).take().filter(|_| !self.shared.found.load(Ordering::Relaxed));
         Some(missing.unwrap_or(error))
+    }
+    /// Whether what was found of a track is another one's.
+    fn is_other(&self, found: &Missing) -> bool {
+        let is_named = self.track.is_some() && found.track.is_some();
+        !self.kind.takes(&found.caps_name) || is_named && found.track != self.track
     }
 }

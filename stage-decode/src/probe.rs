@@ -4,12 +4,12 @@
 //! demuxer and parsers. Counts and rates are those of ffmpeg's `ffprobe -count_frames`. In reading order: [`bytes`]
 //! (reads by position), [`examined`] (the result), [`known`] (files that were examined lately), [`h264`] (which packets are fields), [`reference`](mod@reference) (files that name media elsewhere),
 //! [`still`] (pictures that are no film), [`choice`] (which track is used), [`mp4`], [`ebml`] and [`matroska`], [`mp3`] and
-//! [`ogg`] (what an encoder padded), [`avi`] (a cut end), [`scan`].
+//! [`ogg`] (what an encoder padded), [`avi`] (a cut end), [`flv`] (times that jump), [`ts`] (sounds without a word), [`scan`].
 //!
 //! Where it is not as in ffmpeg 5.1: of a chained Ogg with picture and sound ffmpeg reads the first link alone, here every one is
 //! read, and of joined recordings in Opus each one's own delay is left out, where ffmpeg leaves the first one's out. A part of an
-//! edit list that begins with the very first packet of an AAC track, after others, differs in its first 1,430 samples: ffmpeg's
-//! decoder adds what it kept of the part before, which is of another moment. Of AV1 with an edit list ffmpeg 5.1 shows what the list
+//! edit list that begins with the very first packet of an AAC track, after others, differs in that packet: ffmpeg's decoder adds what it
+//! kept of the part before, which is of another moment; here it sounds as ffmpeg has the part alone. Of AV1 with an edit list ffmpeg 5.1 shows what the list
 //! leaves out where dav1d decodes it, and not where libaom does. Fields of MPEG-2 and VC-1 in packets of their own are joined by
 //! GStreamer's parsers or not at all; no encoder makes any to try. Of a transport stream that is cut at its start what comes before
 //! its first tables is not read; of Windows Media Audio the last block (46 ms) is not asked for.
@@ -22,6 +22,7 @@ mod bytes;
 mod choice;
 mod ebml;
 mod examined;
+mod flv;
 mod h264;
 mod known;
 mod matroska;
@@ -31,6 +32,7 @@ mod ogg;
 mod reference;
 mod scan;
 mod still;
+mod ts;
 
 use std::sync::Arc;
 
@@ -44,11 +46,8 @@ use crate::timeline::Pass;
 use bytes::Bytes;
 use choice::{Candidate, Choice};
 pub(crate) use examined::{AudioTrack, Examined, Trim, VideoTrack};
-use examined::{blank, codec_name, samples};
+use examined::{blank, codec_name, samples, uneven};
 pub(crate) use known::Known;
-
-/// Seconds by which pictures may come unevenly without a word.
-const UNEVEN_S: f64 = 1.0;
 
 /// Facts of a media file, exact counts, rates and identity (PROTOCOL.md, `MediaInfo`), and the tracks to decode; of a file
 /// that is known already what was found then.
@@ -112,7 +111,9 @@ fn read_through(media: &MediaFile, limits: Limits, cancelled: &dyn Fn() -> bool)
         },
     };
     examined.info.notes.append(&mut choice.notes);
-    examined.info.notes.extend(uneven(&examined));
+    if let Some([pass]) = examined.video.as_ref().map(|video| &video.passes[..]) {
+        examined.info.notes.extend(uneven(pass.timeline.unevenness_s(), &examined.info));
+    }
     if examined.video.is_none() && examined.audio.is_none() {
         let notes = &examined.info.notes;
         return Err(match &notes[..] {
@@ -122,19 +123,6 @@ fn read_through(media: &MediaFile, limits: Limits, cancelled: &dyn Fn() -> bool)
     }
     limits.check(path, [examined.info.width, examined.info.height])?;
     Ok(examined)
-}
-
-/// Sentence about pictures that do not come evenly, which are picked by their number all the same (MODEL.md, "Decisions").
-fn uneven(examined: &Examined) -> Option<String> {
-    let [pass] = &examined.video.as_ref()?.passes[..] else { return None };
-    let (off_s, info) = (pass.timeline.unevenness_s(), &examined.info);
-    // More than its length is a clock that jumps.
-    (off_s > UNEVEN_S && off_s < info.duration_s).then(|| {
-        let (rate, off_s) = (info.avg_fps.max(10.0).round(), (off_s * 10.0).ceil() / 10.0);
-        format!(
-            "the rate of the pictures varies: times can be off by up to {off_s:.1} s (ffmpeg -i IN -vf fps={rate} OUT.mp4 evens it)"
-        )
-    })
 }
 
 /// Facts and tracks of an mp4 or mov file.

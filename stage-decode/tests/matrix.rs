@@ -5,254 +5,146 @@
 //! list, a sound alone no orientation and no rate of pictures, and raw AAC, MP3, FLAC and WAV no time at which they begin. In AVI a
 //! picture that is missing leaves an empty chunk, and sound begins with the picture.
 
+#[path = "support/row.rs"]
+mod row;
 mod support;
 
-use std::path::{Path, PathBuf};
+use row::Container::{Avi, Matroska, Mov, Mp4 as IsoMp4, Sound, TransportStream, WebM};
+use row::{Codec, Container, Row, check_rows};
 
-use support::boxes::{Mp4, project};
-use support::reference::{
-    check_figures, check_packets, check_pictures, check_samples, check_unmarked, ffprobe, reference_frames_by,
-    reference_sound,
-};
-use support::{decode_at, make, picture, sound, words};
-use tempfile::tempdir;
+const NONE: Codec = ("", "");
+const H264: Codec = ("H.264", "-c:v libx264 -preset ultrafast -bf 2 -g 12");
+const H265: Codec = ("H.265", "-c:v libx265 -preset ultrafast -x265-params log-level=error:keyint=12 -tag:v hvc1");
+const VP8: Codec = ("VP8", "-c:v libvpx -deadline realtime -cpu-used 8 -b:v 400k -g 12");
+const VP9: Codec = ("VP9", "-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -b:v 400k -g 12");
+const AV1: Codec = ("AV1", "-c:v libaom-av1 -cpu-used 8 -usage realtime -b:v 400k -g 12");
+const MPEG2: Codec = ("MPEG-2", "-c:v mpeg2video -b:v 600k -bf 2 -g 12");
+const MPEG4: Codec = ("MPEG-4", "-c:v mpeg4 -q:v 3 -bf 2 -g 12");
+const MJPEG: Codec = ("Motion JPEG", "-c:v mjpeg -q:v 3");
+const AAC: Codec = ("AAC", "-c:a aac -b:a 128k");
+const OPUS: Codec = ("Opus", "-c:a libopus -b:a 128k");
+const MP2: Codec = ("MP2", "-c:a mp2 -b:a 192k");
+const AC3: Codec = ("AC-3", "-c:a ac3 -b:a 192k");
+const MP3: Codec = ("MP3", "-c:a libmp3lame -b:a 128k");
+const VORBIS: Codec = ("Vorbis", "-c:a libvorbis -b:a 128k");
+const FLAC: Codec = ("FLAC", "-c:a flac");
+const PCM: Codec = ("PCM", "-c:a pcm_s16le");
 
-/// What is made of a row.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Container {
-    Mp4,
-    Mov,
-    Matroska,
-    WebM,
-    TransportStream,
-    Avi,
-    /// Sound alone, by the ending of its name.
-    Sound(&'static str),
+/// The rows, in the order of deploy/README.md.
+const ROWS: &[Row] = &[
+    (IsoMp4, H264, AAC),
+    (IsoMp4, H265, MP3),
+    (IsoMp4, VP9, OPUS),
+    (IsoMp4, AV1, OPUS),
+    (Mov, H264, AAC),
+    (Mov, H265, AAC),
+    (Matroska, H264, AAC),
+    (Matroska, H265, MP3),
+    (Matroska, VP9, OPUS),
+    (Matroska, AV1, OPUS),
+    (WebM, VP8, OPUS),
+    (WebM, AV1, OPUS),
+    (WebM, VP9, OPUS),
+    (TransportStream, H264, AAC),
+    (TransportStream, H265, AAC),
+    (TransportStream, MPEG2, MP2),
+    (Avi, MPEG4, MP3),
+    (Avi, MJPEG, AC3),
+    (Avi, H264, PCM),
+    (Sound("M4A", "m4a"), NONE, AAC),
+    (Sound("MP3", "mp3"), NONE, MP3),
+    (Sound("ADTS", "aac"), NONE, AAC),
+    (Sound("Ogg", "ogg"), NONE, VORBIS),
+    (Sound("Ogg", "ogg"), NONE, OPUS),
+    (Sound("FLAC", "flac"), NONE, FLAC),
+    (Sound("Matroska", "mka"), NONE, OPUS),
+    (Sound("WAV", "wav"), NONE, PCM),
+];
+
+/// The rows of a container, sound alone apart.
+fn rows(of: Container) -> Vec<Row> {
+    ROWS.iter().filter(|(container, ..)| *container == of).copied().collect()
 }
 
-use Container::{Avi, Matroska, Mov, Mp4 as IsoMp4, Sound, TransportStream, WebM};
-
-impl Container {
-    fn ending(self) -> &'static str {
-        match self {
-            IsoMp4 => "mp4",
-            Mov => "mov",
-            Matroska => "mkv",
-            WebM => "webm",
-            TransportStream => "ts",
-            Avi => "avi",
-            Sound(ending) => ending,
-        }
-    }
-
-    fn has_index(self) -> bool {
-        matches!(self, IsoMp4 | Mov | Sound("m4a"))
-    }
+/// The rows of sounds alone that are called something.
+fn sounds(of: &[&str]) -> Vec<Row> {
+    ROWS.iter().filter(|(container, ..)| matches!(container, Sound(name, _) if of.contains(name))).copied().collect()
 }
 
-const H264: &str = "-c:v libx264 -preset ultrafast -bf 2 -g 12";
-const H265: &str = "-c:v libx265 -preset ultrafast -x265-params log-level=error:keyint=12 -tag:v hvc1";
-const VP8: &str = "-c:v libvpx -deadline realtime -cpu-used 8 -b:v 400k -g 12";
-const VP9: &str = "-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -b:v 400k -g 12";
-const AV1: &str = "-c:v libaom-av1 -cpu-used 8 -usage realtime -b:v 400k -g 12";
-const MPEG2: &str = "-c:v mpeg2video -b:v 600k -bf 2 -g 12";
-const MPEG4: &str = "-c:v mpeg4 -q:v 3 -bf 2 -g 12";
-const MJPEG: &str = "-c:v mjpeg -q:v 3";
-const AAC: &str = "-c:a aac -b:a 128k";
-const OPUS: &str = "-c:a libopus -b:a 128k";
-const MP2: &str = "-c:a mp2 -b:a 192k";
-const AC3: &str = "-c:a ac3 -b:a 192k";
-const MP3: &str = "-c:a libmp3lame -b:a 128k";
-const VORBIS: &str = "-c:a libvorbis -b:a 128k";
-const FLAC: &str = "-c:a flac";
-const PCM: &str = "-c:a pcm_s16le";
-
-/// Samples of the longest packet (1,152 at 44,100 Hz), at 16 kHz.
-const PACKET: usize = 418;
-/// Length of a film, in seconds.
-const LENGTH_S: f64 = 4.0;
-
-/// A file, and how it is told from others in messages.
-struct Row {
-    dir: PathBuf,
-    container: Container,
-    video: &'static str,
-    audio: &'static str,
+/// Names that differ, in the order in which they come first, with commas between them.
+fn listed(names: impl Iterator<Item = String>) -> String {
+    let mut all: Vec<String> = Vec::new();
+    names.filter(|name| !name.is_empty()).for_each(|name| {
+        if !all.contains(&name) {
+            all.push(name)
+        }
+    });
+    all.join(", ")
 }
 
-impl Row {
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(format!("{name}.{}", self.container.ending()))
-    }
-
-    /// Makes a film, or a sound alone, with further options.
-    fn make(&self, name: &str, filter: &str, late_s: f64, options: &str) -> PathBuf {
-        let rate = if self.audio == OPUS { 48_000 } else { 44_100 };
-        let late = [words(&format!("-itsoffset {late_s}")), sound(rate, LENGTH_S)].concat();
-        let name = format!("{name}.{}", self.container.ending());
-        if matches!(self.container, Sound(_)) {
-            return make(&self.dir, &name, &[late], &format!("{} {options}", self.audio));
-        }
-        // Of several films the colours are the same: what this measures is which picture is shown, and when.
-        let line = format!("-map 0 -map 1 {} {filter} {} {options}", self.video, self.audio);
-        // MPEG-2 has no rate of ten a second.
-        let rate = if self.video == MPEG2 { "25" } else { "10" };
-        make(&self.dir, &name, &[picture("96x64", rate, LENGTH_S), late], &line)
-    }
-
-    /// Checks every frame and sample of a file beside what ffmpeg gives of `reference` through `filters`.
-    fn check(&self, path: &Path, reference: &Path, filters: &str) {
-        let name = format!("{} of {} and {}", path.file_name().unwrap().display(), self.video, self.audio);
-        let (info, kept) = decode_at(path, 10.0);
-        let is_cut = path == self.path("cut");
-        if matches!(self.container, Sound(_)) {
-            let mut duration: f64 = ffprobe(path, "-show_entries format=duration")[0].parse().unwrap();
-            if self.container == Sound("ogg") && self.audio == OPUS {
-                // Of Opus in Ogg ffprobe says where it ends, and not how long it is.
-                let start: f64 = ffprobe(path, "-show_entries format=start_time")[0].parse().unwrap();
-                duration -= start;
+#[test]
+fn the_readme_names_what_the_table_has_and_nothing_else() {
+    let named =
+        |of: &str| -> Vec<Row> { ROWS.iter().filter(|(container, ..)| container.name() == of).copied().collect() };
+    let mut table = String::new();
+    let containers = listed(ROWS.iter().map(|(container, ..)| container.name().to_owned()));
+    for container in containers.split(", ") {
+        let of = named(container);
+        let pictures = listed(of.iter().map(|(_, (name, _), _)| (*name).to_owned()));
+        let sound = listed(of.iter().map(|(container, _, (codec, _))| match container {
+            Sound(name, _) if name != codec => {
+                format!("{name} ({})", listed(sounds(&[name]).iter().map(|(.., (codec, _))| (*codec).to_owned())))
             }
-            // Where the header says how long the whole was, ffprobe believes it.
-            let near = (info.duration_s - duration).abs() < 0.1;
-            assert!(near || is_cut, "{name}: {} s, ffprobe says {duration}", info.duration_s);
-        } else {
-            // Of the decoders of AV1 that ffmpeg 5.1 has, dav1d passes over the marks of what an edit list leaves out, and shows 38
-            // pictures where libaom, and ffmpeg 9 with either, show 23: those whose packets are not marked.
-            let is_marked = self.video == AV1 && path == self.path("edited");
-            match self.container {
-                TransportStream => check_packets(path, &info, "pts_time"),
-                Avi => check_packets(path, &info, "dts_time"),
-                _ if is_marked => check_unmarked(path, &info),
-                _ => check_figures(path, &info),
-            }
-            let options = if is_marked { "-c:v libaom-av1" } else { "" };
-            let step = kept.batches[0].plan.image.as_ref().unwrap().frame_step;
-            let frames = |first| reference_frames_by(options, reference, &info, step, first, filters);
-            let [theirs, after] = [0, 1].map(frames);
-            check_pictures(&name, &kept.frames(0), &theirs, &after);
-        }
-        let (ours, mut theirs) = (kept.pcm(), reference_sound(path, ""));
-        // ffmpeg makes something of a packet of which a part is missing.
-        if is_cut && (1..=PACKET).contains(&theirs.len().saturating_sub(ours.len())) {
-            theirs.truncate(ours.len());
-        }
-        check_samples(&name, &ours, &theirs);
+            _ => (*codec).to_owned(),
+        }));
+        table += &format!("| {container} | {pictures} | {sound} |\n").replace("|  |", "| |");
     }
-
-    /// Turned and mirrored.
-    fn turned(&self, whole: &Path) {
-        let path = self.path("turned");
-        match self.container {
-            IsoMp4 | Mov => {
-                Mp4::read(whole).display(0, [0, -1, -1, 0]).write(&path);
-                // This ffmpeg turns mp4 by itself.
-                self.check(&path, &path, "");
-            }
-            Matroska | WebM => {
-                std::fs::copy(whole, &path).unwrap();
-                project(&path, 180.0, -90.0);
-                self.check(&path, whole, ",transpose=clock_flip");
-            }
-            TransportStream | Avi | Sound(_) => {}
-        }
-    }
-
-    /// Cut in the middle, and what remains in another order.
-    fn edited(&self, whole: &Path) {
-        if !self.container.has_index() {
-            return;
-        }
-        let path = self.path("edited");
-        let mut file = Mp4::read(whole);
-        let tracks = if matches!(self.container, Sound(_)) { 1 } else { 2 };
-        for track in 0..tracks {
-            let of = format!("-select_streams {track} -show_entries stream=time_base");
-            let clock: f64 = ffprobe(whole, &of)[0].strip_prefix("1/").unwrap().parse().unwrap();
-            let edits = [(2.0, 3.5), (0.4, 1.2)].map(|(from, to)| (to - from, (from * clock).round() as i32));
-            file.edit(track, &edits, 2.3);
-        }
-        file.write(&path);
-        self.check(&path, &path, "");
-    }
-
-    /// A rate that varies, and a sound that begins later than the picture.
-    fn varying(&self) {
-        let filter = "-vf select='not(between(n,7,12)+between(n,20,21)+eq(n,30))' -vsync vfr";
-        let path = self.make("varying", filter, 0.7, "");
-        self.check(&path, &path, "");
-    }
-
-    /// The end is missing.
-    fn cut(&self) {
-        let index_first = if self.container.has_index() { "-movflags faststart" } else { "" };
-        let path = self.make("cut", "", 0.0, index_first);
-        let bytes = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &bytes[..bytes.len() * 7 / 10]).unwrap();
-        self.check(&path, &path, "");
-    }
-}
-
-fn check_rows(rows: &[(Container, &'static str, &'static str)]) {
-    for &(container, video, audio) in rows {
-        let dir = tempdir().unwrap();
-        let row = Row { dir: dir.path().to_owned(), container, video, audio };
-        let colours =
-            "-colorspace bt709 -color_primaries bt709 -color_trc bt709 -color_range tv -chroma_sample_location left";
-        let whole = row.make("whole", "", 0.0, if matches!(container, Sound(_)) { "" } else { colours });
-        row.check(&whole, &whole, "");
-        row.turned(&whole);
-        row.edited(&whole);
-        row.varying();
-        row.cut();
-    }
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/README.md")).unwrap();
+    let table = format!("| container | pictures | sound |\n| --- | --- | --- |\n{table}\n");
+    assert!(readme.contains(&table), "deploy/README.md has another table than\n{table}");
 }
 
 #[test]
 fn mp4_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(IsoMp4, H264, AAC), (IsoMp4, H265, MP3), (IsoMp4, VP9, OPUS), (IsoMp4, AV1, OPUS)]);
+    check_rows(&rows(IsoMp4));
 }
 
 #[test]
 fn mov_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(Mov, H264, AAC), (Mov, H265, AAC)]);
+    check_rows(&rows(Mov));
 }
 
 #[test]
 fn matroska_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(Matroska, H264, AAC), (Matroska, H265, MP3), (Matroska, VP9, OPUS), (Matroska, AV1, OPUS)]);
+    check_rows(&rows(Matroska));
 }
 
 #[test]
 fn webm_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(WebM, VP8, OPUS), (WebM, VP9, OPUS), (WebM, AV1, OPUS)]);
+    check_rows(&rows(WebM));
 }
 
 #[test]
 fn a_transport_stream_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(TransportStream, H264, AAC), (TransportStream, H265, AAC), (TransportStream, MPEG2, MP2)]);
+    check_rows(&rows(TransportStream));
 }
 
 #[test]
 fn avi_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(Avi, MPEG4, MP3), (Avi, H264, PCM), (Avi, MJPEG, AC3)]);
+    check_rows(&rows(Avi));
 }
 
 #[test]
-fn sound_alone_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(Sound("m4a"), "", AAC), (Sound("mp3"), "", MP3), (Sound("mka"), "", OPUS), (Sound("ogg"), "", OPUS)]);
+fn sound_in_a_container_is_read_as_ffmpeg_reads_it() {
+    check_rows(&sounds(&["M4A", "Matroska", "Ogg"]));
 }
 
 #[test]
-fn vorbis_alone_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(Sound("ogg"), "", VORBIS)]);
-}
-
-#[test]
-fn raw_aac_is_read_as_ffmpeg_reads_it() {
-    check_rows(&[(Sound("aac"), "", AAC)]);
+fn sound_without_a_container_is_read_as_ffmpeg_reads_it() {
+    check_rows(&sounds(&["MP3", "ADTS"]));
 }
 
 #[test]
 fn flac_and_wav_are_read_as_ffmpeg_reads_them() {
-    check_rows(&[(Sound("flac"), "", FLAC), (Sound("wav"), "", PCM)]);
+    check_rows(&sounds(&["FLAC", "WAV"]));
 }

@@ -3,6 +3,8 @@
 use protocol::error::JobError;
 use protocol::stage::Stop;
 
+use super::examined::codec_name;
+use crate::failure::Missing;
 use crate::media_file::MediaFile;
 use crate::pipeline::{self, Kind, Limits, Selection};
 
@@ -56,16 +58,25 @@ impl<'f> Choice<'f> {
                 false => candidate.excess.clone(),
             };
             let Some(reason) = reason else { return Ok(Some((candidate, selection))) };
-            self.notes.push(note(selection.kind, candidate.number, &candidate.codec, &reason));
+            self.notes.push(note(selection.kind, candidate.number, &candidate.codec, &reason) + &hint(selection.kind));
         }
         Ok(None)
     }
 }
 
 impl Choice<'_> {
-    /// Notes a track of which nothing is known but that no plugin reads it.
-    pub(super) fn leave_out(&mut self, kind: Kind, codec: &str, error: &JobError) {
-        self.notes.push(note(kind, None, codec, &reason(self.media, &error.message)));
+    /// Notes a track that was not found to have anything that is read.
+    pub(super) fn leave_out(&mut self, kind: Kind, missing: &Missing) {
+        let note = note(kind, None, &codec_name(&missing.caps_name), &reason(self.media, &missing.error.message));
+        self.notes.push(if missing.converts { note + &hint(kind) } else { note });
+    }
+
+    /// Checks the size of the largest pictures of a track that is used.
+    ///
+    /// # Errors
+    /// `unsupported_media` for larger ones than allowed, with the figures.
+    pub(super) fn check_size(&self, size: [u32; 2]) -> Result<(), JobError> {
+        self.limits.check(self.media.path(), size)
     }
 }
 
@@ -78,12 +89,14 @@ fn reason(media: &MediaFile, message: &str) -> String {
 /// Sentence about a track that is not used.
 fn note(kind: Kind, number: Option<u64>, codec: &str, reason: &str) -> String {
     let number = number.map_or(String::new(), |number| format!(" {number}"));
-    let encoder = match kind {
+    format!("{} track{number} ({codec}) is not read: {reason}", kind.noun())
+}
+
+/// What to do about such a track.
+fn hint(kind: Kind) -> String {
+    let other = match kind {
         Kind::Video => "-c:a copy",
         Kind::Audio => "-c:v copy",
     };
-    format!(
-        "{} track{number} ({codec}) is not read: {reason} (ffmpeg -i IN {encoder} OUT.mp4 converts it)",
-        kind.noun()
-    )
+    format!(" (ffmpeg -i IN {other} OUT.mp4 converts it)")
 }

@@ -90,6 +90,20 @@ pub(super) fn blank(container: &str, duration_s: f64) -> MediaInfo {
     }
 }
 
+/// Seconds by which pictures may come unevenly without a word.
+const UNEVEN_S: f64 = 1.0;
+
+/// Sentence about pictures that are shown so many seconds at most before or after their numbers say, by which they are picked all
+/// the same (MODEL.md, "Decisions"); none where that is little, or where a clock jumps by more than the file lasts.
+pub(super) fn uneven(off_s: f64, info: &MediaInfo) -> Option<String> {
+    (off_s > UNEVEN_S && off_s < info.duration_s).then(|| {
+        let (rate, off_s) = (info.avg_fps.max(10.0).round(), (off_s * 10.0).ceil() / 10.0);
+        format!(
+            "the rate of the pictures varies: times can be off by up to {off_s:.1} s (ffmpeg -i IN -vf fps={rate} OUT.mp4 evens it)"
+        )
+    })
+}
+
 /// Number of samples at 16 kHz in so many seconds.
 pub(super) fn samples(seconds: f64) -> u64 {
     (seconds * SAMPLE_RATE as f64).round() as u64

@@ -1,10 +1,14 @@
 //! Scan of any other container: GStreamer demuxes and parses the whole file, and the packets of each track are counted
-//! ([`counted`]); of a transport stream the times that its packets state are read besides ([`clock`]).
+//! ([`counted`]); of a transport stream the times that its packets state are read besides ([`clock`]); by both it is told how long
+//! the file lasts ([`length`]).
 
 mod clock;
 mod counted;
+mod length;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use gst::prelude::*;
 use gstreamer as gst;
@@ -12,25 +16,27 @@ use protocol::stage::Stop;
 
 use super::bytes::Bytes;
 use super::choice::{Candidate, Choice};
-use super::examined::{AudioTrack, Examined, Trim, VideoTrack, blank, samples};
-use super::{avi, mp3, ogg};
+use super::examined::{AudioTrack, Examined, Trim, VideoTrack, blank, samples, uneven};
+use super::{avi, flv, mp3, ogg, ts};
+use crate::crew::Progress;
 use crate::failure::{self, Missing};
 use crate::media_file::MediaFile;
 use crate::pipeline::{self, Kind, MediaSource, Overlay, Refusal, Selection, Told, lock};
 use crate::timeline::Pass;
 use clock::StatedClock;
 use counted::{Counted, watch};
-
-/// Longest time that one picture is shown in a broadcast.
-const LAST_PICTURE_S: f64 = 0.1;
+use length::length_s;
 
 /// Times its size that a file is read at most, besides what demuxers look up at both ends: one that goes on reads in circles.
 const MAX_TIMES: u64 = 4;
 /// Bytes that are read at most besides.
 const SEEKS_BYTES: u64 = 256 << 20;
 
-/// Codecs of sounds of which neither header nor GStreamer is believed that they last longer, or less, than their packets.
-const COUNTED: [&str; 2] = ["mp3", "audio/x-adpcm"];
+/// Longest time without progress after a track was found to have nothing: then the others have come, if there are any.
+const NOTHING_MORE: Duration = Duration::from_secs(4);
+
+/// Why AAC in LATM packets is not read.
+const LATM: &str = "it is AAC in LATM packets, of which GStreamer's parser loses some";
 
 type Tracks = Arc<Mutex<Vec<Arc<Mutex<Counted>>>>>;
 
@@ -65,11 +71,15 @@ pub(super) fn scan(
     pipeline::init()?;
     let running = Running(gst::Pipeline::new());
     let refusal = Refusal::default();
-    let cut = avi::cut_chunk(bytes).map_err(|error| match cancelled() {
+    let stop = |error: io::Error| match cancelled() {
         true => Stop::Cancelled,
         false => Stop::Failed(failure::unreadable(media.path(), &error)),
-    });
-    let overlays: Vec<Overlay> = cut?.into_iter().collect();
+    };
+    if is_latm(bytes) {
+        return Err(failure::unsupported(media.path(), LATM).into());
+    }
+    let mut overlays = ts::untold_sounds(bytes).map_err(stop)?;
+    overlays.extend(avi::cut_chunk(bytes).map_err(stop)?);
     let source = MediaSource::new(media, overlays.clone(), None);
     let parse = pipeline::parser(media, &refusal, &Told::default())?;
     let clock = StatedClock::default();
@@ -117,7 +127,7 @@ fn run(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Option<String>, Stop> {
     let bus = pipeline.bus().ok_or_else(|| failure::no_element("bus"))?;
-    let mut container = None;
+    let (mut container, mut nothing) = (None, None);
     let started = pipeline.set_state(gst::State::Playing);
     let most = media.reading().size().saturating_mul(MAX_TIMES).saturating_add(SEEKS_BYTES);
     loop {
@@ -130,6 +140,11 @@ fn run(
         if let Some(message) = bus.timed_pop(gst::ClockTime::from_mseconds(50)) {
             if let Some(found) = failure::missing(media.path(), &message) {
                 missing.push(found);
+                continue;
+            }
+            if let Some(found) = failure::nothing_found(media.path(), &message) {
+                missing.push(found);
+                nothing.get_or_insert_with(|| Progress::new(media));
                 continue;
             }
             if let Some(error) = failure::from_bus(media.path(), &message) {
@@ -145,6 +160,10 @@ fn run(
                 _ => {}
             }
             continue;
+        }
+        // A pipeline of nothing else may not end.
+        if nothing.as_mut().is_some_and(|progress| progress.quiet() > NOTHING_MORE) {
+            return Ok(container);
         }
         if started.is_err() {
             return Err(failure::unsupported(media.path(), "GStreamer cannot open it").into());
@@ -165,18 +184,20 @@ fn sum_up(
     {
         return Err(missing.error.clone().into());
     }
-    let mut info = blank("", length_s(bytes, &tracks, &scanned));
-    let Scanned { container, overlays, missing, clock, .. } = scanned;
+    let stated = flv::Times::read(bytes).ok().flatten();
+    let Scanned { duration_s, container, overlays, missing, clock } = scanned;
+    let told = length::Told { duration_s, names_container: container.is_some(), clock: &clock, tags: stated.as_ref() };
+    let mut info = blank("", length_s(bytes, &tracks, &told));
     // The times of AVI are those of decoding.
     let is_avi = bytes.array::<4>(8).is_ok_and(|kind| &kind == b"AVI ");
     // As ffmpeg selects: the largest picture, the audio with the most channels, of equals the first.
     let every = |kind: Kind| tracks.iter().filter(move |t| t.caps_name().is_some_and(|name| kind.takes(name)));
     let of_kind = |kind: Kind| every(kind).filter(|t| t.link == 0);
     let is_chained = tracks.iter().any(|t| t.link > 0);
-    let number = |t: &Counted, name: &str| t.field::<i32>(name).unwrap_or(0) as u32;
+    let moved = stated.as_ref().is_some_and(flv::Times::moves_pictures);
     let unread = |kind: Kind| missing.iter().filter(move |missing| kind.takes(&missing.caps_name));
     for kind in [Kind::Video, Kind::Audio] {
-        unread(kind).for_each(|missing| choice.leave_out(kind, &missing.caps_name, &missing.error));
+        unread(kind).for_each(|missing| choice.leave_out(kind, missing));
     }
     // The only track of a kind needs no name, and without a container its name may change from run to run.
     let selection = |kind, t: &Counted| {
@@ -188,8 +209,9 @@ fn sum_up(
         all.sort_by_key(|t| std::cmp::Reverse(rank(t)));
         choice.first(all.into_iter().map(candidate).collect(), &|track| selection(kind, track))
     };
-    let video = best(Kind::Video, &|t| u64::from(number(t, "width")) * u64::from(number(t, "height")))?;
-    let audio = best(Kind::Audio, &|t| number(t, "channels").into())?;
+    let video = best(Kind::Video, &|t| t.first_size().iter().map(|side| u64::from(*side)).product())?;
+    let audio = best(Kind::Audio, &|t| t.number("channels").into())?;
+    video.iter().try_for_each(|(chosen, _)| choice.check_size(chosen.track.largest()))?;
     // Those of its kind that follow it in a chained file.
     let later = |kind: Kind, track: &Counted| -> Vec<&Counted> {
         let name = track.caps_name().map(str::to_owned);
@@ -198,30 +220,27 @@ fn sum_up(
 
     let video = video.map(|(Candidate { track, codec, .. }, selected)| {
         let orientation = track.orientation;
-        (info.width, info.height) = orientation.shown(number(track, "width"), number(track, "height"));
+        let [width, height] = track.first_size();
+        (info.width, info.height) = orientation.shown(width, height);
+        info.notes.extend(track.changes_size());
         (info.rotation, info.mirrored) = (orientation.turn.degrees(), orientation.mirrored);
         let later = later(Kind::Video, track);
         let all = std::iter::once(track).chain(later.iter().copied());
-        let passes: Vec<Pass> = all.map(|track| track.pass(!is_avi && !clock.jumps(track))).collect();
+        let passes: Vec<Pass> = all.map(|track| track.pass(!is_avi && !moved && !clock.jumps(track))).collect();
         info.frames = passes.iter().map(|pass| pass.frames).sum();
         let told = track.field::<gst::Fraction>("framerate").filter(|f| f.numer() > 0 && track.second_fields == 0);
         info.avg_fps = match told {
             Some(rate) => f64::from(rate.numer()) / f64::from(rate.denom()),
             None => track.buffers as f64 / track.length_s().max(1e-3),
         };
+        let times = stated.as_ref().filter(|_| moved);
+        info.notes.extend(times.and_then(|times| uneven(times.unevenness_s(), &info)));
         info.codecs.push(codec);
         let links = later.iter().map(|t| selection(Kind::Video, t)).collect();
         VideoTrack { selection: selected, links, passes, orientation, full_range: None }
     });
     let audio = audio.map(|(Candidate { track, codec, .. }, selected)| {
-        let start_s = track.span.map_or(0.0, |(start, _)| start as f64 / 1e9);
-        let trim = match codec.as_str() {
-            "mp3" => mp3::trim(bytes),
-            "audio/x-wma" => wma(track.field::<i32>("wmaversion"), number(track, "rate")),
-            "vorbis" if !is_chained => ogg::vorbis(bytes, (start_s * f64::from(number(track, "rate"))).round() as u64),
-            "opus" if !is_chained && start_s > 0.0 => ogg::late_opus(bytes),
-            _ => Trim::default(),
-        };
+        let trim = trim(bytes, track, &codec, is_chained);
         info.has_audio = true;
         let later = later(Kind::Audio, track);
         info.audio_samples = samples(track.length_s() + later.iter().map(|t| t.length_s()).sum::<f64>());
@@ -231,6 +250,28 @@ fn sum_up(
     });
     info.container = container.unwrap_or_else(|| info.codecs.first().cloned().unwrap_or_default());
     Ok(Examined { info, video, audio })
+}
+
+/// What of a sound is kept, as its codec and container tell.
+fn trim(bytes: &mut Bytes<'_>, track: &Counted, codec: &str, is_chained: bool) -> Trim {
+    let start_s = track.span.map_or(0.0, |(start, _)| start as f64 / 1e9);
+    match codec {
+        "mp3" => mp3::trim(bytes),
+        "audio/x-wma" => wma(track.field::<i32>("wmaversion"), track.number("rate")),
+        "vorbis" if !is_chained => ogg::vorbis(bytes, (start_s * f64::from(track.number("rate"))).round() as u64),
+        "opus" if !is_chained && start_s > 0.0 => ogg::late_opus(bytes),
+        _ => Trim::default(),
+    }
+}
+
+/// Whether a file begins with three packets of LATM one behind the other (ISO/IEC 14496-3, 1.7.2): GStreamer may take it for another form.
+fn is_latm(bytes: &mut Bytes<'_>) -> bool {
+    let mut packet = |at: u64| {
+        let [first, second, third] = bytes.array(at).ok()?;
+        let length = u64::from(u16::from_be_bytes([second & 0x1f, third]));
+        (first == 0x56 && second & 0xe0 == 0xe0 && length > 0).then_some(at + 3 + length)
+    };
+    packet(0).and_then(&mut packet).and_then(packet).is_some()
 }
 
 /// What ffmpeg leaves out at the start of Windows Media Audio 1 and 2: two blocks (`libavcodec/wmadec.c`), whose length the rate
@@ -244,40 +285,12 @@ fn wma(version: Option<i32>, rate: u32) -> Trim {
     if version.is_some_and(|version| version < 3) { Trim::after(2 * block, None) } else { Trim::default() }
 }
 
-/// Seconds that a file lasts, by its packets where its container or GStreamer only guesses.
-fn length_s(bytes: &mut Bytes<'_>, tracks: &[MutexGuard<'_, Counted>], scanned: &Scanned) -> f64 {
-    let told_s = scanned.duration_s;
-    let all: Vec<&Counted> = tracks.iter().map(|track| &**track).collect();
-    let longest = || all.iter().map(|track| track.length_s()).fold(0.0, f64::max);
-    let spans = || all.iter().filter_map(|track| track.span);
-    let (start, end) = (spans().map(|s| s.0).min().unwrap_or(0), spans().map(|s| s.1).max().unwrap_or(0));
-    let spanned_s = (end - start) as f64 / 1e9;
-    let is_ts = [0, 4].into_iter().any(|at| bytes.array::<1>(at).is_ok_and(|sync| sync == [0x47]));
-    if is_ts && let Some(stated_s) = scanned.clock.seconds(&all) {
-        return stated_s;
-    }
-    let shows = all.iter().any(|track| track.caps_name().is_some_and(|name| Kind::Video.takes(name)));
-    let is_flv = bytes.array::<3>(0).is_ok_and(|start| &start == b"FLV");
-    let is_bare = scanned.container.is_none() && !is_ts && !is_flv;
-    let shown_s = || all.iter().map(|track| track.lasting_ns).max().unwrap_or(0) as f64 / 1e9;
-    match shows {
-        _ if told_s == 0.0 => longest(),
-        // GStreamer guesses it by the bit rate, and gives some pictures no time.
-        true if is_bare => spanned_s.max(shown_s()),
-        // Demuxers of MPEG streams leave out how long the last picture is shown; a transport stream's clock begins before its first.
-        true if spanned_s > 0.0 && (is_ts || (0.0..LAST_PICTURE_S).contains(&(spanned_s - told_s))) => spanned_s,
-        // A header may have been written for another sound: Xing in an MP3 that was cut or joined.
-        false if all.iter().all(|track| COUNTED.contains(&track.codec().as_str())) => {
-            Some(longest()).filter(|counted_s| (counted_s - told_s).abs() > LAST_PICTURE_S).unwrap_or(told_s)
-        }
-        false if spanned_s > 0.0 && is_ts => spanned_s,
-        _ => told_s,
-    }
-}
-
 /// A track that might be used.
 fn candidate(track: &Counted) -> Candidate<'_, Counted> {
     let decodes = track.caps.as_ref().is_some_and(|caps| pipeline::decodes(caps));
-    let excess = if decodes { None } else { Some("GStreamer has no decoder for it".to_owned()) };
+    let excess = match track.field::<String>("stream-format").as_deref() {
+        Some("loas") => Some(LATM.to_owned()),
+        _ => (!decodes).then(|| "GStreamer has no decoder for it".to_owned()),
+    };
     Candidate { track, number: None, codec: track.codec(), excess }
 }

@@ -18,6 +18,10 @@ use crate::timeline::{MAX_LISTED, Pass, Timeline};
 pub(super) struct Counted {
     pub(super) name: Option<String>,
     pub(super) caps: Option<gst::Caps>,
+    /// Size of its first pictures, and of its largest.
+    pub(super) sizes: Option<[[u32; 2]; 2]>,
+    /// Whether others than the first follow.
+    pub(super) is_resized: bool,
     pub(super) buffers: u64,
     pub(super) bytes: u64,
     /// Timestamps of pictures, in file order.
@@ -40,10 +44,20 @@ impl Counted {
     /// Notes the format of what follows.
     fn begin(&mut self, caps: gst::Caps) {
         self.caps = Some(caps);
+        self.resize([self.number("width"), self.number("height")]);
         if self.caps_name() == Some("video/x-h264") && self.fields.is_none() {
             let avcc = self.field::<gst::Buffer>("codec_data");
             let avcc = avcc.as_ref().and_then(|data| data.map_readable().ok());
             self.fields = Some(Fields::new(avcc.as_deref()));
+        }
+    }
+
+    /// Notes the size of the pictures that follow.
+    fn resize(&mut self, size: [u32; 2]) {
+        if area(size) > 0 {
+            let [first, largest] = self.sizes.unwrap_or([size; 2]);
+            self.sizes = Some([first, if area(size) > area(largest) { size } else { largest }]);
+            self.is_resized |= size != first;
         }
     }
 
@@ -105,9 +119,39 @@ impl Counted {
         }
     }
 
+    /// A number that its caps tell; 0 for none.
+    pub(super) fn number(&self, name: &str) -> u32 {
+        self.field::<i32>(name).and_then(|value| u32::try_from(value).ok()).unwrap_or(0)
+    }
+
+    /// Width and height of its first pictures.
+    pub(super) fn first_size(&self) -> [u32; 2] {
+        self.sizes.map_or([0; 2], |[first, _]| first)
+    }
+
+    /// Width and height of its largest pictures.
+    pub(super) fn largest(&self) -> [u32; 2] {
+        self.sizes.map_or([0; 2], |[_, largest]| largest)
+    }
+
+    /// Sentence about pictures whose size changes.
+    pub(super) fn changes_size(&self) -> Option<String> {
+        let ([width, height], [most_width, most_height]) = (self.first_size(), self.largest());
+        self.is_resized.then(|| {
+            format!(
+                "the size of the pictures changes in the middle: the first are {width} x {height}, the largest {most_width} x \
+                 {most_height}; each is scaled by its own size"
+            )
+        })
+    }
+
     pub(super) fn field<'a, T: gst::glib::value::FromValue<'a>>(&'a self, name: &str) -> Option<T> {
         self.caps.as_ref()?.structure(0)?.get(name).ok()
     }
+}
+
+fn area(size: [u32; 2]) -> u64 {
+    size.iter().map(|side| u64::from(*side)).product()
 }
 
 /// Counts the packets that pass a pad.
