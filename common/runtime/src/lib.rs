@@ -1,11 +1,12 @@
 //! The run loop that connects a stage to the bus, and the process around it. It knows no tensor library.
 //!
-//! In reading order: [`subject`] (names on the bus), [`bus`] (the broker), [`run`] (the loop), [`output`] (standard
+//! In reading order: [`subject`] (names on the bus), [`bus`] (the broker), [`objects`] (files on it), [`run`] (the loop), [`output`] (standard
 //! output and standard error), [`telemetry`] (logs), [`notify`] (words to a service manager), [`process`] (a process that is
 //! one stage).
 
 pub mod bus;
 pub mod notify;
+pub mod objects;
 pub mod output;
 pub mod process;
 pub mod run;
