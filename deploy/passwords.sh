@@ -9,7 +9,7 @@ if [ -e "$dir/passwords.conf" ]; then
   echo "error: $dir/passwords.conf is there already; remove it to make new passwords" >&2
   exit 1
 fi
-for user in decode vision audio fuse llm client operator; do
+for user in decode vision audio fuse llm client gateway operator; do
   password=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
   printf '%s\n' "$password" >"$dir/$user.password"
   printf 'PASSWORD_%s: "%s"\n' "${user^^}" "$password"

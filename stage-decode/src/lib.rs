@@ -6,7 +6,7 @@
 //! swscale does it), [`picture`] (rotation), [`resize`] (Pillow's bicubic); for audio `audio`, `pcm` (sound that needs no decoder), `downmix`, `resample` (as
 //! libswresample does it), `spool` (samples on disk until their number is known); `batch` (rows to messages), [`stage`]
 //! (video and audio at once, into one port), [`npy`] and [`dump`] (the delivered rows, for the reference),
-//! [`open`](mod@open) (the stage as a process serves it); `failure` and `identity` serve several of them.
+//! `fetched` (copies of files that travel over the bus), [`open`](mod@open) (the stage as a process serves it); `failure` and `identity` serve several of them.
 
 pub mod dump;
 pub mod npy;
@@ -31,6 +31,8 @@ mod crew;
 mod downmix;
 #[cfg(feature = "gstreamer")]
 mod failure;
+#[cfg(feature = "gstreamer")]
+mod fetched;
 #[cfg(feature = "gstreamer")]
 mod identity;
 #[cfg(feature = "gstreamer")]

@@ -80,7 +80,7 @@ impl MediaRoots {
         let forbidden = || {
             JobError::new(
                 ErrorKind::ForbiddenPath,
-                format!("cannot open {}: it is outside the media roots {}", path.display(), self.shown()),
+                format!("cannot open {}: it is outside the media roots {}", path.display(), self.shown().join(", ")),
             )
             .hint("move the file below a media root, or add its directory to decode.media_roots of stage-decode")
         };
@@ -107,9 +107,9 @@ impl MediaRoots {
         ancestor.is_some_and(|a| self.roots.iter().any(|r| a.starts_with(r)))
     }
 
-    fn shown(&self) -> String {
-        let roots: Vec<_> = self.roots.iter().map(|r| r.display().to_string()).collect();
-        roots.join(", ")
+    /// The roots as texts, for people.
+    pub(crate) fn shown(&self) -> Vec<String> {
+        self.roots.iter().map(|r| r.display().to_string()).collect()
     }
 }
 

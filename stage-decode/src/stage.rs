@@ -21,6 +21,7 @@ use crate::audio;
 use crate::batch::{FrameBatches, Windows};
 use crate::crew::{self, Crew, Progress};
 use crate::failure;
+use crate::identity::content_id;
 use crate::media_file::MediaFile;
 use crate::media_path::MediaRoots;
 use crate::picks::Picks;
@@ -108,6 +109,21 @@ impl DecodeStage {
             Stop::Failed(error) => Stop::Failed(at_home(error)),
             other => other,
         })
+    }
+
+    /// Directories below which files are opened, as texts.
+    pub fn roots(&self) -> Vec<String> {
+        self.roots.shown()
+    }
+
+    /// Content of a file below the media roots, as [`MediaInfo::content_id`] has it: three samples of it are read, nothing else.
+    ///
+    /// # Errors
+    /// `media_not_found`, `forbidden_path`, `unsupported_media` for what is no file, and `bad_request` for text that names none.
+    pub fn content(&self, video: &str) -> Result<String, JobError> {
+        let at_home = |error: JobError| error.at(StageName::Decode);
+        let media = self.roots.open(video).map_err(at_home)?;
+        content_id(&media).map_err(|e| at_home(failure::unreadable(media.path(), &e)))
     }
 
     /// Examines a file in a thread of its own, until `cancelled` says that nobody waits for it.

@@ -1,7 +1,7 @@
 //! The HTTP gateway, against a real broker and five processes with the demo model, by a client that writes its own requests.
 //!
 //! In reading order: `client` (that client), `rig` (the pipeline that tests share, and gateways of their own), this file (jobs and
-//! their ends), `uploads` (files and forms), `fetched` (videos of other hosts), `shapes` (the wires of others), `access` (who may
+//! their ends), `uploads` (files and forms), `on_bus` (files that stage-decode does not see), `fetched` (videos of other hosts), `shapes` (the wires of others), `access` (who may
 //! ask, and what is asked of the stages), `models` (two models on one broker), `many` (clients at once, and memory), `described` (what it says of itself), `page` (in a
 //! browser), `programs` (the examples of the README), `figures` (what stands in BENCHMARKS.md).
 
@@ -19,6 +19,8 @@ mod figures;
 mod many;
 #[path = "gateway/models.rs"]
 mod models;
+#[path = "gateway/on_bus.rs"]
+mod on_bus;
 #[path = "gateway/page.rs"]
 mod page;
 #[path = "gateway/programs.rs"]

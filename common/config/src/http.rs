@@ -6,6 +6,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::sections::is_prefix;
 
+/// Where stage-decode reads uploaded files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FilesOn {
+    /// In the gateway's spool, which it sees under the same path.
+    #[default]
+    Disk,
+    /// In JetStream's object store, to which the gateway copies them: `http.spool_bytes` of it, beside the other streams. A
+    /// stage-decode that has a `decode.spool` fetches them from there.
+    Bus,
+}
+
 /// Section `http`: where the gateway listens, who may ask, and how much it takes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -23,7 +35,9 @@ pub struct HttpConfig {
     pub json_bytes: u64,
     /// Bytes of an uploaded file at most.
     pub upload_bytes: u64,
-    /// Directory of uploaded files, which stage-decode has to see under the same path, below a media root; `vidi up` makes it one.
+    /// Where stage-decode reads uploaded files: on the disk, or on the bus.
+    pub files: FilesOn,
+    /// Directory of uploaded files, which stage-decode, unless it reads them on the bus, has to see under the same path, below a media root; `vidi up` makes it one.
     /// None: `spool` in the state directory.
     #[serde(with = "crate::path::optional")]
     pub spool: Option<PathBuf>,
@@ -64,6 +78,7 @@ impl Default for HttpConfig {
             hosts: vec!["localhost".to_owned(), "host.docker.internal".to_owned()],
             json_bytes: 64 << 20,
             upload_bytes: 8 << 30,
+            files: FilesOn::Disk,
             spool: None,
             spool_bytes: 32 << 30,
             spool_age_s: 24 * 3600,

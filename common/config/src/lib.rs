@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use protocol::error::StageName;
 
 pub use compute::{ComputeConfig, KvPrecision, MediaProducts, Precision, WeightFormat};
-pub use http::HttpConfig;
+pub use http::{FilesOn, HttpConfig};
 pub use log::{LogConfig, LogFormat};
 pub use placement::{COMPUTING, Device, PlacementConfig};
 pub use random::{RandomWeights, Size};

@@ -29,8 +29,8 @@ pub struct BusConfig {
     /// First part of every subject; the version stands in it.
     pub prefix: String,
     /// User name, with `password` or `password_file`. Here and in the five files below, `{stage}` stands for the role of
-    /// the process: decode, vision, audio, fuse, llm, client (`vidi ask`, `cancel`, `status`) or operator (`vidi up`,
-    /// `record`, `replay`, `bench`). So one configuration serves them all, each with credentials of its own.
+    /// the process: decode, vision, audio, fuse, llm, client (`vidi ask`, `cancel`, `status`), gateway (uploads on the
+    /// bus) or operator (`vidi up`, `record`, `replay`, `bench`). So one configuration serves them all, each with credentials of its own.
     pub user: String,
     /// Password of `user`, where one process is configured alone (`VIDI_BUS_PASSWORD`). It is never shown.
     pub password: Secret,
@@ -194,11 +194,24 @@ pub struct DecodeConfig {
     /// Largest number of pixels of a picture; a file with larger ones is refused before any of it is decoded. A decoder
     /// took 8 (JPEG) to 16 (H.264) bytes a pixel: 0.3 to 0.6 GB at the default of 8192 x 4320, cameras' largest size.
     pub max_pixels: u64,
+    /// Directory of copies of files that travel over the bus (`http.files = "bus"`), a media root of its own; several processes of
+    /// one host may share it. None: this stage-decode takes no such files.
+    #[serde(with = "crate::path::optional")]
+    pub spool: Option<PathBuf>,
+    /// Bytes of those copies at most; those that were used least recently make way for new ones.
+    pub spool_bytes: u64,
 }
 
 impl Default for DecodeConfig {
     fn default() -> Self {
-        DecodeConfig { media_roots: Vec::new(), batch_frames: 8, dump: None, max_pixels: 8192 * 4320 }
+        DecodeConfig {
+            media_roots: Vec::new(),
+            batch_frames: 8,
+            dump: None,
+            max_pixels: 8192 * 4320,
+            spool: None,
+            spool_bytes: 32 << 30,
+        }
     }
 }
 

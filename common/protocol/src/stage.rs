@@ -125,12 +125,52 @@ pub trait Stage {
     fn probe(&self) -> Option<Probe> {
         None
     }
+
+    /// Files that it can see, where it is one of several that see different ones; stage-decode alone has some. What it then refuses
+    /// as `media_not_found` or `forbidden_path` may be another instance's to do.
+    fn files(&self) -> Option<Files> {
+        None
+    }
+
+    /// Takes note of where files are that travel over the bus; stage-decode alone uses it.
+    fn use_source(&mut self, _source: Arc<dyn FileSource>) {}
 }
 
 /// Function that tells what a media file is, without decoding it; any thread may ask. It takes as long as the file has
 /// something new to read, tells `tell` every now and then how far it is, and ends with [`Stop::Cancelled`] once that says
 /// that nobody waits any more.
 pub type Probe = Arc<dyn Fn(&str, &mut Tell<'_>) -> Result<MediaInfo, Stop> + Send + Sync>;
+
+/// Files that one instance can see.
+#[derive(Clone)]
+pub struct Files {
+    /// Directories below which it opens files.
+    pub roots: Vec<String>,
+    /// Opens the file that a path or `file:` URI names, and tells its content ([`MediaInfo::content_id`]); any thread may ask.
+    pub content: Content,
+}
+
+/// See [`Files::content`].
+pub type Content = Arc<dyn Fn(&str) -> Result<String, JobError> + Send + Sync>;
+
+/// Beginning of the name of a file that travels over the bus: `bus:NAME`.
+pub const ON_THE_BUS: &str = "bus:";
+
+/// Files that travel over the bus, by their names; any thread may ask, and waits for a broker that is away.
+pub trait FileSource: Send + Sync {
+    /// Fetches a file into one at `into`, with the modification time that it has, and tells `tell` how far it is.
+    ///
+    /// # Errors
+    /// `media_not_found` if there is none of that name, `internal` for trouble with the disk; [`Stop::Cancelled`] once `tell` says
+    /// that nobody waits any more.
+    fn fetch(&self, name: &str, into: &std::path::Path, tell: &mut Tell<'_>) -> Result<(), Stop>;
+
+    /// Size of a file in bytes.
+    ///
+    /// # Errors
+    /// `media_not_found` if there is none of that name.
+    fn size(&self, name: &str) -> Result<u64, Stop>;
+}
 
 /// Taker of how far a probe is; false once nobody waits for it.
 pub type Tell<'a> = dyn FnMut(Looked) -> bool + 'a;

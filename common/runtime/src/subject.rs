@@ -69,6 +69,21 @@ impl Subjects {
         format!("{}.probe", self.prefix)
     }
 
+    /// Subject of the probe service of one instance of stage-decode.
+    pub fn probe_of(&self, instance: &str) -> String {
+        format!("{}.probe.{instance}", self.prefix)
+    }
+
+    /// Subject on which every stage-decode is asked who has a file; core NATS.
+    pub fn whereabouts(&self) -> String {
+        format!("{}.where", self.prefix)
+    }
+
+    /// Subject on which an instance of stage-decode is offered work that another one has no file for; core NATS.
+    pub fn hand(&self, instance: &str) -> String {
+        format!("{}.hand.{instance}", self.prefix)
+    }
+
     /// Subject of a job's events.
     pub fn events(&self, job: &JobId) -> String {
         format!("{}.events.{job}", self.prefix)
@@ -263,7 +278,18 @@ mod tests {
                 assert_eq!(subjects.stream_of(&subject.replace(['*', '>'], "x")), Some(stream), "{subject}");
             }
         }
-        for other in ["a.b.workers", "a.b.offer.llm-1", "a.b.probe", "a.b.control.cancel", "a.b", "a.bjobs", "c.jobs"] {
+        for other in [
+            "a.b.workers",
+            "a.b.offer.llm-1",
+            "a.b.probe",
+            "a.b.probe.decode-1",
+            "a.b.where",
+            "a.b.hand.decode-1",
+            "a.b.control.cancel",
+            "a.b",
+            "a.bjobs",
+            "c.jobs",
+        ] {
             assert_eq!(subjects.stream_of(other), None, "{other}");
         }
     }

@@ -21,6 +21,7 @@ use crate::client;
 pub async fn wait(app: &App, asked: Asked, each: impl FnMut(&Event)) -> Result<JobResult, Problem> {
     let _slot = app.jobs.slot()?;
     let Asked { pipeline, request, detach, held } = asked;
+    app.lend(held.as_ref(), Some(pipeline.prefix())).await?;
     app.jobs.note(&request, pipeline.number, detach)?;
     let (job, task) = (request.job.clone(), request.task.clone());
     let mut watch = Watch { app: app.clone(), left: Some(Left { bus: pipeline.bus.clone(), request, detach, held }) };

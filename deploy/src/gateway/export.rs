@@ -72,9 +72,10 @@ pub async fn export(
     let asked = |r: JobRequest| if r.queries.is_empty() { r.query } else { r.queries.join("; ") };
     let query = wanted.query.or(request.map(asked)).unwrap_or_default();
     let facts = media_info(&pipeline.bus, &video).await?;
-    let own = Start::of(&file_uri::path(&video)).await;
+    let place = app.on_disk(&video);
+    let own = Start::of(&file_uri::path(&place)).await;
     let wishes = Wishes { drop_frame: wanted.drop_frame, start };
-    let media = Media::new(&video, &facts, own, wishes).map_err(unfit)?;
+    let media = Media::new(&place, &facts, own, wishes).map_err(unfit)?;
     let resolution_s = clock::resolution_of(&result);
     let export = Export::new(media, &query, &result.ranges, resolution_s);
     let text = format.write(&export).map_err(unfit)?;

@@ -21,6 +21,7 @@ pub async fn upload(State(app): State<App>, request: Request) -> Result<Response
     let (is_new, held) = form.file.ok_or_else(|| {
         Problem::bad_request("the form has no file").hint("put the video into the field `file`, with a file name")
     })?;
+    app.lend(Some(&held), None).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let place = format!("/v1/files/file-{}", held.facts.id);
     Ok((status, [(header::LOCATION, place)], Json(shown(&held.facts))).into_response())

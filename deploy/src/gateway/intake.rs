@@ -9,7 +9,6 @@ use axum::extract::Request;
 use axum::http::header;
 use futures::StreamExt;
 use protocol::bytes::Bytes;
-use protocol::file_uri;
 use protocol::json::unmarked;
 use protocol::message::{JobId, JobRequest};
 use protocol::wire::Message;
@@ -150,7 +149,7 @@ pub fn job_of(
         if body.get("video").is_some_and(|video| !video.is_null()) {
             return Err(Problem::bad_request("it has a video's path and an uploaded one: keep one"));
         }
-        body.insert("video".to_owned(), json!(file_uri::text(&held.path)));
+        body.insert("video".to_owned(), json!(app.video_of(held)));
     }
     let Some(video) = body.get("video").and_then(Value::as_str) else {
         let hint = "give `video` (a path under a media root), `file_id`, or a form with the file `video`";

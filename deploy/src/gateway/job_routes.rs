@@ -26,6 +26,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub async fn submit(State(app): State<App>, request: Request) -> Result<Response, Problem> {
     let slot = app.jobs.slot()?;
     let asked = intake::read(&app, request).await?;
+    app.lend(asked.held.as_ref(), Some(asked.pipeline.prefix())).await?;
     let job = asked.request.job.clone();
     let is_new = app.jobs.note(&asked.request, asked.pipeline.number, asked.detach)?;
     if is_new || app.jobs.is_in_flight(&job) {

@@ -1,7 +1,7 @@
 //! HTTP gateway: one more client of the bus, for programs that speak HTTP. It knows no model, and copies no frame.
 //!
 //! In reading order: [`problem`] (errors and their statuses), [`stages`] and [`pipelines`] (who answers), [`state`] (what requests
-//! share), [`access`] (who may ask), [`health`], [`spool`], [`upload`], [`form`](mod@form) and [`files`] (uploads), [`fetch`] (videos of other hosts), [`intake`]
+//! share), [`access`] (who may ask), [`health`], [`spool`], [`upload`], [`form`](mod@form) and [`files`] (uploads), [`store`] (their copies on the bus), [`fetch`] (videos of other hosts), [`intake`]
 //! (a body to a job), [`jobs`] and [`job_routes`], [`events`], [`export`], [`answer`] (a request that waits), [`inference`], [`chat`]
 //! and [`models`], [`clock`] (times as texts), [`load`], [`counts`] and [`metrics`], [`openapi`], [`page`], [`serve`] (connections), this file
 //! (routes, start and end).
@@ -32,6 +32,7 @@ pub mod serve;
 pub mod spool;
 pub mod stages;
 pub mod state;
+pub mod store;
 pub mod upload;
 
 use std::net::SocketAddr;
@@ -43,7 +44,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::Uri;
 use axum::routing::{MethodRouter, get, post};
-use config::{Config, HttpConfig, Secret};
+use config::{Config, FilesOn, HttpConfig, Secret};
 use protocol::error::StageName;
 use runtime::bus::Bus;
 use runtime::process::{Exit, Fatal};
@@ -56,6 +57,7 @@ use pipelines::{Pipelines, Unopened};
 use problem::{Kind, Problem};
 use spool::Spool;
 use state::{App, State};
+use store::Store;
 
 /// Address where none is configured.
 pub const ADDRESS: &str = "127.0.0.1:8099";
@@ -79,7 +81,7 @@ impl Gateway {
     ///
     /// # Errors
     /// An address that cannot be listened on, or is not loopback without a token; a token, spool or file of tasks that cannot be
-    /// read; a broker that does not take a connection for each of `http.prefixes`.
+    /// read; a broker that does not take a connection for each of `http.prefixes`, or has no room for uploads where they go there.
     pub async fn open(config: &Config, bus: Bus, desired: Option<Desired>) -> Result<Self, Fatal> {
         let http = &config.http;
         let wrong = |text: String| Fatal(Exit::Usage, text);
@@ -94,11 +96,19 @@ impl Gateway {
         let listener = TcpListener::bind(addresses.as_slice()).await.map_err(unusable)?;
         let address = listener.local_addr().map_err(unusable)?;
         let spool = Spool::open(&spool_dir(http), http).await.map_err(|e| wrong(format!("{e:#}")))?;
+        let broker = bus.config().clone();
         let pipelines = Pipelines::open(config, bus, desired).await.map_err(|unopened| match unopened {
             Unopened::Tasks(error) => wrong(error.to_string()),
             Unopened::Bus(error) => error.into(),
         })?;
-        let app = Arc::new(State::new(pipelines, config, token, spool));
+        let store = match http.files {
+            FilesOn::Disk => None,
+            FilesOn::Bus => Some(Store::open(&broker, http, spool.names()).await?),
+        };
+        if let Some(store) = &store {
+            spool.tell_removed(store.removed());
+        }
+        let app = Arc::new(State::new(pipelines, config, token, spool, store));
         Ok(Gateway { app, listener, address })
     }
 

@@ -3,15 +3,16 @@
 //! A file is called by the SHA-256 of its bytes, so the same video twice is one file, with one modification time, and the language
 //! model finds what it kept of it. Beside each lies `ID.json` with its facts, whose modification time is the last use.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use config::HttpConfig;
 use protocol::bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::problem::{Kind, Problem};
 use crate::up::lock::{Lock, Taken};
@@ -76,6 +77,8 @@ pub struct Spool {
     quota: u64,
     age: Duration,
     index: Mutex<Index>,
+    /// Hears the names of files that are removed.
+    removed: OnceLock<UnboundedSender<String>>,
     _lock: Lock,
 }
 
@@ -95,7 +98,7 @@ impl Spool {
         let files = read(&dir).with_context(|| format!("spool {}", dir.display()))?;
         let index = Mutex::new(Index { files, ..Index::default() });
         let age = Duration::from_secs(http.spool_age_s);
-        let spool = Spool { dir, quota: http.spool_bytes, age, index, _lock: lock };
+        let spool = Spool { dir, quota: http.spool_bytes, age, index, removed: OnceLock::new(), _lock: lock };
         spool.sweep();
         Ok(spool)
     }
@@ -103,6 +106,17 @@ impl Spool {
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Names of all files.
+    pub fn names(&self) -> BTreeSet<String> {
+        self.index().files.values().map(|stored| stored.facts.file.clone()).collect()
+    }
+
+    /// Tells the names of files that are removed from now on to `removed`.
+    pub fn tell_removed(&self, removed: UnboundedSender<String>) {
+        // Told once, by who opened it.
+        let _ = self.removed.set(removed);
     }
 
     /// Facts about a file.
@@ -229,6 +243,10 @@ impl Spool {
             if let Err(error) = std::fs::remove_file(&path) {
                 tracing::warn!(path = %path.display(), %error, "removing an uploaded file failed");
             }
+        }
+        if let Some(removed) = self.removed.get() {
+            // Nobody hears it at the end of the process; the next one removes what is too much.
+            let _ = removed.send(stored.facts.file);
         }
     }
 

@@ -9,12 +9,14 @@ use config::{Config, HttpConfig, Secret};
 use protocol::event::JobEvent;
 use protocol::file_uri;
 use protocol::message::JobId;
+use protocol::stage::ON_THE_BUS;
 
 use super::counts::Metrics;
 use super::jobs::Jobs;
 use super::pipelines::{Pipeline, Pipelines};
 use super::problem::Problem;
-use super::spool::Spool;
+use super::spool::{Held, Spool};
+use super::store::Store;
 
 /// Videos that chats named by a `uuid`, at most.
 const NAMED_VIDEOS: usize = 10_000;
@@ -35,6 +37,8 @@ pub struct State {
     pub metrics: Metrics,
     /// Uploaded files.
     pub spool: Arc<Spool>,
+    /// Their copies on the bus; none where stage-decode reads them in the spool.
+    pub store: Option<Arc<Store>>,
     /// Videos by the `uuid` that a chat gave them.
     named: Mutex<Named>,
 }
@@ -50,7 +54,13 @@ struct Named {
 
 impl State {
     /// State of a gateway of pipelines.
-    pub fn new(pipelines: Pipelines, config: &Config, token: Option<Secret>, spool: Spool) -> Self {
+    pub fn new(
+        pipelines: Pipelines,
+        config: &Config,
+        token: Option<Secret>,
+        spool: Spool,
+        store: Option<Arc<Store>>,
+    ) -> Self {
         let http = config.http.clone();
         let own = &pipelines.own();
         let event_age = Duration::from_secs(own.bus.config().event_age_s);
@@ -62,6 +72,7 @@ impl State {
             // Families differ in what their tasks are made of, not in their names.
             metrics: Metrics::new(pipelines.tasks(own).iter().map(|task| task.name.clone()).collect()),
             spool: Arc::new(spool),
+            store,
             named: Mutex::default(),
             pipelines,
             http,
@@ -93,6 +104,28 @@ impl State {
             Some(file_uri::text(&ours.join(path.strip_prefix(theirs).ok()?)))
         });
         mapped.unwrap_or_else(|| video.to_owned())
+    }
+
+    /// What a job calls an uploaded file.
+    pub fn video_of(&self, held: &Held) -> String {
+        if self.store.is_some() { Store::video(&held.facts) } else { file_uri::text(&held.path) }
+    }
+
+    /// Path of a video as this gateway has it: of one that travels over the bus, in the spool.
+    pub fn on_disk(&self, video: &str) -> String {
+        let name = video.strip_prefix(ON_THE_BUS);
+        name.map_or_else(|| video.to_owned(), |name| file_uri::text(&self.spool.dir().join(name)))
+    }
+
+    /// Makes sure that the stage-decode of the pipeline below a prefix, the own one for none, can read an uploaded file.
+    ///
+    /// # Errors
+    /// As [`Store::copy`].
+    pub async fn lend(&self, held: Option<&Held>, prefix: Option<&str>) -> Result<(), Problem> {
+        match (&self.store, held) {
+            (Some(store), Some(held)) => store.copy(held, prefix.unwrap_or(store.prefix())).await,
+            _ => Ok(()),
+        }
     }
 
     /// Notes the video that a chat calls `uuid`.

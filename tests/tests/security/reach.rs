@@ -63,7 +63,9 @@ fn subjects() -> Vec<String> {
             all.push(format!("$JS.ACK.VIDI_{stream}.{consumer}.1.1.1.1.1"));
         }
     }
-    let pipeline = "jobs jobs.5.x owner.x workers offer.x probe decode.x frames.x audio.x features.x tokens.x report.x events.x room";
+    all.extend(ON_STREAM.map(|verb| format!("$JS.API.{verb}.OBJ_VIDI_FILES")));
+    all.extend(["$O.VIDI_FILES.C.x", "$O.VIDI_FILES.M.x"].map(str::to_owned));
+    let pipeline = "jobs jobs.5.x owner.x workers offer.x probe probe.x where hand.x decode.x frames.x audio.x features.x tokens.x report.x events.x room";
     all.extend(pipeline.split(' ').map(|s| format!("vidi.v1.{s}")));
     all.extend(Verb::ALL.map(|verb| format!("vidi.v1.control.{verb}")));
     for stage in StageName::ALL {
@@ -72,7 +74,7 @@ fn subjects() -> Vec<String> {
         all.extend(["PING", "INFO", "STATS"].map(|verb| format!("$SRV.{verb}.vidi-{stage}")));
         all.push(format!("_INBOX.{stage}.x"));
     }
-    all.extend(["_INBOX.client.x", "_INBOX.operator.x", "_R_.x"].map(str::to_owned));
+    all.extend(["_INBOX.client.x", "_INBOX.gateway.x", "_INBOX.operator.x", "_R_.x"].map(str::to_owned));
     all.extend(["$SRV.PING", "$SRV.INFO", "$SRV.STATS", "$SYS.REQ.SERVER.PING", "nobody.x"].map(str::to_owned));
     all.extend(["$JS.EVENT.ADVISORY.x", "$JSC.x", "$JS.FC.x"].map(str::to_owned));
     all
@@ -97,7 +99,12 @@ fn own(user: &str) -> Vec<String> {
     };
     let listed = |text: &str| text.split_whitespace().map(str::to_owned).collect();
     match user {
-        "decode" => worker("decode", "DECODE", &["frames", "audio"], &["DECODE", "FRAMES", "AUDIO"]),
+        "decode" => {
+            let mut own = worker("decode", "DECODE", &["frames", "audio"], &["DECODE", "FRAMES", "AUDIO"]);
+            own.extend(["probe.x", "where", "hand.x"].map(|s| format!("vidi.v1.{s}")));
+            own.extend(["STREAM.MSG.GET", "DIRECT.GET"].map(|verb| format!("$JS.API.{verb}.OBJ_VIDI_FILES")));
+            own
+        }
         "vision" => worker("vision", "FRAMES", &["features"], &["FRAMES", "FEATURES"]),
         "audio" => worker("audio", "AUDIO", &["features"], &["AUDIO", "FEATURES"]),
         "fuse" => worker("fuse", "FEATURES", &["tokens"], &["FEATURES", "TOKENS"]),
@@ -116,6 +123,10 @@ fn own(user: &str) -> Vec<String> {
         "client" => listed(
             "vidi.v1.jobs vidi.v1.probe vidi.v1.control.cancel $JS.API.STREAM.MSG.GET.VIDI_EVENTS $SRV.PING $SRV.PING.> \
              $SRV.INFO $SRV.INFO.> $SRV.STATS $SRV.STATS.>",
+        ),
+        "gateway" => listed(
+            "$O.VIDI_FILES.C.x $O.VIDI_FILES.M.x $JS.API.STREAM.INFO.OBJ_VIDI_FILES $JS.API.STREAM.CREATE.OBJ_VIDI_FILES \
+             $JS.API.STREAM.PURGE.OBJ_VIDI_FILES $JS.API.STREAM.MSG.GET.OBJ_VIDI_FILES",
         ),
         _ => listed("vidi.v1.> $SRV.> $JS.API.> $JS.ACK.>"),
     }
@@ -137,7 +148,7 @@ fn stands_for(pattern: &str, subject: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_user_publishes_on_a_subject_that_its_work_does_not_need() -> anyhow::Result<()> {
-    let (all, users) = (subjects(), ["decode", "vision", "audio", "fuse", "llm", "client", "operator"]);
+    let (all, users) = (subjects(), ["decode", "vision", "audio", "fuse", "llm", "client", "gateway", "operator"]);
     for program in brokers() {
         let shipped = Shipped::new()?;
         let broker = shipped.broker(program.as_deref()).await?;

@@ -11,19 +11,22 @@ pub enum Role {
     Stage(StageName),
     /// Asks, cancels and looks (`vidi ask`, `cancel`, `status`).
     Client,
+    /// Copies uploaded files to the object store (`vidi gateway`, `vidi up --http`).
+    Gateway,
     /// Runs the pipeline (`vidi up`, `record`, `replay`, `bench`).
     Operator,
 }
 
 impl Role {
     /// Every role.
-    pub const ALL: [Role; 7] = [
+    pub const ALL: [Role; 8] = [
         Role::Stage(StageName::Decode),
         Role::Stage(StageName::Vision),
         Role::Stage(StageName::Audio),
         Role::Stage(StageName::Fuse),
         Role::Stage(StageName::Llm),
         Role::Client,
+        Role::Gateway,
         Role::Operator,
     ];
 
@@ -32,6 +35,7 @@ impl Role {
         match self {
             Role::Stage(stage) => stage.as_str(),
             Role::Client => "client",
+            Role::Gateway => "gateway",
             Role::Operator => "operator",
         }
     }

@@ -46,7 +46,9 @@ struct Admission {
 /// When the queue cannot be set up.
 pub async fn start(bus: &Bus, line: Line, roll: Roll, registry: Registry, shutdown: Shutdown) -> Result<(), BusError> {
     let queue = bus.work_queue(StreamName::Jobs, ADMISSION).await?;
-    let mut inbox = Inbox::start(bus, queue, shutdown);
+    // Nobody hands requests over.
+    let (_, handed) = tokio::sync::mpsc::channel(1);
+    let mut inbox = Inbox::start(bus, queue, handed, shutdown);
     let admission = Admission { bus: bus.clone(), line, roll, registry };
     tokio::spawn(async move {
         while let Some(delivery) = inbox.next().await {

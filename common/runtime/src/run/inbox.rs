@@ -102,6 +102,14 @@ impl Delivery {
         self.redeliveries >= max_deliver.max(1) as u64
     }
 
+    /// Stops being in the way of further messages, though this one is not settled: nothing computes on it here.
+    pub fn set_aside(&mut self) {
+        drop(self.settled.take());
+    }
+
+    /// Leaves the message to the worker that it was handed to, which settles it.
+    pub fn leave(self) {}
+
     /// Gives the message back after trouble outside; the pause doubles with every try.
     pub async fn retry_later(self) {
         let pause = RETRY_PAUSE * (1 << self.redeliveries.min(5));
@@ -136,11 +144,13 @@ impl Drop for Delivery {
 /// Messages of one queue, one prefetched.
 pub struct Inbox {
     deliveries: mpsc::Receiver<Delivery>,
+    /// Messages that other workers had first.
+    handed: mpsc::Receiver<Delivery>,
 }
 
 impl Inbox {
-    /// Starts to pull, until `shutdown`.
-    pub fn start(bus: &Bus, queue: WorkQueue, mut shutdown: Shutdown) -> Self {
+    /// Starts to pull, until `shutdown`. What other workers hand over comes first.
+    pub fn start(bus: &Bus, queue: WorkQueue, handed: mpsc::Receiver<Delivery>, mut shutdown: Shutdown) -> Self {
         let (sender, deliveries) = mpsc::channel(1);
         let bus = bus.clone();
         tokio::spawn(async move {
@@ -152,12 +162,21 @@ impl Inbox {
                 }
             }
         });
-        Inbox { deliveries }
+        Inbox { deliveries, handed }
     }
 
     /// Next message; none once drained. What was prefetched when shutdown came goes back to the queue.
     pub async fn next(&mut self) -> Option<Delivery> {
-        self.deliveries.recv().await
+        let pulled = tokio::select! {
+            biased;
+            Some(delivery) = self.handed.recv() => return Some(delivery),
+            pulled = self.deliveries.recv() => pulled,
+        };
+        if pulled.is_some() {
+            return pulled;
+        }
+        self.handed.close();
+        self.handed.recv().await
     }
 }
 

@@ -8,6 +8,7 @@
 //! job's owner), [`control`] (control messages from whoever sends them), [`listener`] (and in the instance that hears
 //! them), [`dead`] (messages that no stage could use), [`worker`] (a stage between two queues), [`service`] (how an
 //! instance is found and watched), [`checkpoint`] and [`peers`] (what all instances share), [`probes`] (what a file is),
+//! [`whereabouts`] (who has it) and [`handover`] (work on a file that is elsewhere), with [`handing`] (how a delivery is handed on),
 //! [`admission`] (how jobs come in), [`line`] (how they wait), [`ending`] (how a job ends without an owner), with
 //! [`deadlines`], [`sweep`] (what is left then), [`expiry`] (what was kept long enough), [`rescue`] (what a queue has
 //! forgotten) and [`losses`] (what a broker has), [`owner`] (stage-llm, which
@@ -22,6 +23,8 @@ pub mod deadlines;
 pub mod ending;
 pub mod engine;
 pub mod expiry;
+pub mod handing;
+pub mod handover;
 pub mod inbox;
 pub mod job_end;
 pub mod line;
@@ -38,6 +41,7 @@ pub mod service;
 pub mod shutdown;
 pub mod sweep;
 pub mod watchdog;
+pub mod whereabouts;
 pub mod worker;
 
 pub use shutdown::Shutdown;

@@ -3,121 +3,43 @@
 //!
 //! How long a look takes is decided by the file. So an asker that says so is told every few seconds that it goes on, and asks
 //! again; a look that takes long lets others begin beside it; and one that nobody has asked for lately is ended.
+//!
+//! Instances see different files. A request comes to any of them; the one that does not have its file finds one that has, passes
+//! the request on to it and the answer back. Where nobody has it, the refusal names all who were asked.
 
-use std::collections::HashMap;
+mod waiting;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use async_nats::service::Request;
 use async_nats::service::endpoint::Endpoint;
-use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
 use super::watchdog::Watchdog;
+use super::whereabouts::{self, Whereabouts};
 use crate::bus::Bus;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::{ProbeReply, ProbeRequest};
 use protocol::plan::MediaInfo;
 use protocol::stage::{Looked, Probe, Stop};
 use protocol::wire::{self, Encoding};
+use waiting::{ASKED_ONCE, Added, Asker, FILES, REQUESTS, TELL_AFTER, Waiting, respond};
 
 /// Looks that begin at a time: one of these lasts until it is over, or takes long.
 const AT_A_TIME: usize = 4;
 /// Time after which a look takes long: it goes on, and the next begins.
 const LONG: Duration = Duration::from_secs(2);
-/// Files that are looked at or wait for their turn at most: more are `busy`.
-const FILES: usize = 64;
-/// Requests that wait for an answer at most, for whichever file: more are `busy`.
-const REQUESTS: usize = 512;
 /// Bytes of a request at most: it has a path, and is kept until it is answered.
 const REQUEST_BYTES: usize = 64 << 10;
 /// Time between two looks at who waits.
 const TICK: Duration = Duration::from_millis(200);
-/// Time after which one who asks again is told that the look goes on.
-const TELL_AFTER: Duration = Duration::from_secs(2);
-/// Time that one who does not ask again waits for an answer.
-const ASKED_ONCE: Duration = Duration::from_secs(30);
-/// Time without a request after which a look is ended. For a job that goes back to its queue meanwhile, its last owner asks on.
-const FORGOTTEN: Duration = Duration::from_secs(20);
-
-/// Request that waits.
-struct Asker {
-    request: Request,
-    encoding: Encoding,
-    since: Instant,
-    again: bool,
-}
-
-impl Asker {
-    /// Whether it is to be told by now that the look goes on.
-    fn is_due(&self) -> bool {
-        self.again && self.since.elapsed() >= TELL_AFTER
-    }
-
-    /// Whether it waits no longer for an answer.
-    fn is_gone(&self) -> bool {
-        !self.again && self.since.elapsed() >= ASKED_ONCE
-    }
-}
-
-/// Requests that wait for one file.
-struct Asked {
-    askers: Vec<Asker>,
-    last: Instant,
-}
-
-/// Requests that wait, by the file that they ask about.
-#[derive(Default)]
-struct Waiting {
-    files: HashMap<String, Asked>,
-    requests: usize,
-}
-
-impl Waiting {
-    /// Adds a request; true if its file is to be looked at now.
-    ///
-    /// # Errors
-    /// The request, if too many wait, or another instance looks at the file.
-    fn add(&mut self, asked: &ProbeRequest, own: &str, asker: Asker) -> Result<bool, Box<Asker>> {
-        let known = self.files.contains_key(&asked.video);
-        let is_elsewhere = !known && asked.at.as_deref().is_some_and(|at| at != own);
-        if self.requests >= REQUESTS || (!known && self.files.len() >= FILES) || is_elsewhere {
-            return Err(Box::new(asker));
-        }
-        self.requests += 1;
-        let now = Instant::now();
-        let file = self.files.entry(asked.video.clone()).or_insert(Asked { askers: Vec::new(), last: now });
-        file.askers.push(asker);
-        file.last = now;
-        Ok(!known)
-    }
-
-    /// Takes the requests for a file that `wanted` picks.
-    fn take(&mut self, video: &str, wanted: impl Fn(&Asker) -> bool) -> Vec<Asker> {
-        let Some(file) = self.files.get_mut(video) else { return Vec::new() };
-        let (taken, left): (Vec<Asker>, Vec<Asker>) = std::mem::take(&mut file.askers).into_iter().partition(wanted);
-        file.askers = left;
-        self.requests -= taken.len();
-        taken
-    }
-
-    /// Whether nobody has asked for a file lately, and nobody waits.
-    fn is_forgotten(&self, video: &str) -> bool {
-        self.files.get(video).is_none_or(|file| file.askers.is_empty() && file.last.elapsed() >= FORGOTTEN)
-    }
-
-    /// Takes a file off that is looked at no more; false if somebody waits for it still.
-    fn close(&mut self, video: &str) -> bool {
-        let is_over = self.files.get(video).is_none_or(|file| file.askers.is_empty());
-        if is_over {
-            self.files.remove(video);
-        }
-        is_over
-    }
-}
+/// Time within which the instance that has a file answers one who asks again, with what it is or that the look goes on.
+const PASSED_ON: Duration = TELL_AFTER.saturating_add(Duration::from_millis(1500));
+/// Detail of a `busy` that names the instance which has the file, and does not answer.
+pub const HOLDER: &str = "holder";
 
 /// How far a look is, and whether it is to end.
 #[derive(Default)]
@@ -135,29 +57,43 @@ struct Probes {
     watchdog: Watchdog,
     turns: Arc<Semaphore>,
     waiting: Arc<Mutex<Waiting>>,
+    /// Way to the other instances, where they may see other files.
+    whereabouts: Option<Whereabouts>,
+    /// Requests that are passed on.
+    passing: Arc<Semaphore>,
 }
 
-/// Answers probes until the endpoint is closed.
-pub async fn answer(bus: Bus, mut endpoint: Endpoint, probe: Probe, watchdog: Watchdog) {
-    let turns = Arc::new(Semaphore::new(AT_A_TIME));
-    let probes = Probes { bus, probe, watchdog, turns, waiting: Arc::default() };
-    while let Some(request) = endpoint.next().await {
+/// Answers probes until the endpoints are closed: those to any instance, and those to this one alone.
+pub async fn answer(
+    bus: Bus,
+    [any, own]: [Endpoint; 2],
+    probe: Probe,
+    whereabouts: Option<Whereabouts>,
+    watchdog: Watchdog,
+) {
+    let (turns, passing) = (Arc::new(Semaphore::new(AT_A_TIME)), Arc::new(Semaphore::new(REQUESTS)));
+    let probes = Probes { bus, probe, watchdog, turns, waiting: Arc::default(), whereabouts, passing };
+    let mut requests = futures::stream::select(any.map(|r| (r, false)), own.map(|r| (r, true)));
+    while let Some((request, addressed)) = requests.next().await {
         let encoding = Encoding::of(&request.message.payload);
-        let asked = match read(&request.message.payload) {
+        let read = read(&request.message.payload);
+        let again = read.as_ref().is_ok_and(|asked| asked.again);
+        let asker = Asker { request, encoding, since: Instant::now(), again, addressed };
+        let asked = match read {
             Ok(asked) => asked,
             Err(why) => {
                 probes.bus.note_unreadable();
                 let error = JobError::new(ErrorKind::BadRequest, format!("probe: {why}"));
-                respond(&request, encoding, &ProbeReply::Refused { error }).await;
+                asker.answer(&ProbeReply::Refused { error }).await;
                 continue;
             }
         };
-        let asker = Asker { request, encoding, since: Instant::now(), again: asked.again };
         let added = probes.waiting().add(&asked, probes.bus.instance(), asker);
         match added {
-            Ok(true) => drop(tokio::spawn(probes.clone().look(asked.video))),
-            Ok(false) => {}
-            Err(asker) => asker.answer(&ProbeReply::Refused { error: busy() }).await,
+            Added::Begins => drop(tokio::spawn(probes.clone().look(asked.video))),
+            Added::Waits => {}
+            Added::Elsewhere(asker, at) => probes.pass_on(vec![*asker], &at).await,
+            Added::TooMany(asker) => asker.answer(&ProbeReply::Refused { error: busy() }).await,
         }
     }
 }
@@ -178,18 +114,89 @@ impl Probes {
     /// Looks at a file until nobody waits for it, once in most cases.
     async fn look(self, video: String) {
         loop {
-            let reply = self.look_once(&video).await;
-            let asked = self.waiting().take(&video, |_| true);
-            for asker in asked {
-                match &reply {
-                    Some(reply) => asker.answer(reply).await,
-                    // Unanswered, it is asked again of another worker.
-                    None => drop(asker),
+            let mut reply = self.look_once(&video).await;
+            if let (Some(ProbeReply::Refused { error }), Some(whereabouts)) = (&reply, &self.whereabouts)
+                && whereabouts::is_about_the_place(error.kind)
+            {
+                let error = error.clone();
+                let own = self.waiting().take(&video, |asker| asker.addressed);
+                self.tell_all(&own, reply.as_ref()).await;
+                if self.waiting().is_asked(&video) {
+                    reply = self.look_elsewhere(whereabouts, &video, &error).await;
+                    if reply.is_none() {
+                        if self.waiting().close(&video) {
+                            return;
+                        }
+                        // Others have asked meanwhile.
+                        continue;
+                    }
                 }
             }
+            let asked = self.waiting().take(&video, |_| true);
+            self.tell_all(&asked, reply.as_ref()).await;
             if self.waiting().close(&video) {
                 return;
             }
+        }
+    }
+
+    /// Answers requests; unanswered, they are made again to another worker.
+    async fn tell_all(&self, askers: &[Asker], reply: Option<&ProbeReply>) {
+        let Some(reply) = reply else { return };
+        if let (ProbeReply::Info(info), Some(whereabouts)) = (reply, &self.whereabouts) {
+            whereabouts.note_told(&info.content_id);
+        }
+        for asker in askers {
+            asker.answer(reply).await;
+        }
+    }
+
+    /// Passes the requests for a file that is not here on to who has it; the reply, where nobody has.
+    async fn look_elsewhere(&self, whereabouts: &Whereabouts, video: &str, own: &JobError) -> Option<ProbeReply> {
+        let (mut ticks, state) = (tokio::time::interval(TICK), State::default());
+        let find = whereabouts.find(video, None, &[]);
+        tokio::pin!(find);
+        let found = loop {
+            tokio::select! {
+                found = &mut find => break found,
+                _ = ticks.tick() => self.tell(video, &state).await,
+            }
+        };
+        let error = match found.holder(None, &[]) {
+            // It is here: what went wrong would go wrong elsewhere.
+            Some(to) if to == self.bus.instance() => own.clone(),
+            Some(to) => {
+                let askers = self.waiting().take(video, |_| true);
+                self.pass_on(askers, to).await;
+                return None;
+            }
+            None if found.is_heard() => found.refusal(video, None, own),
+            None => busy(),
+        };
+        Some(ProbeReply::Refused { error })
+    }
+
+    /// Passes requests on to another instance, and its answers back.
+    async fn pass_on(&self, askers: Vec<Asker>, to: &str) {
+        for asker in askers {
+            let Ok(share) = self.passing.clone().try_acquire_owned() else {
+                asker.answer(&ProbeReply::Refused { error: busy() }).await;
+                continue;
+            };
+            let (bus, to) = (self.bus.clone(), to.to_owned());
+            tokio::spawn(async move {
+                let wait = if asker.again { PASSED_ON } else { ASKED_ONCE };
+                let body = asker.request.message.payload.clone();
+                let request = async_nats::Request::new().payload(body).timeout(Some(wait));
+                match bus.client().send_request(bus.subjects().probe_of(&to), request).await {
+                    Ok(reply) => respond(&asker.request, reply.payload).await,
+                    Err(error) => {
+                        tracing::debug!(%error, to, "a probe that was passed on is not answered");
+                        asker.answer(&ProbeReply::Refused { error: away(&to) }).await;
+                    }
+                }
+                drop(share);
+            });
         }
     }
 
@@ -270,20 +277,13 @@ fn reply(outcome: Result<Result<MediaInfo, Stop>, JoinError>) -> Option<ProbeRep
     }
 }
 
-impl Asker {
-    async fn answer(&self, reply: &ProbeReply) {
-        respond(&self.request, self.encoding, reply).await;
-    }
-}
-
 fn busy() -> JobError {
-    let text =
-        format!("{FILES} files or {REQUESTS} requests wait for a probe here already, or another one looks at the file");
+    let text = format!("{FILES} files or {REQUESTS} requests wait for a probe here already, or the broker is away");
     JobError::new(ErrorKind::Busy, text).at(StageName::Decode).hint("ask again later, or start another stage-decode")
 }
 
-async fn respond(request: &Request, encoding: Encoding, reply: &ProbeReply) {
-    if let Err(error) = request.respond(Ok(Bytes::from(wire::encode_as(encoding, reply)))).await {
-        tracing::debug!(%error, "probe reply failed");
-    }
+/// The instance that looks at a file, or has it, does not answer.
+fn away(instance: &str) -> JobError {
+    let text = format!("{instance}, which has the file, does not answer");
+    JobError::new(ErrorKind::Busy, text).at(StageName::Decode).hint("ask again later").detail(HOLDER, instance)
 }

@@ -13,6 +13,7 @@ use super::checkpoint::Checkpoint;
 use super::peers::FINGERPRINT;
 use super::probes;
 use super::watchdog::Watchdog;
+use super::whereabouts::Whereabouts;
 use crate::bus::{Bus, BusError, BusErrorKind, WorkQueue};
 use crate::metrics::counts::{self, Levels};
 use crate::metrics::listen;
@@ -193,7 +194,7 @@ pub async fn register(
     info: &InstanceInfo,
     counters: &Arc<Counters>,
     queues: Vec<WorkQueue>,
-    probe: Option<(Probe, Watchdog)>,
+    probe: Option<(Probe, Option<Whereabouts>, Watchdog)>,
 ) -> Result<Service, BusError> {
     let refused = |e: async_nats::Error| BusError::new(BusErrorKind::JetStream, format!("service {stage}: {e}"));
     let metadata = HashMap::from([
@@ -242,9 +243,11 @@ pub async fn register(
             }
         }
     });
-    if let Some((probe, watchdog)) = probe {
-        let endpoint = service.endpoint_builder().name("probe").add(bus.subjects().probe()).await.map_err(refused)?;
-        tokio::spawn(probes::answer(bus.clone(), endpoint, probe, watchdog));
+    if let Some((probe, whereabouts, watchdog)) = probe {
+        let own = bus.subjects().probe_of(bus.instance());
+        let own = service.endpoint_builder().name("probe-here").add(own).await.map_err(refused)?;
+        let any = service.endpoint_builder().name("probe").add(bus.subjects().probe()).await.map_err(refused)?;
+        tokio::spawn(probes::answer(bus.clone(), [any, own], probe, whereabouts, watchdog));
     }
     let count = counters.clone();
     tokio::spawn(async move {

@@ -13,6 +13,7 @@ use super::checkpoint::Checkpoint;
 use super::control::broadcast_end;
 use super::dead::bury;
 use super::engine::Engine;
+use super::handover::{Elsewhere, Handover};
 use super::inbox::{Delivery, Inbox};
 use super::listener::Listener;
 use super::peers;
@@ -21,9 +22,11 @@ use super::registry::InFlight;
 use super::service::{self, Counters, InstanceInfo};
 use super::shutdown::{self, Shutdown};
 use super::watchdog::Watchdog;
+use super::whereabouts;
 use crate::bus::events::EventLog;
 use crate::bus::{Attempt, Bus, BusError, Role};
 use crate::metrics::counts;
+use crate::objects::Fetching;
 use crate::subject::StreamName;
 use crate::traces;
 use protocol::error::{ErrorKind, JobError};
@@ -47,7 +50,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// # Errors
 /// [`BusError`] when the queue cannot be set up, or other processes of the pipeline [differ](peers::check). Later trouble is
 /// waited out.
-pub async fn run<S>(bus: Bus, stage: S, info: InstanceInfo, shutdown: Shutdown) -> Result<(), BusError>
+pub async fn run<S>(bus: Bus, mut stage: S, info: InstanceInfo, shutdown: Shutdown) -> Result<(), BusError>
 where
     S: Stage + Send + 'static,
     for<'a> S::Input<'a>: Deserialize<'a>,
@@ -66,16 +69,19 @@ where
     };
     let listener = Listener::start(&bus, S::NAME, shutdown.clone()).await?;
     let watchdog = Watchdog::start(S::NAME, &info.watchdog, &info.notifier);
-    let probe = stage.probe().map(|probe| (probe, watchdog.clone()));
+    stage.use_source(Arc::new(Fetching::new(&bus)));
+    let elsewhere = Elsewhere::start(&bus, stage.files(), listener.shutdown()).await?;
+    let probe = stage.probe().map(|probe| (probe, elsewhere.whereabouts.clone(), watchdog.clone()));
     let engine = Engine::start(S::NAME.as_str(), stage);
     let counters = Arc::new(Counters::default());
     let service = service::register(&bus, S::NAME, &info, &counters, vec![queue.clone()], probe).await?;
-    let mut inbox = Inbox::start(&bus, queue, listener.shutdown());
+    let mut inbox = Inbox::start(&bus, queue, elsewhere.handed, listener.shutdown());
     let largest = bus.config().message_bytes;
     let allowance = Allowance::new(IN_FLIGHT * largest.max(LEAST_BYTES));
     let checkpoint = info.checkpoint.clone();
     let outlet = Outlet::new(Allowance::new(SENDING * largest), info.budget_bytes);
-    let worker = Worker { bus: bus.clone(), counters: counters.clone(), outlet, watchdog, checkpoint };
+    let handover = elsewhere.handover;
+    let worker = Worker { bus: bus.clone(), counters: counters.clone(), outlet, watchdog, checkpoint, handover };
     let mut settling = JoinSet::new();
     tracing::info!(stage = %S::NAME, instance = bus.instance(), "ready");
     while let Some(delivery) = inbox.next().await {
@@ -115,6 +121,9 @@ where
     while !settling.is_empty() {
         settled(settling.join_next().await);
     }
+    if let Some(handover) = &worker.handover {
+        handover.ended().await;
+    }
     // A service that was never asked anything has nobody to tell.
     let _ = service.stop().await;
     listener.drained().await;
@@ -153,6 +162,8 @@ struct Worker {
     outlet: Outlet,
     watchdog: Watchdog,
     checkpoint: Checkpoint,
+    /// Way of messages whose file is not here; none where no message has a file.
+    handover: Option<Arc<Handover>>,
 }
 
 impl Worker {
@@ -194,8 +205,16 @@ impl Worker {
     }
 
     /// Settles a message: acknowledged once its outputs are stored, given back, or buried with its job failed.
-    async fn settle<S: Stage>(self, taken: Taken, computed: Result<Computed, Stop>) {
-        let Worker { bus, counters, .. } = self;
+    async fn settle<S: Stage + 'static>(self, taken: Taken, computed: Result<Computed, Stop>) {
+        if let (Err(Stop::Failed(error)), Some(handover)) = (&computed, &self.handover)
+            && whereabouts::is_about_the_place(error.kind)
+        {
+            let (handover, error) = (handover.clone(), error.clone());
+            // Not among what the next message may have to wait for.
+            tokio::spawn(self.place::<S>(handover, taken, error).in_current_span());
+            return;
+        }
+        let Worker { bus, counters, .. } = &self;
         let Taken { job, delivery, in_flight, share: _share } = taken;
         let outcome = match computed {
             Ok(Computed { port, heartbeat }) => {
@@ -234,15 +253,32 @@ impl Worker {
             }
             Err(Stop::Failed(error)) => error,
         };
+        self.fail::<S>(&job, delivery, error).await;
+    }
+
+    /// Finds another instance for a message whose file is not here; its job fails where nobody has it.
+    async fn place<S: Stage>(self, handover: Arc<Handover>, taken: Taken, error: JobError) {
+        let Taken { job, delivery, in_flight, share } = taken;
+        drop(share);
+        let nowhere = handover.place(delivery, in_flight.end(), error).await;
+        drop(in_flight);
+        if let Some((delivery, error)) = nowhere {
+            self.fail::<S>(&job, delivery, error).await;
+        }
+    }
+
+    /// Fails the job of a message, which leaves its queue.
+    async fn fail<S: Stage>(&self, job: &JobId, delivery: Delivery, error: JobError) {
+        let Worker { bus, counters, .. } = self;
         let error = error.at(S::NAME);
         tracing::error!(%error, "job failed");
         Counters::add(&counters.failed, 1);
         counters.note_error(&error);
         if error.kind == ErrorKind::PoisonMessage {
             Counters::add(&counters.unreadable, u64::from(delivery.redeliveries == 0));
-            bury(&bus, S::NAME, Some(&job), &delivery, &error).await;
+            bury(bus, S::NAME, Some(job), &delivery, &error).await;
         }
-        fail(&bus, &job, error).await;
+        fail(bus, job, error).await;
         delivery.done().await;
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use config::Config;
+use config::{Config, FilesOn};
 use deploy::gateway::{self, Gateway};
 use deploy::model::shipped;
 use deploy::up::pipeline::{Layout, Pipeline};
@@ -40,6 +40,9 @@ pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
         std::fs::create_dir_all(&spool)
             .map_err(|e| Fatal(Exit::Usage, format!("http.spool {}: {e}", spool.display())))?;
         config.decode.media_roots.push(absolute(&spool)?);
+        if config.http.files == FilesOn::Bus && config.decode.spool.is_none() {
+            config.decode.spool = Some(note::state_dir().join("fetched"));
+        }
     }
     let replicas = replicas::replicas(&up.replicas, config).map_err(|e| Fatal(Exit::Usage, e))?;
     let layout = if up.one_process { Layout::OneProcess } else { Layout::Processes(supervisor::Logs::Inherit) };

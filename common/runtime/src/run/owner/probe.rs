@@ -9,6 +9,8 @@ use futures::stream::FuturesUnordered;
 use super::renewal;
 use crate::bus::Bus;
 use crate::run::job_end::EndSignal;
+use crate::run::probes::HOLDER;
+use crate::run::whereabouts::is_about_the_place;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::{JobId, ProbeReply, ProbeRequest};
 use protocol::plan::MediaInfo;
@@ -84,6 +86,8 @@ async fn ask_until(bus: &Bus, video: &str, gives_way: &(dyn Fn() -> bool + Sync)
     let patience = Duration::from_secs_f64(bus.config().worker_patience_s);
     let mut request = ProbeRequest { again: true, at: renewal::instance(video), ..ProbeRequest::new(video) };
     let mut heard = Instant::now();
+    // Whether an instance was seen to have the file: one that has gone since may come back.
+    let mut is_known = false;
     loop {
         if heard.elapsed() >= GONE_AFTER {
             request.at = None;
@@ -93,6 +97,8 @@ async fn ask_until(bus: &Bus, video: &str, gives_way: &(dyn Fn() -> bool + Sync)
                 Ok(ProbeReply::Info(info)) => return Ok(Probed::Info(Box::new(info))),
                 Ok(ProbeReply::Working { working, read_bytes, size_bytes }) => {
                     renewal::note(video, &working);
+                    // Its size is known once it is open.
+                    is_known |= size_bytes > 0;
                     if gives_way() {
                         let how_far = format!("{read_bytes} of {size_bytes} bytes of {video} are read");
                         return Ok(Probed::GoesOn { how_far, instance: working });
@@ -101,7 +107,16 @@ async fn ask_until(bus: &Bus, video: &str, gives_way: &(dyn Fn() -> bool + Sync)
                     heard = Instant::now();
                     continue;
                 }
-                Ok(ProbeReply::Refused { error }) if error.kind == ErrorKind::Busy => (error.to_string(), BUSY_PAUSE),
+                Ok(ProbeReply::Refused { error }) if error.kind == ErrorKind::Busy => {
+                    is_known |= error.details.contains_key(HOLDER);
+                    (error.to_string(), BUSY_PAUSE)
+                }
+                Ok(ProbeReply::Refused { error })
+                    if is_known && is_about_the_place(error.kind) && heard.elapsed() < patience =>
+                {
+                    request.at = None;
+                    (error.to_string(), BUSY_PAUSE)
+                }
                 Ok(ProbeReply::Refused { error }) => return Err(error.at(StageName::Decode)),
                 Err(e) => return Err(JobError::new(ErrorKind::Internal, format!("probe: {e}"))),
             },
