@@ -48,9 +48,9 @@ fn times(clip: &Path) -> anyhow::Result<Vec<(u32, i64)>> {
 /// Mean of the squared differences up to which two pictures are one that was encoded twice (40 dB).
 const SAME: f64 = 6.5;
 
-/// Checks that two clips show the same pictures, and all their packets at the same times. Their bytes may differ: x264 0.164 chooses the
-/// quantizers of pictures that do not come evenly (60000/1001 in the milliseconds of Matroska) by how far its look-ahead thread is; of
-/// 480 runs of one command on a busy machine two differed by some bytes a frame.
+/// Checks that two clips show the same pictures, and all their packets at the same times. Their bytes may differ:
+/// of 480 runs of one ffmpeg command on a busy machine (x264 0.164, pictures of 60000/1001 a second in the milliseconds of Matroska) two
+/// differed by some bytes a frame, with the same packets at the same times.
 fn are_the_same(one: &Path, other: &Path, dir: &Path) -> anyhow::Result<()> {
     let names = format!("{} and {}", one.display(), other.display());
     ensure!(times(one)? == times(other)?, "{names}: other times");
