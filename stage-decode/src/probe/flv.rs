@@ -174,7 +174,7 @@ mod tests {
         assert!(!times.moves_pictures() && times.seconds(0, 0).is_none() && times.unevenness_s() < 1e-3);
         let twice = read(&[&even[..], &even].concat());
         assert!(twice.moves_pictures() && twice.seconds(0, 0).is_none() && twice.unevenness_s() == 0.0);
-        let cut = [even[0].clone(), even[1][..20].to_vec()];
+        let cut = [even[0].clone(), even[1][..16].to_vec()];
         assert_eq!(read(&cut).shown.len(), 1);
     }
 }
