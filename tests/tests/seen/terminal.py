@@ -7,6 +7,7 @@ with Ctrl-C. The terminal has to be as it was each time.
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -46,7 +47,8 @@ def run(key, command):
     until("all stages are drawn", terminal, seen, lambda seen: all(stage in seen for stage in STAGES))
     if b"\x1b[?1049h" not in seen:
         sys.exit("error: it does not draw on a screen of its own")
-    if any(b"\x1b[%d;" % line in seen for line in range(25, 60)):
+    # Where the cursor goes (`ESC [ LINE ; COLUMN H`); colours begin alike and end in m.
+    if any(int(line) > 24 for line in re.findall(rb"\x1b\[(\d+);\d+H", seen)):
         sys.exit("error: it draws below line 24")
     drawn = len(seen)
     size(terminal, 40, 120)
