@@ -99,7 +99,10 @@ fn the_readme_names_what_the_table_has_and_nothing_else() {
         }));
         table += &format!("| {container} | {pictures} | {sound} |\n").replace("|  |", "| |");
     }
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/README.md")).unwrap();
+    let readme = std::fs::read_to_string(
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("deploy").join("README.md"),
+    )
+    .unwrap();
     let table = format!("| container | pictures | sound |\n| --- | --- | --- |\n{table}\n");
     assert!(readme.contains(&table), "deploy/README.md has another table than\n{table}");
 }

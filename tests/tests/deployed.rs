@@ -46,7 +46,9 @@ impl Drop for Ended {
 
 /// Names of our metrics in a query.
 fn asked_for(query: &str) -> impl Iterator<Item = &str> {
-    query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("vidi_"))
+    query
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("vidi_") || word.starts_with("process_"))
 }
 
 #[test]

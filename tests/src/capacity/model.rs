@@ -22,7 +22,7 @@ pub struct Widths {
 }
 
 /// Vidi 1.5 9B in 16 bits: cells of four times the tower's 1,152, states of Whisper large-v3, tokens of Gemma 2 9B.
-pub const VIDI_9B: Widths = Widths { cell: 4608, state: 1280, token: 3584, value_bytes: 2 };
+pub const WIDTHS_9B: Widths = Widths { cell: 4608, state: 1280, token: 3584, value_bytes: 2 };
 
 impl Widths {
     /// Bytes of one image or audio token on the bus.
@@ -234,7 +234,7 @@ mod tests {
     fn five_minutes_are_what_the_shapes_of_the_protocol_say() {
         let plan = MINUTES.plan().unwrap();
         assert_eq!((tokens(&plan), items(&plan)), (61_800, (300, 10)));
-        let traffic = Traffic::of(&plan, &VIDI_9B, (8, (4 << 20) - 1024));
+        let traffic = Traffic::of(&plan, &WIDTHS_9B, (8, (4 << 20) - 1024));
         assert_eq!(traffic.frames.bytes, 300 * 442_368);
         assert_eq!(traffic.audio, Flow { messages: 10, bytes: 9_600_000 });
         assert_eq!(traffic.features.bytes, 58_800 * 9_216 + 15_000 * 2_560);

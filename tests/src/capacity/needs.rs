@@ -3,7 +3,7 @@
 use protocol::error::StageName;
 use serde::Serialize;
 
-use super::model::{Traffic, VIDI_9B, Video, Work, tokens};
+use super::model::{Traffic, Video, WIDTHS_9B, Work, tokens};
 use super::times::{Footage, Times};
 
 /// Part of its time for which a replica is planned to work: the rest takes bursts.
@@ -43,7 +43,7 @@ impl Needs {
         cut: (usize, usize),
     ) -> anyhow::Result<Self> {
         let (plan, work) = (video.plan()?, Work::of(video, times, footage)?);
-        let (rate, traffic) = (per_hour / 3600.0, Traffic::of(&plan, &VIDI_9B, cut));
+        let (rate, traffic) = (per_hour / 3600.0, Traffic::of(&plan, &WIDTHS_9B, cut));
         let needed = |seconds: f64| (rate * seconds / TARGET).ceil().max(1.0) as u64;
         let replicas: Vec<_> = StageName::ALL.iter().map(|&stage| (stage, needed(work.busy_s(stage)))).collect();
         let workers = needed(work.held_s);
@@ -61,7 +61,7 @@ impl Needs {
             bus_bytes_per_s: rate * traffic.bus_bytes() as f64,
             messages_per_s: rate * traffic.all().messages as f64,
             // An eighth more than its tokens take is reserved for each job (`Bus::token_stream_bytes`).
-            reserved_bytes: workers as f64 * tokens(&plan) as f64 * VIDI_9B.token_bytes() as f64 * 1.125,
+            reserved_bytes: workers as f64 * tokens(&plan) as f64 * WIDTHS_9B.token_bytes() as f64 * 1.125,
         })
     }
 }

@@ -9,7 +9,7 @@ use protocol::stage::{Beside, JobPort, OwnedJob, Owner, Stop};
 use protocol::wire::VERSION;
 use serde_json::json;
 
-use super::model::{VIDI_9B, items, tokens};
+use super::model::{WIDTHS_9B, items, tokens};
 use super::pace::Pace;
 use super::times::Times;
 
@@ -129,6 +129,6 @@ impl Owner for Answerer {
     }
 
     fn token_bytes(&self) -> u64 {
-        VIDI_9B.token_bytes()
+        WIDTHS_9B.token_bytes()
     }
 }

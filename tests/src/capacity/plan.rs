@@ -4,7 +4,7 @@ use anyhow::ensure;
 use protocol::error::StageName;
 use serde::Serialize;
 
-use super::model::{Traffic, VIDI_9B, Video, Work, tokens};
+use super::model::{Traffic, Video, WIDTHS_9B, Work, tokens};
 use super::needs::{Needs, TARGET};
 use super::scenario::body_bytes;
 use super::times::{Footage, Times};
@@ -64,7 +64,7 @@ impl Plan {
         };
         Ok(Plan {
             rows: loads.iter().map(row).collect::<anyhow::Result<_>>()?,
-            traffic: Traffic::of(&plan, &VIDI_9B, (batch_frames, body)),
+            traffic: Traffic::of(&plan, &WIDTHS_9B, (batch_frames, body)),
             work: Work::of(&video, times, &footage)?,
             video,
             times: times.clone(),

@@ -5,7 +5,7 @@ use std::fmt;
 use protocol::error::StageName;
 use serde::Serialize;
 
-use super::model::{Traffic, VIDI_9B, Work};
+use super::model::{Traffic, WIDTHS_9B, Work};
 use super::monitor::Did;
 use super::scenario::{Arrivals, Scenario};
 
@@ -78,7 +78,7 @@ impl Report {
     /// A video that is too short to be asked about.
     pub fn fill_in(&mut self) -> anyhow::Result<()> {
         let scenario = &self.scenario;
-        let traffic = Traffic::of(&scenario.video.plan()?, &VIDI_9B, scenario.cut());
+        let traffic = Traffic::of(&scenario.video.plan()?, &WIDTHS_9B, scenario.cut());
         let (answered, clock) = (self.answered() as u64, scenario.clock());
         self.model_bytes = answered * traffic.bus_bytes();
         self.model_messages = answered * traffic.all().messages;

@@ -9,7 +9,7 @@ use protocol::stage::{Port, Probe, Stage, Stop, Tell};
 use protocol::tensor::{Dtype, Tensor};
 use protocol::wire::VERSION;
 
-use super::model::{VIDI_9B, Video};
+use super::model::{Video, WIDTHS_9B};
 use super::pace::Pace;
 use super::times::{Footage, Times};
 
@@ -126,7 +126,7 @@ impl Stage for Vision {
         let frames = input.tensor.data().len() / FRAME_BYTES;
         self.pace.wait(frames as f64 * self.times.frame_s);
         let each = input.plan.image.as_ref().ok_or_else(|| unplanned("frames"))?.tokens_per_frame();
-        let tensor = self.rows.tensor(Dtype::Bf16, &[frames * each as usize, VIDI_9B.cell])?;
+        let tensor = self.rows.tensor(Dtype::Bf16, &[frames * each as usize, WIDTHS_9B.cell])?;
         let FrameBatch { v, job, plan, offset, .. } = input;
         port.emit(Output::Features(FeatureBatch {
             v,
@@ -168,7 +168,7 @@ impl Stage for Audio {
         if rows == 0 {
             return Ok(());
         }
-        let tensor = self.rows.tensor(Dtype::Bf16, &[rows as usize, VIDI_9B.state])?;
+        let tensor = self.rows.tensor(Dtype::Bf16, &[rows as usize, WIDTHS_9B.state])?;
         let PcmWindow { v, job, plan, index, .. } = input;
         let (modality, offset) = (Modality::Audio, index * WINDOW_ROWS);
         port.emit(Output::Features(FeatureBatch { v, job, plan, modality, offset, tensor }))
@@ -204,7 +204,7 @@ impl Stage for Fuse {
             return Ok(());
         }
         self.pace.wait(tokens as f64 * self.times.fused_token_s);
-        let tensor = self.rows.tensor(Dtype::Bf16, &[tokens, VIDI_9B.token])?;
+        let tensor = self.rows.tensor(Dtype::Bf16, &[tokens, WIDTHS_9B.token])?;
         let FeatureBatch { v, job, plan, modality, offset, .. } = input;
         port.emit(Output::Tokens(TokenBatch { v, job, plan, modality, offset: offset / pool, tensor }))
     }
@@ -270,7 +270,7 @@ mod tests {
             let mut features = through(Vision::new(times.clone(), pace()), &frames, most);
             features.extend(through(Audio::new(times.clone(), pace()), &audio, most));
             let tokens = through(Fuse::new(times.clone(), pace()), &features, most);
-            let said = Traffic::of(&plan, &VIDI_9B, (batch, most));
+            let said = Traffic::of(&plan, &WIDTHS_9B, (batch, most));
             for (bodies, flow) in
                 [(&frames, said.frames), (&audio, said.audio), (&features, said.features), (&tokens, said.tokens)]
             {

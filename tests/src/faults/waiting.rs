@@ -51,7 +51,7 @@ async fn fill(rig: &Rig, name: &str, bytes: usize) -> anyhow::Result<Vec<JobRequ
 /// Requests until the broker takes no more, while no worker admits any: too large ones, then ones that may be so large.
 pub async fn flood(scale: &Scale) -> Row {
     let expected = "too large ones fail by name; a job is answered seconds later; every job has one end";
-    let case = Case { name: "more requests than the broker holds".to_owned(), expected, bound_s: scale.bound(10.0) };
+    let case = Case { name: "more requests than the broker holds".to_owned(), expected, bound_s: scale.bound(20.0) };
     case.run(async {
         let rig = Rig::start(true_setup(scale)).await?;
         let load = Load::new(&rig).await?;

@@ -23,6 +23,8 @@ use protocol::message::JobId;
 
 /// Times that a stream which another may be making at the same time is asked for before that is no excuse any more.
 const RACE_TRIES: usize = 25;
+/// Times that the queues of a stream are tried again that another may be making at the same time.
+const QUEUE_TRIES: usize = 5;
 /// Every subject of a stream.
 pub const ANY: &str = ">";
 /// Pause before a broker that did not answer is asked again.
@@ -53,9 +55,22 @@ impl Bus {
             for difference in differences(&found, &self.stream_config(name)) {
                 tracing::warn!(stream = name.on(self.subjects()), "the stream is not as configured: {difference}");
             }
-            self.once_led(|| self.make_queues(name)).await?;
+            self.make_queues_behind(name).await?;
         }
         Ok(())
+    }
+
+    /// Makes the queues of a stream that was just found or made. While another process makes it at the same time, a server may
+    /// say for a moment that there is no such stream.
+    async fn make_queues_behind(&self, name: StreamName) -> Result<(), BusError> {
+        for _ in 0..QUEUE_TRIES {
+            if self.once_led(|| self.make_queues(name)).await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(AGAIN).await;
+            self.once_led(|| self.ensure_stream(name)).await?;
+        }
+        self.once_led(|| self.make_queues(name)).await
     }
 
     /// Makes a stream again that is gone, and those of its queues that are, if making streams is this process's to do.
