@@ -64,8 +64,12 @@ impl Bus {
     /// say for a moment that there is no such stream.
     async fn make_queues_behind(&self, name: StreamName) -> Result<(), BusError> {
         for _ in 0..QUEUE_TRIES {
-            if self.once_led(|| self.make_queues(name)).await.is_ok() {
-                return Ok(());
+            match self.once_led(|| self.make_queues(name)).await {
+                // A leader has been waited for already.
+                Err(error) if error.kind() != BusErrorKind::Leaderless => {
+                    tracing::debug!(%error, "making queues failed, retrying");
+                }
+                outcome => return outcome,
             }
             tokio::time::sleep(AGAIN).await;
             self.once_led(|| self.ensure_stream(name)).await?;
