@@ -104,7 +104,8 @@ impl Admission {
         let mut queued_here = false;
         if is_accepted(log.last().map(|last| &last.event)) {
             let rank = self.line.ahead_of(request.priority).await;
-            match log.append_behind(Event::Queued { rank }, is_accepted).await {
+            // A broker that has lost its store meanwhile has no `accepted` any more: the job is queued all the same.
+            match log.append_behind(Event::Queued { rank }, |last| last.is_none() || is_accepted(last)).await {
                 Ok(appended) => queued_here = appended,
                 Err(_) => return,
             }
