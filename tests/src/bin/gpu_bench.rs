@@ -42,6 +42,10 @@ struct Args {
     /// Tokens to generate.
     #[arg(long, default_value_t = 64)]
     new_tokens: u32,
+    /// Unload stage-llm after the questions of a duration, and ask twice more: with `--set llm.keep_video=true --set llm.park_dir=DIR`
+    /// the first one reads its video from disk.
+    #[arg(long)]
+    unload: bool,
     /// Jobs of mixed duration afterwards; after each, every stage must hold no more memory than after the first ones.
     #[arg(long, default_value_t = 0)]
     soak: usize,
@@ -118,8 +122,13 @@ fn main() -> ExitCode {
 }
 
 async fn bench(args: &Args) -> anyhow::Result<()> {
-    let questions =
-        Questions { seconds: args.seconds.clone(), rounds: args.rounds, new_tokens: args.new_tokens, soak: args.soak };
+    let questions = Questions {
+        seconds: args.seconds.clone(),
+        rounds: args.rounds,
+        new_tokens: args.new_tokens,
+        unload: args.unload,
+        soak: args.soak,
+    };
     let write = |json: Vec<u8>| args.json.as_ref().map_or(Ok(()), |path| std::fs::write(path, json));
     if let Some(Part::Placement(placement)) = &args.command {
         let columns = placement::run(placement, &args.config, args.model.as_deref(), &questions).await?;

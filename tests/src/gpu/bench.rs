@@ -23,6 +23,8 @@ pub struct Questions {
     pub rounds: usize,
     /// Tokens to generate.
     pub new_tokens: u32,
+    /// Two questions more per duration, after stage-llm was unloaded.
+    pub unload: bool,
     /// Jobs of mixed duration afterwards.
     pub soak: usize,
 }
@@ -80,12 +82,18 @@ pub async fn bench(
     let ready_bytes = driver::used_bytes()?;
     println!("ready in {:.1} s, {:.2} GB of GPU memory", started.elapsed().as_secs_f64(), gb(ready_bytes - idle_bytes));
     show_memory(&pipeline).await?;
-    println!("| video s | tokens | first token s | floor | ms per token | floor | whole s | peak GB | busy s |");
-    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |");
+    println!(
+        "| video s | tokens | first token s | floor | ms per token | floor | whole s | peak GB | keys and values | busy s |"
+    );
+    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |");
     let mut rows = Vec::new();
     for (i, &seconds) in questions.seconds.iter().enumerate() {
         let floor = ceilings.map(|c| Floor::new(seconds, &geometry, &effective, &c)).transpose()?;
-        for round in 0..questions.rounds.max(1) {
+        let rounds = questions.rounds.max(1);
+        for round in 0..rounds + if questions.unload { AFTER_UNLOAD } else { 0 } {
+            if round == rounds {
+                pipeline.unload_llm().await?;
+            }
             // A duration may come twice, but the id of an ended job is not run again.
             let job = format!("bench-{i}-{seconds}-{round}");
             let mut measured = pipeline.ask(&job, seconds, questions.new_tokens).await?;
@@ -117,7 +125,7 @@ fn line(row: &Row) -> String {
         row.floor.as_ref().map_or_else(String::new, |floor| format!("{:.digits$}", of(floor)))
     };
     format!(
-        "| {} | {} | {:.3} | {} | {:.2} | {} | {:.2} | {:.2} | {} {} |",
+        "| {} | {} | {:.3} | {} | {:.2} | {} | {:.2} | {:.2} | {} | {} {} |",
         m.seconds,
         m.tokens,
         m.first_token_s,
@@ -126,6 +134,7 @@ fn line(row: &Row) -> String {
         floor(|f| f.ms_per_token, 2),
         m.total_s,
         gb(m.peak_bytes),
+        m.cached.place().unwrap_or("computed"),
         busy.join(", "),
         m.error.as_deref().unwrap_or(""),
     )
@@ -139,6 +148,8 @@ async fn show_memory(pipeline: &Pipeline) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Questions after an unload: one that finds its video on disk, if it was parked, and one that finds it in memory again.
+const AFTER_UNLOAD: usize = 2;
 /// Durations of the soak's videos in seconds, short and long in turn.
 const MIXED: [u64; 7] = [10, 45, 3, 90, 20, 150, 7];
 /// Number of jobs after which memory must not grow: each duration once.

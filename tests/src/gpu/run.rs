@@ -8,8 +8,9 @@ use anyhow::{Context, bail};
 use config::BusConfig;
 use deploy::client::{self, Events};
 use deploy::up::broker::{Broker, Options};
+use protocol::control::Verb;
 use protocol::error::StageName;
-use protocol::event::{Event, JobResult};
+use protocol::event::{Cached, Event, JobResult};
 use protocol::message::{JobId, JobRequest};
 use runtime::bus::{Bus, Role};
 use serde::Serialize;
@@ -47,6 +48,8 @@ pub struct Measured {
     pub ms_per_token: f64,
     /// Peak of GPU memory in use by all processes meanwhile, contexts included.
     pub peak_bytes: u64,
+    /// Where the video's keys and values were.
+    pub cached: Cached,
     /// Token ids of the answer, to compare runs.
     pub token_ids: Vec<u32>,
     /// Busy seconds of each stage.
@@ -130,6 +133,15 @@ impl Pipeline {
         Ok(all)
     }
 
+    /// Ends the process of the language model; the next question starts one. What it writes to disk is written before.
+    ///
+    /// # Errors
+    /// If it does not end in time.
+    pub async fn unload_llm(&self) -> anyhow::Result<()> {
+        client::load(&self.bus, Verb::Unload, Some(StageName::Llm)).await?;
+        Ok(())
+    }
+
     /// Asks about a video of so many seconds.
     ///
     /// # Errors
@@ -168,6 +180,7 @@ impl Pipeline {
             total_s,
             ms_per_token: f64::NAN,
             peak_bytes,
+            cached: Cached::No,
             token_ids: Vec::new(),
             busy_s: Vec::new(),
             error: None,
@@ -187,6 +200,7 @@ fn measured(blank: Measured, result: &JobResult) -> Measured {
         tokens: image + plan.audio.as_ref().map_or(0, |a| a.tokens),
         first_token_s: result.timings.first_token_s,
         ms_per_token: 1e3 / result.timings.tokens_per_s,
+        cached: result.cached,
         token_ids: result.token_ids.clone(),
         busy_s: result.timings.stages.iter().map(|(stage, t)| (stage.to_string(), t.busy_s)).collect(),
         ..blank

@@ -125,6 +125,7 @@ mod tests {
             total_s: 3.0,
             ms_per_token: 9.97,
             peak_bytes: 46_000_000_000,
+            cached: protocol::event::Cached::No,
             token_ids: Vec::new(),
             busy_s: Vec::new(),
             error: error.map(str::to_owned),
@@ -142,7 +143,7 @@ mod tests {
             ("fp8".to_owned(), report(vec![measured(2.0, None), measured(1.574, None)])),
             ("q8".to_owned(), report(vec![measured(f64::NAN, Some("llm: needs 10.28 GiB"))])),
         ];
-        let questions = Questions { seconds: vec![300, 3600], rounds: 2, new_tokens: 64, soak: 0 };
+        let questions = Questions { seconds: vec![300, 3600], rounds: 2, new_tokens: 64, soak: 0, unload: false };
         let table = side_by_side(&reports, &questions);
         assert!(table.contains("| 300 | fp8 | 1.574 (0.90) | 9.97 (9.3) | 46.00 |"), "{table}");
         assert!(table.ends_with("| 300 | q8 | llm: needs 10.28 GiB | | |"), "{table}");
