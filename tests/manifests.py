@@ -83,8 +83,8 @@ def schemas(objects, of):
                 fail(f"{what}: {error}")
 
 
-def references(objects, of, gpu):
-    """What objects say of each other."""
+def references(objects, of, gpu, gateway=("client.password",)):
+    """What objects say of each other; `gateway`: the passwords that it is handed."""
     named = {(one["kind"], one["metadata"]["name"]): one for one in objects}
     need(len(named) == len(objects), f"{of}: two objects have one name")
     deployments = {name: one for (kind, name), one in named.items() if kind == "Deployment"}
@@ -103,9 +103,10 @@ def references(objects, of, gpu):
             need(claim is None or ("PersistentVolumeClaim", claim) in named, f"{what}: no claim {claim}")
             config = volume.get("configMap", {}).get("name")
             need(config is None or ("ConfigMap", config) in named, f"{what}: no configuration {config}")
-        role = name.removeprefix("stage-") if name != "gateway" else "client"
+        role = name.removeprefix("stage-")
         passwords = [item["key"] for item in volumes["passwords"]["secret"]["items"]]
-        need(passwords == [f"{role}.password"], f"{what}: it is handed {passwords}")
+        own = list(gateway) if name == "gateway" else [f"{role}.password"]
+        need(passwords == own, f"{what}: it is handed {passwords}")
         need(not pod["enableServiceLinks"] and not pod["automountServiceAccountToken"], f"{what}: more than it needs")
         security, own = pod["securityContext"], container["securityContext"]
         need(security["runAsNonRoot"] and security["seccompProfile"]["type"] == "RuntimeDefault", f"{what}: {security}")
@@ -142,19 +143,39 @@ def references(objects, of, gpu):
     need(service["spec"]["selector"].items() <= labels.items(), f"{of}: the service is of no pod")
 
 
+def with_component(component):
+    """What the overlay for CPUs is with a component."""
+    with tempfile.TemporaryDirectory() as directory:
+        base, part = (relpath(KUBERNETES / path, directory) for path in ["overlays/cpu", f"components/{component}"])
+        overlay = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+        overlay |= {"resources": [base], "components": [part]}
+        (Path(directory) / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+        objects = rendered(directory)
+    schemas(objects, component)
+    return objects
+
+
 def kubernetes():
     for overlay in ["cpu", "gpu"]:
         objects = rendered(KUBERNETES / "overlays" / overlay)
         schemas(objects, overlay)
         references(objects, overlay, overlay == "gpu")
         print(f"kubernetes, {overlay}: {len(objects)} objects")
-    with tempfile.TemporaryDirectory() as directory:
-        base, component = (relpath(KUBERNETES / part, directory) for part in ["overlays/cpu", "components/to-zero"])
-        overlay = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
-        overlay |= {"resources": [base], "components": [component]}
-        (Path(directory) / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-        objects = rendered(directory)
-    schemas(objects, "to-zero")
+    objects = with_component("files-on-bus")
+    references(objects, "files-on-bus", False, ("client.password", "gateway.password"))
+    for name, key in [("gateway", "HTTP"), ("stage-decode", "DECODE")]:
+        (one,) = [o for o in objects if o["kind"] == "Deployment" and o["metadata"]["name"] == name]
+        pod = one["spec"]["template"]["spec"]
+        claims = [volume["name"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+        need(claims == (["media"] if name == "stage-decode" else []), f"files-on-bus: {name} mounts {claims}")
+        env = {one["name"]: one["value"] for one in pod["containers"][0]["env"]}
+        mounted = {mount["mountPath"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+        spool, room = env[f"VIDI_{key}_SPOOL"], int(env[f"VIDI_{key}_SPOOL_BYTES"])
+        need(not mounted[spool].get("readOnly"), f"files-on-bus: {name} may not write to {spool}")
+        (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mounted[spool]["name"]]
+        limit = int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) << 30
+        need(room < limit, f"files-on-bus: {name} keeps {room} bytes on {limit}")
+    objects = with_component("to-zero")
     references(objects, "to-zero", False)
     least = {o["metadata"]["name"]: o["spec"]["minReplicaCount"] for o in objects if o["kind"] == "ScaledObject"}
     need(least == {f"stage-{s}": int(s == "llm") for s in STAGES}, f"to-zero: {least}")
@@ -162,7 +183,7 @@ def kubernetes():
     need(values["config"]["jetstream"]["enabled"] and values["config"]["monitor"]["port"] == 8222, "nats-values.yaml")
     values = yaml.safe_load((KUBERNETES / "nats-cluster-values.yaml").read_text())
     need(values["config"]["cluster"] == {"enabled": True, "replicas": 3}, "nats-cluster-values.yaml")
-    print("kubernetes, to zero; values of the broker")
+    print("kubernetes, files on the bus, to zero; values of the broker")
 
 
 def compose():

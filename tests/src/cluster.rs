@@ -129,10 +129,7 @@ impl ClusterRig {
     /// # Errors
     /// If it is not there.
     pub async fn kill(&mut self, server: usize) -> anyhow::Result<()> {
-        let broker = self.server(server);
-        signal(broker.pid().context("the server is gone")?, "KILL")?;
-        broker.ended().await;
-        Ok(())
+        kill(self.server(server)).await
     }
 
     /// Starts a server again that was killed, on the same ports and files.
@@ -228,6 +225,12 @@ async fn first_server(dir: &Path, setup: &Setup) -> anyhow::Result<(Place, Broke
     }
 }
 
+async fn kill(broker: &mut Broker) -> anyhow::Result<()> {
+    signal(broker.pid().context("the server is gone")?, "KILL")?;
+    broker.ended().await;
+    Ok(())
+}
+
 /// State of a stream in the cluster.
 #[derive(Debug)]
 struct Seen {
@@ -248,7 +251,7 @@ async fn look(bus: &Bus, stream: StreamName) -> Option<Seen> {
 /// The servers of a cluster without a pipeline.
 pub struct Servers {
     /// The running ones.
-    pub brokers: Vec<Broker>,
+    brokers: Vec<Broker>,
     place: Place,
     _dir: TempDir,
 }
@@ -266,6 +269,23 @@ impl Servers {
             brokers.push(place.start(server).await?);
         }
         Ok(Servers { brokers, place, _dir: dir })
+    }
+
+    /// Kills a server with SIGKILL.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub async fn kill(&mut self, server: usize) -> anyhow::Result<()> {
+        kill(&mut self.brokers[server]).await
+    }
+
+    /// Starts a server again that was killed, on the same ports and files.
+    ///
+    /// # Errors
+    /// If it does not start again.
+    pub async fn restart(&mut self, server: usize) -> anyhow::Result<()> {
+        self.brokers[server] = self.place.start(server).await?;
+        Ok(())
     }
 
     /// Address of all servers.

@@ -82,7 +82,8 @@ impl Objects {
         &self.names.bucket
     }
 
-    /// Makes the bucket, for so many bytes of files, each dropped by the broker after `age`. One that is there stays as it is.
+    /// Makes the bucket, for so many bytes of files, each dropped by the broker after `age`, on as many servers of a cluster as
+    /// `bus.replicas` says: a client was told that its file is there. One that is there stays as it is.
     ///
     /// # Errors
     /// [`BusErrorKind::JetStream`] with the broker's words, and what it takes.
@@ -97,7 +98,7 @@ impl Objects {
             storage: StorageType::File,
             allow_rollup: true,
             allow_direct: true,
-            num_replicas: 1,
+            num_replicas: self.bus.config().replicas,
             ..Default::default()
         };
         let mut pause = FIRST_PAUSE;
@@ -114,10 +115,11 @@ impl Objects {
             if refused {
                 let text = format!(
                     "object store {}: {error}; it takes {}: the broker needs that much storage beside its other streams \
-                     (max_file_store, and room in store_dir), or a smaller http.spool_bytes; this user needs the permissions \
-                     of `gateway` in deploy/users.conf",
+                     (max_file_store, and room in store_dir), or a smaller http.spool_bytes, on each of bus.replicas = {} servers; \
+                     this user needs the permissions of `gateway` in deploy/users.conf",
                     self.names.bucket,
-                    Bytes(max_bytes.unsigned_abs())
+                    Bytes(max_bytes.unsigned_abs()),
+                    config.num_replicas
                 );
                 return Err(BusError::new(BusErrorKind::JetStream, text));
             }
