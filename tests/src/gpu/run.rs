@@ -136,10 +136,16 @@ impl Pipeline {
     /// Ends the process of the language model; the next question starts one. What it writes to disk is written before.
     ///
     /// # Errors
-    /// If it does not end in time.
+    /// If it does not end in time, or there is none.
     pub async fn unload_llm(&self) -> anyhow::Result<()> {
-        client::load(&self.bus, Verb::Unload, Some(StageName::Llm)).await?;
-        Ok(())
+        let operator = Bus::connect(self.bus.config(), Role::Operator, Duration::from_secs(5)).await?;
+        let reply = client::load(&operator, Verb::Unload, Some(StageName::Llm)).await?;
+        match (reply.error, reply.processes) {
+            (None, 1..) => Ok(()),
+            (error, processes) => {
+                bail!("stage-llm not unloaded: {processes} processes ended, {error:?}; {}", self.log())
+            }
+        }
     }
 
     /// Asks about a video of so many seconds.
