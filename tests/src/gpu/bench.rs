@@ -11,7 +11,7 @@ use runtime::process::ConfigArgs;
 use serde::Serialize;
 
 use super::driver;
-use super::floor::{Ceilings, Floor};
+use super::floor::{Ceilings, Floor, RTX_4090};
 use super::run::{Measured, Pipeline};
 
 /// Questions of a benchmark.
@@ -54,6 +54,8 @@ pub struct Row {
     pub measured: Measured,
     /// The floor; none if the GPU's rates were not measured.
     pub floor: Option<Floor>,
+    /// What an RTX 4090 would take at the same distance from its own floor.
+    pub paper: Option<Floor>,
 }
 
 /// Starts a pipeline with a configuration and further options of `vidi up`, asks the questions and prints a row after each.
@@ -83,12 +85,13 @@ pub async fn bench(
     println!("ready in {:.1} s, {:.2} GB of GPU memory", started.elapsed().as_secs_f64(), gb(ready_bytes - idle_bytes));
     show_memory(&pipeline).await?;
     println!(
-        "| video s | tokens | first token s | floor | ms per token | floor | whole s | peak GB | keys and values | busy s |"
+        "| video s | tokens | first token s | floor | on a 4090 | ms per token | floor | on a 4090 | whole s | peak GB | keys and values | busy s |"
     );
-    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |");
+    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |");
     let mut rows = Vec::new();
     for (i, &seconds) in questions.seconds.iter().enumerate() {
         let floor = ceilings.map(|c| Floor::new(seconds, &geometry, &effective, &c)).transpose()?;
+        let of_4090 = Floor::new(seconds, &geometry, &effective, &RTX_4090)?;
         let rounds = questions.rounds.max(1);
         for round in 0..rounds + if questions.unload { AFTER_UNLOAD } else { 0 } {
             if round == rounds {
@@ -98,7 +101,9 @@ pub async fn bench(
             let job = format!("bench-{i}-{seconds}-{round}");
             let mut measured = pipeline.ask(&job, seconds, questions.new_tokens).await?;
             measured.peak_bytes = measured.peak_bytes.saturating_sub(idle_bytes);
-            let row = Row { measured, floor };
+            let seen = Floor { first_token_s: measured.first_token_s, ms_per_token: measured.ms_per_token };
+            let paper = floor.map(|here| of_4090.at_the_same_efficiency(&here, &seen));
+            let row = Row { measured, floor, paper };
             println!("{}", line(&row));
             rows.push(row);
         }
@@ -121,17 +126,20 @@ fn described(config: &ConfigArgs, model: Option<&Path>) -> anyhow::Result<(confi
 fn line(row: &Row) -> String {
     let m = &row.measured;
     let busy: Vec<String> = m.busy_s.iter().map(|(stage, s)| format!("{stage} {s:.2}")).collect();
-    let floor = |of: fn(&Floor) -> f64, digits: usize| {
-        row.floor.as_ref().map_or_else(String::new, |floor| format!("{:.digits$}", of(floor)))
+    let shown = |floor: &Option<Floor>, of: fn(&Floor) -> f64, digits: usize| {
+        floor.as_ref().map_or_else(String::new, |floor| format!("{:.digits$}", of(floor)))
     };
+    let (first, per_token): (fn(&Floor) -> f64, fn(&Floor) -> f64) = (|f| f.first_token_s, |f| f.ms_per_token);
     format!(
-        "| {} | {} | {:.3} | {} | {:.2} | {} | {:.2} | {:.2} | {} | {} {} |",
+        "| {} | {} | {:.3} | {} | {} | {:.2} | {} | {} | {:.2} | {:.2} | {} | {} {} |",
         m.seconds,
         m.tokens,
         m.first_token_s,
-        floor(|f| f.first_token_s, 3),
+        shown(&row.floor, first, 3),
+        shown(&row.paper, first, 2),
         m.ms_per_token,
-        floor(|f| f.ms_per_token, 2),
+        shown(&row.floor, per_token, 2),
+        shown(&row.paper, per_token, 1),
         m.total_s,
         gb(m.peak_bytes),
         m.cached.place().unwrap_or("computed"),

@@ -25,6 +25,10 @@ pub struct Ceilings {
     pub e4m3_operations_per_s: Option<f64>,
 }
 
+/// What the vendor says of an RTX 4090, which nobody here has: 1 TB/s, and 165 TFLOP/s in 16 bits, 330 in E4M3, summed in f32.
+pub const RTX_4090: Ceilings =
+    Ceilings { copy_bytes_per_s: 1e12, dense_operations_per_s: 165e12, e4m3_operations_per_s: Some(330e12) };
+
 impl Ceilings {
     /// Rates measured on a device, whose memory this process then holds.
     ///
@@ -71,7 +75,7 @@ impl Ceilings {
 }
 
 /// Least time of a question about a video on a GPU.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Floor {
     /// Seconds to the first token: every matmul at the measured rate, and the language model's weights read once.
     pub first_token_s: f64,
@@ -100,6 +104,18 @@ impl Floor {
         let cache_bytes = footprint.media_token_bytes * (image + audio);
         let first_token_s = work.matmuls / media_rate + work.attention / ceilings.dense_operations_per_s + weights_s;
         Ok(Floor { first_token_s, ms_per_token: 1e3 * (weights_s + cache_bytes as f64 / ceilings.copy_bytes_per_s) })
+    }
+}
+
+impl Floor {
+    /// Times on another GPU, where `self` is the floor of that one and `here` the floor of this one, on which `measured` was seen: each
+    /// part of a question is as many times its floor there as it is here. What the host and the bus take grows with it, so it is
+    /// rather too much.
+    pub fn at_the_same_efficiency(&self, here: &Floor, measured: &Floor) -> Floor {
+        Floor {
+            first_token_s: self.first_token_s * measured.first_token_s / here.first_token_s,
+            ms_per_token: self.ms_per_token * measured.ms_per_token / here.ms_per_token,
+        }
     }
 }
 
@@ -178,6 +194,12 @@ mod tests {
         config.compute.media_products = MediaProducts::Fp8;
         let fp8 = floor(300, &config);
         assert!(fp8.first_token_s < 0.65 * dense.first_token_s && fp8.ms_per_token == dense.ms_per_token, "{fp8:?}");
+        let there = Floor::new(300, &ModelConfig::default(), &config, &RTX_4090).unwrap();
+        let twice = Floor { first_token_s: 2.0 * fp8.first_token_s, ms_per_token: 1.5 * fp8.ms_per_token };
+        let paper = there.at_the_same_efficiency(&fp8, &twice);
+        assert!((paper.first_token_s / there.first_token_s - 2.0).abs() < 1e-9, "{paper:?}");
+        assert!((paper.ms_per_token / there.ms_per_token - 1.5).abs() < 1e-9, "{paper:?}");
+        assert_eq!(there.at_the_same_efficiency(&fp8, &fp8), there);
         config.llm.weights = config::WeightFormat::Q4;
         config.llm.kv = config::KvPrecision::Q4;
         assert!(floor(300, &config).ms_per_token < 0.35 * dense.ms_per_token);

@@ -137,7 +137,7 @@ mod tests {
             settings: Vec::new(),
             idle_bytes: 0,
             ready_bytes: 0,
-            rows: rows.into_iter().map(|measured| Row { measured, floor }).collect(),
+            rows: rows.into_iter().map(|measured| Row { measured, floor, paper: None }).collect(),
         };
         let reports = [
             ("fp8".to_owned(), report(vec![measured(2.0, None), measured(1.574, None)])),
