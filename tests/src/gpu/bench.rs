@@ -129,7 +129,8 @@ fn line(row: &Row) -> String {
     let shown = |floor: &Option<Floor>, of: fn(&Floor) -> f64, digits: usize| {
         floor.as_ref().map_or_else(String::new, |floor| format!("{:.digits$}", of(floor)))
     };
-    let (first, per_token): (fn(&Floor) -> f64, fn(&Floor) -> f64) = (|f| f.first_token_s, |f| f.ms_per_token);
+    let first = |f: &Floor| f.first_token_s;
+    let per_token = |f: &Floor| f.ms_per_token;
     format!(
         "| {} | {} | {:.3} | {} | {} | {:.2} | {} | {} | {:.2} | {:.2} | {} | {} {} |",
         m.seconds,
