@@ -57,7 +57,8 @@ fn failure(outcome: Result<JobResult, Stop>) -> protocol::error::JobError {
 fn a_job_is_planned_asked_for_taken_and_answered() {
     let mut port = port();
     let result = answer(&request("a cat", 6), &mut port).unwrap();
-    let Event::Planned { plan, mode: Mode::Streaming, cached: Cached::No } = &port.events[0] else {
+    let Event::Planned { plan, mode: Mode::Streaming, cached: Cached::No, pass_rows: Some(4096) } = &port.events[0]
+    else {
         panic!("{:?}", port.events[0])
     };
     assert_eq!(plan.image.as_ref().unwrap().tokens, IMAGE as u64);

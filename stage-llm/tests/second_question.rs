@@ -50,7 +50,8 @@ fn after_the_first() -> LlmStage {
 }
 
 fn planned(port: &FakePort) -> (&MediaPlan, Mode, Cached) {
-    let find = |e| if let &Event::Planned { ref plan, mode, cached } = e { Some((plan, mode, cached)) } else { None };
+    let find =
+        |e| if let &Event::Planned { ref plan, mode, cached, .. } = e { Some((plan, mode, cached)) } else { None };
     port.events.iter().find_map(find).unwrap()
 }
 

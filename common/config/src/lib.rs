@@ -114,6 +114,7 @@ impl Config {
         need(self.decode.max_pixels >= 1, "decode.max_pixels is at least 1")?;
         need(self.vision.batch >= 1, "vision.batch is at least 1")?;
         need(self.llm.chunk_rows >= 1, "llm.chunk_rows is at least 1")?;
+        need(self.llm.pass_rows >= 1, "llm.pass_rows is at least 1")?;
         need(self.llm.together >= 1, "llm.together is at least 1: one answer after another")?;
         need(self.llm.together_s >= 0.0, "llm.together_s is at least 0")?;
         need(self.llm.park_bytes >= 1, "llm.park_bytes is at least 1; without llm.park_dir nothing is written")?;

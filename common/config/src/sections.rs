@@ -236,8 +236,11 @@ pub struct LlmConfig {
     /// Token ids that end an answer; without this key that of the model: 107 (`<end_of_turn>`) of Vidi 1.5 9B, 2 (`</s>`) of
     /// Vidi 7B.
     pub end_tokens: Option<Vec<u32>>,
-    /// Image or audio tokens that go through the layers together.
+    /// Image or audio tokens that go through the layers together, and that memory is kept for whatever the job.
     pub chunk_rows: usize,
+    /// The same at most, on a GPU where a job's keys and values leave room for more than `chunk_rows`. Weights in blocks are expanded
+    /// once a pass, so that fewer passes take less time. Not above `chunk_rows`: passes are always of `chunk_rows`.
+    pub pass_rows: usize,
     /// Length of a prompt at most.
     pub max_prompt_tokens: usize,
     /// TOML file with tasks of your own; one with the name of a built-in task takes the place of it. `vidi tasks` lists all.
@@ -279,6 +282,7 @@ impl Default for LlmConfig {
         LlmConfig {
             end_tokens: None,
             chunk_rows: 4096,
+            pass_rows: 8192,
             max_prompt_tokens: 4096,
             tasks_file: None,
             weights: WeightFormat::Dense,

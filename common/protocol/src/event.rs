@@ -81,6 +81,10 @@ pub enum Event {
         mode: Mode,
         /// Where the video's keys and values are already.
         cached: Cached,
+        /// Image and audio tokens that pass the language model's layers together at most, by the memory that the job leaves. None
+        /// where none pass it, and in events of before 2026-11-27.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pass_rows: Option<u64>,
     },
     /// A stage came on.
     Progress {

@@ -44,6 +44,8 @@ class Planned(Event):
     mode: str
     #: Where the video was known already: ``memory`` or ``disk``; false where it is looked at for this job.
     cached: str | bool
+    #: Image and audio tokens that pass the language model's layers together at most; none where the video was known.
+    pass_rows: int | None = None
 
 
 @dataclass(frozen=True)

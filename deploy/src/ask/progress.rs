@@ -29,7 +29,7 @@ impl Progress {
     /// Shows an event that does not end the job.
     pub fn show(&mut self, event: &Event) {
         match event {
-            Event::Planned { plan, mode, cached } => self.line(&plan_line(plan, *mode, *cached)),
+            Event::Planned { plan, mode, cached, .. } => self.line(&plan_line(plan, *mode, *cached)),
             Event::Queued { rank } if *rank > 0 => self.line(&format!("queued: {rank} jobs before it")),
             Event::Progress { stage, done, total } => self.progress(*stage, *done, *total),
             _ => {}

@@ -46,6 +46,8 @@ pub struct VideoFit {
     pub phases_bytes: Option<u64>,
     /// Mode in which it fits; none if it does not.
     pub mode: Option<Mode>,
+    /// Image and audio tokens that pass the layers together at most, in what is left then.
+    pub pass_rows: u64,
 }
 
 impl DevicePlan {
@@ -116,7 +118,22 @@ impl DevicePlan {
         let in_phases = || phases_bytes.filter(|&bytes| self.holds(bytes)).map(|_| Mode::Phases);
         let mode = if self.holds(streaming_bytes) { Some(Mode::Streaming) } else { in_phases() };
         let device = self.device;
-        Some(VideoFit { device, image_tokens, audio_tokens, cache_bytes, streaming_bytes, phases_bytes, mode })
+        let taken = match mode {
+            Some(Mode::Phases) => llm.fixed.bytes() + cache_bytes,
+            _ => streaming_bytes,
+        };
+        let spare = self.cap.as_ref().map_or(u64::MAX, |(cap, _)| cap.saturating_sub(taken) / processes.max(1));
+        let pass_rows = llm.passes.within(spare);
+        Some(VideoFit {
+            device,
+            image_tokens,
+            audio_tokens,
+            cache_bytes,
+            streaming_bytes,
+            phases_bytes,
+            mode,
+            pass_rows,
+        })
     }
 }
 
@@ -145,11 +162,12 @@ impl fmt::Display for VideoFit {
         let phases = self.phases_bytes.map_or(String::new(), |b| format!(", {} in phases", Bytes(b)));
         write!(
             f,
-            "{} image and {} audio tokens: {} of keys and values; {} streaming{phases}: {verdict}",
+            "{} image and {} audio tokens: {} of keys and values; {} streaming{phases}: {verdict}, passes of {} rows",
             self.image_tokens,
             self.audio_tokens,
             Bytes(self.cache_bytes),
             Bytes(self.streaming_bytes),
+            self.pass_rows,
         )
     }
 }

@@ -230,7 +230,7 @@ pub(crate) mod tests {
         vec![
             at(1000, Event::Accepted {}),
             at(1001, Event::Queued { rank: 1 }),
-            at(1600, Event::Planned { plan, mode, cached: Cached::No }),
+            at(1600, Event::Planned { plan, mode, cached: Cached::No, pass_rows: None }),
             at(1900, Event::Progress { stage: StageName::Decode, done: 1, total: 2 }),
             at(2700, Event::Progress { stage: StageName::Decode, done: 2, total: 2 }),
             at(5000, Event::Result(Box::new(result))),

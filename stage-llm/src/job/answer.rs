@@ -92,7 +92,7 @@ impl LlmStage {
     /// Tokens that pass the layers together at most.
     pub fn step_tokens(&self) -> u64 {
         let llm = &self.parts.settings.llm;
-        llm.chunk_rows.max(llm.max_prompt_tokens) as u64
+        (llm.max_prompt_tokens as u64).max(self.parts.footprint.passes.most())
     }
 
     /// Language model of the stage.
@@ -202,7 +202,7 @@ impl Parts {
             text_tokens: work.text_tokens() as u64,
         };
         let prompt_tokens = work.prompt_tokens();
-        let mut obtain = Obtain { model: &self.model, llm: &self.settings.llm, kept, fit, prompt_tokens };
+        let mut obtain = Obtain { model: &self.model, kept, fit, prompt_tokens };
         let Obtained { video, cached, fit: beside } = obtain.run(plan, job)?;
         let member = Member::new(number, request, work, clock, progress, cached);
         Ok(Begun { member, video, fit, beside })

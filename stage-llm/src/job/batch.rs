@@ -229,7 +229,12 @@ impl<'a, 'j> Batch<'a, 'j> {
             self.crowded = Some(self.steps.len());
             return Ok(None);
         }
-        let planned = Event::Planned { plan: self.video.plan.clone(), mode: Mode::Streaming, cached: Cached::Memory };
+        let planned = Event::Planned {
+            plan: self.video.plan.clone(),
+            mode: Mode::Streaming,
+            cached: Cached::Memory,
+            pass_rows: None,
+        };
         self.jobs.job(number).1.event(planned)?;
         Ok(Some(Member::new(number, request, work, clock, progress, Cached::Memory)))
     }

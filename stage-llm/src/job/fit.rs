@@ -80,6 +80,12 @@ impl Fit {
         left.map(|left| left.saturating_sub(self.kept_bytes))
     }
 
+    /// Image and audio tokens of a plan that pass the layers together at most, in the memory that its keys and values leave.
+    pub fn pass_rows(&self, plan: &MediaPlan) -> u64 {
+        let left = self.left_bytes().map_or(0, |left| left.saturating_sub(self.caches(plan, false).bytes()));
+        self.footprint.passes.within(left)
+    }
+
     /// Bytes of a settled plan's keys and values, as they are allocated.
     pub fn video_bytes(&self, plan: &MediaPlan) -> u64 {
         Fit { text_tokens: 0, ..*self }.caches(plan, true).bytes()
@@ -196,6 +202,23 @@ mod tests {
         assert!(fit(Some(resident + needed)).check(&plan, true).is_ok());
         let error = fit(Some(resident + needed - 1)).check(&plan, true).unwrap_err();
         assert_eq!((error.kind, &error.details["needed_bytes"]), (ErrorKind::DoesNotFit, &needed.into()));
+    }
+
+    #[test]
+    fn passes_are_as_large_as_what_the_keys_and_values_leave_and_never_smaller_than_what_is_kept_for_them() {
+        let plan = plan(300, 4_800_000);
+        let whole = |budget| Fit { footprint: footprint(), ..fit(Some(budget)) };
+        let resident = fit(None).footprint.fixed.bytes() + fit(None).caches(&plan, false).bytes();
+        // Of the stream, its norm, the output and the rows of three passes, and of gates, ups and their product, in 16 bit.
+        let row = (6 * 3584 + 3 * 14_336) * 2;
+        for (spare, rows) in
+            [(0, 4096), (512 * row - 1, 4096), (512 * row, 4608), (3000 * row, 6656), (u64::MAX / 2, 8192)]
+        {
+            assert_eq!(whole(resident + spare).pass_rows(&plan), rows, "{spare} bytes to spare");
+        }
+        // What is kept of other videos is not given up for it, and where nobody says what there is, it is as planned.
+        assert_eq!(Fit { kept_bytes: 3000 * row, ..whole(resident + 3000 * row) }.pass_rows(&plan), 4096);
+        assert_eq!(fit(None).pass_rows(&plan), 4096);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Way to a job's video: kept in memory, parked on disk, or computed from its tokens, which the other stages are asked for.
 
-use config::LlmConfig;
 use protocol::error::ErrorKind;
 use protocol::event::{Cached, Event, Mode};
 use protocol::plan::MediaPlan;
@@ -18,8 +17,6 @@ use crate::language::LanguageModel;
 pub struct Obtain<'a> {
     /// Model with the layers.
     pub model: &'a LanguageModel,
-    /// Section `[llm]` of the configuration.
-    pub llm: &'a LlmConfig,
     /// Videos that are kept.
     pub kept: &'a mut Kept,
     /// Memory that the job may hold, those videos' included.
@@ -59,7 +56,7 @@ impl Obtain<'_> {
         let base = self.fit;
         let Some(video) = self.kept.take(key, |plan| base.check(plan, true).is_ok()) else { return Ok(None) };
         let (fit, cached) = (self.kept.make_room(base, &video.plan, true), Cached::Memory);
-        match planned(&video.plan, Mode::Streaming, cached, job) {
+        match planned(&video.plan, Mode::Streaming, cached, None, job) {
             Ok(()) => Ok(Some(Obtained { video, cached, fit })),
             Err(stop) => {
                 self.kept.put_back(video, base, true);
@@ -74,7 +71,7 @@ impl Obtain<'_> {
         let Some(found) = found.filter(|found| self.fit.check(found.plan(), true).is_ok()) else { return Ok(None) };
         let (plan, cached) = (found.plan().clone(), Cached::Disk);
         let fit = self.kept.make_room(self.fit, &plan, true);
-        planned(&plan, Mode::Streaming, cached, job)?;
+        planned(&plan, Mode::Streaming, cached, None, job)?;
         let tokens = plan.image.as_ref().map_or(0, |image| image.tokens) + plan.audio.as_ref().map_or(0, |a| a.tokens);
         let prompt_tokens = self.prompt_tokens;
         let mut tell = |done: u64, of: u64| {
@@ -104,7 +101,7 @@ impl Obtain<'_> {
         let mode = self.fit.mode(&plan).map_err(here)?;
         let whole = if mode == Mode::Phases { self.fit.alone() } else { self.fit };
         let mut fit = self.kept.make_room(whole, &plan, false);
-        planned(&plan, mode, Cached::No, job)?;
+        planned(&plan, mode, Cached::No, Some(fit.pass_rows(&plan)), job)?;
         let (plan, cache, pictures) = match self.prefill(fit, plan.clone(), mode, job) {
             // The sound is longer than its container said: what is kept goes before the job is refused.
             Err(Stop::Failed(error)) if error.kind == ErrorKind::DoesNotFit && fit.kept_bytes > 0 => {
@@ -119,11 +116,18 @@ impl Obtain<'_> {
     }
 
     fn prefill(&self, fit: Fit, plan: MediaPlan, mode: Mode, job: &mut Job<'_>) -> Result<Prefilled, Stop> {
+        let rows = fit.pass_rows(&plan);
         let fit = Fit { kept_bytes: fit.kept_bytes, ..self.fit };
-        Prefill { model: self.model, llm: self.llm, fit, prompt_tokens: self.prompt_tokens }.run(plan, mode, job)
+        Prefill { model: self.model, rows, fit, prompt_tokens: self.prompt_tokens }.run(plan, mode, job)
     }
 }
 
-fn planned(plan: &MediaPlan, mode: Mode, cached: Cached, job: &mut Job<'_>) -> Result<(), Stop> {
-    job.port.event(Event::Planned { plan: plan.clone(), mode, cached })
+fn planned(
+    plan: &MediaPlan,
+    mode: Mode,
+    cached: Cached,
+    pass_rows: Option<u64>,
+    job: &mut Job<'_>,
+) -> Result<(), Stop> {
+    job.port.event(Event::Planned { plan: plan.clone(), mode, cached, pass_rows })
 }

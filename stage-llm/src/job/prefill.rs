@@ -2,9 +2,8 @@
 
 use std::collections::VecDeque;
 
-use compute::failure::Failure;
+use compute::failure::{Failure, is_out_of_memory};
 use compute::transfer::Marker;
-use config::LlmConfig;
 use protocol::coverage::VideoCoverage;
 use protocol::error::{ErrorKind, JobError};
 use protocol::event::Mode;
@@ -38,8 +37,8 @@ pub type Prefilled = (MediaPlan, VideoCache, Pictures);
 pub struct Prefill<'a> {
     /// Model with the layers.
     pub model: &'a LanguageModel,
-    /// Section `[llm]` of the configuration, with the most rows of a pass.
-    pub llm: &'a LlmConfig,
+    /// Most rows of a pass, at first: [`Fit::pass_rows`].
+    pub rows: u64,
     /// Memory that the job may hold.
     pub fit: Fit,
     /// Number of tokens that the prompts add to the job's progress.
@@ -64,7 +63,7 @@ impl Prefill<'_> {
                 self.fit.alone()
             }
         };
-        let mut intake = Intake::new(self.model, plan, fit, self.llm.chunk_rows).map_err(here)?;
+        let mut intake = Intake::new(self.model, plan, fit, self.most_rows()).map_err(here)?;
         self.take(&mut intake, job)?;
         let (plan, cache, pictures) = intake.into_parts();
         if plan.image.is_none() && plan.audio.is_none() {
@@ -81,12 +80,12 @@ impl Prefill<'_> {
 
     /// Takes tokens until none is missing.
     fn take(&self, intake: &mut Intake, job: &mut Job<'_>) -> Result<(), Stop> {
-        let mut taken = 0;
+        let (mut taken, mut most) = (0, self.most_rows());
         let mut waiting = Vec::new();
         let mut passes: VecDeque<Marker> = VecDeque::new();
         while !intake.is_complete() {
-            self.gather(intake, &mut waiting, job)?;
-            // All tokens that have come go through the layers together, up to the rows that memory is planned for.
+            self.gather(intake, most, &mut waiting, job)?;
+            // All tokens that have come go through the layers together, up to the rows that there is memory for.
             while !waiting.is_empty() {
                 if job.port.cancelled() {
                     return Err(Stop::Cancelled);
@@ -95,11 +94,11 @@ impl Prefill<'_> {
                     let earliest = passes.pop_front().expect("there are more than AHEAD. This is a bug.");
                     earliest.wait().map_err(|e| here(Failure(e).into()))?;
                 }
-                let chunks = self.together(&mut waiting);
-                let pass = || self.model.absorb_all(&chunks, intake.video(), &mut ());
-                compacted(pass).map_err(|e| here(Failure(e).into()))?;
-                passes.push_back(Marker::behind(self.model.device()).map_err(|e| here(Failure(e).into()))?);
+                let chunks = together(&mut waiting, most);
                 taken += rows(&chunks) as u64;
+                let mut pass = |chunks: &[Chunk]| compacted(|| self.model.absorb_all(chunks, intake.video(), &mut ()));
+                absorb(chunks, &mut most, &mut pass).map_err(|e| here(Failure(e).into()))?;
+                passes.push_back(Marker::behind(self.model.device()).map_err(|e| here(Failure(e).into()))?);
                 let (_, total) = intake.tokens();
                 job.progress.tell(job.port, taken, total + self.prompt_tokens)?;
             }
@@ -111,8 +110,13 @@ impl Prefill<'_> {
     ///
     /// Many rows use a GPU well, and few start early: a pass takes a share of the tokens that are still to come, so
     /// that the passes of a long video are full and the last ones are short.
-    fn gather(&self, intake: &mut Intake, waiting: &mut Vec<Chunk>, job: &mut Job<'_>) -> Result<(), Stop> {
-        let chunk_rows = self.llm.chunk_rows;
+    fn gather(
+        &self,
+        intake: &mut Intake,
+        most: usize,
+        waiting: &mut Vec<Chunk>,
+        job: &mut Job<'_>,
+    ) -> Result<(), Stop> {
         while !intake.is_complete() {
             let before = rows(waiting);
             let (held, total) = intake.tokens();
@@ -124,10 +128,10 @@ impl Prefill<'_> {
                 Ok(())
             };
             // Tokens that have come already are taken up to a full pass, even if fewer are enough.
-            if before > 0 && before < chunk_rows && job.port.more_tokens(&mut take)? {
+            if before > 0 && before < most && job.port.more_tokens(&mut take)? {
                 continue;
             }
-            if before >= chunk_rows.min(share) {
+            if before >= most.min(share) {
                 break;
             }
             job.clock.waiting(|| job.port.next_tokens(&mut take))?;
@@ -138,13 +142,60 @@ impl Prefill<'_> {
         Ok(())
     }
 
-    /// First chunks that fit into a pass.
-    fn together(&self, waiting: &mut Vec<Chunk>) -> Vec<Chunk> {
-        let fits = |count: &usize| rows(&waiting[..*count]) <= self.llm.chunk_rows;
-        // One chunk always fits: the intake cuts longer batches.
-        let count = (1..=waiting.len()).take_while(fits).last().unwrap_or(1);
-        waiting.drain(..count).collect()
+    fn most_rows(&self) -> usize {
+        usize::try_from(self.rows).unwrap_or(usize::MAX)
     }
+}
+
+/// First chunks that fit into a pass.
+fn together(waiting: &mut Vec<Chunk>, most: usize) -> Vec<Chunk> {
+    let fits = |count: &usize| rows(&waiting[..*count]) <= most;
+    // One chunk fits, as the intake cuts longer batches, unless there was no memory for so many rows: then it is cut again.
+    let count = (1..=waiting.len()).take_while(fits).last().unwrap_or(1);
+    waiting.drain(..count).collect()
+}
+
+/// Has chunks pass the layers; where there is no memory for all of their rows, in halves, and with no more rows than those from
+/// then on. A pass that failed has written nothing that the next one does not write again: every row has its place.
+fn absorb(
+    chunks: Vec<Chunk>,
+    most: &mut usize,
+    pass: &mut dyn FnMut(&[Chunk]) -> candle_core::Result<()>,
+) -> candle_core::Result<()> {
+    let count = rows(&chunks);
+    match pass(&chunks) {
+        Err(error) if count > LEAST_ROWS && is_out_of_memory(&error) => {
+            *most = count.div_ceil(2).min(*most);
+            tracing::warn!(rows = count, %error, "no memory for a pass of so many rows: in halves from now on");
+            let (first, second) = cut(chunks, count.div_ceil(2))?;
+            absorb(first, most, pass)?;
+            absorb(second, most, pass)
+        }
+        outcome => outcome,
+    }
+}
+
+/// The first `at` rows of chunks, and the others.
+fn cut(chunks: Vec<Chunk>, at: usize) -> candle_core::Result<(Vec<Chunk>, Vec<Chunk>)> {
+    let (mut first, mut second, mut before) = (Vec::new(), Vec::new(), 0);
+    for chunk in chunks {
+        let count = chunk.tokens.dims()[0];
+        let here = at.saturating_sub(before).min(count);
+        before += count;
+        match here {
+            0 => second.push(chunk),
+            here if here == count => first.push(chunk),
+            here => {
+                let part = |from: usize, n: usize| -> candle_core::Result<Chunk> {
+                    let tokens = chunk.tokens.narrow(0, from, n)?;
+                    Ok(Chunk { modality: chunk.modality, offset: chunk.offset + from as u64, tokens })
+                };
+                first.push(part(0, here)?);
+                second.push(part(here, count - here)?);
+            }
+        }
+    }
+    Ok((first, second))
 }
 
 /// Number of rows of all chunks.
@@ -183,5 +234,66 @@ fn whole(request: &JobRequest, plan: MediaPlan) -> DecodeRequest {
             windows: plan.audio.as_ref().map_or(0, |a| a.windows),
         },
         plan,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor};
+    use protocol::message::Modality;
+
+    use super::*;
+
+    /// Rows that were handed over, each with its modality, place and value.
+    type Passed = Vec<(Modality, u64, f32)>;
+
+    fn chunk(modality: Modality, offset: u64, n: u32) -> Chunk {
+        let first = if modality == Modality::Audio { 100_000 } else { 0 } + offset as u32;
+        let tokens = Tensor::arange(first, first + n, &Device::Cpu).and_then(|t| t.to_dtype(DType::F32)?.unsqueeze(1));
+        Chunk { modality, offset, tokens: tokens.unwrap() }
+    }
+
+    /// Passes chunks in a memory for `fits` rows; what was passed, the rows of each try, and the most rows from then on.
+    fn passed(fits: usize, most: usize) -> (candle_core::Result<()>, Passed, Vec<usize>, usize) {
+        let chunks =
+            vec![chunk(Modality::Image, 0, 900), chunk(Modality::Audio, 40, 1500), chunk(Modality::Image, 3000, 1601)];
+        let (mut passed, mut tries, mut most) = (Passed::new(), Vec::new(), most);
+        let outcome = absorb(chunks, &mut most, &mut |chunks| {
+            tries.push(rows(chunks));
+            if rows(chunks) > fits {
+                candle_core::bail!("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+            }
+            for chunk in chunks {
+                let values = chunk.tokens.flatten_all()?.to_vec1::<f32>()?;
+                passed.extend(values.iter().zip(chunk.offset..).map(|(&value, at)| (chunk.modality, at, value)));
+            }
+            Ok(())
+        });
+        (outcome, passed, tries, most)
+    }
+
+    #[test]
+    fn rows_that_there_is_no_memory_for_pass_in_halves_each_once_and_in_their_place() {
+        let (outcome, whole, tries, most) = passed(usize::MAX, 8192);
+        assert!(outcome.is_ok() && whole.len() == 4001);
+        assert_eq!((tries, most), (vec![4001], 8192));
+        let (outcome, halves, tries, most) = passed(1100, 8192);
+        assert!(outcome.is_ok());
+        assert_eq!(halves, whole);
+        assert_eq!((tries, most), (vec![4001, 2001, 1001, 1000, 2000, 1000, 1000], 1000));
+        // What finds no memory for a few rows has another reason.
+        let (outcome, none, tries, most) = passed(0, 8192);
+        assert!(outcome.is_err_and(|e| is_out_of_memory(&e)) && none.is_empty());
+        assert_eq!((tries, most), (vec![4001, 2001, 1001, 501], 501));
+    }
+
+    #[test]
+    fn what_fails_otherwise_is_tried_once() {
+        let mut tries = 0;
+        let outcome = absorb(vec![chunk(Modality::Image, 0, 4000)], &mut 8192, &mut |_| {
+            tries += 1;
+            candle_core::bail!("shapes differ")
+        });
+        assert!(outcome.is_err() && tries == 1);
     }
 }

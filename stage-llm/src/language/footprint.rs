@@ -19,6 +19,10 @@ use crate::language::quantized::matrix::EXPANDED_BYTES;
 /// Bytes of a chunk in which a memory pool maps GPU memory (seen with CUDA 13.0): what an allocation leaves of its last
 /// chunk serves nothing that is larger.
 const POOL_CHUNK_BYTES: u64 = 32 << 20;
+/// Bytes of an f32.
+const WIDE: u64 = 4;
+/// Rows by which passes grow: matmuls take their rows in tiles of a few hundred.
+const ROW_STEP: u64 = 512;
 
 /// Memory that a worker holds whatever the job, and that each token adds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +35,32 @@ pub struct LlmFootprint {
     pub media_token_bytes: u64,
     /// Unit in which memory for keys and values is allocated: chunks of the pool on a GPU, bytes on the CPU.
     pub chunk_bytes: u64,
+    /// Image and audio tokens that pass the layers together, by what memory there is.
+    pub passes: PassRows,
+}
+
+/// Rows of a pass of image and audio tokens, by the memory that a job leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassRows {
+    /// Rows whose activations are in the footprint.
+    kept: u64,
+    /// Rows at most.
+    most: u64,
+    /// Bytes that one row more takes.
+    row_bytes: u64,
+}
+
+impl PassRows {
+    /// Rows of a pass where so many bytes are left beside the footprint and the job's keys and values.
+    pub fn within(&self, spare_bytes: u64) -> u64 {
+        let more = spare_bytes / self.row_bytes.max(1) / ROW_STEP * ROW_STEP;
+        self.kept.saturating_add(more).min(self.most)
+    }
+
+    /// Rows at most, whatever memory there is.
+    pub fn most(&self) -> u64 {
+        self.most
+    }
 }
 
 impl LlmFootprint {
@@ -45,14 +75,19 @@ impl LlmFootprint {
         let in_blocks = matches!(llm.weights, WeightFormat::Q8 | WeightFormat::Q4);
         let size = dtype.size_in_bytes() as u64;
         let fp8 = (compute.media_products == MediaProducts::Fp8).then_some(llm.chunk_rows as u64);
-        let passes = Passes { rows, answers: llm.together.into(), fp8 };
-        let activations = activation_bytes(model, size, passes, compute.cuda_ordinal().is_some(), in_blocks);
+        let bounds = Passes { rows, answers: llm.together.into(), fp8 };
+        let activations = activation_bytes(model, size, bounds, compute.cuda_ordinal().is_some(), in_blocks);
         let geometry = Geometry::new(model, dtype, llm.kv);
+        let on_gpu = compute.cuda_ordinal().is_some();
+        // On the CPU passes of more rows gain nothing.
+        let most = if on_gpu { llm.chunk_rows.max(llm.pass_rows) } else { llm.chunk_rows } as u64;
+        let passes = PassRows { kept: rows, most, row_bytes: row_bytes(model, size, on_gpu) };
         Ok(LlmFootprint {
             fixed: Footprint::new(&needs, activations, compute),
             text_token_bytes: geometry.text_token_bytes(),
             media_token_bytes: geometry.media_token_bytes(),
-            chunk_bytes: if compute.cuda_ordinal().is_some() { POOL_CHUNK_BYTES } else { 1 },
+            chunk_bytes: if on_gpu { POOL_CHUNK_BYTES } else { 1 },
+            passes,
         })
     }
 }
@@ -77,11 +112,9 @@ struct Passes {
     fp8: Option<u64>,
 }
 
-/// Upper bound of the bytes that rows take on their way through a layer, not a measurement: in the feed-forward part,
-/// where gates and ups meet, or in a block of attention.
-fn activation_bytes(c: &ModelConfig, size: u64, passes: Passes, on_gpu: bool, in_blocks: bool) -> u64 {
-    let Passes { rows, answers, fp8 } = passes;
-    let wide = 4;
+/// Upper bound of the bytes that one row takes on its way through a layer: in the feed-forward part, where gates and ups meet, or
+/// in a block of attention.
+fn row_bytes(c: &ModelConfig, size: u64, on_gpu: bool) -> u64 {
     let (hidden, inner) = (c.hidden_size as u64, c.intermediate_size as u64);
     let (q, kv) = ((c.num_attention_heads * c.head_dim) as u64, (c.num_key_value_heads * c.head_dim) as u64);
     // The stream, its norm, the output of attention or of the feed-forward part, and the rows as they came, of the next
@@ -89,26 +122,34 @@ fn activation_bytes(c: &ModelConfig, size: u64, passes: Passes, on_gpu: bool, in
     let stream = 6 * hidden * size;
     let feed_forward = 3 * inner * size; // gates, ups, and gates times ups
     let heads = 2 * (q + 2 * kv) * size;
+    // In f32, before they are rounded: norms and matmuls on the CPU.
+    let rounded = if on_gpu { 0 } else { (2 * hidden + inner) * WIDE };
+    stream + feed_forward.max(heads) + rounded
+}
+
+/// Upper bound of the bytes that a pass takes besides the weights as they are kept, not a measurement.
+fn activation_bytes(c: &ModelConfig, size: u64, passes: Passes, on_gpu: bool, in_blocks: bool) -> u64 {
+    let Passes { rows, answers, fp8 } = passes;
+    let (hidden, inner) = (c.hidden_size as u64, c.intermediate_size as u64);
+    let (q, kv) = ((c.num_attention_heads * c.head_dim) as u64, (c.num_key_value_heads * c.head_dim) as u64);
     // The folded output projection and its source: blocks expanded, or f32 on the CPU, where it is summed in parts.
     let folded = hidden
         * match (on_gpu, in_blocks) {
             (true, false) => kv * size,
             (true, true) => (q + kv) * size,
-            (false, _) => q * wide + kv * (wide + size),
+            (false, _) => q * WIDE + kv * (WIDE + size),
         };
     let attention = if on_gpu {
         SCRATCH_BYTES as u64
     } else {
-        let widened_keys = if size == wide { 0 } else { 2 * BLOCK_KEYS as u64 * kv * wide };
-        4 * BLOCK_SCORES as u64 * wide + widened_keys
+        let widened_keys = if size == WIDE { 0 } else { 2 * BLOCK_KEYS as u64 * kv * WIDE };
+        4 * BLOCK_SCORES as u64 * WIDE + widened_keys
     };
-    // In f32, before they are rounded: norms and matmuls on the CPU.
-    let rounded = if on_gpu { 0 } else { (2 * hidden + inner) * wide };
-    let logits = 3 * c.vocab_size as u64 * wide;
+    let logits = 3 * c.vocab_size as u64 * WIDE;
     // One matrix, or a stretch of it, is expanded at a time.
     let expanded = match (in_blocks, on_gpu) {
         (false, _) => 0,
-        (true, false) => (2 * inner * hidden * wide).min(EXPANDED_BYTES as u64),
+        (true, false) => (2 * inner * hidden * WIDE).min(EXPANDED_BYTES as u64),
         (true, true) => (2 * inner * hidden * size).min(EXPANDED_BYTES as u64) + WORKSPACE_BYTES as u64,
     };
     // So are the weights of a matmul in 8 bits; its rows take less than those in T, which are counted. On the CPU both
@@ -116,9 +157,9 @@ fn activation_bytes(c: &ModelConfig, size: u64, passes: Passes, on_gpu: bool, in
     let (quantized, besides) = match fp8 {
         None => (0, 0),
         Some(_) if on_gpu => (E4m3Rows::bytes(2 * c.intermediate_size, c.hidden_size) as u64, WORKSPACE_BYTES as u64),
-        Some(rows) => (inner * hidden * 2 * (1 + wide), rows * inner * (1 + wide)),
+        Some(rows) => (inner * hidden * 2 * (1 + WIDE), rows * inner * (1 + WIDE)),
     };
-    let row = stream + feed_forward.max(heads) + rounded;
+    let row = row_bytes(c, size, on_gpu);
     // A step of answers has few rows, but every one has logits; a prompt is read between two of them.
     let pass = (rows * row + logits).max(answers * (row + logits));
     pass + folded.max(expanded).max(quantized) + besides + attention

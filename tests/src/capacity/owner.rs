@@ -37,7 +37,7 @@ impl Answerer {
     fn answered<P: JobPort>(&mut self, request: &JobRequest, port: &mut P) -> Result<JobResult, Stop> {
         let info = port.probe(&request.video)?;
         let plan = MediaPlan::new(&info, request.span, request.fps, FrameGrid::Budget)?;
-        port.event(Event::Planned { plan: plan.clone(), mode: Mode::Streaming, cached: Cached::No })?;
+        port.event(Event::Planned { plan: plan.clone(), mode: Mode::Streaming, cached: Cached::No, pass_rows: None })?;
         port.request_decode(whole(request, &plan))?;
         self.prefill(&plan, port)?;
         self.pace.wait(self.times.prompt_s);

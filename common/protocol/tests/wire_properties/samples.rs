@@ -208,7 +208,8 @@ pub fn event() -> impl Strategy<Value = JobEvent> {
     let event = prop_oneof![
         Just(Event::Accepted {}),
         any::<u64>().prop_map(|rank| Event::Queued { rank }),
-        (plan(), mode, cached()).prop_map(|(plan, mode, cached)| Event::Planned { plan, mode, cached }),
+        (plan(), mode, cached(), proptest::option::of(any::<u64>()))
+            .prop_map(|(plan, mode, cached, pass_rows)| Event::Planned { plan, mode, cached, pass_rows }),
         (stage(), any::<u64>(), any::<u64>()).prop_map(|(stage, done, total)| Event::Progress { stage, done, total }),
         (any::<String>(), any::<u64>(), prop::option::of(any::<u32>())).prop_map(|(delta, at, question)| Event::Text {
             delta,
