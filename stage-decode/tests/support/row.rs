@@ -166,7 +166,7 @@ impl Files {
                 let is_longer = info.duration_s - known > PICTURE_S / 2.0;
                 check_numbers(path, info, if is_longer { known + PICTURE_S } else { known });
             }
-            TransportStream | ProgramStream | Flv | WindowsMedia => check_packets(path, info, "pts_time"),
+            TransportStream | ProgramStream | WindowsMedia => check_packets(path, info, "pts_time"),
             // Of FLAC in Ogg that is cut ffprobe tells no duration.
             Ogg if is_flac => check_packets(path, info, "pts_time"),
             Avi => check_packets(path, info, "dts_time"),
