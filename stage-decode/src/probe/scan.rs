@@ -17,7 +17,7 @@ use protocol::stage::Stop;
 use super::bytes::Bytes;
 use super::choice::{Candidate, Choice};
 use super::examined::{AudioTrack, Examined, Trim, VideoTrack, blank, samples, uneven};
-use super::{avi, flv, mp3, ogg, ts};
+use super::{avi, flv, mp3, ogg, ps, ts};
 use crate::crew::Progress;
 use crate::failure::{self, Missing};
 use crate::media_file::MediaFile;
@@ -25,7 +25,7 @@ use crate::pipeline::{self, Kind, MediaSource, Overlay, Refusal, Selection, Told
 use crate::timeline::Pass;
 use clock::StatedClock;
 use counted::{Counted, watch};
-use length::length_s;
+use length::{length_s, wma_block};
 
 /// Times its size that a file is read at most, besides what demuxers look up at both ends: one that goes on reads in circles.
 const MAX_TIMES: u64 = 4;
@@ -80,6 +80,7 @@ pub(super) fn scan(
     }
     let mut overlays = ts::untold_sounds(bytes).map_err(stop)?;
     overlays.extend(avi::cut_chunk(bytes).map_err(stop)?);
+    overlays.extend(ps::cut_packet(bytes).map_err(stop)?);
     let source = MediaSource::new(media, overlays.clone(), None);
     let parse = pipeline::parser(media, &refusal, &Told::default())?;
     let clock = StatedClock::default();
@@ -274,14 +275,9 @@ fn is_latm(bytes: &mut Bytes<'_>) -> bool {
     packet(0).and_then(&mut packet).and_then(packet).is_some()
 }
 
-/// What ffmpeg leaves out at the start of Windows Media Audio 1 and 2: two blocks (`libavcodec/wmadec.c`), whose length the rate
-/// tells (`wma_common.c`, `ff_wma_get_frame_len_bits`).
+/// What ffmpeg leaves out at the start of Windows Media Audio 1 and 2: two blocks (`libavcodec/wmadec.c`).
 fn wma(version: Option<i32>, rate: u32) -> Trim {
-    let block = match (version, rate) {
-        (_, ..=16_000) => 512,
-        (_, ..=22_050) | (Some(1), ..=32_000) => 1024,
-        _ => 2048,
-    };
+    let block = wma_block(version, rate);
     if version.is_some_and(|version| version < 3) { Trim::after(2 * block, None) } else { Trim::default() }
 }
 

@@ -62,8 +62,12 @@ pub fn reference_sound(path: &Path, map: &str) -> Vec<i16> {
     run("ffmpeg", &all).as_chunks::<2>().0.iter().map(|b| i16::from_le_bytes(*b)).collect()
 }
 
-/// Checks that the numbers of the frames and the duration are ffprobe's.
+/// Checks that the numbers of the frames and the duration are ffprobe's; of FLV, whose header says where it ends and not how long it is,
+/// what its packets span.
 pub fn check_figures(path: &Path, info: &MediaInfo) {
+    if path.extension().is_some_and(|ending| ending == "flv") {
+        return check_packets(path, info, "pts_time");
+    }
     let duration: f64 = ffprobe(path, "-show_entries format=duration")[0].parse().unwrap();
     check_numbers(path, info, duration);
 }
@@ -71,11 +75,27 @@ pub fn check_figures(path: &Path, info: &MediaInfo) {
 /// Checks that the number of the frames is ffprobe's, and the duration what its packets span by their `clock`: of a transport stream
 /// ffprobe guesses how long the last packet of sound is, and of AVI it believes the header.
 pub fn check_packets(path: &Path, info: &MediaInfo, clock: &str) {
+    check_numbers(path, info, packets_s(path, clock));
+}
+
+/// Seconds that packets span by their `clock`; one that does not say how long it lasts ends where it begins.
+pub fn packets_s(path: &Path, clock: &str) -> f64 {
     let spans = ffprobe(path, &format!("-show_entries packet={clock},duration_time"));
-    let spans = spans.chunks_exact(2).map(|span| [0, 1].map(|i| span[i].parse::<f64>().unwrap()));
-    let bounds = |[least, most]: [f64; 2], [start, length]: [f64; 2]| [least.min(start), most.max(start + length)];
-    let [start, end] = spans.fold([f64::MAX, 0.0], bounds);
-    check_numbers(path, info, end - start);
+    let spans = spans.as_chunks::<2>().0.iter().filter_map(|[at, length]| {
+        let (at, length) = (at.parse::<f64>().ok()?, length.parse::<f64>().unwrap_or(0.0));
+        Some([at, at + length])
+    });
+    let [start, end] = spans.reduce(|all, span| [all[0].min(span[0]), all[1].max(span[1])]).expect("packets");
+    end - start
+}
+
+/// Checks that the number of the frames is `whole`, that ffprobe has as many, or one more of which only a part is there, and that the
+/// duration is ffprobe's.
+pub fn check_whole_frames(path: &Path, info: &MediaInfo, whole: usize) {
+    let shown = ffprobe(path, "-count_frames -select_streams v:0 -show_entries stream=nb_read_frames");
+    assert_eq!(info.frames, whole as u64, "frames of {}", path.display());
+    assert!([0, 1].map(|part| (whole + part).to_string()).contains(&shown[0]), "ffprobe has {} of {whole}", shown[0]);
+    check_duration(path, info, ffprobe(path, "-show_entries format=duration")[0].parse().unwrap());
 }
 
 /// Checks that the number of the frames is that of the packets which ffprobe does not mark as left out, and the duration ffprobe's.
@@ -86,7 +106,8 @@ pub fn check_unmarked(path: &Path, info: &MediaInfo) {
     check_duration(path, info, ffprobe(path, "-show_entries format=duration")[0].parse().unwrap());
 }
 
-fn check_numbers(path: &Path, info: &MediaInfo, duration: f64) {
+/// Checks that the number of the frames is ffprobe's, and the duration that one.
+pub fn check_numbers(path: &Path, info: &MediaInfo, duration: f64) {
     let shown = ffprobe(path, "-count_frames -select_streams v:0 -show_entries stream=nb_read_frames");
     assert_eq!(info.frames.to_string(), shown[0], "frames of {}", path.display());
     check_duration(path, info, duration);
