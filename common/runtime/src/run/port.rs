@@ -13,6 +13,7 @@ use tokio::task::{JoinError, JoinHandle};
 use super::allowance::Allowance;
 use super::checkpoint::Checkpoint;
 use super::job_end::EndSignal;
+use super::pass::Outward;
 use super::report::Reporter;
 use super::watchdog::Pulse;
 use crate::bus::{Attempt, Bus};
@@ -124,13 +125,6 @@ impl BusPort {
         }
     }
 
-    /// Says how large the work on the message is, which begins now.
-    pub fn sized(&self, units: u64) {
-        if let Some(pulse) = &self.pulse {
-            pulse.sized(units);
-        }
-    }
-
     /// Begins the next step of the work.
     fn step(&self) {
         if let Some(pulse) = &self.pulse {
@@ -148,26 +142,6 @@ impl BusPort {
     /// Tells the owner every now and then that this message is being worked on, until aborted.
     pub fn heartbeat(&self) -> JoinHandle<()> {
         self.reporter.heartbeat()
-    }
-
-    /// Waits, on the engine's thread, for what is on its way of a message that has failed. Waited for, not broken off:
-    /// it could arrive after its job's messages were purged.
-    pub fn give_up(&mut self) {
-        self.pulse = None;
-        self.giving_up.send_replace(true);
-        while !self.in_flight.is_empty() {
-            // The outcome of the whole is settled; that of its parts matters no more.
-            let _ = self.settle_first();
-        }
-    }
-
-    /// Notes that the engine is done with the message. What is still on its way from a device is not.
-    pub fn computed(&mut self) {
-        self.pause();
-        if self.later.is_empty() {
-            self.computed = Some(self.outlet.lap.end(self.started));
-            self.pulse = None;
-        }
     }
 
     /// Waits for what is on its way from a device and hands it on.
@@ -273,5 +247,41 @@ impl Port for BusPort {
     fn cancelled(&self) -> bool {
         self.step();
         self.end.is_set()
+    }
+}
+
+impl Outward for BusPort {
+    fn sized(&self, units: u64) {
+        if let Some(pulse) = &self.pulse {
+            pulse.sized(units);
+        }
+    }
+
+    fn waits(&self) {
+        self.pause();
+    }
+
+    /// What was handed on already has the same ids when it comes again.
+    fn again(&mut self) {
+        self.later.clear();
+    }
+
+    /// What is still on its way from a device is not done.
+    fn computed(&mut self) {
+        self.pause();
+        if self.later.is_empty() {
+            self.computed = Some(self.outlet.lap.end(self.started));
+            self.pulse = None;
+        }
+    }
+
+    /// Waits, on the engine's thread. Not broken off: it could arrive after its job's messages were purged.
+    fn give_up(&mut self) {
+        self.pulse = None;
+        self.giving_up.send_replace(true);
+        while !self.in_flight.is_empty() {
+            // The outcome of the whole is settled; that of its parts matters no more.
+            let _ = self.settle_first();
+        }
     }
 }
