@@ -10,7 +10,7 @@ use deploy::up::broker::Broker;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::{FeatureBatch, JobId, Modality, Output, PcmWindow};
 use protocol::plan::{AudioPlan, MediaPlan};
-use protocol::stage::{Port, Stage, Stop, Work};
+use protocol::stage::{Later, Port, Stage, Stop, Work};
 use protocol::tensor::{Dtype, Tensor};
 use protocol::wire;
 use runtime::bus::{Bus, Role, headers};
@@ -46,6 +46,10 @@ impl Course {
         self.opened.notify_all();
     }
 
+    fn wait(&self) {
+        drop(self.opened.wait_while(self.open.lock().unwrap(), |open| !*open).unwrap());
+    }
+
     fn passes(&self) -> Vec<Vec<String>> {
         self.passes.lock().unwrap().clone()
     }
@@ -54,8 +58,18 @@ impl Course {
 /// Stage that takes four windows together, and makes silence of each.
 struct Gathering {
     course: Arc<Course>,
-    /// Whether the jobs that are to fail do.
-    strict: bool,
+    kind: Kind,
+}
+
+/// What a stage does behind the door.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// It computes, as on a CPU.
+    Computes,
+    /// The same, and the jobs that are to fail do.
+    Fails,
+    /// It launches work at once, which a device does behind the door.
+    Launches,
 }
 
 impl Stage for Gathering {
@@ -77,9 +91,22 @@ impl Stage for Gathering {
     fn process_together<'a>(&mut self, works: Vec<Work<'a, PcmWindow<'a>>>) -> Vec<Result<(), Stop>> {
         let jobs: Vec<String> = works.iter().map(|work| work.input.job.to_string()).collect();
         self.course.passes.lock().unwrap().push(jobs.clone());
-        drop(self.course.opened.wait_while(self.course.open.lock().unwrap(), |open| !*open).unwrap());
-        assert!(!(self.strict && jobs.iter().any(|job| job == PANICS)), "a message that panics");
-        if self.strict && jobs.iter().any(|job| job == FAILS) {
+        if self.kind == Kind::Launches {
+            let later = |input, course: Arc<Course>| {
+                Later::new(move |emit| {
+                    course.wait();
+                    emit(silence(input)?)
+                })
+            };
+            let launched = works.into_iter();
+            return launched
+                .map(|work| work.port.emit_later(later(window(&work.input.job), self.course.clone())))
+                .collect();
+        }
+        self.course.wait();
+        let strict = self.kind == Kind::Fails;
+        assert!(!(strict && jobs.iter().any(|job| job == PANICS)), "a message that panics");
+        if strict && jobs.iter().any(|job| job == FAILS) {
             return works.iter().map(|_| Err(JobError::new(ErrorKind::Internal, "no good").into())).collect();
         }
         works.into_iter().map(|Work { input, port }| port.emit(silence(input)?)).collect()
@@ -105,7 +132,7 @@ struct Rig {
 }
 
 impl Rig {
-    async fn start(program: Option<&std::path::Path>, strict: bool) -> anyhow::Result<Self> {
+    async fn start(program: Option<&std::path::Path>, kind: Kind) -> anyhow::Result<Self> {
         let shipped = Shipped::new()?;
         let broker = shipped.broker(program).await?;
         let mut config = shipped.bus(&broker)?;
@@ -117,7 +144,7 @@ impl Rig {
         }
         let bus = Bus::connect(&config, Role::Stage(StageName::Audio), SOON).await?;
         let course = Arc::new(Course::default());
-        let stage = Gathering { course: course.clone(), strict };
+        let stage = Gathering { course: course.clone(), kind };
         let (stop, stopping) = watch::channel(false);
         let worker = tokio::spawn(runtime::run::run(bus, stage, InstanceInfo::default(), stopping));
         Ok(Rig { _broker: broker, _shipped: shipped, operator, course, stop, worker })
@@ -165,11 +192,17 @@ impl Rig {
     }
 }
 
-async fn publish(bus: &Bus, job: &str) -> anyhow::Result<()> {
-    let (job, samples) = (JobId::new(job)?, 16_000);
+/// A second of silence, all of the video's sound.
+fn window(job: &JobId) -> PcmWindow<'static> {
+    let samples = 16_000;
     let plan = MediaPlan { duration_s: 1.0, audio: AudioPlan::new(samples), ..MediaPlan::default() };
     let tensor = Tensor::from_i16(&vec![0; samples as usize]);
-    let body = wire::encode(&PcmWindow { v: wire::VERSION, job: job.clone(), plan, index: 0, tensor });
+    PcmWindow { v: wire::VERSION, job: job.clone(), plan, index: 0, tensor }
+}
+
+async fn publish(bus: &Bus, job: &str) -> anyhow::Result<()> {
+    let job = JobId::new(job)?;
+    let body = wire::encode(&window(&job));
     let subject = bus.subjects().input(StageName::Audio, &job);
     let stored = bus.store(subject, &format!("{job}/0"), &headers(&job), body.into(), std::future::pending()).await;
     ensure!(stored.is_ok(), "{job}: not stored");
@@ -188,7 +221,7 @@ fn counts(passes: &[Vec<String>]) -> BTreeMap<&str, usize> {
 async fn a_worker_takes_what_waits_together_and_holds_no_more_than_one_pass_beside_the_one_it_computes()
 -> anyhow::Result<()> {
     for program in brokers() {
-        let rig = Rig::start(program.as_deref(), false).await?;
+        let rig = Rig::start(program.as_deref(), Kind::Computes).await?;
         // The first pass takes what is there, be it one message; the next pass waits while it computes, and no more than that.
         let first = rig.until_a_pass_waits().await?;
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -212,7 +245,7 @@ async fn a_worker_takes_what_waits_together_and_holds_no_more_than_one_pass_besi
 async fn a_message_that_fails_or_panics_ends_alone_and_those_beside_it_are_done_at_the_first_try() -> anyhow::Result<()>
 {
     for program in brokers() {
-        let rig = Rig::start(program.as_deref(), true).await?;
+        let rig = Rig::start(program.as_deref(), Kind::Fails).await?;
         rig.until_a_pass_waits().await?;
         rig.course.open();
         rig.until("all done", |pending, in_flight| (pending, in_flight) == (0, 0)).await?;
@@ -230,6 +263,36 @@ async fn a_message_that_fails_or_panics_ends_alone_and_those_beside_it_are_done_
         ensure!(counts[PANICS] == 3 && counts[FAILS] == 2, "{program:?}: {passes:?}");
         ensure!(rig.stored(StreamName::Features).await? == MESSAGES as u64 - 2, "{program:?}: {passes:?}");
         ensure!(rig.stored(StreamName::Dead).await? == 1, "{program:?}: the message that panics is kept");
+        rig.end().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_that_is_launched_faster_than_a_device_does_it_waits_here_and_passes_together() -> anyhow::Result<()> {
+    for program in brokers() {
+        let rig = Rig::start(program.as_deref(), Kind::Launches).await?;
+        // Two passes are the device's, and one waits.
+        let launched = || rig.course.passes().iter().map(Vec::len).sum::<usize>();
+        rig.until("a pass waits", |_, in_flight| {
+            let two = rig.course.passes().len() == 2;
+            two && in_flight >= MESSAGES.min(launched() + TOGETHER)
+        })
+        .await?;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let (first, (_, in_flight)) = (rig.course.passes(), rig.queue().await?);
+        let waiting = in_flight - launched();
+        ensure!(
+            first.len() == 2 && waiting <= TOGETHER,
+            "{program:?}: {in_flight} in flight, of those {first:?} launched"
+        );
+        rig.course.open();
+        rig.until("all done", |pending, in_flight| (pending, in_flight) == (0, 0)).await?;
+        let passes = rig.course.passes();
+        ensure!(passes[2].len() == waiting, "{program:?}: those that waited pass together: {passes:?}");
+        let counts = counts(&passes);
+        ensure!(counts.len() == MESSAGES && counts.values().all(|&n| n == 1), "{program:?}: {passes:?}");
+        ensure!(rig.stored(StreamName::Features).await? == MESSAGES as u64, "{program:?}: one output each");
         rig.end().await?;
     }
     Ok(())

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
-use super::allowance::Allowance;
+use super::allowance::{Allowance, Share};
 use super::checkpoint::Checkpoint;
 use super::job_end::EndSignal;
 use super::pass::Outward;
@@ -92,6 +92,8 @@ pub struct BusPort {
     waited: Duration,
     /// Watch over the work on the message; none once nothing computes any more.
     pulse: Option<Pulse>,
+    /// Held while a device may still compute the message, by all that are computed together.
+    step: Option<Arc<Share>>,
 }
 
 impl BusPort {
@@ -122,7 +124,13 @@ impl BusPort {
             started: Instant::now(),
             waited: Duration::ZERO,
             pulse: Some(pulse),
+            step: None,
         }
+    }
+
+    /// The same as part of a step, held until the device is done with the message.
+    pub fn in_step(self, step: Option<Arc<Share>>) -> Self {
+        BusPort { step, ..self }
     }
 
     /// Begins the next step of the work.
@@ -147,8 +155,17 @@ impl BusPort {
     /// Waits for what is on its way from a device and hands it on.
     fn fetch(&mut self) -> Result<(), Stop> {
         self.step();
-        let outcome =
-            std::mem::take(&mut self.later).into_iter().try_for_each(|later| later.emit(&mut |o| self.emit(o)));
+        let mut left = self.later.len();
+        let outcome = std::mem::take(&mut self.later).into_iter().try_for_each(|later| {
+            left -= 1;
+            later.emit(&mut |output| {
+                if left == 0 {
+                    // The last rows have come: the device is free, though the broker may be behind.
+                    self.step = None;
+                }
+                self.emit(output)
+            })
+        });
         match &outcome {
             Ok(()) => self.computed(),
             Err(_) => self.give_up(),
@@ -272,12 +289,14 @@ impl Outward for BusPort {
         if self.later.is_empty() {
             self.computed = Some(self.outlet.lap.end(self.started));
             self.pulse = None;
+            self.step = None;
         }
     }
 
     /// Waits, on the engine's thread. Not broken off: it could arrive after its job's messages were purged.
     fn give_up(&mut self) {
         self.pulse = None;
+        self.step = None;
         self.giving_up.send_replace(true);
         while !self.in_flight.is_empty() {
             // The outcome of the whole is settled; that of its parts matters no more.

@@ -23,6 +23,9 @@ const IN_FLIGHT: usize = 2;
 /// Bytes that a message in flight counts as at least, however small it is; no unit of work that is computed with others
 /// (a frame, a window of sound) is larger.
 const LEAST_BYTES: usize = 1 << 20;
+/// Steps that a device has at a time where messages are computed together: the one that it is at, and the next. A stage launches
+/// work faster than its device does it; what comes meanwhile waits here, and is the next step together.
+const STEPS: usize = 2;
 
 /// Message that is worked on.
 pub struct Taken {
@@ -34,8 +37,20 @@ pub struct Taken {
     pub in_flight: InFlight,
     /// Held until it is settled.
     pub share: Share,
+    /// Step that it is computed in, for whoever waits for the device.
+    pub step: Option<Arc<Share>>,
     /// All work on it.
     pub span: Span,
+}
+
+/// Message that a step begins with, which is not worked on yet.
+pub struct First {
+    /// The message.
+    pub delivery: Delivery,
+    /// Its units of work.
+    units: u64,
+    /// Step that it is computed in.
+    step: Option<Arc<Share>>,
 }
 
 /// Way of messages from a queue to the engine.
@@ -52,6 +67,8 @@ pub struct Intake {
     pub counters: Arc<Counters>,
     /// Bytes in flight.
     pub allowance: Allowance,
+    /// Steps that a device has; as many as there are bytes for where each message is a step.
+    pub steps: Option<Allowance>,
     /// Units of work that are computed together at most.
     pub together: u64,
 }
@@ -62,18 +79,28 @@ pub fn allowance(bus: &Bus, together: u64) -> Allowance {
     Allowance::new(of_units.max(bus.config().message_bytes).saturating_mul(IN_FLIGHT))
 }
 
+/// Steps that a device has at a time, of a stage that computes so many units together.
+pub fn steps(together: u64) -> Option<Allowance> {
+    (together > 1).then(|| Allowance::new(STEPS))
+}
+
 /// Bytes that a message counts as.
 fn size(delivery: &Delivery) -> usize {
     delivery.message.payload.len().max(LEAST_BYTES)
 }
 
 impl Intake {
-    /// Next message, which is not worked on yet, and its units; none once drained.
-    pub async fn next(&mut self) -> Option<(Delivery, u64)> {
+    /// Next message, once the device has capacity for a step; none once drained.
+    pub async fn next(&mut self) -> Option<First> {
+        // Before a message is taken: those that come meanwhile go with it.
+        let step = match &self.steps {
+            Some(steps) => Some(Arc::new(steps.take(1).await)),
+            None => None,
+        };
         loop {
             let (delivery, units) = self.inbox.next().await?;
             if !self.listener.is_draining() {
-                return Some((delivery, units));
+                return Some(First { delivery, units, step });
             }
             delivery.give_back(Duration::ZERO).await;
         }
@@ -81,10 +108,11 @@ impl Intake {
 
     /// Takes a message, and those that wait already for as long as they need no step of their own. Nothing is waited for that
     /// is not here. One that was delivered before may be what its last worker died of: it has no company.
-    pub async fn take(&mut self, (first, units): (Delivery, u64)) -> Vec<Taken> {
-        let share = self.allowance.take(size(&first)).await;
-        let (suspect, mut units) = (first.redeliveries > 0, units);
-        let mut taken: Vec<Taken> = self.accept(first, share).await.into_iter().collect();
+    pub async fn take(&mut self, first: First) -> Vec<Taken> {
+        let First { delivery, mut units, step } = first;
+        let share = self.allowance.take(size(&delivery)).await;
+        let suspect = delivery.redeliveries > 0;
+        let mut taken: Vec<Taken> = self.accept(delivery, share, &step).await.into_iter().collect();
         if suspect || taken.is_empty() {
             return taken;
         }
@@ -97,7 +125,7 @@ impl Intake {
                 share.is_some()
             });
             let (Some((delivery, more)), Some(share)) = (next, share) else { return taken };
-            if let Some(beside) = self.accept(delivery, share).await {
+            if let Some(beside) = self.accept(delivery, share, &step).await {
                 units += more;
                 taken.push(beside);
             }
@@ -105,7 +133,7 @@ impl Intake {
     }
 
     /// Takes a message unless there is nothing to do for it any more.
-    async fn accept(&self, delivery: Delivery, share: Share) -> Option<Taken> {
+    async fn accept(&self, delivery: Delivery, share: Share, step: &Option<Arc<Share>>) -> Option<Taken> {
         let Intake { stage, bus, counters, .. } = self;
         let job = bus.subjects().job_of(&delivery.message.subject);
         let span = traces::message(*stage, job.as_ref(), &delivery.message);
@@ -124,6 +152,6 @@ impl Intake {
             delivery.done().await;
             return None;
         }
-        Some(Taken { job, delivery, in_flight, share, span })
+        Some(Taken { job, delivery, in_flight, share, step: step.clone(), span })
     }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::Instrument;
 
-use super::allowance::Allowance;
+use super::allowance::{Allowance, Share};
 use super::checkpoint::Checkpoint;
 use super::control::broadcast_end;
 use super::dead::bury;
@@ -72,16 +72,16 @@ where
     let service = service::register(&bus, S::NAME, &info, &counters, vec![queue.clone()], probe).await?;
     let prefetch = if together > 1 { Prefetch { units: together, of: pass::units::<S> } } else { Prefetch::ONE };
     let inbox = Inbox::start(&bus, queue, elsewhere.handed, listener.shutdown(), prefetch);
-    let allowance = taking::allowance(&bus, together);
+    let (allowance, steps) = (taking::allowance(&bus, together), taking::steps(together));
     let outlet = Outlet::new(Allowance::new(SENDING * bus.config().message_bytes), info.budget_bytes);
     let (checkpoint, handover) = (info.checkpoint.clone(), elsewhere.handover);
     let worker = Worker { bus: bus.clone(), counters: counters.clone(), outlet, watchdog, checkpoint, handover };
-    let mut intake = Intake { stage: S::NAME, bus: bus.clone(), inbox, listener, counters, allowance, together };
+    let mut intake = Intake { stage: S::NAME, bus: bus.clone(), inbox, listener, counters, allowance, steps, together };
     let mut settling = JoinSet::new();
     tracing::info!(stage = %S::NAME, instance = bus.instance(), "ready");
     while let Some(first) = intake.next().await {
         // One that was delivered before may kill this process: then nobody else's message is in flight.
-        while first.0.redeliveries > 0 && !settling.is_empty() {
+        while first.delivery.redeliveries > 0 && !settling.is_empty() {
             settled(settling.join_next().await);
         }
         while let Some(outcome) = settling.try_join_next() {
@@ -141,8 +141,9 @@ impl Worker {
     {
         let started = Instant::now();
         let (mut outcomes, mut begun, mut members) = (Vec::new(), Vec::new(), Vec::new());
-        for taken in taken {
-            match taken.span.in_scope(|| self.begin(S::NAME, &taken)) {
+        for mut taken in taken {
+            let step = taken.step.take();
+            match taken.span.in_scope(|| self.begin(S::NAME, &taken, step)) {
                 Ok(member) => {
                     begun.push((taken, member.port.heartbeat()));
                     members.push(member);
@@ -168,7 +169,7 @@ impl Worker {
     }
 
     /// Begins with a message, unless it killed too many workers or is of another checkpoint.
-    fn begin(&self, stage: StageName, taken: &Taken) -> Result<Member<BusPort>, Stop> {
+    fn begin(&self, stage: StageName, taken: &Taken, step: Option<Arc<Share>>) -> Result<Member<BusPort>, Stop> {
         let Taken { job, delivery, in_flight, .. } = taken;
         if delivery.exhausted(self.bus.config().max_deliver) {
             let tried = delivery.redeliveries;
@@ -181,7 +182,7 @@ impl Worker {
         let (bus, outlet, end) = (self.bus.clone(), self.outlet.clone(), in_flight.end().clone());
         let origin = Origin { attempt: Attempt::of(headers), checkpoint: self.checkpoint.or(Checkpoint::of(headers)) };
         let pulse = self.watchdog.watch(format!("a message of job {job}"));
-        let port = BusPort::new(bus, outlet, stage, job.clone(), origin, end, pulse);
+        let port = BusPort::new(bus, outlet, stage, job.clone(), origin, end, pulse).in_step(step);
         Ok(Member { body: delivery.message.payload.clone(), job: job.clone(), port })
     }
 
