@@ -1,7 +1,7 @@
 //! Windows of sound to encoder states: log-mel features, and the Whisper encoder.
 //!
 //! In reading order: [`mel`] (samples to what the encoder takes), [`whisper`] (the encoder), [`stage`] (the two in a
-//! row, one window at a time), [`open`](mod@open) (the stage as a process serves it).
+//! row, for one window or several), [`open`](mod@open) (the stage as a process serves it).
 
 pub mod mel;
 pub mod open;

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
+use compute::transfer::upload;
 use protocol::plan::{HOP_SAMPLES, SAMPLE_RATE, WINDOW_SAMPLES};
+use protocol::tensor::Dtype;
 use rayon::prelude::*;
 use realfft::{RealFftPlanner, RealToComplex};
 
@@ -112,7 +114,21 @@ impl LogMel {
     /// # Errors
     /// When the device has no room.
     pub fn tensor(&self, pcm: &[i16], device: &Device) -> Result<Tensor> {
-        Tensor::from_vec(self.window(pcm), (1, self.filters.len(), FRAMES), device)
+        self.upload([self.window(pcm).as_slice()], device)
+    }
+
+    /// Features of windows, each as [`window`](Self::window) gives it, in one tensor `[W, mels, 3000]`: one copy, for which the
+    /// device's work on other windows is not waited for.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn upload<'w>(&self, windows: impl IntoIterator<Item = &'w [f32]>, device: &Device) -> Result<Tensor> {
+        let values: Vec<f32> = windows.into_iter().flatten().copied().collect();
+        let mels = self.filters.len();
+        let shape = [values.len() / (mels * FRAMES), mels, FRAMES];
+        let bytes: &[u8] = bytemuck::cast_slice(&values);
+        let tensor = protocol::tensor::Tensor::new(Dtype::F32, &shape, bytes).map_err(candle_core::Error::wrap)?;
+        upload(&tensor, device)
     }
 }
 

@@ -11,7 +11,7 @@ use model::config_json::ModelConfig;
 use protocol::error::{JobError, StageName};
 use protocol::message::PcmWindow;
 use protocol::plan::{AudioPlan, MediaPlan, WINDOW_SAMPLES};
-use protocol::stage::{Nowhere, Stage, Stop};
+use protocol::stage::{Nowhere, Stage, Stop, Work};
 use protocol::tensor::Tensor;
 use protocol::wire::VERSION;
 
@@ -25,21 +25,27 @@ pub fn open(config: &Config) -> Result<AudioStage, JobError> {
     let checkpoint = Arc::new(Checkpoint::configured(&config.model)?);
     let footprint = footprint(config, checkpoint.config())?;
     let budget = config.budget(StageName::Audio);
-    let compute = footprint.open(StageName::Audio, &config.compute, budget, "raise budgets.audio")?;
+    let hint = "raise budgets.audio or lower audio.batch";
+    let compute = footprint.open(StageName::Audio, &config.compute, budget, hint)?;
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let encoder = WhisperEncoder::new(checkpoint.config(), &weights, compute.media_products)?;
-    let mut stage = AudioStage::new(LogMel::new(checkpoint.config().audio.num_mel_bins), encoder);
+    let mel = LogMel::new(checkpoint.config().audio.num_mel_bins);
+    let mut stage = AudioStage::new(mel, encoder, config.audio.batch);
     if config.compute.cuda_ordinal().is_some() {
-        warm_up(&mut stage).map_err(Stop::at_start)?;
+        warm_up(&mut stage, config.audio.batch).map_err(Stop::at_start)?;
     }
     Ok(stage)
 }
 
-/// A whole window of silence.
-fn warm_up(stage: &mut AudioStage) -> Result<(), Stop> {
+/// Whole windows of silence: one alone, as the first of a video is, and as many as pass together at most.
+fn warm_up(stage: &mut AudioStage, batch: usize) -> Result<(), Stop> {
     let plan = MediaPlan { audio: AudioPlan::new(WINDOW_SAMPLES), ..MediaPlan::default() };
     let tensor = Tensor::from_i16(&vec![0; WINDOW_SAMPLES as usize]);
-    stage.process(PcmWindow { v: VERSION, job: Nowhere::job(), plan, index: 0, tensor }, &mut Nowhere)
+    let window = || PcmWindow { v: VERSION, job: Nowhere::job(), plan: plan.clone(), index: 0, tensor: tensor.clone() };
+    stage.process(window(), &mut Nowhere)?;
+    let mut ports: Vec<Nowhere> = (0..batch).map(|_| Nowhere).collect();
+    let works = ports.iter_mut().map(|port| Work { input: window(), port });
+    stage.process_together(works.collect()).into_iter().collect()
 }
 
 /// Memory that the stage will hold whatever the job.
@@ -50,7 +56,9 @@ pub fn footprint(config: &Config, model: &ModelConfig) -> Result<Footprint, Chec
     let dtype = candle_dtype(config.compute.dtype.wire());
     let needs = Weights::survey(dtype, |w| WhisperEncoder::new(model, w, config.compute.media_products))?;
     let (c, size) = (&model.audio, dtype.size_in_bytes() as u64);
-    let (width, inner, rows) = (c.d_model as u64, c.encoder_ffn_dim as u64, c.max_source_positions as u64);
+    let (width, inner) = (c.d_model as u64, c.encoder_ffn_dim as u64);
+    // Of all windows that pass together.
+    let rows = config.audio.batch as u64 * c.max_source_positions as u64;
     // In the feed-forward part: the stream, its norm, the wide layer before and after its GELU, the outcome.
     let layer = rows * size * (3 * width + 2 * inner);
     // The first convolution keeps twice the rows, and reads three taps of each.

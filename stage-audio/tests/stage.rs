@@ -9,7 +9,7 @@ use model::checkpoint::{CheckpointError, Weights};
 use model::config_json::{Family, ModelConfig};
 use protocol::message::PcmWindow;
 use protocol::plan::{AudioPlan, MediaPlan};
-use protocol::stage::{Stage, Stop};
+use protocol::stage::{Stage, Stop, Work};
 use stage_audio::{AudioStage, LogMel, WhisperEncoder};
 use tiny::Kept;
 
@@ -21,8 +21,13 @@ fn load(config: &ModelConfig, w: &Weights) -> Result<WhisperEncoder, CheckpointE
 }
 
 fn stage() -> AudioStage {
+    stage_of(1)
+}
+
+/// A stage that takes so many windows together.
+fn stage_of(batch: usize) -> AudioStage {
     let (config, weights) = tiny::weights(CONFIG, load);
-    AudioStage::new(LogMel::new(config.audio.num_mel_bins), load(&config, &weights).unwrap())
+    AudioStage::new(LogMel::new(config.audio.num_mel_bins), load(&config, &weights).unwrap(), batch)
 }
 
 fn window(pcm: &[i16], index: u64, samples: u64) -> PcmWindow<'static> {
@@ -106,4 +111,41 @@ fn a_cancelled_job_is_not_encoded() {
     let mut kept = Kept { cancel_after: Some(0), ..Kept::default() };
     assert_eq!(stage().process(window(&sound(9000), 0, 9000), &mut kept), Err(Stop::Cancelled));
     assert!(kept.outputs.is_empty());
+}
+
+#[test]
+fn messages_together_give_what_each_gives_alone_bit_for_bit() {
+    // Of two videos, one of them without sound; a last window that adds nothing, and a cancelled one.
+    let all = 480_000 + 160_160;
+    let windows = || {
+        [
+            (sound(480_000), 0, all),
+            (sound(160_160), 1, all),
+            (Vec::new(), 0, 0),
+            (sound(100), 1, 480_100),
+            (sound(31_000), 0, 31_000),
+            (sound(9_000), 0, 9_000),
+        ]
+    };
+    let inputs = || windows().map(|(pcm, index, samples)| window(&pcm, index, samples));
+    let cancelled = 4;
+    let new_port = |at: usize| Kept { cancel_after: (at == cancelled).then_some(0), ..Kept::default() };
+    for batch in [1, 2, 3, 8] {
+        let mut stage = stage_of(batch);
+        assert_eq!(stage.together(), batch as u64);
+        let mut ports: Vec<Kept> = (0..windows().len()).map(new_port).collect();
+        let works = inputs().into_iter().zip(&mut ports).map(|(input, port)| Work { input, port });
+        let outcomes = stage.process_together(works.collect());
+        assert_eq!(outcomes.len(), ports.len());
+        for (at, (input, (outcome, together))) in inputs().into_iter().zip(outcomes.iter().zip(&ports)).enumerate() {
+            let mut alone = new_port(at);
+            assert_eq!(&stage_of(1).process(input, &mut alone), outcome, "batches of {batch}: {at}");
+            assert_eq!(alone.outputs.len(), together.outputs.len(), "batches of {batch}: {at}");
+            for (one, other) in alone.outputs.iter().zip(&together.outputs) {
+                assert_eq!((one.offset, &one.shape, &one.plan), (other.offset, &other.shape, &other.plan));
+                assert!(one.rows == other.rows, "batches of {batch}: the states of {at} depend on their neighbours");
+            }
+        }
+        assert_eq!(outcomes[cancelled], Err(Stop::Cancelled));
+    }
 }

@@ -1,7 +1,7 @@
 //! Frames to pooled patch features: the SigLIP tower, and the way from its patches to token cells.
 //!
 //! In reading order: [`pixels`] (what the tower makes of a byte), [`siglip`] (the tower), [`pool`] (patches to cells),
-//! [`stage`] (tower and pool in a row, one message at a time), [`open`](mod@open) (the stage as a process serves it).
+//! [`stage`] (tower and pool in a row, for one message or several), [`open`](mod@open) (the stage as a process serves it).
 
 pub mod open;
 pub mod pixels;

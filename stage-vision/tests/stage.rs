@@ -9,7 +9,7 @@ use model::config_json::{Family, ModelConfig};
 use protocol::error::ErrorKind;
 use protocol::message::FrameBatch;
 use protocol::plan::{FRAME_BYTES, FRAME_SIDE, FrameGrid, ImagePlan, MediaPlan};
-use protocol::stage::{Stage, Stop};
+use protocol::stage::{Stage, Stop, Work};
 use protocol::tensor::{Dtype, Tensor};
 use stage_vision::{Pool, SiglipEncoder, VisionStage};
 use tiny::Kept;
@@ -124,4 +124,61 @@ fn a_cancelled_job_stops_between_passes_of_the_tower() {
     assert_eq!(stop, Err(Stop::Cancelled));
     assert!(kept.outputs.is_empty());
     assert_eq!(kept.asked.get(), 2, "it went on after the job was cancelled");
+}
+
+#[test]
+fn messages_together_give_what_each_gives_alone_bit_for_bit() {
+    for (json, grids) in [(CONFIG, [plan(7), plan(2000)]), (CONVOLVED, [7, 9].map(|n| plan_on(FrameGrid::Fixed(3), n)))]
+    {
+        let weights = tiny::weights(json, load);
+        let frames = frames(7);
+        let bytes = |first: usize, n: usize| &frames[first * FRAME_BYTES..(first + n) * FRAME_BYTES];
+        let refused = plan_on(FrameGrid::Fixed(14), 7);
+        // Of two videos whose grids differ, one message without a picture, one of another checkpoint, and a cancelled one.
+        let inputs = || {
+            [
+                batch(bytes(0, 3), 0, &grids[0]),
+                batch(&[], 0, &plan(0)),
+                batch(bytes(3, 1), 5, &grids[1]),
+                batch(bytes(2, 1), 2, &refused),
+                batch(bytes(0, 2), 0, &grids[0]),
+                batch(bytes(4, 3), 4, &grids[0]),
+            ]
+        };
+        let new_port = |at: usize| Kept { cancel_after: (at == 4).then_some(0), ..Kept::default() };
+        for together in [1, 2, 4, 16] {
+            let mut stage = stage(together, &weights);
+            let mut ports: Vec<Kept> = (0..inputs().len()).map(new_port).collect();
+            let works = inputs().into_iter().zip(&mut ports).map(|(input, port)| Work { input, port });
+            let outcomes = stage.process_together(works.collect());
+            for (at, (input, (outcome, port))) in inputs().into_iter().zip(outcomes.iter().zip(&ports)).enumerate() {
+                let mut alone = new_port(at);
+                assert_eq!(&stage.process(input, &mut alone), outcome, "{together} frames a pass: {at}");
+                assert_eq!(alone.outputs.len(), port.outputs.len(), "{together} frames a pass: {at}");
+                for (one, other) in alone.outputs.iter().zip(&port.outputs) {
+                    assert_eq!((one.offset, &one.shape, &one.plan), (other.offset, &other.shape, &other.plan));
+                    assert!(
+                        one.rows == other.rows,
+                        "{together} frames a pass: cells of {at} depend on their neighbours"
+                    );
+                }
+            }
+            assert!(matches!(outcomes[3], Err(Stop::Failed(_))) && outcomes[4] == Err(Stop::Cancelled), "{outcomes:?}");
+        }
+    }
+}
+
+#[test]
+fn a_job_that_is_cancelled_between_passes_leaves_the_others_frames_in_them() {
+    let weights = tiny::weights(CONFIG, load);
+    let frames = frames(6);
+    let half = |at: usize| batch(&frames[at * 3 * FRAME_BYTES..(at + 1) * 3 * FRAME_BYTES], 0, &plan(3));
+    let mut ports = [Kept { cancel_after: Some(1), ..Kept::default() }, Kept::default()];
+    let works = ports.iter_mut().enumerate().map(|(at, port)| Work { input: half(at), port });
+    let outcomes = stage(2, &weights).process_together(works.collect());
+    assert_eq!(outcomes, [Err(Stop::Cancelled), Ok(())]);
+    assert!(ports[0].outputs.is_empty());
+    let mut alone = Kept::default();
+    stage(2, &weights).process(half(1), &mut alone).unwrap();
+    assert!(ports[1].outputs[0].rows == alone.outputs[0].rows);
 }

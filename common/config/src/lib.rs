@@ -29,7 +29,7 @@ pub use log::{LogConfig, LogFormat};
 pub use placement::{COMPUTING, Device, PlacementConfig};
 pub use random::{RandomWeights, Size};
 pub use secret::{Address, Secret};
-pub use sections::{BusConfig, DecodeConfig, LlmConfig, ModelSource, UpConfig, VisionStageConfig};
+pub use sections::{AudioStageConfig, BusConfig, DecodeConfig, LlmConfig, ModelSource, UpConfig, VisionStageConfig};
 pub use seen::{MetricsConfig, TracesConfig};
 pub use temporary::temp_dir;
 pub use watchdog::WatchdogConfig;
@@ -50,6 +50,8 @@ pub struct Config {
     pub decode: DecodeConfig,
     /// stage-vision.
     pub vision: VisionStageConfig,
+    /// stage-audio.
+    pub audio: AudioStageConfig,
     /// stage-llm.
     pub llm: LlmConfig,
     /// Bytes that a process of each stage may hold; a stage that is not named has no cap.
@@ -113,6 +115,7 @@ impl Config {
         need(self.decode.batch_frames >= 1, "decode.batch_frames is at least 1")?;
         need(self.decode.max_pixels >= 1, "decode.max_pixels is at least 1")?;
         need(self.vision.batch >= 1, "vision.batch is at least 1")?;
+        need(self.audio.batch >= 1, "audio.batch is at least 1")?;
         need(self.llm.chunk_rows >= 1, "llm.chunk_rows is at least 1")?;
         need(self.llm.pass_rows >= 1, "llm.pass_rows is at least 1")?;
         need(self.llm.together >= 1, "llm.together is at least 1: one answer after another")?;

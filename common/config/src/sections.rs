@@ -219,13 +219,28 @@ impl Default for DecodeConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VisionStageConfig {
-    /// Frames that go through the tower together.
+    /// Frames that go through the tower together at most, of one message or of several that wait.
     pub batch: usize,
 }
 
 impl Default for VisionStageConfig {
     fn default() -> Self {
         VisionStageConfig { batch: 4 }
+    }
+}
+
+/// Section `audio`: settings of stage-audio.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AudioStageConfig {
+    /// Windows of 30 s that go through the encoder together at most. It takes those that wait, and waits for none. Each takes 42 MB
+    /// of memory at 16 bit.
+    pub batch: usize,
+}
+
+impl Default for AudioStageConfig {
+    fn default() -> Self {
+        AudioStageConfig { batch: 2 }
     }
 }
 

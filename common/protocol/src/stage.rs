@@ -1,4 +1,5 @@
-//! Contract of a stage: a plain struct, one message in, any number of messages out, no bus in sight.
+//! Contract of a stage: a plain struct, one message in, any number of messages out, no bus in sight. A stage may compute several
+//! messages together, each with outputs of its own.
 
 use std::sync::Arc;
 
@@ -61,11 +62,11 @@ pub trait Port {
 /// Taker of one output.
 pub type Emit<'a> = dyn FnMut(Output<'_>) -> Result<(), Stop> + 'a;
 
-/// Work that hands an output on once it is there.
-type Work = dyn FnOnce(&mut Emit<'_>) -> Result<(), Stop> + Send;
+/// Hands an output on once it is there.
+type HandOn = dyn FnOnce(&mut Emit<'_>) -> Result<(), Stop> + Send;
 
 /// Output whose rows are on their way from a device.
-pub struct Later(Box<Work>);
+pub struct Later(Box<HandOn>);
 
 impl Later {
     /// Output that `work` hands on once it has waited for the device.
@@ -103,6 +104,14 @@ impl Port for Nowhere {
     }
 }
 
+/// One of several messages that a stage takes together: its input, and the way out of its own outputs.
+pub struct Work<'w, I> {
+    /// The message.
+    pub input: I,
+    /// Takes the outputs of this message, and tells whether it is still wanted.
+    pub port: &'w mut dyn Port,
+}
+
 /// Stage of the pipeline: a library that knows no bus. Outputs are a function of the input alone, so a message may be
 /// processed twice, anywhere, with the same result.
 pub trait Stage {
@@ -120,6 +129,18 @@ pub trait Stage {
     /// # Errors
     /// See [`Stop`].
     fn process(&mut self, input: Self::Input<'_>, port: &mut dyn Port) -> Result<(), Stop>;
+
+    /// [`units`](Self::units) that it computes together at most; with 1, one message at a time. A message of more is computed in
+    /// several steps.
+    fn together(&self) -> u64 {
+        1
+    }
+
+    /// Turns several messages, perhaps of different jobs, into exactly the outputs that [`process`](Self::process) makes of each:
+    /// an outcome for every one, in their order. One that fails may fail the others with it: the caller then tries each alone.
+    fn process_together<'a>(&mut self, works: Vec<Work<'a, Self::Input<'a>>>) -> Vec<Result<(), Stop>> {
+        works.into_iter().map(|work| self.process(work.input, work.port)).collect()
+    }
 
     /// Answer to probes, which come beside the queue; stage-decode alone has one.
     fn probe(&self) -> Option<Probe> {

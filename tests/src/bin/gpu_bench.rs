@@ -4,6 +4,7 @@
 //!     gpu_bench --model DIR|--weights random [--seconds 10,60,300,3600] [--set section.key=value]... [--json FILE]
 //!     gpu_bench --weights random --set compute.device=cuda --set llm.kv=q4 parked --dir DIR [--seconds 300,3600]
 //!     gpu_bench --model DIR [--json FILE] table [--q8 FILE] [--q4 FILE]
+//!     gpu_bench --weights random [--set section.key=value]... passes [--windows 1,2,4,8] [--frames 1,2,4,8,16,32]
 //!     gpu_bench --weights random [--set section.key=value]... texts [--video-seconds 60,300] [--texts 1,2,4,8,16,32]
 //!     gpu_bench --model DIR|--weights random [--json FILE] placement [--devices cuda:0,cuda:1] [--jobs 12]
 
@@ -20,7 +21,7 @@ use clap::{Parser, Subcommand};
 use tests::gpu::bench::Questions;
 use tests::gpu::floor::Ceilings;
 use tests::gpu::synthetic::SyntheticDecode;
-use tests::gpu::{bench, kernels, parked, placement, stages, table, texts};
+use tests::gpu::{bench, kernels, parked, passes, placement, stages, table, texts};
 use tests::parity;
 
 #[derive(Parser)]
@@ -68,6 +69,9 @@ enum Part {
     Kernels(kernels::Arguments),
     /// Measures every stage alone, message by message; the model is the configuration's.
     Stages,
+    /// Measures passes of the encoders, by how many windows or frames go through together, beside the floor of their matmuls; the
+    /// model is the configuration's.
+    Passes(passes::Arguments),
     /// Measures decode steps of several texts about one video, and compares their tokens with those of each text alone; the model
     /// is the configuration's.
     Texts(texts::Arguments),
@@ -94,6 +98,7 @@ fn main() -> ExitCode {
         }
         Some(Part::Kernels(kernels)) => return kernels::run(&kernels),
         Some(Part::Stages) => return stages::run(&args.config),
+        Some(Part::Passes(passes)) => return passes::run(&passes, &args.config),
         Some(Part::Texts(texts)) => return texts::run(&texts, &args.config),
         Some(Part::Parked(parked)) => return parked::run(&parked, &args.config),
         Some(Part::Parity(arguments)) => return parity::command::run(arguments),

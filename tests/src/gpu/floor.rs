@@ -10,6 +10,7 @@ use compute::kernels::E4m3Rows;
 use compute::kernels::bench::seconds;
 use config::{ComputeConfig, Config, MediaProducts, Precision};
 use model::config_json::ModelConfig;
+use protocol::error::StageName;
 use protocol::plan::{AudioPlan, ImagePlan, SAMPLE_RATE, WINDOW_SAMPLES};
 use serde::{Deserialize, Serialize};
 use stage_llm::language::footprint::LlmFootprint;
@@ -58,6 +59,14 @@ impl Ceilings {
         })
     }
 
+    /// Operations per second of matmuls of frames, sound and their tokens.
+    fn media_rate(&self, products: MediaProducts) -> f64 {
+        match (products, self.e4m3_operations_per_s) {
+            (MediaProducts::Fp8, Some(e4m3)) => e4m3,
+            _ => self.dense_operations_per_s,
+        }
+    }
+
     /// Rates measured by another process, whose GPU memory is free when this returns.
     ///
     /// # Errors
@@ -95,10 +104,7 @@ impl Floor {
         let work = of_frame(model) * seconds as f64
             + of_window(model) * windows as f64
             + of_media_token(model) * (image + audio) as f64;
-        let media_rate = match (config.compute.media_products, ceilings.e4m3_operations_per_s) {
-            (MediaProducts::Fp8, Some(e4m3)) => e4m3,
-            _ => ceilings.dense_operations_per_s,
-        };
+        let media_rate = ceilings.media_rate(config.compute.media_products);
         let footprint = LlmFootprint::new(model, &config.llm, &config.compute)?;
         let weights_s = footprint.fixed.weights_bytes as f64 / ceilings.copy_bytes_per_s;
         let cache_bytes = footprint.media_token_bytes * (image + audio);
@@ -137,6 +143,42 @@ impl std::ops::Add for Work {
     type Output = Work;
     fn add(self, other: Work) -> Work {
         Work { matmuls: self.matmuls + other.matmuls, attention: self.attention + other.attention }
+    }
+}
+
+/// Encoder of frames or of windows of sound.
+#[derive(Clone, Copy, Debug)]
+pub enum Encoder {
+    /// The vision tower; of frames.
+    Vision,
+    /// The audio encoder; of windows.
+    Audio,
+}
+
+impl Encoder {
+    /// Stage that runs it.
+    pub fn stage(self) -> StageName {
+        match self {
+            Encoder::Vision => StageName::Vision,
+            Encoder::Audio => StageName::Audio,
+        }
+    }
+
+    /// What goes through it.
+    pub fn units(self) -> &'static str {
+        match self {
+            Encoder::Vision => "frames",
+            Encoder::Audio => "windows",
+        }
+    }
+
+    /// Least seconds of its layers for a frame or a window: every matmul at the measured rate.
+    pub fn floor_s(self, model: &ModelConfig, products: MediaProducts, ceilings: &Ceilings) -> f64 {
+        let work = match self {
+            Encoder::Vision => of_frame(model),
+            Encoder::Audio => of_window(model),
+        };
+        work.matmuls / ceilings.media_rate(products) + work.attention / ceilings.dense_operations_per_s
     }
 }
 

@@ -10,7 +10,7 @@ use async_nats::HeaderMap;
 use tracing::Instrument;
 
 use super::dead::bury;
-use super::inbox::{Delivery, Inbox};
+use super::inbox::{Delivery, Inbox, Prefetch};
 use super::line::Line;
 use super::losses::Roll;
 use super::registry::Registry;
@@ -48,10 +48,10 @@ pub async fn start(bus: &Bus, line: Line, roll: Roll, registry: Registry, shutdo
     let queue = bus.work_queue(StreamName::Jobs, ADMISSION).await?;
     // Nobody hands requests over.
     let (_, handed) = tokio::sync::mpsc::channel(1);
-    let mut inbox = Inbox::start(bus, queue, handed, shutdown);
+    let mut inbox = Inbox::start(bus, queue, handed, shutdown, Prefetch::ONE);
     let admission = Admission { bus: bus.clone(), line, roll, registry };
     tokio::spawn(async move {
-        while let Some(delivery) = inbox.next().await {
+        while let Some((delivery, _)) = inbox.next().await {
             // In a task of its own, so that a panic costs one request and not all that follow.
             let admission = admission.clone();
             let admitted = tokio::spawn(async move {

@@ -31,6 +31,12 @@ impl Allowance {
         let permit = self.free.clone().acquire_many_owned(bytes).await;
         Share { _permit: permit.expect("the semaphore is never closed. This is a bug.") }
     }
+
+    /// Takes `bytes` of it if they are free now.
+    pub fn try_take(&self, bytes: usize) -> Option<Share> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.bytes);
+        self.free.clone().try_acquire_many_owned(bytes).ok().map(|permit| Share { _permit: permit })
+    }
 }
 
 #[cfg(test)]
@@ -49,8 +55,11 @@ mod tests {
             shares.push(allowance.take(bytes).await);
         }
         let more = tokio::time::timeout(A_WHILE, allowance.take(1)).await;
-        assert!(more.is_err(), "eleven bytes of ten");
+        assert!(more.is_err() && allowance.try_take(1).is_none(), "eleven bytes of ten");
         shares.pop();
+        let free = allowance.try_take(2);
+        assert!(free.is_some() && allowance.try_take(2).is_none());
+        drop(free);
         allowance.take(3).await;
     }
 

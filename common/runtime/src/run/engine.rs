@@ -50,15 +50,7 @@ impl<S: Send + 'static> Engine<S> {
         let (reply, answer) = oneshot::channel();
         let span = Span::current();
         let task: Task<S> = Box::new(move |stage| {
-            let outcome = span.in_scope(|| catch_unwind(AssertUnwindSafe(|| work(stage))));
-            let outcome = outcome.unwrap_or_else(|panic| {
-                let text = panic
-                    .downcast_ref::<String>()
-                    .map(String::as_str)
-                    .or_else(|| panic.downcast_ref::<&str>().copied())
-                    .unwrap_or("no message");
-                Err(Stop::Unavailable(format!("the stage panicked: {text}. This is a bug.")))
-            });
+            let outcome = span.in_scope(|| guarded(|| work(stage)));
             // The run loop may have been dropped meanwhile; then nobody waits.
             let _ = reply.send(outcome);
         });
@@ -67,4 +59,19 @@ impl<S: Send + 'static> Engine<S> {
         }
         answer.await.unwrap_or_else(|_| Err(Stop::Unavailable("the stage's thread has ended".to_owned())))
     }
+}
+
+/// Does work of a stage; a panic of it is trouble outside of the message.
+///
+/// # Errors
+/// `work`'s; [`Stop::Unavailable`] for a panic.
+pub fn guarded<T>(work: impl FnOnce() -> Result<T, Stop>) -> Result<T, Stop> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        Err(Stop::Unavailable(format!("the stage panicked: {text}. This is a bug.")))
+    })
 }

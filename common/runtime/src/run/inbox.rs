@@ -1,4 +1,5 @@
-//! Pulling messages: one is worked on while the next already waits here, and both are kept from redelivery.
+//! Pulling messages: some are worked on while the next already wait here, and all are kept from redelivery. No more wait than
+//! are computed together: what waits here is nobody else's.
 //!
 //! A message that was delivered before may be what its last worker died of. While it is worked on nothing waits here, so
 //! that a neighbour is not counted as tried, again and again, each time that it kills its worker.
@@ -10,7 +11,7 @@ use async_nats::jetstream::AckKind;
 use async_nats::jetstream::message::{Acker, Message};
 use async_nats::{Client, Request, Subject};
 use futures::StreamExt;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::shutdown::{self, Shutdown};
@@ -141,47 +142,105 @@ impl Drop for Delivery {
     }
 }
 
-/// Messages of one queue, one prefetched.
+/// How much of a queue waits here at most.
+#[derive(Clone, Copy)]
+pub struct Prefetch {
+    /// Units of work that are computed together at most. The next message is pulled while fewer wait.
+    pub units: u64,
+    /// Units of a message, of its body.
+    pub of: fn(&[u8]) -> u64,
+}
+
+impl Prefetch {
+    /// One message.
+    pub const ONE: Prefetch = Prefetch { units: 1, of: |_| 1 };
+
+    /// Most messages that may wait: each is one unit at least.
+    fn messages(self) -> usize {
+        usize::try_from(self.units).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS.min(1 << 16))
+    }
+}
+
+/// Message that waits here.
+pub struct Waiting {
+    /// The message.
+    pub delivery: Delivery,
+    /// Its units of work, at least 1.
+    pub units: u64,
+    /// Capacity that it takes while it waits.
+    slots: OwnedSemaphorePermit,
+}
+
+/// Messages of one queue, some prefetched.
 pub struct Inbox {
-    deliveries: mpsc::Receiver<Delivery>,
+    waiting: mpsc::Receiver<Waiting>,
+    /// First of those that wait, which was looked at and left.
+    left: Option<Waiting>,
     /// Messages that other workers had first.
     handed: mpsc::Receiver<Delivery>,
 }
 
 impl Inbox {
     /// Starts to pull, until `shutdown`. What other workers hand over comes first.
-    pub fn start(bus: &Bus, queue: WorkQueue, handed: mpsc::Receiver<Delivery>, mut shutdown: Shutdown) -> Self {
-        let (sender, deliveries) = mpsc::channel(1);
+    pub fn start(
+        bus: &Bus,
+        queue: WorkQueue,
+        handed: mpsc::Receiver<Delivery>,
+        mut shutdown: Shutdown,
+        prefetch: Prefetch,
+    ) -> Self {
+        let (sender, waiting) = mpsc::channel(prefetch.messages());
+        let slots = Arc::new(Semaphore::new(prefetch.messages()));
         let bus = bus.clone();
         tokio::spawn(async move {
             loop {
                 tokio::select! {
                     biased;
                     () = shutdown::begun(&mut shutdown) => return,
-                    pulled = pull(&bus, &queue, &sender) => if pulled.is_err() { return },
+                    pulled = pull(&bus, &queue, &sender, &slots, prefetch) => if pulled.is_err() { return },
                 }
             }
         });
-        Inbox { deliveries, handed }
+        Inbox { waiting, left: None, handed }
     }
 
-    /// Next message; none once drained. What was prefetched when shutdown came goes back to the queue.
-    pub async fn next(&mut self) -> Option<Delivery> {
+    /// Next message and its units; none once drained. What was prefetched when shutdown came goes back to the queue.
+    pub async fn next(&mut self) -> Option<(Delivery, u64)> {
+        if let Some(left) = self.left.take() {
+            return Some((left.delivery, left.units));
+        }
         let pulled = tokio::select! {
             biased;
-            Some(delivery) = self.handed.recv() => return Some(delivery),
-            pulled = self.deliveries.recv() => pulled,
+            Some(delivery) = self.handed.recv() => return Some((delivery, 1)),
+            pulled = self.waiting.recv() => pulled,
         };
-        if pulled.is_some() {
-            return pulled;
+        if let Some(Waiting { delivery, units, slots: _slots }) = pulled {
+            return Some((delivery, units));
         }
         self.handed.close();
-        self.handed.recv().await
+        self.handed.recv().await.map(|delivery| (delivery, 1))
+    }
+
+    /// Next message if one waits by now and is `wanted`, with its units. It is not waited for.
+    pub fn more(&mut self, wanted: impl FnOnce(&Delivery, u64) -> bool) -> Option<(Delivery, u64)> {
+        let first = self.left.take().or_else(|| self.waiting.try_recv().ok())?;
+        if wanted(&first.delivery, first.units) {
+            return Some((first.delivery, first.units));
+        }
+        self.left = Some(first);
+        None
     }
 }
 
 /// Waits for capacity, then for one message. An error means that nobody takes messages any more.
-async fn pull(bus: &Bus, queue: &WorkQueue, sender: &mpsc::Sender<Delivery>) -> Result<(), ()> {
+async fn pull(
+    bus: &Bus,
+    queue: &WorkQueue,
+    sender: &mpsc::Sender<Waiting>,
+    free: &Arc<Semaphore>,
+    prefetch: Prefetch,
+) -> Result<(), ()> {
+    let mut slots = free.clone().acquire_owned().await.map_err(|_| ())?;
     let slot = sender.reserve().await.map_err(|_| ())?;
     let mut reconnects = bus.reconnects_from_now();
     if !bus.is_connected() {
@@ -210,7 +269,13 @@ async fn pull(bus: &Bus, queue: &WorkQueue, sender: &mpsc::Sender<Delivery>) -> 
                 let (settled, settling) = oneshot::channel();
                 let suspect = delivery.redeliveries > 0;
                 delivery.settled = Some(settled);
-                slot.send(delivery);
+                let units = (prefetch.of)(&delivery.message.payload).max(1);
+                // Nobody else takes slots: what is free stays free.
+                let more = units.min(prefetch.units) as usize - 1;
+                if let Ok(taken) = free.clone().try_acquire_many_owned(more.min(free.available_permits()) as u32) {
+                    slots.merge(taken);
+                }
+                slot.send(Waiting { delivery, units, slots });
                 if suspect {
                     // Nothing is ever sent: the sender is dropped with the delivery.
                     let _ = settling.await;

@@ -4,9 +4,9 @@
 //! In reading order: [`shutdown`] (how a process is told to leave), [`inbox`] (pulling and keeping messages), [`engine`]
 //! (the thread that computes), [`watchdog`] (which ends the
 //! process if that hangs), [`job_end`] (why work on a job stops), [`registry`] (what is known and in flight), [`port`]
-//! (what a stage's outputs pass through), [`allowance`] (how many bytes are in flight), [`report`] (what is told to the
+//! (what a stage's outputs pass through), [`pass`] (what the engine computes together), [`allowance`] (how many bytes are in flight), [`report`] (what is told to the
 //! job's owner), [`control`] (control messages from whoever sends them), [`listener`] (and in the instance that hears
-//! them), [`dead`] (messages that no stage could use), [`worker`] (a stage between two queues), [`service`] (how an
+//! them), [`dead`] (messages that no stage could use), [`taking`] (which messages are taken together), [`worker`] (a stage between two queues), [`service`] (how an
 //! instance is found and watched), [`checkpoint`] and [`peers`] (what all instances share), [`probes`] (what a file is),
 //! [`whereabouts`] (who has it) and [`handover`] (work on a file that is elsewhere), with [`handing`] (how a delivery is handed on),
 //! [`admission`] (how jobs come in), [`line`] (how they wait), [`ending`] (how a job ends without an owner), with
@@ -31,6 +31,7 @@ pub mod line;
 pub mod listener;
 pub mod losses;
 pub mod owner;
+pub mod pass;
 pub mod peers;
 pub mod port;
 pub mod probes;
@@ -40,6 +41,7 @@ pub mod rescue;
 pub mod service;
 pub mod shutdown;
 pub mod sweep;
+pub mod taking;
 pub mod watchdog;
 pub mod whereabouts;
 pub mod worker;

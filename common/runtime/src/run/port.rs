@@ -10,9 +10,10 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
-use super::allowance::Allowance;
+use super::allowance::{Allowance, Share};
 use super::checkpoint::Checkpoint;
 use super::job_end::EndSignal;
+use super::pass::Outward;
 use super::report::Reporter;
 use super::watchdog::Pulse;
 use crate::bus::{Attempt, Bus};
@@ -91,6 +92,8 @@ pub struct BusPort {
     waited: Duration,
     /// Watch over the work on the message; none once nothing computes any more.
     pulse: Option<Pulse>,
+    /// Held while a device may still compute the message, by all that are computed together.
+    step: Option<Arc<Share>>,
 }
 
 impl BusPort {
@@ -121,14 +124,13 @@ impl BusPort {
             started: Instant::now(),
             waited: Duration::ZERO,
             pulse: Some(pulse),
+            step: None,
         }
     }
 
-    /// Says how large the work on the message is, which begins now.
-    pub fn sized(&self, units: u64) {
-        if let Some(pulse) = &self.pulse {
-            pulse.sized(units);
-        }
+    /// The same as part of a step, held until the device is done with the message.
+    pub fn in_step(self, step: Option<Arc<Share>>) -> Self {
+        BusPort { step, ..self }
     }
 
     /// Begins the next step of the work.
@@ -150,31 +152,20 @@ impl BusPort {
         self.reporter.heartbeat()
     }
 
-    /// Waits, on the engine's thread, for what is on its way of a message that has failed. Waited for, not broken off:
-    /// it could arrive after its job's messages were purged.
-    pub fn give_up(&mut self) {
-        self.pulse = None;
-        self.giving_up.send_replace(true);
-        while !self.in_flight.is_empty() {
-            // The outcome of the whole is settled; that of its parts matters no more.
-            let _ = self.settle_first();
-        }
-    }
-
-    /// Notes that the engine is done with the message. What is still on its way from a device is not.
-    pub fn computed(&mut self) {
-        self.pause();
-        if self.later.is_empty() {
-            self.computed = Some(self.outlet.lap.end(self.started));
-            self.pulse = None;
-        }
-    }
-
     /// Waits for what is on its way from a device and hands it on.
     fn fetch(&mut self) -> Result<(), Stop> {
         self.step();
-        let outcome =
-            std::mem::take(&mut self.later).into_iter().try_for_each(|later| later.emit(&mut |o| self.emit(o)));
+        let mut left = self.later.len();
+        let outcome = std::mem::take(&mut self.later).into_iter().try_for_each(|later| {
+            left -= 1;
+            later.emit(&mut |output| {
+                if left == 0 {
+                    // The last rows have come: the device is free, though the broker may be behind.
+                    self.step = None;
+                }
+                self.emit(output)
+            })
+        });
         match &outcome {
             Ok(()) => self.computed(),
             Err(_) => self.give_up(),
@@ -273,5 +264,43 @@ impl Port for BusPort {
     fn cancelled(&self) -> bool {
         self.step();
         self.end.is_set()
+    }
+}
+
+impl Outward for BusPort {
+    fn sized(&self, units: u64) {
+        if let Some(pulse) = &self.pulse {
+            pulse.sized(units);
+        }
+    }
+
+    fn waits(&self) {
+        self.pause();
+    }
+
+    /// What was handed on already has the same ids when it comes again.
+    fn again(&mut self) {
+        self.later.clear();
+    }
+
+    /// What is still on its way from a device is not done.
+    fn computed(&mut self) {
+        self.pause();
+        if self.later.is_empty() {
+            self.computed = Some(self.outlet.lap.end(self.started));
+            self.pulse = None;
+            self.step = None;
+        }
+    }
+
+    /// Waits, on the engine's thread. Not broken off: it could arrive after its job's messages were purged.
+    fn give_up(&mut self) {
+        self.pulse = None;
+        self.step = None;
+        self.giving_up.send_replace(true);
+        while !self.in_flight.is_empty() {
+            // The outcome of the whole is settled; that of its parts matters no more.
+            let _ = self.settle_first();
+        }
     }
 }

@@ -14,13 +14,14 @@ use super::control::broadcast_end;
 use super::dead::bury;
 use super::engine::Engine;
 use super::handover::{Elsewhere, Handover};
-use super::inbox::{Delivery, Inbox};
+use super::inbox::{Delivery, Inbox, Prefetch};
 use super::listener::Listener;
+use super::pass::{self, Member};
 use super::peers;
 use super::port::{BusPort, Origin, Outlet};
-use super::registry::InFlight;
 use super::service::{self, Counters, InstanceInfo};
 use super::shutdown::{self, Shutdown};
+use super::taking::{self, Intake, Taken};
 use super::watchdog::Watchdog;
 use super::whereabouts;
 use crate::bus::events::EventLog;
@@ -28,19 +29,12 @@ use crate::bus::{Attempt, Bus, BusError, Role};
 use crate::metrics::counts;
 use crate::objects::Fetching;
 use crate::subject::StreamName;
-use crate::traces;
-use protocol::error::{ErrorKind, JobError};
+use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::event::Event;
 use protocol::message::JobId;
 use protocol::stage::{Stage, Stop};
-use protocol::wire::{self, Message};
 
-/// Messages in flight at a time, the one that computes and those whose outputs are being stored: so many of the largest
-/// size, more of smaller ones, so that the next need not wait for the broker's word about the last.
-const IN_FLIGHT: usize = 2;
-/// Bytes that a message in flight counts as at least, however small it is.
-const LEAST_BYTES: usize = 1 << 20;
-/// Outputs on their way to the broker at a time, of all messages in flight: counted as `IN_FLIGHT` is, to bound memory.
+/// Outputs on their way to the broker at a time, of all messages in flight: so many of the largest size, to bound memory.
 const SENDING: usize = 4;
 /// Broker trouble while a stage starts is waited out for so long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -72,51 +66,32 @@ where
     stage.use_source(Arc::new(Fetching::new(&bus)));
     let elsewhere = Elsewhere::start(&bus, stage.files(), listener.shutdown()).await?;
     let probe = stage.probe().map(|probe| (probe, elsewhere.whereabouts.clone(), watchdog.clone()));
+    let together = stage.together().max(1);
     let engine = Engine::start(S::NAME.as_str(), stage);
     let counters = Arc::new(Counters::default());
     let service = service::register(&bus, S::NAME, &info, &counters, vec![queue.clone()], probe).await?;
-    let mut inbox = Inbox::start(&bus, queue, elsewhere.handed, listener.shutdown());
-    let largest = bus.config().message_bytes;
-    let allowance = Allowance::new(IN_FLIGHT * largest.max(LEAST_BYTES));
-    let checkpoint = info.checkpoint.clone();
-    let outlet = Outlet::new(Allowance::new(SENDING * largest), info.budget_bytes);
-    let handover = elsewhere.handover;
+    let prefetch = if together > 1 { Prefetch { units: together, of: pass::units::<S> } } else { Prefetch::ONE };
+    let inbox = Inbox::start(&bus, queue, elsewhere.handed, listener.shutdown(), prefetch);
+    let (allowance, steps) = (taking::allowance(&bus, together), taking::steps(together));
+    let outlet = Outlet::new(Allowance::new(SENDING * bus.config().message_bytes), info.budget_bytes);
+    let (checkpoint, handover) = (info.checkpoint.clone(), elsewhere.handover);
     let worker = Worker { bus: bus.clone(), counters: counters.clone(), outlet, watchdog, checkpoint, handover };
+    let mut intake = Intake { stage: S::NAME, bus: bus.clone(), inbox, listener, counters, allowance, steps, together };
     let mut settling = JoinSet::new();
     tracing::info!(stage = %S::NAME, instance = bus.instance(), "ready");
-    while let Some(delivery) = inbox.next().await {
-        if listener.is_draining() {
-            delivery.give_back(Duration::ZERO).await;
-            continue;
-        }
+    while let Some(first) = intake.next().await {
         // One that was delivered before may kill this process: then nobody else's message is in flight.
-        while delivery.redeliveries > 0 && !settling.is_empty() {
+        while first.delivery.redeliveries > 0 && !settling.is_empty() {
             settled(settling.join_next().await);
         }
         while let Some(outcome) = settling.try_join_next() {
             settled(Some(outcome));
         }
-        let share = allowance.take(delivery.message.payload.len().max(LEAST_BYTES)).await;
-        let job = bus.subjects().job_of(&delivery.message.subject);
-        let span = traces::message(S::NAME, job.as_ref(), &delivery.message);
-        let Some(job) = job else {
-            let error = JobError::new(ErrorKind::PoisonMessage, "the subject names no job");
-            bury(&bus, S::NAME, None, &delivery, &error).await;
-            Counters::add(&counters.unreadable, 1);
-            delivery.done().await;
-            continue;
-        };
-        let in_flight = listener.begin(&job, delivery.redeliveries > 0).await;
-        counters.delivered(S::NAME, delivery.redeliveries);
-        if in_flight.end().is_set() {
-            drop(in_flight);
-            Counters::add(&counters.dropped, 1);
-            delivery.done().await;
-            continue;
+        let taken = intake.take(first).await;
+        for (taken, computed) in worker.compute(&engine, taken).await {
+            let span = taken.span.clone();
+            settling.spawn(worker.clone().settle::<S>(taken, computed).instrument(span));
         }
-        let taken = Taken { job, delivery, in_flight, share };
-        let computed = worker.compute(&engine, &taken).instrument(span.clone()).await;
-        settling.spawn(worker.clone().settle::<S>(taken, computed).instrument(span));
     }
     while !settling.is_empty() {
         settled(settling.join_next().await);
@@ -126,7 +101,7 @@ where
     }
     // A service that was never asked anything has nobody to tell.
     let _ = service.stop().await;
-    listener.drained().await;
+    intake.listener.drained().await;
     tracing::info!(stage = %S::NAME, "drained");
     Ok(())
 }
@@ -136,15 +111,6 @@ fn settled(outcome: Option<Result<(), JoinError>>) {
     if let Some(Err(panicked)) = outcome {
         tracing::error!(%panicked, "settling a message panicked, it comes again. This is a bug.");
     }
-}
-
-/// Message that is worked on.
-struct Taken {
-    job: JobId,
-    delivery: Delivery,
-    in_flight: InFlight,
-    /// Held until it is settled.
-    share: Share,
 }
 
 /// Message that the engine is done with: its outputs are on their way.
@@ -167,41 +133,57 @@ struct Worker {
 }
 
 impl Worker {
-    /// Computes a message on the engine's thread.
-    async fn compute<S>(&self, engine: &Engine<S>, taken: &Taken) -> Result<Computed, Stop>
+    /// Computes messages together on the engine's thread: each with its outcome.
+    async fn compute<S>(&self, engine: &Engine<S>, taken: Vec<Taken>) -> Vec<(Taken, Result<Computed, Stop>)>
     where
         S: Stage + Send + 'static,
         for<'a> S::Input<'a>: Deserialize<'a>,
     {
-        let Taken { job, delivery, in_flight, share: _share } = taken;
-        let counters = &self.counters;
+        let started = Instant::now();
+        let (mut outcomes, mut begun, mut members) = (Vec::new(), Vec::new(), Vec::new());
+        for mut taken in taken {
+            let step = taken.step.take();
+            match taken.span.in_scope(|| self.begin(S::NAME, &taken, step)) {
+                Ok(member) => {
+                    begun.push((taken, member.port.heartbeat()));
+                    members.push(member);
+                }
+                Err(stop) => outcomes.push((taken, Err(stop))),
+            }
+        }
+        let Some((first, _)) = begun.first() else { return outcomes };
+        Counters::add(&self.counters.in_flight, begun.len() as u64);
+        let run = engine.run(move |stage| Ok(pass::compute(stage, members)));
+        let computed = run.instrument(first.span.clone()).await;
+        let computed = computed.unwrap_or_else(|stop| begun.iter().map(|_| Err(stop.clone())).collect());
+        let each = started.elapsed() / begun.len() as u32;
+        for ((taken, heartbeat), computed) in begun.into_iter().zip(computed) {
+            if computed.is_err() {
+                self.counters.in_flight.fetch_sub(1, Ordering::Relaxed);
+                Counters::add(&self.counters.busy_us, each.as_micros() as u64);
+                heartbeat.abort();
+            }
+            outcomes.push((taken, computed.map(|port| Computed { port, heartbeat })));
+        }
+        outcomes
+    }
+
+    /// Begins with a message, unless it killed too many workers or is of another checkpoint.
+    fn begin(&self, stage: StageName, taken: &Taken, step: Option<Arc<Share>>) -> Result<Member<BusPort>, Stop> {
+        let Taken { job, delivery, in_flight, .. } = taken;
         if delivery.exhausted(self.bus.config().max_deliver) {
             let tried = delivery.redeliveries;
             let text =
                 format!("{tried} workers took the message and neither finished nor gave it back: they died of it");
             return Err(Stop::Failed(JobError::new(ErrorKind::PoisonMessage, text)));
         }
-        self.checkpoint.check(delivery.message.headers.as_ref(), self.bus.instance())?;
-        let started = Instant::now();
-        Counters::add(&counters.in_flight, 1);
-        let body = delivery.message.payload.clone();
-        let (bus, outlet, end) = (self.bus.clone(), self.outlet.clone(), in_flight.end().clone());
         let headers = delivery.message.headers.as_ref();
+        self.checkpoint.check(headers, self.bus.instance())?;
+        let (bus, outlet, end) = (self.bus.clone(), self.outlet.clone(), in_flight.end().clone());
         let origin = Origin { attempt: Attempt::of(headers), checkpoint: self.checkpoint.or(Checkpoint::of(headers)) };
         let pulse = self.watchdog.watch(format!("a message of job {job}"));
-        let port = BusPort::new(bus, outlet, S::NAME, job.clone(), origin, end, pulse);
-        let heartbeat = port.heartbeat();
-        let owner = job.clone();
-        let outcome = engine.run(move |stage| process(stage, port, &body, &owner)).await;
-        match outcome {
-            Ok(port) => Ok(Computed { port, heartbeat }),
-            Err(stop) => {
-                counters.in_flight.fetch_sub(1, Ordering::Relaxed);
-                Counters::add(&counters.busy_us, started.elapsed().as_micros() as u64);
-                heartbeat.abort();
-                Err(stop)
-            }
-        }
+        let port = BusPort::new(bus, outlet, stage, job.clone(), origin, end, pulse).in_step(step);
+        Ok(Member { body: delivery.message.payload.clone(), job: job.clone(), port })
     }
 
     /// Settles a message: acknowledged once its outputs are stored, given back, or buried with its job failed.
@@ -215,7 +197,7 @@ impl Worker {
             return;
         }
         let Worker { bus, counters, .. } = &self;
-        let Taken { job, delivery, in_flight, share: _share } = taken;
+        let Taken { job, delivery, in_flight, share: _share, .. } = taken;
         let outcome = match computed {
             Ok(Computed { port, heartbeat }) => {
                 let stored = port.stored().await;
@@ -258,7 +240,7 @@ impl Worker {
 
     /// Finds another instance for a message whose file is not here; its job fails where nobody has it.
     async fn place<S: Stage>(self, handover: Arc<Handover>, taken: Taken, error: JobError) {
-        let Taken { job, delivery, in_flight, share } = taken;
+        let Taken { job, delivery, in_flight, share, .. } = taken;
         drop(share);
         let nowhere = handover.place(delivery, in_flight.end(), error).await;
         drop(in_flight);
@@ -280,30 +262,6 @@ impl Worker {
         }
         fail(bus, job, error).await;
         delivery.done().await;
-    }
-}
-
-/// Work of the engine on one message; the port that comes back still has outputs on their way.
-fn process<S>(stage: &mut S, mut port: BusPort, body: &[u8], owner: &JobId) -> Result<BusPort, Stop>
-where
-    S: Stage,
-    for<'a> S::Input<'a>: Deserialize<'a>,
-{
-    let poison = |text| Stop::Failed(JobError::new(ErrorKind::PoisonMessage, text));
-    let input: S::Input<'_> = wire::decode(body).map_err(|e| poison(format!("unreadable message: {e}")))?;
-    if input.job() != Some(owner) {
-        return Err(poison(format!("message of {:?} on the subject of {owner}", input.job())));
-    }
-    port.sized(S::units(&input));
-    match stage.process(input, &mut port) {
-        Ok(()) => {
-            port.computed();
-            Ok(port)
-        }
-        Err(stop) => {
-            port.give_up();
-            Err(stop)
-        }
     }
 }
 
