@@ -61,7 +61,7 @@ fn bench(args: &Args) -> anyhow::Result<()> {
     let ceilings = Ceilings::measure(threads)?;
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     println!(
-        "{threads} threads, load {}; matmul {:.0} GFLOP/s, copy {:.1} GB/s, read {:.1} GB/s",
+        "{threads} threads, load {}; by a second of CPU time: matmul {:.0} GFLOP, copy {:.1} GB, read {:.1} GB",
         load.split(' ').next().unwrap_or("unknown"),
         ceilings.operations_per_s / 1e9,
         ceilings.copy_bytes_per_s / 1e9,
@@ -87,5 +87,7 @@ fn bench(args: &Args) -> anyhow::Result<()> {
             }
         }
     }
-    args.json.as_ref().map_or(Ok(()), |path| std::fs::write(path, serde_json::to_vec_pretty(&rows)?).map_err(Into::into))
+    args.json
+        .as_ref()
+        .map_or(Ok(()), |path| std::fs::write(path, serde_json::to_vec_pretty(&rows)?).map_err(Into::into))
 }

@@ -22,7 +22,7 @@ impl Part {
         Part { name, operations, bytes }
     }
 
-    /// Least seconds on a machine of such rates. A part that hardly multiplies moves bytes.
+    /// Least seconds of CPU time on a machine of such rates. A part that hardly multiplies moves bytes.
     pub fn floor_s(&self, ceilings: &Ceilings) -> f64 {
         (self.operations / ceilings.operations_per_s).max(self.bytes / ceilings.read_bytes_per_s)
     }

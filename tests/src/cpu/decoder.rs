@@ -36,7 +36,8 @@ pub fn cases() -> Result<Vec<Case>> {
 
 fn step(name: &'static str, dtype: DType, format: WeightFormat, bytes: f64) -> Result<Case> {
     let small = Dims::of(Size::Tiny);
-    let dims = Dims { layers: LAYERS as u64, vocab: 1024, vision: small.vision, audio: small.audio, ..Dims::of(Size::NineB) };
+    let dims =
+        Dims { layers: LAYERS as u64, vocab: 1024, vision: small.vision, audio: small.audio, ..Dims::of(Size::NineB) };
     let checkpoint = Arc::new(Checkpoint::random(&dims, 1)?);
     let c = checkpoint.config().clone();
     let llm = LlmConfig { weights: format, ..LlmConfig::default() };

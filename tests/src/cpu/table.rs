@@ -12,7 +12,7 @@ use super::peer::Peer;
 pub struct Row {
     /// Case and part.
     pub name: String,
-    /// Least seconds on this machine, by its measured rates.
+    /// Least seconds of CPU time on this machine, by its measured rates.
     pub floor_s: f64,
     /// Median of our runs.
     pub ours: Took,
@@ -24,7 +24,12 @@ pub struct Row {
 ///
 /// # Errors
 /// A run's; a peer that has ended or has other laps.
-pub fn measure(case: &mut Case, peer: Option<&mut Peer>, rounds: usize, ceilings: &Ceilings) -> anyhow::Result<Vec<Row>> {
+pub fn measure(
+    case: &mut Case,
+    peer: Option<&mut Peer>,
+    rounds: usize,
+    ceilings: &Ceilings,
+) -> anyhow::Result<Vec<Row>> {
     let mut peer = peer;
     let mut ours = Vec::new();
     let mut theirs = Vec::new();
@@ -63,7 +68,7 @@ pub fn measure(case: &mut Case, peer: Option<&mut Peer>, rounds: usize, ceilings
 }
 
 /// Heads of the columns.
-pub const HEADS: &str = "| part | floor ms | ours wall ms | CPU ms | PyTorch wall ms | CPU ms | PyTorch / ours, CPU | floor / ours |\n\
+pub const HEADS: &str = "| part | floor CPU ms | ours wall ms | CPU ms | PyTorch wall ms | CPU ms | PyTorch / ours, CPU | floor / ours, CPU |\n\
     | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |";
 
 impl std::fmt::Display for Row {
@@ -78,6 +83,6 @@ impl std::fmt::Display for Row {
             }
             None => write!(f, " | | |")?,
         }
-        write!(f, " {:.2} |", floor / ours.wall_s)
+        write!(f, " {:.2} |", floor / ours.cpu_s)
     }
 }
