@@ -3,7 +3,7 @@
 //! In reading order: [`harness`] (a real broker, real processes, real videos), [`cluster`] (a cluster of three brokers),
 //! [`shipped`] (that broker with the shipped configuration), [`own`] (`vidi up` with a broker of its own), [`disk`] (a small one), [`dice`] (random numbers by seed), [`delivery`] (order, cuts and repetitions of messages) and
 //! [`pipeline`] (the stages in one process), [`parity`] (the stages against the oracle), [`faults`] (the fault suite),
-//! [`gpu`] (measurements at full size on a GPU machine), [`capacity`] (what a load takes, by arithmetic and by simulation).
+//! [`gpu`] (measurements at full size on a GPU machine), [`cpu`] (measurements without one, beside PyTorch), [`capacity`] (what a load takes, by arithmetic and by simulation).
 
 #![allow(
     clippy::print_stdout,
@@ -13,6 +13,7 @@
 
 pub mod capacity;
 pub mod cluster;
+pub mod cpu;
 pub mod delivery;
 pub mod dice;
 pub mod disk;

@@ -48,12 +48,15 @@ impl Attention {
     }
 
     /// The outcome of `qkv` `[batch, rows, 3 H W]` in f32, `block` queries of a sequence at a time; `round` makes of a weight what
-    /// it is when it meets the values. No score outlives its block: those of a batch would be its largest tensor by far.
+    /// it is when it meets the values. No score outlives its block: those of a batch would be its largest tensor by far. Keys and values
+    /// are laid out once for all blocks: as they come, each block's matmul would turn the keys over anew, and rows of values that are a
+    /// multiple of a KB apart would push each other out of the cache.
     fn blockwise(&self, qkv: &[f32], [rows, all]: [usize; 2], block: usize, round: Option<fn(f32) -> f32>) -> Vec<f32> {
         let (width, head) = (all / 3, all / 3 / self.heads);
         let mut out = vec![0f32; qkv.len() / 3];
         let sequences = out.par_chunks_mut(rows * width).zip(qkv.par_chunks(rows * all));
         sequences.for_each(|(out, qkv)| {
+            let laid = self.lay_out(qkv, rows, head);
             let blocks = out.par_chunks_mut(block * width).enumerate();
             blocks.for_each_init(
                 || vec![0f32; block * rows],
@@ -61,10 +64,10 @@ impl Attention {
                     let queries = out.len() / width;
                     let scores = &mut scores[..queries * rows];
                     for h in 0..self.heads {
-                        let part = |n: usize, first: usize| &qkv[first * all + n * width + h * head..];
-                        let q = View::new(part(0, i * block), [queries, head], [all, 1]);
-                        let k = View::new(part(1, 0), [head, rows], [1, all]);
-                        let v = View::new(part(2, 0), [rows, head], [all, 1]);
+                        let q = View::new(&qkv[i * block * all + h * head..], [queries, head], [all, 1]);
+                        let (keys, values) = laid[2 * h * head * rows..][..2 * head * rows].split_at(head * rows);
+                        let (k, v) =
+                            (View::new(keys, [head, rows], [rows, 1]), View::new(values, [rows, head], [head, 1]));
                         matmul(scores, rows, q, k, self.scale);
                         weigh(scores, rows, round);
                         matmul(&mut out[h * head..], width, View::new(scores, [queries, rows], [rows, 1]), v, 1.0);
@@ -74,7 +77,32 @@ impl Attention {
         });
         out
     }
+
+    /// Keys `[W, rows]` and then values `[rows, W]` of a sequence, head after head.
+    fn lay_out(&self, qkv: &[f32], rows: usize, head: usize) -> Vec<f32> {
+        let (width, all) = (self.heads * head, 3 * self.heads * head);
+        let mut laid = vec![0f32; 2 * rows * width];
+        laid.par_chunks_mut(2 * rows * head).enumerate().for_each(|(h, laid)| {
+            let (keys, values) = laid.split_at_mut(rows * head);
+            // In strips as wide as a cache line, so that each is written while it is there.
+            for first in (0..rows).step_by(LINE) {
+                for c in 0..head {
+                    let strip = &mut keys[c * rows + first..][..LINE.min(rows - first)];
+                    for (i, key) in strip.iter_mut().enumerate() {
+                        *key = qkv[(first + i) * all + width + h * head + c];
+                    }
+                }
+            }
+            for (values, row) in values.chunks_exact_mut(head).zip(qkv.chunks_exact(all)) {
+                values.copy_from_slice(&row[2 * width + h * head..][..head]);
+            }
+        });
+        laid
+    }
 }
+
+/// Numbers of f32 in a cache line.
+const LINE: usize = 16;
 
 /// Rows of scores to weights, in place, each then through `round`.
 fn weigh(scores: &mut [f32], columns: usize, round: Option<fn(f32) -> f32>) {
@@ -178,6 +206,27 @@ mod tests {
                 let off = (got - want)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
                 assert!(off < REORDERED, "sequence {b}, head {h}: {off}");
             }
+        }
+        Ok(())
+    }
+
+    /// The slow twin: scores of whole sequences, by candle's operations on the heads as they lie.
+    #[test]
+    fn attention_is_the_chain_of_operations_that_it_stands_for() -> Result<()> {
+        for (rows, heads, head) in [(1, 1, 2), (17, 2, 8), (150, 3, 24), (64, 1, 72)] {
+            let qkv = Draws::default().normal((2, rows, 3 * heads * head))?;
+            let part = |n: usize| {
+                qkv.narrow(2, n * heads * head, heads * head)?
+                    .reshape((2, rows, heads, head))?
+                    .transpose(1, 2)?
+                    .contiguous()
+            };
+            let scores = (part(0)?.matmul(&part(1)?.t()?)? * 0.25)?;
+            let weights = scores.broadcast_sub(&scores.max_keepdim(3)?)?.exp()?;
+            let weights = weights.broadcast_div(&weights.sum_keepdim(3)?)?;
+            let want = weights.matmul(&part(2)?)?.transpose(1, 2)?.reshape((2, rows, heads * head))?;
+            let off = (attention(&qkv, heads, 0.25)? - want)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+            assert!(off < REORDERED, "{rows} rows, {heads} heads of {head}: {off}");
         }
         Ok(())
     }

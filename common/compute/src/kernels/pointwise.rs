@@ -1,7 +1,6 @@
 //! Biases and activations, gated ones too. An activation is taken in f32 of the sum as the reference stores it, rounded to
 //! T, and rounded again; candle's own compute in T throughout.
 
-use candle_core::cpu::erf::erf_f32;
 use candle_core::{CpuStorage, CustomOp1, D, InplaceOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -99,11 +98,6 @@ pub fn glu(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
     gate_up.apply_op1_no_bwd(&Glu(activation))
 }
 
-/// As candle evaluates it in f32.
-fn gelu_erf_of(x: f32) -> f32 {
-    (erf_f32(x * std::f32::consts::FRAC_1_SQRT_2) + 1.0) * 0.5 * x
-}
-
 /// Form of GELU.
 #[derive(Clone, Copy)]
 enum Gelu {
@@ -129,26 +123,30 @@ impl BiasAct<'_> {
     fn rows<T: Real>(&self, x: &mut [T], columns: usize) -> Result<()> {
         let bias = self.bias.map(weights).transpose()?.unwrap_or_else(|| vec![0.0; columns]);
         let table = self.table.map(weights).transpose()?.unwrap_or_else(|| vec![0.0; columns]);
-        let period = table.len() / columns;
-        let activation = self.activation;
-        x.par_chunks_mut(columns).enumerate().for_each(|(row, x)| {
-            let positions = &table[row % period * columns..][..columns];
-            vectorized(
-                #[inline(always)]
-                || {
-                    for ((x, b), p) in x.iter_mut().zip(&bias).zip(positions) {
-                        let sum = rounded::<T>(rounded::<T>(x.wide() + b) + p);
-                        *x = T::narrow(match activation {
-                            None => sum,
-                            Some(Gelu::Tanh) => elementary::gelu_tanh(sum),
-                            Some(Gelu::Erf) => gelu_erf_of(sum),
-                        });
-                    }
-                },
-            );
-        });
+        // A loop for each: what calls a function or chooses one does not become vector code.
+        match self.activation {
+            None => each_sum(x, columns, &bias, &table, |sum| sum),
+            Some(Gelu::Tanh) => each_sum(x, columns, &bias, &table, elementary::gelu_tanh),
+            Some(Gelu::Erf) => each_sum(x, columns, &bias, &table, elementary::gelu_erf),
+        }
         Ok(())
     }
+}
+
+/// `of((x + bias) + table)` of rows, in place.
+fn each_sum<T: Real>(x: &mut [T], columns: usize, bias: &[f32], table: &[f32], of: impl Fn(f32) -> f32 + Copy + Sync) {
+    let period = table.len() / columns;
+    x.par_chunks_mut(columns).enumerate().for_each(|(row, x)| {
+        let positions = &table[row % period * columns..][..columns];
+        vectorized(
+            #[inline(always)]
+            || {
+                for ((x, b), p) in x.iter_mut().zip(bias).zip(positions) {
+                    *x = T::narrow(of(rounded::<T>(rounded::<T>(x.wide() + b) + p)));
+                }
+            },
+        );
+    });
 }
 
 impl InplaceOp1 for BiasAct<'_> {

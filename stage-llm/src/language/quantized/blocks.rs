@@ -75,6 +75,16 @@ impl Blocks {
         })
     }
 
+    /// `x Wᵀ` of few rows on the CPU, f32 `[m, cols]`: `[m, rows]`.
+    ///
+    /// # Errors
+    /// Errors of candle.
+    pub(super) fn few_rows(&self, x: &Tensor) -> Result<Tensor> {
+        let wide: Vec<f32> = x.flatten_all()?.to_vec1()?;
+        let y = self.on_cpu(|bytes, _| self.format.few_rows(bytes, self.cols, &wide))?;
+        Tensor::from_vec(y, (x.dim(0)?, self.rows), x.device())
+    }
+
     /// Rows of a range, each quantized to E4M3.
     ///
     /// # Errors

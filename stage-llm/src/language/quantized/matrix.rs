@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor};
+use compute::kernels::few_rows::{MOST_ROWS, few_rows};
 use compute::kernels::{E4m3Rows, Rows, linear_in_stretches};
 
 use super::blocks::Blocks;
@@ -26,6 +27,14 @@ pub enum WeightMatrix {
     Dense(Tensor),
     /// Weights in blocks.
     Blocks(Blocks),
+}
+
+/// `x Wᵀ` of contiguous rows; a CPU reads a dense matrix for few rows as it is.
+fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    match few_rows(x, weight)? {
+        Some(y) => Ok(y),
+        None => x.matmul(&weight.t()?),
+    }
 }
 
 impl WeightMatrix {
@@ -54,7 +63,10 @@ impl WeightMatrix {
             return Ok(y);
         }
         match self {
-            WeightMatrix::Dense(w) => x.contiguous()?.matmul(&w.t()?),
+            WeightMatrix::Dense(w) => product(&x.contiguous()?, w),
+            WeightMatrix::Blocks(blocks) if x.device().is_cpu() && (1..=MOST_ROWS).contains(&m) => {
+                blocks.few_rows(&x.to_dtype(DType::F32)?.contiguous()?)?.to_dtype(x.dtype())
+            }
             WeightMatrix::Blocks(blocks) => {
                 // A CPU multiplies in f32 whatever the type; nothing is lost by expanding to it.
                 let dtype = if x.device().is_cpu() { DType::F32 } else { x.dtype() };
@@ -76,7 +88,7 @@ impl WeightMatrix {
             WeightMatrix::Dense(w) => w.narrow(0, outputs.start, outputs.len())?,
             WeightMatrix::Blocks(blocks) => blocks.dequantize(outputs, x.dtype())?,
         };
-        x.matmul(&weight.t()?)
+        product(x, &weight)
     }
 
     /// [`forward`](Self::forward) of rows in either precision, of some of the outputs only, `[m, outputs]` in `dtype`.
