@@ -13,7 +13,6 @@ use super::norm::launch;
 use super::norm::{Kind, LayerNorm, Norm, inverse_rms};
 use super::real::{Real, elements, elements_mut, expect, rounded, weights, with_real};
 use super::rows::Rows;
-use crate::elementary::vectorized;
 use config::MediaProducts;
 
 /// `x += rms_norm(y, gain)`, the norm rounded before the sum is. `x` `[n, D]` is overwritten, in every tensor that shares its
@@ -151,15 +150,10 @@ impl AddNorm<'_> {
             Sum::Biased { bias, limit } => {
                 let bias = bias.map(weights).transpose()?.unwrap_or_else(|| vec![0.0; columns]);
                 rows.for_each(|(x, y)| {
-                    vectorized(
-                        #[inline(always)]
-                        || {
-                            for ((x, y), b) in x.iter_mut().zip(y).zip(&bias) {
-                                let sum = rounded::<T>(x.wide() + rounded::<T>(y.wide() + b));
-                                *x = T::narrow(sum.clamp(-limit, limit));
-                            }
-                        },
-                    );
+                    for ((x, y), b) in x.iter_mut().zip(y).zip(&bias) {
+                        let sum = rounded::<T>(x.wide() + rounded::<T>(y.wide() + b));
+                        *x = T::narrow(sum.clamp(-limit, limit));
+                    }
                 });
             }
         }

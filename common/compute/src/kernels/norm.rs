@@ -10,7 +10,6 @@ use super::e4m3::ALIGNMENT;
 use super::e4m3::E4m3Rows;
 use super::real::{Real, elements, expect, rounded, weights, with_real};
 use super::rows::Rows;
-use crate::elementary::vectorized;
 use config::MediaProducts;
 
 #[cfg(feature = "cuda")]
@@ -107,7 +106,6 @@ pub(super) enum Kind<'a> {
 }
 
 /// `f` of every element, summed in sixteen parts: as exact as a tree, and what vector units do well.
-#[inline(always)]
 fn sum<T: Real>(x: &[T], f: impl Fn(f32) -> f32) -> f32 {
     let mut parts = [0f32; 16];
     for chunk in x.chunks(parts.len()) {
@@ -116,17 +114,6 @@ fn sum<T: Real>(x: &[T], f: impl Fn(f32) -> f32) -> f32 {
         }
     }
     parts.iter().sum()
-}
-
-/// A layer norm of one row.
-#[inline(always)]
-fn layer_norm_row<T: Real>(out: &mut [T], x: &[T], weight: &[f32], bias: &[f32], eps: f32) {
-    let mean = sum(x, |v| v) / x.len() as f32;
-    let variance = sum(x, |v| (v - mean) * (v - mean)) / x.len() as f32;
-    let inverse = 1.0 / (variance + eps).sqrt();
-    for (((out, v), w), b) in out.iter_mut().zip(x).zip(weight).zip(bias) {
-        *out = T::narrow((v.wide() - mean) * inverse * w + b);
-    }
 }
 
 /// One over the root of the mean of squares.
@@ -200,10 +187,12 @@ impl Norm<'_> {
             Kind::Layer { weight, bias } => {
                 let (weight, bias) = (weights(weight)?, weights(bias)?);
                 rows.for_each(|(out, x)| {
-                    vectorized(
-                        #[inline(always)]
-                        || layer_norm_row(out, x, &weight, &bias, self.eps),
-                    );
+                    let mean = sum(x, |v| v) / columns as f32;
+                    let variance = sum(x, |v| (v - mean) * (v - mean)) / columns as f32;
+                    let inverse = 1.0 / (variance + self.eps).sqrt();
+                    for (((out, v), w), b) in out.iter_mut().zip(x).zip(&weight).zip(&bias) {
+                        *out = T::narrow((v.wide() - mean) * inverse * w + b);
+                    }
                 });
             }
         }
