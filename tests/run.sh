@@ -38,17 +38,4 @@ step tests/invariants.sh
 export RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__
 step cargo build --workspace --all-targets --locked
 # All targets, and no examples in documentation: there are none (invariants.sh), and rustdoc would read every crate to find that.
-# The fault suite, which waits more than it works, beside everything else; what it says comes after that.
-tests() {
-  local said faults rest=0 suite=0
-  said=$(mktemp)
-  cargo test --workspace --locked --no-fail-fast --test faults >"$said" 2>&1 &
-  faults=$!
-  trap 'kill $faults 2>/dev/null || true' EXIT
-  cargo test --workspace --all-targets --locked --no-fail-fast -- --skip fault_suite:: || rest=$?
-  wait $faults || suite=$?
-  cat "$said"
-  rm -f "$said"
-  [ $rest = 0 ] && [ $suite = 0 ]
-}
-step tests
+step cargo test --workspace --all-targets --locked --no-fail-fast
