@@ -158,16 +158,16 @@ impl fmt::Display for DevicePlan {
 
 impl fmt::Display for VideoFit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = self.mode.map_or("DOES NOT FIT", name_of);
+        let fits = |mode| format!("{}, passes of {} rows", name_of(mode), self.pass_rows);
+        let verdict = self.mode.map_or_else(|| "DOES NOT FIT".to_owned(), fits);
         let phases = self.phases_bytes.map_or(String::new(), |b| format!(", {} in phases", Bytes(b)));
         write!(
             f,
-            "{} image and {} audio tokens: {} of keys and values; {} streaming{phases}: {verdict}, passes of {} rows",
+            "{} image and {} audio tokens: {} of keys and values; {} streaming{phases}: {verdict}",
             self.image_tokens,
             self.audio_tokens,
             Bytes(self.cache_bytes),
             Bytes(self.streaming_bytes),
-            self.pass_rows,
         )
     }
 }
