@@ -134,9 +134,14 @@ impl Bus {
 
     /// Notes that a job goes back to the queue for want of capacity, and returns how often it has.
     pub async fn note_returned(&self, job: &JobId) -> u64 {
+        self.forgive(job, 1).await
+    }
+
+    /// Notes so many deliveries of a job that count as no tries of it, and returns how many there are.
+    pub async fn forgive(&self, job: &JobId, deliveries: u64) -> u64 {
         let note = |ledger: &mut Ledger| {
             let entry = ledger.entry(job);
-            entry.returned += 1;
+            entry.returned += deliveries;
             entry.returned
         };
         self.change_ledger(note).await

@@ -60,7 +60,8 @@ impl<O> Worker<O> {
         if newer == FencingToken::default() {
             // Nobody owns the job that its id was admitted for since, and this delivery may be all that the line has of that.
             tracing::warn!("job superseded: its events were lost and its id was admitted again, given back");
-            self.bus.note_returned(job).await;
+            // The broker may have delivered it to this worker several times meanwhile, which were no tries of that job.
+            self.bus.forgive(job, 1 + self.bus.config().max_deliver.max(1) as u64).await;
             delivery.give_back(Duration::ZERO).await;
             return Settled::Processed;
         }
