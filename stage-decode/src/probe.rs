@@ -15,7 +15,7 @@
 //! its first tables is not read; of Windows Media Audio the last block (46 ms) is not asked for, and of a Windows Media file that is
 //! cut what its last data packet holds is not read. Of an MP4 or MOV that is cut the picture that the cut goes through is left out,
 //! where ffmpeg shows what its decoder makes of the rest. Before a further part of an edit list ffmpeg plays one packet of AC-3
-//! in place of another (35 ms): it gives each packet the mark of the one after it.
+//! in place of another (35 ms), as if it gave each packet the mark of the one after it.
 //! How long a file lasts is what its packets span where ffprobe says something else: of Opus in Ogg that begins late it says where
 //! it ends (of FLAC too), of AVI, FLV and Windows Media what the header says, of a transport stream it guesses the length of the last
 //! packet, of a program stream that is cut it leaves out a last picture without a time, and of an MP3 it believes a header that may

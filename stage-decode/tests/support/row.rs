@@ -78,8 +78,8 @@ impl Container {
 const PACKET: usize = 558;
 /// Samples of the last block of Windows Media Audio (2,048 at 44,100 Hz), at 16 kHz, which GStreamer does not ask its decoder for.
 const BLOCK: usize = 743;
-/// Samples at 16 kHz around the last packet of AC-3 before the second part of an edit list. ffmpeg has in its place the packet before that
-/// part: it takes packets of AC-3 apart once more, and gives each the mark of the one after it, that it is left out or not.
+/// Samples at 16 kHz around the last packet of AC-3 before the second part of an edit list, which are **not compared**: ffmpeg has the packet
+/// before that part there. It seems to give each packet the mark of the one after it, that it is left out or not; its source was not read.
 const SEAM: Range<usize> = 23_690..24_320;
 /// Seconds of a picture of MPEG.
 const PICTURE_S: f64 = 0.04;
