@@ -37,8 +37,9 @@ const END_WAIT: Duration = Duration::from_secs(20);
 /// # Errors
 /// When the broker does not take it, and whether it may have all the same.
 pub async fn submit(bus: &Bus, request: &JobRequest) -> anyhow::Result<()> {
-    let mut with = headers(&request.job);
-    with.insert("Nats-Msg-Id", format!("{}/job/0", request.job).as_str());
+    // Without a message id: admission knows a request that it has admitted by its job's events. The broker would drop it as a
+    // duplicate of an earlier one also where those events are gone, and nobody would ever answer it.
+    let with = headers(&request.job);
     let js = async_nats::jetstream::new(bus.client().clone());
     let body = wire::encode(request);
     let ack = js.publish_with_headers(bus.subjects().jobs(), with, body.into()).await;

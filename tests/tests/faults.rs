@@ -15,8 +15,7 @@ use tests::faults::{
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Cases that run beside each other at most. They mostly wait, and bounds, which are times, are stretched by more than that.
-const LANE_COUNT: u32 = 3;
-static LANES: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(LANE_COUNT as usize));
+static LANES: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(3));
 
 async fn lane() -> anyhow::Result<SemaphorePermit<'static>> {
     Ok(LANES.acquire().await?)
@@ -24,12 +23,6 @@ async fn lane() -> anyhow::Result<SemaphorePermit<'static>> {
 
 async fn show(case: impl AsyncFnOnce(&Scale) -> Row) -> anyhow::Result<()> {
     let _lane = lane().await?;
-    case(&Scale::short()).await.check().map(|row| println!("{row:?}"))
-}
-
-/// Runs a case whose times are of two seconds, with no other beside it.
-async fn show_alone(case: impl AsyncFnOnce(&Scale) -> Row) -> anyhow::Result<()> {
-    let _lanes = LANES.acquire_many(LANE_COUNT).await?;
     case(&Scale::short()).await.check().map(|row| println!("{row:?}"))
 }
 
@@ -94,7 +87,7 @@ cases! {
     a_job_is_cancelled_at_once_before_the_old_broker_has_it_admitted: show_on_the_old_broker(waiting::cancel_before_admission);
     a_job_is_cancelled_at_once_while_its_owner_waits_for_a_probe: show(waiting::cancel_in_a_probe);
     jobs_in_line_cost_little_however_many_wait: show(waiting::idle);
-    an_id_is_used_again_once_its_events_are_gone: show_alone(waiting::ages);
+    an_id_is_used_again_once_its_events_are_gone: show(waiting::ages);
     an_id_is_used_again_on_the_old_broker: show_on_the_old_broker(waiting::ages);
     a_deleted_stream_is_made_again: show(losses::deleted);
     a_broker_that_has_lost_everything_ends_every_job: show(losses::empty_store);

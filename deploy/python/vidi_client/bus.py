@@ -132,7 +132,9 @@ class Bus:
         given = {name: value for name, value in request.items() if name != "detach"}
         if "file_id" in given:
             raise _only_http("asking about an uploaded file")
-        headers = {"Vidi-Job": given["job"], "Nats-Msg-Id": f"{given['job']}/job/0"}
+        # No message id: admission knows a request again by its job's events, and the broker would drop it as a duplicate
+        # also where those are gone.
+        headers = {"Vidi-Job": given["job"]}
         body = msgpack.packb(given, use_bin_type=True)
         ack = json.loads(await self._request(f"{self._prefix}.jobs", body, headers))
         if "error" in ack:

@@ -195,6 +195,8 @@ pub async fn ages(scale: &Scale) -> Row {
                 rig.restart_broker().await?;
             }
         }
+        let got = sent_again(&rig, &waiting).await?;
+        ensure!(got == answer, "sent again: another answer");
         late_end(&rig).await?;
         // In line for longer than a job may wait.
         let working = endless(&rig, "working-on")?;
@@ -211,10 +213,24 @@ pub async fn ages(scale: &Scale) -> Row {
         cancel_in(&rig, &working).await?;
         look::empty(&rig).await?;
         let injected =
-            "events kept for 2 s; jobs 5 and 9 s in line; one id four times, the broker restarted".to_owned();
+            "events kept for 2 s; jobs 5 and 9 s in line; one id five times, the broker restarted".to_owned();
         Ok(Seen { injected, observed: "gapless, answered each time, failed as deadline".to_owned(), seconds: None })
     })
     .await
+}
+
+/// A request that is sent again while its job's events are there, and once more as soon as they are gone: it is a new job then.
+/// Tokens of its answer.
+async fn sent_again(rig: &Rig, request: &JobRequest) -> anyhow::Result<Vec<u32>> {
+    client::submit(&rig.bus, request).await?;
+    let jobs = rig.bus.stream(StreamName::Jobs).await;
+    while jobs.get_info().await?.state.messages > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let events = rig.bus.stream(StreamName::Events).await;
+    events.purge().filter(rig.bus.subjects().events(&request.job)).await?;
+    let events = rig.answer(request).await.context("sent again")?;
+    Ok(look::result(&events)?.token_ids.clone())
 }
 
 /// An owner that was away while its job's events went, and writes its end when the id is another job's.
