@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use async_nats::jetstream;
+use async_nats::jetstream::{self, stream::Stream};
 use deploy::up::broker::Broker;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::{FeatureBatch, JobId, Modality, Output, PcmWindow};
@@ -137,6 +137,7 @@ impl Rig {
         let broker = shipped.broker(program).await?;
         let mut config = shipped.bus(&broker)?;
         config.max_deliver = 2;
+        config.stream_bytes = 4 << 20;
         Bus::connect(&config, Role::Stage(StageName::Llm), SOON).await?.ensure_streams().await?;
         let operator = Bus::connect(&config, Role::Operator, SOON).await?;
         for i in 0..MESSAGES {
@@ -184,6 +185,17 @@ impl Rig {
     async fn stored(&self, stream: StreamName) -> anyhow::Result<u64> {
         let js = jetstream::new(self.operator.client().clone());
         Ok(js.get_stream(stream.on(self.operator.subjects())).await?.get_info().await?.state.messages)
+    }
+
+    /// Stores messages of nobody on a stream until the broker takes no more of any size.
+    async fn fill(&self, name: StreamName) -> anyhow::Result<Stream> {
+        let js = jetstream::new(self.operator.client().clone());
+        let stream = js.get_stream(name.on(self.operator.subjects())).await?;
+        let subject = self.operator.subjects().input(StageName::Fuse, &JobId::new("nobody")?);
+        for bytes in [1 << 20, 1 << 14, 1 << 8, 1] {
+            while js.publish(subject.clone(), vec![0; bytes].into()).await?.await.is_ok() {}
+        }
+        Ok(stream)
     }
 
     async fn end(self) -> anyhow::Result<()> {
@@ -286,7 +298,11 @@ async fn work_that_is_launched_faster_than_a_device_does_it_waits_here_and_passe
             first.len() == 2 && waiting <= TOGETHER,
             "{program:?}: {in_flight} in flight, of those {first:?} launched"
         );
+        // However slow the broker is: it stores no output until they have begun.
+        let full = rig.fill(StreamName::Features).await?;
         rig.course.open();
+        rig.until("those that waited have begun", |_, _| rig.course.passes().len() > 2).await?;
+        full.purge().await?;
         rig.until("all done", |pending, in_flight| (pending, in_flight) == (0, 0)).await?;
         let passes = rig.course.passes();
         ensure!(passes[2].len() == waiting, "{program:?}: those that waited pass together: {passes:?}");

@@ -17,9 +17,9 @@ use crate::traces;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::JobId;
 
-/// Messages in flight at a time, as steps of the engine: the one that computes and the one whose outputs are being stored; so
-/// many of the largest size, more of smaller ones, so that the next need not wait for the broker's word about the last.
-const IN_FLIGHT: usize = 2;
+/// Messages whose outputs are being stored, as steps of the engine, beside those that it computes; so many of the largest size,
+/// more of smaller ones, so that the next need not wait for the broker's word about the last.
+const STORED: usize = 1;
 /// Bytes that a message in flight counts as at least, however small it is; no unit of work that is computed with others
 /// (a frame, a window of sound) is larger.
 const LEAST_BYTES: usize = 1 << 20;
@@ -73,10 +73,12 @@ pub struct Intake {
     pub together: u64,
 }
 
-/// Bytes in flight of a stage that computes so many units together.
+/// Bytes in flight of a stage that computes so many units together: those of the steps that it is at, and of those whose outputs
+/// are being stored. With less, the next step would be a small one whenever the broker is slow.
 pub fn allowance(bus: &Bus, together: u64) -> Allowance {
     let of_units = usize::try_from(together).unwrap_or(usize::MAX).saturating_mul(LEAST_BYTES);
-    Allowance::new(of_units.max(bus.config().message_bytes).saturating_mul(IN_FLIGHT))
+    let computed = if together > 1 { STEPS } else { 1 };
+    Allowance::new(of_units.max(bus.config().message_bytes).saturating_mul(computed + STORED))
 }
 
 /// Steps that a device has at a time, of a stage that computes so many units together.
