@@ -1,13 +1,38 @@
 #!/usr/bin/env bash
-# Builds the root of the `cpu` image without a container engine, in a clean Debian, and asks a question in it: what Dockerfile does,
-# but for compiling. As root, with mmdebstrap: deploy/docker/try.sh VIDI DIRECTORY (the command that was built; a new directory)
+# Builds the `cpu` image without a container engine, in clean Debian roots, and asks a question in it: what Dockerfile does. As root,
+# with mmdebstrap and cargo: deploy/docker/try.sh DIRECTORY [VIDI] (a new directory; the command, which is compiled without it).
 # VIDI_NATS_SERVER names the broker, which is not in the image; APT_SOURCES a file of package sources, the host's if it has one.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-vidi=${1:?usage: deploy/docker/try.sh VIDI DIRECTORY} root=${2:?usage: deploy/docker/try.sh VIDI DIRECTORY}
+root=${1:?usage: deploy/docker/try.sh DIRECTORY [VIDI]} vidi=${2:-}
 sources=${APT_SOURCES:-/etc/apt/sources.list.d/debian.sources}
 [ -f "$sources" ] || sources=
-[ ! -e "$root" ] || { echo "error: $root is there already" >&2; exit 1; }
+for new in "$root" "$root.build"; do
+  [ ! -e "$new" ] || { echo "error: $new is there already" >&2; exit 1; }
+done
+
+# The stage `build-cpu`. Rust and the crates are the host's: what the image `rust` adds to Debian, and the cache that it is given.
+compile() {
+  local in=$root.build
+  mmdebstrap --quiet --variant=minbase bookworm "$in" $sources
+  install -D -t "$in/tmp" deploy/docker/packages.sh
+  chroot "$in" /tmp/packages.sh build
+  cargo fetch --quiet --locked
+  cp -rL "$(rustc --print sysroot)" "$in/usr/local/rust"
+  mkdir -p "$in/src" "$in/usr/local/cargo"
+  cp -r "${CARGO_HOME:-$HOME/.cargo}/registry" "$in/usr/local/cargo/"
+  tar -c --exclude-from=<(grep -v '^#' deploy/docker/Dockerfile.dockerignore | sed 's#^\*\*/##') . | tar -x -C "$in/src"
+  # rustc finds its libraries by way of /proc.
+  mount --bind /proc "$in/proc"
+  mount --bind /dev "$in/dev"
+  trap 'umount "$in/proc" "$in/dev"' RETURN
+  chroot "$in" env -i HOME=/root CARGO_HOME=/usr/local/cargo PATH=/usr/local/rust/bin:/usr/bin:/bin \
+    sh -c 'cd /src && cargo build --release --locked --offline -p deploy && cp target/release/vidi /vidi'
+}
+if [ -z "$vidi" ]; then
+  compile
+  vidi=$root.build/vidi
+fi
 
 mmdebstrap --quiet --variant=minbase bookworm "$root" $sources
 install -D -t "$root/usr/local/lib/vidi" deploy/docker/packages.sh deploy/docker/healthy.sh

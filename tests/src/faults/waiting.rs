@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
+use async_nats::jetstream::AckKind;
+use async_nats::jetstream::consumer::PullConsumer;
 use bytes::Bytes;
 use deploy::client;
 use futures::StreamExt;
@@ -12,6 +14,7 @@ use protocol::event::{CancelledBy, Event};
 use protocol::message::{JobId, JobRequest};
 use protocol::wire;
 use runtime::bus::events::{EventLog, Refused};
+use runtime::bus::queue::queue_of;
 use runtime::subject::StreamName;
 
 use super::ends::{cancel_in, cancelled_by, endless, short_answer};
@@ -198,6 +201,17 @@ pub async fn ages(scale: &Scale) -> Row {
         let got = sent_again(&rig, &waiting).await?;
         ensure!(got == answer, "sent again: another answer");
         late_end(&rig).await?;
+        let dated = JobRequest { deadline_s: Some(6.0), ..short("dated")? };
+        let submitted = Instant::now();
+        look::result(&rig.answer(&dated).await?)?;
+        gone(&rig, &dated.job).await?;
+        let anew = endless(&rig, "dated")?;
+        client::submit(&rig.bus, &anew).await?;
+        look::wait_for(&rig, &anew.job, |e| matches!(e, Event::Planned { .. })).await?;
+        tokio::time::sleep(Duration::from_secs(8).saturating_sub(submitted.elapsed())).await;
+        let events = look::log_of(&rig.bus, &anew.job).await;
+        ensure!(events.last().is_some_and(|e| !e.event.is_terminal()), "the deadline of an earlier job: {events:?}");
+        cancel_in(&rig, &anew).await?;
         // In line for longer than a job may wait.
         let working = endless(&rig, "working-on")?;
         client::submit(&rig.bus, &working).await?;
@@ -205,6 +219,7 @@ pub async fn ages(scale: &Scale) -> Row {
         let late = short("late")?;
         client::submit(&rig.bus, &late).await?;
         look::wait_for(&rig, &late.job, |e| matches!(e, Event::Queued { .. })).await?;
+        left_in_line(&rig, &short("left")?).await?;
         // As a worker does that comes late to clear up behind an earlier job of this id: it is in line, and stays there.
         rig.bus.purge_job(&late.job).await;
         let end = rig.events(&late.job).await?;
@@ -233,6 +248,40 @@ async fn sent_again(rig: &Rig, request: &JobRequest) -> anyhow::Result<Vec<u32>>
     Ok(look::result(&events)?.token_ids.clone())
 }
 
+/// A message in line of a job that has ended, as a broker leaves it that died before it heard the acknowledgement: it goes with
+/// the job's events. A worker that stands still has it meanwhile, so that no other takes it.
+async fn left_in_line(rig: &Rig, request: &JobRequest) -> anyhow::Result<()> {
+    client::submit(&rig.bus, request).await?;
+    look::wait_for(rig, &request.job, |e| matches!(e, Event::Queued { .. })).await?;
+    cancel_in(rig, request).await?;
+    let subject = rig.bus.subjects().waiting(request.priority, &request.job);
+    let queue: PullConsumer = rig
+        .bus
+        .stream(StreamName::Line)
+        .await
+        .get_consumer(&queue_of(request.priority))
+        .await
+        .map_err(|e| anyhow!(e))?;
+    let mut pulled = queue.batch().max_messages(1).expires(Duration::from_secs(30)).messages().await?;
+    rig.bus.client().flush().await?;
+    let js = async_nats::jetstream::new(rig.bus.client().clone());
+    js.publish(subject.clone(), wire::encode(request).into()).await?.await?;
+    let taken = pulled.next().await.context("another took it")?.map_err(|e| anyhow!(e))?;
+    let hold = async {
+        while taken.ack_with(AckKind::Progress).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Err::<(), _>(anyhow!("the broker takes no word of progress"))
+    };
+    tokio::select! {
+        gone = gone(rig, &request.job) => gone?,
+        held = hold => held?,
+    }
+    let left = rig.bus.last_on(StreamName::Line, &subject).await;
+    ensure!(left.is_none(), "a message in line outlived the events of {}", request.job);
+    Ok(())
+}
+
 /// An owner that was away while its job's events went, and writes its end when the id is another job's.
 async fn late_end(rig: &Rig) -> anyhow::Result<()> {
     let working = endless(rig, "again")?;
@@ -240,10 +289,13 @@ async fn late_end(rig: &Rig) -> anyhow::Result<()> {
     for event in [Event::Accepted {}, Event::Queued { rank: 0 }] {
         ensure!(late.append(event).await.is_ok(), "the log of {} is not empty", working.job);
     }
+    let mut seen = EventLog::open(&rig.bus, &working.job).await;
     let events = rig.bus.stream(StreamName::Events).await;
     events.purge().filter(rig.bus.subjects().events(&working.job)).await?;
     client::submit(&rig.bus, &working).await?;
     look::wait_for(rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
+    seen.look().await;
+    ensure!(seen.is_anothers(), "who saw the first job takes the second for it: a late cancel, say");
     let refused = late.append(Event::Failed { error: JobError::new(ErrorKind::Internal, "late") }).await;
     ensure!(matches!(refused, Err(Refused::Superseded(_))), "the end of another job: {refused:?}");
     cancel_in(rig, &working).await?;

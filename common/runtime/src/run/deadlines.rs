@@ -21,9 +21,13 @@ const REREAD_EVERY: Duration = Duration::from_secs(15);
 /// Pause before a broker that refused the subscription is asked again.
 const AGAIN: Duration = Duration::from_millis(250);
 
+/// Error of a process's idea of the broker's clock that is allowed for, milliseconds; an id is used again a second later at the
+/// earliest.
+const CLOCKS_MS: u64 = 500;
+
 /// Watches the deadlines of all jobs that wait or are in flight anywhere, until `shutdown`. Every stage-llm worker does.
 pub async fn watch(bus: Bus, mut shutdown: Shutdown) {
-    let mut due: BTreeSet<(u64, JobId)> = BTreeSet::new();
+    let mut due: BTreeSet<Due> = BTreeSet::new();
     let mut reread = tokio::time::interval(REREAD_EVERY);
     let mut read = Read::default();
     let mut announced = loop {
@@ -38,14 +42,13 @@ pub async fn watch(bus: Bus, mut shutdown: Shutdown) {
             now = bus.broker_ms() => now,
             () = shutdown::begun(&mut shutdown) => return,
         };
-        while due.first().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, job)) = due.pop_first() else { break };
-            let encoding = Encoding::default();
-            tokio::spawn(ensure_ended(bus.clone(), StageName::Llm, job, CancelledBy::Deadline, encoding));
+        while due.first().is_some_and(|due| due.at_ms <= now) {
+            let Some(due) = due.pop_first() else { break };
+            tokio::spawn(end(bus.clone(), due));
         }
-        let next = due.first().map(|(at, _)| Duration::from_millis(at.saturating_sub(now)));
+        let next = due.first().map(|due| Duration::from_millis(due.at_ms.saturating_sub(now)));
         tokio::select! {
-            Some(message) = announced.next() => due.extend(deadline_of(&message.payload, message.headers.as_ref(), now)),
+            Some(message) = announced.next() => due.extend(due_of(&message.payload, message.headers.as_ref(), bus.known_ms())),
             _ = reread.tick() => due.extend(read.deadlines_of_waiting(&bus).await),
             () = tokio::time::sleep(next.unwrap_or(REREAD_EVERY)), if next.is_some() => {}
             () = shutdown::begun(&mut shutdown) => return,
@@ -53,13 +56,30 @@ pub async fn watch(bus: Bus, mut shutdown: Shutdown) {
     }
 }
 
-/// Deadline of a request, Unix milliseconds of the broker, and its job; none without a deadline. `stored_ms` stands for a
-/// time of submission that its headers do not tell.
-fn deadline_of(body: &[u8], headers: Option<&async_nats::HeaderMap>, stored_ms: u64) -> Option<(u64, JobId)> {
+/// Ends a job whose deadline has come, unless its events are gone and the id is another job's.
+async fn end(bus: Bus, due: Due) {
+    let first = bus.first_from(StreamName::Events, &bus.subjects().events(&due.job), 1).await;
+    let begun_ms = first.map(|first| (first.time.unix_timestamp_nanos() / 1_000_000) as u64);
+    if begun_ms.is_none_or(|begun| begun <= due.queued_ms.saturating_add(CLOCKS_MS)) {
+        ensure_ended(bus, StageName::Llm, due.job, CancelledBy::Deadline, Encoding::default()).await;
+    }
+}
+
+/// Deadline of a job; times are Unix milliseconds of the broker.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Due {
+    at_ms: u64,
+    /// Time by which the job stood in line: its first event is not later.
+    queued_ms: u64,
+    job: JobId,
+}
+
+/// Deadline of a request that stood in line by `queued_ms`; none without a deadline.
+fn due_of(body: &[u8], headers: Option<&async_nats::HeaderMap>, queued_ms: u64) -> Option<Due> {
     let request = wire::decode_any::<JobRequest>(body).ok()?;
     let allowed_ms = (request.deadline_s? * 1000.0) as u64;
-    let submitted_ms = admission::submitted_ms(headers).unwrap_or(stored_ms);
-    Some((submitted_ms.saturating_add(allowed_ms), request.job))
+    let submitted_ms = admission::submitted_ms(headers).unwrap_or(queued_ms);
+    Some(Due { at_ms: submitted_ms.saturating_add(allowed_ms), queued_ms, job: request.job })
 }
 
 /// How far the queue of waiting jobs was read: each message is read once, however long it waits.
@@ -73,7 +93,7 @@ struct Read {
 
 impl Read {
     /// Deadlines of jobs that were queued since the last reading.
-    async fn deadlines_of_waiting(&mut self, bus: &Bus) -> Vec<(u64, JobId)> {
+    async fn deadlines_of_waiting(&mut self, bus: &Bus) -> Vec<Due> {
         let mut found = Vec::new();
         let (made, last) = match bus.stream(StreamName::Line).await.get_info().await {
             Ok(info) => (Some(info.created.unix_timestamp_nanos()), info.state.last_sequence),
@@ -90,7 +110,7 @@ impl Read {
         {
             self.next = message.sequence + 1;
             let stored_ms = (message.time.unix_timestamp_nanos() / 1_000_000) as u64;
-            found.extend(deadline_of(&message.payload, Some(&message.headers), stored_ms));
+            found.extend(due_of(&message.payload, Some(&message.headers), stored_ms));
         }
         self.next = self.next.max(last + 1);
         found

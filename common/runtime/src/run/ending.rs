@@ -50,19 +50,21 @@ async fn owner_answers(bus: &Bus, job: &JobId, within: Duration) -> bool {
 }
 
 /// Sees to it that a job that shall be cancelled is: by its owner if there is one, else by us. That is written down at
-/// once also for a job that is not admitted yet, in the encoding that its client speaks: whoever admits it reads that.
+/// once also for a job that is not admitted yet, in the encoding that its client speaks: whoever admits it reads that. A later job
+/// under this id, whose events begin where those of this one are gone, is left alone, however long the broker kept this waiting.
 pub async fn ensure_ended(bus: Bus, stage: StageName, job: JobId, by: CancelledBy, encoding: Encoding) {
     let started = Instant::now();
     if stage != StageName::Llm {
         tokio::time::sleep(OTHERS_WAIT).await;
     }
     let mut alone = 0;
+    let mut log = EventLog::open(&bus, &job).await;
     loop {
         // In this order: a request leaves its queue only once its job has an event.
         let requests_wait = requests_wait(&bus).await;
-        let mut log = EventLog::open(&bus, &job).await;
+        log.look().await;
         let unknown = log.last().is_none();
-        if log.ended().is_some() || (unknown && !requests_wait) {
+        if log.ended().is_some() || log.is_anothers() || (unknown && !requests_wait) {
             return;
         }
         if unknown {

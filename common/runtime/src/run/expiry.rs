@@ -85,6 +85,9 @@ impl Events {
             let at = from.saturating_add(most.as_millis() as u64);
             if at <= now {
                 tracing::debug!(%job, "events dropped");
+                // First what is left of it elsewhere, as where an acknowledgement was lost: without its events nobody knows
+                // that it has ended, and the next job of its id would be answered with what this one asked.
+                bus.purge_job(&job).await;
                 bus.purge_up_to(StreamName::Events, bus.subjects().events(&job), log.last_sequence()).await;
             } else {
                 self.known.insert(job.clone());

@@ -12,6 +12,20 @@ use protocol::wire;
 const LOOKS: u32 = 5;
 
 impl EventLog {
+    /// Looks again where the log ends. What others have written since is adopted, unless it is [another job's](Self::is_anothers).
+    pub async fn look(&mut self) {
+        let behind = self.tail.stream_sequence;
+        if read_tail(&self.bus, &self.job).await.stream_sequence != behind {
+            self.adopt_what_follows(behind, &[]).await;
+        }
+    }
+
+    /// Whether the log is another job's by now, which was admitted under this id once the events of this one were gone, or
+    /// another owner writes it.
+    pub fn is_anothers(&self) -> bool {
+        self.taken
+    }
+
     /// Reads every message that stands behind sequence `behind` of the job's subject and takes the last one for the tail.
     /// The sequence of the one with one of these ids, if it is among them.
     pub(super) async fn adopt_what_follows(&mut self, behind: u64, ids: &[String]) -> Option<u64> {
