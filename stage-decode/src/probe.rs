@@ -4,7 +4,7 @@
 //! demuxer and parsers. Counts and rates are those of ffmpeg's `ffprobe -count_frames`. In reading order: [`bytes`]
 //! (reads by position), [`examined`] (the result), [`known`] (files that were examined lately), [`h264`] (which packets are fields), [`reference`](mod@reference) (files that name media elsewhere),
 //! [`still`] (pictures that are no film), [`choice`] (which track is used), [`mp4`], [`ebml`] and [`matroska`], [`mp3`] and
-//! [`ogg`] (what an encoder padded), [`avi`] and [`ps`] (a cut end), [`flv`] (times that jump), [`ts`] (sounds without a word), [`scan`].
+//! [`ogg`] (what an encoder padded), [`asf`], [`avi`] and [`ps`] (a cut end), [`flv`] (times that jump), [`ts`] (sounds without a word), [`scan`].
 //!
 //! Where it is not as in ffmpeg 5.1: of a chained Ogg with picture and sound ffmpeg reads the first link alone, here every one is
 //! read, and of joined recordings in Opus each one's own delay is left out, where ffmpeg leaves the first one's out. A part of an
@@ -12,15 +12,15 @@
 //! kept of the part before, which is of another moment; here it sounds as ffmpeg has the part alone. Of AV1 with an edit list ffmpeg 5.1 shows what the list
 //! leaves out where dav1d decodes it, and not where libaom does. Fields of MPEG-2 and VC-1 in packets of their own are joined by
 //! GStreamer's parsers or not at all; no encoder makes any to try. Of a transport stream that is cut at its start what comes before
-//! its first tables is not read; of Windows Media Audio the last block (46 ms) is not asked for, and of a Windows Media file that is
-//! cut what its last data packet holds is not read. Of an MP4 or MOV that is cut the picture that the cut goes through is left out,
-//! where ffmpeg shows what its decoder makes of the rest. Before a further part of an edit list ffmpeg plays one packet of AC-3
-//! in place of another (35 ms), as if it gave each packet the mark of the one after it.
-//! How long a file lasts is what its packets span where ffprobe says something else: of Opus in Ogg that begins late it says where
-//! it ends (of FLAC too), of AVI, FLV and Windows Media what the header says, of a transport stream it guesses the length of the last
-//! packet, of a program stream that is cut it leaves out a last picture without a time, and of an MP3 it believes a header that may
-//! be another sound's.
+//! its first tables is not read. Of an MP4, MOV or Windows Media file that is cut the picture that the cut goes through is left out,
+//! where ffmpeg shows what its decoder makes of the rest; of most sounds so is the packet. Before a further part of an edit list ffmpeg
+//! plays one packet of AC-3 in place of another (35 ms): `parse_packet` in libavformat gives each the mark of the one after it.
+//! How long a file lasts is what its packets span where ffprobe says something else: of a sound in Ogg that begins late it says where
+//! it ends, of AVI and Windows Media what the header says, of FLV that is cut too, of a transport stream it guesses the length of the last
+//! packet, of a bare sound all of it by the bit rate, of a program stream that is cut it leaves out a last picture without a time, and
+//! of an MP3 it believes a header that may be another sound's.
 
+mod asf;
 mod avi;
 mod bytes;
 mod choice;

@@ -220,6 +220,9 @@ fn attach(
         decoder
     };
     let target = entry.static_pad("sink").ok_or_else(refused)?;
+    if shared.is_ffmpegs.load(Ordering::Relaxed) {
+        probes::end_windows_audio(pad, &target, caps);
+    }
     pad.link(&target).map(|_| ()).map_err(|_| refused())
 }
 

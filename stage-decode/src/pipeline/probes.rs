@@ -114,6 +114,44 @@ pub(super) fn accept_strides(pad: &gst::Pad) {
     });
 }
 
+/// Asks a decoder of Windows Media Audio 1 or 2 for its last block when the stream ends. A decoder of ffmpeg's gives that block when it is drained;
+/// GStreamer 1.22 does not take it for these two (`gst_ffmpegauddec_drain`). A packet of silence lets it out: what is kept of
+/// the block before is then added to nothing. One that is too short comes first, at which the decoder forgets what a packet before
+/// has of the next (`wma_decode_superframe`, `flush`).
+pub(super) fn end_windows_audio(pad: &gst::Pad, decoder: &gst::Pad, caps: &gst::CapsRef) {
+    let Some(silence) = windows_silence(caps) else { return };
+    let decoder = decoder.downgrade();
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        let ends = matches!(&info.data, Some(gst::PadProbeData::Event(event)) if event.type_() == gst::EventType::Eos);
+        if let Some(decoder) = decoder.upgrade().filter(|_| ends) {
+            // Where the decoder takes no more there is nobody to hear it.
+            for packet in [&[0][..], &silence] {
+                let _ = decoder.chain(gst::Buffer::from_slice(packet.to_vec()));
+            }
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// A packet of silence of Windows Media Audio 1 or 2, for a decoder that has nothing of the packet before; none for another format.
+fn windows_silence(caps: &gst::CapsRef) -> Option<Vec<u8>> {
+    let structure = caps.structure(0).filter(|s| s.name() == "audio/x-wma")?;
+    let flags_at = match structure.get::<i32>("wmaversion").ok()? {
+        1 => 2,
+        2 => 4,
+        _ => return None,
+    };
+    // Two bytes of a header tell it.
+    let block = u16::try_from(structure.get::<i32>("block_align").ok()?).ok().filter(|block| *block > 1)?;
+    let data = structure.get::<gst::Buffer>("codec_data").ok()?;
+    let flags = *data.map_readable().ok()?.get(flags_at)?;
+    // Blocks of the full length in which no channel has a sound are zeros. With a reservoir of bits (flag 2) a header stands before
+    // them: four bits of a number, and four of how many blocks begin here, one of which would be the packet before's.
+    let mut silence = vec![0; usize::from(block)];
+    silence[0] = flags & 2;
+    Some(silence)
+}
+
 /// Removes the packets' marks of codec delay and padding.
 pub(super) fn remove_clipping_marks(pad: &gst::Pad) {
     pad.add_probe(gst::PadProbeType::BUFFER, |_, info| {

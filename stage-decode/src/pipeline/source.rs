@@ -1,4 +1,4 @@
-//! GStreamer source that reads an open file by position, and shows the demuxer overlays in place of some of its bytes.
+//! GStreamer source that reads an open file by position, and shows the demuxer overlays in place of some of its bytes, or behind its end.
 //!
 //! Unlike `filesrc` it opens nothing: what was probed is what is decoded. Several pipelines may read one file at once.
 
@@ -63,6 +63,13 @@ mod element {
         pub(super) part: Option<Range<u64>>,
     }
 
+    impl Content {
+        /// Where the last overlay ends.
+        fn overlaid(&self) -> u64 {
+            self.overlays.last().map_or(0, Overlay::end)
+        }
+    }
+
     /// State of a source element.
     #[derive(Default)]
     pub struct MediaSource {
@@ -107,7 +114,7 @@ mod element {
             let content = self.content.get()?;
             match &content.part {
                 Some(part) => Some(part.end - part.start),
-                None => Some(content.media.file().metadata().ok()?.len()),
+                None => Some(content.media.file().metadata().ok()?.len().max(content.overlaid())),
             }
         }
 
@@ -123,10 +130,13 @@ mod element {
                 let part = content.part.clone().unwrap_or(0..u64::MAX);
                 let at = part.start.saturating_add(offset);
                 let wanted = (map.len() as u64).min(length.into()).min(part.end.saturating_sub(at)) as usize;
-                let read = content.media.read_as_far(&mut map[..wanted], at).map_err(|error| {
+                let mut read = content.media.read_as_far(&mut map[..wanted], at).map_err(|error| {
                     gst::element_imp_error!(self, gst::ResourceError::Read, ["read failed: {error}"]);
                     gst::FlowError::Error
                 })?;
+                let shown = wanted.min(content.overlaid().saturating_sub(at) as usize).max(read);
+                map[read..shown].fill(0);
+                read = shown;
                 overlay(&mut map[..read], at, &content.overlays);
                 read
             };

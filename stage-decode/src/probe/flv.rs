@@ -1,4 +1,4 @@
-//! Times that the tags of an FLV file state (Adobe, Video File Format Specification 10.1, annex E.4).
+//! Times that the tags of an FLV file state (Adobe, Video File Format Specification 10.1, annex E), and the length in its header.
 //!
 //! GStreamer 1.22 takes two seconds between the times of two pictures for the beginning of another recording, and moves what
 //! follows: where pictures are stored in another order than they are shown in, a gap gets longer with each of them.
@@ -16,6 +16,10 @@ const TRAILER: u64 = 4;
 const SOUND: u8 = 8;
 const PICTURE: u8 = 9;
 const SCRIPT: u8 = 18;
+/// Bytes of the header's data that are searched, of which indices of key frames may be more.
+const STATED_BYTES: u64 = 64 << 10;
+/// Seconds by which a header may say more than the packets: one that says more is of a file that is not there as a whole.
+const LAST_S: f64 = 1.0;
 /// Milliseconds between two packets of a track from which on GStreamer moves times.
 const JUMP_MS: i64 = 2_000;
 
@@ -28,6 +32,10 @@ pub(super) struct Times {
     shown: Vec<u64>,
     /// Whether times go back, as where recordings follow each other.
     begins_anew: bool,
+    /// Whether the file does not end where its last tag does, or is shorter than its header says.
+    is_cut: bool,
+    /// Seconds that the header says the file lasts.
+    stated_s: Option<f64>,
 }
 
 /// Times of a track.
@@ -63,6 +71,9 @@ impl Times {
             let (kind, size) = (kind & 0x1f, u64::from(u32::from_be_bytes([0, s2, s1, s0])));
             let time = i64::from(i32::from_be_bytes([t3, t2, t1, t0]));
             let body = at + HEADER;
+            if kind == SCRIPT && times.stated_s.is_none() {
+                times.read_header(bytes, body, size)?;
+            }
             // What is cut, or is no tag, is not read by GStreamer either.
             if ![SOUND, PICTURE, SCRIPT].contains(&kind) || body + size > bytes.size() {
                 break;
@@ -75,7 +86,19 @@ impl Times {
             }
             at = body + size + TRAILER;
         }
+        times.is_cut |= at != bytes.size();
         Ok(Some(times))
+    }
+
+    /// Notes what the header's data say of the file, if they do (`onMetaData`, E.5).
+    fn read_header(&mut self, bytes: &mut Bytes<'_>, body: u64, size: u64) -> io::Result<()> {
+        let mut data = vec![0; size.min(STATED_BYTES).min(bytes.size() - body) as usize];
+        bytes.read(body, &mut data)?;
+        if data.starts_with(b"\x02\0\x0aonMetaData") {
+            self.stated_s = number(&data, "duration").filter(|seconds| *seconds > 0.0);
+            self.is_cut |= number(&data, "filesize").is_some_and(|whole| whole > bytes.size() as f64);
+        }
+        Ok(())
     }
 
     fn note(&mut self, kind: u8, time: i64) {
@@ -93,8 +116,9 @@ impl Times {
         self.pictures.jumps
     }
 
-    /// Seconds from the first packet to the end of the last, which are that many nanoseconds long; none where recordings follow each
-    /// other. What the file's header says ends where the last one does, wherever the first begins, and stays when the file is cut.
+    /// Seconds that the header says, as in ffprobe: up to the end of the last packet, wherever the first begins. Without a header, or
+    /// where more of the file is missing than [`LAST_S`] or a part of its last tag, those from the first packet to the end of the
+    /// last, which are that many nanoseconds long. None where recordings follow each other.
     pub(super) fn seconds(&self, picture_ns: u64, sound_ns: u64) -> Option<f64> {
         if self.begins_anew {
             return None;
@@ -103,7 +127,8 @@ impl Times {
         let spans = tracks.iter().filter_map(|(track, last_ns)| Some((track.bounds?, *last_ns as f64 / 1e6)));
         let bounds = spans.map(|([least, most, _], last_ms)| (least as f64, most as f64 + last_ms));
         let (start, end) = bounds.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))?;
-        Some((end - start) / 1e3)
+        let stated_s = self.stated_s.filter(|seconds| !self.is_cut && *seconds < end / 1e3 + LAST_S);
+        Some(stated_s.unwrap_or((end - start) / 1e3))
     }
 
     /// Seconds by which a picture is shown at most before or after its number says, were the rate even.
@@ -130,6 +155,13 @@ fn later(bytes: &mut Bytes<'_>, kind: u8, body: u64, size: u64) -> io::Result<Op
     }
     let [_, _, c2, c1, c0] = bytes.array(body)?;
     Ok((packet == 1).then(|| i64::from(i32::from_be_bytes([c2, c1, c0, 0]) >> 8)))
+}
+
+/// The number of that name among properties of a header (AMF 0: length and name, kind 0, and eight bytes).
+fn number(data: &[u8], name: &str) -> Option<f64> {
+    let property = [&(name.len() as u16).to_be_bytes()[..], name.as_bytes(), &[0]].concat();
+    let at = data.windows(property.len()).position(|bytes| bytes == property)?;
+    data.get(at + property.len()..)?.first_chunk().map(|bytes| f64::from_be_bytes(*bytes))
 }
 
 #[cfg(test)]
@@ -165,6 +197,28 @@ mod tests {
         assert!(times.moves_pictures() && !times.sound.jumps);
         assert_eq!(times.seconds(100_000_000, 23_000_000), Some(10.523));
         assert!((3.3..3.4).contains(&times.unevenness_s()), "{times:?}");
+    }
+
+    #[test]
+    fn the_header_says_how_long_a_whole_file_lasts_and_not_one_that_is_cut() {
+        let property = |name: &str, value: f64| {
+            [&(name.len() as u16).to_be_bytes()[..], name.as_bytes(), &[0], &value.to_be_bytes()].concat()
+        };
+        let header = |seconds: f64, size: f64| {
+            let properties = [property("width", 96.0), property("duration", seconds), property("filesize", size)];
+            tag(SCRIPT, 0, &[b"\x02\0\x0aonMetaData\x08\0\0\0\x03", &properties.concat()[..], &[0, 0, 9]].concat())
+        };
+        let pictures: Vec<_> = (2..52).map(|n| picture(n * 100, 0)).collect();
+        let seconds = |header: Vec<u8>, pictures: &[Vec<u8>]| {
+            read(&[&[header], pictures].concat()).seconds(100_000_000, 0).expect("a length")
+        };
+        let spanned = seconds(tag(SCRIPT, 0, b"onMetaData"), &pictures);
+        assert_eq!([spanned, seconds(header(5.2, 9.0), &pictures)], [5.0, 5.2]);
+        let cut = [&pictures[..49], &[pictures[49][..15].to_vec()]].concat();
+        assert_eq!(seconds(header(5.2, 9.0), &cut), 4.9, "within a tag");
+        assert_eq!(seconds(header(5.2, 9e6), &pictures[..49]), 4.9, "between two tags, by the size");
+        assert_eq!(seconds(header(5.2, 0.0), &pictures[..30]), 3.0, "between two tags, by the times");
+        assert_eq!(seconds(header(0.0, 0.0), &pictures), 5.0, "a recording whose header was not completed");
     }
 
     #[test]

@@ -19,11 +19,13 @@ pub(super) fn vorbis(bytes: &mut Bytes<'_>, start: u64) -> Trim {
 
 /// Samples to keep of an Opus stream that begins later than at zero: GStreamer leaves the pre-skip out only of one that begins there.
 pub(super) fn late_opus(bytes: &mut Bytes<'_>) -> Trim {
-    let mut pre_skip = || {
-        let (_, head) = stream(bytes, b"OpusHead")?;
-        Some(u16::from_le_bytes(bytes.array(head + 10).ok()?))
-    };
-    Trim { timescale: 48_000, ..Trim::after(pre_skip().unwrap_or(0).into(), None) }
+    Trim { timescale: 48_000, ..Trim::after(pre_skip(bytes), None) }
+}
+
+/// Samples at 48 kHz that a decoder of Opus gives before the sound begins; 0 of another codec.
+pub(super) fn pre_skip(bytes: &mut Bytes<'_>) -> u64 {
+    let head = stream(bytes, b"OpusHead").and_then(|(_, head)| bytes.array(head + 10).ok());
+    head.map_or(0, |skip| u16::from_le_bytes(skip).into())
 }
 
 fn last_position(bytes: &mut Bytes<'_>) -> Option<u64> {

@@ -17,7 +17,7 @@ use protocol::stage::Stop;
 use super::bytes::Bytes;
 use super::choice::{Candidate, Choice};
 use super::examined::{AudioTrack, Examined, Trim, VideoTrack, blank, samples, uneven};
-use super::{avi, flv, mp3, ogg, ps, ts};
+use super::{asf, avi, flv, mp3, ogg, ps, ts};
 use crate::crew::Progress;
 use crate::failure::{self, Missing};
 use crate::media_file::MediaFile;
@@ -79,6 +79,7 @@ pub(super) fn scan(
         return Err(failure::unsupported(media.path(), LATM).into());
     }
     let mut overlays = ts::untold_sounds(bytes).map_err(stop)?;
+    overlays.extend(asf::cut_packet(bytes).map_err(stop)?);
     overlays.extend(avi::cut_chunk(bytes).map_err(stop)?);
     overlays.extend(ps::cut_packet(bytes).map_err(stop)?);
     let source = MediaSource::new(media, overlays.clone(), None);

@@ -55,19 +55,20 @@ pub fn reference_frames_by(
 
 /// Sound that ffmpeg gives for what `map` selects (`-map 0:a:1`; all for nothing).
 pub fn reference_sound(path: &Path, map: &str) -> Vec<i16> {
-    let mut all = words("-v error -i");
+    reference_sound_by("", path, map)
+}
+
+/// The same, with options that choose how ffmpeg reads the file (`-fflags +noparse`).
+pub fn reference_sound_by(options: &str, path: &Path, map: &str) -> Vec<i16> {
+    let mut all = words(&format!("-v error {options} -i"));
     all.push(path.to_str().unwrap().to_owned());
     all.extend(words(map));
     all.extend(words("-f s16le -ac 1 -acodec pcm_s16le -ar 16000 -"));
     run("ffmpeg", &all).as_chunks::<2>().0.iter().map(|b| i16::from_le_bytes(*b)).collect()
 }
 
-/// Checks that the numbers of the frames and the duration are ffprobe's; of FLV, whose header says where it ends and not how long it is,
-/// what its packets span.
+/// Checks that the numbers of the frames and the duration are ffprobe's.
 pub fn check_figures(path: &Path, info: &MediaInfo) {
-    if path.extension().is_some_and(|ending| ending == "flv") {
-        return check_packets(path, info, "pts_time");
-    }
     let duration: f64 = ffprobe(path, "-show_entries format=duration")[0].parse().unwrap();
     check_numbers(path, info, duration);
 }
@@ -89,13 +90,12 @@ pub fn packets_s(path: &Path, clock: &str) -> f64 {
     end - start
 }
 
-/// Checks that the number of the frames is `whole`, that ffprobe has as many, or one more of which only a part is there, and that the
-/// duration is ffprobe's.
-pub fn check_whole_frames(path: &Path, info: &MediaInfo, whole: usize) {
+/// Checks that the number of the frames is `whole`, that ffprobe has as many, or one more of which only a part is there, and the duration.
+pub fn check_whole_frames(path: &Path, info: &MediaInfo, whole: usize, duration: f64) {
     let shown = ffprobe(path, "-count_frames -select_streams v:0 -show_entries stream=nb_read_frames");
     assert_eq!(info.frames, whole as u64, "frames of {}", path.display());
     assert!([0, 1].map(|part| (whole + part).to_string()).contains(&shown[0]), "ffprobe has {} of {whole}", shown[0]);
-    check_duration(path, info, ffprobe(path, "-show_entries format=duration")[0].parse().unwrap());
+    check_duration(path, info, duration);
 }
 
 /// Checks that the number of the frames is that of the packets which ffprobe does not mark as left out, and the duration ffprobe's.

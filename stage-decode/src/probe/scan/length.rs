@@ -7,9 +7,13 @@ use super::counted::Counted;
 use crate::pipeline::Kind;
 use crate::probe::bytes::Bytes;
 use crate::probe::flv::Times;
+use crate::probe::ogg;
 
 /// Longest time that one picture is shown in a broadcast.
 const LAST_PICTURE_S: f64 = 0.1;
+
+/// Codecs of sounds in a file of nothing else whose length GStreamer guesses by their bit rate.
+const GUESSED: [&str; 5] = ["mp1", "mp2", "aac", "ac3", "eac3"];
 
 /// Codecs of sounds of which neither header nor GStreamer is believed that they last longer, or less, than their packets.
 const COUNTED: [&str; 2] = ["mp3", "audio/x-adpcm"];
@@ -65,6 +69,9 @@ pub(super) fn length_s(bytes: &mut Bytes<'_>, tracks: &[MutexGuard<'_, Counted>]
         true if is_asf && spanned_s > 0.0 => spanned_s,
         // Demuxers of MPEG streams leave out how long the last picture is shown; a transport stream's clock begins before its first.
         true if spanned_s > 0.0 && (is_ts || (0.0..LAST_PICTURE_S).contains(&(spanned_s - told_s))) => spanned_s,
+        // Of Opus that begins late it counts what the decoder gives before the sound begins.
+        false if is_ogg && start > 0 && all.len() == 1 => told_s - ogg::pre_skip(bytes) as f64 / 48e3,
+        false if all.iter().all(|track| GUESSED.contains(&track.codec().as_str())) => longest(),
         // A header may have been written for another sound: Xing in an MP3 that was cut or joined.
         false if all.iter().all(|track| COUNTED.contains(&track.codec().as_str())) => {
             Some(longest()).filter(|counted_s| (counted_s - told_s).abs() > LAST_PICTURE_S).unwrap_or(told_s)
