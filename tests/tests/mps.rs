@@ -82,6 +82,9 @@ struct Shared {
     model: PathBuf,
 }
 
+/// Arguments and environment that are refused, the exit status, and words that are said.
+type Refused<'a> = (&'a [&'a str], &'a [(&'a str, &'a Path)], Exit, &'a [&'a str]);
+
 /// Line of the stand-in's journal: what, which process, how many stages.
 type Entry = (String, u32, u32);
 
@@ -290,7 +293,7 @@ fn what_cannot_be_shared_is_refused_before_anything_starts() -> anyhow::Result<(
     let deep = shared.place.media().join("x".repeat(100));
     let [cpu, few] = ["compute.device=cpu", "placement.vision=cpu"].map(str::to_owned);
     let model = format!("model.dir={}", checkpoint("tied").display());
-    let cases: [(&[&str], &[(&str, &Path)], Exit, &[&str]); 5] = [
+    let cases: [Refused; 5] = [
         (&["--set", &cpu, "up", "--mps"], &[], Exit::Usage, &["--mps (up.mps) shares a GPU", "compute.device"]),
         (
             &["--set", &model, "up", "--mps", "--one-process", "--place", "audio=cuda,fuse=cuda"],

@@ -100,7 +100,7 @@ impl Home {
         file.with_context(|| format!("log {}", path.display()))
     }
 
-    /// The last lines of its logs, in one line.
+    /// The last lines of its logs, in one line, as a part of a sentence about it.
     pub fn log_tail(&self) -> String {
         let mut tail: Vec<String> = Vec::new();
         for name in LOG_FILES {
@@ -110,9 +110,9 @@ impl Home {
             tail.extend(lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(|line| (*line).to_owned()));
         }
         if tail.is_empty() {
-            return format!("no log in {}", self.logs.display());
+            return format!("nothing is in {}", self.logs.display());
         }
-        format!("log in {} ends with: {}", self.logs.display(), tail.join(" | "))
+        format!("its log in {} ends with: {}", self.logs.display(), tail.join(" | "))
     }
 }
 

@@ -47,7 +47,7 @@ pub async fn keep(program: &Path, home: &Home, mut shutdown: Shutdown) -> Result
     match ended {
         Some(how) => {
             // Whoever does not read it any more has ended, which ends this process too.
-            let _ = answer!("{how}; its {}", home.log_tail());
+            let _ = answer!("{how}; {}", home.log_tail());
             // The sender lives as long as this process.
             let _ = shutdown.wait_for(|&s| s).await;
         }
@@ -111,7 +111,7 @@ async fn quit(program: &Path, home: &Home, daemon: &mut Child) {
     match tokio::time::timeout(QUIT_WAIT, told).await {
         Ok(Ok(_)) => {}
         Ok(Err(e)) => remark!("MPS daemon cannot be told to quit, killing it: {e}"),
-        Err(_) => remark!("MPS daemon has not quit after {QUIT_WAIT:?}, killing it; its {}", home.log_tail()),
+        Err(_) => remark!("MPS daemon has not quit after {QUIT_WAIT:?}, killing it; {}", home.log_tail()),
     }
 }
 
