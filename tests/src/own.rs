@@ -82,10 +82,23 @@ impl Place {
     /// # Errors
     /// If it cannot be started.
     pub fn up_with(&self, name: &str, args: &[&str], stderr: Option<Stdio>) -> anyhow::Result<Own> {
+        let mut command = self.command(args)?;
+        command.arg("up");
+        self.start(name, command, stderr)
+    }
+
+    /// [`up`](Self::up) by a [`command`](Self::command) of which `up` is a part.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn up_of(&self, name: &str, command: Command) -> anyhow::Result<Own> {
+        self.start(name, command, None)
+    }
+
+    fn start(&self, name: &str, mut command: Command, stderr: Option<Stdio>) -> anyhow::Result<Own> {
         let log = self.dir.path().join(format!("{name}.log"));
         let file = std::fs::File::create(&log)?;
-        let mut command = self.command(args)?;
-        command.arg("up").arg("--media-root").arg(self.media()).stdout(file.try_clone()?);
+        command.arg("--media-root").arg(self.media()).stdout(file.try_clone()?);
         command.stderr(stderr.unwrap_or_else(|| file.into()));
         Ok(Own { child: command.spawn()?, log, state: self.state() })
     }

@@ -323,4 +323,7 @@ pub struct UpConfig {
     /// Port on loopback at which the broker that `vidi up` starts shows its state over HTTP (`/jsz`, `/varz`, `/healthz`), for an
     /// autoscaler or an exporter; none: it does not.
     pub monitor_port: Option<u16>,
+    /// Starts NVIDIA's Multi-Process Service before the stages and ends it after them, so that their processes share a GPU's
+    /// time instead of taking turns; `--mps` says the same. A daemon that serves the GPU already is used as it is.
+    pub mps: bool,
 }

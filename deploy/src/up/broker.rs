@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use config::layers;
 use tokio::process::Command;
 
-use super::lifeline::Kept;
+use super::lifeline::{Ending, Kept};
 use super::lock::{Lock, Taken};
 use super::private;
 
@@ -104,7 +104,8 @@ impl Broker {
             .stderr(Stdio::null())
             // The terminal's Ctrl-C must not reach the server: the stages drain first, over this broker.
             .process_group(0);
-        let server = Kept::start(command, lock).await.with_context(|| format!("cannot start {}", program.display()))?;
+        let server = Kept::start(command, lock, Ending::Killed).await;
+        let server = server.with_context(|| format!("cannot start {}", program.display()))?;
         let mut broker = Broker { server, url: String::new(), monitor: None, dir };
         let ports = tokio::time::timeout(START_WAIT, broker.wait_for_ports())
             .await

@@ -14,6 +14,9 @@ use super::desired::Desired;
 use super::idle::Idle;
 use super::in_process::InProcess;
 use super::merged::Merged;
+use super::mps::choice;
+use super::mps::home::Home;
+use super::mps::service::Mps;
 use super::replicas::devices;
 use super::room::Room;
 use super::supervisor::{Logs, Supervisor};
@@ -54,6 +57,7 @@ pub struct Pipeline {
     stages: Stages,
     /// What the stages read when they start, and when they start again.
     merged: Merged,
+    mps: Option<Mps>,
     broker: Option<Broker>,
     bus: Bus,
     /// What of the streams had to be made smaller.
@@ -77,7 +81,9 @@ impl Pipeline {
         let mut config = config.clone();
         check_one_process(&config, replicas, layout)?;
         budgets::divide(&mut config, replicas)?;
+        let mps = choice::choose(&config, replicas, matches!(layout, Layout::OneProcess))?;
         std::fs::create_dir_all(dir).map_err(|e| other(anyhow::anyhow!("{}: {e}", dir.display())))?;
+        let mps = share_gpu(mps, dir).await?;
         let (mut own, mut fitted) = (None, None);
         if config.bus.url.is_empty() {
             let (home, store) = (dir.join("broker"), dir.join("broker").join(broker::STORE));
@@ -102,19 +108,29 @@ impl Pipeline {
         let (stages, bus) = match layout {
             Layout::Processes(logs) => {
                 // Before the broker is asked: the stages load while it makes the streams.
-                let supervisor = Supervisor::start(merged.processes(), logs, own.is_some());
-                let bus = connect().await?;
+                let supervisor = Supervisor::start(merged.processes(), logs, own.is_some(), mps.as_ref());
                 let after = config.up.idle_unload_s;
                 let after = (after > 0.0).then(|| Duration::from_secs_f64(after));
-                let idle = Idle::start(&bus, supervisor.desired(), after).await?;
-                (Stages::Processes(supervisor, idle), bus)
+                let connected = async {
+                    let bus = connect().await?;
+                    let idle = Idle::start(&bus, supervisor.desired(), after).await?;
+                    Ok::<_, BusError>((bus, idle))
+                };
+                match connected.await {
+                    Ok((bus, idle)) => (Stages::Processes(supervisor, idle), bus),
+                    Err(e) => {
+                        supervisor.kill().await;
+                        stop_sharing(mps).await;
+                        return Err(e.into());
+                    }
+                }
             }
             Layout::OneProcess => {
                 let stages = InProcess::start(&config, replicas);
                 (Stages::OneProcess(stages), connect().await?)
             }
         };
-        Ok(Pipeline { stages, merged, broker: own, bus, fitted })
+        Ok(Pipeline { stages, merged, mps, broker: own, bus, fitted })
     }
 
     /// A connection to its broker in the operator's role.
@@ -133,6 +149,11 @@ impl Pipeline {
     /// What of its streams had to be made smaller than configured, and why.
     pub fn fitted(&self) -> Option<&str> {
         self.fitted.as_deref()
+    }
+
+    /// What a user is told of the daemon by which its stages share a GPU; none where they do not.
+    pub fn mps(&self) -> Option<&str> {
+        self.mps.as_ref().map(Mps::said)
     }
 
     /// Waits until every stage has its model loaded and listens.
@@ -174,7 +195,7 @@ impl Pipeline {
         }
     }
 
-    /// Drains the stages, then stops the broker.
+    /// Drains the stages, then stops what they use.
     pub async fn stop(self) {
         match self.stages {
             Stages::Processes(s, idle) => {
@@ -183,8 +204,26 @@ impl Pipeline {
             }
             Stages::OneProcess(s) => s.drain().await,
         }
+        stop_sharing(self.mps).await;
         drop(self.merged);
         drop(self.broker);
+    }
+}
+
+/// Starts the daemon by which stages share a GPU, if one was chosen, with its files below `dir`.
+async fn share_gpu(choice: Option<choice::Choice>, dir: &Path) -> Result<Option<Mps>, Fatal> {
+    let Some(choice) = choice else { return Ok(None) };
+    let home = Home::below(dir).map_err(|e| Fatal(Exit::Usage, format!("{e:#}")))?;
+    match Mps::start(&choice, &home).await {
+        Ok(mps) => Ok(Some(mps)),
+        Err(e) => Err(Fatal(Exit::Other, format!("MPS does not start: {e:#}; --mps (up.mps) can be left out"))),
+    }
+}
+
+/// Ends that daemon, whose clients have ended.
+async fn stop_sharing(mps: Option<Mps>) {
+    if let Some(mps) = mps {
+        mps.stop().await;
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::num::NonZeroUsize;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -11,11 +10,14 @@ use anyhow::Context;
 use config::layers;
 use runtime::process::{Exit, Fatal};
 use runtime::run::Shutdown;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 
+use super::child;
 use super::desired::Desired;
 use super::merged::Process;
+use super::mps::home::PIPES;
+use super::mps::service::{Mps, Share};
 
 /// Pause before a stage that died is restarted; doubles up to [`LONGEST_PAUSE`] while it keeps dying.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -56,18 +58,22 @@ struct Replica {
     logs: Logs,
     /// Whether the broker ends with this process.
     own_broker: bool,
+    /// The daemon by which it shares its GPU with others.
+    share: Option<Share>,
     desired: Desired,
 }
 
 impl Supervisor {
-    /// Starts processes; `own_broker` says whether their broker ends with this process.
-    pub fn start(processes: &[Process], logs: &Logs, own_broker: bool) -> Self {
+    /// Starts processes; `own_broker` says whether their broker ends with this process, `mps` is the daemon by which those on
+    /// GPUs share them.
+    pub fn start(processes: &[Process], logs: &Logs, own_broker: bool, mps: Option<&Mps>) -> Self {
         let (stop, stopping) = watch::channel(false);
         let desired = Desired::new(processes.iter().map(|process| (process.stage, process.device)));
         let (report, fatal) = mpsc::unbounded_channel();
         let mut tasks = Vec::new();
         for process in processes.iter().cloned() {
-            let replica = Replica { process, logs: logs.clone(), own_broker, desired: desired.clone() };
+            let share = mps.and_then(|mps| mps.share(process.device));
+            let replica = Replica { process, logs: logs.clone(), own_broker, share, desired: desired.clone() };
             tasks.push(tokio::spawn(keep_alive(replica, stopping.clone(), report.clone())));
         }
         Supervisor { tasks, stop, fatal, desired }
@@ -83,6 +89,15 @@ impl Supervisor {
         match self.fatal.recv().await {
             Some(fatal) => fatal,
             None => std::future::pending().await,
+        }
+    }
+
+    /// Kills every stage: nothing is in flight yet.
+    pub async fn kill(self) {
+        for task in self.tasks {
+            task.abort();
+            // It ends as one that was aborted, and its child with it.
+            let _ = task.await;
         }
     }
 
@@ -102,6 +117,8 @@ enum Ended {
     Exited(std::io::Result<std::process::ExitStatus>),
     /// Its stage was unloaded.
     Unloaded,
+    /// The daemon by which it shares its GPU is lost.
+    Deserted,
     /// The supervisor stops.
     Stopped,
 }
@@ -113,11 +130,11 @@ async fn keep_alive(replica: Replica, mut stopping: Shutdown, report: mpsc::Unbo
     let mut loaded = state.loaded();
     let mut pause = FIRST_PAUSE;
     loop {
-        // The sender is in `desired`.
         tokio::select! {
             _ = stopping.wait_for(|&s| s) => return,
-            _ = loaded.wait_for(|&l| l) => {}
+            () = startable(&mut loaded, replica.share.as_ref()) => {}
         }
+        let client = replica.share.as_ref().map(Share::client);
         let started = Instant::now();
         let mut child = match replica.spawn() {
             Ok(child) => child,
@@ -134,24 +151,15 @@ async fn keep_alive(replica: Replica, mut stopping: Shutdown, report: mpsc::Unbo
             status = child.wait() => Ended::Exited(status),
             _ = stopping.wait_for(|&s| s) => Ended::Stopped,
             _ = loaded.wait_for(|&l| !l) => Ended::Unloaded,
+            () = deserted(replica.share.as_ref()) => Ended::Deserted,
         };
         drop(stdin);
-        match &ended {
-            Ended::Exited(_) => {}
-            Ended::Stopped => drain(&replica, child, tokio::time::sleep(DRAIN_WAIT)).await,
-            Ended::Unloaded => {
-                let patience = async {
-                    if tokio::time::timeout(UNLOAD_WAIT, stopping.wait_for(|&s| s)).await.is_ok() {
-                        tokio::time::sleep(DRAIN_WAIT).await;
-                    }
-                };
-                drain(&replica, child, patience).await;
-            }
-        }
+        settle(&replica, &ended, child, &mut stopping).await;
+        drop(client);
         state.note_end();
         let status = match ended {
             Ended::Stopped => return,
-            Ended::Unloaded => continue,
+            Ended::Unloaded | Ended::Deserted => continue,
             Ended::Exited(status) => status,
         };
         let code = status.as_ref().ok().and_then(|s| s.code());
@@ -173,6 +181,46 @@ async fn keep_alive(replica: Replica, mut stopping: Shutdown, report: mpsc::Unbo
     }
 }
 
+/// Waits until a process is to run, and until the daemon serves by which it shares its GPU.
+async fn startable(loaded: &mut watch::Receiver<bool>, share: Option<&Share>) {
+    loop {
+        // The sender is in `desired`.
+        let _ = loaded.wait_for(|&l| l).await;
+        if let Some(share) = share {
+            share.serving().await;
+        }
+        if *loaded.borrow() {
+            return;
+        }
+    }
+}
+
+/// Waits until the daemon is lost by which a process shares its GPU.
+async fn deserted(share: Option<&Share>) {
+    match share {
+        Some(share) => share.lost().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the end of a process that is to end.
+async fn settle(replica: &Replica, ended: &Ended, mut child: Child, stopping: &mut Shutdown) {
+    match ended {
+        Ended::Exited(_) => {}
+        Ended::Stopped => drain(replica, child, tokio::time::sleep(DRAIN_WAIT)).await,
+        Ended::Unloaded => {
+            let patience = async {
+                if tokio::time::timeout(UNLOAD_WAIT, stopping.wait_for(|&s| s)).await.is_ok() {
+                    tokio::time::sleep(DRAIN_WAIT).await;
+                }
+            };
+            drain(replica, child, patience).await;
+        }
+        // At once: what it computes now would fail with its GPU, and its job with that. Killed, it leaves the job to others.
+        Ended::Deserted => kill(replica, &mut child).await,
+    }
+}
+
 /// Waits for a stage that was asked to drain by the end of its standard input; kills it when `patience` ends.
 async fn drain(replica: &Replica, mut child: Child, patience: impl Future<Output = ()>) {
     let started = Instant::now();
@@ -182,14 +230,17 @@ async fn drain(replica: &Replica, mut child: Child, patience: impl Future<Output
     }
     let stage = replica.process.stage;
     tracing::warn!(%stage, after = ?started.elapsed(), "drain timed out, killing the stage");
+    kill(replica, &mut child).await;
+}
+
+async fn kill(replica: &Replica, child: &mut Child) {
     if let Err(error) = child.kill().await {
-        tracing::warn!(%stage, %error, "kill failed");
+        tracing::warn!(stage = %replica.process.stage, %error, "kill failed");
     }
 }
 
 impl Replica {
     fn spawn(&self) -> anyhow::Result<Child> {
-        let program = std::env::current_exe().context("own executable")?;
         let stderr = match &self.logs {
             Logs::Inherit => Stdio::inherit(),
             Logs::Directory(dir) => {
@@ -201,12 +252,8 @@ impl Replica {
         // candle reads /proc/cpuinfo at every matmul unless this is set.
         let given = layers::variable(THREADS).and_then(|count| count.to_str()?.parse::<NonZeroUsize>().ok());
         let threads = given.or_else(|| std::thread::available_parallelism().ok()).map_or(1, usize::from).to_string();
-        let mut command = Command::new(program);
-        // The configuration is merged: a stage has no use for what it was merged from.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(layers::PREFIX.as_bytes()))
-        {
-            command.env_remove(name);
-        }
+        let mut command = child::vidi()?;
+        command.envs(self.share.as_ref().map(|share| (PIPES, share.pipes())));
         command
             .env(THREADS, threads)
             .args(["stage", self.process.stage.as_str(), "--supervised"])

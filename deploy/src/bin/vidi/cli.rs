@@ -182,6 +182,16 @@ pub enum Command {
         #[arg(long, value_name = "PID", hide = true, requires = "supervised")]
         broker_of: Option<u32>,
     },
+    /// What `vidi up --mps` starts: keeps NVIDIA's daemon until it is told to end, or `vidi up` ends.
+    #[command(hide = true)]
+    MpsKeeper {
+        /// The daemon's control program.
+        #[arg(long, value_name = "FILE")]
+        program: PathBuf,
+        /// State directory of its `vidi up`.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+    },
     /// Records the messages of the bus to a file, without slowing it down.
     Record(recording::command::RecordArgs),
     /// Publishes recorded messages, and compares the stages' outputs with the recorded ones.
@@ -245,6 +255,10 @@ pub struct Up {
     /// Runs all stages in this process: the same code, the same bus.
     #[arg(long)]
     pub one_process: bool,
+    /// Starts NVIDIA's Multi-Process Service before the stages, so that they share a GPU's time instead of taking turns; sets
+    /// up.mps. A daemon that serves the GPU already is used as it is.
+    #[arg(long)]
+    pub mps: bool,
     /// Answers HTTP requests too, on this `host:port`, e.g. 127.0.0.1:8099; sets http.address. Anything but loopback needs
     /// http.token_file.
     #[arg(long, value_name = "ADDRESS")]

@@ -23,6 +23,8 @@ use std::process::ExitCode;
 
 use config::{Config, layers};
 use deploy::recording;
+use deploy::up::mps::home::Home;
+use deploy::up::mps::keeper;
 use deploy::up::{profile, replicas, stages};
 use protocol::control::Verb;
 use protocol::file_uri;
@@ -77,6 +79,9 @@ fn configuration(cli: &Cli) -> Result<Config, Fatal> {
     // A flag as any other, so that it wins over random weights that a layer below names.
     args.set.extend(model.map(|dir| format!("model.dir={}", toml::Value::String(file_uri::text(dir)))));
     args.set.extend(replicas::placement(place).map_err(wrong)?);
+    if matches!(&cli.command, Command::Up(up) if up.mps) {
+        args.set.push("up.mps=true".to_owned());
+    }
     args.load_over(profile)
 }
 
@@ -155,6 +160,11 @@ fn run(cli: Cli) -> Result<(), Fatal> {
                 warn_of_random_weights(&config);
             }
             stages::serve(name, &config, shutdown, notifier).await
+        }),
+        Command::MpsKeeper { program, state } => runtime.block_on(async {
+            let shutdown = on_signal();
+            let home = Home::below(&state).map_err(|e| Fatal(Exit::Usage, format!("{e:#}")))?;
+            keeper::keep(&program, &home, shutdown).await
         }),
         Command::Record(args) => runtime.block_on(async {
             recording::command::record(&running::connect(&config, Role::Operator).await?, args).await

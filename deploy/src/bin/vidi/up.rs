@@ -48,6 +48,11 @@ pub async fn up(config: &mut Config, up: Up) -> Result<(), Fatal> {
     let layout = if up.one_process { Layout::OneProcess } else { Layout::Processes(supervisor::Logs::Inherit) };
     let broker = broker::Options { monitor_port: config.up.monitor_port, ..broker::Options::default() };
     let mut pipeline = Pipeline::start(config, &note::state_dir(), &replicas, &layout, &broker).await?;
+    if let Some(said) = pipeline.mps()
+        && let Err(unwritten) = answer!("{said}")
+    {
+        tracing::warn!("{said}; {unwritten}");
+    }
     let (mut shutdown, notifier) = (on_signal(), Notifier::of_environment());
     let gateway = match listen(config, &pipeline).await {
         Ok(gateway) => gateway,
