@@ -164,7 +164,7 @@ pub async fn cancel_in_a_probe(scale: &Scale) -> Row {
 /// Jobs that wait for longer than events are kept, ids that are used again, and a wait that is too long.
 pub async fn ages(scale: &Scale) -> Row {
     let expected = "events without a gap from 0 on; an id is answered again once its events are gone; a job that waits too long fails";
-    let case = Case { name: "ids and the age of events".to_owned(), expected, bound_s: scale.bound(60.0) };
+    let case = Case { name: "ids and the age of events".to_owned(), expected, bound_s: scale.bound(90.0) };
     case.run(async {
         let mut setup = setup(scale);
         setup.set.extend(["bus.event_age_s=2".to_owned(), "bus.job_age_s=9".to_owned()]);
