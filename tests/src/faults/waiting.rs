@@ -227,8 +227,9 @@ pub async fn ages(scale: &Scale) -> Row {
         ensure!(error.kind == ErrorKind::Deadline && error.hint.contains("job_age_s"), "{error:?}");
         cancel_in(&rig, &working).await?;
         look::empty(&rig).await?;
-        let injected =
-            "events kept for 2 s; jobs 5 and 9 s in line; one id five times, the broker restarted".to_owned();
+        let injected = "events kept for 2 s; jobs 5 and 9 s in line; one id five times, the broker restarted; what outlives its job: a deadline, a \
+             cancel, a message in line"
+            .to_owned();
         Ok(Seen { injected, observed: "gapless, answered each time, failed as deadline".to_owned(), seconds: None })
     })
     .await
