@@ -9,7 +9,7 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub mod batches;
 pub mod broker;
@@ -109,11 +109,18 @@ pub struct Seen {
     pub seconds: Option<f64>,
 }
 
+/// Seconds that a case is waited for at least.
+const LEAST_WAIT_S: f64 = 600.0;
+
 impl Case {
-    /// Runs a case; an error of `body` is an unexpected outcome.
+    /// Runs a case; an error of `body` is an unexpected outcome, and so is one that does not come: a wait for a broker that has
+    /// ended by itself has no end.
     pub async fn run(self, body: impl Future<Output = anyhow::Result<Seen>>) -> Row {
         let started = Instant::now();
-        let outcome = body.await;
+        let most = Duration::from_secs_f64((2.0 * self.bound_s).max(LEAST_WAIT_S));
+        let outcome = tokio::time::timeout(most, body).await.unwrap_or_else(|_| {
+            Err(anyhow::anyhow!("not over after {most:?}: it waits for what does not come, a broker that crashed, say"))
+        });
         let took = started.elapsed().as_secs_f64();
         let Case { name: case, expected, bound_s } = self;
         match outcome {
