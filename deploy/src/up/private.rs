@@ -1,6 +1,8 @@
 //! Files for this user alone, which are there as a whole or not at all.
 
+use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -17,6 +19,15 @@ pub fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     file.write_all(content).with_context(named)?;
     file.persist(path).with_context(named)?;
     Ok(())
+}
+
+/// Opens a file that only this user may read to write at its end, whoever else does.
+///
+/// # Errors
+/// The file system's, with the path.
+pub fn appended(path: &Path) -> anyhow::Result<File> {
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    file.with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
