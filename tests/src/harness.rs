@@ -316,19 +316,26 @@ impl Rig {
     /// # Errors
     /// If it does not start again.
     pub async fn restart_broker_empty(&mut self) -> anyhow::Result<()> {
-        let port: u16 = self.broker.url().rsplit(':').next().unwrap_or_default().parse()?;
         self.kill_broker().await?;
         std::fs::remove_dir_all(self.dir.path().join("broker"))?;
-        let options = self.setup.broker(port);
-        self.broker = Broker::start(&self.dir.path().join("broker"), &options).await?;
+        self.broker = self.next_broker().await?;
         Ok(())
+    }
+
+    /// Starts a broker behind one that has ended, on the same port and files.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub async fn next_broker(&self) -> anyhow::Result<Broker> {
+        let port = self.broker.url().rsplit(':').next().unwrap_or_default().parse()?;
+        Broker::start(&self.dir.path().join("broker"), &self.setup.broker(port)).await
     }
 
     /// Kills the broker with SIGKILL.
     ///
     /// # Errors
     /// If it is not there.
-    pub async fn kill_broker(&mut self) -> anyhow::Result<()> {
+    pub async fn kill_broker(&self) -> anyhow::Result<()> {
         signal(self.broker.pid().context("broker is gone")?, "KILL")?;
         self.broker.ended().await;
         Ok(())
@@ -358,11 +365,8 @@ impl Rig {
     /// As `restart_broker`.
     pub async fn restart_broker_with(&mut self, max_payload: usize) -> anyhow::Result<()> {
         self.setup.max_payload = max_payload;
-        let port: u16 = self.broker.url().rsplit(':').next().unwrap_or_default().parse()?;
-        signal(self.broker.pid().context("broker is gone")?, "KILL")?;
-        self.broker.ended().await;
-        let options = self.setup.broker(port);
-        self.broker = Broker::start(&self.dir.path().join("broker"), &options).await?;
+        self.kill_broker().await?;
+        self.broker = self.next_broker().await?;
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ mod model;
 #[path = "owners/pipeline.rs"]
 mod pipeline;
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
@@ -15,6 +16,7 @@ use pipeline::Pipeline;
 use protocol::error::{ErrorKind, StageName};
 use protocol::event::{CancelledBy, Event};
 use protocol::message::JobRequest;
+use runtime::run::Ended;
 use tests::harness::{brokers, terminal};
 
 /// Longest time of anything that a test waits for.
@@ -57,6 +59,31 @@ async fn jobs_about_one_video_are_answered_together_and_each_has_its_own_end() -
         let joined = |request: &JobRequest| rig.seen(|seen: &Seen| seen.joined(&request.job));
         ensure!(joined(&short) && joined(&fails) && joined(&cancelled) && joined(&late));
         ensure!(!joined(&other) && !joined(&declined) && rig.seen(|seen| seen.declined == 1));
+        rig.empty().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_fails_because_the_device_is_lost_is_for_the_next_process() -> anyhow::Result<()> {
+    for broker in brokers() {
+        let mut rig = Pipeline::start(broker, 1, &[]).await?;
+        rig.worker("a").await?;
+        let held = rig.submit(Kind::Hold, 0, 1, |_| {}).await?;
+        rig.wait_for(|seen| seen.began(&held.job)).await?;
+        rig.device_lost.store(true, Ordering::SeqCst);
+        let fails = rig.submit(Kind::Fail, 0, 4, |_| {}).await?;
+        rig.wait_for(|seen| seen.began(&fails.job)).await?;
+        rig.release(&held);
+        let left = rig.left("a").await?;
+        ensure!(matches!(left, Err(Ended::Device(_))), "{left:?}");
+        ensure!(matches!(rig.end(&held).await?, Event::Result(_)));
+        rig.device_lost.store(false, Ordering::SeqCst);
+        rig.worker("b").await?;
+        // Of itself this time.
+        let Event::Failed { error } = rig.end(&fails).await? else { anyhow::bail!("did not fail") };
+        ensure!(error.kind == ErrorKind::Model, "{error:?}");
+        ensure!(rig.seen(|seen| seen.begins(&fails.job) == 2 && seen.by(&fails.job) == Some("b")), "{}", rig.log());
         rig.empty().await?;
     }
     Ok(())

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use async_nats::jetstream::{self, stream::Stream};
+use config::BusConfig;
 use deploy::up::broker::Broker;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::{FeatureBatch, JobId, Modality, Output, PcmWindow};
@@ -14,11 +15,14 @@ use protocol::stage::{Later, Port, Stage, Stop, Work};
 use protocol::tensor::{Dtype, Tensor};
 use protocol::wire;
 use runtime::bus::{Bus, Role, headers};
+use runtime::run::Ended;
+use runtime::run::device::DeviceLost;
 use runtime::run::service::InstanceInfo;
 use runtime::subject::StreamName;
 use tests::harness::brokers;
 use tests::shipped::Shipped;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// Longest time of anything that a test waits for.
 const SOON: Duration = Duration::from_secs(60);
@@ -68,6 +72,8 @@ enum Kind {
     Computes,
     /// The same, and the jobs that are to fail do.
     Fails,
+    /// All do, since the device is lost.
+    LosesDevice,
     /// It launches work at once, which a device does behind the door.
     Launches,
 }
@@ -104,6 +110,12 @@ impl Stage for Gathering {
                 .collect();
         }
         self.course.wait();
+        if self.kind == Kind::LosesDevice {
+            return works
+                .iter()
+                .map(|_| Err(JobError::new(ErrorKind::Internal, "an illegal address").into()))
+                .collect();
+        }
         let strict = self.kind == Kind::Fails;
         assert!(!(strict && jobs.iter().any(|job| job == PANICS)), "a message that panics");
         if strict && jobs.iter().any(|job| job == FAILS) {
@@ -125,10 +137,25 @@ fn silence(input: PcmWindow<'_>) -> Result<Output<'static>, Stop> {
 struct Rig {
     _broker: Broker,
     _shipped: Shipped,
+    config: BusConfig,
     operator: Bus,
     course: Arc<Course>,
     stop: watch::Sender<bool>,
-    worker: tokio::task::JoinHandle<Result<(), runtime::bus::BusError>>,
+    worker: JoinHandle<Result<(), Ended>>,
+}
+
+/// Starts a worker of the stage.
+async fn worker(
+    config: &BusConfig,
+    kind: Kind,
+    course: &Arc<Course>,
+) -> anyhow::Result<(watch::Sender<bool>, JoinHandle<Result<(), Ended>>)> {
+    let bus = Bus::connect(config, Role::Stage(StageName::Audio), SOON).await?;
+    let stage = Gathering { course: course.clone(), kind };
+    let lost = move || (kind == Kind::LosesDevice).then(|| "the device is lost".to_owned());
+    let info = InstanceInfo { device_lost: DeviceLost(Arc::new(lost)), ..InstanceInfo::default() };
+    let (stop, stopping) = watch::channel(false);
+    Ok((stop, tokio::spawn(runtime::run::run(bus, stage, info, stopping))))
 }
 
 impl Rig {
@@ -143,12 +170,9 @@ impl Rig {
         for i in 0..MESSAGES {
             publish(&operator, &format!("job-{i}")).await?;
         }
-        let bus = Bus::connect(&config, Role::Stage(StageName::Audio), SOON).await?;
         let course = Arc::new(Course::default());
-        let stage = Gathering { course: course.clone(), kind };
-        let (stop, stopping) = watch::channel(false);
-        let worker = tokio::spawn(runtime::run::run(bus, stage, InstanceInfo::default(), stopping));
-        Ok(Rig { _broker: broker, _shipped: shipped, operator, course, stop, worker })
+        let (stop, worker) = worker(&config, kind, &course).await?;
+        Ok(Rig { _broker: broker, _shipped: shipped, config, operator, course, stop, worker })
     }
 
     /// Messages of the stage's queue that nobody has, and that are in flight.
@@ -201,6 +225,13 @@ impl Rig {
     async fn end(self) -> anyhow::Result<()> {
         self.stop.send_replace(true);
         Ok(tokio::time::timeout(SOON, self.worker).await.context("it did not leave")???)
+    }
+
+    /// Waits until the worker has left by itself, and starts another; why it left.
+    async fn replaced(&mut self, kind: Kind) -> anyhow::Result<Result<(), Ended>> {
+        let left = tokio::time::timeout(SOON, &mut self.worker).await.context("it did not leave")??;
+        (self.stop, self.worker) = worker(&self.config, kind, &self.course).await?;
+        Ok(left)
     }
 }
 
@@ -275,6 +306,22 @@ async fn a_message_that_fails_or_panics_ends_alone_and_those_beside_it_are_done_
         ensure!(counts[PANICS] == 3 && counts[FAILS] == 2, "{program:?}: {passes:?}");
         ensure!(rig.stored(StreamName::Features).await? == MESSAGES as u64 - 2, "{program:?}: {passes:?}");
         ensure!(rig.stored(StreamName::Dead).await? == 1, "{program:?}: the message that panics is kept");
+        rig.end().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_device_is_lost_leaves_and_fails_no_job() -> anyhow::Result<()> {
+    for program in brokers() {
+        let mut rig = Rig::start(program.as_deref(), Kind::LosesDevice).await?;
+        rig.until_a_pass_waits().await?;
+        rig.course.open();
+        let left = rig.replaced(Kind::Computes).await?;
+        ensure!(matches!(left, Err(Ended::Device(_))), "{program:?}: {left:?}");
+        rig.until("all done", |pending, in_flight| (pending, in_flight) == (0, 0)).await?;
+        ensure!(rig.stored(StreamName::Features).await? == MESSAGES as u64, "{program:?}: one output each");
+        ensure!(rig.stored(StreamName::Dead).await? == 0, "{program:?}: a message was given up");
         rig.end().await?;
     }
     Ok(())

@@ -110,6 +110,17 @@ impl Gauge for Watched {
         let (free, total) = self.context.mem_get_info().ok()?;
         Some(Limits { budget_bytes: self.budget_bytes, free_bytes: free as u64, total_bytes: total as u64 })
     }
+
+    /// After a fault on the device (an address that is not there, a server of MPS that died, an ECC error) each call in its context
+    /// fails, the wait for it with the same error. An allocation or a launch that was refused leaves no trace there.
+    fn lost(&self) -> Option<String> {
+        // SAFETY: the context is the process's and lives as long; any thread may have it as its current one.
+        let waited = unsafe {
+            sys::cuCtxSetCurrent(self.context.cu_ctx()).result().and_then(|()| sys::cuCtxSynchronize().result())
+        };
+        let error = waited.err()?;
+        Some(format!("cuda:{} is lost to this process: {error}", self.pool.ordinal))
+    }
 }
 
 /// Gives what is reserved and unused back to the driver.

@@ -1,4 +1,5 @@
-//! Memory that this process holds, of the kind that its budget is about: the device's, once one is open, else the host's.
+//! Memory that this process holds, of the kind that its budget is about: the device's, once one is open, else the host's; and whether
+//! that device still computes.
 
 use std::sync::OnceLock;
 
@@ -30,6 +31,8 @@ pub trait Gauge: Send + Sync {
     fn usage(&self) -> Usage;
     /// Limits of the next allocation; none if the device does not say.
     fn limits(&self) -> Option<Limits>;
+    /// Why this process cannot compute on the device any more, whatever it tries; none while it can. Waits for what the device is at.
+    fn lost(&self) -> Option<String>;
 }
 
 static DEVICE: OnceLock<Box<dyn Gauge>> = OnceLock::new();
@@ -48,6 +51,12 @@ pub fn usage() -> Usage {
 /// Limits that its device's memory sets it; none without a device.
 pub fn limits() -> Option<Limits> {
     DEVICE.get()?.limits()
+}
+
+/// Why its device is lost to this process, which has to start anew then; none while it computes, and without one. Waits for what the
+/// device is at.
+pub fn lost() -> Option<String> {
+    DEVICE.get()?.lost()
 }
 
 /// Resident memory, from `/proc/self/status`; zeros where there is none.

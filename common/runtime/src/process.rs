@@ -15,8 +15,9 @@ use crate::notify::Notifier;
 use crate::output::Unwritten;
 use crate::remark;
 use crate::run::checkpoint::Checkpoint;
+use crate::run::device::DeviceLost;
 use crate::run::service::InstanceInfo;
-use crate::run::{self, Shutdown, owner, shutdown};
+use crate::run::{self, Ended, Shutdown, owner, shutdown};
 use crate::telemetry;
 use config::{Config, RandomWeights, layers};
 use protocol::error::{ErrorKind, JobError, StageName};
@@ -126,6 +127,15 @@ impl From<BusError> for Fatal {
             BusErrorKind::Unreachable | BusErrorKind::JetStream | BusErrorKind::Leaderless => Exit::Broker,
         };
         Fatal(exit, e.to_string())
+    }
+}
+
+impl From<Ended> for Fatal {
+    fn from(e: Ended) -> Self {
+        match e {
+            Ended::Bus(e) => e.into(),
+            Ended::Device(lost) => Fatal(Exit::Other, lost),
+        }
     }
 }
 
@@ -375,7 +385,8 @@ fn instance_info(config: &Config, stage: StageName, notifier: &Notifier) -> Resu
     let notifier = notifier.clone();
     let affinity_wait = Duration::from_secs_f64(config.llm.affinity_wait_s);
     let family = String::new();
-    Ok(InstanceInfo { checkpoint, family, dtype, device, budget_bytes, watchdog, notifier, affinity_wait })
+    let device_lost = DeviceLost::default();
+    Ok(InstanceInfo { checkpoint, family, dtype, device, budget_bytes, watchdog, notifier, affinity_wait, device_lost })
 }
 
 #[cfg(test)]

@@ -20,9 +20,9 @@ const STORE_WAIT: Duration = Duration::from_secs(10);
 /// Name of the server's log in its directory.
 const LOG: &str = "nats.log";
 /// Lines of the log that are shown where the server ended.
-const TAIL: usize = 3;
+const TAIL: usize = 4;
 /// How the line begins in which a Go program says why it ends at once.
-const CRASHES: [&str; 4] = ["panic: ", "fatal error: ", "runtime: ", "SIG"];
+const CRASHES: [&str; 2] = ["panic: ", "fatal error: "];
 /// Directory of the streams, in that of the broker.
 pub const STORE: &str = "jetstream";
 /// End of the name of the file in which a server says on which ports it listens.
@@ -137,7 +137,7 @@ impl Broker {
     }
 
     /// Waits until the server ends; says how, with the end of its log.
-    pub async fn ended(&mut self) -> String {
+    pub async fn ended(&self) -> String {
         let how = self.server.ended().await;
         format!("nats-server {how}: {}", self.log_tail())
     }
@@ -168,11 +168,11 @@ impl Broker {
     }
 }
 
-/// What a log ends with: three lines, of a panic the first ones, since hundreds of lines of other threads follow them.
+/// What a log ends with: its last lines, of a panic the first ones, since hundreds of lines of other threads follow them.
 fn tail(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().collect();
-    let panicked = lines.iter().rposition(|line| CRASHES.iter().any(|crash| line.starts_with(crash)));
-    let from = panicked.unwrap_or(lines.len().saturating_sub(TAIL));
+    let lines: Vec<&str> = log.lines().filter(|line| !line.is_empty()).collect();
+    let crash = lines.iter().rposition(|line| CRASHES.iter().any(|crash| line.starts_with(crash)));
+    let from = crash.unwrap_or(lines.len().saturating_sub(TAIL));
     lines[from..].iter().take(TAIL).copied().collect::<Vec<_>>().join(" | ")
 }
 
@@ -247,9 +247,9 @@ mod tests {
 
     #[test]
     fn the_end_of_a_log_is_its_last_lines_or_why_the_server_panicked() {
-        assert_eq!(tail("a\nb\nc\nd\n"), "b | c | d");
-        let panic = "[1] ready\npanic: assignment to nil map\n\ngoroutine 7 [running]:\nmain.f()\n\ngoroutine 8 [select]:\n";
-        assert_eq!(tail(panic), "panic: assignment to nil map |  | goroutine 7 [running]:");
+        assert_eq!(tail("a\nb\nc\nd\ne\n"), "b | c | d | e");
+        let panic = "[1] ready\npanic: nil pointer\n[signal SIGSEGV]\n\ngoroutine 7 [running]:\nserver.f()\n\ngoroutine 8 [select]:\n";
+        assert_eq!(tail(panic), "panic: nil pointer | [signal SIGSEGV] | goroutine 7 [running]: | server.f()");
     }
 
     #[tokio::test]

@@ -58,8 +58,8 @@ impl Kept {
     }
 
     /// Waits for its end; says how.
-    pub async fn ended(&mut self) -> String {
-        match self.end.wait_for(Option::is_some).await {
+    pub async fn ended(&self) -> String {
+        match self.end.clone().wait_for(Option::is_some).await {
             Ok(how) => how.clone().unwrap_or_default(),
             Err(_) => "the thread that kept it ended".to_owned(),
         }
@@ -197,7 +197,7 @@ mod tests {
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let path = dir.path().to_owned();
         let asked = std::thread::spawn(move || runtime().block_on(sleeping(&path)));
-        let mut kept = asked.join().unwrap();
+        let kept = asked.join().unwrap();
         runtime().block_on(async {
             let early = tokio::time::timeout(Duration::from_millis(300), kept.ended()).await;
             assert!(early.is_err(), "{early:?}");
@@ -212,7 +212,7 @@ mod tests {
     async fn a_child_that_ends_by_itself_says_how_and_one_that_cannot_start_why() {
         let dir = tempfile::tempdir().unwrap();
         let started = |program: &str, lock: Lock| Kept::start(Command::new(program), lock, Ending::Killed);
-        let mut kept = started("false", lock(dir.path()).await.unwrap()).await.unwrap();
+        let kept = started("false", lock(dir.path()).await.unwrap()).await.unwrap();
         assert!(kept.ended().await.contains("exit status: 1"));
         assert_eq!(kept.pid(), None);
         let missing = started("/no/such/program", lock(dir.path()).await.unwrap()).await;

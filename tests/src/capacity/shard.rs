@@ -11,7 +11,7 @@ use config::BusConfig;
 use deploy::client;
 use deploy::up::broker::{Broker, Options};
 use protocol::error::StageName;
-use runtime::bus::{Bus, BusError, Role};
+use runtime::bus::{Bus, Role};
 use runtime::run::service::{InstanceInfo, Status};
 use runtime::run::{self, owner};
 use tokio::sync::watch;
@@ -26,7 +26,7 @@ use super::stages::{Audio, Decode, Fuse, Vision};
 /// Longest time that broker and stages may take to start or to leave.
 const SOON: Duration = Duration::from_secs(60);
 
-type Ended = JoinHandle<Result<(), BusError>>;
+type Ended = JoinHandle<Result<(), run::Ended>>;
 
 /// A broker that several pipelines may share, watched while they run.
 pub struct Watched {

@@ -20,8 +20,9 @@ use protocol::stage::KeptVideo;
 use protocol::wire;
 use protocol::workers::{OfferReply, WorkerNews};
 use runtime::bus::{Bus, Role};
+use runtime::run::device::DeviceLost;
 use runtime::run::service::InstanceInfo;
-use runtime::run::{self, owner};
+use runtime::run::{self, Ended, owner};
 use runtime::subject::StreamName;
 use tempfile::TempDir;
 use tests::faults::look;
@@ -36,7 +37,7 @@ use super::model::{Kind, Model, Seen};
 struct Worker {
     runtime: Runtime,
     stop: watch::Sender<bool>,
-    ended: JoinHandle<Result<(), runtime::bus::BusError>>,
+    ended: JoinHandle<Result<(), Ended>>,
 }
 
 /// The pipeline of one test.
@@ -48,6 +49,8 @@ pub struct Pipeline {
     workers: BTreeMap<String, Worker>,
     seen: Arc<Mutex<Seen>>,
     panicked: Arc<AtomicBool>,
+    /// Whether the workers' device is lost.
+    pub device_lost: Arc<AtomicBool>,
     asked: AtomicUsize,
     // The last one to go.
     _broker: Broker,
@@ -93,6 +96,7 @@ impl Pipeline {
             workers: BTreeMap::new(),
             seen: Arc::default(),
             panicked: Arc::default(),
+            device_lost: Arc::default(),
             asked: AtomicUsize::new(0),
             _broker: broker,
         })
@@ -106,9 +110,12 @@ impl Pipeline {
         let (config, seen, panicked) = (self.config.clone(), self.seen.clone(), self.panicked.clone());
         let model = Model { name: name.to_owned(), seen, panicked, kept: VecDeque::new() };
         let affinity_wait = Duration::from_secs_f64(config.llm.affinity_wait_s);
+        let lost = self.device_lost.clone();
+        let asked = move || lost.load(Ordering::SeqCst).then(|| "the device is lost".to_owned());
+        let info = InstanceInfo { affinity_wait, device_lost: DeviceLost(Arc::new(asked)), ..InstanceInfo::default() };
         let ended = runtime.spawn(async move {
             let bus = Bus::connect(&config.bus, Role::Stage(StageName::Llm), SOON).await?;
-            owner::run(bus, model, InstanceInfo { affinity_wait, ..InstanceInfo::default() }, stopped).await
+            owner::run(bus, model, info, stopped).await
         });
         self.workers.insert(name.to_owned(), Worker { runtime, stop, ended });
         let until = Instant::now() + SOON;
@@ -120,11 +127,17 @@ impl Pipeline {
 
     /// Drains a worker and waits until it has left.
     pub async fn stop(&mut self, name: &str) -> anyhow::Result<()> {
+        self.workers.get(name).context("no such worker")?.stop.send_replace(true);
+        Ok(self.left(name).await??)
+    }
+
+    /// Waits until a worker has left; why, where it was not told to.
+    pub async fn left(&mut self, name: &str) -> anyhow::Result<Result<(), Ended>> {
         let worker = self.workers.remove(name).context("no such worker")?;
-        worker.stop.send_replace(true);
-        tokio::time::timeout(SOON, worker.ended).await.with_context(|| format!("{name} does not leave"))???;
+        let ended =
+            tokio::time::timeout(SOON, worker.ended).await.with_context(|| format!("{name} does not leave"))??;
         worker.runtime.shutdown_background();
-        Ok(())
+        Ok(ended)
     }
 
     /// Ends a worker with all that it is at, as if its process were killed.

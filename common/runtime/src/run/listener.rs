@@ -22,6 +22,17 @@ use protocol::wire::{self, Encoding};
 /// Time that a process that leaves waits at most for the replies that it still owes.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// Makes this instance finish what is in flight and leave.
+#[derive(Clone)]
+pub struct Draining(watch::Sender<bool>);
+
+impl Draining {
+    /// From now on no further message is taken.
+    pub fn begin(&self) {
+        self.0.send_replace(true);
+    }
+}
+
 /// Listener for control messages, and what it has heard.
 pub struct Listener {
     bus: Bus,
@@ -78,6 +89,11 @@ impl Listener {
     /// Turns true when this instance shall take no further message.
     pub fn shutdown(&self) -> Shutdown {
         self.draining.subscribe()
+    }
+
+    /// For whoever finds a reason of its own for this instance to leave.
+    pub fn draining(&self) -> Draining {
+        Draining(self.draining.clone())
     }
 
     /// Whether this instance shall take no further message.

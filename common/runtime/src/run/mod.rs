@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`shutdown`] (how a process is told to leave), [`inbox`] (pulling and keeping messages), [`engine`]
 //! (the thread that computes), [`watchdog`] (which ends the
-//! process if that hangs), [`job_end`] (why work on a job stops), [`registry`] (what is known and in flight), [`port`]
+//! process if that hangs), [`device`] (which ends it if its GPU is lost), [`job_end`] (why work on a job stops), [`registry`] (what is known and in flight), [`port`]
 //! (what a stage's outputs pass through), [`pass`] (what the engine computes together), [`allowance`] (how many bytes are in flight), [`report`] (what is told to the
 //! job's owner), [`control`] (control messages from whoever sends them), [`listener`] (and in the instance that hears
 //! them), [`dead`] (messages that no stage could use), [`taking`] (which messages are taken together), [`worker`] (a stage between two queues), [`service`] (how an
@@ -20,6 +20,7 @@ pub mod checkpoint;
 pub mod control;
 pub mod dead;
 pub mod deadlines;
+pub mod device;
 pub mod ending;
 pub mod engine;
 pub mod expiry;
@@ -46,5 +47,32 @@ pub mod watchdog;
 pub mod whereabouts;
 pub mod worker;
 
+use crate::bus::BusError;
 pub use shutdown::Shutdown;
 pub use worker::run;
+
+/// Reason for which an instance does not serve any more.
+#[derive(Debug)]
+pub enum Ended {
+    /// What it needs of the broker cannot be had.
+    Bus(BusError),
+    /// Its device is lost: in the words of [`protocol::memory::lost`].
+    Device(String),
+}
+
+impl From<BusError> for Ended {
+    fn from(e: BusError) -> Self {
+        Ended::Bus(e)
+    }
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Ended::Bus(e) => e.fmt(f),
+            Ended::Device(lost) => f.write_str(lost),
+        }
+    }
+}
+
+impl std::error::Error for Ended {}

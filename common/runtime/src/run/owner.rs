@@ -32,8 +32,10 @@ mod worker;
 
 use std::sync::Arc;
 
+use super::Ended;
 use super::admission;
 use super::deadlines;
+use super::device::DeviceWatch;
 use super::engine::Engine;
 use super::expiry::expire;
 use super::line::Line;
@@ -45,7 +47,7 @@ use super::service::{self, Counters, InstanceInfo};
 use super::shutdown::Shutdown;
 use super::sweep::sweep;
 use super::watchdog::Watchdog;
-use crate::bus::{Bus, BusError};
+use crate::bus::Bus;
 use crate::metrics::counts;
 use clearing::Clearing;
 use desk::Desk;
@@ -57,9 +59,9 @@ use worker::Worker;
 /// Runs stage-llm until `shutdown`.
 ///
 /// # Errors
-/// [`BusError`] when the queues cannot be set up, or other processes of the pipeline [differ](peers::check). Later trouble is
-/// waited out.
-pub async fn run<O>(bus: Bus, owner: O, info: InstanceInfo, shutdown: Shutdown) -> Result<(), BusError>
+/// [`Ended::Bus`] when the queues cannot be set up, or other processes of the pipeline [differ](peers::check); later trouble of that
+/// kind is waited out. [`Ended::Device`] when its device was lost.
+pub async fn run<O>(bus: Bus, owner: O, info: InstanceInfo, shutdown: Shutdown) -> Result<(), Ended>
 where
     O: Owner + Send + 'static,
 {
@@ -90,7 +92,19 @@ where
     tracing::info!(stage = "llm", instance = bus.instance(), "ready");
     let draining = listener.shutdown();
     let clearing = Clearing::default();
-    let worker = Worker { bus, listener, engine, info, pulse, counters, clearing, token_bytes, step_tokens };
+    let device = DeviceWatch::new(info.device_lost.clone(), listener.draining());
+    let worker = Worker {
+        bus,
+        listener,
+        engine,
+        device: device.clone(),
+        info,
+        pulse,
+        counters,
+        clearing,
+        token_bytes,
+        step_tokens,
+    };
     let worker = Desk::new(worker, line).run(draining).await?;
     // A service that was never asked anything has nobody to tell.
     let _ = service.stop().await;
@@ -101,5 +115,5 @@ where
         listener.drained().await;
     }
     tracing::info!(stage = "llm", "drained");
-    Ok(())
+    device.lost().map_or(Ok(()), |lost| Err(Ended::Device(lost.to_owned())))
 }

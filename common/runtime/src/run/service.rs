@@ -10,6 +10,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Checkpoint;
+use super::device::DeviceLost;
 use super::peers::FINGERPRINT;
 use super::probes;
 use super::watchdog::Watchdog;
@@ -176,6 +177,8 @@ pub struct InstanceInfo {
     pub notifier: Notifier,
     /// Time that a job waits for the worker that keeps its video, of stage-llm.
     pub affinity_wait: Duration,
+    /// Whether its device is lost.
+    pub device_lost: DeviceLost,
 }
 
 /// Name of a stage's service.

@@ -8,10 +8,12 @@ use serde::Deserialize;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::Instrument;
 
+use super::Ended;
 use super::allowance::{Allowance, Share};
 use super::checkpoint::Checkpoint;
 use super::control::broadcast_end;
 use super::dead::bury;
+use super::device::DeviceWatch;
 use super::engine::Engine;
 use super::handover::{Elsewhere, Handover};
 use super::inbox::{Delivery, Inbox, Prefetch};
@@ -25,7 +27,7 @@ use super::taking::{self, Intake, Taken};
 use super::watchdog::Watchdog;
 use super::whereabouts;
 use crate::bus::events::EventLog;
-use crate::bus::{Attempt, Bus, BusError, Role};
+use crate::bus::{Attempt, Bus, Role};
 use crate::metrics::counts;
 use crate::objects::Fetching;
 use crate::subject::StreamName;
@@ -42,9 +44,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Runs a stage between its work queue and the next until `shutdown`.
 ///
 /// # Errors
-/// [`BusError`] when the queue cannot be set up, or other processes of the pipeline [differ](peers::check). Later trouble is
-/// waited out.
-pub async fn run<S>(bus: Bus, mut stage: S, info: InstanceInfo, shutdown: Shutdown) -> Result<(), BusError>
+/// [`Ended::Bus`] when the queue cannot be set up, or other processes of the pipeline [differ](peers::check); later trouble of that
+/// kind is waited out. [`Ended::Device`] when the stage's device was lost.
+pub async fn run<S>(bus: Bus, mut stage: S, info: InstanceInfo, shutdown: Shutdown) -> Result<(), Ended>
 where
     S: Stage + Send + 'static,
     for<'a> S::Input<'a>: Deserialize<'a>,
@@ -75,7 +77,9 @@ where
     let (allowance, steps) = (taking::allowance(&bus, together), taking::steps(together));
     let outlet = Outlet::new(Allowance::new(SENDING * bus.config().message_bytes), info.budget_bytes);
     let (checkpoint, handover) = (info.checkpoint.clone(), elsewhere.handover);
-    let worker = Worker { bus: bus.clone(), counters: counters.clone(), outlet, watchdog, checkpoint, handover };
+    let device = DeviceWatch::new(info.device_lost.clone(), listener.draining());
+    let worker =
+        Worker { bus: bus.clone(), counters: counters.clone(), outlet, watchdog, checkpoint, handover, device };
     let mut intake = Intake { stage: S::NAME, bus: bus.clone(), inbox, listener, counters, allowance, steps, together };
     let mut settling = JoinSet::new();
     tracing::info!(stage = %S::NAME, instance = bus.instance(), "ready");
@@ -103,7 +107,7 @@ where
     let _ = service.stop().await;
     intake.listener.drained().await;
     tracing::info!(stage = %S::NAME, "drained");
-    Ok(())
+    worker.device.lost().map_or(Ok(()), |lost| Err(Ended::Device(lost.to_owned())))
 }
 
 /// Reports a settling that panicked; its message comes again.
@@ -130,6 +134,7 @@ struct Worker {
     checkpoint: Checkpoint,
     /// Way of messages whose file is not here; none where no message has a file.
     handover: Option<Arc<Handover>>,
+    device: DeviceWatch,
 }
 
 impl Worker {
@@ -210,6 +215,7 @@ impl Worker {
             }
             Err(stop) => Err(stop),
         };
+        let outcome = self.device.judge(outcome).await;
         if in_flight.end().is_set() {
             // The job ended while its outputs were on their way: whoever cleared up behind it may have come too early.
             bus.purge_outputs(S::NAME, &job).await;

@@ -136,8 +136,10 @@ impl<O> Worker<O> {
     pub async fn finish(&self, owned: Owned, outcome: Outcome) -> Settled {
         let span = owned.span.clone();
         let course = owned.course;
+        let Outcome { outcome, gave_way } = outcome;
         async {
-            let answered = Self::close(owned, outcome).await;
+            let outcome = self.device.judge(outcome).await;
+            let answered = Self::close(owned, Outcome { outcome, gave_way }).await;
             let log = answered.log.clone();
             let settled = self.settle(answered).await;
             course.end(&self.bus, log.lock().await.written_end(), &self.counters);

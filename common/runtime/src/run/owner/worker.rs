@@ -7,6 +7,7 @@ use super::clearing::Clearing;
 use super::fencing;
 use crate::bus::Bus;
 use crate::bus::FencingToken;
+use crate::run::device::DeviceWatch;
 use crate::run::engine::Engine;
 use crate::run::inbox::Delivery;
 use crate::run::listener::Listener;
@@ -19,6 +20,7 @@ pub struct Worker<O> {
     pub bus: Bus,
     pub listener: Listener,
     pub engine: Engine<O>,
+    pub device: DeviceWatch,
     pub info: InstanceInfo,
     /// Watch over the engine.
     pub pulse: Arc<Pulse>,
