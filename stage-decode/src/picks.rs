@@ -1,6 +1,7 @@
 //! Selection of decoded pictures: the picked ones, and for a picked one that does not decode the last that did.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::timeline::{Numbering, Timeline};
 
@@ -30,7 +31,7 @@ impl Picks {
     }
 
     /// Whether the range holds the number of a picked picture.
-    fn any_in(self, numbers: Range<u64>) -> bool {
+    pub(crate) fn any_in(self, numbers: Range<u64>) -> bool {
         let index = numbers.start.saturating_sub(self.first).div_ceil(self.step);
         index < self.count && numbers.contains(&self.number(index))
     }
@@ -56,7 +57,7 @@ pub(crate) struct PickFilter<T> {
 }
 
 impl<T> PickFilter<T> {
-    pub(crate) fn new(timeline: Timeline, picks: Picks) -> Self {
+    pub(crate) fn new(timeline: impl Into<Arc<Timeline>>, picks: Picks) -> Self {
         PickFilter { numbering: Numbering::new(timeline), picks, held: None, decided: 0 }
     }
 

@@ -1,6 +1,8 @@
 //! Numbers of decoded pictures, by the time at which the container shows them: a picture that does not decode leaves its
 //! own number free and shifts no other.
 
+use std::sync::Arc;
+
 /// Limit on the pictures whose times are kept: 38 hours at 30 pictures per second, 32 MiB.
 pub(crate) const MAX_LISTED: usize = 1 << 22;
 /// Bound on the rounding of demuxers, which convert the container's ticks to nanoseconds.
@@ -44,6 +46,19 @@ impl Timeline {
         self.shown.len() + self.hidden.len()
     }
 
+    /// Number of pictures that count.
+    pub(crate) fn shown_count(&self) -> u64 {
+        self.shown.len() as u64
+    }
+
+    /// Number of the picture that is shown at a time; none where that is no picture's, several' or one's that does not count.
+    pub(crate) fn only_at(&self, at: u64) -> Option<u64> {
+        let number = Timeline::find(&self.shown, at, 0)?;
+        let others = [(&self.shown, number + 1), (&self.hidden, 0)];
+        let is_only = others.into_iter().all(|(times, from)| Timeline::find(times, at, from).is_none());
+        is_only.then_some(number as u64)
+    }
+
     /// Seconds by which a picture is shown at most before or after its number says, were the rate even; 0 where an edit list leaves
     /// pictures out, whose times are not those at which the others are shown.
     pub(crate) fn unevenness_s(&self) -> f64 {
@@ -66,19 +81,19 @@ impl Timeline {
 /// Numbering of the decoded pictures that count, from 0, in the order in which they are shown.
 #[derive(Debug)]
 pub(crate) struct Numbering {
-    timeline: Timeline,
+    timeline: Arc<Timeline>,
     next: u64,
 }
 
 impl Numbering {
-    pub(crate) fn new(timeline: Timeline) -> Self {
-        Numbering { timeline, next: 0 }
+    pub(crate) fn new(timeline: impl Into<Arc<Timeline>>) -> Self {
+        Numbering { timeline: timeline.into(), next: 0 }
     }
 
     /// The number of the next decoded picture, always above the last one's; `None` if it does not count or comes too late.
     /// A picture whose time the container does not know takes the next number.
     pub(crate) fn next(&mut self, at: Option<u64>) -> Option<u64> {
-        let Timeline { shown, hidden } = &self.timeline;
+        let Timeline { shown, hidden } = &*self.timeline;
         let number = match at {
             Some(at) => match Timeline::find(shown, at, self.next as usize) {
                 Some(found) => found as u64,

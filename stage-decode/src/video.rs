@@ -1,4 +1,5 @@
-//! Decoding of a video track to sampled frames: every picture is decoded and numbered, only picked ones are converted.
+//! Decoding of a video track to sampled frames: every picture that is picked, or that others refer to, is decoded and numbered, only
+//! picked ones are converted.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -20,6 +21,7 @@ use crate::picture::Picture;
 use crate::pipeline::{self, Interruption, Kind, Limits, TrackPipeline, lock};
 use crate::probe::VideoTrack;
 use crate::resize::Resizer;
+use crate::unreferenced::drop_unneeded;
 
 /// Sampled frame.
 #[derive(Clone, Debug)]
@@ -73,8 +75,9 @@ fn decode_pass(
     let (convert, caps) = pipeline::tail(Kind::Video)?;
     let pad = convert.static_pad("sink").ok_or_else(|| failure::no_element("videoconvert"))?;
     let selection = pass.checked_sub(1).and_then(|pass| track.links.get(pass)).unwrap_or(&track.selection);
-    let timeline = track.passes.get(pass).map(|pass| pass.timeline.clone()).unwrap_or_default();
-    filter_buffers(&pad, PickFilter::new(timeline, picks));
+    let timeline = Arc::new(track.passes.get(pass).map(|pass| pass.timeline.clone()).unwrap_or_default());
+    filter_buffers(&pad, PickFilter::new(timeline.clone(), picks));
+    drop_unneeded(&pad, timeline, picks);
     let pipeline = TrackPipeline::start(media, selection.clone(), &convert, &caps, limits)?;
 
     let mut builder = FrameBuilder::default();
