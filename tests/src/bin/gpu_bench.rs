@@ -47,6 +47,9 @@ struct Args {
     /// the first one reads its video from disk.
     #[arg(long)]
     unload: bool,
+    /// After the questions of a duration, so many more of it at once, which grow in one batch: with `--set llm.keep_video=true`.
+    #[arg(long, default_value_t = 0)]
+    at_once: usize,
     /// Jobs of mixed duration afterwards; after each, every stage must hold no more memory than after the first ones.
     #[arg(long, default_value_t = 0)]
     soak: usize,
@@ -132,6 +135,7 @@ async fn bench(args: &Args) -> anyhow::Result<()> {
         rounds: args.rounds,
         new_tokens: args.new_tokens,
         unload: args.unload,
+        at_once: args.at_once,
         soak: args.soak,
     };
     let write = |json: Vec<u8>| args.json.as_ref().map_or(Ok(()), |path| std::fs::write(path, json));

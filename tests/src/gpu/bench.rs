@@ -25,6 +25,8 @@ pub struct Questions {
     pub new_tokens: u32,
     /// Two questions more per duration, after stage-llm was unloaded.
     pub unload: bool,
+    /// Questions at once per duration, after those.
+    pub at_once: usize,
     /// Jobs of mixed duration afterwards.
     pub soak: usize,
 }
@@ -107,12 +109,46 @@ pub async fn bench(
             println!("{}", line(&row));
             rows.push(row);
         }
+        if questions.at_once > 0 {
+            let job = format!("bench-{i}-{seconds}-at-once");
+            at_once(&pipeline, &job, seconds, questions, idle_bytes).await?;
+        }
     }
     if questions.soak > 0 {
         soak(&pipeline, questions.soak).await?;
     }
     show_memory(&pipeline).await?;
     Ok(Report { gpu, ceilings, settings: config.set.clone(), idle_bytes, ready_bytes, rows })
+}
+
+/// Asks several questions about a video at once, and prints how long all take and what memory at most.
+///
+/// # Errors
+/// A job that fails.
+async fn at_once(
+    pipeline: &Pipeline,
+    job: &str,
+    seconds: u64,
+    questions: &Questions,
+    idle_bytes: u64,
+) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let jobs: Vec<String> = (0..questions.at_once).map(|n| format!("{job}-{n}")).collect();
+    let asked = jobs.iter().map(|job| pipeline.ask(job, seconds, questions.new_tokens));
+    let all = futures::future::try_join_all(asked).await?;
+    if let Some(error) = all.iter().find_map(|measured| measured.error.as_ref()) {
+        anyhow::bail!("{job}: {error}");
+    }
+    let peak = all.iter().map(|measured| measured.peak_bytes).max().unwrap_or_default().saturating_sub(idle_bytes);
+    let slowest = all.iter().map(|measured| measured.ms_per_token).fold(0.0, f64::max);
+    let tokens: usize = all.iter().map(|measured| measured.token_ids.len()).sum();
+    let took = started.elapsed().as_secs_f64();
+    println!(
+        "{} questions about {seconds} s at once: {took:.2} s, {tokens} tokens, {slowest:.2} ms a token at most, peak {:.2} GB",
+        all.len(),
+        gb(peak)
+    );
+    Ok(())
 }
 
 /// Effective configuration and model geometry of the pipeline.

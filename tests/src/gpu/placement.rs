@@ -229,7 +229,8 @@ mod tests {
             column("one GPU", Some(0.5), [vec![measured(10, 0.25, None)], long()].concat()),
             column("two", None, vec![measured(300, f64::NAN, Some("llm: needs 10.28 GiB"))]),
         ];
-        let questions = Questions { seconds: vec![10, 300], rounds: 3, new_tokens: 64, soak: 0, unload: false };
+        let questions =
+            Questions { seconds: vec![10, 300], rounds: 3, new_tokens: 64, soak: 0, unload: false, at_once: 0 };
         let devices = vec![Device::Cuda(0), Device::Cuda(1)];
         let arguments = Arguments { devices, jobs: 12, job_seconds: 60, concurrent: 4, within_s: 1 };
         let table = side_by_side(&columns, &questions, &arguments);

@@ -143,7 +143,8 @@ mod tests {
             ("fp8".to_owned(), report(vec![measured(2.0, None), measured(1.574, None)])),
             ("q8".to_owned(), report(vec![measured(f64::NAN, Some("llm: needs 10.28 GiB"))])),
         ];
-        let questions = Questions { seconds: vec![300, 3600], rounds: 2, new_tokens: 64, soak: 0, unload: false };
+        let questions =
+            Questions { seconds: vec![300, 3600], rounds: 2, new_tokens: 64, soak: 0, unload: false, at_once: 0 };
         let table = side_by_side(&reports, &questions);
         assert!(table.contains("| 300 | fp8 | 1.574 (0.90) | 9.97 (9.3) | 46.00 |"), "{table}");
         assert!(table.ends_with("| 300 | q8 | llm: needs 10.28 GiB | | |"), "{table}");
