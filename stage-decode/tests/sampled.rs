@@ -26,7 +26,7 @@ fn check(path: &Path) {
 }
 
 #[test]
-fn of_h264_and_h265_sampled_pictures_are_those_of_a_whole_decode() {
+fn of_h264_h265_and_av1_sampled_pictures_are_those_of_a_whole_decode() {
     let dir = tempdir().unwrap();
     let h264 = |options: &str| format!("-c:v libx264 -preset fast -g 40 -x264-params b-adapt=0:{options}");
     let h265 =
@@ -44,6 +44,8 @@ fn of_h264_and_h265_sampled_pictures_are_those_of_a_whole_decode() {
         ("h265.mp4", h265("bframes=4")),
         ("h265.ts", h265("bframes=4:open-gop=1")),
         ("layers.mkv", h265("bframes=4:temporal-layers=2")),
+        ("aom.mp4", "-c:v libaom-av1 -cpu-used 8 -row-mt 1".to_owned()),
+        ("svt.mkv", "-c:v libsvtav1 -preset 10".to_owned()),
     ];
     for (name, options) in films {
         check(&make(dir.path(), name, &[picture("96x64", RATE, LENGTH_S)], &format!("{options} -pix_fmt yuv420p")));
