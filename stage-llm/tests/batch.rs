@@ -287,17 +287,22 @@ fn text_tokens(query: &str, max_new_tokens: u32) -> u64 {
 fn as_many_answers_grow_at_once_as_their_texts_fit_beside_the_video() {
     // The margin of the sound is 10 tokens: less than a text.
     let text = text_tokens("why", 30);
+    let waiting = |longest: u32| {
+        vec![(0, job(qa("b", "why", 30))), (1, job(qa("c", "why", longest))), (2, job(qa("d", "why", 2)))]
+    };
+    let declined = |desk: &Desk| desk.declined.iter().map(|job| job.request.job.to_string()).collect::<Vec<_>>();
+    // A third one as long as these does not fit: none is asked for before an answer has ended.
     let mut stage = stage_with(with_text(2 * text), DType::F32);
-    let waiting = vec![(0, job(qa("b", "why", 30))), (1, job(qa("c", "why", 30))), (2, job(qa("d", "why", 2)))];
-    let desk = answered(&mut stage, job(qa("a", "why", 30)), waiting);
-    let declined: Vec<&str> = desk.declined.iter().map(|owned| owned.request.job.as_str()).collect();
-    assert_eq!(declined, ["c"]);
-    assert_eq!(
-        desk.order(),
-        ["a", "b", "d"],
-        "whoever had no capacity was not asked for again before an answer had ended"
-    );
+    let desk = answered(&mut stage, job(qa("a", "why", 30)), waiting(30));
+    assert_eq!((desk.order(), declined(&desk)), (vec!["a", "b", "d", "c"], vec![]));
+    assert_eq!(desk.ended_before, [0, 1, 2]);
     check(&desk, "b", &alone(&mut stage, &qa("job", "why", 30)), "two texts");
+    check(&desk, "c", &alone(&mut stage, &qa("job", "why", 30)), "two texts");
+    // One as long would, and one that is longer comes: it is given back, and no other asked for before an answer has ended.
+    let mut roomy = stage_with(with_text(3 * text), DType::F32);
+    let desk = answered(&mut roomy, job(qa("a", "why", 30)), waiting(30 + 2 * text as u32));
+    assert_eq!((desk.order(), declined(&desk)), (vec!["a", "b", "d"], vec!["c".to_owned()]));
+    assert_eq!(desk.ended_before, [0, 0, 1]);
     // Of one job with three questions the third one waits for one of the others.
     let queries = vec!["why".to_owned(); 3];
     let (_, texts) = alone(&mut stage, &JobRequest { queries: queries.clone(), ..qa("job", "", 30) });
@@ -393,6 +398,26 @@ fn in_phases_the_encoders_come_back_once_when_all_are_done() {
     let gpu = |name: &str| desk.of(name).1.gpu.clone();
     assert_eq!((gpu("a"), gpu("b")), (vec!["take"], vec!["return"]), "whoever is last lets them come back");
     assert_eq!(desk.kept.last(), Some(&Vec::new()), "beside the encoders it does not fit");
+}
+
+#[test]
+fn in_phases_jobs_that_fit_one_after_the_other_only_go_on_with_the_video_of_the_first() {
+    let footprint = *Model::new().stage(settings()).unwrap().footprint();
+    let with = |tokens: u64| footprint.fixed.bytes() + tokens * footprint.text_token_bytes;
+    let text = text_tokens("why", 12);
+    let mut phases = Settings { budget_bytes: Some(with(1000)), ..settings() };
+    let media = (IMAGE + AUDIO + 10) as u64 * footprint.media_token_bytes / footprint.text_token_bytes;
+    phases.compute.card_bytes = Some(with(media + text + text / 2));
+    let mut stage = Model::new().stage(phases).unwrap();
+    let first = OwnedJob { request: qa("a", "why", 12), port: port(DType::F32) };
+    let waiting = ["b", "c", "d"].map(|name| (0, job(qa(name, "why", 12)))).into();
+    let desk = answered(&mut stage, first, waiting);
+    assert_eq!((desk.order(), desk.declined.len()), (vec!["a", "b", "c", "d"], 0));
+    let gpu = |name: &str| desk.of(name).1.gpu.clone();
+    assert_eq!(["a", "b", "c", "d"].map(gpu), [vec!["take"], vec![], vec![], vec!["return"]]);
+    let answer = |name: &str| desk.of(name).0.as_ref().unwrap().token_ids.clone();
+    assert!(["b", "c", "d"].iter().all(|name| answer(name) == answer("a")), "{:?}", answer("b"));
+    assert_eq!(desk.ended_before, [0, 1, 2], "each came when the one before had grown");
 }
 
 #[test]

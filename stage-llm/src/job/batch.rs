@@ -1,7 +1,7 @@
 //! Batch of jobs about one video: they share its keys and values, and each step of the model.
 //!
-//! A job joins between two steps while others are answered, and leaves when its answers are there; whatever ends one of them ends
-//! it alone. Only an error of the model in a step of all ends all of them.
+//! A job joins between two steps while others are answered, or goes on with the video when the last of them ends, and leaves when its
+//! answers are there; whatever ends one of them ends it alone. Only an error of the model in a step of all ends all of them.
 
 use std::time::{Duration, Instant};
 
@@ -92,16 +92,29 @@ impl<'a, 'j> Batch<'a, 'j> {
         }
     }
 
-    /// Ends a job: the last one is handed over by whoever asked for the batch.
+    /// Ends a job: the last one, which no other follows, is handed over by whoever asked for the batch.
     fn end(&mut self, number: u64, outcome: Result<JobResult, Stop>) {
         self.steps.leave(number);
         self.members.retain(|member| member.number != number);
         self.is_sound &= kept::is_sound(&outcome);
-        if self.members.is_empty() {
+        if self.members.is_empty() && !self.follow() {
             self.last = Some((number, outcome));
         } else {
             self.jobs.end(number, outcome);
         }
+    }
+
+    /// Whether a job that waits goes on with the video. Without one the video may have to go: after a job in phases it does not fit
+    /// beside the encoders.
+    fn follow(&mut self) -> bool {
+        while self.is_open()
+            && let Some(number) = self.jobs.next(&self.about)
+        {
+            if self.take_in(number) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Ends the jobs that nobody waits for any more.
@@ -129,6 +142,13 @@ impl<'a, 'j> Batch<'a, 'j> {
     /// Most answers at once.
     fn together(&self) -> usize {
         self.steps.most().min(self.parts.settings.llm.together as usize)
+    }
+
+    /// Whether a text as short as the shortest that grows fits into memory beside them, with no video kept for others: a job that is
+    /// given back is answered in its turn only, when this video may be gone.
+    fn fits_one_more(&self) -> bool {
+        let texts = self.fit.texts(self.steps.capacities().chain(self.steps.capacities().min()));
+        Fit { kept_bytes: 0, ..texts }.check(&self.video.plan, true).is_ok()
     }
 
     /// Whether a text of `tokens` fits into memory beside those of the answers that grow. Videos that are kept for others give
@@ -189,7 +209,7 @@ impl<'a, 'j> Batch<'a, 'j> {
     fn is_open(&self) -> bool {
         let llm = &self.parts.settings.llm;
         let in_time = self.began.elapsed() < Duration::try_from_secs_f64(llm.together_s).unwrap_or(Duration::MAX);
-        llm.keep_video && self.video.key.is_some() && self.is_sound && in_time
+        llm.together > 1 && llm.keep_video && self.video.key.is_some() && self.is_sound && in_time
     }
 
     /// Takes in a job that waits, if its video is this one and its answers fit beside the others.
@@ -197,16 +217,26 @@ impl<'a, 'j> Batch<'a, 'j> {
         let others_wait = self.members.iter().any(|member| member.waiting().is_some());
         let is_crowded = self.crowded.is_some_and(|answers| self.steps.len() >= answers);
         let has_capacity = !self.steps.is_empty() && self.steps.len() < self.together();
-        if others_wait || is_crowded || !has_capacity || !self.is_open() {
+        if others_wait || is_crowded || !has_capacity || !self.is_open() || !self.fits_one_more() {
             return;
         }
         self.crowded = None;
-        let Some(number) = self.jobs.next(&self.about) else { return };
+        if let Some(number) = self.jobs.next(&self.about) {
+            self.take_in(number);
+        }
+    }
+
+    /// Takes a job in that came; false if it was given back, or has ended.
+    fn take_in(&mut self, number: u64) -> bool {
         match self.planned(number) {
-            Ok(Some(member)) => self.members.push(member),
+            Ok(Some(member)) => {
+                self.members.push(member);
+                return true;
+            }
             Ok(None) => self.jobs.decline(number),
             Err(stop) => self.jobs.end(number, Err(stop)),
         }
+        false
     }
 
     /// A job that came, planned; none if it is about another video, or does not fit beside the others.
