@@ -7,7 +7,11 @@ use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::{CudaContext, sys};
 use candle_core::{Device, Result};
 
+use crate::failure::sentence;
 use protocol::memory::{self, Gauge, Limits, Usage};
+
+/// Start of the names of the errors that MPS's clients meet.
+const MPS_ERROR: &str = "CUDA_ERROR_MPS_";
 
 /// A memory pool; it lives as long as the process, as does everything that was allocated from it.
 #[derive(Clone, Copy)]
@@ -32,7 +36,11 @@ static POOL: Mutex<Option<Pool>> = Mutex::new(None);
 pub(super) fn open(ordinal: usize, pool_bytes: Option<u64>, context_bytes: u64) -> Result<Device> {
     let mut pool = POOL.lock().expect("no holder panics. This is a bug.");
     if pool.is_none() {
-        let context = CudaContext::new(ordinal).w()?;
+        let context = CudaContext::new(ordinal).w().inspect_err(|error| {
+            if error.to_string().contains(MPS_ERROR) {
+                memory::watch(Unreachable { ordinal, why: sentence(error) });
+            }
+        })?;
         let handle = capped(ordinal, pool_bytes)?;
         let installed = Pool { handle, ordinal, context_bytes };
         // SAFETY: both handles are live: the context was made above, the pool is never destroyed.
@@ -91,6 +99,26 @@ impl Pool {
             peak_bytes: self.context_bytes + self.get(A::CU_MEMPOOL_ATTR_USED_MEM_HIGH),
             reserved_bytes: self.context_bytes + self.get(A::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT),
         }
+    }
+}
+
+/// A device that MPS's server, which is gone or full, gives this process no way to: the next process may have one.
+struct Unreachable {
+    ordinal: usize,
+    why: String,
+}
+
+impl Gauge for Unreachable {
+    fn usage(&self) -> Usage {
+        Usage::default()
+    }
+
+    fn limits(&self) -> Option<Limits> {
+        None
+    }
+
+    fn lost(&self) -> Option<String> {
+        Some(format!("cuda:{} cannot be reached by this process: {}", self.ordinal, self.why))
     }
 }
 

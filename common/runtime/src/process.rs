@@ -22,6 +22,7 @@ use crate::telemetry;
 use config::{Config, RandomWeights, layers};
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::event::CancelledBy;
+use protocol::memory;
 use protocol::stage::{Owner, Stage};
 
 /// A stage that starts before its broker waits this long for it.
@@ -369,8 +370,15 @@ pub fn warn_of_random_weights(config: &Config) {
     }
 }
 
+/// A stage, or why its process ends: with a status that has it started anew where its device is what failed.
 fn opened<S>(stage: StageName, outcome: Result<S, JobError>) -> Result<S, Fatal> {
-    outcome.map_err(|e| Fatal(Exit::Model, format!("stage-{stage} cannot start: {e}")))
+    outcome.map_err(|e| {
+        let (exit, cause) = match memory::lost() {
+            Some(lost) => (Exit::Other, format!("{e}; {lost}")),
+            None => (Exit::Model, e.to_string()),
+        };
+        Fatal(exit, format!("stage-{stage} cannot start: {cause}"))
+    })
 }
 
 fn instance_info(config: &Config, stage: StageName, notifier: &Notifier) -> Result<InstanceInfo, Fatal> {
