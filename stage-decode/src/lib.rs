@@ -2,7 +2,7 @@
 //!
 //! In reading order: `media_path` (which files may be opened), `beneath` (how), `media_file` (an open file), ``offline`
 //! (threads without a network), `crew` (and what becomes of one that a read holds up), `probe` (facts of a file, without decoding), `pipeline` (a GStreamer pipeline that decodes one track); for video `timeline` (the
-//! number of a decoded picture), `picks` (which numbers are used), `unreferenced` (what need not be decoded), `video` (both on a pipeline), `color` (YUV to RGB as
+//! number of a decoded picture), `picks` (which numbers are used), `unneeded` (what need not be decoded), `video` (both on a pipeline), `color` (YUV to RGB as
 //! swscale does it), [`picture`] (rotation), [`resize`] (Pillow's bicubic); for audio `audio`, `pcm` (sound that needs no decoder), `downmix`, `resample` (as
 //! libswresample does it), `spool` (samples on disk until their number is known); `batch` (rows to messages), [`stage`]
 //! (video and audio at once, into one port), [`npy`] and [`dump`] (the delivered rows, for the reference),
@@ -56,7 +56,7 @@ mod spool;
 #[cfg(feature = "gstreamer")]
 mod timeline;
 #[cfg(feature = "gstreamer")]
-mod unreferenced;
+mod unneeded;
 #[cfg(feature = "gstreamer")]
 mod video;
 

@@ -21,7 +21,7 @@ use crate::picture::Picture;
 use crate::pipeline::{self, Interruption, Kind, Limits, TrackPipeline, lock};
 use crate::probe::VideoTrack;
 use crate::resize::Resizer;
-use crate::unreferenced::drop_unneeded;
+use crate::unneeded::drop_unneeded;
 
 /// Sampled frame.
 #[derive(Clone, Debug)]
@@ -61,7 +61,8 @@ pub(crate) fn decode(
     Ok(())
 }
 
-/// Decodes the picks of one pass over the track.
+/// Decodes the picks of one pass over the track: first what they need alone, and where one of them does not decode, from there on
+/// everything, so that the picture before it stands in whichever part of the video was asked for.
 fn decode_pass(
     media: &MediaFile,
     track: &VideoTrack,
@@ -71,57 +72,92 @@ fn decode_pass(
     cancelled: &dyn Fn() -> bool,
     deliver: &mut dyn FnMut(Frame) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
-    let path = media.path();
-    let (convert, caps) = pipeline::tail(Kind::Video)?;
-    let pad = convert.static_pad("sink").ok_or_else(|| failure::no_element("videoconvert"))?;
-    let selection = pass.checked_sub(1).and_then(|pass| track.links.get(pass)).unwrap_or(&track.selection);
-    let timeline = Arc::new(track.passes.get(pass).map(|pass| pass.timeline.clone()).unwrap_or_default());
-    filter_buffers(&pad, PickFilter::new(timeline.clone(), picks));
-    drop_unneeded(&pad, timeline, picks);
-    let pipeline = TrackPipeline::start(media, selection.clone(), &convert, &caps, limits)?;
-
-    let mut builder = FrameBuilder::default();
-    let mut before: Option<Decoded> = None;
-    let mut delivered = 0;
-    let mut missing = 0;
-    while delivered < picks.count {
-        let sample = match pipeline.pull(cancelled) {
-            Ok(Some(sample)) => sample,
-            Ok(None) => break,
-            Err(Interruption::Broken(error)) if before.is_some() => {
-                tracing::warn!(file = %path.display(), %error, "decoding of video failed, its last picture is repeated");
-                break;
-            }
-            Err(other) => return Err(other.into()),
-        };
-        let number =
-            sample.buffer().ok_or_else(|| failure::unsupported(path, "a decoded picture has no data"))?.offset();
-        let mut decoded = Decoded { sample, frame: None };
-        while delivered < picks.count && picks.number(delivered) <= number {
-            let replaced = picks.number(delivered) < number;
-            let source = before.as_mut().filter(|_| replaced).unwrap_or(&mut decoded);
-            let rgb = source.frame(&mut builder, path, &pipeline, track)?;
-            deliver(Frame { rgb, replaced })?;
-            delivered += 1;
-            missing += u64::from(replaced);
-        }
-        before = Some(decoded);
-    }
+    let mut run = Run { media, track, pass, limits, cancelled, deliver };
+    let has_times = track.passes.get(pass).is_some_and(|pass| pass.timeline.shown_count() > 0);
+    let delivered = if has_times { run.decode(picks, true)? } else { 0 };
     if delivered < picks.count {
-        let Some(last) = &mut before else {
-            let first = picks.first;
-            return Err(failure::unsupported(path, &format!("no picture from number {first} on decodes")).into());
-        };
-        let rgb = last.frame(&mut builder, path, &pipeline, track)?;
-        missing += picks.count - delivered;
-        for _ in delivered..picks.count {
-            deliver(Frame { rgb: rgb.clone(), replaced: true })?;
-        }
-    }
-    if missing > 0 {
-        tracing::warn!(file = %path.display(), missing, "pictures do not decode, replaced by the ones before them");
+        run.decode(picks.part(delivered, 0, u64::MAX), false)?;
     }
     Ok(())
+}
+
+/// Decoding of a pass, or a part of it.
+struct Run<'r> {
+    media: &'r MediaFile,
+    track: &'r VideoTrack,
+    pass: usize,
+    limits: Limits,
+    cancelled: &'r dyn Fn() -> bool,
+    deliver: &'r mut dyn FnMut(Frame) -> Result<(), Stop>,
+}
+
+impl Run<'_> {
+    /// Decodes picks and delivers them; how many it delivered. With `needed_alone` it decodes no other pictures than those that are needed, and
+    /// ends before the first one that does not decode.
+    fn decode(&mut self, picks: Picks, needed_alone: bool) -> Result<u64, Stop> {
+        let Run { media, track, pass, limits, cancelled, deliver } = self;
+        let (path, pass) = (media.path(), *pass);
+        let (convert, caps) = pipeline::tail(Kind::Video)?;
+        let pad = convert.static_pad("sink").ok_or_else(|| failure::no_element("videoconvert"))?;
+        let selection = pass.checked_sub(1).and_then(|pass| track.links.get(pass)).unwrap_or(&track.selection);
+        let timeline = Arc::new(track.passes.get(pass).map(|pass| pass.timeline.clone()).unwrap_or_default());
+        filter_buffers(&pad, PickFilter::new(timeline.clone(), picks));
+        if needed_alone {
+            drop_unneeded(&pad, timeline.clone(), picks);
+        }
+        let pipeline = TrackPipeline::start(media, selection.clone(), &convert, &caps, *limits)?;
+
+        let mut builder = FrameBuilder::default();
+        let mut before: Option<Decoded> = None;
+        let mut delivered = 0;
+        let mut missing = 0;
+        while delivered < picks.count {
+            let sample = match pipeline.pull(cancelled) {
+                Ok(Some(sample)) => sample,
+                Ok(None) => break,
+                Err(Interruption::Broken(_)) if needed_alone => return Ok(delivered),
+                Err(Interruption::Broken(error)) if before.is_some() => {
+                    tracing::warn!(file = %path.display(), %error, "decoding of video failed, its last picture is repeated");
+                    break;
+                }
+                Err(other) => return Err(other.into()),
+            };
+            let buffer = sample.buffer().ok_or_else(|| failure::unsupported(path, "a decoded picture has no data"))?;
+            let (number, is_damaged) = (buffer.offset(), buffer.flags().contains(gst::BufferFlags::CORRUPTED));
+            let mut decoded = Decoded { sample, number, frame: None };
+            while delivered < picks.count && picks.number(delivered) <= number {
+                let replaced = picks.number(delivered) < number;
+                if needed_alone && (replaced || is_damaged) {
+                    return Ok(delivered);
+                }
+                let source = before.as_mut().filter(|_| replaced).unwrap_or(&mut decoded);
+                let rgb = source.frame(&mut builder, path, &pipeline, track)?;
+                deliver(Frame { rgb, replaced })?;
+                delivered += 1;
+                missing += u64::from(replaced);
+            }
+            before = Some(decoded);
+        }
+        if delivered < picks.count {
+            let is_last = |last: &Decoded| last.number + 1 >= timeline.shown_count();
+            if needed_alone && !before.as_ref().is_some_and(is_last) {
+                return Ok(delivered);
+            }
+            let Some(last) = &mut before else {
+                let first = picks.first;
+                return Err(failure::unsupported(path, &format!("no picture from number {first} on decodes")).into());
+            };
+            let rgb = last.frame(&mut builder, path, &pipeline, track)?;
+            missing += picks.count - delivered;
+            for _ in delivered..picks.count {
+                deliver(Frame { rgb: rgb.clone(), replaced: true })?;
+            }
+        }
+        if missing > 0 {
+            tracing::warn!(file = %path.display(), missing, "pictures do not decode, replaced by the ones before them");
+        }
+        Ok(picks.count)
+    }
 }
 
 /// Drops the buffers of a pad that the filter does not pass, and sets the others' offset to their picture's number.
@@ -169,6 +205,7 @@ fn filter_buffers(pad: &gst::Pad, filter: PickFilter<gst::Buffer>) {
 /// Decoded picture, and its frame once it has been built.
 struct Decoded {
     sample: gst::Sample,
+    number: u64,
     frame: Option<Vec<u8>>,
 }
 

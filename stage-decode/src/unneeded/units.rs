@@ -1,9 +1,11 @@
 //! Pictures of H.264 and H.265 that no other refers to (ITU-T H.264, 7.4.1, `nal_ref_idc`; ITU-T H.265, 7.4.2.2, sub-layer non-reference
-//! pictures).
+//! pictures), and those behind which nothing before them is referred to (IDR pictures).
 //!
 //! How units lie in a packet: ISO/IEC 14496-15, 5.3.3.1 (`avcC`) and 8.3.3.1 (`hvcC`); start codes: Annex B of either.
 
 use gstreamer as gst;
+
+use super::Role;
 
 /// Packets of a track, each of which holds one picture.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,16 +22,6 @@ enum Codec {
         /// Temporal sub-layers that any sequence has at most; 0 while none is known.
         sub_layers: u8,
     },
-}
-
-/// What a unit tells of the picture that it belongs to.
-enum Unit {
-    /// Part of one that others refer to, or may.
-    Referred,
-    /// Part of one that no other refers to.
-    Unreferred,
-    /// No part of a picture.
-    Other,
 }
 
 impl Packets {
@@ -53,17 +45,15 @@ impl Packets {
         }
     }
 
-    /// Whether other pictures refer to that of a packet, or may. All parts of a picture say the same.
-    pub(super) fn is_referred_to(&mut self, packet: &[u8]) -> bool {
+    /// Role of a packet's picture. All parts of one say the same.
+    pub(super) fn role(&mut self, packet: &[u8]) -> Role {
         let mut rest = packet;
         while let Some(unit) = self.next_unit(&mut rest) {
-            match self.unit(unit) {
-                Unit::Referred => return true,
-                Unit::Unreferred => return false,
-                Unit::Other => {}
+            if let Some(role) = self.unit(unit) {
+                return role;
             }
         }
-        true
+        Role::Referred
     }
 
     /// Takes the next unit off a packet; of one behind a start code its end is not looked for.
@@ -80,28 +70,31 @@ impl Packets {
         Some(*rest)
     }
 
-    fn unit(&mut self, unit: &[u8]) -> Unit {
+    /// Role of the picture that a unit is part of; none where it is part of none.
+    fn unit(&mut self, unit: &[u8]) -> Option<Role> {
         match (&mut self.codec, unit) {
             (Codec::H264, &[header, ..]) => match header & 0x1f {
-                1 | 2 | 5 if header & 0x60 == 0 => Unit::Unreferred,
-                1..=5 => Unit::Referred,
-                _ => Unit::Other,
+                5 => Some(Role::Begins),
+                1 | 2 if header & 0x60 == 0 => Some(Role::Unreferred),
+                1..=4 => Some(Role::Referred),
+                _ => None,
             },
             (Codec::H265 { sub_layers }, &[kind, layer, ref content @ ..]) => {
                 let (kind, layer, sub_layer) = (kind >> 1 & 0x3f, (kind & 1) << 5 | layer >> 3, layer & 7);
                 match kind {
                     // Pictures of a higher sub-layer may refer to one that those of its own do not.
-                    0..=14 if kind % 2 == 0 && layer == 0 && sub_layer == *sub_layers => Unit::Unreferred,
-                    0..=31 => Unit::Referred,
+                    0..=14 if kind % 2 == 0 && layer == 0 && sub_layer == *sub_layers => Some(Role::Unreferred),
+                    19 | 20 if layer == 0 => Some(Role::Begins),
+                    0..=31 => Some(Role::Referred),
                     33 => {
                         let most = content.first().map_or(u8::MAX, |sequence| (sequence >> 1 & 7) + 1);
                         *sub_layers = most.max(*sub_layers);
-                        Unit::Other
+                        None
                     }
-                    _ => Unit::Other,
+                    _ => None,
                 }
             }
-            _ => Unit::Other,
+            _ => None,
         }
     }
 }
@@ -122,30 +115,36 @@ mod tests {
     fn a_picture_of_h264_is_referred_to_unless_its_slices_say_that_it_is_not() {
         // An access unit delimiter, parameter sets, SEI, then slices.
         let before: [&[u8]; 4] = [&[9, 0xf0], &[0x67, 77], &[0x68, 0xce], &[6, 5]];
-        for (slice, referred) in [(0x01, false), (0x21, true), (0x41, true), (0x65, true), (0x02, false)] {
+        use Role::{Begins, Referred, Unreferred};
+        for (slice, role) in
+            [(0x01, Unreferred), (0x21, Referred), (0x41, Referred), (0x65, Begins), (0x02, Unreferred)]
+        {
             let slice_unit = [slice, 0x9a, 1];
             let units = [&before[..], &[&slice_unit[..]]].concat();
             let mut packets = Packets { codec: Codec::H264, length_bytes: 4 };
-            assert_eq!(packets.is_referred_to(&framed(&units)), referred, "{slice:#x}");
+            assert_eq!(packets.role(&framed(&units)), role, "{slice:#x}");
             packets.length_bytes = 0;
-            assert_eq!(packets.is_referred_to(&started(&units)), referred, "{slice:#x}");
+            assert_eq!(packets.role(&started(&units)), role, "{slice:#x}");
         }
     }
 
     #[test]
-    fn a_picture_of_h265_is_referred_to_unless_it_is_of_the_highest_sub_layer_and_says_so() {
+    fn a_picture_of_h265_is_referred_to_unless_it_is_of_the_highest_sub_layer_and_says_so_or_begins() {
         let slice = |kind: u8, layer: u8, sub_layer: u8| [kind << 1 | layer >> 5, layer << 3 | (sub_layer + 1), 0x80];
         let sequence = |sub_layers: u8| [33 << 1, 1, (sub_layers - 1) << 1];
-        let referred = |sub_layers: u8, slice: [u8; 3]| {
+        let role = |sub_layers: u8, slice: [u8; 3]| {
             let mut packets = Packets { codec: Codec::H265 { sub_layers: 0 }, length_bytes: 0 };
-            packets.is_referred_to(&started(&[&sequence(sub_layers), &slice]))
+            packets.role(&started(&[&sequence(sub_layers), &slice]))
         };
-        assert!(!referred(1, slice(0, 0, 0)) && !referred(1, slice(8, 0, 0)) && !referred(3, slice(2, 0, 2)));
-        assert!(referred(1, slice(1, 0, 0)) && referred(1, slice(19, 0, 0)) && referred(1, slice(16, 0, 0)));
-        assert!(referred(3, slice(0, 0, 1)), "a higher sub-layer may refer to it");
-        assert!(referred(1, slice(0, 1, 0)), "another layer");
+        let unreferred = [role(1, slice(0, 0, 0)), role(1, slice(8, 0, 0)), role(3, slice(2, 0, 2))];
+        assert_eq!(unreferred, [Role::Unreferred; 3]);
+        // Behind a picture of the kind CRA there may be some that refer to what was before it.
+        assert_eq!([role(1, slice(1, 0, 0)), role(1, slice(16, 0, 0)), role(1, slice(21, 0, 0))], [Role::Referred; 3]);
+        assert_eq!([19, 20].map(|kind| role(1, slice(kind, 0, 0))), [Role::Begins; 2]);
+        assert_eq!(role(3, slice(0, 0, 1)), Role::Referred, "a higher sub-layer may refer to it");
+        assert_eq!([role(1, slice(0, 1, 0)), role(1, slice(19, 1, 0))], [Role::Referred; 2], "another layer");
         let mut unknown = Packets { codec: Codec::H265 { sub_layers: 0 }, length_bytes: 0 };
-        assert!(unknown.is_referred_to(&started(&[&slice(0, 0, 0)])), "no sequence is known");
+        assert_eq!(unknown.role(&started(&[&slice(0, 0, 0)])), Role::Referred, "no sequence is known");
     }
 
     #[test]
@@ -165,7 +164,7 @@ mod tests {
         for length_bytes in [0, 2, 4] {
             let mut packets = Packets { codec: Codec::H264, length_bytes };
             for packet in [&[][..], &[0], &[0xff; 4], &[0, 0, 0, 9, 1], &[0, 0, 0, 0]] {
-                assert!(packets.is_referred_to(packet), "{length_bytes} {packet:?}");
+                assert_eq!(packets.role(packet), Role::Referred, "{length_bytes} {packet:?}");
             }
         }
     }

@@ -1,9 +1,12 @@
 //! Pictures of AV1 that no other refers to: their frame header has no slot of the decoder's memory to be kept in (`refresh_frame_flags`
-//! is 0; AV1 Bitstream & Decoding Process Specification, 5.9.2). With the picture goes what it would have told of probabilities.
+//! is 0; AV1 Bitstream & Decoding Process Specification, 5.9.2). With the picture goes what it would have told of probabilities. A key frame
+//! that is shown takes all slots: behind it nothing before it is referred to.
 //!
 //! How units lie in a packet: the specification, 5.3; the header of a file: AV1 Codec ISO Media File Format Binding, 2.3 (`av1C`).
 
 use gstreamer as gst;
+
+use super::Role;
 
 /// Bytes in front of the units in `av1C`.
 const HEADER_BYTES: usize = 4;
@@ -11,7 +14,6 @@ const HEADER_BYTES: usize = 4;
 const SEQUENCE: u8 = 1;
 const FRAME_HEADER: u8 = 3;
 const FRAME: u8 = 6;
-const REDUNDANT_HEADER: u8 = 7;
 /// Types of frames.
 const KEY: u32 = 0;
 const INTRA_ONLY: u32 = 2;
@@ -46,26 +48,27 @@ impl Packets {
             && let Ok(header) = header.map_readable()
         {
             let units = header.get(HEADER_BYTES..).unwrap_or_default();
-            let _ = packets.is_referred_to(units);
+            let _ = packets.role(units);
         }
         Some(packets)
     }
 
-    /// Whether other pictures refer to that of a packet, or may. One with several frames is kept: all but the last are referred to.
-    pub(super) fn is_referred_to(&mut self, packet: &[u8]) -> bool {
-        let (mut rest, mut referred, mut frames) = (packet, true, 0);
+    /// Role of a packet's pictures. One with several frames is kept: all but the last are referred to.
+    pub(super) fn role(&mut self, packet: &[u8]) -> Role {
+        let (mut rest, mut role, mut frames) = (packet, Role::Referred, 0);
         while !rest.is_empty() {
-            let Some((kind, unit)) = next_unit(&mut rest) else { return true };
+            let Some((kind, unit)) = next_unit(&mut rest) else { return Role::Referred };
             match kind {
                 SEQUENCE => self.sequence = sequence(&mut Bits::of(unit)),
-                FRAME_HEADER | FRAME | REDUNDANT_HEADER => {
-                    frames += u32::from(kind != REDUNDANT_HEADER);
-                    referred = self.sequence.is_none_or(|sequence| refreshes(sequence, &mut Bits::of(unit)) != Some(0));
+                FRAME_HEADER | FRAME => {
+                    frames += 1;
+                    let read = self.sequence.and_then(|sequence| role_of_frame(sequence, &mut Bits::of(unit)));
+                    role = read.unwrap_or(Role::Referred);
                 }
                 _ => {}
             }
         }
-        referred || frames != 1
+        if frames == 1 { role } else { Role::Referred }
     }
 }
 
@@ -132,31 +135,35 @@ fn sequence(bits: &mut Bits<'_>) -> Option<Sequence> {
     Some(Sequence { screen_content, integer_motion, order_hint_bits, frame_id_bits })
 }
 
-/// Slots of the decoder's memory that a frame is kept in, from its header (5.9.2); none where it shows a frame that is kept already.
-fn refreshes(sequence: Sequence, bits: &mut Bits<'_>) -> Option<u32> {
+/// Role of a frame, from its header (5.9.2); none where that is cut.
+fn role_of_frame(sequence: Sequence, bits: &mut Bits<'_>) -> Option<Role> {
+    // One that is kept already is shown.
     if bits.take(1)? == 1 {
-        return None;
+        return Some(Role::Referred);
     }
     let (kind, is_shown) = (bits.take(2)?, bits.take(1)? == 1);
     if !is_shown {
         bits.take(1)?;
     }
-    let refreshes_all = kind == SWITCH || kind == KEY && is_shown;
-    let is_resilient = refreshes_all || bits.take(1)? == 1;
+    if kind == KEY && is_shown {
+        return Some(Role::Begins);
+    }
+    let is_resilient = kind == SWITCH || bits.take(1)? == 1;
     bits.take(1)?;
     let screen_content = if sequence.screen_content == BY_FRAME { bits.take(1)? } else { sequence.screen_content };
     if screen_content == 1 && sequence.integer_motion == BY_FRAME {
         bits.take(1)?;
     }
     bits.skip(sequence.frame_id_bits)?;
-    if kind != SWITCH {
-        bits.take(1)?;
+    if kind == SWITCH {
+        return Some(Role::Referred);
     }
+    bits.take(1)?;
     bits.skip(sequence.order_hint_bits)?;
     if !(kind == KEY || kind == INTRA_ONLY || is_resilient) {
         bits.take(3)?;
     }
-    if refreshes_all { Some(0xff) } else { bits.take(8) }
+    Some(if bits.take(8)? == 0 { Role::Unreferred } else { Role::Referred })
 }
 
 /// Bits of a unit.
@@ -212,41 +219,47 @@ mod tests {
     const FULL: &str = "000 0 0 1 00000000000000000000000000000001 00000000000000000000000000011001 1 1 0 1 00000 000000000000 \
                         01000 0 1 0011 0111 0111 01011111 00111111 1 0010 0010 111 1111 0 0 0";
 
-    fn referred(sequence: &str, frames: &[&str]) -> bool {
+    fn role(sequence: &str, frames: &[&str]) -> Role {
         let units = frames.iter().map(|frame| unit(FRAME, frame));
         let packet: Vec<u8> = [unit(2, ""), unit(SEQUENCE, sequence)].into_iter().chain(units).flatten().collect();
-        Packets::default().is_referred_to(&packet)
+        Packets::default().role(&packet)
     }
 
     #[test]
-    fn a_picture_is_referred_to_unless_no_slot_is_refreshed() {
+    fn a_picture_is_referred_to_unless_no_slot_or_every_slot_is_refreshed() {
         // An inter frame that is shown: resilience, probabilities, screen content, size, order, primary reference, slots.
         let frame = |slots: &str| format!("0 01 1 0 0 0 0 0000101 111 {slots} 0000");
-        assert!(!referred(PLAIN, &[&frame("00000000")]) && referred(PLAIN, &[&frame("00010000")]));
+        assert_eq!(role(PLAIN, &[&frame("00000000")]), Role::Unreferred);
+        assert_eq!(role(PLAIN, &[&frame("00010000")]), Role::Referred);
         // Screen content has a flag more, and a resilient frame no primary reference.
-        assert!(!referred(PLAIN, &["0 01 1 0 0 1 1 0 0000101 111 00000000"]));
-        assert!(!referred(PLAIN, &["0 01 1 1 0 0 0 0000101 00000000 111"]));
-        assert!(
-            !referred(FULL, &["0 01 1 0 0 0000111 0 111 00000000"]) && referred(FULL, &["0 01 1 0 0 0000111 0 111 1"])
-        );
-        // A key frame, and one that is shown once more.
-        assert!(referred(PLAIN, &["0 00 1 0 0 0 0000101 00000000"]) && referred(PLAIN, &["1 000 00000000"]));
+        assert_eq!(role(PLAIN, &["0 01 1 0 0 1 1 0 0000101 111 00000000"]), Role::Unreferred);
+        assert_eq!(role(PLAIN, &["0 01 1 1 0 0 0 0000101 00000000 111"]), Role::Unreferred);
+        assert_eq!(role(FULL, &["0 01 1 0 0 0000111 0 111 00000000"]), Role::Unreferred);
+        assert_eq!(role(FULL, &["0 01 1 0 0 0000111 0 111 1"]), Role::Referred);
+        // Key frames, hidden and shown, and one that is shown once more.
+        assert_eq!(role(PLAIN, &["0 00 1 0 0 0 0000101 00000000"]), Role::Begins);
+        assert_eq!(role(PLAIN, &["0 00 0 1 0 0 0 0 0000101 11111111"]), Role::Referred);
+        assert_eq!(role(PLAIN, &["1 000 00000000"]), Role::Referred);
         // Behind a hidden frame.
-        assert!(referred(PLAIN, &["0 01 0 1 0 0 0 0 0000101 111 00010000", &frame("00000000")]));
+        assert_eq!(role(PLAIN, &["0 01 0 1 0 0 0 0 0000101 111 00010000", &frame("00000000")]), Role::Referred);
     }
 
     #[test]
     fn nothing_is_known_where_a_sequence_is_none_that_is_read() {
         let frame = "0 01 1 0 0 0 0 0000101 111 00000000";
-        assert!(referred("000 1 1 00000 0111 0111", &[frame]), "a still picture");
-        assert!(referred(&FULL.replacen("1 1 0 1 00000", "1 1 1 1 00000", 1), &[frame]), "a decoder model");
-        assert!((0..PLAIN.len()).step_by(9).all(|cut| referred(&PLAIN[..cut], &[frame])));
+        assert_eq!(role("000 1 1 00000 0111 0111", &[frame]), Role::Referred, "a still picture");
+        assert_eq!(
+            role(&FULL.replacen("1 1 0 1 00000", "1 1 1 1 00000", 1), &[frame]),
+            Role::Referred,
+            "a decoder model"
+        );
+        assert!((0..PLAIN.len()).step_by(9).all(|cut| role(&PLAIN[..cut], &[frame]) == Role::Referred));
     }
 
     #[test]
     fn a_packet_that_is_damaged_or_empty_is_kept() {
         for packet in [&[][..], &[0x32], &[0x32, 0x80], &[0x0a, 9, 0], &[0x32, 1, 0x10], &[0x12, 0, 0x32, 0x7f, 1]] {
-            assert!(Packets::default().is_referred_to(packet), "{packet:?}");
+            assert_eq!(Packets::default().role(packet), Role::Referred, "{packet:?}");
         }
     }
 }
