@@ -6,7 +6,7 @@
 //! swscale does it), [`picture`] (rotation), [`resize`] (Pillow's bicubic); for audio `audio`, `pcm` (sound that needs no decoder), `downmix`, `resample` (as
 //! libswresample does it), `spool` (samples on disk until their number is known); `batch` (rows to messages), [`stage`]
 //! (video and audio at once, into one port), [`npy`] and [`dump`] (the delivered rows, for the reference),
-//! `fetched` (copies of files that travel over the bus), [`open`](mod@open) (the stage as a process serves it); `failure` and `identity` serve several of them.
+//! `fetched` (copies of files that travel over the bus), [`open`](mod@open) (the stage as a process serves it); `bits`, `failure` and `identity` serve several of them.
 
 pub mod dump;
 pub mod npy;
@@ -23,6 +23,8 @@ mod audio;
 mod batch;
 #[cfg(feature = "gstreamer")]
 mod beneath;
+#[cfg(feature = "gstreamer")]
+mod bits;
 #[cfg(feature = "gstreamer")]
 mod color;
 #[cfg(feature = "gstreamer")]

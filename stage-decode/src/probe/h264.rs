@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 
+use crate::bits::Bits;
+
 /// Bytes of a unit that are looked at: what is wanted of it lies near its start.
 const HEAD_BYTES: usize = 512;
 
@@ -98,14 +100,14 @@ impl Fields {
     /// Reads a unit: the field that a slice belongs to, or none where that is a frame; nothing of other units.
     fn unit(&mut self, unit: &[u8]) -> Option<Option<Field>> {
         let (&header, content) = unit.split_first()?;
-        let mut bits = Bits::new(content);
+        let mut bits = head(content);
         match header & 0x1f {
             7 => {
                 let (id, sequence) = sequence(&mut bits)?;
                 self.sequences.insert(id, sequence);
             }
             8 => {
-                let (id, sequence) = (bits.golomb()?, bits.golomb()?);
+                let (id, sequence) = (golomb(&mut bits)?, golomb(&mut bits)?);
                 self.pictures.insert(id, sequence);
             }
             1 | 2 | 5 => return Some(self.slice(&mut bits)),
@@ -114,8 +116,8 @@ impl Fields {
         None
     }
 
-    fn slice(&self, bits: &mut Bits) -> Option<Field> {
-        let [_first_block, _kind, picture] = [bits.golomb()?, bits.golomb()?, bits.golomb()?];
+    fn slice(&self, bits: &mut Bits<'_>) -> Option<Field> {
+        let [_first_block, _kind, picture] = [golomb(bits)?, golomb(bits)?, golomb(bits)?];
         let sequence = self.sequences.get(self.pictures.get(&picture)?)?;
         bits.take(if sequence.separate_planes { 2 } else { 0 })?;
         let frame_number = bits.take(sequence.frame_number_bits)?;
@@ -125,89 +127,68 @@ impl Fields {
 }
 
 /// Number of a sequence parameter set, and what it tells.
-fn sequence(bits: &mut Bits) -> Option<(u32, Sequence)> {
+fn sequence(bits: &mut Bits<'_>) -> Option<(u32, Sequence)> {
     let profile = bits.take(8)?;
     bits.take(16)?;
-    let id = bits.golomb()?;
+    let id = golomb(bits)?;
     let mut separate_planes = false;
     if [100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135].contains(&profile) {
-        let chroma = bits.golomb()?;
+        let chroma = golomb(bits)?;
         separate_planes = chroma == 3 && bits.take(1)? == 1;
-        let [_luma_depth, _chroma_depth] = [bits.golomb()?, bits.golomb()?];
+        let [_luma_depth, _chroma_depth] = [golomb(bits)?, golomb(bits)?];
         bits.take(1)?;
         if bits.take(1)? == 1 {
             for list in 0..if chroma == 3 { 12 } else { 8 } {
                 if bits.take(1)? == 1 {
-                    bits.skip_scaling(if list < 6 { 16 } else { 64 })?;
+                    skip_scaling(bits, if list < 6 { 16 } else { 64 })?;
                 }
             }
         }
     }
-    let frame_number_bits = bits.golomb()?.checked_add(4).filter(|bits| *bits <= 16)?;
-    match bits.golomb()? {
-        0 => drop(bits.golomb()?),
+    let frame_number_bits = golomb(bits)?.checked_add(4).filter(|bits| *bits <= 16)?;
+    match golomb(bits)? {
+        0 => drop(golomb(bits)?),
         1 => {
             bits.take(1)?;
-            let [_offset, _between] = [bits.golomb()?, bits.golomb()?];
-            for _ in 0..bits.golomb()?.min(255) {
-                bits.golomb()?;
+            let [_offset, _between] = [golomb(bits)?, golomb(bits)?];
+            for _ in 0..golomb(bits)?.min(255) {
+                golomb(bits)?;
             }
         }
         _ => {}
     }
-    bits.golomb()?;
+    golomb(bits)?;
     bits.take(1)?;
-    let [_width, _height] = [bits.golomb()?, bits.golomb()?];
+    let [_width, _height] = [golomb(bits)?, golomb(bits)?];
     Some((id, Sequence { separate_planes, frame_number_bits, frames_only: bits.take(1)? == 1 }))
 }
 
-/// Bits of a unit, without the bytes that keep start codes out of it.
-struct Bits {
-    bytes: Vec<u8>,
-    at: usize,
+/// Bits at the start of a unit, without the bytes that keep start codes out of it.
+fn head(content: &[u8]) -> Bits<'static> {
+    let content = &content[..content.len().min(HEAD_BYTES)];
+    let escapes = |at: usize| at >= 2 && content[at - 2..=at] == [0, 0, 3];
+    let bytes = content.iter().enumerate().filter(|&(at, _)| !escapes(at)).map(|(_, &byte)| byte);
+    Bits::new(bytes.collect::<Vec<u8>>())
 }
 
-impl Bits {
-    fn new(content: &[u8]) -> Self {
-        let content = &content[..content.len().min(HEAD_BYTES)];
-        let escapes = |at: usize| at >= 2 && content[at - 2..=at] == [0, 0, 3];
-        let bytes = content.iter().enumerate().filter(|&(at, _)| !escapes(at)).map(|(_, &byte)| byte).collect();
-        Bits { bytes, at: 0 }
-    }
+/// A number in Exp-Golomb code (9.1).
+fn golomb(bits: &mut Bits<'_>) -> Option<u32> {
+    let zeros = bits.zeros().filter(|zeros| *zeros < 32)?;
+    Some((1 << zeros) - 1 + bits.take(zeros)?)
+}
 
-    fn take(&mut self, count: u32) -> Option<u32> {
-        (0..count).try_fold(0, |value, _| {
-            let bit = self.bytes.get(self.at / 8)? >> (7 - self.at % 8) & 1;
-            self.at += 1;
-            Some(value << 1 | u32::from(bit))
-        })
-    }
-
-    /// A number in Exp-Golomb code (9.1).
-    fn golomb(&mut self) -> Option<u32> {
-        let mut zeros = 0;
-        while self.take(1)? == 0 {
-            zeros += 1;
-            if zeros > 31 {
-                return None;
-            }
+/// Passes a scaling list (7.3.2.1.1.1).
+fn skip_scaling(bits: &mut Bits<'_>, size: u32) -> Option<()> {
+    let (mut last, mut next) = (8i64, 8i64);
+    for _ in 0..size {
+        if next != 0 {
+            let code = i64::from(golomb(bits)?);
+            let delta = if code % 2 == 1 { code / 2 + 1 } else { -(code / 2) };
+            next = (last + delta).rem_euclid(256);
         }
-        Some((1 << zeros) - 1 + self.take(zeros)?)
+        last = if next == 0 { last } else { next };
     }
-
-    /// Passes a scaling list (7.3.2.1.1.1).
-    fn skip_scaling(&mut self, size: u32) -> Option<()> {
-        let (mut last, mut next) = (8i64, 8i64);
-        for _ in 0..size {
-            if next != 0 {
-                let code = i64::from(self.golomb()?);
-                let delta = if code % 2 == 1 { code / 2 + 1 } else { -(code / 2) };
-                next = (last + delta).rem_euclid(256);
-            }
-            last = if next == 0 { last } else { next };
-        }
-        Some(())
-    }
+    Some(())
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 use gstreamer as gst;
 
 use super::Role;
+use crate::bits::Bits;
 
 /// Bytes in front of the units in `av1C`.
 const HEADER_BYTES: usize = 4;
@@ -59,10 +60,10 @@ impl Packets {
         while !rest.is_empty() {
             let Some((kind, unit)) = next_unit(&mut rest) else { return Role::Referred };
             match kind {
-                SEQUENCE => self.sequence = sequence(&mut Bits::of(unit)),
+                SEQUENCE => self.sequence = sequence(&mut Bits::new(unit)),
                 FRAME_HEADER | FRAME => {
                     frames += 1;
-                    let read = self.sequence.and_then(|sequence| role_of_frame(sequence, &mut Bits::of(unit)));
+                    let read = self.sequence.and_then(|sequence| role_of_frame(sequence, &mut Bits::new(unit)));
                     role = read.unwrap_or(Role::Referred);
                 }
                 _ => {}
@@ -102,7 +103,9 @@ fn sequence(bits: &mut Bits<'_>) -> Option<Sequence> {
     if bits.take(1)? == 1 {
         bits.skip(64)?;
         if bits.take(1)? == 1 {
-            bits.skip_long_number()?;
+            // A number whose length zeros tell (4.10.3).
+            let length = bits.zeros()?;
+            bits.skip(if length < 32 { length } else { 0 })?;
         }
         if bits.take(1)? == 1 {
             return None;
@@ -164,40 +167,6 @@ fn role_of_frame(sequence: Sequence, bits: &mut Bits<'_>) -> Option<Role> {
         bits.take(3)?;
     }
     Some(if bits.take(8)? == 0 { Role::Unreferred } else { Role::Referred })
-}
-
-/// Bits of a unit.
-struct Bits<'u> {
-    unit: &'u [u8],
-    at: usize,
-}
-
-impl<'u> Bits<'u> {
-    fn of(unit: &'u [u8]) -> Self {
-        Bits { unit, at: 0 }
-    }
-
-    fn take(&mut self, count: u32) -> Option<u32> {
-        (0..count).try_fold(0, |value, _| {
-            let bit = self.unit.get(self.at / 8)? >> (7 - self.at % 8) & 1;
-            self.at += 1;
-            Some(value << 1 | u32::from(bit))
-        })
-    }
-
-    fn skip(&mut self, count: u32) -> Option<()> {
-        self.at += count as usize;
-        (self.at <= 8 * self.unit.len()).then_some(())
-    }
-
-    /// Passes a number whose length zeros tell (4.10.3).
-    fn skip_long_number(&mut self) -> Option<()> {
-        let mut zeros = 0;
-        while self.take(1)? == 0 {
-            zeros += 1;
-        }
-        self.skip(if zeros < 32 { zeros } else { 0 })
-    }
 }
 
 #[cfg(test)]
