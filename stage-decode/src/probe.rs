@@ -144,6 +144,8 @@ fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_
                 unmarked: false,
                 overlays: movie.overlays(track),
                 part: None,
+                cut: track.cut_sample(),
+                leaves_last: false,
             }
         }
     };
@@ -167,8 +169,11 @@ fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_
     sounds.sort_by_key(|c| std::cmp::Reverse((c.track.enabled, c.track.channels, std::cmp::Reverse(c.number))));
 
     let mut info = blank(if quicktime { "mov" } else { "mp4" }, movie.duration_s());
-    let video = choice.first(films, &select(Kind::Video))?.map(|(Candidate { track, codec, .. }, selection)| {
-        let passes = track.pictures(movie.timescale);
+    let film = choice.first(films, &select(Kind::Video))?;
+    let [gives_last, is_given] = film.as_ref().map_or(Ok([true; 2]), |(_, selection)| choice.gives_cut_sample(selection))?;
+    let video = film.map(|(Candidate { track, codec, .. }, mut selection)| {
+        selection.leaves_last = is_given && !gives_last;
+        let passes = track.pictures(movie.timescale, gives_last);
         info.frames = passes.iter().map(|pass| pass.frames).sum();
         info.avg_fps = track.average_rate();
         let orientation = track.orientation;
@@ -199,7 +204,7 @@ fn from_recordings(
         // GStreamer's name of a Matroska track is its number and UID, in three digits at least.
         let name = format!("{:03}:{:03}", track.number, track.uid);
         let part = if segment.part != (0..size) { Some(segment.part.clone()) } else { None };
-        Selection { kind, track: Some(name), is_later: false, unmarked: true, overlays: Vec::new(), part }
+        Selection { kind, track: Some(name), is_later: false, unmarked: true, overlays: Vec::new(), part, cut: None, leaves_last: false }
     };
     let candidates = |number: u64| -> Vec<Candidate<'_, matroska::Track>> {
         let candidate = |track| matroska_candidate(track);

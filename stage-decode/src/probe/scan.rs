@@ -59,6 +59,8 @@ struct Scanned {
     /// Tracks, or a whole file, that no plugin reads.
     missing: Vec<Missing>,
     clock: StatedClock,
+    /// Times that the tags of an FLV file state.
+    tags: Option<flv::Times>,
 }
 
 /// Facts and tracks of a file, from a count of the packets of every track.
@@ -82,8 +84,10 @@ pub(super) fn scan(
     overlays.extend(asf::cut_packet(bytes).map_err(stop)?);
     overlays.extend(avi::cut_chunk(bytes).map_err(stop)?);
     overlays.extend(ps::cut_packet(bytes).map_err(stop)?);
+    let tags = flv::Times::read(bytes).ok().flatten();
+    overlays.extend(tags.iter().flat_map(flv::Times::cut_tag));
     let source = MediaSource::new(media, overlays.clone(), None);
-    let parse = pipeline::parser(media, &refusal, &Told::default())?;
+    let parse = pipeline::parser(media, &refusal, &Told::default(), None)?;
     let clock = StatedClock::default();
     clock.follow(&running.0, &parse);
     let built = running.0.add_many([source.upcast_ref(), &parse]).and_then(|()| source.link(&parse));
@@ -116,7 +120,7 @@ pub(super) fn scan(
     let duration = running.0.query_duration::<gst::ClockTime>().map_or(0.0, |d| d.nseconds() as f64 / 1e9);
     drop(running);
     let tracks: Vec<_> = lock(&tracks).drain(..).collect();
-    let scanned = Scanned { duration_s: duration, container, overlays, missing, clock };
+    let scanned = Scanned { duration_s: duration, container, overlays, missing, clock, tags };
     sum_up(bytes, &tracks, scanned, choice)
 }
 
@@ -186,11 +190,11 @@ fn sum_up(
     {
         return Err(missing.error.clone().into());
     }
-    let stated = flv::Times::read(bytes).ok().flatten();
-    let Scanned { duration_s, container, overlays, missing, clock } = scanned;
+    let Scanned { duration_s, container, overlays, missing, clock, tags: stated } = scanned;
     let told = length::Told { duration_s, names_container: container.is_some(), clock: &clock, tags: stated.as_ref() };
     let mut info = blank("", length_s(bytes, &tracks, &told));
     // The times of AVI are those of decoding.
+    let is_ogg = bytes.array::<4>(0).is_ok_and(|start| &start == b"OggS");
     let is_avi = bytes.array::<4>(8).is_ok_and(|kind| &kind == b"AVI ");
     // As ffmpeg selects: the largest picture, the audio with the most channels, of equals the first.
     let every = |kind: Kind| tracks.iter().filter(move |t| t.caps_name().is_some_and(|name| kind.takes(name)));
@@ -204,7 +208,8 @@ fn sum_up(
     // The only track of a kind needs no name, and without a container its name may change from run to run.
     let selection = |kind, t: &Counted| {
         let track = if every(kind).count() + unread(kind).count() > 1 { t.name.clone() } else { None };
-        Selection { kind, track, is_later: t.link > 0, unmarked: false, overlays: overlays.clone(), part: None }
+        let (is_later, overlays) = (t.link > 0, overlays.clone());
+        Selection { kind, track, is_later, unmarked: false, overlays, part: None, cut: None, leaves_last: false }
     };
     let mut best = |kind: Kind, rank: &dyn Fn(&Counted) -> u64| {
         let mut all: Vec<&Counted> = of_kind(kind).map(|t| &**t).collect();
@@ -220,7 +225,13 @@ fn sum_up(
         every(kind).map(|t| &**t).filter(|t| t.link > 0 && t.caps_name() == name.as_deref()).collect()
     };
 
-    let video = video.map(|(Candidate { track, codec, .. }, selected)| {
+    // A link that another follows is whole, and so are the pages of Ogg.
+    let gives_last = match &video {
+        Some((chosen, _)) if !is_ogg && !chosen.track.ends_in_second => choice.gives_last(&chosen.track.last)?,
+        _ => true,
+    };
+    let video = video.map(|(Candidate { track, codec, .. }, mut selected)| {
+        selected.leaves_last = !gives_last;
         let orientation = track.orientation;
         let [width, height] = track.first_size();
         (info.width, info.height) = orientation.shown(width, height);
@@ -228,7 +239,8 @@ fn sum_up(
         (info.rotation, info.mirrored) = (orientation.turn.degrees(), orientation.mirrored);
         let later = later(Kind::Video, track);
         let all = std::iter::once(track).chain(later.iter().copied());
-        let passes: Vec<Pass> = all.map(|track| track.pass(!is_avi && !moved && !clock.jumps(track))).collect();
+        let pass = |track: &Counted| track.pass(!is_avi && !moved && !clock.jumps(track), gives_last);
+        let passes: Vec<Pass> = all.map(pass).collect();
         info.frames = passes.iter().map(|pass| pass.frames).sum();
         let told = track.field::<gst::Fraction>("framerate").filter(|f| f.numer() > 0 && track.second_fields == 0);
         info.avg_fps = match told {

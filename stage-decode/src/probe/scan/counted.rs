@@ -8,7 +8,7 @@ use gstreamer_audio as gst_audio;
 
 use crate::media_file::Reading;
 use crate::picture::Orientation;
-use crate::pipeline::{Kind, lock};
+use crate::pipeline::{Kind, LastPackets, lock};
 use crate::probe::examined::codec_name;
 use crate::probe::h264::Fields;
 use crate::timeline::{MAX_LISTED, Pass, Timeline};
@@ -38,11 +38,16 @@ pub(super) struct Counted {
     pub(super) fields: Option<Fields>,
     /// Packets that hold the second field of a picture.
     pub(super) second_fields: u64,
+    /// The last packets, of pictures.
+    pub(super) last: LastPackets,
+    /// Whether the last one holds the second field of a picture.
+    pub(super) ends_in_second: bool,
 }
 
 impl Counted {
     /// Notes the format of what follows.
     fn begin(&mut self, caps: gst::Caps) {
+        self.last.begin(caps.clone());
         self.caps = Some(caps);
         self.resize([self.number("width"), self.number("height")]);
         if self.caps_name() == Some("video/x-h264") && self.fields.is_none() {
@@ -101,10 +106,12 @@ impl Counted {
         Some((self.bytes / block * samples) as f64 / rate as f64)
     }
 
-    /// Its pictures, and when they are shown, where their times tell.
-    pub(super) fn pass(&self, is_timed: bool) -> Pass {
-        let times = self.times.iter().map(|at| Some((at.filter(|_| is_timed)?.nseconds(), true)));
-        Pass { frames: self.buffers, timeline: Timeline::new(times) }
+    /// Its pictures, and when they are shown, where their times tell. The last packet may give none.
+    pub(super) fn pass(&self, is_timed: bool, gives_last: bool) -> Pass {
+        let frames = self.buffers - u64::from(!gives_last);
+        let counted = self.times.iter().take(frames as usize);
+        let times = counted.map(|at| Some((at.filter(|_| is_timed)?.nseconds(), true)));
+        Pass { frames, timeline: Timeline::new(times) }
     }
 
     pub(super) fn caps_name(&self) -> Option<&str> {
@@ -166,9 +173,15 @@ pub(super) fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, reading: Readi
                 if counted.caps_name() == Some("video/x-theora") && buffer.flags().contains(gst::BufferFlags::HEADER) {
                     return gst::PadProbeReturn::Ok;
                 }
-                if let Some(fields) = &mut counted.fields
-                    && buffer.map_readable().is_ok_and(|packet| fields.is_second(&packet))
-                {
+                let is_film = counted.caps_name().is_some_and(|name| Kind::Video.takes(name));
+                if is_film {
+                    counted.last.take(buffer);
+                }
+                let fields = &mut counted.fields;
+                counted.ends_in_second = fields.as_mut().is_some_and(|fields| {
+                    buffer.map_readable().is_ok_and(|packet| fields.is_second(&packet))
+                });
+                if counted.ends_in_second {
                     counted.second_fields += 1;
                     counted.extend(buffer);
                     return gst::PadProbeReturn::Ok;
@@ -177,7 +190,7 @@ pub(super) fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, reading: Readi
                 counted.bytes += buffer.size() as u64;
                 // One beyond the limit tells the timeline that there are more.
                 let listed = counted.times.len() <= MAX_LISTED;
-                if listed && counted.caps_name().is_some_and(|name| Kind::Video.takes(name)) {
+                if listed && is_film {
                     counted.times.push(buffer.pts());
                 }
                 counted.extend(buffer);
