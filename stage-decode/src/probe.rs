@@ -4,7 +4,7 @@
 //! demuxer and parsers. Counts and rates are those of ffmpeg's `ffprobe -count_frames`. In reading order: [`bytes`]
 //! (reads by position), [`examined`] (the result), [`known`] (files that were examined lately), [`h264`] (which packets are fields), [`reference`](mod@reference) (files that name media elsewhere),
 //! [`still`] (pictures that are no film), [`choice`] (which track is used), [`mp4`], [`ebml`] and [`matroska`], [`mp3`] and
-//! [`ogg`] (what an encoder padded), [`asf`], [`avi`] and [`ps`] (a cut end), [`flv`] (times that jump), [`ts`] (sounds without a word), [`scan`].
+//! [`ogg`] (what an encoder padded), [`asf`], [`avi`], [`ps`] and [`wav`] (a cut end), [`flv`] (times that jump), [`ts`] (sounds without a word), [`scan`].
 //!
 //! Where it is not as in ffmpeg 5.1: of a chained Ogg with picture and sound ffmpeg reads the first link alone, here every one is
 //! read, and of joined recordings in Opus each one's own delay is left out, where ffmpeg leaves the first one's out. A part of an
@@ -38,6 +38,7 @@ mod reference;
 mod scan;
 mod still;
 mod ts;
+mod wav;
 
 use std::sync::Arc;
 
@@ -170,7 +171,8 @@ fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_
 
     let mut info = blank(if quicktime { "mov" } else { "mp4" }, movie.duration_s());
     let film = choice.first(films, &select(Kind::Video))?;
-    let [gives_last, is_given] = film.as_ref().map_or(Ok([true; 2]), |(_, selection)| choice.gives_cut_sample(selection))?;
+    let [gives_last, is_given] =
+        film.as_ref().map_or(Ok([true; 2]), |(_, selection)| choice.gives_cut_sample(selection))?;
     let video = film.map(|(Candidate { track, codec, .. }, mut selection)| {
         selection.leaves_last = is_given && !gives_last;
         let passes = track.pictures(movie.timescale, gives_last);
@@ -204,7 +206,16 @@ fn from_recordings(
         // GStreamer's name of a Matroska track is its number and UID, in three digits at least.
         let name = format!("{:03}:{:03}", track.number, track.uid);
         let part = if segment.part != (0..size) { Some(segment.part.clone()) } else { None };
-        Selection { kind, track: Some(name), is_later: false, unmarked: true, overlays: Vec::new(), part, cut: None, leaves_last: false }
+        Selection {
+            kind,
+            track: Some(name),
+            is_later: false,
+            unmarked: true,
+            overlays: Vec::new(),
+            part,
+            cut: None,
+            leaves_last: false,
+        }
     };
     let candidates = |number: u64| -> Vec<Candidate<'_, matroska::Track>> {
         let candidate = |track| matroska_candidate(track);

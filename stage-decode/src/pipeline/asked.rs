@@ -23,7 +23,7 @@ use crate::media_file::MediaFile;
 
 /// Packets, and bytes, that are kept at most from a key picture on: where there are more the last one counts without a question.
 const MAX_PACKETS: usize = 600;
-const MAX_BYTES: usize = 64 << 20;
+const MAX_BYTES: usize = 32 << 20;
 
 /// Last packets of a track of pictures, from a key picture on.
 #[derive(Default)]

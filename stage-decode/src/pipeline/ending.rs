@@ -157,7 +157,7 @@ impl Given {
         self.last = Some(packet.clone());
     }
 
-    /// What lies behind the last packet, as one more.
+    /// What lies behind the last packet, as one more that is marked.
     fn rest(self) -> Option<gst::Buffer> {
         let last = self.last.as_ref()?;
         let (start, length) = (last.offset(), last.size());
@@ -174,6 +174,7 @@ impl Given {
         let follows = last.pts().zip(last.duration()).and_then(|(at, length)| at.checked_add(length));
         times.set_pts(first.and_then(|buffer| buffer.pts()).or(follows));
         times.set_dts(first.and_then(|buffer| buffer.dts()));
+        times.set_flags(gst::BufferFlags::CORRUPTED);
         times.set_duration(last.duration().or(first.and_then(|buffer| buffer.duration())));
         Some(packet)
     }
@@ -182,7 +183,9 @@ impl Given {
     fn from(&self, start: u64) -> Vec<u8> {
         let (mut bytes, mut next) = (Vec::new(), start);
         for (at, buffer) in &self.kept {
-            let Some(skipped) = next.checked_sub(*at).filter(|skipped| *skipped < buffer.size() as u64) else { continue };
+            let Some(skipped) = next.checked_sub(*at).filter(|skipped| *skipped < buffer.size() as u64) else {
+                continue;
+            };
             if let Ok(map) = buffer.map_readable() {
                 bytes.extend_from_slice(&map[skipped as usize..]);
                 next = at + buffer.size() as u64;

@@ -30,7 +30,7 @@ const SIZED: usize = 8;
 /// # Errors
 /// That of a read, and too many objects.
 pub(super) fn cut_packet(bytes: &mut Bytes<'_>) -> io::Result<Vec<Overlay>> {
-    if bytes.size() < HEADER_BYTES || bytes.array(0)? != HEADER {
+    if !is(bytes) {
         return Ok(Vec::new());
     }
     let data = size(bytes, 0)?;
@@ -71,6 +71,11 @@ pub(super) fn cut_packet(bytes: &mut Bytes<'_>) -> io::Result<Vec<Overlay>> {
         before.resize(packet_bytes as usize, 0);
         bytes.read(from, &mut before)?;
     }
+}
+
+/// Whether a file is one of Windows Media.
+pub(super) fn is(bytes: &mut Bytes<'_>) -> bool {
+    bytes.size() >= HEADER_BYTES && bytes.array(0).is_ok_and(|start| start == HEADER)
 }
 
 /// Size of the object at a position.
@@ -175,7 +180,13 @@ impl Reader<'_> {
         let length_at = self.at;
         let length = self.number(told >> 6)?;
         let content = self.at..self.at.checked_add(length)?;
-        Some(Payload { object: (stream, number), offset, size_at, length_at: (length_at, self.at - length_at), content })
+        Some(Payload {
+            object: (stream, number),
+            offset,
+            size_at,
+            length_at: (length_at, self.at - length_at),
+            content,
+        })
     }
 
     fn skip(&mut self, length: usize) -> Option<()> {

@@ -49,6 +49,8 @@ impl Files {
             "MP3" if self.is_cut(path) => packets_s(path, "pts_time")..=packets_s(path, "pts_time"),
             // ffprobe guesses by the bit rate.
             "MP2" | "ADTS" | "AC-3" => packets_s(path, "pts_time")..=packets_s(path, "pts_time"),
+            // Of a block that is cut ffprobe guesses it too.
+            "WAV" if self.audio.contains("adpcm") && self.is_cut(path) => heard_s()..=heard_s(),
             // A block of ADPCM holds 93 ms, and GStreamer guesses how much the last one has.
             "WAV" if self.audio.contains("adpcm") => packets_s(path, "pts_time")..=packets_s(path, "pts_time"),
             _ => told_s()..=told_s(),

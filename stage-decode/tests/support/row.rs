@@ -211,9 +211,12 @@ impl Files {
         let index_first = if self.container.has_index() { "-movflags faststart" } else { "" };
         let bytes = std::fs::read(self.make("uncut", "", 0.0, index_first)).unwrap();
         let path = self.path("cut");
-        // In several places where what is there of the last packet is given to the decoder.
-        let is_given = !matches!(self.container, Matroska | WebM | Ogg | Sound("M4A" | "Matroska" | "Ogg" | "FLAC" | "AIFF", _));
-        let hundredths = if is_given { &[45, 70, 95][..] } else { &[70] };
+        // In several places where what is there of the last packet is given to the decoder, most where the demuxer is shown it otherwise than it is.
+        let hundredths = match self.container {
+            WindowsMedia | ProgramStream | Avi | Flv => &[45, 70, 95][..],
+            Matroska | WebM | Ogg | Sound("M4A" | "Matroska" | "Ogg" | "FLAC" | "AIFF", _) => &[70],
+            _ => &[45, 95],
+        };
         for part in hundredths {
             std::fs::write(&path, &bytes[..bytes.len() * part / 100]).unwrap();
             self.check(&path, &path, "");

@@ -106,7 +106,9 @@ impl Track {
         let indexed = || self.spans().map(|span| span.start).chain(self.fragment_times.iter().copied());
         let unlisted = self.fragment_samples - self.fragment_times.len() as u64;
         let counted = self.totals().0 - unlisted - u64::from(!gives_last);
-        let pictures = || indexed().take(counted as usize).zip(self.seconds()).filter(|(_, second)| !second).map(|(ticks, _)| ticks);
+        let pictures = || {
+            indexed().take(counted as usize).zip(self.seconds()).filter(|(_, second)| !second).map(|(ticks, _)| ticks)
+        };
         let pass = |edits| {
             let edits = Spans::new(edits);
             let mut cursor = edits.cursor();

@@ -88,7 +88,7 @@ pub(crate) struct Track {
 }
 
 /// Bytes that are shown behind the end of a file at most, for the rest of a sample.
-const MAX_REST: u64 = 64 << 20;
+const MAX_REST: u64 = 16 << 20;
 
 /// Two numbers of a row.
 pub(super) fn pair(row: [u8; 8]) -> (u32, u32) {
