@@ -12,8 +12,9 @@
 //! kept of the part before, which is of another moment; here it sounds as ffmpeg has the part alone. Of AV1 with an edit list ffmpeg 5.1 shows what the list
 //! leaves out where dav1d decodes it, and not where libaom does. Fields of MPEG-2 and VC-1 in packets of their own are joined by
 //! GStreamer's parsers or not at all; no encoder makes any to try. Of a transport stream that is cut at its start what comes before
-//! its first tables is not read. Of an MP4, MOV or Windows Media file that is cut the picture that the cut goes through is left out,
-//! where ffmpeg shows what its decoder makes of the rest; of most sounds so is the packet. Before a further part of an edit list ffmpeg
+//! its first tables is not read.Of a data packet
+//! of Windows Media that holds a single payload, and is cut, nothing is read. Of an MP2 packet that is cut ffmpeg's decoder of whole numbers makes
+//! another noise at times than the one of floating point. Before a further part of an edit list ffmpeg
 //! plays one packet of AC-3 in place of another (35 ms): `parse_packet` in libavformat gives each the mark of the one after it.
 //! How long a file lasts is what its packets span where ffprobe says something else: of a sound in Ogg that begins late it says where
 //! it ends, of AVI and Windows Media what the header says, of FLV that is cut too, of a transport stream it guesses the length of the last
