@@ -12,7 +12,7 @@
 //! kept of the part before, which is of another moment; here it sounds as ffmpeg has the part alone. Of AV1 with an edit list ffmpeg 5.1 shows what the list
 //! leaves out where dav1d decodes it, and not where libaom does. Fields of MPEG-2 and VC-1 in packets of their own are joined by
 //! GStreamer's parsers or not at all; no encoder makes any to try. Of a transport stream that is cut at its start what comes before
-//! its first tables is not read.Of a data packet
+//! its first tables is not read. Of a data packet
 //! of Windows Media that holds a single payload, and is cut, nothing is read. Of an MP2 packet that is cut ffmpeg's decoder of whole numbers makes
 //! another noise at times than the one of floating point. Before a further part of an edit list ffmpeg
 //! plays one packet of AC-3 in place of another (35 ms): `parse_packet` in libavformat gives each the mark of the one after it.
@@ -203,21 +203,7 @@ fn from_recordings(
     size: u64,
     choice: &mut Choice<'_>,
 ) -> Result<Examined, Stop> {
-    let select = |segment: &matroska::Segment, kind, track: &matroska::Track| {
-        // GStreamer's name of a Matroska track is its number and UID, in three digits at least.
-        let name = format!("{:03}:{:03}", track.number, track.uid);
-        let part = if segment.part != (0..size) { Some(segment.part.clone()) } else { None };
-        Selection {
-            kind,
-            track: Some(name),
-            is_later: false,
-            unmarked: true,
-            overlays: Vec::new(),
-            part,
-            cut: None,
-            leaves_last: false,
-        }
-    };
+    let select = |segment: &matroska::Segment, kind, track: &matroska::Track| of_recording(segment, size, kind, track);
     let candidates = |number: u64| -> Vec<Candidate<'_, matroska::Track>> {
         let candidate = |track| matroska_candidate(track);
         first.tracks.iter().filter(|t| t.kind == number && t.blocks > 0).map(candidate).collect()
@@ -285,6 +271,15 @@ fn from_recordings(
         info.notes.push(text.to_owned());
     }
     Ok(Examined { info, video, audio })
+}
+
+/// How a track of a recording in a file of that size is selected.
+fn of_recording(segment: &matroska::Segment, size: u64, kind: Kind, track: &matroska::Track) -> Selection {
+    // GStreamer's name of a Matroska track is its number and UID, in three digits at least.
+    let track = Some(format!("{:03}:{:03}", track.number, track.uid));
+    let part = if segment.part != (0..size) { Some(segment.part.clone()) } else { None };
+    let overlays = Vec::new();
+    Selection { kind, track, is_later: false, unmarked: true, overlays, part, cut: None, leaves_last: false }
 }
 
 /// A track of a Matroska file that might be used.
