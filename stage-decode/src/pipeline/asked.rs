@@ -195,3 +195,41 @@ impl Drop for Running {
         let _ = self.0.set_state(gst::State::Null);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Packets of which those of `k` are key pictures, and `size` bytes each; how many are kept, and whether they are all since a key picture.
+    fn kept(packets: &str, size: usize) -> (usize, bool) {
+        super::super::init().unwrap();
+        let mut last = LastPackets::default();
+        last.begin(gst::Caps::new_empty_simple("video/x-h264"));
+        for kind in packets.chars() {
+            let mut packet = gst::Buffer::with_size(size).unwrap();
+            if kind != 'k' {
+                packet.get_mut().unwrap().set_flags(gst::BufferFlags::DELTA_UNIT);
+            }
+            last.take(&packet);
+        }
+        assert_eq!(last.count(), packets.len() as u64);
+        assert_eq!(last.bytes, last.packets.len() * size);
+        (last.packets.len(), !last.is_part)
+    }
+
+    #[test]
+    fn the_packets_from_the_second_last_key_picture_on_are_kept() {
+        assert_eq!([kept("kdd", 1), kept("kddkd", 1), kept("kddkddkddd", 1)], [(3, true), (5, true), (7, true)]);
+        assert_eq!(kept("kddkddk", 1), (7, true), "a last one that is cut may only look like one");
+        assert_eq!(kept("kkkk", 1), (3, true));
+    }
+
+    #[test]
+    fn where_there_are_too_many_those_from_the_last_key_picture_on_are_kept_or_nothing_is_asked() {
+        let many = "d".repeat(MAX_PACKETS / 2);
+        assert_eq!(kept(&format!("k{many}k{many}"), 1), (MAX_PACKETS / 2 + 1, true));
+        assert!(!kept(&format!("k{many}{many}"), 1).1);
+        assert_eq!(kept(&format!("k{many}{many}kdkd"), 1), (4, true), "another key picture came");
+        assert!(!kept("kddd", MAX_BYTES / 3).1);
+    }
+}
