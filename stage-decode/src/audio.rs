@@ -60,9 +60,17 @@ fn decode_pass(
             }
             Err(other) => return Err(other.into()),
         };
-        writer.take(media.path(), &sample)?;
+        let clips = pipeline.parsed_caps().is_some_and(|caps| clips(&caps));
+        writer.take(media.path(), &sample, clips)?;
     }
     Ok(())
+}
+
+/// Whether ffmpeg's decoder clips what it decodes: that of MPEG sound of layers 1 and 2 gives whole numbers of 16 bits, where GStreamer has the one
+/// of floating point alone.
+fn clips(caps: &gst::CapsRef) -> bool {
+    let Some(sound) = caps.structure(0).filter(|sound| sound.name() == "audio/mpeg") else { return false };
+    sound.get::<i32>("mpegversion") == Ok(1) && sound.get::<i32>("layer").is_ok_and(|layer| layer < 3)
 }
 
 /// Reads uncompressed sound once, as far as the writer takes something of it.
@@ -170,14 +178,17 @@ impl SpoolWriter {
         self.rate > 0 && self.kept.last().is_none_or(|part| part.end <= self.at)
     }
 
-    fn take(&mut self, path: &Path, sample: &gst::Sample) -> Result<(), JobError> {
+    /// Takes what was decoded, clipped to the full scale or not.
+    fn take(&mut self, path: &Path, sample: &gst::Sample, clips: bool) -> Result<(), JobError> {
         let odd = |what: &str| failure::unsupported(path, what);
         let caps = sample.caps().ok_or_else(|| odd("decoded audio has no format"))?;
         let info = gst_audio::AudioInfo::from_caps(caps).map_err(|e| odd(&format!("{caps}: {e}")))?;
         self.expect(&info)?;
         let map =
             sample.buffer().and_then(|b| b.map_readable().ok()).ok_or_else(|| odd("decoded audio has no data"))?;
-        let interleaved: Vec<f32> = map.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let limit = if clips { 1.0 } else { f32::INFINITY };
+        let decoded = map.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b).clamp(-limit, limit));
+        let interleaved: Vec<f32> = decoded.collect();
         self.mix(&interleaved)
     }
 

@@ -4,10 +4,12 @@
 //! chooses the decoder that ffmpeg would use, and never one that runs on a GPU. In reading order: `init` (GStreamer
 //! itself), `limits` (on the work of a file), `selection` (which track), `shared` (what the pipeline's threads report),
 //! `source` (the open file), `plug` (which demuxers and parsers), `probes` (what watches and changes the flow between
-//! elements), `connect` (from the demuxed track to its decoder), this file, the pipeline itself, and `trial` (whether a
-//! track decodes).
+//! elements), `ending` (what a cut file has of its last packet), `connect` (from the demuxed track to its decoder), this file, the
+//! pipeline itself, `trial` (whether a track decodes), and `asked` (whether its last packet gives a picture).
 
+mod asked;
 mod connect;
+mod ending;
 mod init;
 mod limits;
 mod plug;
@@ -17,7 +19,9 @@ mod shared;
 mod source;
 mod trial;
 
+pub(crate) use asked::{LastPackets, last_packets};
 pub(crate) use connect::{decodes, discard, track_name};
+pub(crate) use ending::CutSample;
 pub(crate) use init::init;
 pub(crate) use limits::Limits;
 pub(crate) use plug::parser;
@@ -130,7 +134,7 @@ impl TrackPipeline {
         let bus = pipeline.bus().ok_or_else(|| failure::no_element("bus"))?;
         let shared = Arc::new(Shared { reading: media.reading().clone(), ..Shared::default() });
         let source = MediaSource::new(media, selection.overlays.clone(), selection.part.clone());
-        let parse = parser(media, &shared.refusal, &shared.told)?;
+        let parse = parser(media, &shared.refusal, &shared.told, selection.cut)?;
         let sink = gst_app::AppSink::builder().caps(caps).sync(false).max_buffers(4).build();
         let add = |e: &gst::Element| pipeline.add(e).map_err(|_| failure::no_element("bin"));
         [source.upcast_ref(), &parse, tail, sink.upcast_ref()].into_iter().try_for_each(add)?;

@@ -4,7 +4,7 @@
 //! demuxer and parsers. Counts and rates are those of ffmpeg's `ffprobe -count_frames`. In reading order: [`bytes`]
 //! (reads by position), [`examined`] (the result), [`known`] (files that were examined lately), [`h264`] (which packets are fields), [`reference`](mod@reference) (files that name media elsewhere),
 //! [`still`] (pictures that are no film), [`choice`] (which track is used), [`mp4`], [`ebml`] and [`matroska`], [`mp3`] and
-//! [`ogg`] (what an encoder padded), [`asf`], [`avi`] and [`ps`] (a cut end), [`flv`] (times that jump), [`ts`] (sounds without a word), [`scan`].
+//! [`ogg`] (what an encoder padded), [`asf`], [`avi`], [`ps`] and [`wav`] (a cut end), [`flv`] (times that jump), [`ts`] (sounds without a word), [`scan`].
 //!
 //! Where it is not as in ffmpeg 5.1: of a chained Ogg with picture and sound ffmpeg reads the first link alone, here every one is
 //! read, and of joined recordings in Opus each one's own delay is left out, where ffmpeg leaves the first one's out. A part of an
@@ -12,8 +12,9 @@
 //! kept of the part before, which is of another moment; here it sounds as ffmpeg has the part alone. Of AV1 with an edit list ffmpeg 5.1 shows what the list
 //! leaves out where dav1d decodes it, and not where libaom does. Fields of MPEG-2 and VC-1 in packets of their own are joined by
 //! GStreamer's parsers or not at all; no encoder makes any to try. Of a transport stream that is cut at its start what comes before
-//! its first tables is not read. Of an MP4, MOV or Windows Media file that is cut the picture that the cut goes through is left out,
-//! where ffmpeg shows what its decoder makes of the rest; of most sounds so is the packet. Before a further part of an edit list ffmpeg
+//! its first tables is not read. Of a data packet
+//! of Windows Media that holds a single payload, and is cut, nothing is read. Of an MP2 packet that is cut ffmpeg's decoder of whole numbers makes
+//! another noise at times than the one of floating point. Before a further part of an edit list ffmpeg
 //! plays one packet of AC-3 in place of another (35 ms): `parse_packet` in libavformat gives each the mark of the one after it.
 //! How long a file lasts is what its packets span where ffprobe says something else: of a sound in Ogg that begins late it says where
 //! it ends, of AVI and Windows Media what the header says, of FLV that is cut too, of a transport stream it guesses the length of the last
@@ -38,6 +39,7 @@ mod reference;
 mod scan;
 mod still;
 mod ts;
+mod wav;
 
 use std::sync::Arc;
 
@@ -144,6 +146,8 @@ fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_
                 unmarked: false,
                 overlays: movie.overlays(track),
                 part: None,
+                cut: track.cut_sample(),
+                leaves_last: false,
             }
         }
     };
@@ -167,8 +171,12 @@ fn from_movie<'m>(movie: &'m mp4::Movie, quicktime: bool, choice: &mut Choice<'_
     sounds.sort_by_key(|c| std::cmp::Reverse((c.track.enabled, c.track.channels, std::cmp::Reverse(c.number))));
 
     let mut info = blank(if quicktime { "mov" } else { "mp4" }, movie.duration_s());
-    let video = choice.first(films, &select(Kind::Video))?.map(|(Candidate { track, codec, .. }, selection)| {
-        let passes = track.pictures(movie.timescale);
+    let film = choice.first(films, &select(Kind::Video))?;
+    let [gives_last, is_given] =
+        film.as_ref().map_or(Ok([true; 2]), |(_, selection)| choice.gives_cut_sample(selection))?;
+    let video = film.map(|(Candidate { track, codec, .. }, mut selection)| {
+        selection.leaves_last = is_given && !gives_last;
+        let passes = track.pictures(movie.timescale, gives_last);
         info.frames = passes.iter().map(|pass| pass.frames).sum();
         info.avg_fps = track.average_rate();
         let orientation = track.orientation;
@@ -195,12 +203,7 @@ fn from_recordings(
     size: u64,
     choice: &mut Choice<'_>,
 ) -> Result<Examined, Stop> {
-    let select = |segment: &matroska::Segment, kind, track: &matroska::Track| {
-        // GStreamer's name of a Matroska track is its number and UID, in three digits at least.
-        let name = format!("{:03}:{:03}", track.number, track.uid);
-        let part = if segment.part != (0..size) { Some(segment.part.clone()) } else { None };
-        Selection { kind, track: Some(name), is_later: false, unmarked: true, overlays: Vec::new(), part }
-    };
+    let select = |segment: &matroska::Segment, kind, track: &matroska::Track| of_recording(segment, size, kind, track);
     let candidates = |number: u64| -> Vec<Candidate<'_, matroska::Track>> {
         let candidate = |track| matroska_candidate(track);
         first.tracks.iter().filter(|t| t.kind == number && t.blocks > 0).map(candidate).collect()
@@ -268,6 +271,15 @@ fn from_recordings(
         info.notes.push(text.to_owned());
     }
     Ok(Examined { info, video, audio })
+}
+
+/// How a track of a recording in a file of that size is selected.
+fn of_recording(segment: &matroska::Segment, size: u64, kind: Kind, track: &matroska::Track) -> Selection {
+    // GStreamer's name of a Matroska track is its number and UID, in three digits at least.
+    let track = Some(format!("{:03}:{:03}", track.number, track.uid));
+    let part = if segment.part != (0..size) { Some(segment.part.clone()) } else { None };
+    let overlays = Vec::new();
+    Selection { kind, track, is_later: false, unmarked: true, overlays, part, cut: None, leaves_last: false }
 }
 
 /// A track of a Matroska file that might be used.

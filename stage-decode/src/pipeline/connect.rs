@@ -8,6 +8,7 @@ use gst::prelude::*;
 use gstreamer as gst;
 use protocol::error::JobError;
 
+use super::ending;
 use super::limits::Limits;
 use super::probes;
 use super::selection::{Kind, Selection};
@@ -142,6 +143,9 @@ impl Rest {
         if selection.unmarked {
             probes::remove_clipping_marks(pad);
         }
+        if selection.leaves_last {
+            ending::leave_out_last(pad);
+        }
         probes::open_segments(pad);
         probes::count_progress(pad, &self.shared);
         if let Some(caps) = pad.current_caps() {
@@ -199,15 +203,12 @@ fn attach(
 ) -> Result<(), JobError> {
     let refused = || failure::unsupported(path, &format!("GStreamer cannot link a decoder to {caps}"));
     let entry = if is_raw(caps) {
+        probes::whole_samples(pad, caps);
         tail.clone()
     } else {
-        let decoder = decoder_for(caps).ok_or_else(|| failure::no_plugin(path, caps))?;
+        let decoder = decoder(caps).ok_or_else(|| failure::no_plugin(path, caps))?;
         let is_ffmpegs = decoder.factory().is_some_and(|factory| factory.name().starts_with(FFMPEG));
         shared.is_ffmpegs.store(is_ffmpegs, Ordering::Relaxed);
-        if decoder.has_property("max-errors") {
-            // A picture that does not decode is replaced by the one before it, however many there are.
-            decoder.set_property("max-errors", -1i32);
-        }
         if let Some(pad) = decoder.static_pad("src") {
             probes::refuse_fields(&pad, path, shared);
         }
@@ -224,6 +225,20 @@ fn attach(
         probes::end_windows_audio(pad, &target, caps);
     }
     pad.link(&target).map(|_| ()).map_err(|_| refused())
+}
+
+/// The decoder for parsed caps, as it is used.
+pub(super) fn decoder(caps: &gst::CapsRef) -> Option<gst::Element> {
+    let decoder = decoder_for(caps)?;
+    if decoder.has_property("max-errors") {
+        // A picture that does not decode is replaced by the one before it, however many there are.
+        decoder.set_property("max-errors", -1i32);
+    }
+    // Of a picture of Motion JPEG that is cut the rest shows what lies in memory: in ffmpeg's the picture before it, which is free again.
+    if decoder.has_property("direct-rendering") && caps.structure(0).is_some_and(|s| s.name() == "image/jpeg") {
+        decoder.set_property("direct-rendering", false);
+    }
+    Some(decoder)
 }
 
 /// Whether there is a decoder for parsed caps, or they need none.

@@ -10,6 +10,7 @@ use protocol::error::JobError;
 
 use super::connect::track_name;
 use super::element;
+use super::ending::{self, CutSample};
 use super::shared::{Refusal, Told};
 use crate::failure;
 use crate::media_file::MediaFile;
@@ -89,11 +90,16 @@ const REFERENCES: [(&str, &str); 11] = [
 ];
 
 /// A parsebin that plugs listed elements only; a file that names media elsewhere is refused in `refusal`, and colours that a
-/// container tells come into `told`.
+/// container tells come into `told`. Of a sample that is cut it hands out what is there.
 ///
 /// # Errors
 /// `internal` for an element that GStreamer does not have.
-pub(crate) fn parser(media: &MediaFile, refusal: &Refusal, told: &Told) -> Result<gst::Element, JobError> {
+pub(crate) fn parser(
+    media: &MediaFile,
+    refusal: &Refusal,
+    told: &Told,
+    cut: Option<CutSample>,
+) -> Result<gst::Element, JobError> {
     let parser = element("parsebin")?;
     // Emitted with each type of content before anything is plugged for it; "no" exposes it as it is.
     parser.connect("autoplug-continue", false, {
@@ -115,6 +121,7 @@ pub(crate) fn parser(media: &MediaFile, refusal: &Refusal, told: &Told) -> Resul
         answers.to_value_by_nick(if allowed { "try" } else { "expose" })
     });
     forget_what_containers_tell(&parser, told);
+    ending::watch(&parser, cut);
     Ok(parser)
 }
 

@@ -152,6 +152,22 @@ fn windows_silence(caps: &gst::CapsRef) -> Option<Vec<u8>> {
     Some(silence)
 }
 
+/// Takes from buffers of uncompressed sound what is no whole sample: an element behind them would take nothing of such a buffer.
+pub(super) fn whole_samples(pad: &gst::Pad, caps: &gst::CapsRef) {
+    let Ok(info) = gst_audio::AudioInfo::from_caps(caps) else { return };
+    let sample = info.bpf() as usize;
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        if let Some(buffer) = info.buffer_mut() {
+            let part = buffer.size().checked_rem(sample).unwrap_or(0);
+            if part > 0 {
+                let whole = buffer.size() - part;
+                buffer.make_mut().set_size(whole);
+            }
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
 /// Removes the packets' marks of codec delay and padding.
 pub(super) fn remove_clipping_marks(pad: &gst::Pad) {
     pad.add_probe(gst::PadProbeType::BUFFER, |_, info| {

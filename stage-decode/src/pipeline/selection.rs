@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::ending::CutSample;
+
 /// Caps names of still pictures that also make films.
 const FILMS_OF_STILLS: [&str; 5] = ["image/jpeg", "image/png", "image/x-j2c", "image/x-jpc", "image/jp2"];
 
@@ -45,6 +47,10 @@ pub(crate) struct Selection {
     pub(crate) overlays: Vec<Overlay>,
     /// Part of the file that the demuxer takes for all of it (one of several recordings); none for the whole.
     pub(crate) part: Option<Range<u64>>,
+    /// Its last sample, where the file has a part of it.
+    pub(crate) cut: Option<CutSample>,
+    /// Whether its last packet, of which the decoder makes nothing, is left out.
+    pub(crate) leaves_last: bool,
 }
 
 /// Bytes that replace the file's own from position `at` on, for the demuxer only.

@@ -6,7 +6,7 @@ use protocol::stage::Stop;
 use super::examined::codec_name;
 use crate::failure::Missing;
 use crate::media_file::MediaFile;
-use crate::pipeline::{self, Kind, Limits, Selection};
+use crate::pipeline::{self, Kind, LastPackets, Limits, Selection};
 
 /// Codecs that are not tried: their decoders take whatever a container holds of them.
 const UNTRIED: [&str; 13] =
@@ -65,6 +65,26 @@ impl<'f> Choice<'f> {
 }
 
 impl Choice<'_> {
+    /// Whether the sample of a film that is cut, if one is, gives a picture, and whether the decoder is given it.
+    ///
+    /// # Errors
+    /// `Cancelled`, the refusal of the file, and no progress for too long.
+    pub(super) fn gives_cut_sample(&self, selection: &Selection) -> Result<[bool; 2], Stop> {
+        let Some(cut) = selection.cut else { return Ok([true; 2]) };
+        let packets = pipeline::last_packets(self.media, selection, cut, self.limits, self.cancelled)?;
+        // A parser may leave it out.
+        let is_given = packets.count() > cut.number;
+        Ok([is_given && self.gives_last(&packets)?, is_given])
+    }
+
+    /// Whether the last of some packets gives a picture.
+    ///
+    /// # Errors
+    /// `Cancelled`, and no progress for too long.
+    pub(super) fn gives_last(&self, packets: &LastPackets) -> Result<bool, Stop> {
+        packets.gives_last(self.media, self.limits, self.cancelled)
+    }
+
     /// Notes a track that was not found to have anything that is read.
     pub(super) fn leave_out(&mut self, kind: Kind, missing: &Missing) {
         let note = note(kind, None, &codec_name(&missing.caps_name), &reason(self.media, &missing.error.message));

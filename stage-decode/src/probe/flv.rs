@@ -6,6 +6,7 @@
 use std::io;
 
 use super::bytes::Bytes;
+use crate::pipeline::Overlay;
 use crate::timeline::{MAX_LISTED, Timeline};
 
 /// Bytes of a tag's header.
@@ -34,6 +35,8 @@ pub(super) struct Times {
     begins_anew: bool,
     /// Whether the file does not end where its last tag does, or is shorter than its header says.
     is_cut: bool,
+    /// Position of the tag that is cut, and how many bytes of its content are there.
+    cut: Option<(u64, u64)>,
     /// Seconds that the header says the file lasts.
     stated_s: Option<f64>,
 }
@@ -74,11 +77,15 @@ impl Times {
             if kind == SCRIPT && times.stated_s.is_none() {
                 times.read_header(bytes, body, size)?;
             }
-            // What is cut, or is no tag, is not read by GStreamer either.
-            if ![SOUND, PICTURE, SCRIPT].contains(&kind) || body + size > bytes.size() {
+            // What is no tag is not read by GStreamer either.
+            if ![SOUND, PICTURE, SCRIPT].contains(&kind) {
                 break;
             }
-            if let Some(later) = later(bytes, kind, body, size)? {
+            let there = bytes.size() - body;
+            if size > there && kind != SCRIPT && there > 0 {
+                times.cut = Some((at, there));
+            }
+            if let Some(later) = later(bytes, kind, body, size.min(there))? {
                 let last = &mut stored[usize::from(kind == PICTURE)];
                 times.begins_anew |= time < last.saturating_sub(JUMP_MS);
                 *last = time;
@@ -88,6 +95,14 @@ impl Times {
         }
         times.is_cut |= at != bytes.size();
         Ok(Some(times))
+    }
+
+    /// What the demuxer is to see of a tag that is cut, which it leaves out otherwise: that it is no longer than what is there, and its end.
+    pub(super) fn cut_tag(&self) -> Vec<Overlay> {
+        let Some((at, there)) = self.cut else { return Vec::new() };
+        let size = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX).to_be_bytes();
+        let length = Overlay { at: at + 1, bytes: size(there)[1..].to_vec() };
+        vec![length, Overlay { at: at + HEADER + there, bytes: size(there + HEADER).to_vec() }]
     }
 
     /// Notes what the header's data say of the file, if they do (`onMetaData`, E.5).
@@ -215,7 +230,7 @@ mod tests {
         let spanned = seconds(tag(SCRIPT, 0, b"onMetaData"), &pictures);
         assert_eq!([spanned, seconds(header(5.2, 9.0), &pictures)], [5.0, 5.2]);
         let cut = [&pictures[..49], &[pictures[49][..15].to_vec()]].concat();
-        assert_eq!(seconds(header(5.2, 9.0), &cut), 4.9, "within a tag");
+        assert_eq!(seconds(header(5.2, 9.0), &cut), 5.0, "within a tag, of which a part is there");
         assert_eq!(seconds(header(5.2, 9e6), &pictures[..49]), 4.9, "between two tags, by the size");
         assert_eq!(seconds(header(5.2, 0.0), &pictures[..30]), 3.0, "between two tags, by the times");
         assert_eq!(seconds(header(0.0, 0.0), &pictures), 5.0, "a recording whose header was not completed");
@@ -228,7 +243,11 @@ mod tests {
         assert!(!times.moves_pictures() && times.seconds(100_000_000, 0) == Some(5.0) && times.unevenness_s() < 1e-3);
         let twice = read(&[&even[..], &even].concat());
         assert!(twice.moves_pictures() && twice.seconds(0, 0).is_none() && twice.unevenness_s() == 0.0);
-        let cut = [even[0].clone(), even[1][..16].to_vec()];
-        assert_eq!(read(&cut).shown.len(), 1);
+        let cut = |there: usize| read(&[even[0].clone(), even[1][..there].to_vec()]);
+        assert_eq!([cut(16), cut(12), cut(11), cut(9)].map(|times| times.shown.len()), [2, 1, 1, 1]);
+        let at = 13 + even[0].len() as u64;
+        let length = Overlay { at: at + 1, bytes: vec![0, 0, 5] };
+        assert_eq!(cut(16).cut_tag(), [length, Overlay { at: at + 16, bytes: vec![0, 0, 0, 16] }]);
+        assert_eq!([cut(11).cut_tag(), read(&even).cut_tag()], [vec![], vec![]]);
     }
 }

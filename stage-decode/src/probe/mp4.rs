@@ -114,7 +114,7 @@ impl Movie {
             let bytes = ticks.to_be_bytes();
             Some(Overlay { at: field.at, bytes: bytes[8 - field.width..].to_vec() })
         });
-        others.chain(edits).chain(lengths).collect()
+        others.chain(edits).chain(lengths).chain(wanted.rest_of_cut()).collect()
     }
 
     /// Duration in seconds as ffprobe reports it: the movie header's, or the longest track's in a fragmented file.

@@ -1,10 +1,12 @@
 //! Scan of any other container: GStreamer demuxes and parses the whole file, and the packets of each track are counted
-//! ([`counted`]); of a transport stream the times that its packets state are read besides ([`clock`]); by both it is told how long
-//! the file lasts ([`length`]).
+//! ([`counted`]); the end of the file may be cut ([`ending`]); of a transport stream the times that its packets state are read besides ([`clock`]); by both it is told how long
+//! the file lasts ([`length`]), and by the codec what of a sound is kept ([`trim`]).
 
 mod clock;
 mod counted;
+mod ending;
 mod length;
+mod trim;
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -12,20 +14,24 @@ use std::time::Duration;
 
 use gst::prelude::*;
 use gstreamer as gst;
+use protocol::plan::MediaInfo;
 use protocol::stage::Stop;
 
 use super::bytes::Bytes;
 use super::choice::{Candidate, Choice};
-use super::examined::{AudioTrack, Examined, Trim, VideoTrack, blank, samples, uneven};
-use super::{asf, avi, flv, mp3, ogg, ps, ts};
+use super::examined::{AudioTrack, Examined, VideoTrack, blank, samples, uneven};
+use super::flv;
 use crate::crew::Progress;
 use crate::failure::{self, Missing};
 use crate::media_file::MediaFile;
-use crate::pipeline::{self, Kind, MediaSource, Overlay, Refusal, Selection, Told, lock};
+use crate::picture::Orientation;
+use crate::pipeline::{self, Kind, MediaSource, Refusal, Selection, Told, lock};
 use crate::timeline::Pass;
 use clock::StatedClock;
 use counted::{Counted, watch};
-use length::{length_s, wma_block};
+use ending::Ending;
+use length::length_s;
+use trim::trim;
 
 /// Times its size that a file is read at most, besides what demuxers look up at both ends: one that goes on reads in circles.
 const MAX_TIMES: u64 = 4;
@@ -34,6 +40,9 @@ const SEEKS_BYTES: u64 = 256 << 20;
 
 /// Longest time without progress after a track was found to have nothing: then the others have come, if there are any.
 const NOTHING_MORE: Duration = Duration::from_secs(4);
+
+/// Tracks whose last packets are kept at most.
+const MAX_ASKED: usize = 8;
 
 /// Why AAC in LATM packets is not read.
 const LATM: &str = "it is AAC in LATM packets, of which GStreamer's parser loses some";
@@ -54,8 +63,7 @@ struct Scanned {
     /// GStreamer's word for the duration; 0 for none.
     duration_s: f64,
     container: Option<String>,
-    /// How the demuxer is to see the file.
-    overlays: Vec<Overlay>,
+    ending: Ending,
     /// Tracks, or a whole file, that no plugin reads.
     missing: Vec<Missing>,
     clock: StatedClock,
@@ -78,12 +86,9 @@ pub(super) fn scan(
     if is_latm(bytes) {
         return Err(failure::unsupported(media.path(), LATM).into());
     }
-    let mut overlays = ts::untold_sounds(bytes).map_err(stop)?;
-    overlays.extend(asf::cut_packet(bytes).map_err(stop)?);
-    overlays.extend(avi::cut_chunk(bytes).map_err(stop)?);
-    overlays.extend(ps::cut_packet(bytes).map_err(stop)?);
-    let source = MediaSource::new(media, overlays.clone(), None);
-    let parse = pipeline::parser(media, &refusal, &Told::default())?;
+    let ending = Ending::read(bytes).map_err(stop)?;
+    let source = MediaSource::new(media, ending.overlays.clone(), None);
+    let parse = pipeline::parser(media, &refusal, &Told::default(), None)?;
     let clock = StatedClock::default();
     clock.follow(&running.0, &parse);
     let built = running.0.add_many([source.upcast_ref(), &parse]).and_then(|()| source.link(&parse));
@@ -99,7 +104,8 @@ pub(super) fn scan(
             let last = tracks.last().map_or(0, |track| lock(track).link);
             let flows = tracks.iter().map(|t| lock(t)).filter(|t| t.link == last).all(|t| t.buffers > 0);
             let link = if is_ogg && flows && !tracks.is_empty() { last + 1 } else { last };
-            let counted = Arc::new(Mutex::new(Counted { link, ..Counted::default() }));
+            let keeps_last = tracks.len() < MAX_ASKED;
+            let counted = Arc::new(Mutex::new(Counted { link, keeps_last, ..Counted::default() }));
             tracks.push(counted.clone());
             drop(tracks);
             lock(&counted).name = pipeline::track_name(pad);
@@ -116,7 +122,7 @@ pub(super) fn scan(
     let duration = running.0.query_duration::<gst::ClockTime>().map_or(0.0, |d| d.nseconds() as f64 / 1e9);
     drop(running);
     let tracks: Vec<_> = lock(&tracks).drain(..).collect();
-    let scanned = Scanned { duration_s: duration, container, overlays, missing, clock };
+    let scanned = Scanned { duration_s: duration, container, ending, missing, clock };
     sum_up(bytes, &tracks, scanned, choice)
 }
 
@@ -186,9 +192,9 @@ fn sum_up(
     {
         return Err(missing.error.clone().into());
     }
-    let stated = flv::Times::read(bytes).ok().flatten();
-    let Scanned { duration_s, container, overlays, missing, clock } = scanned;
-    let told = length::Told { duration_s, names_container: container.is_some(), clock: &clock, tags: stated.as_ref() };
+    let Scanned { duration_s, container, ending, missing, clock } = scanned;
+    let stated = ending.tags.as_ref();
+    let told = length::Told { duration_s, names_container: container.is_some(), clock: &clock, tags: stated };
     let mut info = blank("", length_s(bytes, &tracks, &told));
     // The times of AVI are those of decoding.
     let is_avi = bytes.array::<4>(8).is_ok_and(|kind| &kind == b"AVI ");
@@ -196,7 +202,7 @@ fn sum_up(
     let every = |kind: Kind| tracks.iter().filter(move |t| t.caps_name().is_some_and(|name| kind.takes(name)));
     let of_kind = |kind: Kind| every(kind).filter(|t| t.link == 0);
     let is_chained = tracks.iter().any(|t| t.link > 0);
-    let moved = stated.as_ref().is_some_and(flv::Times::moves_pictures);
+    let moved = stated.is_some_and(flv::Times::moves_pictures);
     let unread = |kind: Kind| missing.iter().filter(move |missing| kind.takes(&missing.caps_name));
     for kind in [Kind::Video, Kind::Audio] {
         unread(kind).for_each(|missing| choice.leave_out(kind, missing));
@@ -204,7 +210,8 @@ fn sum_up(
     // The only track of a kind needs no name, and without a container its name may change from run to run.
     let selection = |kind, t: &Counted| {
         let track = if every(kind).count() + unread(kind).count() > 1 { t.name.clone() } else { None };
-        Selection { kind, track, is_later: t.link > 0, unmarked: false, overlays: overlays.clone(), part: None }
+        let (is_later, overlays) = (t.link > 0, ending.overlays.clone());
+        Selection { kind, track, is_later, unmarked: false, overlays, part: None, cut: None, leaves_last: false }
     };
     let mut best = |kind: Kind, rank: &dyn Fn(&Counted) -> u64| {
         let mut all: Vec<&Counted> = of_kind(kind).map(|t| &**t).collect();
@@ -220,32 +227,31 @@ fn sum_up(
         every(kind).map(|t| &**t).filter(|t| t.link > 0 && t.caps_name() == name.as_deref()).collect()
     };
 
-    let video = video.map(|(Candidate { track, codec, .. }, selected)| {
-        let orientation = track.orientation;
-        let [width, height] = track.first_size();
-        (info.width, info.height) = orientation.shown(width, height);
-        info.notes.extend(track.changes_size());
-        (info.rotation, info.mirrored) = (orientation.turn.degrees(), orientation.mirrored);
+    let film = video.as_ref().map(|(chosen, _)| chosen.track);
+    let gives_last = film.map_or(Ok(true), |track| ending.gives_last(bytes, track, choice))?;
+    let video = video.map(|(Candidate { track, codec, .. }, mut selected)| {
+        selected.leaves_last = !gives_last;
+        let orientation = show(&mut info, track);
         let later = later(Kind::Video, track);
         let all = std::iter::once(track).chain(later.iter().copied());
-        let passes: Vec<Pass> = all.map(|track| track.pass(!is_avi && !moved && !clock.jumps(track))).collect();
+        let pass = |track: &Counted| track.pass(!is_avi && !moved && !clock.jumps(track), gives_last);
+        let passes: Vec<Pass> = all.map(pass).collect();
         info.frames = passes.iter().map(|pass| pass.frames).sum();
-        let told = track.field::<gst::Fraction>("framerate").filter(|f| f.numer() > 0 && track.second_fields == 0);
-        info.avg_fps = match told {
-            Some(rate) => f64::from(rate.numer()) / f64::from(rate.denom()),
-            None => track.buffers as f64 / track.length_s().max(1e-3),
-        };
-        let times = stated.as_ref().filter(|_| moved);
+        info.avg_fps = track.average_rate();
+        let times = stated.filter(|_| moved);
         info.notes.extend(times.and_then(|times| uneven(times.unevenness_s(), &info)));
         info.codecs.push(codec);
         let links = later.iter().map(|t| selection(Kind::Video, t)).collect();
         VideoTrack { selection: selected, links, passes, orientation, full_range: None }
     });
     let audio = audio.map(|(Candidate { track, codec, .. }, selected)| {
-        let trim = trim(bytes, track, &codec, is_chained);
+        let mut trim = trim(bytes, track, &codec, is_chained);
         info.has_audio = true;
         let later = later(Kind::Audio, track);
         info.audio_samples = samples(track.length_s() + later.iter().map(|t| t.length_s()).sum::<f64>());
+        if let Some((seconds, kept)) = ending.cut_sound(&codec) {
+            (info.duration_s, info.audio_samples, trim) = (seconds, samples(seconds), kept);
+        }
         info.codecs.push(codec);
         let links = later.iter().map(|t| selection(Kind::Audio, t)).collect();
         AudioTrack { selection: selected, links, pcm: None, trim }
@@ -254,16 +260,13 @@ fn sum_up(
     Ok(Examined { info, video, audio })
 }
 
-/// What of a sound is kept, as its codec and container tell.
-fn trim(bytes: &mut Bytes<'_>, track: &Counted, codec: &str, is_chained: bool) -> Trim {
-    let start_s = track.span.map_or(0.0, |(start, _)| start as f64 / 1e9);
-    match codec {
-        "mp3" => mp3::trim(bytes),
-        "audio/x-wma" => wma(track.field::<i32>("wmaversion"), track.number("rate")),
-        "vorbis" if !is_chained => ogg::vorbis(bytes, (start_s * f64::from(track.number("rate"))).round() as u64),
-        "opus" if !is_chained && start_s > 0.0 => ogg::late_opus(bytes),
-        _ => Trim::default(),
-    }
+/// Tells how the pictures of a track are shown.
+fn show(info: &mut MediaInfo, track: &Counted) -> Orientation {
+    let (orientation, [width, height]) = (track.orientation, track.first_size());
+    (info.width, info.height) = orientation.shown(width, height);
+    info.notes.extend(track.changes_size());
+    (info.rotation, info.mirrored) = (orientation.turn.degrees(), orientation.mirrored);
+    orientation
 }
 
 /// Whether a file begins with three packets of LATM one behind the other (ISO/IEC 14496-3, 1.7.2): GStreamer may take it for another form.
@@ -274,12 +277,6 @@ fn is_latm(bytes: &mut Bytes<'_>) -> bool {
         (first == 0x56 && second & 0xe0 == 0xe0 && length > 0).then_some(at + 3 + length)
     };
     packet(0).and_then(&mut packet).and_then(packet).is_some()
-}
-
-/// What ffmpeg leaves out at the start of Windows Media Audio 1 and 2: two blocks (`libavcodec/wmadec.c`).
-fn wma(version: Option<i32>, rate: u32) -> Trim {
-    let block = wma_block(version, rate);
-    if version.is_some_and(|version| version < 3) { Trim::after(2 * block, None) } else { Trim::default() }
 }
 
 /// A track that might be used.

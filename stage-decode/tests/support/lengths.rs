@@ -5,12 +5,11 @@ use std::path::Path;
 use protocol::plan::MediaInfo;
 
 use super::super::support::reference::{
-    check_figures, check_numbers, check_packets, check_unmarked, check_whole_frames, ffprobe, packets_s,
-    reference_sound,
+    check_figures, check_numbers, check_packets, check_unmarked, ffprobe, packets_s, reference_sound,
 };
-use super::Container::{Avi, Flv, Mov, Mp4 as IsoMp4, Ogg, ProgramStream, Sound, TransportStream, WindowsMedia};
+use super::Container::{Avi, Flv, Ogg, ProgramStream, Sound, TransportStream, WindowsMedia};
 use super::Files;
-use super::rest::{packets, spanned_s};
+use super::packets::{packets, spanned_s};
 
 impl Files {
     /// Checks how many frames there are, and how long the file lasts.
@@ -23,10 +22,6 @@ impl Files {
             ProgramStream if self.is_cut(path) => {
                 check_numbers(path, info, spanned_s(&[&packets(path, "v:0"), &packets(path, "a:0")]));
             }
-            WindowsMedia if self.is_cut(path) => {
-                let [pictures, sound] = ["v:0", "a:0"].map(|track| self.rest(path, track));
-                check_whole_frames(path, info, pictures.whole, spanned_s(&[pictures.whole(), sound.whole()]));
-            }
             // Of the last packet of sound in a transport stream ffprobe guesses the length; Windows Media's header is ffmpeg's own, which counts
             // the wait before a late sound twice.
             TransportStream | ProgramStream | WindowsMedia => check_packets(path, info, "pts_time"),
@@ -36,10 +31,6 @@ impl Files {
             Avi => check_packets(path, info, "dts_time"),
             // Its header says how long the whole was.
             Flv if self.is_cut(path) => check_packets(path, info, "pts_time"),
-            IsoMp4 | Mov if self.is_cut(path) => {
-                let told = ffprobe(path, "-show_entries format=duration")[0].parse().unwrap();
-                check_whole_frames(path, info, self.rest(path, "v:0").whole, told);
-            }
             _ if self.is_marked(path) => check_unmarked(path, info),
             _ => check_figures(path, info),
         }
@@ -54,13 +45,12 @@ impl Files {
             // Where ffprobe's clock begins differs by codec: with what the decoder gives first (Opus), before it (Vorbis that begins late), or at
             // 0 though the first page says later (FLAC). What is heard is as long whenever it begins.
             "Ogg" => heard_s()..=heard_s(),
-            // The cut packet may count or not; what the header of an MP3 says is of the whole.
-            "MP3" | "MP2" | "ADTS" | "AC-3" if self.is_cut(path) => {
-                let rest = self.rest(path, "a:0");
-                spanned_s(&[rest.whole()])..=packets_s(path, "pts_time")
-            }
+            // What the header of an MP3 says is of the whole.
+            "MP3" if self.is_cut(path) => packets_s(path, "pts_time")..=packets_s(path, "pts_time"),
             // ffprobe guesses by the bit rate.
             "MP2" | "ADTS" | "AC-3" => packets_s(path, "pts_time")..=packets_s(path, "pts_time"),
+            // Of a block that is cut ffprobe guesses it too.
+            "WAV" if self.audio.contains("adpcm") && self.is_cut(path) => heard_s()..=heard_s(),
             // A block of ADPCM holds 93 ms, and GStreamer guesses how much the last one has.
             "WAV" if self.audio.contains("adpcm") => packets_s(path, "pts_time")..=packets_s(path, "pts_time"),
             _ => told_s()..=told_s(),

@@ -22,6 +22,11 @@ pub fn ffprobe(path: &Path, arguments: &str) -> Vec<String> {
     text.lines().flat_map(|l| l.split(',')).map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect()
 }
 
+/// How many threads GStreamer lets a decoder of ffmpeg's take.
+pub fn decoder_threads() -> String {
+    String::from_utf8(run("getconf", &words("_NPROCESSORS_ONLN"))).unwrap().trim().to_owned()
+}
+
 /// Pictures that ffmpeg gives for every `step`-th frame from `first` on, through further filters (`,hflip`), scaled.
 pub fn reference_frames(path: &Path, info: &MediaInfo, step: u64, first: u64, filters: &str) -> Vec<Vec<u8>> {
     reference_frames_by("", path, info, step, first, filters)
@@ -88,14 +93,6 @@ pub fn packets_s(path: &Path, clock: &str) -> f64 {
     });
     let [start, end] = spans.reduce(|all, span| [all[0].min(span[0]), all[1].max(span[1])]).expect("packets");
     end - start
-}
-
-/// Checks that the number of the frames is `whole`, that ffprobe has as many, or one more of which only a part is there, and the duration.
-pub fn check_whole_frames(path: &Path, info: &MediaInfo, whole: usize, duration: f64) {
-    let shown = ffprobe(path, "-count_frames -select_streams v:0 -show_entries stream=nb_read_frames");
-    assert_eq!(info.frames, whole as u64, "frames of {}", path.display());
-    assert!([0, 1].map(|part| (whole + part).to_string()).contains(&shown[0]), "ffprobe has {} of {whole}", shown[0]);
-    check_duration(path, info, duration);
 }
 
 /// Checks that the number of the frames is that of the packets which ffprobe does not mark as left out, and the duration ffprobe's.

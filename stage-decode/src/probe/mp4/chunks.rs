@@ -98,13 +98,13 @@ impl Track {
         Ok(())
     }
 
-    /// Drops the samples behind the end of a truncated file, as ffmpeg does.
+    /// Drops the samples behind the end of a truncated file, as ffmpeg does: of one it gives the part that is there.
     pub(super) fn keep_present(&mut self, bytes: &mut Bytes<'_>) -> io::Result<()> {
         if self.sizes.is_empty() || self.chunk_runs.is_empty() || self.chunks.is_empty() {
             return Ok(());
         }
         let uniform = u64::from(bytes.u32(self.sizes.start + 4)?);
-        let mut present = 0;
+        let (mut present, mut cut, mut size) = (0, None, uniform);
         if uniform > 0 {
             // There may be many million of them, of PCM.
             let (samples, rows) = (u64::from(bytes.u32(self.sizes.start + 8)?), self.chunk_rows(bytes)?);
@@ -112,14 +112,26 @@ impl Track {
                 let wanted = count.min(samples - present);
                 let there = (bytes.size().saturating_sub(at) / uniform).min(wanted);
                 present += there;
+                if there < wanted {
+                    cut = Some(at.saturating_add(there * uniform));
+                }
                 Ok(there == wanted && present < samples)
             })?;
         } else {
             self.each_sample(bytes, &mut |bytes, place| {
                 let there = place.end <= bytes.size();
                 present += u64::from(there);
+                if !there {
+                    (cut, size) = (Some(place.start), place.end - place.start);
+                }
                 Ok(there)
             })?;
+        }
+        // Of uncompressed sound every sample that is there is read.
+        if let Some(at) = cut.filter(|_| self.encoding.is_none())
+            && self.note_cut(present, &(at..at.saturating_add(size)), bytes.size())
+        {
+            present += 1;
         }
         for (count, _) in &mut self.durations {
             *count = present.min(u64::from(*count)) as u32;

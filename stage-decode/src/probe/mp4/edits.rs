@@ -95,8 +95,8 @@ impl Track {
     }
 
     /// The pictures that are shown, pass by pass, and the times at which GStreamer shows them: it delays all by what the
-    /// index says, else so that the least composition offset is not negative.
-    pub(crate) fn pictures(&self, movie_timescale: u32) -> Vec<Pass> {
+    /// index says, else so that the least composition offset is not negative. The last sample may give none.
+    pub(crate) fn pictures(&self, movie_timescale: u32, gives_last: bool) -> Vec<Pass> {
         let least = || self.offsets.iter().map(|&(_, offset)| i64::from(offset)).min().unwrap_or(0).min(0);
         let delay = self.delay.unwrap_or_else(|| -least());
         let nanoseconds = |ticks: i64| {
@@ -104,8 +104,11 @@ impl Track {
             u64::try_from(delayed * 1_000_000_000 / u128::from(self.timescale.max(1))).ok()
         };
         let indexed = || self.spans().map(|span| span.start).chain(self.fragment_times.iter().copied());
-        let pictures = || indexed().zip(self.seconds()).filter(|(_, second)| !second).map(|(ticks, _)| ticks);
         let unlisted = self.fragment_samples - self.fragment_times.len() as u64;
+        let counted = self.totals().0 - unlisted - u64::from(!gives_last);
+        let pictures = || {
+            indexed().take(counted as usize).zip(self.seconds()).filter(|(_, second)| !second).map(|(ticks, _)| ticks)
+        };
         let pass = |edits| {
             let edits = Spans::new(edits);
             let mut cursor = edits.cursor();

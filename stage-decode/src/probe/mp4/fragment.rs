@@ -98,7 +98,8 @@ impl Track {
             let size = if flags & 0x200 == 0 { usual_size } else { bytes.u32(row + size_at)? };
             let offset = if flags & 0x800 == 0 { 0 } else { bytes.u32(row + width - 4)? as i32 };
             let end = at.saturating_add(size.into());
-            if end > bytes.size() {
+            let is_cut = end > bytes.size() && self.note_cut(self.totals().0, &(at..end), bytes.size());
+            if end > bytes.size() && !is_cut {
                 self.missing_ticks += u64::from(ticks);
                 at = end;
                 continue;

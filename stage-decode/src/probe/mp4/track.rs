@@ -7,6 +7,7 @@ use super::boxes::{LengthField, boxes, clock, table};
 use super::sound;
 use crate::pcm::{Encoding, Pcm};
 use crate::picture::Orientation;
+use crate::pipeline::{CutSample, Overlay};
 use crate::probe::bytes::Bytes;
 use crate::probe::h264::Fields;
 
@@ -80,9 +81,14 @@ pub(crate) struct Track {
     pub(super) missing_ticks: u64,
     /// Times at which the fragments' pictures are shown, in ticks, in file order; the first [`MAX_LISTED`].
     pub(super) fragment_times: Vec<i64>,
+    /// The last sample, if the file has a part of it, and where the file ends.
+    pub(super) cut: Option<(CutSample, u64)>,
     /// Decoding time of the next fragment in ticks, unless it has its own.
     pub(super) fragment_at: i64,
 }
+
+/// Bytes that are shown behind the end of a file at most, for the rest of a sample.
+const MAX_REST: u64 = 16 << 20;
 
 /// Two numbers of a row.
 pub(super) fn pair(row: [u8; 8]) -> (u32, u32) {
@@ -219,6 +225,26 @@ impl Track {
             }
         }
         Ok(())
+    }
+
+    /// Notes the sample that lies there as the next one, if the file has a part of it, which ends at `end`.
+    pub(super) fn note_cut(&mut self, number: u64, place: &Range<u64>, end: u64) -> bool {
+        let (bytes, there) = (place.end - place.start, end.saturating_sub(place.start));
+        let is_cut = self.cut.is_none() && there > 0 && there < bytes && bytes - there <= MAX_REST;
+        if is_cut && let (Ok(bytes), Ok(there)) = (usize::try_from(bytes), usize::try_from(there)) {
+            self.cut = Some((CutSample { number, bytes, there }, end));
+        }
+        is_cut
+    }
+
+    /// The last sample, if the file has a part of it.
+    pub(crate) fn cut_sample(&self) -> Option<CutSample> {
+        self.cut.map(|(sample, _)| sample)
+    }
+
+    /// What the demuxer is to see behind the end of the file for the last sample.
+    pub(super) fn rest_of_cut(&self) -> Option<Overlay> {
+        self.cut.map(|(sample, at)| Overlay { at, bytes: vec![0; sample.bytes - sample.there] })
     }
 
     /// Duration of the media in seconds, without its edits, as the index tells it.

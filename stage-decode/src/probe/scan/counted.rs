@@ -8,7 +8,7 @@ use gstreamer_audio as gst_audio;
 
 use crate::media_file::Reading;
 use crate::picture::Orientation;
-use crate::pipeline::{Kind, lock};
+use crate::pipeline::{Kind, LastPackets, lock};
 use crate::probe::examined::codec_name;
 use crate::probe::h264::Fields;
 use crate::timeline::{MAX_LISTED, Pass, Timeline};
@@ -28,9 +28,12 @@ pub(super) struct Counted {
     pub(super) times: Vec<Option<gst::ClockTime>>,
     /// First timestamp and end of the last packet, in nanoseconds.
     pub(super) span: Option<(u64, u64)>,
-    /// Nanoseconds that all packets last, and the last one.
+    /// Nanoseconds that all packets last, and the last one that says it.
     pub(super) lasting_ns: u64,
     pub(super) last_ns: u64,
+    /// Bytes of the last packet, and whether it is what a parser had left.
+    pub(super) last_bytes: usize,
+    pub(super) is_cut: bool,
     /// Number of the link of a chained file that it belongs to.
     pub(super) link: usize,
     pub(super) orientation: Orientation,
@@ -38,11 +41,17 @@ pub(super) struct Counted {
     pub(super) fields: Option<Fields>,
     /// Packets that hold the second field of a picture.
     pub(super) second_fields: u64,
+    /// The last packets, of pictures, and whether they are kept.
+    pub(super) keeps_last: bool,
+    pub(super) last: LastPackets,
+    /// Whether the last one holds the second field of a picture.
+    pub(super) ends_in_second: bool,
 }
 
 impl Counted {
     /// Notes the format of what follows.
     fn begin(&mut self, caps: gst::Caps) {
+        self.last.begin(caps.clone());
         self.caps = Some(caps);
         self.resize([self.number("width"), self.number("height")]);
         if self.caps_name() == Some("video/x-h264") && self.fields.is_none() {
@@ -63,10 +72,14 @@ impl Counted {
 
     /// Extends the time that is spanned by that of a packet.
     fn extend(&mut self, buffer: &gst::Buffer) {
-        self.last_ns = buffer.duration().map_or(0, gst::ClockTime::nseconds);
-        self.lasting_ns = self.lasting_ns.saturating_add(self.last_ns);
+        self.last_bytes = buffer.size();
+        self.is_cut = buffer.flags().contains(gst::BufferFlags::CORRUPTED);
+        let lasts_ns = buffer.duration().map_or(0, gst::ClockTime::nseconds);
+        // A parser does not read all of a picture that is cut: it is shown as long as the one before it.
+        self.last_ns = if lasts_ns > 0 { lasts_ns } else { self.last_ns };
+        self.lasting_ns = self.lasting_ns.saturating_add(lasts_ns);
         if let Some(start) = buffer.pts().map(|t| t.nseconds()) {
-            let end = start.saturating_add(self.last_ns);
+            let end = start.saturating_add(lasts_ns);
             let (first, last) = self.span.unwrap_or((start, end));
             self.span = Some((first.min(start), last.max(end)));
         }
@@ -101,10 +114,21 @@ impl Counted {
         Some((self.bytes / block * samples) as f64 / rate as f64)
     }
 
-    /// Its pictures, and when they are shown, where their times tell.
-    pub(super) fn pass(&self, is_timed: bool) -> Pass {
-        let times = self.times.iter().map(|at| Some((at.filter(|_| is_timed)?.nseconds(), true)));
-        Pass { frames: self.buffers, timeline: Timeline::new(times) }
+    /// Its pictures, and when they are shown, where their times tell. The last packet may give none.
+    pub(super) fn pass(&self, is_timed: bool, gives_last: bool) -> Pass {
+        let frames = self.buffers - u64::from(!gives_last);
+        let counted = self.times.iter().take(frames as usize);
+        let times = counted.map(|at| Some((at.filter(|_| is_timed)?.nseconds(), true)));
+        Pass { frames, timeline: Timeline::new(times) }
+    }
+
+    /// Pictures per second, as they say, or as they come.
+    pub(super) fn average_rate(&self) -> f64 {
+        let told = self.field::<gst::Fraction>("framerate").filter(|f| f.numer() > 0 && self.second_fields == 0);
+        match told {
+            Some(rate) => f64::from(rate.numer()) / f64::from(rate.denom()),
+            None => self.buffers as f64 / self.length_s().max(1e-3),
+        }
     }
 
     pub(super) fn caps_name(&self) -> Option<&str> {
@@ -166,9 +190,15 @@ pub(super) fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, reading: Readi
                 if counted.caps_name() == Some("video/x-theora") && buffer.flags().contains(gst::BufferFlags::HEADER) {
                     return gst::PadProbeReturn::Ok;
                 }
-                if let Some(fields) = &mut counted.fields
-                    && buffer.map_readable().is_ok_and(|packet| fields.is_second(&packet))
-                {
+                let is_film = counted.caps_name().is_some_and(|name| Kind::Video.takes(name));
+                if is_film && counted.keeps_last {
+                    counted.last.take(buffer);
+                }
+                let fields = &mut counted.fields;
+                counted.ends_in_second = fields
+                    .as_mut()
+                    .is_some_and(|fields| buffer.map_readable().is_ok_and(|packet| fields.is_second(&packet)));
+                if counted.ends_in_second {
                     counted.second_fields += 1;
                     counted.extend(buffer);
                     return gst::PadProbeReturn::Ok;
@@ -177,7 +207,7 @@ pub(super) fn watch(pad: &gst::Pad, counted: Arc<Mutex<Counted>>, reading: Readi
                 counted.bytes += buffer.size() as u64;
                 // One beyond the limit tells the timeline that there are more.
                 let listed = counted.times.len() <= MAX_LISTED;
-                if listed && counted.caps_name().is_some_and(|name| Kind::Video.takes(name)) {
+                if listed && is_film {
                     counted.times.push(buffer.pts());
                 }
                 counted.extend(buffer);

@@ -74,7 +74,9 @@ pub(super) fn length_s(bytes: &mut Bytes<'_>, tracks: &[MutexGuard<'_, Counted>]
         false if all.iter().all(|track| GUESSED.contains(&track.codec().as_str())) => longest(),
         // A header may have been written for another sound: Xing in an MP3 that was cut or joined.
         false if all.iter().all(|track| COUNTED.contains(&track.codec().as_str())) => {
-            Some(longest()).filter(|counted_s| (counted_s - told_s).abs() > LAST_PICTURE_S).unwrap_or(told_s)
+            let is_other = |counted_s: &f64| (counted_s - told_s).abs() > LAST_PICTURE_S;
+            let is_cut = all.iter().any(|track| track.is_cut);
+            Some(longest()).filter(|counted_s| is_cut || is_other(counted_s)).unwrap_or(told_s)
         }
         false if spanned_s > 0.0 && is_ts => spanned_s,
         _ => told_s,
@@ -88,7 +90,12 @@ fn untold_ns(track: &Counted) -> u64 {
     let samples = match track.codec().as_str() {
         _ if track.lasting_ns > 0 || rate == 0 => return 0,
         "aac" => 1024,
-        "audio/x-wma" => wma_block(track.field::<i32>("wmaversion"), track.number("rate")),
+        // Of a packet that is cut ffmpeg counts the part that is there.
+        "audio/x-wma" => {
+            let (there, whole) = (track.last_bytes as u64, u64::from(track.number("block_align")));
+            let block = wma_block(track.field::<i32>("wmaversion"), track.number("rate"));
+            (block * there.min(whole)).checked_div(whole).unwrap_or(block)
+        }
         _ => return 0,
     };
     samples * 1_000_000_000 / rate
