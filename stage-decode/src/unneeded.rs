@@ -22,7 +22,7 @@ const HELD: usize = 1024;
 
 /// What other pictures have of a packet's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+pub(crate) enum Role {
     /// Those behind it, as they lie in the file, refer to none before it.
     Begins,
     /// Others refer to it, or may.
@@ -126,7 +126,7 @@ impl Gate {
 
 /// Packets of a track in front of a decoder, each of which holds what is shown at one time.
 #[derive(Debug, PartialEq, Eq)]
-enum Packets {
+pub(crate) enum Packets {
     Units(units::Packets),
     Av1(av1::Packets),
     Vp8,
@@ -135,7 +135,7 @@ enum Packets {
 
 impl Packets {
     /// Packets with these caps; none of a format that is not known here.
-    fn of(caps: &gst::CapsRef) -> Option<Self> {
+    pub(crate) fn of(caps: &gst::CapsRef) -> Option<Self> {
         let structure = caps.structure(0)?;
         match structure.name().as_str() {
             "video/x-h264" | "video/x-h265" => Some(Packets::Units(units::Packets::of(structure)?)),
@@ -146,7 +146,8 @@ impl Packets {
         }
     }
 
-    fn role(&mut self, packet: &[u8]) -> Role {
+    /// Role of the next packet.
+    pub(crate) fn role(&mut self, packet: &[u8]) -> Role {
         match self {
             Packets::Units(packets) => packets.role(packet),
             Packets::Av1(packets) => packets.role(packet),

@@ -1,7 +1,7 @@
 //! Whether the last packet of a track gives a picture: its decoder is asked.
 //!
-//! ffmpeg counts a picture that is cut where its decoder makes something of it, which no container tells. The packets from the second last
-//! key picture on are decoded with the last one and without it.
+//! ffmpeg counts a picture that is cut where its decoder makes something of it, which no container tells. Of the packets from the second last
+//! key picture on those that the last one may refer to are decoded, with the last one and without it.
 
 use std::collections::VecDeque;
 
@@ -20,6 +20,7 @@ use super::{POLL, parser};
 use crate::crew::Progress;
 use crate::failure;
 use crate::media_file::MediaFile;
+use crate::unneeded::{Packets, Role};
 
 /// Packets, and bytes, that are kept at most from a key picture on: where there are more the last one counts without a question.
 const MAX_PACKETS: usize = 600;
@@ -83,8 +84,9 @@ impl LastPackets {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<bool, Stop> {
         let (Some(caps), false, 1..) = (&self.caps, self.is_part, self.packets.len()) else { return Ok(true) };
-        let decoded = |count| decoded(media, caps, self.packets.iter().take(count), limits, cancelled);
-        let all = self.packets.len();
+        let packets = self.referred(caps);
+        let decoded = |count| decoded(media, caps, packets.iter().copied().take(count), limits, cancelled);
+        let all = packets.len();
         let with = decoded(all)?;
         if with >= all {
             return Ok(true);
@@ -92,6 +94,29 @@ impl LastPackets {
         let without = decoded(all - 1)?;
         // A decoder that makes nothing of the others does not tell.
         Ok(without == 0 || with > without)
+    }
+}
+
+impl LastPackets {
+    /// The last packet, and those before it that it may refer to.
+    fn referred(&self, caps: &gst::CapsRef) -> Vec<&gst::Buffer> {
+        let last = self.packets.len().saturating_sub(1);
+        let mut reader = Packets::of(caps);
+        let mut role = |packet: &gst::Buffer| match (&mut reader, packet.map_readable()) {
+            (Some(reader), Ok(data)) => reader.role(&data),
+            _ => Role::Referred,
+        };
+        let mut referred = Vec::new();
+        for (at, packet) in self.packets.iter().enumerate() {
+            let role = role(packet);
+            if role == Role::Begins && at < last {
+                referred.clear();
+            }
+            if role != Role::Unreferred || at == last {
+                referred.push(packet);
+            }
+        }
+        referred
     }
 }
 
@@ -215,6 +240,28 @@ mod tests {
         assert_eq!(last.count(), packets.len() as u64);
         assert_eq!(last.bytes, last.packets.len() * size);
         (last.packets.len(), !last.is_part)
+    }
+
+    #[test]
+    fn what_the_last_packet_cannot_refer_to_is_not_decoded() {
+        super::super::init().unwrap();
+        let caps = gst::Caps::builder("video/x-h264").field("coded-picture-structure", "frame");
+        let caps = caps.field("stream-format", "byte-stream").build();
+        let numbers = |units: &[u8]| {
+            let mut last = LastPackets::default();
+            last.begin(caps.clone());
+            for (n, unit) in units.iter().enumerate() {
+                let mut packet = gst::Buffer::from_slice([0, 0, 1, *unit, n as u8]);
+                if unit & 0x1f != 5 {
+                    packet.get_mut().unwrap().set_flags(gst::BufferFlags::DELTA_UNIT);
+                }
+                last.take(&packet);
+            }
+            last.referred(&caps).iter().map(|packet| packet.map_readable().unwrap()[4]).collect::<Vec<_>>()
+        };
+        let (idr, reference, other) = (0x65, 0x41, 0x01);
+        assert_eq!(numbers(&[idr, reference, other, idr, other, reference, other]), [3, 5, 6]);
+        assert_eq!(numbers(&[idr, other, reference, idr]), [0, 2, 3], "the last one may only look like a key picture");
     }
 
     #[test]

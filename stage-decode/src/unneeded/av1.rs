@@ -24,7 +24,7 @@ const BY_FRAME: u32 = 2;
 
 /// Packets of a track, each of which holds a temporal unit or a frame of one.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Packets {
+pub(crate) struct Packets {
     /// None before the first sequence header, and after one that cannot be read or has a decoder model.
     sequence: Option<Sequence>,
 }

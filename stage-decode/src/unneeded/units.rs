@@ -9,7 +9,7 @@ use super::Role;
 
 /// Packets of a track, each of which holds one picture.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Packets {
+pub(crate) struct Packets {
     codec: Codec,
     /// Bytes of a unit's length; 0 where start codes part them.
     length_bytes: usize,
