@@ -1,5 +1,4 @@
-//! Decoding of a video track to sampled frames: every picture that is picked, or that others refer to, is decoded and numbered, only
-//! picked ones are converted.
+//! Decoding of a video track to sampled frames: what the picked pictures need is decoded and numbered, only picked ones are converted.
 
 use std::path::Path;
 use std::str::FromStr;
