@@ -23,6 +23,22 @@ pub struct Progress {
     elsewhere: BTreeMap<StageName, Instant>,
 }
 
+/// How far a stage is with a job, as a progress event tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    stage: StageName,
+    done: u64,
+    total: u64,
+}
+
+impl Step {
+    /// Event that tells it.
+    pub fn event(self) -> Event {
+        let Step { stage, done, total } = self;
+        Event::Progress { stage, done, total }
+    }
+}
+
 #[derive(Default)]
 struct Stage {
     /// Rows handed on, in the unit of the stage's output.
@@ -104,36 +120,36 @@ impl Progress {
         self.stages.entry(stage).or_default().own = Some((done, total));
     }
 
-    /// Progress events that are due: changed, and not too soon after the last one unless the stage is done.
-    pub fn due(&mut self) -> Vec<Event> {
-        let mut events = Vec::new();
-        for (&name, stage) in &mut self.stages {
+    /// Steps whose telling is due: changed, and not too soon after the last one unless the stage is done. Each stays due
+    /// until it is [noted](Self::note_told).
+    pub fn due(&self) -> Vec<Step> {
+        let due = self.stages.iter().filter_map(|(&name, stage)| {
             let (done, total) = stage.count(name, self.image.as_ref(), self.audio.as_ref());
             let changed = stage.told != Some((done, total)) && total > 0;
             let spaced = stage.told_at.is_none_or(|t| t.elapsed() >= EVERY);
-            if changed && (spaced || done == total) {
-                stage.told = Some((done, total));
-                stage.told_at = Some(Instant::now());
-                events.push(Event::Progress { stage: name, done, total });
-            }
-        }
-        events
+            (changed && (spaced || done == total)).then_some(Step { stage: name, done, total })
+        });
+        due.collect()
     }
 
-    /// Progress events that an answered job still lacks, which say that every stage is done. An answer needs every token, so they are,
-    /// even where the report that said so was lost.
-    pub fn last_words(&mut self) -> Vec<Event> {
-        let (image, audio) = (self.image.as_ref(), self.audio.as_ref());
-        let mut events = Vec::new();
-        for name in StageName::ALL {
-            let stage = self.stages.entry(name).or_default();
-            let (_, total) = stage.count(name, image, audio);
-            if total > 0 && stage.told != Some((total, total)) {
-                stage.told = Some((total, total));
-                events.push(Event::Progress { stage: name, done: total, total });
-            }
-        }
-        events
+    /// Notes that a step's event is in the job's log. Not before it is: whoever writes it may be stopped.
+    pub fn note_told(&mut self, step: Step) {
+        let stage = self.stages.entry(step.stage).or_default();
+        stage.told = Some((step.done, step.total));
+        stage.told_at = Some(Instant::now());
+    }
+
+    /// Steps that an answered job's log still lacks, which say that every stage is done. An answer needs every token, so they
+    /// are, even where the report that said so was lost.
+    pub fn last_words(&self) -> Vec<Step> {
+        let blank = Stage::default();
+        let lacking = StageName::ALL.into_iter().filter_map(|name| {
+            let stage = self.stages.get(&name).unwrap_or(&blank);
+            let (_, total) = stage.count(name, self.image.as_ref(), self.audio.as_ref());
+            let lacks = total > 0 && stage.told != Some((total, total));
+            lacks.then_some(Step { stage: name, done: total, total })
+        });
+        lacking.collect()
     }
 
     /// First stage, in the order of data flow, that is not done.
@@ -178,5 +194,26 @@ impl Stage {
             StageName::Fuse => (image_rows.len() + audio_rows.len(), tokens),
             StageName::Llm => self.own.unwrap_or((0, tokens)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_due_and_never_written_is_among_the_last_words() {
+        let step = |done| Step { stage: StageName::Llm, done, total: 24 };
+        let mut progress = Progress::default();
+        progress.set(StageName::Llm, 3, 24);
+        assert_eq!(progress.due(), [step(3)]);
+        progress.note_told(step(3));
+        assert!(progress.due().is_empty());
+        progress.set(StageName::Llm, 24, 24);
+        assert_eq!(progress.due(), [step(24)]);
+        // Whoever was to write it was stopped.
+        assert_eq!(progress.last_words(), [step(24)]);
+        progress.note_told(step(24));
+        assert!(progress.due().is_empty() && progress.last_words().is_empty());
     }
 }

@@ -84,9 +84,9 @@ impl<O> Worker<O> {
 async fn end(log: &mut EventLog, state: &JobState, event: Event) -> Result<(), Refused> {
     if matches!(event, Event::Result(_)) {
         let last_words = state.progress().last_words();
-        for word in last_words {
+        for step in last_words {
             // Refused, the result is refused too, and that is looked at.
-            let _ = log.append(word).await;
+            let _ = log.append(step.event()).await;
         }
     }
     log.append(event).await

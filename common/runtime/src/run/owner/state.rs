@@ -99,9 +99,10 @@ impl JobState {
     /// Tells the client what is due of progress.
     async fn tell_progress(&self, log: &tokio::sync::Mutex<EventLog>) {
         let due = self.progress().due();
-        for event in due {
-            if let Err(refused) = log.lock().await.append(event).await {
-                self.end.set(JobEnd::of(&refused));
+        for step in due {
+            match log.lock().await.append(step.event()).await {
+                Ok(()) => self.progress().note_told(step),
+                Err(refused) => self.end.set(JobEnd::of(&refused)),
             }
         }
     }
