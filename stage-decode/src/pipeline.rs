@@ -3,28 +3,32 @@
 //! `<source> ! parsebin ! <decoder> ! <converter> ! appsink`: parsebin finds demuxer and parser by content; `connect`
 //! chooses the decoder that ffmpeg would use, and never one that runs on a GPU. In reading order: `init` (GStreamer
 //! itself), `limits` (on the work of a file), `selection` (which track), `shared` (what the pipeline's threads report),
-//! `source` (the open file), `plug` (which demuxers and parsers), `probes` (what watches and changes the flow between
+//! `source` (the open file), `running` (stopped when dropped), `plug` (which demuxers and parsers), `probes` (what watches and changes the flow between
 //! elements), `ending` (what a cut file has of its last packet), `connect` (from the demuxed track to its decoder), this file, the
-//! pipeline itself, `trial` (whether a track decodes), and `asked` (whether its last packet gives a picture).
+//! pipeline itself, `trial` (whether a track decodes), `last_packets` (those at a track's end) and `asked` (whether the very last one gives a picture).
 
 mod asked;
 mod connect;
 mod ending;
 mod init;
+mod last_packets;
 mod limits;
 mod plug;
 mod probes;
+mod running;
 mod selection;
 mod shared;
 mod source;
 mod trial;
 
-pub(crate) use asked::{LastPackets, last_packets};
+pub(crate) use asked::gives_last;
 pub(crate) use connect::{decodes, discard, track_name};
 pub(crate) use ending::CutSample;
 pub(crate) use init::init;
+pub(crate) use last_packets::LastPackets;
 pub(crate) use limits::Limits;
 pub(crate) use plug::parser;
+pub(crate) use running::Running;
 pub(crate) use selection::{Kind, Overlay, Selection};
 pub(crate) use shared::{Refusal, Told, lock};
 pub(crate) use source::MediaSource;

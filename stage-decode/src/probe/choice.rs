@@ -71,7 +71,7 @@ impl Choice<'_> {
     /// `Cancelled`, the refusal of the file, and no progress for too long.
     pub(super) fn gives_cut_sample(&self, selection: &Selection) -> Result<[bool; 2], Stop> {
         let Some(cut) = selection.cut else { return Ok([true; 2]) };
-        let packets = pipeline::last_packets(self.media, selection, cut, self.limits, self.cancelled)?;
+        let packets = LastPackets::read(self.media, selection, cut, self.limits, self.cancelled)?;
         // A parser may leave it out.
         let is_given = packets.count() > cut.number;
         Ok([is_given && self.gives_last(&packets)?, is_given])
@@ -82,7 +82,7 @@ impl Choice<'_> {
     /// # Errors
     /// `Cancelled`, and no progress for too long.
     pub(super) fn gives_last(&self, packets: &LastPackets) -> Result<bool, Stop> {
-        packets.gives_last(self.media, self.limits, self.cancelled)
+        pipeline::gives_last(packets, self.media, self.limits, self.cancelled)
     }
 
     /// Notes a track that was not found to have anything that is read.

@@ -25,7 +25,7 @@ use crate::crew::Progress;
 use crate::failure::{self, Missing};
 use crate::media_file::MediaFile;
 use crate::picture::Orientation;
-use crate::pipeline::{self, Kind, MediaSource, Refusal, Selection, Told, lock};
+use crate::pipeline::{self, Kind, MediaSource, Refusal, Running, Selection, Told, lock};
 use crate::timeline::Pass;
 use clock::StatedClock;
 use counted::{Counted, watch};
@@ -48,15 +48,6 @@ const MAX_ASKED: usize = 8;
 const LATM: &str = "it is AAC in LATM packets, of which GStreamer's parser loses some";
 
 type Tracks = Arc<Mutex<Vec<Arc<Mutex<Counted>>>>>;
-
-/// A pipeline that is stopped when it is dropped.
-struct Running(gst::Pipeline);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.set_state(gst::State::Null);
-    }
-}
 
 /// What a scan found besides its tracks.
 struct Scanned {
