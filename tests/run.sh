@@ -12,6 +12,9 @@ export VIDI_NATS_SERVER=$PWD/.vidi/nats/bin/nats-server
 export VIDI_NATS_SERVER_OLD=${VIDI_NATS_SERVER_OLD:-/usr/sbin/nats-server}
 echo "brokers: $("$VIDI_NATS_SERVER" --version), $("$VIDI_NATS_SERVER_OLD" --version)"
 
+# candle reads /proc/cpuinfo at every matmul unless this is set; commands set it themselves (common/compute/src/threads.rs), test programs cannot.
+export RAYON_NUM_THREADS=${RAYON_NUM_THREADS:-$(nproc)}
+
 step() { echo; echo "== $*"; "$@"; }
 # Of what the lock file brings in: deny.toml. Its advisories need the network, and are not asked for here.
 licences() {
@@ -23,10 +26,8 @@ licences() {
 }
 # Nothing here runs a kernel; a broken one must not land all the same.
 kernels() {
-  local kernel
-  for kernel in common/compute/kernels/*.cu stage-llm/kernels/*.cu; do
-    .vidi/cuda/nvidia/cu13/bin/nvcc -O1 -std=c++17 --expt-relaxed-constexpr -arch=sm_89 -cubin -o /dev/null "$kernel"
-  done
+  printf '%s\0' common/compute/kernels/*.cu stage-llm/kernels/*.cu | xargs -0 -n 1 -P "$(nproc)" \
+    .vidi/cuda/nvidia/cu13/bin/nvcc -O1 -std=c++17 --expt-relaxed-constexpr -arch=sm_89 -cubin -o /dev/null
 }
 
 step cargo fmt --all --check

@@ -9,6 +9,7 @@ pub mod kernels;
 mod pinned;
 pub mod random;
 pub mod staging;
+pub mod threads;
 pub mod transfer;
 
 use candle_core::{DType, Device};

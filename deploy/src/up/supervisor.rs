@@ -1,13 +1,11 @@
 //! Stages as child processes: started, restarted when they die, drained at the end.
 
 use std::fs::File;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use config::layers;
 use runtime::process::{Exit, Fatal};
 use runtime::run::Shutdown;
 use tokio::process::Child;
@@ -28,9 +26,6 @@ const STABLE: Duration = Duration::from_secs(10);
 const DRAIN_WAIT: Duration = Duration::from_secs(20);
 /// Time that a stage has to drain when it is unloaded: the job in flight is answered first.
 const UNLOAD_WAIT: Duration = Duration::from_secs(600);
-
-/// Variable with the number of threads that compute.
-const THREADS: &str = "RAYON_NUM_THREADS";
 
 /// Log line of a process that exited by itself and is restarted.
 pub const RESTARTING: &str = "stage exited, restarting";
@@ -249,13 +244,9 @@ impl Replica {
                 file.with_context(|| format!("log {}", path.display()))?.into()
             }
         };
-        // candle reads /proc/cpuinfo at every matmul unless this is set.
-        let given = layers::variable(THREADS).and_then(|count| count.to_str()?.parse::<NonZeroUsize>().ok());
-        let threads = given.or_else(|| std::thread::available_parallelism().ok()).map_or(1, usize::from).to_string();
         let mut command = child::vidi()?;
         command.envs(self.share.as_ref().map(|share| (PIPES, share.pipes())));
         command
-            .env(THREADS, threads)
             .args(["stage", self.process.stage.as_str(), "--supervised"])
             .arg(&self.process.config)
             .args(self.own_broker.then(|| format!("--broker-of={}", std::process::id())))

@@ -3,7 +3,7 @@
 //!
 //!     cpu_bench [--python PATH] [--rounds 9] [--part audio,vision,decoder] [--only NAME] [--json FILE]
 //!
-//! `RAYON_NUM_THREADS` sets the threads of both.
+//! `RAYON_NUM_THREADS` sets the threads of both; there are as many as cores without it.
 
 #![allow(
     clippy::print_stdout,
@@ -47,6 +47,8 @@ enum Kind {
 }
 
 fn main() -> ExitCode {
+    // SAFETY: this is the only thread yet.
+    unsafe { compute::threads::settle() };
     match bench(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -15,5 +15,7 @@ struct Command {
 }
 
 fn main() -> ExitCode {
+    // SAFETY: this is the only thread yet.
+    unsafe { compute::threads::settle() };
     run(Command::parse().arguments)
 }

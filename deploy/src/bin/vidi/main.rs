@@ -38,6 +38,8 @@ use tracing::Instrument;
 use cli::{Cli, Command, ConfigAction};
 
 fn main() -> ExitCode {
+    // SAFETY: this is the only thread yet.
+    unsafe { compute::threads::settle() };
     let cli = match command_line::<Cli>() {
         Ok(cli) => cli,
         Err(exit) => return exit,
