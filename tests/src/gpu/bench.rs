@@ -11,7 +11,7 @@ use runtime::process::ConfigArgs;
 use serde::Serialize;
 
 use super::driver;
-use super::floor::{Ceilings, Floor, RTX_4090};
+use super::floor::{Ceilings, Floor, Floors, RTX_4090};
 use super::run::{Measured, Pipeline};
 
 /// Questions of a benchmark.
@@ -54,8 +54,8 @@ pub struct Row {
     /// The measurement; its peak is without the memory in use before the start.
     #[serde(flatten)]
     pub measured: Measured,
-    /// The floor; none if the GPU's rates were not measured.
-    pub floor: Option<Floor>,
+    /// Its floors; none if the GPU's rates were not measured.
+    pub floors: Option<Floors>,
     /// What an RTX 4090 would take at the same distance from its own floor.
     pub paper: Option<Floor>,
 }
@@ -87,12 +87,12 @@ pub async fn bench(
     println!("ready in {:.1} s, {:.2} GB of GPU memory", started.elapsed().as_secs_f64(), gb(ready_bytes - idle_bytes));
     show_memory(&pipeline).await?;
     println!(
-        "| video s | tokens | first token s | floor | on a 4090 | ms per token | floor | on a 4090 | whole s | peak GB | keys and values | busy s |"
+        "| video s | tokens | first token s | floor | floor kept up | on a 4090 | ms per token | floor | on a 4090 | whole s | peak GB | keys and values | busy s |"
     );
-    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |");
+    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |");
     let mut rows = Vec::new();
     for (i, &seconds) in questions.seconds.iter().enumerate() {
-        let floor = ceilings.map(|c| Floor::new(seconds, &geometry, &effective, &c)).transpose()?;
+        let floors = ceilings.map(|c| Floors::new(seconds, &geometry, &effective, &c)).transpose()?;
         let of_4090 = Floor::new(seconds, &geometry, &effective, &RTX_4090)?;
         let rounds = questions.rounds.max(1);
         for round in 0..rounds + if questions.unload { AFTER_UNLOAD } else { 0 } {
@@ -104,8 +104,8 @@ pub async fn bench(
             let mut measured = pipeline.ask(&job, seconds, questions.new_tokens).await?;
             measured.peak_bytes = measured.peak_bytes.saturating_sub(idle_bytes);
             let seen = Floor { first_token_s: measured.first_token_s, ms_per_token: measured.ms_per_token };
-            let paper = floor.map(|here| of_4090.at_the_same_efficiency(&here, &seen));
-            let row = Row { measured, floor, paper };
+            let paper = floors.map(|here| of_4090.at_the_same_efficiency(&here.short, &seen));
+            let row = Row { measured, floors, paper };
             println!("{}", line(&row));
             rows.push(row);
         }
@@ -162,20 +162,22 @@ fn described(config: &ConfigArgs, model: Option<&Path>) -> anyhow::Result<(confi
 fn line(row: &Row) -> String {
     let m = &row.measured;
     let busy: Vec<String> = m.busy_s.iter().map(|(stage, s)| format!("{stage} {s:.2}")).collect();
+    let (short, kept_up) = (row.floors.map(|f| f.short), row.floors.map(|f| f.kept_up));
     let shown = |floor: &Option<Floor>, of: fn(&Floor) -> f64, digits: usize| {
         floor.as_ref().map_or_else(String::new, |floor| format!("{:.digits$}", of(floor)))
     };
     let first = |f: &Floor| f.first_token_s;
     let per_token = |f: &Floor| f.ms_per_token;
     format!(
-        "| {} | {} | {:.3} | {} | {} | {:.2} | {} | {} | {:.2} | {:.2} | {} | {} {} |",
+        "| {} | {} | {:.3} | {} | {} | {} | {:.2} | {} | {} | {:.2} | {:.2} | {} | {} {} |",
         m.seconds,
         m.tokens,
         m.first_token_s,
-        shown(&row.floor, first, 3),
+        shown(&short, first, 3),
+        shown(&kept_up, first, 3),
         shown(&row.paper, first, 2),
         m.ms_per_token,
-        shown(&row.floor, per_token, 2),
+        shown(&short, per_token, 2),
         shown(&row.paper, per_token, 1),
         m.total_s,
         gb(m.peak_bytes),

@@ -4,10 +4,10 @@
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use compute::Compute;
 use compute::kernels::E4m3Rows;
-use compute::kernels::bench::seconds;
+use compute::kernels::bench::{seconds, sustained_seconds};
 use config::{ComputeConfig, Config, MediaProducts, Precision};
 use model::config_json::ModelConfig;
 use protocol::error::StageName;
@@ -20,15 +20,43 @@ use stage_llm::language::footprint::LlmFootprint;
 pub struct Ceilings {
     /// Bytes per second of a copy, read and written together.
     pub copy_bytes_per_s: f64,
-    /// Operations per second of a 16-bit matmul of 8192 x 14336 by 14336 x 4096; a multiplication and an addition are two.
-    pub dense_operations_per_s: f64,
+    /// Rates of matmuls that last milliseconds.
+    pub matmuls: Matmuls,
+    /// The same once they have lasted for half a second, when a GPU at its power limit has lowered its clock.
+    pub sustained: Matmuls,
+}
+
+/// Rates of matmuls; a multiplication and an addition are two operations.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Matmuls {
+    /// Operations per second of a 16-bit matmul of 8192 x 14336 by 14336 x 4096.
+    pub dense: f64,
     /// Operations per second of a matmul of 8192 x 3584 by 3584 x 28672 in E4M3; none if the GPU does not support it.
-    pub e4m3_operations_per_s: Option<f64>,
+    pub e4m3: Option<f64>,
+}
+
+impl Matmuls {
+    /// Rate of the matmuls of frames, sound and their tokens.
+    fn of_media(&self, products: MediaProducts) -> f64 {
+        match (products, self.e4m3) {
+            (MediaProducts::Fp8, Some(e4m3)) => e4m3,
+            _ => self.dense,
+        }
+    }
+}
+
+impl std::fmt::Display for Matmuls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let e4m3 = self.e4m3.map_or_else(|| "none".to_owned(), |e| format!("{:.0}", e / 1e12));
+        write!(f, "{:.0} TFLOP/s, in E4M3 {e4m3}", self.dense / 1e12)
+    }
 }
 
 /// What the vendor says of an RTX 4090, which nobody here has: 1 TB/s, and 165 TFLOP/s in 16 bits, 330 in E4M3, summed in f32.
-pub const RTX_4090: Ceilings =
-    Ceilings { copy_bytes_per_s: 1e12, dense_operations_per_s: 165e12, e4m3_operations_per_s: Some(330e12) };
+pub const RTX_4090: Ceilings = {
+    let matmuls = Matmuls { dense: 165e12, e4m3: Some(330e12) };
+    Ceilings { copy_bytes_per_s: 1e12, matmuls, sustained: matmuls }
+};
 
 impl Ceilings {
     /// Rates measured on a device, whose memory this process then holds.
@@ -44,27 +72,33 @@ impl Ceilings {
         let (n, inputs, outputs) = (8_192, 14_336, 4_096);
         let (x, weight) = (random(n, inputs)?, random(inputs, outputs)?);
         let copy = seconds(&device, || x.copy().map(drop))?;
-        let dense = seconds(&device, || x.matmul(&weight).map(drop))?;
         let bytes = 2 * n * inputs * DType::BF16.size_in_bytes();
         let (inputs_8, outputs_8) = (3_584, 28_672);
-        let e4m3 = || -> candle_core::Result<f64> {
-            let (x, weight) =
-                (E4m3Rows::quantize(&random(n, inputs_8)?)?, E4m3Rows::quantize(&random(outputs_8, inputs_8)?)?);
-            seconds(&device, || x.matmul(&weight, None, DType::BF16).map(drop))
+        let rows = || -> candle_core::Result<(E4m3Rows, E4m3Rows)> {
+            Ok((E4m3Rows::quantize(&random(n, inputs_8)?)?, E4m3Rows::quantize(&random(outputs_8, inputs_8)?)?))
+        };
+        let rows = rows().ok();
+        let rates = |time: fn(&Device, &mut dyn FnMut() -> candle_core::Result<()>) -> candle_core::Result<f64>| {
+            let dense = time(&device, &mut || x.matmul(&weight).map(drop))?;
+            let e4m3 = rows.as_ref().and_then(|(x, weight)| {
+                // A GPU without such matmuls says so here.
+                time(&device, &mut || x.matmul(weight, None, DType::BF16).map(drop)).ok()
+            });
+            candle_core::Result::Ok(Matmuls {
+                dense: (2 * n * inputs * outputs) as f64 / dense,
+                e4m3: e4m3.map(|s| (2 * n * inputs_8 * outputs_8) as f64 / s),
+            })
         };
         Ok(Ceilings {
             copy_bytes_per_s: bytes as f64 / copy,
-            dense_operations_per_s: (2 * n * inputs * outputs) as f64 / dense,
-            e4m3_operations_per_s: e4m3().ok().map(|s| (2 * n * inputs_8 * outputs_8) as f64 / s),
+            matmuls: rates(|device, work| seconds(device, work))?,
+            sustained: rates(|device, work| sustained_seconds(device, work))?,
         })
     }
 
-    /// Operations per second of matmuls of frames, sound and their tokens.
-    fn media_rate(&self, products: MediaProducts) -> f64 {
-        match (products, self.e4m3_operations_per_s) {
-            (MediaProducts::Fp8, Some(e4m3)) => e4m3,
-            _ => self.dense_operations_per_s,
-        }
+    /// These with what matmuls keep up.
+    fn kept_up(&self) -> Self {
+        Ceilings { matmuls: self.sustained, ..*self }
     }
 
     /// Rates measured by another process, whose GPU memory is free when this returns.
@@ -92,6 +126,28 @@ pub struct Floor {
     pub ms_per_token: f64,
 }
 
+/// Floors of a question by both rates of matmuls.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Floors {
+    /// At the rates of matmuls that last milliseconds.
+    pub short: Floor,
+    /// At the rates that the GPU keeps up.
+    pub kept_up: Floor,
+}
+
+impl Floors {
+    /// Both as [`Floor::new`] has one.
+    ///
+    /// # Errors
+    /// Those of [`Floor::new`].
+    pub fn new(seconds: u64, model: &ModelConfig, config: &Config, ceilings: &Ceilings) -> anyhow::Result<Self> {
+        Ok(Floors {
+            short: Floor::new(seconds, model, config, ceilings)?,
+            kept_up: Floor::new(seconds, model, config, &ceilings.kept_up())?,
+        })
+    }
+}
+
 impl Floor {
     /// The floor for so many seconds of video with audio, at one frame per second, with a configuration.
     ///
@@ -104,11 +160,11 @@ impl Floor {
         let work = of_frame(model) * seconds as f64
             + of_window(model) * windows as f64
             + of_media_token(model) * (image + audio) as f64;
-        let media_rate = ceilings.media_rate(config.compute.media_products);
+        let media_rate = ceilings.matmuls.of_media(config.compute.media_products);
         let footprint = LlmFootprint::new(model, &config.llm, &config.compute)?;
         let weights_s = footprint.fixed.weights_bytes as f64 / ceilings.copy_bytes_per_s;
         let cache_bytes = footprint.media_token_bytes * (image + audio);
-        let first_token_s = work.matmuls / media_rate + work.attention / ceilings.dense_operations_per_s + weights_s;
+        let first_token_s = work.matmuls / media_rate + work.attention / ceilings.matmuls.dense + weights_s;
         Ok(Floor { first_token_s, ms_per_token: 1e3 * (weights_s + cache_bytes as f64 / ceilings.copy_bytes_per_s) })
     }
 }
@@ -178,7 +234,7 @@ impl Encoder {
             Encoder::Vision => of_frame(model),
             Encoder::Audio => of_window(model),
         };
-        work.matmuls / ceilings.media_rate(products) + work.attention / ceilings.dense_operations_per_s
+        work.matmuls / ceilings.matmuls.of_media(products) + work.attention / ceilings.matmuls.dense
     }
 }
 
@@ -219,11 +275,9 @@ mod tests {
     /// The expected floors were worked out by hand for an H200, from its measured rates.
     #[test]
     fn floors_are_those_worked_out_by_hand() {
-        let h200 = Ceilings {
-            copy_bytes_per_s: 4.27e12,
-            dense_operations_per_s: 783e12,
-            e4m3_operations_per_s: Some(1_380e12),
-        };
+        let matmuls = Matmuls { dense: 783e12, e4m3: Some(1_380e12) };
+        let sustained = Matmuls { dense: 680e12, e4m3: Some(1_190e12) };
+        let h200 = Ceilings { copy_bytes_per_s: 4.27e12, matmuls, sustained };
         let mut config = Config::default();
         config.compute.dtype = Precision::Bf16;
         let floor = |seconds, config: &Config| Floor::new(seconds, &ModelConfig::default(), config, &h200).unwrap();
@@ -236,6 +290,9 @@ mod tests {
         config.compute.media_products = MediaProducts::Fp8;
         let fp8 = floor(300, &config);
         assert!(fp8.first_token_s < 0.65 * dense.first_token_s && fp8.ms_per_token == dense.ms_per_token, "{fp8:?}");
+        let floors = Floors::new(300, &ModelConfig::default(), &config, &h200).unwrap();
+        assert_eq!(floors.short, fp8);
+        assert!((1.1..1.2).contains(&(floors.kept_up.first_token_s / fp8.first_token_s)), "{floors:?}");
         let there = Floor::new(300, &ModelConfig::default(), &config, &RTX_4090).unwrap();
         let twice = Floor { first_token_s: 2.0 * fp8.first_token_s, ms_per_token: 1.5 * fp8.ms_per_token };
         let paper = there.at_the_same_efficiency(&fp8, &twice);

@@ -68,28 +68,27 @@ fn columns(arguments: &Arguments) -> Vec<(&'static str, Vec<String>)> {
     ]
 }
 
-/// Table of first token, milliseconds per token and peak of the last question of each duration, floors in brackets.
+/// Table of first token, milliseconds per token and peak of the last question of each duration, floors in brackets; that of a first
+/// token at both rates of matmuls.
 fn side_by_side(reports: &[(String, Report)], questions: &Questions) -> String {
     let mut lines = vec![
-        "| video s | | first token s (floor) | ms per token (floor) | peak GB |".to_owned(),
+        "| video s | | first token s (floor; kept up) | ms per token (floor) | peak GB |".to_owned(),
         "| ---: | --- | --- | --- | ---: |".to_owned(),
     ];
     for &seconds in &questions.seconds {
         for (name, report) in reports {
             let Some(row) = report.rows.iter().rfind(|row| row.measured.seconds == seconds) else { continue };
             let m = &row.measured;
-            let floor = |value: Option<f64>, digits: usize| {
-                value.map_or_else(String::new, |floor| format!(" ({floor:.digits$})"))
-            };
-            let (first, token) = (row.floor.map(|f| f.first_token_s), row.floor.map(|f| f.ms_per_token));
+            let first = row.floors.map_or_else(String::new, |floors| {
+                format!(" ({:.2}; {:.2})", floors.short.first_token_s, floors.kept_up.first_token_s)
+            });
+            let token = row.floors.map_or_else(String::new, |floors| format!(" ({:.1})", floors.short.ms_per_token));
             lines.push(match &m.error {
                 Some(error) => format!("| {seconds} | {name} | {error} | | |"),
                 None => format!(
-                    "| {seconds} | {name} | {:.3}{} | {:.2}{} | {:.2} |",
+                    "| {seconds} | {name} | {:.3}{first} | {:.2}{token} | {:.2} |",
                     m.first_token_s,
-                    floor(first, 2),
                     m.ms_per_token,
-                    floor(token, 1),
                     gb(m.peak_bytes),
                 ),
             });
@@ -102,7 +101,7 @@ fn side_by_side(reports: &[(String, Report)], questions: &Questions) -> String {
 mod tests {
     use super::*;
     use crate::gpu::bench::Row;
-    use crate::gpu::floor::Floor;
+    use crate::gpu::floor::{Floor, Floors};
     use crate::gpu::run::Measured;
 
     #[test]
@@ -130,14 +129,15 @@ mod tests {
             busy_s: Vec::new(),
             error: error.map(str::to_owned),
         };
-        let floor = Some(Floor { first_token_s: 0.9, ms_per_token: 9.31 });
+        let floor = |first_token_s| Floor { first_token_s, ms_per_token: 9.31 };
+        let floors = Some(Floors { short: floor(0.9), kept_up: floor(1.04) });
         let report = |rows: Vec<Measured>| Report {
             gpu: "a GPU".to_owned(),
             ceilings: None,
             settings: Vec::new(),
             idle_bytes: 0,
             ready_bytes: 0,
-            rows: rows.into_iter().map(|measured| Row { measured, floor, paper: None }).collect(),
+            rows: rows.into_iter().map(|measured| Row { measured, floors, paper: None }).collect(),
         };
         let reports = [
             ("fp8".to_owned(), report(vec![measured(2.0, None), measured(1.574, None)])),
@@ -146,7 +146,7 @@ mod tests {
         let questions =
             Questions { seconds: vec![300, 3600], rounds: 2, new_tokens: 64, soak: 0, unload: false, at_once: 0 };
         let table = side_by_side(&reports, &questions);
-        assert!(table.contains("| 300 | fp8 | 1.574 (0.90) | 9.97 (9.3) | 46.00 |"), "{table}");
+        assert!(table.contains("| 300 | fp8 | 1.574 (0.90; 1.04) | 9.97 (9.3) | 46.00 |"), "{table}");
         assert!(table.ends_with("| 300 | q8 | llm: needs 10.28 GiB | | |"), "{table}");
     }
 }

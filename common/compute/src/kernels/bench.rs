@@ -47,6 +47,26 @@ pub fn seconds(device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<
     Ok(begin.elapsed().as_secs_f64() / f64::from(RUNS))
 }
 
+/// Seconds that one run takes once a device has worked on nothing else for half a second: a GPU at its power limit lowers its clock.
+///
+/// # Errors
+/// `work`'s; the device's.
+pub fn sustained_seconds(device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    let once = seconds(device, &mut work)?;
+    let runs = (0.5 / once).ceil() as u32;
+    let mut took = 0.0;
+    // The second half counts.
+    for _ in 0..2 {
+        let begin = Instant::now();
+        for _ in 0..runs {
+            work()?;
+        }
+        device.synchronize()?;
+        took = begin.elapsed().as_secs_f64();
+    }
+    Ok(took / f64::from(runs))
+}
+
 /// Times the kernels with the shapes of production: 32 frames of SigLIP, ten windows of Whisper, 8,192 rows of the
 /// decoder. The first two figures are the ceilings: a copy, and a matmul of the library's.
 ///
