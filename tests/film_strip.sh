@@ -17,7 +17,7 @@ bars() {
 }
 
 seconds=$(ffprobe -v error -select_streams v -show_entries stream=duration -of csv=p=0 "$video")
-# Ten pictures a second (deploy/src/demo_video/mod.rs).
+# Ten pictures a second (common/demo-video/src/lib.rs).
 strip="select='not(mod(n,10))',scale=$width:$height,tile=${seconds%.*}x1,pad=iw:ih+$((2 * bar)):0:$bar:white"
 ffmpeg -v error -y -i "$video" -frames:v 1 \
   -vf "$strip$(bars "$truth" 0 green)$(bars "$answer" $((bar + height)) blue)" "$out"

@@ -4,13 +4,11 @@
 //! cancel), [`top`] (the stages that run), [`ask`] (one question), [`export`] (its answer as files for editors), [`model`](mod@model) (a checkpoint:
 //! inspected, planned for, quantized, made up), [`bench`] (how fast), [`eval`] (how right), [`plot`] (pictures of both),
 //! [`trace`](mod@trace) (where a job's time went), [`draw`] (pictures of answers and jobs), [`recording`] (what passed over the
-//! bus, to a file and back), [`demo_video`] (videos with a known truth), [`gateway`] (all this over HTTP), [`replace`]
-//! (files that a command line names).
+//! bus, to a file and back), [`gateway`] (all this over HTTP).
 
 pub mod ask;
 pub mod bench;
 pub mod client;
-pub mod demo_video;
 pub mod draw;
 pub mod eval;
 pub mod export;

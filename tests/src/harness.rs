@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use config::{BusConfig, Config};
+use demo_video::truth::Truth;
 use deploy::client::{self, Events};
-use deploy::demo_video::truth::Truth;
 use deploy::up::broker::{self, Broker};
 use protocol::error::StageName;
 use protocol::event::{Event, JobEvent};

@@ -18,7 +18,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use deploy::demo_video::truth::Answer;
+use demo_video::truth::Answer;
 use runtime::process::Exit;
 use serde_json::{Value, json};
 use tests::harness::{Rig, Setup, signal, vidi};

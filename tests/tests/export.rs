@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
-use deploy::demo_video::truth::Answer;
+use demo_video::truth::Answer;
 use pictures::{per_second, pictures};
 use serde_json::Value;
 use tests::harness::{Rig, Setup, ffmpeg, root, video, vidi};

@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use client::Client;
-use deploy::demo_video::truth::{Answer, Question, Truth};
+use demo_video::truth::{Answer, Question, Truth};
 use protocol::error::StageName;
 use protocol::event::{CancelledBy, Event, JobResult};
 use protocol::message::JobId;

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context, ensure};
-use deploy::demo_video::RATE;
-use deploy::demo_video::truth::{Answer, Truth};
+use demo_video::RATE;
+use demo_video::truth::{Answer, Truth};
 use pixels::{Colour, NEAR, Pixels, distance, means};
 use serde_json::Value;
 use svg::{Axis, Element, elements, of};

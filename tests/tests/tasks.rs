@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
+use demo_video::truth::Answer;
 use deploy::client::{self, Events};
-use deploy::demo_video::truth::Answer;
 use protocol::error::{ErrorKind, StageName};
 use protocol::event::{Event, JobEvent, JobResult, Supported, TimeRange};
 use protocol::message::{JobId, JobRequest};

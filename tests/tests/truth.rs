@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
+use demo_video::truth::{Answer, Question, Truth};
 use deploy::client;
-use deploy::demo_video::truth::{Answer, Question, Truth};
 use protocol::event::{Event, JobResult};
 use protocol::message::{JobId, JobRequest};
 use tests::harness::{Rig, Setup, ffmpeg, terminal};

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use demo_video::truth::Truth;
 use deploy::client;
-use deploy::demo_video::truth::Truth;
 use protocol::message::{JobId, JobRequest};
 use runtime::bus::Bus;
 use tokio::sync::OnceCell;

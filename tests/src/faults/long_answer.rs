@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use demo_video::truth::Truth;
 use deploy::client;
-use deploy::demo_video::truth::Truth;
 use protocol::event::{Event, JobEvent};
 use protocol::message::{JobId, JobRequest};
 use runtime::bus::Bus;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, ensure};
-use deploy::demo_video::truth::Question;
+use demo_video::truth::Question;
 use serde_json::{Value, json};
 use tests::harness::Rig;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use anyhow::{Context, ensure};
-use deploy::demo_video::truth::Answer;
+use demo_video::truth::Answer;
 use tests::harness::{Rig, root};
 
 use super::client::Client;

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::{Arc, LazyLock, Weak};
 
 use anyhow::Context;
-use deploy::demo_video::truth::Truth;
+use demo_video::truth::Truth;
 use tests::harness::{Rig, Setup, vidi};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::runtime::Runtime;

@@ -1,7 +1,7 @@
 //! The wires of others: /inference as services have asked before, and OpenAI's chats.
 
 use anyhow::{Context, ensure};
-use deploy::demo_video::truth::Question;
+use demo_video::truth::Question;
 use serde_json::{Value, json};
 use tests::harness::Rig;
 

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::Config;
+use demo_video::truth::{Answer, Truth};
+use demo_video::verdict::LEAST;
 use deploy::ask::Style;
 use deploy::client;
-use deploy::demo_video::truth::{Answer, Truth};
-use deploy::demo_video::verdict::LEAST;
 use deploy::export::media::Media;
 use deploy::up::pipeline::{Layout, Pipeline};
 use deploy::up::{broker, note, replicas, supervisor};

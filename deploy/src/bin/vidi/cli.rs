@@ -121,7 +121,7 @@ pub enum Command {
         seed: u64,
         /// Length, seconds: 8 to 64, as the demo model knows them.
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(
-            i64::from(*deploy::demo_video::SECONDS.start())..=i64::from(*deploy::demo_video::SECONDS.end())
+            i64::from(*demo_video::SECONDS.start())..=i64::from(*demo_video::SECONDS.end())
         ))]
         seconds: u32,
     },

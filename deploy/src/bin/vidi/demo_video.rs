@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use deploy::demo_video;
 use runtime::answer;
 use runtime::process::{Exit, Fatal};
 

@@ -60,8 +60,8 @@ fn ramp(switches: &[f32], sample: usize) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::draw;
     use super::*;
+    use crate::draw;
 
     #[test]
     fn a_sound_is_as_loud_as_it_is_to_be_while_it_is_heard_and_silent_else() {

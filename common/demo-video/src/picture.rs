@@ -115,8 +115,8 @@ fn coverage(thing: &Thing, centre: [f64; 2], x: f64, y: f64) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::draw;
     use super::*;
+    use crate::draw;
 
     #[test]
     fn a_thing_is_painted_while_it_is_seen_and_nothing_else_changes() {

@@ -81,8 +81,8 @@ fn say(query: String, answer: &str) -> Question {
 
 #[cfg(test)]
 mod tests {
-    use super::super::draw;
     use super::*;
+    use crate::draw;
 
     #[test]
     fn answers_are_those_of_the_scene() {
