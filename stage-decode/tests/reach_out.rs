@@ -1,5 +1,6 @@
 //! Files that name media elsewhere: each is refused by its kind, and nothing is fetched.
 
+#[path = "suite/support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Media that one host has and another does not: several stage-decode with media roots of their own on one broker.
 
 #[expect(dead_code, reason = "the tests of stage-decode hold other reads as well")]
-#[path = "../../stage-decode/tests/support/share.rs"]
+#[path = "../../stage-decode/tests/slow/share.rs"]
 mod share;
 
 use std::path::{Path, PathBuf};

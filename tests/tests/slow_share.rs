@@ -1,7 +1,7 @@
 //! A file on a slow share: it is looked into for as long as it takes, and other jobs are answered meanwhile.
 
 #[expect(dead_code, reason = "the tests of stage-decode hold other reads as well")]
-#[path = "../../stage-decode/tests/support/share.rs"]
+#[path = "../../stage-decode/tests/slow/share.rs"]
 mod share;
 
 use std::time::{Duration, Instant};

@@ -1,0 +1,66 @@
+//! Uncompressed sound, each against ffmpeg.
+
+use crate::support::boxes::Mp4;
+use crate::support::reference::{check_frames, check_samples, check_sound, reference_sound};
+use crate::support::{X264, decode, input, make, picture, sound};
+use tempfile::tempdir;
+
+#[test]
+fn more_than_33_million_samples_of_pcm_are_a_sound_of_three_minutes() {
+    let dir = tempdir().unwrap();
+    let tone = input("aevalsrc=0.3*sin(2*PI*(300+5*t)*t):s=192000:d=180".to_owned());
+    let inputs = [picture("64x64", "1", 180.0), tone];
+    let path = make(dir.path(), "a.mov", &inputs, &format!("{X264} -c:a pcm_u8"));
+    assert!(path.metadata().unwrap().len() > 33_554_432);
+    let (info, kept) = decode(&path);
+    assert_eq!(info.frames, 180);
+    check_frames(&path, &info, &kept);
+    check_sound(&path, &kept);
+}
+
+#[test]
+fn uncompressed_sound_of_every_encoding_is_ffmpegs() {
+    let dir = tempdir().unwrap();
+    let low =
+        "pcm_s8 pcm_s16le pcm_s16be pcm_s24le pcm_s24be pcm_s32le pcm_s32be pcm_f32le pcm_f32be pcm_f64le pcm_f64be";
+    // Above 65,535 Hz QuickTime describes sound in another way (`lpcm`).
+    let codecs = low.split(' ').flat_map(|codec| [(codec, 44_100), (codec, 96_000)]);
+    for (codec, rate) in
+        codecs.chain([("pcm_u8", 44_100), ("pcm_u8", 96_000), ("pcm_alaw", 44_100), ("adpcm_ima_qt", 44_100)])
+    {
+        let path = make(dir.path(), "a.mov", &[sound(rate, 2.0)], &format!("-c:a {codec}"));
+        let (info, kept) = decode(&path);
+        assert!(info.notes.is_empty(), "{codec}: {:?}", info.notes);
+        check_samples(&format!("{codec} {rate}"), &kept.pcm(), &reference_sound(&path, ""));
+    }
+}
+
+/// Options of files with an index, and of those in fragments.
+const LAYOUTS: [&str; 2] = ["", "-movflags frag_keyframe+empty_moov -frag_duration 500000"];
+
+#[test]
+fn sound_of_cameras_and_of_fragments_is_ffmpegs() {
+    let dir = tempdir().unwrap();
+    for layout in LAYOUTS {
+        for (codec, as_camera) in [
+            ("pcm_s16le", None),
+            ("pcm_s16be", None),
+            ("pcm_s24le", Some(*b"ipcm")),
+            ("pcm_s24be", Some(*b"ipcm")),
+            ("pcm_f32le", Some(*b"fpcm")),
+            ("pcm_f32be", Some(*b"fpcm")),
+        ] {
+            let name = format!("{codec} {layout}");
+            let path = make(dir.path(), "plain.mov", &[sound(48_000, 2.0)], &format!("-c:a {codec} {layout}"));
+            let theirs = reference_sound(&path, "");
+            check_samples(&name, &decode(&path).1.pcm(), &theirs);
+            if let Some(code) = as_camera {
+                let camera = dir.path().join("camera.mp4");
+                Mp4::read(&path).as_camera_pcm(0, &code, codec.ends_with("le")).write(&camera);
+                let (info, kept) = decode(&camera);
+                assert_eq!(info.codecs, ["pcm"]);
+                check_samples(&name, &kept.pcm(), &theirs);
+            }
+        }
+    }
+}
