@@ -14,6 +14,8 @@ use protocol::error::StageName;
 
 /// Pause before a queue that others make is looked for again.
 const AGAIN: Duration = Duration::from_millis(200);
+/// Age from which a stream is set up for certain, see [`Bus::set_up`].
+const SET_UP: Duration = Duration::from_secs(2);
 /// Queue of requests that are not admitted yet.
 pub const ADMISSION: &str = "admission";
 
@@ -123,7 +125,22 @@ impl Bus {
     }
 
     async fn make_queue(&self, stream: StreamName, queue: &Queue) -> Result<PullConsumer, BusError> {
+        self.set_up(stream).await;
         self.consumer(stream, queue.config(Duration::from_secs_f64(self.config().ack_wait_s))).await
+    }
+
+    /// Waits until a stream is set up. nats-server 2.9.10 shows a stream to its second maker (stage-llm and `vidi up` start together) while
+    /// it still sets it up for the first; a consumer that is made by then has no way out, and never delivers anything, without a word.
+    /// Newer ones show a stream last of all.
+    async fn set_up(&self, stream: StreamName) {
+        if !shows_streams_early(&self.client().server_info().version) {
+            return;
+        }
+        // One that is not there is told by whoever needs it.
+        let Ok(found) = self.js.get_stream(stream.on(self.subjects())).await else { return };
+        let created_ms = (found.cached_info().created.unix_timestamp_nanos() / 1_000_000) as u64;
+        let age = Duration::from_millis(self.known_ms().saturating_sub(created_ms));
+        tokio::time::sleep(SET_UP.saturating_sub(age)).await;
     }
 
     /// Waits for a queue that others make.
@@ -151,9 +168,29 @@ impl Bus {
     }
 }
 
+/// Whether a server of a version may show streams before they are set up: 2.9.10 does, and when that was mended in 2.10 was not looked up.
+fn shows_streams_early(version: &str) -> bool {
+    let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(u32::MAX));
+    (numbers.next(), numbers.next()) < (Some(2), Some(11))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn servers_before_2_11_may_show_streams_early() {
+        for (version, early) in [
+            ("2.9.10", true),
+            ("2.9.25", true),
+            ("2.10.4", true),
+            ("2.11.0", false),
+            ("2.15.1", false),
+            ("3.0.0", false),
+        ] {
+            assert_eq!(shows_streams_early(version), early, "{version}");
+        }
+    }
 
     #[test]
     fn every_message_of_a_work_queue_has_one_queue_that_takes_it() {
