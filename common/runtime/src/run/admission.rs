@@ -120,8 +120,9 @@ impl Admission {
         }
         let mut with = headers(&request.job);
         with.insert(SUBMITTED, delivery.stored_ms.to_string().as_str());
-        self.roll.enter(&request.job, Encoding::of(&delivery.message.payload));
         self.line.put(&request, delivery.sequence, with, delivery.message.payload.clone()).await;
+        // Not earlier: until it stands in line it would pass for lost.
+        self.roll.enter(&request.job, Encoding::of(&delivery.message.payload));
         // Ended meanwhile (cancelled, say), its clearing up came before what was just queued. Whoever takes it drops it; this
         // spares the line.
         if self.registry.has_ended(&request.job) {
