@@ -55,6 +55,9 @@ impl Bus {
             for difference in differences(&found, &self.stream_config(name)) {
                 tracing::warn!(stream = name.on(self.subjects()), "the stream is not as configured: {difference}");
             }
+        }
+        // Behind all of them: a queue may have to wait until its stream is set up.
+        for name in StreamName::ALL {
             self.make_queues_behind(name).await?;
         }
         Ok(())
