@@ -62,6 +62,8 @@ cases! {
     all_stages_may_start_at_the_same_time: show(killed::start_together);
     jobs_are_answered_though_the_broker_is_killed_and_restarted: show(broker::restarted);
     jobs_are_answered_though_the_old_broker_is_killed_and_restarted: show_on_the_old_broker(broker::restarted);
+    jobs_are_answered_though_the_broker_comes_back_without_its_memory: show(broker::restarted_without_memory);
+    jobs_are_answered_though_the_old_broker_comes_back_without_its_memory: show_on_the_old_broker(broker::restarted_without_memory);
     jobs_are_answered_though_the_broker_comes_back_with_a_smaller_limit: show(broker::smaller_payload);
     jobs_are_answered_though_the_broker_stands_still: show(broker::paused);
     text_is_told_once_though_the_broker_stands_still_in_an_answer: show(broker::paused_in_an_answer);

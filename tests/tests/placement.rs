@@ -17,6 +17,7 @@ use protocol::message::{JobId, JobRequest};
 use protocol::plan::{FRAME_BYTES, SAMPLE_RATE};
 use runtime::process::Exit;
 use runtime::run::service::Status;
+use runtime::subject::StreamName;
 use tests::delivery::Delivery;
 use tests::harness::{Rig, Setup, checkpoint, signal, terminal, video, vidi};
 use tests::own::Place;
@@ -47,13 +48,16 @@ fn budgets_of(seen: &[Status]) -> Vec<u64> {
     budgets
 }
 
-async fn answered(rig: &Rig, job: &str) -> anyhow::Result<(Vec<u32>, Mode)> {
+fn request(rig: &Rig, job: &str) -> anyhow::Result<JobRequest> {
     let clip = rig.media().join("clip.mp4");
     if !clip.is_file() {
         video(&clip, 8)?;
     }
-    let request =
-        JobRequest { max_new_tokens: 12, ..JobRequest::new(JobId::new(job)?, clip.to_string_lossy(), "a dog") };
+    Ok(JobRequest { max_new_tokens: 12, ..JobRequest::new(JobId::new(job)?, clip.to_string_lossy(), "a dog") })
+}
+
+async fn answered(rig: &Rig, job: &str) -> anyhow::Result<(Vec<u32>, Mode)> {
+    let request = request(rig, job)?;
     let events = rig.answer(&request).await?;
     let mode = events.iter().find_map(|e| if let Event::Planned { mode, .. } = &e.event { Some(*mode) } else { None });
     match terminal(&events)? {
@@ -124,16 +128,17 @@ fn capped(bytes: u64) -> Vec<String> {
     vec![model, format!("placement.card_bytes.cpu={bytes}"), "llm.chunk_rows=256".to_owned()]
 }
 
-/// What the stages take where all are on the host's processors, stage-vision twice: not a byte is left for keys and values.
-fn tight() -> anyhow::Result<u64> {
-    let config = set(&capped(0))?;
+/// What the stages take with further settings where all are on the host's processors, stage-vision twice: not a byte is left for keys and
+/// values.
+fn tight(further: &[String]) -> anyhow::Result<u64> {
+    let config = set(&[&capped(0), further].concat())?;
     let plan = MemoryPlan::new(&config, &ModelConfig::configured(&config.model)?, &[(StageName::Vision, 2)])?;
     Ok(plan.bytes())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_does_not_fit_beside_the_encoders_has_them_leave_its_device_and_come_back() -> anyhow::Result<()> {
-    let setup = Setup { place: "vision=cpu,cpu".to_owned(), set: capped(tight()?), ..Setup::default() };
+    let setup = Setup { place: "vision=cpu,cpu".to_owned(), set: capped(tight(&[])?), ..Setup::default() };
     let rig = Rig::start(setup).await?;
     vision_until(&rig, |seen| seen.len() == 2).await?;
     let pids = |stages: &[StageName]| stages.iter().flat_map(|&stage| rig.pids(stage)).collect::<Vec<_>>();
@@ -154,11 +159,48 @@ async fn a_job_that_does_not_fit_beside_the_encoders_has_them_leave_its_device_a
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_tokens_the_broker_lost_before_it_had_the_device_begins_anew() -> anyhow::Result<()> {
+    // Nobody's patience ends, and every frame is a message.
+    let further = ["bus.data_storage=memory", "bus.worker_patience_s=600", "decode.batch_frames=1"].map(str::to_owned);
+    let set = [&capped(tight(&further)?), further.as_slice()].concat();
+    let mut rig = Rig::start(Setup { place: "vision=cpu,cpu".to_owned(), set, ..Setup::default() }).await?;
+    vision_until(&rig, |seen| seen.len() == 2).await?;
+    let (tokens, mode) = answered(&rig, "undisturbed").await?;
+    ensure!(mode == Mode::Phases, "{mode:?}");
+    let since = Instant::now();
+    while client::status(&rig.bus, StageName::Fuse).await?.is_empty() {
+        ensure!(since.elapsed() < SOON, "stage-fuse is not back; {}", rig.log());
+    }
+
+    let fuse = *rig.pids(StageName::Fuse).first().context("no stage-fuse")?;
+    signal(fuse, "STOP")?;
+    let request = request(&rig, "lost")?;
+    client::submit(&rig.bus, &request).await?;
+    // Some tokens come, and not all.
+    let subject = rig.bus.subjects().tokens(&request.job);
+    let since = Instant::now();
+    while rig.bus.last_on(StreamName::Tokens, &subject).await.is_none() {
+        ensure!(since.elapsed() < SOON, "no tokens; {}", rig.log());
+        signal(fuse, "CONT")?;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        signal(fuse, "STOP")?;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    rig.restart_broker().await?;
+    signal(fuse, "CONT")?;
+    let events = rig.events(&request.job).await?;
+    let Event::Result(result) = terminal(&events)? else { anyhow::bail!("{events:?}; {}", rig.log()) };
+    ensure!(result.token_ids == tokens, "another answer");
+    ensure!(rig.log().contains("it begins anew"), "{}", rig.log());
+    Ok(())
+}
+
 /// What stage-llm is told by `vidi up`, and what it makes of it: the same bytes on its own device, the encoders beside it or on
 /// a GPU that this machine need not have.
 #[test]
 fn the_language_model_counts_only_what_shares_its_device() -> anyhow::Result<()> {
-    let cap = tight()?;
+    let cap = tight(&[])?;
     let mut answers = Vec::new();
     for (place, expected) in [
         ("vision=cpu,cpu", Mode::Phases),

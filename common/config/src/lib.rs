@@ -29,7 +29,9 @@ pub use log::{LogConfig, LogFormat};
 pub use placement::{COMPUTING, Device, PlacementConfig};
 pub use random::{RandomWeights, Size};
 pub use secret::{Address, Secret};
-pub use sections::{AudioStageConfig, BusConfig, DecodeConfig, LlmConfig, ModelSource, UpConfig, VisionStageConfig};
+pub use sections::{
+    AudioStageConfig, BusConfig, DecodeConfig, LlmConfig, ModelSource, Storage, UpConfig, VisionStageConfig,
+};
 pub use seen::{MetricsConfig, TracesConfig};
 pub use temporary::temp_dir;
 pub use watchdog::WatchdogConfig;

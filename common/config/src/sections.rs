@@ -13,6 +13,17 @@ use crate::secret::{Address, Secret};
 /// Stands for the role of a process in `bus.user` and the names of its credential files.
 const ROLE: &str = "{stage}";
 
+/// Where the broker keeps a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// In files: they are there again when the broker is.
+    #[default]
+    File,
+    /// In its memory: it ends with the broker.
+    Memory,
+}
+
 /// Section `bus`: where the broker is and how it is used.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -64,6 +75,10 @@ pub struct BusConfig {
     pub stream_bytes: i64,
     /// Bytes that the token stream may hold: the tokens of all jobs in work.
     pub token_bytes: i64,
+    /// Where the broker keeps the streams of the data path and the tokens: `file`, or `memory`, which takes it half of the CPU
+    /// time and all these bytes at most. What a broker that ends had in memory is made again by the stages. Streams that
+    /// exist stay where they are; who makes streams says how to change them.
+    pub data_storage: Storage,
     /// Bytes that each of the other streams may hold at most: jobs (64 MiB), jobs in line (64 MiB),
     /// requests to decode (64 MiB), events (256 MiB),
     /// unusable messages (256 MiB), reservations of capacity (16 MiB).
@@ -95,6 +110,7 @@ impl Default for BusConfig {
             worker_patience_s: 60.0,
             stream_bytes: 256 << 20,
             token_bytes: 4 << 30,
+            data_storage: Storage::File,
             queue_bytes: 256 << 20,
             event_age_s: 3600,
             job_age_s: 24 * 3600,

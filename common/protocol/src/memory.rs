@@ -59,6 +59,13 @@ pub fn lost() -> Option<String> {
     DEVICE.get()?.lost()
 }
 
+/// Memory that the host has left, `MemAvailable`; none where the kernel does not say.
+pub fn host_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
 /// Resident memory, from `/proc/self/status`; zeros where there is none.
 pub fn resident() -> Usage {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

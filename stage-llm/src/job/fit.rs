@@ -139,16 +139,9 @@ impl Fit {
 
 /// Memory that a process without a budget may still take: what is free on its GPU, or its host's. None where nobody says.
 pub fn free_bytes() -> Option<u64> {
-    let Some(gpu) = memory::limits() else { return host_bytes() };
+    let Some(gpu) = memory::limits() else { return memory::host_bytes() };
     let held = memory::usage();
     Some(gpu.free_bytes + held.reserved_bytes.saturating_sub(held.used_bytes))
-}
-
-/// Memory that the host has left, `MemAvailable`; none where the kernel does not say.
-pub fn host_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 #[cfg(test)]
@@ -249,6 +242,6 @@ mod tests {
 
     #[test]
     fn the_system_says_what_the_host_has_left() {
-        assert!(host_bytes().is_some_and(|free| free > 1 << 20));
+        assert!(memory::host_bytes().is_some_and(|free| free > 1 << 20));
     }
 }

@@ -22,9 +22,9 @@ use std::time::{Instant, SystemTime};
 use candle_core::Device;
 use compute::transfer::Marker;
 use protocol::event::ModelName;
+use protocol::memory;
 use protocol::stage::KeptVideo;
 
-use crate::job::fit::host_bytes;
 use crate::job::pictures::Pictures;
 use crate::job::video::{Video, VideoKey};
 use crate::language::cache::{Geometry, MediaCache, VideoCache};
@@ -177,7 +177,7 @@ impl Parked {
     pub fn release(&self, key: &VideoKey) {
         let Some(parking) = self.writer.waiting(&self.name(key)) else { return };
         let needed = parking.layout.bytes.saturating_add(SPARE_HOST_BYTES);
-        let has_room = self.model.device.is_cuda() && host_bytes().is_some_and(|free| free >= needed);
+        let has_room = self.model.device.is_cuda() && memory::host_bytes().is_some_and(|free| free >= needed);
         parking.release(has_room);
     }
 

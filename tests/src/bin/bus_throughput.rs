@@ -1,5 +1,5 @@
 //! Throughput of one stage that only forwards, beside plain publish and subscribe of the same bytes on the same broker, in
-//! one run: `bus_throughput [MESSAGES] [BYTES]`.
+//! one run: `bus_throughput [MESSAGES] [BYTES] [file|memory]`.
 
 #![allow(
     clippy::print_stdout,
@@ -9,9 +9,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use config::BusConfig;
+use config::{BusConfig, Storage};
 use deploy::up::broker::{Broker, Options};
 use futures::StreamExt;
 use protocol::error::StageName;
@@ -49,13 +49,23 @@ impl Stage for Idle {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let mut args = std::env::args().skip(1).map(|a| a.parse::<usize>());
-    let messages = args.next().transpose()?.unwrap_or(64);
-    let bytes = args.next().transpose()?.unwrap_or(4 << 20);
+    let mut args = std::env::args().skip(1);
+    let messages = args.next().map_or(Ok(64), |a| a.parse::<usize>())?;
+    let bytes = args.next().map_or(Ok(4 << 20), |a| a.parse::<usize>())?;
+    let data_storage = match args.next().as_deref() {
+        None | Some("file") => Storage::File,
+        Some("memory") => Storage::Memory,
+        Some(other) => bail!("{other} is neither file nor memory"),
+    };
     let dir = tempfile::tempdir()?;
     let broker = Broker::start(dir.path(), &Options::default()).await?;
-    let config =
-        BusConfig { url: broker.url().into(), stream_bytes: 4 << 30, message_bytes: 8 << 20, ..BusConfig::default() };
+    let config = BusConfig {
+        url: broker.url().into(),
+        data_storage,
+        stream_bytes: 4 << 30,
+        message_bytes: 8 << 20,
+        ..BusConfig::default()
+    };
     let bus = Bus::connect(&config, Role::Client, Duration::from_secs(5)).await?;
     bus.ensure_streams().await?;
     let rows = bytes / (4 * WIDTH);

@@ -50,7 +50,7 @@ async fn main() -> anyhow::Result<()> {
     }
     run!("kill" killed::any_stage, "deadly message" killed::by_a_message, "deadly job" killed::by_a_job,
         "owners" killed::two_owners, "several killed" batches::owner_killed, "several ends" batches::ends,
-        "several owners" batches::two_owners, "affinity" batches::affinity, "supervisor" supervisor::killed, "end of a supervisor" supervisor::killed_for_good, "two supervisors" supervisor::two_at_once, "start" killed::start_together, "restart" broker::restarted,
+        "several owners" batches::two_owners, "affinity" batches::affinity, "supervisor" supervisor::killed, "end of a supervisor" supervisor::killed_for_good, "two supervisors" supervisor::two_at_once, "start" killed::start_together, "restart" broker::restarted, "memory" broker::restarted_without_memory,
         "payload" broker::smaller_payload, "pause" broker::paused, "answer" broker::paused_in_an_answer, "true answers" broker::paused_in_true_answers, "disk" broker::disk_full, "garbage" messages::poison,
         "poison" messages::poison_of_a_job, "refused" messages::refused_end, "duplicates" messages::duplicates, "order" messages::out_of_order, "lost" messages::lost,
         "full stream" flow::full_stream, "many" flow::no_deadlock, "slow" flow::slow_consumer, "long" flow::long_video, "cancel" ends::cancel,
@@ -69,7 +69,7 @@ async fn main() -> anyhow::Result<()> {
                 }
             )*};
         }
-        run_old!("old kill" killed::any_stage, "old several killed" batches::owner_killed, "old affinity" batches::affinity, "old restart" broker::restarted, "old pause" broker::paused,
+        run_old!("old kill" killed::any_stage, "old several killed" batches::owner_killed, "old affinity" batches::affinity, "old restart" broker::restarted, "old memory" broker::restarted_without_memory, "old pause" broker::paused,
             "old lost" messages::lost, "old answer" broker::paused_in_an_answer, "old flood" waiting::flood,
             "old admission" waiting::cancel_before_admission, "old ages" waiting::ages,
             "old store" losses::empty_store, "old supervisor" supervisor::killed,

@@ -23,21 +23,38 @@ pub async fn restarted(scale: &Scale) -> Row {
         expected,
         bound_s: scale.bound(40.0 + scale.jobs as f64 * 2.0),
     };
-    case.run(async {
-        let mut rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..true_setup(scale) }).await?;
-        let load = Load::new(&rig).await?;
-        let requests = load.submit(&rig.bus, "restart", scale.jobs).await?;
-        let mut dice = Dice::new(scale.seed);
-        let rounds = (scale.jobs / 8).clamp(2, 10);
-        for _ in 0..rounds {
-            tokio::time::sleep(dice.pause(200, 2500)).await;
-            rig.restart_broker().await?;
-        }
-        load.check(&rig, &requests).await?;
-        let injected = format!("{rounds} kills of nats-server over {} jobs", scale.jobs);
-        Ok(Seen { injected, observed: format!("{} right answers, streams empty", scale.jobs), seconds: None })
-    })
-    .await
+    case.run(restarts(scale, true_setup(scale))).await
+}
+
+/// The same with frames, sound, features and tokens in the broker's memory: what it had of them is asked for again as soon as it is
+/// back, though nobody's patience would end.
+pub async fn restarted_without_memory(scale: &Scale) -> Row {
+    let expected = "every job answered truly, as in an undisturbed run, nothing left in the streams";
+    let case = Case {
+        name: "broker killed and restarted, work in its memory".to_owned(),
+        expected,
+        bound_s: scale.bound(60.0 + scale.jobs as f64 * 2.0),
+    };
+    let mut setup = true_setup(scale);
+    setup.set[1] = "bus.worker_patience_s=600".to_owned();
+    setup.set.push("bus.data_storage=memory".to_owned());
+    case.run(restarts(scale, setup)).await
+}
+
+/// Kills the broker again and again while jobs are in flight.
+async fn restarts(scale: &Scale, setup: Setup) -> anyhow::Result<Seen> {
+    let mut rig = Rig::start(Setup { replicas: "llm=2".to_owned(), ..setup }).await?;
+    let load = Load::new(&rig).await?;
+    let requests = load.submit(&rig.bus, "restart", scale.jobs).await?;
+    let mut dice = Dice::new(scale.seed);
+    let rounds = (scale.jobs / 8).clamp(2, 10);
+    for _ in 0..rounds {
+        tokio::time::sleep(dice.pause(200, 2500)).await;
+        rig.restart_broker().await?;
+    }
+    load.check(&rig, &requests).await?;
+    let injected = format!("{rounds} kills of nats-server over {} jobs", scale.jobs);
+    Ok(Seen { injected, observed: format!("{} right answers, streams empty", scale.jobs), seconds: None })
 }
 
 /// Restart of the broker with a smaller `max_payload` while a job is in flight.

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::error::BusError;
 use super::handle::Bus;
-use super::streams::MadeAt;
+use super::streams::Counted;
 use crate::subject::StreamName;
 
 /// Bytes asked for at a time: well below the server's `max_pending` of 64 MB.
@@ -26,18 +26,18 @@ const AGAIN: Duration = Duration::from_millis(100);
 
 impl Bus {
     /// Messages on `subject`, from the first one that the stream still has on, then new ones as they come. A broker
-    /// that goes away and comes back is waited for; a stream that was made anew meanwhile is read from its first message.
+    /// that goes away and comes back is waited for; a stream that counts anew since is read from its first message.
     /// Reading ends when the receiver is dropped.
     pub fn follow(&self, stream: StreamName, subject: String) -> mpsc::Receiver<Message> {
         let (sender, receiver) = mpsc::channel(READY);
         let bus = self.clone();
         tokio::spawn(async move {
             let mut next = 0;
-            let mut made = None;
+            let mut counted = None;
             let place = (stream, subject);
             let mut told = None;
             while !sender.is_closed() {
-                match bus.open(&place, &mut made, &mut next).await {
+                match bus.open(&place, &mut counted, &mut next).await {
                     Ok(reader) => read(&bus, &place, &reader, &sender, &mut next).await,
                     Err(error) => tell(&mut told, &place.1, &error),
                 }
@@ -47,15 +47,15 @@ impl Bus {
         receiver
     }
 
-    /// Opens a reader at sequence `next`. Sequences count anew on a stream that was `made` since the last reader.
+    /// Opens a reader at sequence `next`, or at the first message of a stream that counts anew since the last reader.
     async fn open(
         &self,
         (stream, subject): &(StreamName, String),
-        made: &mut Option<MadeAt>,
+        counted: &mut Option<Counted>,
         next: &mut u64,
     ) -> Result<PullConsumer, BusError> {
-        let created = self.made_at(*stream).await?;
-        if made.replace(created).is_some_and(|before| before != created) {
+        let now = self.counted(*stream).await?;
+        if counted.replace(now).is_some_and(|before| now.anew_since(before)) {
             *next = 0;
         }
         self.reader(*stream, subject.clone(), *next).await

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
-use config::BusConfig;
+use config::{BusConfig, Storage};
 use protocol::bytes::Bytes;
 
-use super::size::stream_bytes;
+use super::size::{storage, stream_bytes};
 use crate::subject::{StreamName, Subjects};
 
 /// Window in which a second publish of the same `Nats-Msg-Id` is dropped.
@@ -52,7 +52,10 @@ pub(super) fn stream_config(name: StreamName, subjects: &Subjects, c: &BusConfig
         max_age,
         duplicate_window,
         max_messages_per_subject: if name == StreamName::Capacity { 1 } else { -1 },
-        storage: StorageType::File,
+        storage: match storage(name, c) {
+            Storage::File => StorageType::File,
+            Storage::Memory => StorageType::Memory,
+        },
         num_replicas: replicas(name, c),
         ..Default::default()
     }
@@ -80,6 +83,15 @@ pub(super) fn differences(found: &Config, wanted: &Config) -> Vec<String> {
             "it drops messages after {} that are needed for {}: {change}",
             age(found.max_age),
             if wanted.max_age.is_zero() { "any time".to_owned() } else { age(wanted.max_age) }
+        ));
+    }
+    if found.storage != wanted.storage {
+        let place = |storage: StorageType| if storage == StorageType::Memory { "memory" } else { "files" };
+        told.push(format!(
+            "it is kept in {} and bus.data_storage asks for {}: when no job is in work delete it (`nats stream rm {on}`), and \
+             stage-llm makes it anew within seconds",
+            place(found.storage),
+            place(wanted.storage)
         ));
     }
     if found.max_bytes > 0 && found.max_bytes < wanted.max_bytes {
@@ -111,6 +123,17 @@ mod tests {
     }
 
     #[test]
+    fn memory_holds_what_is_made_again_and_nothing_else() {
+        let config = BusConfig { data_storage: Storage::Memory, ..BusConfig::default() };
+        let in_memory = |config: &BusConfig| -> Vec<String> {
+            let of = StreamName::ALL.into_iter().map(|name| made(name, config));
+            of.filter(|stream| stream.storage == StorageType::Memory).map(|stream| stream.name).collect()
+        };
+        assert_eq!(in_memory(&config), ["VIDI_FRAMES", "VIDI_AUDIO", "VIDI_FEATURES", "VIDI_TOKENS"]);
+        assert!(in_memory(&BusConfig::default()).is_empty());
+    }
+
+    #[test]
     fn a_stream_with_other_settings_is_told_with_both_values_and_the_command_that_changes_it() {
         let one = BusConfig::default();
         let three = BusConfig { replicas: 3, ..BusConfig::default() };
@@ -126,6 +149,10 @@ mod tests {
         let told = differences(&made(StreamName::Tokens, &small), &made(StreamName::Tokens, &one));
         assert!(told.len() == 1 && told[0].contains("1.00 GiB at most, not 4.00 GiB"), "{told:?}");
         assert!(told[0].contains("`nats stream edit VIDI_TOKENS --max-bytes 4294967296`"), "{told:?}");
+        let memory = BusConfig { data_storage: Storage::Memory, ..BusConfig::default() };
+        let told = differences(&made(StreamName::Tokens, &one), &made(StreamName::Tokens, &memory));
+        assert!(told.len() == 1 && told[0].contains("in files and bus.data_storage asks for memory"), "{told:?}");
+        assert!(told[0].contains("`nats stream rm VIDI_TOKENS`"), "{told:?}");
         // A larger one does no harm.
         assert!(differences(&made(StreamName::Tokens, &one), &made(StreamName::Tokens, &small)).is_empty());
         let aged = Config { max_age: Duration::from_secs(60), ..made(StreamName::Jobs, &one) };

@@ -1,6 +1,6 @@
 //! Bytes that each stream may hold, and that the server reserves for it.
 
-use config::BusConfig;
+use config::{BusConfig, Storage};
 
 use crate::subject::StreamName;
 
@@ -25,7 +25,22 @@ pub fn stream_bytes(name: StreamName, config: &BusConfig) -> i64 {
     }
 }
 
-/// Bytes that all streams together may hold.
-pub fn all_bytes(config: &BusConfig) -> u64 {
-    StreamName::ALL.iter().map(|&name| stream_bytes(name, config).max(0).unsigned_abs()).sum()
+/// Where the broker keeps a stream: what it has lost of the data path and of tokens is made again, all else has to be there
+/// again when it is.
+pub fn storage(name: StreamName, config: &BusConfig) -> Storage {
+    match name {
+        StreamName::Frames | StreamName::Audio | StreamName::Features | StreamName::Tokens => config.data_storage,
+        StreamName::Jobs
+        | StreamName::Line
+        | StreamName::Decode
+        | StreamName::Events
+        | StreamName::Dead
+        | StreamName::Capacity => Storage::File,
+    }
+}
+
+/// Bytes that all streams together may hold that the broker keeps in one place.
+pub fn bytes_in(place: Storage, config: &BusConfig) -> u64 {
+    let here = StreamName::ALL.iter().filter(|&&name| storage(name, config) == place);
+    here.map(|&name| stream_bytes(name, config).max(0).unsigned_abs()).sum()
 }

@@ -8,13 +8,14 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pu
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{Config, Info, LastRawMessageErrorKind, RawMessageErrorKind, Stream};
+use config::Storage;
 use futures::TryStreamExt;
 
 use super::error::{BusError, BusErrorKind};
 use super::handle::Bus;
 use super::queue::Queue;
 use super::settings::{differences, replicas, stream_config};
-use super::size::{all_bytes, stream_bytes};
+use super::size::{bytes_in, storage, stream_bytes};
 use super::tries::{Tries, Trouble};
 use crate::subject::StreamName;
 use protocol::bytes::Bytes;
@@ -35,13 +36,34 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// own subjects overlap.
 fn may_be_a_race(error: &CreateStreamError) -> bool {
     let CreateStreamErrorKind::JetStream(ref e) = error.kind() else { return false };
-    [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::STREAM_CREATE, ErrorCode::STREAM_SUBJECT_OVERLAP]
-        .contains(&e.error_code())
+    [
+        ErrorCode::STORAGE_RESOURCES_EXCEEDED,
+        ErrorCode::MEMORY_RESOURCES_EXCEEDED,
+        ErrorCode::STREAM_CREATE,
+        ErrorCode::STREAM_SUBJECT_OVERLAP,
+    ]
+    .contains(&e.error_code())
 }
 
 /// Time when a stream was made, Unix nanoseconds of the broker's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MadeAt(i128);
+
+/// How far a stream has counted its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    made: MadeAt,
+    /// Sequence of its last message, or of the last one that it had.
+    last: u64,
+}
+
+impl Counted {
+    /// Whether the stream has begun to count anew since it was at `before`: it was made again, or its server came back without
+    /// what it had in memory, as one of a cluster does.
+    pub fn anew_since(self, before: Counted) -> bool {
+        self.made != before.made || self.last < before.last
+    }
+}
 
 impl Bus {
     /// Makes sure that every stream exists, with its queues; a cluster that elects a leader, or waits for one of its servers, has
@@ -143,11 +165,17 @@ impl Bus {
             }
             _ => {
                 let own = Bytes(stream_bytes(name, self.config()).max(0).unsigned_abs());
-                let all = Bytes(all_bytes(self.config()));
+                let place = storage(name, self.config());
+                let all = Bytes(bytes_in(place, self.config()));
+                let (here, room) = match place {
+                    Storage::File => ("in files", "storage (max_file_store, and room in store_dir)"),
+                    Storage::Memory => {
+                        ("in memory", "memory (max_memory_store; bus.data_storage = \"file\" needs none)")
+                    }
+                };
                 format!(
-                    "{error}; it takes {own} of the {all} of all streams: the broker needs JetStream (nats-server -js) with that \
-                     much storage (max_file_store, and room in store_dir), or smaller streams (bus.token_bytes, \
-                     bus.stream_bytes, bus.queue_bytes)"
+                    "{error}; it takes {own} of the {all} of all streams {here}: the broker needs JetStream (nats-server -js) \
+                     with that much {room}, or smaller streams (bus.token_bytes, bus.stream_bytes, bus.queue_bytes)"
                 )
             }
         }
@@ -198,10 +226,18 @@ impl Bus {
     /// # Errors
     /// [`BusErrorKind::JetStream`] when it is not there, or the broker does not answer.
     pub async fn made_at(&self, name: StreamName) -> Result<MadeAt, BusError> {
+        Ok(self.counted(name).await?.made)
+    }
+
+    /// How far a stream has counted.
+    ///
+    /// # Errors
+    /// [`BusErrorKind::JetStream`] when it is not there, or the broker does not answer.
+    pub async fn counted(&self, name: StreamName) -> Result<Counted, BusError> {
         let info = self.stream(name).await.get_info().await;
         let on = name.on(self.subjects());
         let info = info.map_err(|e| BusError::new(BusErrorKind::JetStream, format!("stream {on}: {e}")))?;
-        Ok(MadeAt(info.created.unix_timestamp_nanos()))
+        Ok(Counted { made: MadeAt(info.created.unix_timestamp_nanos()), last: info.state.last_sequence })
     }
 
     fn stream_config(&self, name: StreamName) -> Config {

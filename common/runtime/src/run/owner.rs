@@ -3,8 +3,8 @@
 //! In reading order: this file, [`worker`] (a job in three steps), [`fencing`] (which owner is newer), [`claim`] (a job is
 //! read and claimed), [`answer`] (it is taken up, and what came of it told), with [`course`] (how long that took), [`settle`] (it is ended or given back),
 //! [`clearing`] (what it leaves behind is dropped), [`port`] (what the engine's
-//! thread asks of the bus), with [`probe`], [`capacity`], [`asked`], [`text`] and [`missing`] (which part of a video to ask for
-//! again), [`state`] (what is known of a job while it is owned), [`progress`] (how far each stage is). Several jobs in one worker:
+//! thread asks of the bus), with [`probe`], [`capacity`], [`asked`], [`text`], [`missing`] (which part of a video to ask for
+//! again) and [`lost`] (whether the broker has lost some), [`state`] (what is known of a job while it is owned), [`progress`] (how far each stage is). Several jobs in one worker:
 //! [`held`] (those that wait there, in order), [`company`] (those that the engine may take beside others), [`others`] (how the
 //! other workers are), [`offers`] (jobs that one hands to another), [`desk`] (the loop).
 
@@ -18,6 +18,7 @@ mod course;
 mod desk;
 mod fencing;
 mod held;
+mod lost;
 mod missing;
 mod offers;
 mod others;

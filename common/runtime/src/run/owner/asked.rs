@@ -14,14 +14,14 @@ pub struct Asked {
     request: DecodeRequest,
     /// Times that it was repeated.
     again: u64,
-    /// Connections that had been lost when it was repeated last.
-    reconnects: u64,
+    /// Connections that had been lost when it was repeated last because nothing was heard.
+    silent_at: Option<u64>,
 }
 
 impl Asked {
     /// A request that was just made.
     pub fn new(request: DecodeRequest) -> Self {
-        Asked { request, again: 0, reconnects: 0 }
+        Asked { request, again: 0, silent_at: None }
     }
 
     /// Times that it was made.
@@ -29,23 +29,24 @@ impl Asked {
         self.again + 1
     }
 
-    /// Request for what has not come, with an attempt that the job has no other of. It is repeated once, and once more after
-    /// each loss of the connection since: a broker that was killed may have lost what it had accepted. None otherwise: nobody
-    /// works on it.
-    pub fn repeat(
+    /// Request for what has not come, with an attempt that the job has no other of.
+    pub fn repeat(&mut self, came: &VideoCoverage, token: FencingToken) -> (DecodeRequest, Attempt) {
+        self.again += 1;
+        let segment = missing::segment(came, &self.request.plan);
+        let attempt = Attempt(token.0 << ATTEMPT_BITS | self.again.min((1 << ATTEMPT_BITS) - 1));
+        (DecodeRequest { segment, ..self.request.clone() }, attempt)
+    }
+
+    /// The same because nothing was heard: once, and once more after each loss of the connection since, as a broker that was
+    /// killed may have lost what it had accepted. None otherwise: nobody works on it.
+    pub fn repeat_after_silence(
         &mut self,
         came: &VideoCoverage,
         reconnects: u64,
         token: FencingToken,
     ) -> Option<(DecodeRequest, Attempt)> {
-        if self.again > 0 && self.reconnects == reconnects {
-            return None;
-        }
-        self.again += 1;
-        self.reconnects = reconnects;
-        let segment = missing::segment(came, &self.request.plan);
-        let attempt = Attempt(token.0 << ATTEMPT_BITS | self.again.min((1 << ATTEMPT_BITS) - 1));
-        Some((DecodeRequest { segment, ..self.request.clone() }, attempt))
+        let repeated_before = self.silent_at.replace(reconnects) == Some(reconnects);
+        (!repeated_before).then(|| self.repeat(came, token))
     }
 }
 
@@ -57,7 +58,7 @@ mod tests {
     use protocol::wire::VERSION;
 
     #[test]
-    fn what_is_missing_is_asked_for_once_more_and_again_after_each_loss_of_the_connection() {
+    fn after_silence_what_is_missing_is_asked_for_once_more_and_again_after_each_loss_of_the_connection() {
         let request = DecodeRequest {
             v: VERSION,
             job: JobId::new("job").unwrap(),
@@ -69,11 +70,13 @@ mod tests {
         let mut asked = Asked::new(request);
         let mut attempts: Vec<Option<u64>> = Vec::new();
         for (reconnects, token) in [(3, 7), (3, 7), (4, 7), (4, 7), (6, 7)] {
-            let again = asked.repeat(&VideoCoverage::default(), reconnects, FencingToken(token));
+            let again = asked.repeat_after_silence(&VideoCoverage::default(), reconnects, FencingToken(token));
             attempts.push(again.map(|(_, attempt)| attempt.0));
         }
+        // What the broker is known to have lost is asked for besides.
+        let (_, lost) = asked.repeat(&VideoCoverage::default(), FencingToken(7));
         let first = 7 << ATTEMPT_BITS;
         assert_eq!(attempts, [Some(first + 1), None, Some(first + 2), None, Some(first + 3)]);
-        assert_eq!(asked.times(), 4);
+        assert_eq!((lost.0, asked.times()), (first + 4, 5));
     }
 }

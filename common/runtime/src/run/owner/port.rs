@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc};
 
 use super::asked::Asked;
+use super::lost::Work;
 use super::probe::{self, Probed};
 use super::state::JobState;
 use super::text::{HeldText, Piece};
@@ -76,9 +77,15 @@ pub struct OwnerPort {
     shown: u64,
     /// Request to stage-decode.
     asked: Option<Asked>,
+    /// Streams of the work that was asked for.
+    work: Option<Work>,
+    /// Whether the broker has lost tokens since.
+    lost_tokens: bool,
     looked: Instant,
     text: HeldText,
     gave_way: bool,
+    /// Whether the encoders have left the GPU to this job.
+    alone: bool,
     /// Device of this worker: encoders on others need not leave it.
     device: String,
     /// What the job's file is, where that was asked before the job was begun; good for once.
@@ -114,9 +121,12 @@ impl OwnerPort {
             came: VideoCoverage::default(),
             shown: 0,
             asked: None,
+            work: None,
+            lost_tokens: false,
             looked: Instant::now(),
             text: HeldText::new(),
             gave_way: false,
+            alone: false,
             known,
             pulse: host.pulse.clone(),
         }
@@ -197,6 +207,7 @@ impl JobPort for OwnerPort {
     fn request_decode(&mut self, request: DecodeRequest) -> Result<(), Stop> {
         self.reserve_capacity(&request.plan)?;
         self.state.progress().expect(&request.plan);
+        self.work = Some(self.wait(Work::look(&self.bus)));
         self.send_request(&request, Attempt::default())?;
         self.asked = Some(Asked::new(request));
         Ok(())
@@ -225,6 +236,7 @@ impl JobPort for OwnerPort {
             });
             self.pulse.step();
             let Some(message) = came? else {
+                self.check_losses()?;
                 return self.check_patience();
             };
             if self.show_tokens(&message, take)? {
@@ -241,6 +253,7 @@ impl JobPort for OwnerPort {
 
     fn take_gpu(&mut self) -> Result<(), Stop> {
         let (bus, device, job) = (self.bus.clone(), self.device.clone(), self.job.clone());
+        self.alone = true;
         self.wait(async move {
             for stage in ENCODERS {
                 control::load_or_unload(&bus, Verb::Unload, stage, &device, &job).await.map_err(|why| {
@@ -256,6 +269,7 @@ impl JobPort for OwnerPort {
     }
 
     fn return_gpu(&mut self) {
+        self.alone = false;
         let (bus, device, job) = (self.bus.clone(), self.device.clone(), self.job.clone());
         self.wait(async move {
             for stage in ENCODERS {

@@ -8,6 +8,7 @@ use super::OwnerPort;
 use crate::bus::Attempt;
 use crate::run::owner::asked::Asked;
 use crate::run::owner::capacity::{self, Waited};
+use crate::run::owner::lost::Lost;
 use crate::run::port::Origin;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::DecodeRequest;
@@ -19,6 +20,39 @@ use protocol::wire;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 impl OwnerPort {
+    /// Asks for what is missing again where the broker has [lost](crate::run::owner::lost) work on the job.
+    pub(super) fn check_losses(&mut self) -> Result<(), Stop> {
+        let Some(mut work) = self.work.take() else { return Ok(()) };
+        let lost = self.wait(work.lost(&self.bus));
+        self.work = Some(work);
+        if lost == Lost::Tokens {
+            self.lost_tokens = true;
+            self.shown = 0;
+        }
+        // Tokens that had come and were left in the stream, to be read once the encoders are away, are not made again for it.
+        let has_all_that_is_left = self.alone && self.lost_tokens && {
+            let job = self.job.clone();
+            !self.wait(self.bus.is_on_its_way(&job, self.shown))
+        };
+        if lost == Lost::Nothing && !has_all_that_is_left {
+            return Ok(());
+        }
+        let Some(asked) = &mut self.asked else { return Ok(()) };
+        let again = asked.repeat(&self.came, self.token);
+        self.ask_again(again, "the broker has lost work on the job")
+    }
+
+    /// Asks for what is missing again. Where the encoders have left the GPU to the job, nobody would make it: then the job begins
+    /// anew, and they come back.
+    fn ask_again(&mut self, (request, attempt): (DecodeRequest, Attempt), why: &str) -> Result<(), Stop> {
+        if self.alone {
+            return Err(Stop::Unavailable(format!("{why}, and the encoders have left the GPU to it: it begins anew")));
+        }
+        tracing::warn!(segment = ?request.segment, "{why}: what is missing is asked for again");
+        self.state.progress().note_heartbeat();
+        self.send_request(&request, attempt)
+    }
+
     /// Once nothing was heard of the job's work for too long, asks for what is missing again. Fails when nothing is heard for
     /// as long again and it [may not be repeated](Asked::repeat). While this process waits for the broker, patience does not
     /// run out.
@@ -49,10 +83,9 @@ impl OwnerPort {
         }
         let waited = patience.as_secs_f64();
         let (came, reconnects) = (&self.came, self.bus.reconnects());
-        if let Some((request, attempt)) = self.asked.as_mut().and_then(|a| a.repeat(came, reconnects, self.token)) {
-            tracing::warn!(%stage, waited, segment = ?request.segment, "no heartbeat: what is missing is asked for again");
-            self.state.progress().note_heartbeat();
-            return self.send_request(&request, attempt);
+        let again = self.asked.as_mut().and_then(|a| a.repeat_after_silence(came, reconnects, self.token));
+        if let Some(again) = again {
+            return self.ask_again(again, &format!("no heartbeat from stage-{stage} for {waited} s"));
         }
         let times = self.asked.as_ref().map_or(0, Asked::times);
         let text = format!(
