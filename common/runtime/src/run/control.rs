@@ -1,7 +1,9 @@
 //! Control messages from whoever sends them: to all stages, and to a supervisor.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use async_nats::{Request, RequestError, RequestErrorKind};
+use bytes::Bytes;
 use futures::StreamExt;
 
 use crate::bus::{Bus, BusError, BusErrorKind, Role};
@@ -12,6 +14,10 @@ use protocol::wire;
 
 /// Time within which a supervisor answers: a stage that is unloaded finishes what it has in flight first.
 const LOAD_WAIT: Duration = Duration::from_secs(60);
+/// Time that a supervisor has to be back behind a broker that was away.
+const BACK_WAIT: Duration = Duration::from_secs(10);
+/// Pause before it is asked again.
+const AGAIN: Duration = Duration::from_millis(200);
 /// Replies to a broadcast that come later than this after the last one are not waited for.
 const QUIET: Duration = Duration::from_millis(300);
 /// Replies to a broadcast are not waited for longer than this.
@@ -72,11 +78,39 @@ pub async fn load_or_unload(
     let device = Some(device.to_owned()).filter(|device| !device.is_empty());
     let (stage, job) = (Some(stage), Some(job.clone()));
     let request = ControlRequest { v: wire::VERSION, stage, device, job, ..Default::default() };
-    let request = async_nats::Request::new().payload(wire::encode(&request).into()).timeout(Some(LOAD_WAIT));
-    let reply = bus.client().send_request(bus.subjects().control(verb), request).await;
-    let reply = reply.map_err(|e| format!("no supervisor answers control.{verb}: {e}"))?;
+    let body = Bytes::from(wire::encode(&request));
+    let reply =
+        ask_supervisor(bus, verb, body).await.map_err(|e| format!("no supervisor answers control.{verb}: {e}"))?;
     let reply: LoadReply = wire::decode_any(&reply.payload).map_err(|e| e.to_string())?;
     reply.error.clone().map_or(Ok(reply), Err)
+}
+
+/// Asks a supervisor, and again where the broker went away meanwhile: the answer may be lost, and asking twice does no harm. Behind the
+/// broker's return a supervisor has a few seconds to be back as well.
+async fn ask_supervisor(bus: &Bus, verb: Verb, body: Bytes) -> Result<async_nats::Message, RequestError> {
+    let before = bus.reconnects();
+    let mut back = None;
+    loop {
+        let mut reconnects = bus.reconnects_from_now();
+        let request = Request::new().payload(body.clone()).timeout(Some(LOAD_WAIT));
+        let asked = bus.client().send_request(bus.subjects().control(verb), request);
+        let outcome = tokio::select! {
+            outcome = asked => outcome,
+            _ = reconnects.changed() => {
+                back = Some(Instant::now());
+                continue;
+            }
+        };
+        match outcome {
+            Err(error) if error.kind() == RequestErrorKind::NoResponders && bus.reconnects() != before => {
+                if back.get_or_insert_with(Instant::now).elapsed() > BACK_WAIT {
+                    return Err(error);
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Sends a control message and gathers what the instances answer.
