@@ -15,6 +15,9 @@ echo "brokers: $("$VIDI_NATS_SERVER" --version), $("$VIDI_NATS_SERVER_OLD" --ver
 # candle reads /proc/cpuinfo at every matmul unless this is set; commands set it themselves (common/compute/src/threads.rs), test programs cannot.
 export RAYON_NUM_THREADS=${RAYON_NUM_THREADS:-$(nproc)}
 
+# Most tests wait for processes half of the time.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}
+
 step() { echo; echo "== $*"; "$@"; }
 # Of what the lock file brings in: deny.toml. Its advisories need the network, and are not asked for here.
 licences() {
