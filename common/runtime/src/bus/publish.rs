@@ -33,20 +33,25 @@ impl Bus {
         let mut tries = Tries::new(self, &subject, "publish");
         loop {
             let publish = PublishMessage::build().headers(headers.clone()).message_id(message_id).payload(body.clone());
-            let error = match self.outlet.send_publish(subject.clone(), publish).await {
-                Ok(ack) => match ack.await {
+            let mut reconnects = self.reconnects_from_now();
+            let sent = async { self.outlet.send_publish(subject.clone(), publish).await?.await };
+            let error = tokio::select! {
+                sent = sent => match sent {
                     Ok(_) => return Ok(()),
-                    Err(e) => e,
+                    Err(error) => Some(error),
                 },
-                Err(e) => e,
+                // What it had to say is lost with the connection. If it has the message, the next one is a duplicate.
+                _ = reconnects.changed() => None,
             };
-            if error.kind() == PublishErrorKind::MaxPayloadExceeded {
-                return Err(Stop::Unavailable(format!("publish of {message_id} failed: {error}")));
+            let trouble = error.as_ref().map_or(Trouble::Away, Trouble::from);
+            let said = error.as_ref().map_or_else(|| "the broker was away".to_owned(), ToString::to_string);
+            if error.is_some_and(|error| error.kind() == PublishErrorKind::MaxPayloadExceeded) {
+                return Err(Stop::Unavailable(format!("publish of {message_id} failed: {said}")));
             }
             tokio::select! {
                 biased;
                 () = &mut unwanted => return Err(Stop::Cancelled),
-                () = tries.again(Trouble::from(&error), &error) => {}
+                () = tries.again(trouble, &said) => {}
             }
         }
     }

@@ -63,6 +63,11 @@ impl Counted {
     pub fn anew_since(self, before: Counted) -> bool {
         self.made != before.made || self.last < before.last
     }
+
+    /// Whether it is the same stream that stored a message at `sequence`, at a time in Unix milliseconds.
+    pub fn has_stored(self, sequence: u64, stored_ms: u64) -> bool {
+        self.made.0 / 1_000_000 <= i128::from(stored_ms) && sequence <= self.last
+    }
 }
 
 impl Bus {
@@ -322,5 +327,20 @@ impl Bus {
         let failed = |e: String| BusError::new(BusErrorKind::JetStream, format!("subjects of {stream:?}: {e}"));
         let info = self.stream(stream).await.info_with_subjects(">").await.map_err(|e| failed(e.to_string()))?;
         info.map_ok(|(subject, _)| subject).try_collect().await.map_err(|e| failed(e.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_was_made_again_or_counts_anew_is_another_one() {
+        let at = |ms: i128, last: u64| Counted { made: MadeAt(ms * 1_000_000 + 5), last };
+        assert!(!at(1000, 8).anew_since(at(1000, 7)) && !at(1000, 7).anew_since(at(1000, 7)));
+        assert!(at(2000, 8).anew_since(at(1000, 7)) && at(1000, 6).anew_since(at(1000, 7)));
+        // Stored in its first millisecond, and by a stream that was there before it.
+        assert!(at(1000, 7).has_stored(7, 1000) && at(1000, 7).has_stored(1, 5000));
+        assert!(!at(1000, 7).has_stored(7, 999) && !at(1000, 7).has_stored(8, 5000));
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::AckKind;
 use async_nats::jetstream::message::{Acker, Message};
-use async_nats::{Client, Request, Subject};
+use async_nats::{Request, Subject};
 use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -39,7 +39,9 @@ pub struct Delivery {
     pub last_try: bool,
     /// Whether another worker had it first and handed it over.
     pub handed: bool,
-    client: Client,
+    bus: Bus,
+    /// Connections that had been lost when it came.
+    reconnects: u64,
     ack_to: Subject,
     acker: Arc<Acker>,
     keep: JoinHandle<()>,
@@ -85,7 +87,8 @@ impl Delivery {
             redeliveries: delivered.saturating_sub(1) as u64,
             last_try: delivered >= bus.config().max_deliver,
             handed,
-            client: bus.client().clone(),
+            bus: bus.clone(),
+            reconnects: bus.reconnects(),
             ack_to,
             acker,
             keep,
@@ -117,18 +120,49 @@ impl Delivery {
         self.give_back(pause).await;
     }
 
+    /// Whether the broker came back without the message since. Then nobody is to be told of it: its stream counts anew, and what is told
+    /// would be of another message, which nats-server drops for an acknowledgement that is not its own.
+    async fn is_lost(&self) -> bool {
+        if !self.bus.is_connected() {
+            let mut reconnects = self.bus.reconnects_from_now();
+            let _ = tokio::time::timeout(PULL_WAIT, reconnects.changed()).await;
+        }
+        let Some(stream) = self.bus.subjects().stream_of(&self.message.subject) else { return false };
+        if self.bus.reconnects() == self.reconnects {
+            return false;
+        }
+        match self.bus.counted(stream).await {
+            Ok(now) => !now.has_stored(self.sequence, self.stored_ms),
+            // A stream that is not there has nobody to hear it.
+            Err(_) => false,
+        }
+    }
+
     /// Acknowledges: the message leaves its queue. If the broker does not hear it, the message comes again, and its
     /// outputs are found to be there.
     pub async fn done(self) {
+        if self.is_lost().await {
+            return;
+        }
+        let mut reconnects = self.bus.reconnects_from_now();
         // A request as any other, where `double_ack` subscribes to an answer of its own for every message.
         let ack = Request::new().payload("+ACK".into());
-        if let Err(error) = self.client.send_request(self.ack_to.clone(), ack).await {
-            tracing::debug!(%error, "acknowledgement failed, the message may come again");
+        tokio::select! {
+            answer = self.bus.client().send_request(self.ack_to.clone(), ack) => {
+                if let Err(error) = answer {
+                    tracing::debug!(%error, "acknowledgement failed, the message may come again");
+                }
+            }
+            // The answer is lost with the connection.
+            _ = reconnects.changed() => tracing::debug!("broker was away, the message may come again"),
         }
     }
 
     /// Gives the message back, to be tried again after `pause`.
     pub async fn give_back(self, pause: Duration) {
+        if self.is_lost().await {
+            return;
+        }
         if let Err(error) = self.acker.ack_with(AckKind::Nak(Some(pause))).await {
             tracing::debug!(%error, "giving a message back failed, it comes again after ack_wait");
         }
