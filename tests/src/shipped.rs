@@ -130,8 +130,17 @@ impl Shipped {
     /// # Errors
     /// If it does not start.
     pub async fn broker(&self, program: Option<&Path>) -> anyhow::Result<Broker> {
+        self.broker_at(program, 0).await
+    }
+
+    /// The same on a port; behind one that has ended, on its files.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub async fn broker_at(&self, program: Option<&Path>, port: u16) -> anyhow::Result<Broker> {
         let options = broker::Options {
             program: program.map(Path::to_owned),
+            port,
             config: Some(self.file("nats.conf")),
             ..broker::Options::default()
         };

@@ -1,12 +1,13 @@
 //! Messages that wait for a stage are computed together, on a real broker: each has its own outputs, acknowledgement and end.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use async_nats::jetstream::{self, stream::Stream};
-use config::BusConfig;
+use config::{BusConfig, Storage};
 use deploy::up::broker::Broker;
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::{FeatureBatch, JobId, Modality, Output, PcmWindow};
@@ -19,7 +20,7 @@ use runtime::run::Ended;
 use runtime::run::device::DeviceLost;
 use runtime::run::service::InstanceInfo;
 use runtime::subject::StreamName;
-use tests::harness::brokers;
+use tests::harness::{brokers, signal};
 use tests::shipped::Shipped;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -135,8 +136,8 @@ fn silence(input: PcmWindow<'_>) -> Result<Output<'static>, Stop> {
 
 /// Broker with the shipped users, a worker of the stage on it, and messages that waited before it came.
 struct Rig {
-    _broker: Broker,
-    _shipped: Shipped,
+    broker: Broker,
+    shipped: Shipped,
     config: BusConfig,
     operator: Bus,
     course: Arc<Course>,
@@ -159,12 +160,17 @@ async fn worker(
 }
 
 impl Rig {
-    async fn start(program: Option<&std::path::Path>, kind: Kind) -> anyhow::Result<Self> {
+    async fn start(program: Option<&Path>, kind: Kind) -> anyhow::Result<Self> {
+        Self::start_in(Storage::File, program, kind).await
+    }
+
+    async fn start_in(storage: Storage, program: Option<&Path>, kind: Kind) -> anyhow::Result<Self> {
         let shipped = Shipped::new()?;
         let broker = shipped.broker(program).await?;
         let mut config = shipped.bus(&broker)?;
         config.max_deliver = 2;
         config.stream_bytes = 4 << 20;
+        config.data_storage = storage;
         Bus::connect(&config, Role::Stage(StageName::Llm), SOON).await?.ensure_streams().await?;
         let operator = Bus::connect(&config, Role::Operator, SOON).await?;
         for i in 0..MESSAGES {
@@ -172,7 +178,7 @@ impl Rig {
         }
         let course = Arc::new(Course::default());
         let (stop, worker) = worker(&config, kind, &course).await?;
-        Ok(Rig { _broker: broker, _shipped: shipped, config, operator, course, stop, worker })
+        Ok(Rig { broker, shipped, config, operator, course, stop, worker })
     }
 
     /// Messages of the stage's queue that nobody has, and that are in flight.
@@ -220,6 +226,16 @@ impl Rig {
             while js.publish(subject.clone(), vec![0; bytes].into()).await?.await.is_ok() {}
         }
         Ok(stream)
+    }
+
+    /// Kills the broker and starts it again, with all streams.
+    async fn restart_broker(&mut self, program: Option<&Path>) -> anyhow::Result<()> {
+        let port = self.broker.url().rsplit(':').next().unwrap_or_default().parse()?;
+        signal(self.broker.pid().context("the broker has ended")?, "KILL")?;
+        self.broker.ended().await;
+        self.broker = self.shipped.broker_at(program, port).await?;
+        Bus::connect(&self.config, Role::Stage(StageName::Llm), SOON).await?.ensure_streams().await?;
+        Ok(())
     }
 
     async fn end(self) -> anyhow::Result<()> {
@@ -356,6 +372,30 @@ async fn work_that_is_launched_faster_than_a_device_does_it_waits_here_and_passe
         let counts = counts(&passes);
         ensure!(counts.len() == MESSAGES && counts.values().all(|&n| n == 1), "{program:?}: {passes:?}");
         ensure!(rig.stored(StreamName::Features).await? == MESSAGES as u64, "{program:?}: one output each");
+        rig.end().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_broker_lost_is_done_and_acknowledged_for_no_other_message() -> anyhow::Result<()> {
+    for program in brokers() {
+        let mut rig = Rig::start_in(Storage::Memory, program.as_deref(), Kind::Computes).await?;
+        rig.until_a_pass_waits().await?;
+        let begun = rig.queue().await?.1;
+        // From then on the stream counts anew: the new messages have the sequences of those that the worker has.
+        rig.restart_broker(program.as_deref()).await?;
+        for i in 0..MESSAGES {
+            publish(&rig.operator, &format!("new-{i}")).await?;
+        }
+        rig.course.open();
+        rig.until("all done", |pending, in_flight| (pending, in_flight) == (0, 0)).await?;
+        let passes = rig.course.passes();
+        let counts = counts(&passes);
+        let new = counts.iter().filter(|(job, _)| job.starts_with("new-")).count();
+        ensure!(new == MESSAGES, "{program:?}: {new} of the new messages were worked on: {passes:?}");
+        ensure!(counts.values().all(|&n| n == 1) && counts.len() == MESSAGES + begun, "{program:?}: {passes:?}");
+        ensure!(rig.stored(StreamName::Features).await? == (MESSAGES + begun) as u64, "{program:?}: one output each");
         rig.end().await?;
     }
     Ok(())

@@ -29,12 +29,12 @@ impl OwnerPort {
             self.lost_tokens = true;
             self.shown = 0;
         }
-        // Tokens that had come and were left in the stream, to be read once the encoders are away, are not made again for it.
-        let has_all_that_is_left = self.alone && self.lost_tokens && {
-            let job = self.job.clone();
-            !self.wait(self.bus.is_on_its_way(&job, self.shown))
+        // With the encoders away no work is on its way any more; but tokens that had come were left in the stream until then.
+        let is_missed = match self.alone {
+            true => self.lost_tokens && !self.wait(self.bus.is_on_its_way(&self.job, self.shown)),
+            false => lost != Lost::Nothing,
         };
-        if lost == Lost::Nothing && !has_all_that_is_left {
+        if !is_missed {
             return Ok(());
         }
         let Some(asked) = &mut self.asked else { return Ok(()) };
