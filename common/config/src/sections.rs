@@ -75,8 +75,8 @@ pub struct BusConfig {
     pub stream_bytes: i64,
     /// Bytes that the token stream may hold: the tokens of all jobs in work.
     pub token_bytes: i64,
-    /// Where the broker keeps the streams of the data path and the tokens: `file`, or `memory`, which takes it half of the CPU
-    /// time and all these bytes at most. What a broker that ends had in memory is made again by the stages. Streams that
+    /// Where the broker keeps the streams of the data path and the tokens: `file`, or `memory`, which takes it a third
+    /// less CPU time or better, and all these bytes at most. What a broker that ends had in memory is made again by the stages. Streams that
     /// exist stay where they are; who makes streams says how to change them.
     pub data_storage: Storage,
     /// Bytes that each of the other streams may hold at most: jobs (64 MiB), jobs in line (64 MiB),

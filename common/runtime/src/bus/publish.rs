@@ -38,20 +38,22 @@ impl Bus {
             let error = tokio::select! {
                 sent = sent => match sent {
                     Ok(_) => return Ok(()),
-                    Err(error) => Some(error),
+                    Err(error) => error,
                 },
-                // What it had to say is lost with the connection. If it has the message, the next one is a duplicate.
-                _ = reconnects.changed() => None,
+                // What it had to say is lost with the connection. The next one is behind this one, and a duplicate if it was stored:
+                // its answer is waited for, wanted or not.
+                _ = reconnects.changed() => {
+                    tries.again(Trouble::Away, &"the broker was away").await;
+                    continue;
+                }
             };
-            let trouble = error.as_ref().map_or(Trouble::Away, Trouble::from);
-            let said = error.as_ref().map_or_else(|| "the broker was away".to_owned(), ToString::to_string);
-            if error.is_some_and(|error| error.kind() == PublishErrorKind::MaxPayloadExceeded) {
-                return Err(Stop::Unavailable(format!("publish of {message_id} failed: {said}")));
+            if error.kind() == PublishErrorKind::MaxPayloadExceeded {
+                return Err(Stop::Unavailable(format!("publish of {message_id} failed: {error}")));
             }
             tokio::select! {
                 biased;
                 () = &mut unwanted => return Err(Stop::Cancelled),
-                () = tries.again(trouble, &said) => {}
+                () = tries.again(Trouble::from(&error), &error) => {}
             }
         }
     }
