@@ -282,6 +282,10 @@ pub struct LlmConfig {
     /// A file of `vidi quantize`, for `weights` of `q8` and `q4`; without one they are quantized while they load.
     #[serde(with = "crate::path::optional")]
     pub quantized: Option<PathBuf>,
+    /// Under `compute.media_products = "fp8"`, keeps the matrices that image and audio tokens are multiplied with, in 8 bits beside
+    /// the weights that text is multiplied with, instead of making them anew for each pass. 7.4 GB of Vidi 1.5 9B, 6.0 GB of Vidi 7B, which
+    /// the stage's budget must hold besides.
+    pub keep_fp8: bool,
     /// Keys and values of image and audio tokens: `dense` (in `compute.dtype`), `q8` or `q4`.
     pub kv: KvPrecision,
     /// Keeps the keys and values of the videos that were asked about last in memory, as many as the stage's budget holds, so that
@@ -318,6 +322,7 @@ impl Default for LlmConfig {
             tasks_file: None,
             weights: WeightFormat::Dense,
             quantized: None,
+            keep_fp8: false,
             kv: KvPrecision::Dense,
             keep_video: true,
             together: 32,

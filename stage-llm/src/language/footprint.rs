@@ -74,7 +74,8 @@ impl LlmFootprint {
         let rows = llm.chunk_rows.max(llm.max_prompt_tokens) as u64;
         let in_blocks = matches!(llm.weights, WeightFormat::Q8 | WeightFormat::Q4);
         let size = dtype.size_in_bytes() as u64;
-        let fp8 = (compute.media_products == MediaProducts::Fp8).then_some(llm.chunk_rows as u64);
+        let fp8 = (compute.media_products == MediaProducts::Fp8)
+            .then_some(Fp8 { rows: llm.chunk_rows as u64, kept: llm.keep_fp8 });
         let bounds = Passes { rows, answers: llm.together.into(), fp8 };
         let activations = activation_bytes(model, size, bounds, compute.cuda_ordinal().is_some(), in_blocks);
         let geometry = Geometry::new(model, dtype, llm.kv);
@@ -100,7 +101,8 @@ impl fmt::Display for LlmFootprint {
 }
 
 /// Advice for a budget that does not hold the model.
-pub const HINT: &str = "raise budgets.llm, set llm.weights = \"q8\" or \"q4\", or lower llm.chunk_rows";
+pub const HINT: &str =
+    "raise budgets.llm, set llm.weights = \"q8\" or \"q4\", lower llm.chunk_rows, or leave out llm.keep_fp8";
 
 /// Rows that pass the layers together at most.
 struct Passes {
@@ -108,8 +110,16 @@ struct Passes {
     rows: u64,
     /// Answers of a step, each with a row and its logits.
     answers: u64,
-    /// Rows that are multiplied in 8 bits, if any.
-    fp8: Option<u64>,
+    /// Matmuls in 8 bits, if there are any.
+    fp8: Option<Fp8>,
+}
+
+/// Matmuls in 8 bits.
+struct Fp8 {
+    /// Rows of one at most.
+    rows: u64,
+    /// Whether its weights are kept, and not made for it.
+    kept: bool,
 }
 
 /// Upper bound of the bytes that one row takes on its way through a layer: in the feed-forward part, where gates and ups meet, or
@@ -156,8 +166,9 @@ fn activation_bytes(c: &ModelConfig, size: u64, passes: Passes, on_gpu: bool, in
     // exist once more in f32.
     let (quantized, besides) = match fp8 {
         None => (0, 0),
+        Some(Fp8 { kept: true, .. }) if on_gpu => (0, WORKSPACE_BYTES as u64),
         Some(_) if on_gpu => (E4m3Rows::bytes(2 * c.intermediate_size, c.hidden_size) as u64, WORKSPACE_BYTES as u64),
-        Some(rows) => (inner * hidden * 2 * (1 + WIDE), rows * inner * (1 + WIDE)),
+        Some(Fp8 { rows, .. }) => (inner * hidden * 2 * (1 + WIDE), rows * inner * (1 + WIDE)),
     };
     let row = row_bytes(c, size, on_gpu);
     // A step of answers has few rows, but every one has logits; a prompt is read between two of them.

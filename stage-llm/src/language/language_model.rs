@@ -56,7 +56,7 @@ impl LanguageModel {
         llm: &LlmConfig,
         products: MediaProducts,
     ) -> std::result::Result<Self, CheckpointError> {
-        let loader = Loader::new(w, llm)?;
+        let loader = Loader::new(w, llm, products)?;
         let model = w.pp("model");
         let [embedding, head] = weights::embedding(c, llm.weights);
         let embed_tokens = loader.load(&embedding)?;

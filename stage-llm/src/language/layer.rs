@@ -1,7 +1,9 @@
 //! A decoder layer: norms, attention and the feed-forward part.
 
+use std::ops::Range;
+
 use candle_core::{DType, Result, Tensor};
-use compute::kernels::{self, Activation, Rows};
+use compute::kernels::{self, Activation, E4m3Rows, Rows};
 use config::{MediaProducts, WeightFormat};
 use model::checkpoint::{CheckpointError, Weights};
 use model::config_json::ModelConfig;
@@ -14,7 +16,7 @@ use crate::language::fold::fold_heads;
 use crate::language::quantized::WeightMatrix;
 use crate::language::rope::each::rotate_and_write_each;
 use crate::language::rope::next::Next;
-use crate::language::weights::{LayerMatrices, Loader};
+use crate::language::weights::{LayerMatrices, Loader, Matrix};
 
 /// RMS norm: `rms(x) * gain`, all in f32, one rounding at the end. The gain is `1 + w` of Gemma's weights (MODEL.md 7) and `w`
 /// of Mistral's (MODEL-7B.md, "Language model").
@@ -69,6 +71,8 @@ pub(super) struct Attention {
     scoring: Scoring,
     /// Most keys that a text query sees; none on layers with full attention.
     window: Option<usize>,
+    /// Projections of image and audio tokens, where they are kept: to keys, to values, and of values to the output.
+    kept: [Option<E4m3Rows>; 3],
 }
 
 impl Attention {
@@ -78,7 +82,7 @@ impl Attention {
         matrices: &LayerMatrices,
         loader: &Loader<'_>,
     ) -> std::result::Result<Self, CheckpointError> {
-        Ok(Attention {
+        let mut attention = Attention {
             qkv_proj: loader.load(&matrices.qkv_proj)?,
             o_proj: loader.load(&matrices.o_proj)?,
             heads: c.num_attention_heads,
@@ -86,14 +90,36 @@ impl Attention {
             head_dim: c.head_dim,
             scoring: Scoring { scale: c.query_pre_attn_scalar.powf(-0.5), cap: c.attn_logit_softcapping },
             window: c.window(layer),
-        })
+            kept: [None, None, None],
+        };
+        let (qkv, o) = (&matrices.qkv_proj, &matrices.o_proj);
+        let kv = c.num_key_value_heads * c.head_dim;
+        let projection = |outputs| loader.kept(&qkv.name, [kv, qkv.columns], || attention.qkv_proj.e4m3(outputs));
+        let folded = || WeightMatrix::Dense(attention.folded(loader.dtype())?).e4m3(0..o.rows());
+        let (keys, values) = attention.projections();
+        attention.kept = [projection(keys)?, projection(values)?, loader.kept(&o.name, [o.rows(), kv], folded)?];
+        Ok(attention)
+    }
+
+    /// Outputs of the projection that are keys, and those that are values.
+    fn projections(&self) -> (Range<usize>, Range<usize>) {
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        (q..q + kv, q + kv..q + 2 * kv)
+    }
+
+    /// Output projection of image and audio tokens, `[D, kv_heads * head_dim]`.
+    fn folded(&self, dtype: DType) -> Result<Tensor> {
+        fold_heads(&self.o_proj.expanded(dtype)?, self.kv_heads, self.head_dim)
     }
 
     /// Keys and values `[n, kv_heads * head_dim]` of normed rows `[n, D]`, not rotated.
     pub(super) fn keys_and_values(&self, x: &Rows, dtype: DType) -> Result<(Tensor, Tensor)> {
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let part = |outputs| self.qkv_proj.times(x, outputs, dtype);
-        Ok((part(q..q + kv)?, part(q + kv..q + 2 * kv)?))
+        let (keys, values) = self.projections();
+        let [kept_keys, kept_values, _] = &self.kept;
+        Ok((
+            self.qkv_proj.times(x, kept_keys.as_ref(), keys, dtype)?,
+            self.qkv_proj.times(x, kept_values.as_ref(), values, dtype)?,
+        ))
     }
 
     /// Attention of text to text, to image and to audio: three softmaxes. Their sum is taken before the one `o_proj`,
@@ -143,10 +169,13 @@ impl Attention {
     /// Attention of image or audio tokens with values `[n, kv_heads * head_dim]`, each to itself alone, `[n, D]`: a
     /// token's own value, projected.
     pub(super) fn diagonal(&self, v: &Tensor, products: MediaProducts) -> Result<Tensor> {
-        let weight = self.o_proj.expanded(v.dtype())?; // [D, heads * head_dim]
-        let outputs = 0..weight.dim(0)?;
-        let folded = WeightMatrix::Dense(fold_heads(&weight, self.kv_heads, self.head_dim)?);
-        folded.times(&Rows::new(v, products)?, outputs, v.dtype())
+        let rows = Rows::new(v, products)?;
+        if let (Rows::E4m3(rows), [_, _, Some(kept)]) = (&rows, &self.kept) {
+            return rows.matmul(kept, None, v.dtype());
+        }
+        let folded = self.folded(v.dtype())?;
+        let outputs = 0..folded.dim(0)?;
+        WeightMatrix::Dense(folded).times(&rows, None, outputs, v.dtype())
     }
 }
 
@@ -164,6 +193,8 @@ struct Mlp {
     gate_up_proj: WeightMatrix, // gates, ups
     down_proj: WeightMatrix,
     activation: Activation,
+    /// The same matrices for image and audio tokens, where they are kept.
+    kept: [Option<E4m3Rows>; 2],
 }
 
 impl Mlp {
@@ -172,17 +203,23 @@ impl Mlp {
         matrices: &LayerMatrices,
         loader: &Loader<'_>,
     ) -> std::result::Result<Self, CheckpointError> {
-        Ok(Mlp {
-            gate_up_proj: loader.load(&matrices.gate_up_proj)?,
-            down_proj: loader.load(&matrices.down_proj)?,
-            activation: c.activation(),
-        })
+        let load = |matrix: &Matrix| -> std::result::Result<_, CheckpointError> {
+            let (loaded, shape) = (loader.load(matrix)?, [matrix.rows(), matrix.columns]);
+            let kept = loader.kept(&matrix.name, shape, || loaded.e4m3(0..matrix.rows()))?;
+            Ok((loaded, kept))
+        };
+        let (gate_up_proj, kept_gate_up) = load(&matrices.gate_up_proj)?;
+        let (down_proj, kept_down) = load(&matrices.down_proj)?;
+        Ok(Mlp { gate_up_proj, down_proj, activation: c.activation(), kept: [kept_gate_up, kept_down] })
     }
 
     fn forward(&self, x: &Rows, products: MediaProducts, dtype: DType) -> Result<Tensor> {
-        let whole = |layer: &WeightMatrix, x: &Rows| layer.times(x, 0..layer.dims()?.0, dtype);
-        let gate_up = whole(&self.gate_up_proj, x)?;
-        whole(&self.down_proj, &Rows::glu(&gate_up, self.activation, products)?) // [n, D]
+        let [gate_up, down] = &self.kept;
+        let whole = |layer: &WeightMatrix, kept: &Option<E4m3Rows>, x: &Rows| {
+            layer.times(x, kept.as_ref(), 0..layer.dims()?.0, dtype)
+        };
+        let gate_up = whole(&self.gate_up_proj, gate_up, x)?;
+        whole(&self.down_proj, down, &Rows::glu(&gate_up, self.activation, products)?) // [n, D]
     }
 }
 

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device};
 use compute::failure::sentence;
-use config::{LlmConfig, WeightFormat};
+use compute::kernels::E4m3Rows;
+use config::{LlmConfig, MediaProducts, WeightFormat};
 use model::checkpoint::{CheckpointError, CheckpointErrorKind, Weights};
 use model::config_json::ModelConfig;
 use serde::{Deserialize, Serialize};
@@ -207,20 +208,48 @@ fn read_info(path: &Path) -> Result<FileInfo, String> {
 pub struct Loader<'a> {
     weights: &'a Weights,
     file: Option<QuantizedFile>,
+    /// Whether matrices in E4M3 are kept.
+    e4m3: bool,
 }
 
 impl<'a> Loader<'a> {
-    /// Loader from a checkpoint's weights, and from the configured file for those in blocks.
+    /// Loader from a checkpoint's weights, and from the configured file for those in blocks; image and audio tokens are multiplied
+    /// as `products` says.
     ///
     /// # Errors
     /// Errors of [`QuantizedFile::open`]; a survey opens nothing.
-    pub fn new(weights: &'a Weights, llm: &LlmConfig) -> Result<Self, CheckpointError> {
+    pub fn new(weights: &'a Weights, llm: &LlmConfig, products: MediaProducts) -> Result<Self, CheckpointError> {
         let in_blocks = matches!(llm.weights, WeightFormat::Q8 | WeightFormat::Q4);
         let file = match &llm.quantized {
             Some(path) if in_blocks && !weights.is_survey() => Some(QuantizedFile::open(path, llm.weights)?),
             _ => None,
         };
-        Ok(Loader { weights, file })
+        Ok(Loader { weights, file, e4m3: llm.keep_fp8 && products == MediaProducts::Fp8 })
+    }
+
+    /// Matrix `[rows, columns]` in E4M3 that `make` makes of those that are loaded, if such matrices are kept; noted in a survey.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn kept(
+        &self,
+        name: &str,
+        [rows, columns]: [usize; 2],
+        make: impl FnOnce() -> candle_core::Result<E4m3Rows>,
+    ) -> Result<Option<E4m3Rows>, CheckpointError> {
+        if !self.e4m3 {
+            return Ok(None);
+        }
+        if self.weights.is_survey() {
+            self.weights.survey_made(name, E4m3Rows::bytes(rows, columns) as u64);
+            return Ok(None);
+        }
+        make().map(Some).map_err(CheckpointError::from_device)
+    }
+
+    /// Type in which the model computes.
+    pub fn dtype(&self) -> DType {
+        self.weights.dtype()
     }
 
     /// Matrix on the device.

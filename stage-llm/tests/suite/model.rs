@@ -132,6 +132,31 @@ fn chunks_in_any_order_and_more_than_once_give_what_the_whole_gives() {
 }
 
 #[test]
+fn matrices_kept_in_eight_bits_are_those_made_for_each_pass_and_are_planned_for() {
+    use Modality::{Audio, Image};
+    let (image, audio) = (tokens(50, 1), tokens(13, 2));
+    for q in [config::WeightFormat::Dense, config::WeightFormat::Q8] {
+        // Tensor cores take multiples of 16.
+        let config = json!({ "hidden_size": 64, "intermediate_size": 96, "head_dim": 16 });
+        let (config, weights) = Model::with(config, |_, t| t).weights(DType::F32);
+        let model = |keep_fp8| {
+            let llm = LlmConfig { keep_fp8, weights: q, ..LlmConfig::default() };
+            let needs =
+                Weights::survey(DType::F32, |w| LanguageModel::new(&config, w, &llm, MediaProducts::Fp8)).unwrap();
+            let model = LanguageModel::new(&config, &weights, &llm, MediaProducts::Fp8).unwrap();
+            let wide = |x: &Tensor| Tensor::cat(&[x, x], 1).unwrap();
+            let video = absorb(&model, &wide(&image), &wide(&audio), &[(Image, 0, 50), (Audio, 0, 13)]);
+            (logits(&model, &video), needs.iter().map(|need| need.bytes).sum::<u64>())
+        };
+        let ((kept, with), (made, without)) = (model(true), model(false));
+        assert_eq!(kept.to_vec1::<f32>().unwrap(), made.to_vec1::<f32>().unwrap(), "{q:?}");
+        // A byte each and four a row: keys and values, the folded output, gates and ups, downs.
+        let layer = 2 * 32 * (64 + 4) + 64 * (32 + 4) + 2 * 96 * (64 + 4) + 64 * (96 + 4);
+        assert_eq!(with - without, 4 * layer, "{q:?}");
+    }
+}
+
+#[test]
 fn every_modality_token_counts() {
     use Modality::{Audio, Image};
     let model = Model::new().language_model(DType::F32);

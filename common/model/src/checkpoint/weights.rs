@@ -99,6 +99,15 @@ impl Weights {
         Ok(stacked)
     }
 
+    /// In a survey, notes bytes that will be kept besides the checkpoint's tensors, made of them.
+    pub fn survey_made(&self, name: &str, bytes: u64) {
+        if let Source::Survey(needs) = &self.source {
+            let need =
+                Need { name: format!("{}{name}", self.prefix), shape: vec![bytes as usize], dtype: DType::U8, bytes };
+            needs.lock().expect("no loader panics holding it. This is a bug.").push(need);
+        }
+    }
+
     /// The type that tensors are kept in.
     pub fn dtype(&self) -> DType {
         self.dtype

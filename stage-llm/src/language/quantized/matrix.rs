@@ -92,16 +92,17 @@ impl WeightMatrix {
     }
 
     /// [`forward`](Self::forward) of rows in either precision, of some of the outputs only, `[m, outputs]` in `dtype`.
+    /// Rows in E4M3 are multiplied with `kept`, which are [`e4m3`](Self::e4m3) of these outputs; without it with what is made
+    /// for this matmul only: that costs a fraction of a pass of many rows, and no memory that stays.
     ///
     /// # Errors
     /// As `forward`.
-    pub fn times(&self, x: &Rows, outputs: Range<usize>, dtype: DType) -> Result<Tensor> {
-        match x {
-            Rows::Dense(x) if outputs.len() == self.dims()?.0 => self.forward(x),
-            Rows::Dense(x) => self.forward_rows(x, outputs),
-            // The weights are quantized for this matmul only: that costs a fraction of a pass of many rows, and no
-            // memory that stays.
-            Rows::E4m3(x) => x.matmul(&self.e4m3(outputs)?, None, dtype),
+    pub fn times(&self, x: &Rows, kept: Option<&E4m3Rows>, outputs: Range<usize>, dtype: DType) -> Result<Tensor> {
+        match (x, kept) {
+            (Rows::Dense(x), _) if outputs.len() == self.dims()?.0 => self.forward(x),
+            (Rows::Dense(x), _) => self.forward_rows(x, outputs),
+            (Rows::E4m3(x), Some(kept)) => x.matmul(kept, None, dtype),
+            (Rows::E4m3(x), None) => x.matmul(&self.e4m3(outputs)?, None, dtype),
         }
     }
 
