@@ -42,4 +42,5 @@ step tests/invariants.sh
 export RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__
 step cargo build --workspace --all-targets --locked
 # All targets, and no examples in documentation: there are none (invariants.sh), and rustdoc would read every crate to find that.
-step cargo test --workspace --all-targets --locked --no-fail-fast
+step cargo test --workspace --all-targets --locked --no-run
+cargo test --workspace --all-targets --locked --no-run --quiet --message-format=json | tests/programs.py

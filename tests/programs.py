@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""Runs test programs side by side, since many of their tests wait.
+
+Standard input: what `cargo test --no-run --message-format=json` prints. Each program runs in its package's folder, as under
+`cargo test`, and its output is printed in one piece once it has ended, with the seconds and the CPU seconds that it and
+its processes took. Exit status: 1 if a program failed or if there is none.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+# Programs at a time.
+SLOTS = 2
+# Run before the others, the longest first: no long one is left over at the end.
+LONG = ["suite", "truth", "security", "gateway", "owners", "python", "parity"]
+# Runs behind all others: its cases run side by side by themselves, and are held to times.
+LAST = "faults"
+# Run beside that one: they hardly do anything but wait.
+QUIET = ["slow_share", "cluster", "mps", "slow", "replay"]
+
+
+def programs(lines):
+    """Paths of the test programs with the folders of their packages, in the order in which they run."""
+    found = []
+    for line in lines:
+        artifact = json.loads(line)
+        if artifact.get("reason") != "compiler-artifact" or not artifact["executable"]:
+            continue
+        # Examples and most commands are built as tests, to be linted, and have none.
+        if artifact["profile"]["test"] and artifact["target"]["test"]:
+            found.append((artifact["target"]["name"], artifact["executable"], os.path.dirname(artifact["manifest_path"])))
+    order = [*LONG, None, LAST, *QUIET]
+    return sorted(found, key=lambda program: order.index(program[0] if program[0] in order else None))
+
+
+class Running:
+    """A program that runs."""
+
+    def __init__(self, name, path, folder):
+        self.name, self.path, self.began = name, path, time.monotonic()
+        self.output = tempfile.TemporaryFile()
+        environment = {**os.environ, "CARGO_MANIFEST_DIR": folder}
+        self.child = subprocess.Popen(
+            [path], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=self.output, stderr=subprocess.STDOUT
+        )
+
+    def ended(self, status, usage):
+        """Prints what the program said. Returns its exit status."""
+        self.child.returncode = os.waitstatus_to_exitcode(status)
+        took, cpu = time.monotonic() - self.began, usage.ru_utime + usage.ru_stime
+        print(f"\n     Running {self.name} ({os.path.relpath(self.path)})", flush=True)
+        self.output.seek(0)
+        sys.stdout.buffer.write(self.output.read())
+        print(f"     {self.name}: {took:.1f} s, {cpu:.1f} s of CPU time, exit status {self.child.returncode}", flush=True)
+        return self.child.returncode
+
+
+def main():
+    waiting, running, failed = programs(sys.stdin), {}, []
+    count = len(waiting)
+    while waiting or running:
+        while waiting and len(running) < SLOTS and not (running and waiting[0][0] == LAST):
+            program = Running(*waiting.pop(0))
+            running[program.child.pid] = program
+        pid, status, usage = os.wait4(-1, 0)
+        program = running.pop(pid)
+        if program.ended(status, usage) != 0:
+            failed.append(program.name)
+    if failed or not count:
+        sys.exit(f"failed: {', '.join(failed) or 'there is no test program'} ({count} programs)")
+    print(f"\nall {count} test programs passed")
+
+
+if __name__ == "__main__":
+    main()
