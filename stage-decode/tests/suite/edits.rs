@@ -36,7 +36,7 @@ fn all_eight_orientations_of_mp4_and_matroska_are_shown_as_ffmpeg_shows_them() {
             assert_eq!((info.rotation, info.mirrored), (rotation, mirrored), "{}", path.display());
             let lying = [90, 270].contains(&rotation);
             assert_eq!((info.width, info.height), if lying { (120, 160) } else { (160, 120) });
-            let theirs = reference_frames(plain, &info, 10, 0, filters);
+            let theirs = reference_frames(plain, &info, 10, filters);
             check_pictures(&format!("{filters} {}", path.display()), &kept.frames(0), &theirs, &[]);
             (info, kept)
         };

@@ -59,9 +59,8 @@ fn check_joined(path: &Path, parts: &[PathBuf], seconds: f64) {
     let name = path.display().to_string();
     let (info, kept) = decode_at(path, 10.0);
     assert!(info.notes.is_empty() && (info.duration_s - seconds).abs() < 0.1, "{name}: {info:?}");
-    let pictures =
-        |first| parts.iter().flat_map(|part| reference_frames(part, &info, 1, first, "")).collect::<Vec<_>>();
-    check_pictures(&name, &kept.frames(0), &pictures(0), &[]);
+    let theirs: Vec<_> = parts.iter().flat_map(|part| reference_frames(part, &info, 1, "")).collect();
+    check_pictures(&name, &kept.frames(0), &theirs, &[]);
     if info.has_audio {
         let theirs: Vec<i16> = parts.iter().flat_map(|part| reference_sound(part, "")).collect();
         check_samples(&name, &kept.pcm(), &theirs);

@@ -10,9 +10,7 @@ mod lengths;
 mod packets;
 
 use crate::support::boxes::{Mp4, project};
-use crate::support::reference::{
-    check_pictures, check_samples, decoder_threads, ffprobe, reference_frames_by, reference_sound_by,
-};
+use crate::support::reference::{check_samples, check_stepped_by, decoder_threads, ffprobe, reference_sound_by};
 use crate::support::{Kept, decode_at, make, picture, sound, words};
 
 /// What is made of a row.
@@ -145,9 +143,7 @@ impl Files {
             false => String::new(),
         };
         let step = kept.batches[0].plan.image.as_ref().unwrap().frame_step;
-        let frames = |first| reference_frames_by(&options, reference, info, step, first, filters);
-        let [theirs, after] = [0, 1].map(frames);
-        check_pictures(name, &kept.frames(0), &theirs, &after);
+        check_stepped_by([&options, filters], name, &kept.frames(0), reference, info, step);
     }
 
     /// Every sample.

@@ -25,24 +25,17 @@ pub fn decoder_threads() -> String {
     String::from_utf8(run("getconf", &words("_NPROCESSORS_ONLN"))).unwrap().trim().to_owned()
 }
 
-/// Pictures that ffmpeg gives for every `step`-th frame from `first` on, through further filters (`,hflip`), scaled.
-pub fn reference_frames(path: &Path, info: &MediaInfo, step: u64, first: u64, filters: &str) -> Vec<Vec<u8>> {
-    reference_frames_by("", path, info, step, first, filters)
+/// Pictures that ffmpeg gives for every `step`-th frame, through further filters (`,hflip`), scaled.
+pub fn reference_frames(path: &Path, info: &MediaInfo, step: u64, filters: &str) -> Vec<Vec<u8>> {
+    selected_frames(path, info, &format!("not(mod(n,{step}))"), ["", filters])
 }
 
-/// The same, with options that choose how ffmpeg reads the file (`-c:v libaom-av1`).
-pub fn reference_frames_by(
-    options: &str,
-    path: &Path,
-    info: &MediaInfo,
-    step: u64,
-    first: u64,
-    filters: &str,
-) -> Vec<Vec<u8>> {
+/// Pictures that ffmpeg selects, with options that choose how it reads the file (`-c:v libaom-av1`) and further filters.
+fn selected_frames(path: &Path, info: &MediaInfo, select: &str, [options, filters]: [&str; 2]) -> Vec<Vec<u8>> {
     let mut all = words(&format!("-v error {options} -i"));
     all.push(path.to_str().unwrap().to_owned());
     all.push("-vf".to_owned());
-    all.push(format!("select='gte(n,{first})*not(mod(n-{first},{step}))'{filters}"));
+    all.push(format!("select='{select}'{filters}"));
     all.extend(words("-vsync passthrough -f rawvideo -pix_fmt rgb24 -"));
     let raw = run("ffmpeg", &all);
     let (width, height) = (info.width as usize, info.height as usize);
@@ -54,6 +47,23 @@ pub fn reference_frames_by(
         out
     };
     raw.chunks_exact(width * height * 3).map(scaled).collect()
+}
+
+/// Checks that frames are every `step`-th one that ffmpeg gives, each nearer to it than to the one after it.
+pub fn check_stepped(name: &str, ours: &[&[u8]], path: &Path, info: &MediaInfo, step: u64) {
+    check_stepped_by(["", ""], name, ours, path, info, step);
+}
+
+/// The same, with options that choose how ffmpeg reads the file and further filters.
+pub fn check_stepped_by(by: [&str; 2], name: &str, ours: &[&[u8]], path: &Path, info: &MediaInfo, step: u64) {
+    // In one run: those and the ones after them.
+    let mut theirs = selected_frames(path, info, &format!("gt(not(mod(n,{step}))+not(mod(n-1,{step})),0)"), by);
+    if step == 1 {
+        return check_pictures(name, ours, &theirs, &theirs[1..]);
+    }
+    let mut place = 0..;
+    let after: Vec<_> = theirs.extract_if(.., |_| place.next().is_some_and(|n: usize| n % 2 == 1)).collect();
+    check_pictures(name, ours, &theirs, &after);
 }
 
 /// Sound that ffmpeg gives for what `map` selects (`-map 0:a:1`; all for nothing).
@@ -72,8 +82,11 @@ pub fn reference_sound_by(options: &str, path: &Path, map: &str) -> Vec<i16> {
 
 /// Checks that the numbers of the frames and the duration are ffprobe's.
 pub fn check_figures(path: &Path, info: &MediaInfo) {
-    let duration: f64 = ffprobe(path, "-show_entries format=duration")[0].parse().unwrap();
-    check_numbers(path, info, duration);
+    let told = ffprobe(path, "-count_frames -select_streams v:0 -show_entries stream=nb_read_frames:format=duration");
+    // Of a transport stream the frames are there twice: of its programme, too.
+    let (frames, duration) = (&told[0], &told[told.len() - 1]);
+    assert_eq!(info.frames.to_string(), *frames, "frames of {}", path.display());
+    check_duration(path, info, duration.parse().unwrap());
 }
 
 /// Checks that the number of the frames is ffprobe's, and the duration what its packets span by their `clock`: of a transport stream
@@ -140,8 +153,7 @@ pub fn check_frames(path: &Path, info: &MediaInfo, kept: &Kept) {
     let step = kept.batches[0].plan.image.as_ref().unwrap().frame_step;
     let ours = kept.frames(0);
     assert!(ours.len() >= 3, "{} frames prove little", ours.len());
-    let [theirs, after] = [0, 1].map(|first| reference_frames(path, info, step, first, ""));
-    check_pictures(&path.display().to_string(), &ours, &theirs, &after);
+    check_stepped(&path.display().to_string(), &ours, path, info, step);
 }
 
 /// Checks the sound of a file.
@@ -155,6 +167,5 @@ pub fn check_sound(path: &Path, kept: &Kept) {
 /// Checks every frame of a file.
 pub fn check_every_frame(path: &Path, info: &MediaInfo, kept: &Kept) {
     check_figures(path, info);
-    let [theirs, after] = [0, 1].map(|first| reference_frames(path, info, 1, first, ""));
-    check_pictures(&path.display().to_string(), &kept.frames(0), &theirs, &after);
+    check_stepped(&path.display().to_string(), &kept.frames(0), path, info, 1);
 }
