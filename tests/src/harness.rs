@@ -15,6 +15,9 @@ use protocol::message::{JobId, JobRequest};
 use runtime::bus::{Bus, Role};
 use tempfile::TempDir;
 
+pub use crate::built::vidi;
+use crate::media;
+
 /// Longest time that a job of a test may take.
 const JOB_WAIT: Duration = Duration::from_secs(180);
 /// Longest time that a pipeline may take to start.
@@ -23,16 +26,6 @@ const READY_WAIT: Duration = Duration::from_secs(120);
 /// Root directory of the repository.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the sources are there")
-}
-
-/// Path of the built `vidi` command, beside the test executables or in the directory above.
-///
-/// # Errors
-/// If it has not been built.
-pub fn vidi() -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join("vidi")).find(|vidi| vidi.is_file());
-    beside.with_context(|| format!("cannot find vidi beside {}: run cargo build --workspace --bins", own.display()))
 }
 
 /// Directory of a golden checkpoint.
@@ -44,53 +37,6 @@ pub fn checkpoint(name: &str) -> PathBuf {
 pub fn brokers() -> Vec<Option<PathBuf>> {
     let old = std::env::var_os("VIDI_NATS_SERVER_OLD").map(PathBuf::from).filter(|p| p.is_file());
     std::iter::once(None).chain(old.map(Some)).collect()
-}
-
-/// Makes a file with ffmpeg; `args` are its inputs and options.
-///
-/// # Errors
-/// ffmpeg's.
-pub fn ffmpeg(args: &str, output: &Path) -> anyhow::Result<()> {
-    let status = Command::new("ffmpeg")
-        .args(["-v", "error", "-y"])
-        .args(args.split_whitespace())
-        .arg(output)
-        .stdin(Stdio::null())
-        .status()
-        .context("ffmpeg")?;
-    ensure!(status.success(), "ffmpeg {args} {}: {status}", output.display());
-    Ok(())
-}
-
-/// A video that `vidi demo-video` makes in a directory, and its truth.
-///
-/// # Errors
-/// The command's.
-pub fn demo_video(dir: &Path, seed: u64, seconds: u32) -> anyhow::Result<(PathBuf, Truth)> {
-    let video = dir.join(format!("{seed}.mp4"));
-    let mut command = Command::new(vidi()?);
-    command.arg("demo-video").arg(&video).args(["--seed", &seed.to_string(), "--seconds", &seconds.to_string()]);
-    let output = command.stdin(Stdio::null()).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let truth = Truth::read(&video.with_extension("json")).map_err(anyhow::Error::msg)?;
-    let said = String::from_utf8(output.stdout)?;
-    ensure!(truth.questions.iter().all(|q| said.contains(&q.query)), "not every question is printed: {said}");
-    Ok((video, truth))
-}
-
-/// Makes a test video of `seconds`, with video and audio.
-///
-/// # Errors
-/// ffmpeg's.
-pub fn video(path: &Path, seconds: u32) -> anyhow::Result<()> {
-    ffmpeg(
-        &format!(
-            "-f lavfi -i testsrc2=size=320x180:rate=25:duration={seconds} \
-             -f lavfi -i sine=frequency=440:beep_factor=4:duration={seconds} \
-             -c:v libx264 -preset ultrafast -pix_fmt yuv420p -c:a aac -shortest"
-        ),
-        path,
-    )
 }
 
 /// Differences of a test's pipeline from the default one.
@@ -179,7 +125,7 @@ impl Rig {
     /// # Errors
     /// The command's.
     pub fn demo_video(&self, seed: u64, seconds: u32) -> anyhow::Result<(PathBuf, Truth)> {
-        demo_video(&self.media(), seed, seconds)
+        media::demo_video(&self.media(), seed, seconds)
     }
 
     /// Starts broker and stages and waits until all are ready.

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, ensure};
-use tests::harness::{checkpoint, root, video, vidi};
+use tests::harness::{checkpoint, root, vidi};
+use tests::media::video;
 
 fn bench(dir: &Path, args: &[&str]) -> anyhow::Result<Output> {
     Ok(Command::new(vidi()?)

@@ -15,7 +15,7 @@ use deploy::export::{Cut, Export, clips, ffmpeg as commands};
 use pictures::{per_second, pictures};
 use protocol::event::TimeRange;
 use protocol::plan::MediaInfo;
-use tests::harness::ffmpeg;
+use tests::media::ffmpeg;
 
 fn distance(a: &[u8], b: &[u8]) -> u64 {
     a.iter().zip(b).map(|(a, b)| u64::from(a.abs_diff(*b)).pow(2)).sum()

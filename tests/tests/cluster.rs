@@ -14,7 +14,8 @@ use runtime::objects::{Fetching, Object, Objects};
 use runtime::process::Exit;
 use sha2::Digest;
 use tests::cluster::{ClusterRig, HELD_BY_ALL, SERVERS, Servers};
-use tests::harness::{Setup, terminal, video, vidi};
+use tests::harness::{Setup, terminal, vidi};
+use tests::media::video;
 use tests::own::Place;
 
 /// Bytes of an upload: several chunks, and a part of one.

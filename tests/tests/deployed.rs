@@ -284,7 +284,7 @@ async fn the_decoder_decodes_in_its_sandbox_in_which_nothing_else_can_be_read_or
         ("mpeg4.avi", "-c:v mpeg4 -c:a libmp3lame"),
     ] {
         let args = format!("-f lavfi -i testsrc=s=320x240:d=4 -f lavfi -i sine=d=4 {codecs}");
-        tests::harness::ffmpeg(&args, &media.join(name))?;
+        tests::media::ffmpeg(&args, &media.join(name))?;
     }
     let broker = Broker::start(&dir.path().join("broker"), &broker::Options::default()).await?;
     let mut settings = vec![format!("bus.url={}", broker.url()), format!("model.dir={}", checkpoint("tied").display())];

@@ -8,7 +8,8 @@ use protocol::error::ErrorKind;
 use protocol::event::{Event, Finish, JobResult};
 use protocol::message::{JobId, JobRequest};
 use protocol::wire;
-use tests::harness::{Rig, Setup, brokers, checkpoint, ffmpeg, terminal, video};
+use tests::harness::{Rig, Setup, brokers, checkpoint, terminal};
+use tests::media::{ffmpeg, video};
 
 /// Longest time of what takes a second or two on an idle machine.
 const SOON: Duration = Duration::from_secs(60);

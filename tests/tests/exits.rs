@@ -14,7 +14,8 @@ use protocol::message::{JobId, JobRequest};
 use runtime::bus::Role;
 use runtime::process::Exit;
 use tests::faults::look::followed;
-use tests::harness::{Rig, Setup, root, signal, terminal, video, vidi};
+use tests::harness::{Rig, Setup, root, signal, terminal, vidi};
+use tests::media::video;
 use tests::own::Place;
 
 /// A command that starts nothing is done within this time.

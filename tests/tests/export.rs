@@ -10,7 +10,8 @@ use anyhow::{Context, ensure};
 use demo_video::truth::Answer;
 use pictures::{per_second, pictures};
 use serde_json::Value;
-use tests::harness::{Rig, Setup, ffmpeg, root, video, vidi};
+use tests::harness::{Rig, Setup, root, vidi};
+use tests::media::{ffmpeg, video};
 
 /// Frame rates of the videos, as ffmpeg takes them.
 const RATES: [&str; 3] = ["25", "30000/1001", "60000/1001"];

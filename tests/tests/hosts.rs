@@ -15,7 +15,8 @@ use protocol::event::{Event, JobResult};
 use protocol::message::{JobId, JobRequest};
 use runtime::run::service::Status;
 use share::{Hold, hold};
-use tests::harness::{Rig, Setup, ffmpeg, signal, terminal, video, vidi};
+use tests::harness::{Rig, Setup, signal, terminal, vidi};
+use tests::media::{ffmpeg, video};
 
 /// Longest time of anything that a test waits for.
 const SOON: Duration = Duration::from_secs(90);

@@ -9,7 +9,8 @@ use protocol::control::Verb;
 use protocol::error::StageName;
 use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
-use tests::harness::{Rig, Setup, brokers, terminal, video};
+use tests::harness::{Rig, Setup, brokers, terminal};
+use tests::media::video;
 
 /// Longest time until processes have ended or started.
 const SOON: Duration = Duration::from_secs(60);

@@ -13,7 +13,8 @@ use protocol::error::StageName;
 use protocol::event::Event;
 use protocol::message::{JobId, JobRequest};
 use runtime::subject::{StreamName, Subjects};
-use tests::harness::{Rig, Setup, checkpoint, root, terminal, video, vidi};
+use tests::harness::{Rig, Setup, checkpoint, root, terminal, vidi};
+use tests::media::video;
 use tests::own::file_of;
 
 /// What tests misspell on purpose.

@@ -13,7 +13,8 @@ use protocol::message::{JobId, JobRequest};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tests::disk::Disk;
-use tests::harness::{Rig, Setup, signal, terminal, video};
+use tests::harness::{Rig, Setup, signal, terminal};
+use tests::media::video;
 
 use Cached::{Disk as OnDisk, Memory, No};
 

@@ -19,7 +19,8 @@ use demo_video::truth::{Answer, Truth};
 use pixels::{Colour, NEAR, Pixels, distance, means};
 use serde_json::Value;
 use svg::{Axis, Element, elements, of};
-use tests::harness::{Rig, Setup, ffmpeg};
+use tests::harness::{Rig, Setup};
+use tests::media::ffmpeg;
 
 /// A question that no file may take for anything else than a text.
 const HOSTILE: &str = "<script>&\"'</title>]]> \u{1b}[31m";

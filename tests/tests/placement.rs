@@ -19,7 +19,8 @@ use runtime::process::Exit;
 use runtime::run::service::Status;
 use runtime::subject::StreamName;
 use tests::delivery::Delivery;
-use tests::harness::{Rig, Setup, checkpoint, signal, terminal, video, vidi};
+use tests::harness::{Rig, Setup, checkpoint, signal, terminal, vidi};
+use tests::media::video;
 use tests::own::Place;
 use tests::pipeline::{Pipeline, Video};
 

@@ -24,7 +24,8 @@ use protocol::tensor::{Dtype as WireDtype, Tensor as WireTensor};
 use protocol::wire::{self, VERSION};
 use tempfile::TempDir;
 use tests::delivery::Delivery;
-use tests::harness::{Rig, Setup, terminal, video, vidi};
+use tests::harness::{Rig, Setup, terminal, vidi};
+use tests::media::video;
 use tests::pipeline::{Pipeline, Video};
 
 fn written(dims: &Dims) -> anyhow::Result<TempDir> {

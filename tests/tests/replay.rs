@@ -21,7 +21,8 @@ use protocol::stage::{Port, Stage, Stop};
 use protocol::wire::{self, WireError};
 use runtime::bus::{Bus, Role};
 use runtime::subject::{StreamName, Subjects};
-use tests::harness::{Rig, Setup, checkpoint, root, terminal, video, vidi};
+use tests::harness::{Rig, Setup, checkpoint, root, terminal, vidi};
+use tests::media::video;
 use tests::pipeline::answer_in_process;
 
 /// Relative root mean square up to which f32 outputs of two processors agree.

@@ -15,7 +15,8 @@ use runtime::process::Exit;
 use runtime::run::service::Status;
 use runtime::subject::StreamName;
 use tests::disk::Disk;
-use tests::harness::{Rig, Setup, brokers, checkpoint, terminal, video, vidi};
+use tests::harness::{Rig, Setup, brokers, checkpoint, terminal, vidi};
+use tests::media::video;
 use tests::own::Place;
 
 /// Longest time of anything that a test waits for.

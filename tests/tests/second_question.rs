@@ -9,7 +9,8 @@ use protocol::control::Verb;
 use protocol::error::StageName;
 use protocol::event::{Cached, Event, JobEvent, JobResult};
 use protocol::message::{JobId, JobRequest};
-use tests::harness::{Rig, Setup, signal, terminal, video};
+use tests::harness::{Rig, Setup, signal, terminal};
+use tests::media::video;
 
 use Cached::{Memory, No};
 

@@ -20,7 +20,8 @@ use protocol::message::{JobId, JobRequest};
 use runtime::metrics::names;
 use runtime::process::Exit;
 use serde_json::{Value, json};
-use tests::harness::{Rig, Setup, root, terminal, video, vidi};
+use tests::harness::{Rig, Setup, root, terminal, vidi};
+use tests::media::video;
 
 /// Longest time of anything that a test waits for.
 const SOON: Duration = Duration::from_secs(120);

@@ -11,7 +11,8 @@ use protocol::event::Event;
 use protocol::message::{JobId, JobRequest, ProbeReply, ProbeRequest};
 use protocol::wire;
 use share::{Hold, hold};
-use tests::harness::{Rig, Setup, ffmpeg, terminal, video};
+use tests::harness::{Rig, Setup, terminal};
+use tests::media::{ffmpeg, video};
 
 /// Time between two reads of the slow file.
 const READ: Duration = Duration::from_millis(100);

@@ -12,7 +12,8 @@ use protocol::error::{ErrorKind, StageName};
 use protocol::event::{Event, JobEvent, JobResult, Supported, TimeRange};
 use protocol::message::{JobId, JobRequest};
 use runtime::bus::events::EventLog;
-use tests::harness::{Rig, Setup, ffmpeg, signal, terminal, video, vidi};
+use tests::harness::{Rig, Setup, signal, terminal, vidi};
+use tests::media::{ffmpeg, video};
 
 fn request(job: &str, file: &Path, task: &str, queries: &[&str]) -> anyhow::Result<JobRequest> {
     Ok(JobRequest {

@@ -13,7 +13,8 @@ use demo_video::truth::{Answer, Question, Truth};
 use deploy::client;
 use protocol::event::{Event, JobResult};
 use protocol::message::{JobId, JobRequest};
-use tests::harness::{Rig, Setup, ffmpeg, terminal};
+use tests::harness::{Rig, Setup, terminal};
+use tests::media::ffmpeg;
 
 /// Seeds of the videos, as they come.
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=5;

@@ -16,7 +16,8 @@ use super::long_answer::{LongAnswer, SCENE};
 use super::look;
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
-use crate::harness::{Rig, Setup, demo_video, signal};
+use crate::harness::{Rig, Setup, signal};
+use crate::media::demo_video;
 
 /// Jobs about one video at a time.
 const TOGETHER: usize = 5;

@@ -13,7 +13,8 @@ use super::look;
 use super::{Case, Row, Scale, Seen};
 use crate::dice::Dice;
 use crate::disk::Disk;
-use crate::harness::{Rig, Setup, signal, video};
+use crate::harness::{Rig, Setup, signal};
+use crate::media::video;
 
 /// SIGKILL of the broker while jobs are in flight, and a new one on the same files.
 pub async fn restarted(scale: &Scale) -> Row {

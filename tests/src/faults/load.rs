@@ -12,7 +12,8 @@ use runtime::bus::Bus;
 use tokio::sync::OnceCell;
 
 use super::{Scale, look};
-use crate::harness::{Rig, Setup, ffmpeg};
+use crate::harness::{Rig, Setup};
+use crate::media::ffmpeg;
 
 /// Settings of every rig of the suite: quick redelivery, and a patience that ends within a case. Its weights are random
 /// ones, whose answers go on for as long as a case asks for.
@@ -204,7 +205,7 @@ pub async fn submit(bus: &Bus, request: &JobRequest) -> anyhow::Result<()> {
 /// ffmpeg's.
 pub fn long_video(rig: &Rig, seconds: u32) -> anyhow::Result<PathBuf> {
     let path = rig.media().join(format!("long-{seconds}.mp4"));
-    crate::harness::video(&path, seconds)?;
+    crate::media::video(&path, seconds)?;
     Ok(path)
 }
 

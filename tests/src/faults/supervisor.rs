@@ -11,7 +11,7 @@ use runtime::process::Exit;
 use super::long_answer::{LongAnswer, SCENE};
 use super::look::followed;
 use super::{Case, Row, Scale, Seen};
-use crate::harness::{demo_video, video};
+use crate::media::{demo_video, video};
 use crate::own::{Own, Place, file_of};
 
 /// Brokers and stages end within this time of who started them.

@@ -170,7 +170,7 @@ pub async fn ages(scale: &Scale) -> Row {
         setup.set.extend(["bus.event_age_s=2".to_owned(), "bus.job_age_s=9".to_owned()]);
         let mut rig = Rig::start(setup).await?;
         let clip = rig.media().join("short.mp4");
-        crate::harness::video(&clip, 2)?;
+        crate::media::video(&clip, 2)?;
         let short = |name: &str| -> anyhow::Result<JobRequest> {
             Ok(JobRequest { max_new_tokens: 8, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
         };

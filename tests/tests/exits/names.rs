@@ -7,7 +7,8 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, ensure};
 use runtime::process::Exit;
-use tests::harness::{video, vidi};
+use tests::harness::vidi;
+use tests::media::video;
 
 use super::{expect, run, said};
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tests::harness::ffmpeg;
+use tests::media::ffmpeg;
 
 /// Width and height at which pictures are compared.
 const SMALL: [usize; 2] = [160, 90];

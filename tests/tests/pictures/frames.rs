@@ -8,7 +8,7 @@ use deploy::export::start::Start;
 use deploy::export::{Export, contact_sheet, frames, timeline};
 use protocol::event::TimeRange;
 use protocol::plan::MediaInfo;
-use tests::harness::ffmpeg;
+use tests::media::ffmpeg;
 
 use crate::pixels::{NEAR, Pixels, distance};
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use tests::harness::ffmpeg;
+use tests::media::ffmpeg;
 
 /// Largest difference of mean colours that are the same, of 255: two JPEGs, or a JPEG and the video.
 pub const NEAR: f64 = 4.0;

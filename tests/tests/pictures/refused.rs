@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::ensure;
-use tests::harness::{video, vidi};
+use tests::harness::vidi;
+use tests::media::video;
 
 use crate::said;
 

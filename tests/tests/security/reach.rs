@@ -10,7 +10,8 @@ use protocol::control::Verb;
 use protocol::error::StageName;
 use protocol::event::Event;
 use runtime::bus::{Bus, Role};
-use tests::harness::{Rig, brokers, terminal, video};
+use tests::harness::{Rig, brokers, terminal};
+use tests::media::video;
 use tests::shipped::Shipped;
 
 use super::raw::Raw;
