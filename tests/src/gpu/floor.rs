@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use compute::Compute;
 use compute::kernels::E4m3Rows;
 use compute::kernels::bench::{seconds, sustained_seconds};
-use config::{ComputeConfig, Config, MediaProducts, Precision};
+use config::{ComputeConfig, Config, LlmConfig, MediaProducts, Precision};
 use model::config_json::ModelConfig;
 use protocol::error::StageName;
 use protocol::plan::{AudioPlan, ImagePlan, SAMPLE_RATE, WINDOW_SAMPLES};
@@ -148,6 +148,15 @@ impl Floors {
     }
 }
 
+/// The language model's footprint as text meets it: what is kept for image and audio tokens alone is not read for it.
+///
+/// # Errors
+/// Weights that do not exist in the configured format.
+pub fn footprint_of_text(model: &ModelConfig, config: &Config) -> anyhow::Result<LlmFootprint> {
+    let llm = LlmConfig { keep_fp8: false, ..config.llm.clone() };
+    Ok(LlmFootprint::new(model, &llm, &config.compute)?)
+}
+
 impl Floor {
     /// The floor for so many seconds of video with audio, at one frame per second, with a configuration.
     ///
@@ -161,7 +170,7 @@ impl Floor {
             + of_window(model) * windows as f64
             + of_media_token(model) * (image + audio) as f64;
         let media_rate = ceilings.matmuls.of_media(config.compute.media_products);
-        let footprint = LlmFootprint::new(model, &config.llm, &config.compute)?;
+        let footprint = footprint_of_text(model, config)?;
         let weights_s = footprint.fixed.weights_bytes as f64 / ceilings.copy_bytes_per_s;
         let cache_bytes = footprint.media_token_bytes * (image + audio);
         let first_token_s = work.matmuls / media_rate + work.attention / ceilings.matmuls.dense + weights_s;
@@ -290,6 +299,8 @@ mod tests {
         config.compute.media_products = MediaProducts::Fp8;
         let fp8 = floor(300, &config);
         assert!(fp8.first_token_s < 0.65 * dense.first_token_s && fp8.ms_per_token == dense.ms_per_token, "{fp8:?}");
+        config.llm.keep_fp8 = true;
+        assert_eq!(floor(300, &config), fp8);
         let floors = Floors::new(300, &ModelConfig::default(), &config, &h200).unwrap();
         assert_eq!(floors.short, fp8);
         assert!((1.1..1.2).contains(&(floors.kept_up.first_token_s / fp8.first_token_s)), "{floors:?}");

@@ -16,9 +16,8 @@ use stage_llm::language::LanguageModel;
 use stage_llm::language::cache::{MediaCache, TextCache, VideoCache};
 use stage_llm::language::choose::first_largest;
 use stage_llm::language::chunk::Chunk;
-use stage_llm::language::footprint::LlmFootprint;
 
-use super::floor::Ceilings;
+use super::floor::{Ceilings, footprint_of_text};
 
 /// Tokens of each prompt.
 const PROMPT: usize = 50;
@@ -66,7 +65,7 @@ pub fn run(args: &Arguments, config: &ConfigArgs) -> ExitCode {
 fn measure(args: &Arguments, config: &Config) -> anyhow::Result<usize> {
     let ceilings = Ceilings::of(&config.compute.device).context("rates of the GPU")?;
     let geometry = Checkpoint::configured(&config.model)?.config().clone();
-    let footprint = LlmFootprint::new(&geometry, &config.llm, &config.compute)?;
+    let footprint = footprint_of_text(&geometry, config)?;
     let stage = stage_llm::open(config)?;
     let model = stage.model();
     println!(
