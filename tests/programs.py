@@ -42,6 +42,8 @@ class Running:
 
     def __init__(self, name, path, folder):
         self.name, self.path, self.began = name, path, time.monotonic()
+        # So that one shows which does not end.
+        print(f"     Starting {name}", flush=True)
         self.output = tempfile.TemporaryFile()
         environment = {**os.environ, "CARGO_MANIFEST_DIR": folder}
         self.child = subprocess.Popen(
