@@ -13,10 +13,7 @@ use protocol::wire::{self, Message};
 /// Way out of a message's outputs that hears how the work on it goes.
 pub trait Outward: Port {
     /// The work begins; a step of it may be as long as so many units take.
-    fn sized(&self, units: u64);
-
-    /// The work waits for that on another message.
-    fn waits(&self);
+    fn sized(&mut self, units: u64);
 
     /// The work begins once more: what was made is made again.
     fn again(&mut self);
@@ -73,9 +70,6 @@ where
             }
             _ => {}
         }
-        if tried.is_none() {
-            member.port.waits();
-        }
     }
     let finish = |(mut member, tried): (Member<P>, Option<Result<(), Stop>>)| {
         if let Some(Ok(())) = tried {
@@ -117,7 +111,7 @@ where
             }
         }
         let units = works.iter().map(|(input, _)| S::units(input)).sum();
-        works.iter().for_each(|(_, port)| port.sized(units));
+        works.iter_mut().for_each(|(_, port)| port.sized(units));
         let works = works.into_iter().map(|(input, port)| Work { input, port: port as &mut dyn Port });
         for (at, outcome) in places.into_iter().zip(stage.process_together(works.collect())) {
             outcomes[at] = outcome;

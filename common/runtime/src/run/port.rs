@@ -15,7 +15,7 @@ use super::checkpoint::Checkpoint;
 use super::job_end::EndSignal;
 use super::pass::Outward;
 use super::report::Reporter;
-use super::watchdog::Pulse;
+use super::watchdog::{Pulse, Watchdog};
 use crate::bus::{Attempt, Bus};
 use protocol::error::{ErrorKind, JobError, StageName};
 use protocol::message::{JobId, Output};
@@ -90,14 +90,17 @@ pub struct BusPort {
     reporter: Reporter,
     started: Instant,
     waited: Duration,
-    /// Watch over the work on the message; none once nothing computes any more.
-    pulse: Option<Pulse>,
+    /// Watch over the engine's work; none once the engine is done with the message.
+    pulse: Option<Arc<Pulse>>,
+    watchdog: Watchdog,
+    /// Units of work of a step.
+    units: u64,
     /// Held while a device may still compute the message, by all that are computed together.
     step: Option<Arc<Share>>,
 }
 
 impl BusPort {
-    /// Port for one input message, the work on which is watched.
+    /// Port for one input message, whose work on the engine `pulse` watches.
     pub fn new(
         bus: Bus,
         outlet: Outlet,
@@ -105,7 +108,7 @@ impl BusPort {
         job: JobId,
         origin: Origin,
         end: EndSignal,
-        pulse: Pulse,
+        (pulse, watchdog): (Arc<Pulse>, Watchdog),
     ) -> Self {
         let headers = Arc::new(origin.headers(&job));
         let reporter = Reporter::new(bus.clone(), stage, job, outlet.budget_bytes);
@@ -124,6 +127,8 @@ impl BusPort {
             started: Instant::now(),
             waited: Duration::ZERO,
             pulse: Some(pulse),
+            watchdog,
+            units: 0,
             step: None,
         }
     }
@@ -141,10 +146,8 @@ impl BusPort {
     }
 
     /// Waits for the broker, which is no step of the work.
-    fn pause(&self) {
-        if let Some(pulse) = &self.pulse {
-            pulse.pause();
-        }
+    fn outside<T>(&self, future: impl Future<Output = T>) -> T {
+        outside(self.pulse.as_deref(), &self.runtime, future)
     }
 
     /// Tells the owner every now and then that this message is being worked on, until aborted.
@@ -154,7 +157,9 @@ impl BusPort {
 
     /// Waits for what is on its way from a device and hands it on.
     fn fetch(&mut self) -> Result<(), Stop> {
-        self.step();
+        let pulse = self.watchdog.watch(format!("a message of job {} that the device computes", self.reporter.job()));
+        pulse.sized(self.units);
+        self.pulse = Some(Arc::new(pulse));
         let mut left = self.later.len();
         let outcome = std::mem::take(&mut self.later).into_iter().try_for_each(|later| {
             left -= 1;
@@ -196,7 +201,14 @@ impl BusPort {
 
     fn settle_first(&mut self) -> Result<(), Stop> {
         let Some(sending) = self.in_flight.pop_front() else { return Ok(()) };
-        sent(self.runtime.block_on(sending))
+        sent(self.outside(sending))
+    }
+}
+
+fn outside<T>(pulse: Option<&Pulse>, runtime: &Handle, future: impl Future<Output = T>) -> T {
+    match pulse {
+        Some(pulse) => pulse.outside(runtime, future),
+        None => runtime.block_on(future),
     }
 }
 
@@ -217,7 +229,7 @@ impl BusPort {
                 self.settle_first()?;
             }
             let since = Instant::now();
-            let share = self.runtime.block_on(async {
+            let share = self.outside(async {
                 tokio::select! {
                     biased;
                     () = self.end.wait() => None,
@@ -243,14 +255,17 @@ impl BusPort {
             }));
         }
         self.reporter.add(output);
-        self.reporter.send(self.started.elapsed(), self.waited);
+        if self.reporter.is_due() {
+            let told = self.reporter.tell(self.started.elapsed(), self.waited);
+            outside(self.pulse.as_deref(), &self.runtime, told);
+        }
         Ok(())
     }
 }
 
 impl Port for BusPort {
     fn emit(&mut self, output: Output<'_>) -> Result<(), Stop> {
-        self.pause();
+        self.step();
         let sent = self.send(&output);
         self.step();
         sent
@@ -268,14 +283,11 @@ impl Port for BusPort {
 }
 
 impl Outward for BusPort {
-    fn sized(&self, units: u64) {
+    fn sized(&mut self, units: u64) {
+        self.units = units;
         if let Some(pulse) = &self.pulse {
             pulse.sized(units);
         }
-    }
-
-    fn waits(&self) {
-        self.pause();
     }
 
     /// What was handed on already has the same ids when it comes again.
@@ -285,22 +297,21 @@ impl Outward for BusPort {
 
     /// What is still on its way from a device is not done.
     fn computed(&mut self) {
-        self.pause();
+        self.pulse = None;
         if self.later.is_empty() {
             self.computed = Some(self.outlet.lap.end(self.started));
-            self.pulse = None;
             self.step = None;
         }
     }
 
     /// Waits, on the engine's thread. Not broken off: it could arrive after its job's messages were purged.
     fn give_up(&mut self) {
-        self.pulse = None;
         self.step = None;
         self.giving_up.send_replace(true);
         while !self.in_flight.is_empty() {
             // The outcome of the whole is settled; that of its parts matters no more.
             let _ = self.settle_first();
         }
+        self.pulse = None;
     }
 }

@@ -59,13 +59,14 @@ impl Reporter {
         self.done.push(Done { modality, offset, rows });
     }
 
-    /// Tells the owner, at most every [`EVERY`]. For the engine's thread.
-    pub fn send(&mut self, elapsed: Duration, waited: Duration) {
-        if self.last.elapsed() < EVERY {
-            return;
-        }
-        let runtime = self.runtime.clone();
-        runtime.block_on(self.tell(elapsed, waited));
+    /// Job of the message.
+    pub fn job(&self) -> &JobId {
+        &self.job
+    }
+
+    /// Whether the owner has heard nothing for [`EVERY`].
+    pub fn is_due(&self) -> bool {
+        self.last.elapsed() >= EVERY
     }
 
     /// Tells the owner now.

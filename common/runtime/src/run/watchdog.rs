@@ -8,9 +8,15 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
+
+use outside::Outside;
+
 use crate::notify::{Heartbeat, Notifier};
 use config::WatchdogConfig;
 use protocol::error::StageName;
+
+mod outside;
 
 /// Time between two looks at the engines.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -66,8 +72,19 @@ struct Watched {
 struct Work {
     text: String,
     limit: Duration,
-    /// Begin of the step that goes on; none while the work waits for something outside.
+    /// Begin of the step that goes on; none while there is nothing for the engine to do.
     since: Option<Instant>,
+    /// Waits for something outside up to now.
+    waits: u64,
+    /// Number of the wait that nothing has ended yet.
+    wait: Option<u64>,
+}
+
+impl Work {
+    /// Begins a step.
+    fn step(&mut self) {
+        self.since = Some(Instant::now());
+    }
 }
 
 impl Watchdog {
@@ -103,7 +120,7 @@ impl Watchdog {
         let mut watched = self.0.watched();
         let id = watched.next;
         watched.next += 1;
-        watched.works.insert(id, Work { text, limit, since: Some(Instant::now()) });
+        watched.works.insert(id, Work { text, limit, since: Some(Instant::now()), waits: 0, wait: None });
         Pulse { shared: self.0.clone(), id }
     }
 }
@@ -111,6 +128,13 @@ impl Watchdog {
 impl Shared {
     fn watched(&self) -> MutexGuard<'_, Watched> {
         self.watched.lock().expect("no holder panics. This is a bug.")
+    }
+
+    /// Changes a piece of work, unless it is over.
+    fn change(&self, id: u64, change: impl FnOnce(&mut Work)) {
+        if let Some(work) = self.watched().works.get_mut(&id) {
+            change(work);
+        }
     }
 
     /// First step that takes too long.
@@ -156,29 +180,39 @@ impl Pulse {
         let limit = self.shared.config.limit(self.shared.stage, units);
         self.change(|work| {
             work.limit = limit;
-            work.since = Some(Instant::now());
+            work.step();
         });
     }
 
-    /// Names the work anew, for an engine that goes from one to the next.
+    /// Begins a step of other work, of unknown size, for an engine that goes from one to the next.
+    pub fn begin(&self, text: String) {
+        self.name(text);
+        self.sized(0);
+    }
+
+    /// Names the work anew.
     pub fn name(&self, text: String) {
         self.change(|work| work.text = text);
     }
 
     /// Ends one step and begins the next.
     pub fn step(&self) {
-        self.change(|work| work.since = Some(Instant::now()));
+        self.change(Work::step);
     }
 
-    /// Ends a step: the work waits for something outside, as long as that takes.
+    /// Ends the work until the next step: the engine has nothing to do.
     pub fn pause(&self) {
-        self.change(|work| work.since = None);
+        self.change(|work| (work.since, work.wait) = (None, None));
+    }
+
+    /// Waits, on the engine's thread, for the world outside, as long as that takes. Only the time in which nothing has come
+    /// from there is no step: a thread that does not go on once something has come hangs.
+    pub fn outside<T>(&self, runtime: &Handle, future: impl Future<Output = T>) -> T {
+        runtime.block_on(Outside::new(self, future))
     }
 
     fn change(&self, change: impl FnOnce(&mut Work)) {
-        if let Some(work) = self.shared.watched().works.get_mut(&self.id) {
-            change(work);
-        }
+        self.shared.change(self.id, change);
     }
 }
 
@@ -215,6 +249,53 @@ mod tests {
         assert!(began.elapsed() >= Duration::from_secs(2) && hung.taken > hung.limit, "{hung:?}");
         assert_eq!((hung.work.as_str(), hung.limit), ("a message of job a", Duration::from_secs(2)));
         assert!(hung.to_string().contains("stage-vision") && hung.to_string().contains("watchdog.vision_s"), "{hung}");
+    }
+
+    #[test]
+    fn a_wait_for_the_world_outside_is_no_step_until_something_comes() {
+        let (watchdog, hears) = watchdog();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (send, mut receive) = tokio::sync::mpsc::channel::<()>(1);
+        let pulse = watchdog.watch("a message of job a".to_owned());
+        let engine = std::thread::spawn({
+            let runtime = runtime.handle().clone();
+            move || {
+                // Stands still when it looks at what has come, and not before.
+                let came =
+                    async { std::future::poll_fn(|context| receive.poll_recv(context).map(|_| stand_still())).await };
+                pulse.outside(&runtime, came);
+            }
+        });
+        assert!(hears.recv_timeout(A_WHILE).is_err(), "it waits");
+        send.blocking_send(()).unwrap();
+        let hung = hears.recv_timeout(A_WHILE).expect("it hangs");
+        assert_eq!((hung.work.as_str(), hung.limit), ("a message of job a", Duration::from_secs(1)));
+        engine.join().unwrap();
+    }
+
+    #[test]
+    fn an_engine_that_nothing_wakes_any_more_hangs_where_it_was_woken() {
+        let (watchdog, hears) = watchdog();
+        let pulse = watchdog.watch("a message of job a".to_owned());
+        let (outcome, waker) = {
+            let mut kept = None;
+            let mut never = std::pin::pin!(Outside::new(
+                &pulse,
+                std::future::poll_fn(|context| {
+                    kept = Some(context.waker().clone());
+                    std::task::Poll::<()>::Pending
+                })
+            ));
+            let outcome = never.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+            (outcome, kept)
+        };
+        assert!(outcome.is_pending() && hears.recv_timeout(A_WHILE).is_err(), "it waits");
+        waker.expect("it was polled").wake();
+        hears.recv_timeout(A_WHILE).expect("its thread never comes back to it");
+    }
+
+    fn stand_still() {
+        std::thread::sleep(A_WHILE);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::port::{BusPort, Origin, Outlet};
 use super::service::{self, Counters, InstanceInfo};
 use super::shutdown::{self, Shutdown};
 use super::taking::{self, Intake, Taken};
-use super::watchdog::Watchdog;
+use super::watchdog::{Pulse, Watchdog};
 use super::whereabouts;
 use crate::bus::events::EventLog;
 use crate::bus::{Attempt, Bus, Role};
@@ -117,6 +117,15 @@ fn settled(outcome: Option<Result<(), JoinError>>) {
     }
 }
 
+/// Names the work on messages to the watchdog.
+fn named(taken: &[Taken]) -> String {
+    let jobs: Vec<&str> = taken.iter().map(|taken| taken.job.as_str()).collect();
+    match jobs.as_slice() {
+        [job] => format!("a message of job {job}"),
+        jobs => format!("messages of jobs {}", jobs.join(", ")),
+    }
+}
+
 /// Message that the engine is done with: its outputs are on their way.
 struct Computed {
     port: BusPort,
@@ -145,10 +154,12 @@ impl Worker {
         for<'a> S::Input<'a>: Deserialize<'a>,
     {
         let started = Instant::now();
+        // Watched until the engine's thread has said that it is done: a step on one message is one on all.
+        let pulse = Arc::new(self.watchdog.watch(named(&taken)));
         let (mut outcomes, mut begun, mut members) = (Vec::new(), Vec::new(), Vec::new());
         for mut taken in taken {
             let step = taken.step.take();
-            match taken.span.in_scope(|| self.begin(S::NAME, &taken, step)) {
+            match taken.span.in_scope(|| self.begin(S::NAME, &taken, step, &pulse)) {
                 Ok(member) => {
                     begun.push((taken, member.port.heartbeat()));
                     members.push(member);
@@ -160,6 +171,7 @@ impl Worker {
         Counters::add(&self.counters.in_flight, begun.len() as u64);
         let run = engine.run(move |stage| Ok(pass::compute(stage, members)));
         let computed = run.instrument(first.span.clone()).await;
+        drop(pulse);
         let computed = computed.unwrap_or_else(|stop| begun.iter().map(|_| Err(stop.clone())).collect());
         let each = started.elapsed() / begun.len() as u32;
         for ((taken, heartbeat), computed) in begun.into_iter().zip(computed) {
@@ -174,7 +186,13 @@ impl Worker {
     }
 
     /// Begins with a message, unless it killed too many workers or is of another checkpoint.
-    fn begin(&self, stage: StageName, taken: &Taken, step: Option<Arc<Share>>) -> Result<Member<BusPort>, Stop> {
+    fn begin(
+        &self,
+        stage: StageName,
+        taken: &Taken,
+        step: Option<Arc<Share>>,
+        pulse: &Arc<Pulse>,
+    ) -> Result<Member<BusPort>, Stop> {
         let Taken { job, delivery, in_flight, .. } = taken;
         if delivery.exhausted(self.bus.config().max_deliver) {
             let tried = delivery.redeliveries;
@@ -186,8 +204,8 @@ impl Worker {
         self.checkpoint.check(headers, self.bus.instance())?;
         let (bus, outlet, end) = (self.bus.clone(), self.outlet.clone(), in_flight.end().clone());
         let origin = Origin { attempt: Attempt::of(headers), checkpoint: self.checkpoint.or(Checkpoint::of(headers)) };
-        let pulse = self.watchdog.watch(format!("a message of job {job}"));
-        let port = BusPort::new(bus, outlet, stage, job.clone(), origin, end, pulse).in_step(step);
+        let watch = (pulse.clone(), self.watchdog.clone());
+        let port = BusPort::new(bus, outlet, stage, job.clone(), origin, end, watch).in_step(step);
         Ok(Member { body: delivery.message.payload.clone(), job: job.clone(), port })
     }
 

@@ -134,10 +134,7 @@ impl OwnerPort {
 
     /// Waits, on the engine's thread, for the world outside, which is no step of the work.
     fn wait<T>(&self, outside: impl Future<Output = T>) -> T {
-        self.pulse.pause();
-        let outcome = self.runtime.block_on(outside);
-        self.pulse.step();
-        outcome
+        self.pulse.outside(&self.runtime, outside)
     }
 
     /// Whether the job goes back to the queue: others hold the capacity for its tokens, or its file takes long to look into.
@@ -157,9 +154,7 @@ impl OwnerPort {
     /// # Errors
     /// [`Stop::Cancelled`] when the job has ended, or has another owner.
     pub fn flush_text(&mut self) -> Result<(), Stop> {
-        self.pulse.pause();
-        let told = self.runtime.block_on(self.text.take(&self.log));
-        self.pulse.step();
+        let told = self.pulse.outside(&self.runtime, self.text.take(&self.log));
         told.into_iter().try_for_each(|Piece { delta, at, question }| self.append(Event::Text { delta, at, question }))
     }
 
@@ -222,8 +217,7 @@ impl JobPort for OwnerPort {
                 bus.follow(StreamName::Tokens, bus.subjects().tokens(job))
             });
             let end = self.state.end();
-            self.pulse.pause();
-            let came = runtime.block_on(async {
+            let came = self.pulse.outside(&runtime, async {
                 tokio::select! {
                     biased;
                     () = end.wait() => Err(Stop::Cancelled),
@@ -234,7 +228,6 @@ impl JobPort for OwnerPort {
                     () = tokio::time::sleep(TOKENS_WAIT) => Ok(None),
                 }
             });
-            self.pulse.step();
             let Some(message) = came? else {
                 self.check_losses()?;
                 return self.check_patience();

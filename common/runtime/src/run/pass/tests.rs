@@ -50,7 +50,7 @@ impl Stage for Noting {
 #[derive(Default)]
 struct Heard {
     emitted: Vec<u64>,
-    sized: std::cell::RefCell<Vec<u64>>,
+    sized: Vec<u64>,
     computed: usize,
     given_up: usize,
     cancelled: bool,
@@ -69,11 +69,9 @@ impl Port for Heard {
 }
 
 impl Outward for Heard {
-    fn sized(&self, units: u64) {
-        self.sized.borrow_mut().push(units);
+    fn sized(&mut self, units: u64) {
+        self.sized.push(units);
     }
-
-    fn waits(&self) {}
 
     fn again(&mut self) {
         self.emitted.clear();
@@ -113,7 +111,7 @@ fn messages_that_come_together_pass_together_and_each_has_its_own_outputs() {
     for (index, outcome) in outcomes.into_iter().enumerate() {
         let port = outcome.ok().unwrap();
         assert_eq!((port.emitted, port.computed, port.given_up), (vec![index as u64], 1, 0));
-        assert_eq!(port.sized.into_inner(), [4], "each may take as long as all");
+        assert_eq!(port.sized, [4], "each may take as long as all");
     }
 }
 
@@ -127,7 +125,7 @@ fn whoever_fails_or_panics_beside_others_fails_alone_and_they_do_not() {
                 Ok(port) => {
                     assert!(index != culprit);
                     assert_eq!((port.emitted, port.computed, port.given_up), (vec![index], 1, 0));
-                    assert_eq!(port.sized.into_inner(), [3, 1]);
+                    assert_eq!(port.sized, [3, 1]);
                 }
                 Err(stop) => assert!(index == culprit && format!("{stop:?}").starts_with(kind), "{index}: {stop:?}"),
             }

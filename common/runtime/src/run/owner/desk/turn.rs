@@ -100,6 +100,8 @@ impl<O: Owner + Send + 'static> Desk<O> {
         let span = self.owned.get(&id).map_or_else(|| span_of(&id), |owned| owned.span.clone());
         let worker = self.worker.clone();
         let (offered, say) = (self.offered.clone(), self.say.clone());
+        // From here on, whether its thread takes the job up or not.
+        worker.pulse.begin(format!("job {id}"));
         let answering = async move {
             let (pulse, step_tokens) = (worker.pulse.clone(), worker.step_tokens);
             let run = worker.engine.run(move |owner: &mut O| {
