@@ -24,6 +24,9 @@ use crate::harness::{Rig, Setup, signal, terminal};
 /// Header of messages that this suite has sent again.
 const AGAIN: &str = "Vidi-Again";
 
+/// Time between one neighbour's answer and the next one's question: patience ends no sooner while cores have nothing else to do.
+const BETWEEN_NEIGHBOURS: Duration = Duration::from_millis(300);
+
 /// Bodies that are not valid messages.
 fn garbage(dice: &mut Dice) -> Vec<Bytes> {
     let random: Vec<u8> = (0..4096).map(|_| dice.below(256) as u8).collect();
@@ -273,6 +276,7 @@ pub async fn lost(scale: &Scale) -> Row {
                     let neighbour = load.request(&format!("neighbour-{neighbours}"), 0);
                     rig.answer(&neighbour).await?;
                     load.check_answer(&rig, &neighbour).await?;
+                    tokio::time::sleep(BETWEEN_NEIGHBOURS).await;
                 }
             };
             tokio::select! {
