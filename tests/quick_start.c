@@ -29,6 +29,8 @@ static int address(struct sockaddr_un *to, const char *path) {
   return socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 }
 
+extern char **environ;
+
 /* Message of a client: number of arguments, folder, arguments, environment; with it its standard streams. */
 union streams {
   char bytes[CMSG_SPACE(STREAMS * sizeof(int))];
@@ -75,6 +77,7 @@ static void answer(const struct beginning *b, int client) {
     for (int i = 0; i < STREAMS; i++) dup2(stream[i], i);
     for (int i = 0; i < STREAMS; i++) close(stream[i]);
     close(client);
+    environ = word + count + 1;
     exit(b->libc(b->main, count, word, b->init, b->fini, b->rtld_fini, b->stack));
   }
   struct pollfd ends[] = {{.fd = (int)syscall(SYS_pidfd_open, child, 0), .events = POLLIN}, {.fd = client, .events = 0}};
@@ -112,8 +115,6 @@ int __libc_start_main(program *main, int argc, char **argv, void (*init)(void), 
 }
 
 #else
-
-extern char **environ;
 
 static size_t add(char *text, size_t at, const char *word) {
   size_t length = word == NULL ? MOST : strlen(word) + 1;
