@@ -53,10 +53,10 @@ step licences
 step kernels
 step tests/invariants.sh
 # Nothing is built twice. clippy-driver is rustc with clippy's lints: it builds what the tests run, while `cargo clippy` would
-# first read all dependencies without building them. And the tests start the commands: one call builds both.
+# first read all dependencies without building them. And the tests start the commands: one call builds both, all targets, and no
+# examples in documentation: there are none (invariants.sh), and rustdoc would read every crate to find that.
 export RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__
-step cargo build --workspace --all-targets --locked
-# All targets, and no examples in documentation: there are none (invariants.sh), and rustdoc would read every crate to find that.
+echo && echo "== cargo build --workspace --all-targets --locked"
+built=$(cargo build --workspace --all-targets --locked --message-format=json-render-diagnostics)
 step quick_start
-built=$(cargo test --workspace --all-targets --locked --no-run --message-format=json-render-diagnostics)
 tests/programs.py <<<"$built"
