@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Runs test programs side by side, since many of their tests wait.
 
-Standard input: what `cargo build --all-targets --message-format=json-render-diagnostics` prints. Each program runs in its package's folder, as under
-`cargo test`, and its output is printed in one piece once it has ended, with the seconds and the CPU seconds that it and
-its processes took. Exit status: 1 if a program failed or if there is none.
+Standard input: what `cargo build --all-targets --message-format=json-render-diagnostics` prints. Each program runs in its
+package's folder, as under `cargo test`, and its output is printed in one piece once it has ended, with the seconds and the
+CPU seconds that it and its processes took; ffmpeg that is started as a fork (quick_start.c) is none of these. Exit status: 1
+if a program failed or if there is none.
 """
 
 import json
