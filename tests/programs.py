@@ -3,7 +3,7 @@
 
 Standard input: what `cargo build --all-targets --message-format=json-render-diagnostics` prints. Each program runs in its
 package's folder, as under `cargo test`, and its output is printed in one piece once it has ended, with the seconds and the
-CPU seconds that it and its processes took; ffmpeg that is started as a fork (quick_start.c) is none of these. Exit status: 1
+CPU seconds that it and its processes took; ffmpeg that is started as a fork (fork_server.c) is none of these. Exit status: 1
 if a program failed or if there is none.
 """
 

@@ -34,18 +34,18 @@ kernels() {
 }
 
 # The tests start ffmpeg and ffprobe two thousand times, and each start links 215 libraries: 60 ms of CPU time.
-quick=$(mktemp -d)
-trap 'jobs -p | xargs -r kill; rm -r "$quick"' EXIT
-quick_start() {
-  cc -O1 -Wall -Wextra -Werror -shared -fPIC -DSERVER -o "$quick/server.so" tests/quick_start.c
+forks=$(mktemp -d)
+trap 'jobs -p | xargs -r kill; rm -r "$forks"' EXIT
+fork_server() {
+  cc -O1 -Wall -Wextra -Werror -shared -fPIC -DSERVER -o "$forks/server.so" tests/fork_server.c
   local program real
   for program in ffmpeg ffprobe; do
     real=$(command -v "$program")
-    cc -O1 -Wall -Wextra -Werror -DPROGRAM="\"$real\"" -DQUICK_SOCKET="\"$quick/$program.socket\"" -o "$quick/$program" \
-      tests/quick_start.c
-    LD_PRELOAD=$quick/server.so QUICK_SOCKET=$quick/$program.socket "$real" </dev/null &
+    cc -O1 -Wall -Wextra -Werror -DPROGRAM="\"$real\"" -DFORK_SERVER_SOCKET="\"$forks/$program.socket\"" -o "$forks/$program" \
+      tests/fork_server.c
+    LD_PRELOAD=$forks/server.so FORK_SERVER_SOCKET=$forks/$program.socket "$real" </dev/null &
   done
-  export PATH=$quick:$PATH
+  export PATH=$forks:$PATH
 }
 
 step cargo fmt --all --check
@@ -58,5 +58,5 @@ step tests/invariants.sh
 export RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__
 echo && echo "== cargo build --workspace --all-targets --locked"
 built=$(cargo build --workspace --all-targets --locked --message-format=json-render-diagnostics)
-step quick_start
+step fork_server
 tests/programs.py <<<"$built"

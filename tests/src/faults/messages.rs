@@ -24,7 +24,7 @@ use crate::harness::{Rig, Setup, signal, terminal};
 /// Header of messages that this suite has sent again.
 const AGAIN: &str = "Vidi-Again";
 
-/// Time between one neighbour's answer and the next one's question: patience ends no sooner while cores have nothing else to do.
+/// Time between one neighbour's answer and the next one's question: without it they keep every core busy until patience ends.
 const BETWEEN_NEIGHBOURS: Duration = Duration::from_millis(300);
 
 /// Bodies that are not valid messages.

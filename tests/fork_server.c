@@ -1,7 +1,7 @@
 /* Starts a program that links many libraries at a fraction of the price: linked once, forked for each start.
  *
  * Built twice by tests/run.sh. With -shared -DSERVER: preloaded into the program, which then never begins by itself. It waits
- * at QUICK_SOCKET, all libraries linked, and each client gets a fork of it with the client's arguments, environment, folder
+ * at FORK_SERVER_SOCKET, all libraries linked, and each client gets a fork of it with the client's arguments, environment, folder
  * and standard streams. Without: the client, which takes the program's place in PATH. It ends as its fork does, and a fork
  * whose client is gone is killed. Where there is no server, the client becomes the program itself.
  */
@@ -95,12 +95,12 @@ int __libc_start_main(program *main, int argc, char **argv, void (*init)(void), 
   start *libc = (start *)dlsym(RTLD_NEXT, "__libc_start_main");
   struct beginning b = {libc, main, init, fini, rtld_fini, stack};
   struct sockaddr_un at;
-  int server = address(&at, getenv("QUICK_SOCKET"));
+  int server = address(&at, getenv("FORK_SERVER_SOCKET"));
   if (server < 0) return libc(main, argc, argv, init, fini, rtld_fini, stack);
   prctl(PR_SET_PDEATHSIG, SIGTERM);
   signal(SIGCHLD, SIG_IGN);
   if (bind(server, (struct sockaddr *)&at, sizeof at) != 0 || listen(server, 64) != 0) {
-    perror("quick_start");
+    perror("fork_server");
     _exit(1);
   }
   for (;;) {
@@ -125,7 +125,7 @@ static size_t add(char *text, size_t at, const char *word) {
 int main(int argc, char **argv) {
   static char text[MOST], folder[4096];
   struct sockaddr_un to;
-  int server = address(&to, QUICK_SOCKET);
+  int server = address(&to, FORK_SERVER_SOCKET);
   size_t length = sizeof argc;
   memcpy(text, &argc, length);
   length = add(text, length, getcwd(folder, sizeof folder));
@@ -146,7 +146,7 @@ int main(int argc, char **argv) {
   memcpy(CMSG_DATA(passed), (int[]){0, 1, 2}, STREAMS * sizeof(int));
   int status = 0;
   if (sendmsg(server, &message, MSG_NOSIGNAL) < 0 || recv(server, &status, sizeof status, 0) != sizeof status) {
-    fprintf(stderr, "quick_start: the server of %s is gone\n", PROGRAM);
+    fprintf(stderr, "fork_server: the server of %s is gone\n", PROGRAM);
     return 126;
   }
   if (WIFSIGNALED(status)) {
