@@ -18,6 +18,7 @@ use protocol::wire;
 use runtime::bus::{Bus, Role, headers};
 use runtime::run::Ended;
 use runtime::run::device::DeviceLost;
+use runtime::run::rescue::Search;
 use runtime::run::service::InstanceInfo;
 use runtime::subject::StreamName;
 use tests::harness::{brokers, signal};
@@ -29,6 +30,8 @@ use tokio::task::JoinHandle;
 const SOON: Duration = Duration::from_secs(60);
 /// Messages that wait, each of a job of its own.
 const MESSAGES: usize = 11;
+/// Messages that come while the queue is searched.
+const SEARCHED: usize = 300;
 /// Messages that the stage takes together.
 const TOGETHER: usize = 4;
 /// Jobs whose message panics the stage, and fails with all that is beside it. Both are beside others in the first pass or in the
@@ -396,6 +399,34 @@ async fn what_the_broker_lost_is_done_and_acknowledged_for_no_other_message() ->
         ensure!(new == MESSAGES, "{program:?}: {new} of the new messages were worked on: {passes:?}");
         ensure!(counts.values().all(|&n| n == 1) && counts.len() == MESSAGES + begun, "{program:?}: {passes:?}");
         ensure!(rig.stored(StreamName::Features).await? == (MESSAGES + begun) as u64, "{program:?}: one output each");
+        rig.end().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_and_delivered_while_the_queue_is_searched_is_not_taken_for_forgotten() -> anyhow::Result<()> {
+    for program in brokers() {
+        let rig = Rig::start(program.as_deref(), Kind::Computes).await?;
+        rig.course.open();
+        let llm = Bus::connect(&rig.config, Role::Stage(StageName::Llm), SOON).await?;
+        // A search holds no more than what the broker said a moment ago, and meanwhile messages come and go.
+        let searching = tokio::spawn(async move {
+            let mut search = Search::of(StreamName::Audio, &llm);
+            loop {
+                search.look(&llm).await;
+            }
+        });
+        for i in 0..SEARCHED {
+            publish(&rig.operator, &format!("new-{i}")).await?;
+        }
+        rig.until("all done", |pending, in_flight| (pending, in_flight) == (0, 0)).await?;
+        searching.abort();
+        let passes = rig.course.passes();
+        let counts = counts(&passes);
+        ensure!(counts.len() == MESSAGES + SEARCHED, "{program:?}: {} jobs were worked on", counts.len());
+        let twice: Vec<_> = counts.iter().filter(|&(_, &n)| n > 1).collect();
+        ensure!(twice.is_empty(), "{program:?}: worked on more than once: {twice:?}");
         rig.end().await?;
     }
     Ok(())

@@ -26,7 +26,7 @@ const EVERY: Duration = Duration::from_secs(3);
 const MOST: usize = 64;
 
 /// Search of one stream, which goes on at the next look where it stopped: a look costs as much however many wait.
-struct Search {
+pub struct Search {
     stream: StreamName,
     queues: Vec<Queue>,
     /// Sequence from which the next look goes on.
@@ -38,9 +38,7 @@ struct Search {
 /// Looks, now and then until `shutdown`, for messages that their queue has forgotten, and sends them again. Every
 /// stage-llm worker looks.
 pub async fn rescue(bus: Bus, mut shutdown: Shutdown) {
-    let search =
-        |stream| Search { stream, queues: Queue::of(stream, bus.subjects()), next: 1, suspects: BTreeSet::new() };
-    let mut searches: Vec<Search> = StreamName::ALL.map(search).into_iter().filter(|s| !s.queues.is_empty()).collect();
+    let mut searches = StreamName::ALL.map(|stream| Search::of(stream, &bus));
     loop {
         for search in &mut searches {
             search.look(&bus).await;
@@ -61,19 +59,30 @@ struct Behind<'a> {
 }
 
 impl Search {
+    /// Search of a stream from its first message on.
+    pub fn of(stream: StreamName, bus: &Bus) -> Self {
+        Search { stream, queues: Queue::of(stream, bus.subjects()), next: 1, suspects: BTreeSet::new() }
+    }
+
     /// Looks at messages of the stream: what was a suspect at an earlier look and still is one is sent again.
-    async fn look(&mut self, bus: &Bus) {
+    pub async fn look(&mut self, bus: &Bus) {
+        if self.queues.is_empty() {
+            return;
+        }
         let on = bus.stream(self.stream).await;
-        let Ok(info) = on.get_info().await else { return };
-        let last = info.state.last_sequence;
-        let mut queues = Vec::new();
+        let mut found = Vec::new();
         for queue in &self.queues {
             let Ok(info) = on.consumer_info(&queue.name).await else { continue };
-            let delivered = info.delivered.stream_sequence;
-            let anew = last < delivered;
-            let sequence = if anew { delivered } else { info.ack_floor.stream_sequence };
-            queues.push(Behind { filter: &queue.takes, sequence, anew });
+            found.push((queue.takes.as_str(), info.delivered.stream_sequence, info.ack_floor.stream_sequence));
         }
+        // After its queues: what is stored and delivered between the two answers is not what a stream that counts anew lacks.
+        let Ok(info) = on.get_info().await else { return };
+        let last = info.state.last_sequence;
+        let behind = |(filter, delivered, acknowledged)| {
+            let anew = last < delivered;
+            Behind { filter, sequence: if anew { delivered } else { acknowledged }, anew }
+        };
+        let queues: Vec<Behind<'_>> = found.into_iter().map(behind).collect();
         let highest = queues.iter().map(|queue| queue.sequence).max().unwrap_or(0);
         let forgotten = |message: &StreamMessage| {
             let takes =
