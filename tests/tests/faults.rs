@@ -6,29 +6,17 @@
     reason = "a tool for developers: what it prints is read by who started it"
 )]
 
-use std::sync::LazyLock;
-
 use tests::faults::{
     Row, Scale, batches, broker, clock, cluster, ends, flow, hung, killed, losses, messages, probes, supervisor,
     waiting, weights,
 };
-use tokio::sync::{Semaphore, SemaphorePermit};
-
-/// Cases that run beside each other at most. They mostly wait, and bounds, which are times, are stretched by more than that.
-static LANES: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(3));
-
-async fn lane() -> anyhow::Result<SemaphorePermit<'static>> {
-    Ok(LANES.acquire().await?)
-}
 
 async fn show(case: impl AsyncFnOnce(&Scale) -> Row) -> anyhow::Result<()> {
-    let _lane = lane().await?;
     case(&Scale::short()).await.check().map(|row| println!("{row:?}"))
 }
 
 /// Runs a case on the broker that Debian ships, if it is installed.
 async fn show_on_the_old_broker(case: impl AsyncFnOnce(&Scale) -> Row) -> anyhow::Result<()> {
-    let _lane = lane().await?;
     let Some(old) = tests::harness::brokers().into_iter().flatten().next() else { return Ok(()) };
     let scale = Scale { broker: Some(old), ..Scale::short() };
     case(&scale).await.check().map(|row| println!("{row:?}"))

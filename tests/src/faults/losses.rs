@@ -110,16 +110,18 @@ pub async fn deleted(scale: &Scale) -> Row {
         let load = Load::new(&rig).await?;
         let js = async_nats::jetstream::new(rig.bus.client().clone());
         let mut dice = Dice::new(scale.seed);
+        // One that is worked on, and others in line.
+        let at_once = (scale.jobs / 4).clamp(2, 4);
         let (mut jobs, mut answered) = (0, 0);
         for stream in StreamName::ALL {
             let on = stream.on(rig.bus.subjects());
-            let requests = load.submit(&rig.bus, &format!("lost-{on}"), 4).await?;
+            let requests = load.submit(&rig.bus, &format!("lost-{on}"), at_once).await?;
             let clients = Clients::follow(&rig, &requests).await?;
             tokio::time::sleep(dice.pause(0, 300)).await;
             delete(&js, &on).await?;
             jobs += requests.len();
             answered += clients.ended(&rig, &load).await.with_context(|| format!("{on} deleted"))?;
-            let requests = load.submit(&rig.bus, &format!("consumers-{on}"), 4).await?;
+            let requests = load.submit(&rig.bus, &format!("consumers-{on}"), at_once).await?;
             let names = consumers(&js, &on).await?;
             for consumer in names {
                 js.delete_consumer_from_stream(&consumer, &on).await?;

@@ -24,8 +24,9 @@ use crate::harness::{Rig, Setup, signal, terminal};
 /// Header of messages that this suite has sent again.
 const AGAIN: &str = "Vidi-Again";
 
-/// Time between one neighbour's answer and the next one's question: without it they keep every core busy until patience ends.
-const BETWEEN_NEIGHBOURS: Duration = Duration::from_millis(300);
+/// Time between one neighbour's answer and the next one's question, well below the patience: without it they keep every core busy
+/// until that ends.
+const BETWEEN_NEIGHBOURS: Duration = Duration::from_secs(1);
 
 /// Bodies that are not valid messages.
 fn garbage(dice: &mut Dice) -> Vec<Bytes> {
@@ -236,7 +237,7 @@ pub async fn out_of_order(scale: &Scale) -> Row {
         client::submit(&rig.bus, &request).await?;
         let mut moved = BTreeMap::new();
         for stage in stages {
-            settle(&rig, StreamName::input_of(stage)).await?;
+            settle(&rig, stage, &request.job).await?;
             moved.insert(stage.as_str(), shuffle(&rig.bus, stage, &request.job, &mut dice).await?);
             signal(pids[&stage], "CONT")?;
         }
@@ -267,7 +268,7 @@ pub async fn lost(scale: &Scale) -> Row {
             let request = long.request(&format!("lost-{stage}"), 0);
             signal(pid, "STOP")?;
             client::submit(&rig.bus, &request).await?;
-            settle(&rig, StreamName::input_of(stage)).await?;
+            settle(&rig, stage, &request.job).await?;
             lose_last(&rig.bus, stage, &request.job).await?;
             signal(pid, "CONT")?;
             let busy = async {
@@ -305,9 +306,10 @@ async fn lose_last(bus: &Bus, stage: StageName, job: &JobId) -> anyhow::Result<(
     Ok(())
 }
 
-/// Waits until a stream does not grow any more.
-async fn settle(rig: &Rig, stream: StreamName) -> anyhow::Result<()> {
-    let stream = rig.bus.stream(stream).await;
+/// Waits until a job has several messages in a stage's queue, and the queue does not grow any more.
+async fn settle(rig: &Rig, stage: StageName, job: &JobId) -> anyhow::Result<()> {
+    let (name, subject) = (StreamName::input_of(stage), rig.bus.subjects().input(stage, job));
+    let stream = rig.bus.stream(name).await;
     let until = Instant::now() + Duration::from_secs(30);
     let mut last = (u64::MAX, Instant::now());
     loop {
@@ -315,10 +317,14 @@ async fn settle(rig: &Rig, stream: StreamName) -> anyhow::Result<()> {
         if now != last.0 {
             last = (now, Instant::now());
         }
-        if now > 0 && last.1.elapsed() > Duration::from_millis(1200) {
-            return Ok(());
+        if last.1.elapsed() > Duration::from_millis(1200) {
+            // It does not grow either before the first one has come.
+            let (first, last) = (rig.bus.first_from(name, &subject, 1).await, rig.bus.last_on(name, &subject).await);
+            if first.zip(last).is_some_and(|(first, last)| first.sequence < last.sequence) {
+                return Ok(());
+            }
         }
-        ensure!(Instant::now() < until, "the stream still grows after 30 s");
+        ensure!(Instant::now() < until, "{job} has no messages in the queue of {stage}, or it still grows after 30 s");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

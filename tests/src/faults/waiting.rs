@@ -180,13 +180,11 @@ pub async fn ages(scale: &Scale) -> Row {
             Ok(JobRequest { max_new_tokens: 8, ..JobRequest::new(JobId::new(name)?, clip.to_string_lossy(), "a dog") })
         };
         // In line for longer than events are kept.
-        let working = endless(&rig, "working")?;
-        client::submit(&rig.bus, &working).await?;
-        look::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
+        let working = Held::begin(&rig, "working").await?;
         let waiting = short("waiting")?;
         client::submit(&rig.bus, &waiting).await?;
         tokio::time::sleep(Duration::from_secs(5)).await;
-        cancel_in(&rig, &working).await?;
+        working.end(&rig).await?;
         let answer = look::result(&rig.answer(&waiting).await?)?.token_ids.clone();
         // The id again: after an answer, and after a cancel and a restart of the broker.
         for again in ["an answer", "a cancel"] {
@@ -210,17 +208,13 @@ pub async fn ages(scale: &Scale) -> Row {
         let submitted = Instant::now();
         look::result(&rig.answer(&dated).await?)?;
         gone(&rig, &dated.job).await?;
-        let anew = endless(&rig, "dated")?;
-        client::submit(&rig.bus, &anew).await?;
-        look::wait_for(&rig, &anew.job, |e| matches!(e, Event::Planned { .. })).await?;
+        let anew = Held::begin(&rig, "dated").await?;
         tokio::time::sleep(Duration::from_secs(8).saturating_sub(submitted.elapsed())).await;
-        let events = look::log_of(&rig.bus, &anew.job).await;
+        let events = look::log_of(&rig.bus, &anew.request.job).await;
         ensure!(events.last().is_some_and(|e| !e.event.is_terminal()), "the deadline of an earlier job: {events:?}");
-        cancel_in(&rig, &anew).await?;
+        anew.end(&rig).await?;
         // In line for longer than a job may wait.
-        let working = endless(&rig, "working-on")?;
-        client::submit(&rig.bus, &working).await?;
-        look::wait_for(&rig, &working.job, |e| matches!(e, Event::Planned { .. })).await?;
+        let working = Held::begin(&rig, "working-on").await?;
         let late = short("late")?;
         client::submit(&rig.bus, &late).await?;
         look::wait_for(&rig, &late.job, |e| matches!(e, Event::Queued { .. })).await?;
@@ -230,7 +224,7 @@ pub async fn ages(scale: &Scale) -> Row {
         let end = rig.events(&late.job).await?;
         let Event::Failed { error } = terminal(&end)? else { bail!("{end:?}") };
         ensure!(error.kind == ErrorKind::Deadline && error.hint.contains("job_age_s"), "{error:?}");
-        cancel_in(&rig, &working).await?;
+        working.end(&rig).await?;
         look::empty(&rig).await?;
         let injected = "events kept for 2 s; jobs 5 and 9 s in line; one id five times, the broker restarted; what outlives its job: a deadline, a \
              cancel, a message in line"
@@ -238,6 +232,30 @@ pub async fn ages(scale: &Scale) -> Row {
         Ok(Seen { injected, observed: "gapless, answered each time, failed as deadline".to_owned(), seconds: None })
     })
     .await
+}
+
+/// A job that is worked on and gives its owner nothing to compute, since stage-vision stands still: the machine is there for what
+/// a case waits for.
+struct Held {
+    request: JobRequest,
+    vision: u32,
+}
+
+impl Held {
+    async fn begin(rig: &Rig, name: &str) -> anyhow::Result<Self> {
+        let vision = *rig.pids(StageName::Vision).first().context("no stage-vision")?;
+        signal(vision, "STOP")?;
+        let request = endless(rig, name)?;
+        client::submit(&rig.bus, &request).await?;
+        look::wait_for(rig, &request.job, |e| matches!(e, Event::Planned { .. })).await?;
+        Ok(Held { request, vision })
+    }
+
+    /// Cancels it, and has stage-vision go on.
+    async fn end(self, rig: &Rig) -> anyhow::Result<()> {
+        cancel_in(rig, &self.request).await?;
+        signal(self.vision, "CONT")
+    }
 }
 
 /// A request that is sent again while its job's events are there, and once more as soon as they are gone: it is a new job then.
@@ -317,15 +335,12 @@ pub async fn idle(scale: &Scale) -> Row {
         let mut setup = setup(scale);
         setup.set[1] = "bus.worker_patience_s=600".to_owned();
         let rig = Rig::start(setup).await?;
-        // What holds the only owner gives it no work: all the machine is there for what waiting costs.
-        signal(*rig.pids(StageName::Vision).first().context("no stage-vision")?, "STOP")?;
+        let first = Held::begin(&rig, "first").await?.request;
         let ask = async |name: &str, priority: u8| -> anyhow::Result<JobRequest> {
             let request = JobRequest { priority, deadline_s: Some(3600.0), ..endless(&rig, name)? };
             client::submit(&rig.bus, &request).await?;
             Ok(request)
         };
-        let first = ask("first", 5).await?;
-        look::wait_for(&rig, &first.job, |e| matches!(e, Event::Planned { .. })).await?;
         let jobs = 400;
         for i in 0..jobs {
             ask(&format!("waits-{i}"), 5).await?;
