@@ -15,7 +15,7 @@ echo "brokers: $("$VIDI_NATS_SERVER" --version), $("$VIDI_NATS_SERVER_OLD" --ver
 # candle reads /proc/cpuinfo at every matmul unless this is set; commands set it themselves (common/compute/src/threads.rs), test programs cannot.
 export RAYON_NUM_THREADS=${RAYON_NUM_THREADS:-$(nproc)}
 
-# Most tests wait for processes half of the time.
+# Most tests wait for processes half of the time. The fault suite runs with more (programs.py).
 export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}
 
 step() { echo; echo "== $*"; "$@"; }
