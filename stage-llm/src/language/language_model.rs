@@ -16,8 +16,9 @@ use crate::language::quantized::WeightMatrix;
 use crate::language::rope::RopeTable;
 use crate::language::weights::{self, Loader};
 
-/// Number of positions whose rotations are kept ready; a longer text has its own table made.
-const READY_POSITIONS: usize = 8192;
+/// Number of positions whose rotations are kept ready: a question and an answer as long as the default allows. A longer text has its
+/// own table made.
+const READY_POSITIONS: usize = 2048;
 
 /// Whether the head is a matrix of its own: see [`ModelConfig::untied`].
 pub fn untied(c: &ModelConfig, w: &Weights) -> bool {

@@ -11,7 +11,7 @@ pub mod each;
 pub mod next;
 
 /// Cosines and sines of every position that a text may have, `[positions, head_dim / 2]` each, computed once: a decode
-/// step then uploads nothing. 8,192 positions of the 9B model take 4 MiB.
+/// step then uploads nothing. 2,048 positions of the 9B model take 1 MiB.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
     cos: Tensor,
