@@ -68,10 +68,15 @@ async fn a_second_question_gives_no_other_stage_work_and_is_answered_in_a_fracti
     let second = rig.answer(&request("second", &clip, "a dog")?).await?;
     let answer = result(&second).with_context(|| rig.log())?;
     ensure!(answer.cached == Memory && known(&second) == [Memory], "{answer:?}");
+    // The least of several: what else this machine does makes one of them longer.
+    let mut text = took_ms(&second);
+    for n in 0..4 {
+        text = text.min(took_ms(&rig.answer(&request(&format!("second-{n}"), &clip, "a dog")?).await?));
+    }
     ensure!(answer.plan == result(&first)?.plan, "{answer:?}");
     ensure!(worked_off(&rig).await? == before, "a stage worked on a kept video");
     ensure!(answer.token_ids == fresh(&rig, &clip, "a dog").await?, "{answer:?}");
-    let (whole, text) = (took_ms(&first), took_ms(&second));
+    let whole = took_ms(&first);
     ensure!(2 * text < whole, "the second question took {text} ms, the first {whole} ms");
 
     // A new process has kept nothing.
