@@ -10,6 +10,7 @@ use protocol::control::Verb;
 use protocol::error::StageName;
 use protocol::event::Event;
 use runtime::bus::{Bus, Role};
+use runtime::subject::StreamName;
 use tests::harness::{Rig, brokers, terminal};
 use tests::media::video;
 use tests::shipped::Shipped;
@@ -224,6 +225,13 @@ fn asked_to_write_on(raw: &mut Raw, target: &str) -> anyhow::Result<usize> {
     Ok(asked)
 }
 
+/// Waits until the broker has a client's subscriptions, so that they hear what another one sends now: it answers a request behind
+/// them, while `flush` only empties the client's own buffer.
+async fn subscribed(bus: &Bus) -> anyhow::Result<()> {
+    bus.stream(StreamName::Events).await.get_info().await?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_client_sends_makes_nobody_write_where_it_may_not() -> anyhow::Result<()> {
     for program in brokers() {
@@ -239,7 +247,7 @@ async fn what_a_client_sends_makes_nobody_write_where_it_may_not() -> anyhow::Re
         for target in FORBIDDEN {
             heard.push(operator.client().subscribe(target).await?);
         }
-        operator.client().flush().await?;
+        subscribed(&operator).await?;
         let mut client = Raw::connect(rig.broker.url(), "client", &shipped.password("client")?)?;
         let mut asked = 0;
         for target in FORBIDDEN {
@@ -271,7 +279,7 @@ async fn a_supervisor_does_what_operators_and_the_owners_of_jobs_ask_and_nobody_
         let before = StageName::ALL.map(|stage| rig.pids(stage));
         let operator = Bus::connect(rig.bus.config(), Role::Operator, SAYS).await?;
         let mut written = operator.client().subscribe("vidi.v1.control.*").await?;
-        operator.client().flush().await?;
+        subscribed(&operator).await?;
         let mut vision = Raw::connect(rig.broker.url(), "vision", &shipped.password("vision")?)?;
         for target in ["vidi.v1.control.unload", "vidi.v1.control.drain"] {
             asked_to_write_on(&mut vision, target)?;
