@@ -4,10 +4,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use protocol::error::ErrorKind;
+use protocol::error::{ErrorKind, StageName};
 use protocol::event::{Event, Finish, JobResult};
 use protocol::message::{JobId, JobRequest};
 use protocol::wire;
+use runtime::bus::{Stored, headers};
 use tests::harness::{Rig, Setup, brokers, checkpoint, terminal};
 use tests::media::{ffmpeg, video};
 
@@ -271,6 +272,32 @@ async fn clients_may_speak_json_submit_twice_and_come_late() -> anyhow::Result<(
     rig.bus.client().publish(rig.bus.subjects().jobs(), wrong.to_string().into()).await?;
     ensure!(error_kind(&rig.events(&JobId::new("wrong")?).await?)? == ErrorKind::BadRequest);
     oddly_written(&rig, &clip).await
+}
+
+/// As where a job's first owner and the broker, with what it kept in memory, were killed together: the new owner's request to
+/// stage-decode has the id of the first one's.
+#[tokio::test(flavor = "multi_thread")]
+async fn work_that_was_lost_before_a_new_owner_asked_for_it_is_asked_for_again() -> anyhow::Result<()> {
+    let set = vec!["bus.worker_patience_s=600".to_owned()];
+    let rig = Rig::start(Setup { set, ..Setup::default() }).await?;
+    let clip = rig.media().join("clip.mp4");
+    video(&clip, 3)?;
+    // stage-decode takes this message for another job's, and drops it: the broker knows its id, and nothing comes of it.
+    let other = JobId::new("other")?;
+    let (subject, id) = (rig.bus.subjects().input(StageName::Decode, &other), "taken-over/decode/0");
+    let wanted = std::future::pending();
+    let stored = rig.bus.store(subject, id, &headers(&other), "no request".into(), wanted).await;
+    ensure!(matches!(stored, Ok(Stored::Now)), "{stored:?}");
+    let since = Instant::now();
+    while rig.bus.is_on_its_way(&other, 0).await {
+        ensure!(since.elapsed() < SOON, "the message is not dropped; {}", rig.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let events = tokio::time::timeout(SOON, rig.answer(&request("taken-over", &clip, "a dog"))).await;
+    let events = events.with_context(|| rig.log())??;
+    ensure!(!result(&events)?.token_ids.is_empty());
+    ensure!(rig.log().contains("what is missing is asked for again"), "{}", rig.log());
+    Ok(())
 }
 
 /// JSON as editors, shells and other languages write it: what can be read is answered, and of the rest it is told what is

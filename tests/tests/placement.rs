@@ -162,9 +162,8 @@ async fn a_job_that_does_not_fit_beside_the_encoders_has_them_leave_its_device_a
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_whose_tokens_the_broker_lost_before_it_had_the_device_begins_anew() -> anyhow::Result<()> {
-    // Every frame is a message. Patience ends only where the broker still knows the first request to stage-decode after its restart:
-    // it then takes that of the new beginning for the same one.
-    let further = ["bus.data_storage=memory", "bus.worker_patience_s=40", "decode.batch_frames=1"].map(str::to_owned);
+    // Every frame is a message, and patience has no end.
+    let further = ["bus.data_storage=memory", "bus.worker_patience_s=600", "decode.batch_frames=1"].map(str::to_owned);
     let set = [&capped(tight(&further)?), further.as_slice()].concat();
     let mut rig = Rig::start(Setup { place: "vision=cpu,cpu".to_owned(), set, ..Setup::default() }).await?;
     vision_until(&rig, |seen| seen.len() == 2).await?;

@@ -114,5 +114,5 @@ async fn settle(sending: &mut JoinSet<Result<(), Stop>>, left: usize, played: &m
 }
 
 async fn store(bus: Bus, p: Publication, mut shutdown: Shutdown) -> Result<(), Stop> {
-    bus.store(p.subject, &p.message_id, &headers(&p.job), p.body, begun(&mut shutdown)).await
+    bus.store(p.subject, &p.message_id, &headers(&p.job), p.body, begun(&mut shutdown)).await.map(drop)
 }

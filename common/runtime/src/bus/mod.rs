@@ -33,5 +33,6 @@ mod tries;
 pub use error::{BusError, BusErrorKind};
 pub use handle::Bus;
 pub use headers::{Attempt, FencingToken, headers, job_of};
+pub use publish::Stored;
 pub use queue::WorkQueue;
 pub use role::Role;

@@ -10,6 +10,15 @@ use super::handle::Bus;
 use super::tries::{Tries, Trouble};
 use protocol::stage::Stop;
 
+/// When the broker stored a message that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// Now.
+    Now,
+    /// Before: it knew the message's id, and dropped this one. What it stored then may have been taken since.
+    Before,
+}
+
 impl Bus {
     /// Stores one message, with the [headers](super::headers) of its job, and returns when the broker has it. A full
     /// stream, or a broker that is away, is tried again until it works, or until `unwanted` is over: then nobody wants
@@ -25,7 +34,7 @@ impl Bus {
         headers: &HeaderMap,
         body: Bytes,
         unwanted: impl Future<Output = ()>,
-    ) -> Result<(), Stop> {
+    ) -> Result<Stored, Stop> {
         tokio::pin!(unwanted);
         if unwanted.as_mut().now_or_never().is_some() {
             return Err(Stop::Cancelled);
@@ -37,7 +46,8 @@ impl Bus {
             let sent = async { self.outlet.send_publish(subject.clone(), publish).await?.await };
             let error = tokio::select! {
                 sent = sent => match sent {
-                    Ok(_) => return Ok(()),
+                    Ok(ack) if ack.duplicate => return Ok(Stored::Before),
+                    Ok(_) => return Ok(Stored::Now),
                     Err(error) => error,
                 },
                 // What it had to say is lost with the connection. The next one is behind this one, and a duplicate if it was stored:

@@ -251,7 +251,7 @@ impl BusPort {
                 };
                 let stored = bus.store(subject, &id, &headers, Bytes::from(body), unwanted).await;
                 drop(share);
-                stored
+                stored.map(drop)
             }));
         }
         self.reporter.add(output);

@@ -203,8 +203,8 @@ impl JobPort for OwnerPort {
         self.reserve_capacity(&request.plan)?;
         self.state.progress().expect(&request.plan);
         self.work = Some(self.wait(Work::look(&self.bus)));
-        self.send_request(&request, Attempt::default())?;
-        self.asked = Some(Asked::new(request));
+        let stored = self.send_request(&request, Attempt::default())?;
+        self.asked = Some(Asked::new(request, stored));
         Ok(())
     }
 

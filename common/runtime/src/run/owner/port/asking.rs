@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::OwnerPort;
-use crate::bus::Attempt;
+use crate::bus::{Attempt, Stored};
 use crate::run::owner::asked::Asked;
 use crate::run::owner::capacity::{self, Waited};
 use crate::run::owner::lost::Lost;
@@ -20,7 +20,8 @@ use protocol::wire;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 impl OwnerPort {
-    /// Asks for what is missing again where the broker has [lost](crate::run::owner::lost) work on the job.
+    /// Asks for what is missing again where the broker has [lost](crate::run::owner::lost) work on the job, also before this
+    /// owner's time.
     pub(super) fn check_losses(&mut self) -> Result<(), Stop> {
         let Some(mut work) = self.work.take() else { return Ok(()) };
         let lost = self.wait(work.lost(&self.bus));
@@ -32,7 +33,7 @@ impl OwnerPort {
         // With the encoders away no work is on its way any more; but tokens that had come were left in the stream until then.
         let is_missed = match self.alone {
             true => self.lost_tokens && !self.wait(self.bus.is_on_its_way(&self.job, self.shown)),
-            false => lost != Lost::Nothing,
+            false => lost != Lost::Nothing || self.has_inherited_nothing(),
         };
         if !is_missed {
             return Ok(());
@@ -40,6 +41,16 @@ impl OwnerPort {
         let Some(asked) = &mut self.asked else { return Ok(()) };
         let again = asked.repeat(&self.came, self.token);
         self.ask_again(again, "the broker has lost work on the job")
+    }
+
+    /// Whether the request is an earlier owner's and nothing is on its way of what is missing, as far as one look every
+    /// [`LOOK_EVERY`] shows.
+    fn has_inherited_nothing(&mut self) -> bool {
+        if !self.asked.as_ref().is_some_and(Asked::is_inherited) || self.looked.elapsed() < LOOK_EVERY {
+            return false;
+        }
+        self.looked = Instant::now();
+        !self.wait(self.bus.is_on_its_way(&self.job, self.shown))
     }
 
     /// Asks for what is missing again. Where the encoders have left the GPU to the job, nobody would make it: then the job begins
@@ -50,7 +61,7 @@ impl OwnerPort {
         }
         tracing::warn!(segment = ?request.segment, "{why}: what is missing is asked for again");
         self.state.progress().note_heartbeat();
-        self.send_request(&request, attempt)
+        self.send_request(&request, attempt).map(drop)
     }
 
     /// Once nothing was heard of the job's work for too long, asks for what is missing again. Fails when nothing is heard for
@@ -98,7 +109,7 @@ impl OwnerPort {
         ))
     }
 
-    pub(super) fn send_request(&self, request: &DecodeRequest, attempt: Attempt) -> Result<(), Stop> {
+    pub(super) fn send_request(&self, request: &DecodeRequest, attempt: Attempt) -> Result<Stored, Stop> {
         let subject = self.bus.subjects().input(StageName::Decode, &self.job);
         let id = attempt.id(format!("{}/decode/{}", self.job, request.segment.first_frame));
         let body = Bytes::from(wire::encode(request));
