@@ -23,6 +23,15 @@ struct Block {
         return sum;
     }
     static __device__ float largest(float x, float (&warps)[32]) { return block_largest(x, warps); }
+    // Both at once: threads wait for each other once.
+    static __device__ float2 sum_and_largest(float x, float y, float (&warps)[32], float (&others)[32]) {
+#pragma unroll
+        for (int step = 16; step > 0; step /= 2) y = fmaxf(y, __shfl_xor_sync(~0u, y, step));
+        if (threadIdx.x % 32 == 0) others[threadIdx.x / 32] = y;
+        x = sum(x, warps);
+        for (int w = 0; w < blockDim.x / 32; ++w) y = fmaxf(y, others[w]);
+        return {x, y};
+    }
 };
 
 struct Warp {
@@ -40,6 +49,9 @@ struct Warp {
 #pragma unroll
         for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
         return x;
+    }
+    static __device__ float2 sum_and_largest(float x, float y, float (&warps)[32], float (&others)[32]) {
+        return {sum(x, warps), largest(y, others)};
     }
 };
 
@@ -120,8 +132,7 @@ template <class T, class By> struct Outcome {
     __device__ bool wanted() const { return out != nullptr || bytes != nullptr; }
 
     __device__ void store(Share<T, By> &a, int columns, bool aligned) const {
-        const size_t row = size_t(By::row()) * columns;
-        if (out != nullptr) return a.store(out + row, columns, aligned);
+        if (out != nullptr) return a.store(out + size_t(By::row()) * columns, columns, aligned);
         __shared__ float warps[32];
         float largest = 0.f;
 #pragma unroll
@@ -132,7 +143,13 @@ template <class T, class By> struct Outcome {
 #pragma unroll
             for (int i = 0; i < a.N; ++i) largest = fmaxf(largest, fabsf(a.v[h][i]));
         }
-        const E4m3Scale scale(By::largest(largest, warps));
+        quantize(a, columns, By::largest(largest, warps));
+    }
+
+    // Stores a row of E4M3, rounded to T, whose largest value is known.
+    __device__ void quantize(Share<T, By> &a, int columns, float largest) const {
+        const size_t row = size_t(By::row()) * columns;
+        const E4m3Scale scale(largest);
 #pragma unroll
         for (int h = 0; h < a.HELD; ++h) {
             if (a.first(h) >= columns) continue;
@@ -147,31 +164,54 @@ template <class T, class By> struct Outcome {
     }
 };
 
-// out = x / sqrt(mean(x^2) + eps) * gain, the gain in f32, one rounding.
+// out = a / sqrt(mean(a^2) + eps) * gains, the gains in f32, one rounding. A row's largest value in E4M3 is searched for while its
+// squares are summed: the norm's factor comes later, to the same within two roundings of f32.
 template <class T, class By>
-__device__ void rms_norm(const T *x, const float *gain, Outcome<T, By> out, int columns, float eps, bool aligned) {
-    __shared__ float warps[32];
-    using A = Share<T, By>;
-    const typename A::Same packs(x + size_t(By::row()) * columns, columns, aligned);
-    const typename A::Single gains(gain, columns, aligned);
-    A a;
-    a.take(packs);
-    const float inverse = 1.f / sqrtf(By::sum(a.squares(), warps) / columns + eps);
+__device__ void store_rms_norm(Share<T, By> &a, const typename Share<T, By>::Single &gains, const Outcome<T, By> &out,
+                               int columns, float eps, bool aligned) {
+    __shared__ float warps[32], others[32];
+    const bool quantized = out.out == nullptr;
+    float largest = 0.f;
+    if (quantized) {
+#pragma unroll
+        for (int h = 0; h < a.HELD; ++h) {
+            float g[a.N];
+            gains.get(g, h);
+#pragma unroll
+            for (int i = 0; i < a.N; ++i) largest = fmaxf(largest, fabsf(a.v[h][i] * g[i]));
+        }
+    }
+    const float2 both = quantized ? By::sum_and_largest(a.squares(), largest, warps, others)
+                                  : make_float2(By::sum(a.squares(), warps), 0.f);
+    const float inverse = 1.f / sqrtf(both.x / columns + eps);
 #pragma unroll
     for (int h = 0; h < a.HELD; ++h) {
         float g[a.N];
         gains.get(g, h);
 #pragma unroll
         for (int i = 0; i < a.N; ++i) a.v[h][i] = a.v[h][i] * inverse * g[i];
+        if (quantized) round_all<T>(a.v[h]);
     }
-    out.store(a, columns, aligned);
+    if (quantized) out.quantize(a, columns, rounded<T>(both.y * inverse));
+    else out.store(a, columns, aligned);
+}
+
+// out = rms_norm(x, gain).
+template <class T, class By>
+__device__ void rms_norm(const T *x, const float *gain, Outcome<T, By> out, int columns, float eps, bool aligned) {
+    using A = Share<T, By>;
+    const typename A::Same packs(x + size_t(By::row()) * columns, columns, aligned);
+    const typename A::Single gains(gain, columns, aligned);
+    A a;
+    a.take(packs);
+    store_rms_norm(a, gains, out, columns, eps, aligned);
 }
 
 // x += rms_norm(y, gain), the norm rounded before the sum; and if there is an out: out = rms_norm(x, next_gain).
 template <class T, class By>
 __device__ void add_rms_norm(T *x, const T *y, const float *gain, const float *next_gain, Outcome<T, By> out, int columns,
                              float eps, bool aligned) {
-    __shared__ float warps[32], next_warps[32];
+    __shared__ float warps[32];
     const size_t row = size_t(By::row()) * columns;
     using A = Share<T, By>;
     const typename A::Same y_packs(y + row, columns, aligned), x_packs(x + row, columns, aligned);
@@ -193,23 +233,13 @@ __device__ void add_rms_norm(T *x, const T *y, const float *gain, const float *n
     }
     a.store(x + row, columns, aligned);
     if (!out.wanted()) return;
-    const typename A::Single next_gains(next_gain, columns, aligned);
-    const float next_inverse = 1.f / sqrtf(By::sum(a.squares(), next_warps) / columns + eps);
-#pragma unroll
-    for (int h = 0; h < a.HELD; ++h) {
-        float g[a.N];
-        next_gains.get(g, h);
-#pragma unroll
-        for (int i = 0; i < a.N; ++i) a.v[h][i] = a.v[h][i] * next_inverse * g[i];
-    }
-    out.store(a, columns, aligned);
+    store_rms_norm(a, typename A::Single(next_gain, columns, aligned), out, columns, eps, aligned);
 }
 
 // x += y, rounded; then out = rms_norm(x, gain): where no norm stands between a part of a layer and the residual stream.
 template <class T, class By>
 __device__ void add_then_rms_norm(T *x, const T *y, const float *gain, Outcome<T, By> out, int columns, float eps,
                                   bool aligned) {
-    __shared__ float warps[32];
     const size_t row = size_t(By::row()) * columns;
     using A = Share<T, By>;
     const typename A::Same y_packs(y + row, columns, aligned), x_packs(x + row, columns, aligned);
@@ -225,15 +255,7 @@ __device__ void add_then_rms_norm(T *x, const T *y, const float *gain, Outcome<T
         round_all<T>(a.v[h]);
     }
     a.store(x + row, columns, aligned);
-    const float inverse = 1.f / sqrtf(By::sum(a.squares(), warps) / columns + eps);
-#pragma unroll
-    for (int h = 0; h < a.HELD; ++h) {
-        float g[a.N];
-        gains.get(g, h);
-#pragma unroll
-        for (int i = 0; i < a.N; ++i) a.v[h][i] = a.v[h][i] * inverse * g[i];
-    }
-    out.store(a, columns, aligned);
+    store_rms_norm(a, gains, out, columns, eps, aligned);
 }
 
 // out = rms(x) rounded, then times the weight, if any, rounded again.

@@ -213,13 +213,17 @@ impl Mlp {
         Ok(Mlp { gate_up_proj, down_proj, activation: c.activation(), kept: [kept_gate_up, kept_down] })
     }
 
-    fn forward(&self, x: &Rows, products: MediaProducts, dtype: DType) -> Result<Tensor> {
-        let [gate_up, down] = &self.kept;
-        let whole = |layer: &WeightMatrix, kept: &Option<E4m3Rows>, x: &Rows| {
-            layer.times(x, kept.as_ref(), 0..layer.dims()?.0, dtype)
+    fn forward(&self, x: &Rows, dtype: DType) -> Result<Tensor> {
+        let [kept_gate_up, kept_down] = &self.kept;
+        let activated = match x {
+            Rows::Dense(x) => Rows::Dense(kernels::glu(&self.gate_up_proj.forward(x)?, self.activation)?),
+            Rows::E4m3(x) => {
+                let weight = self.gate_up_proj.kept_or_e4m3(kept_gate_up.as_ref())?;
+                Rows::E4m3(E4m3Rows::glu(x.product(&weight, None, dtype)?, self.activation)?)
+            }
         };
-        let gate_up = whole(&self.gate_up_proj, gate_up, x)?;
-        whole(&self.down_proj, down, &Rows::glu(&gate_up, self.activation, products)?) // [n, D]
+        let outputs = 0..self.down_proj.dims()?.0;
+        self.down_proj.times(&activated, kept_down.as_ref(), outputs, dtype) // [n, D]
     }
 }
 
@@ -283,6 +287,6 @@ impl DecoderLayer {
     /// Output of the feed-forward part, once attention's output is added to the stream `x`, in place.
     fn feed_forward(&self, x: &Tensor, attended: &Tensor, products: MediaProducts) -> Result<Tensor> {
         let normed = self.after_attention.add_then(x, attended, &self.feed_forward_norm, products)?;
-        self.mlp.forward(&normed, products, x.dtype())
+        self.mlp.forward(&normed, x.dtype())
     }
 }

@@ -175,15 +175,9 @@ impl Bench<'_> {
 
     fn decoder_e4m3(&mut self) -> Result<()> {
         let ((n, d, m), size, dtype) = (DECODER, self.size, self.dtype);
-        let (x, gate_up) = (self.random(&[n, d])?, self.random(&[n, 2 * m])?);
+        let x = self.random(&[n, d])?;
         let bytes = n * d * (size + 1);
         self.time("decoder: 8192 x 3584 to E4M3", Work::Bytes(bytes), &|| E4m3Rows::quantize(&x).map(drop))?;
-        let bytes = n * m * (2 * size + 1);
-        for (name, activation) in [("geglu", Activation::GeluTanh), ("swiglu", Activation::Silu)] {
-            let name = format!("decoder: {name} 8192 x 2 x 14336 to E4M3");
-            self.time(&name, Work::Bytes(bytes), &|| E4m3Rows::glu(&gate_up, activation).map(drop))?;
-        }
-        drop(gate_up);
         let matrix = (self.random(&[2 * m, d])? * 0.02)?;
         let bytes = 2 * m * d * (size + 1);
         self.time("decoder: weights 28672 x 3584 to E4M3", Work::Bytes(bytes), &|| {
@@ -193,8 +187,16 @@ impl Bench<'_> {
         let work = || Work::Operations(2 * n * d * 2 * m);
         self.time("decoder: 8192 x 3584 by 28672, E4M3", work(), &|| rows.matmul(&weight, None, dtype).map(drop))?;
         self.time("decoder: the same, scaled apart", work(), &|| {
-            rows.matmul_scaled_apart(&weight, None, dtype).map(drop)
+            rows.product_scaled_apart(&weight, None, dtype)?.finished().map(drop)
         })?;
+        for (name, activation) in [("geglu", Activation::GeluTanh), ("swiglu", Activation::Silu)] {
+            self.time(&format!("decoder: the same and {name} to E4M3"), work(), &|| {
+                E4m3Rows::glu(rows.product(&weight, None, dtype)?, activation).map(drop)
+            })?;
+            self.time(&format!("decoder: the same, scaled by {name}"), work(), &|| {
+                E4m3Rows::glu(rows.product_scaled_apart(&weight, None, dtype)?, activation).map(drop)
+            })?;
+        }
         self.time("decoder: the same, 16 bit", work(), &|| x.matmul(&matrix.t()?).map(drop))?;
         Ok(())
     }
@@ -228,20 +230,27 @@ impl Bench<'_> {
         self.time(&format!("{tower}: bias and gelu {batch} x {rows} x {inner}"), Work::Bytes(bytes), &|| {
             gelu(&hidden, &hidden_bias)
         })?;
-        self.time(&format!("{tower}: gelu {batch} x {rows} x {inner} to E4M3"), Work::Bytes(bytes * 3 / 4), &|| {
-            let hidden = hidden.flatten_to(1)?;
-            match tower {
-                "SigLIP" => E4m3Rows::gelu_tanh(&hidden, &hidden_bias),
-                _ => E4m3Rows::gelu_erf(&hidden, &hidden_bias),
-            }
-            .map(drop)
-        })?;
         let (flat, wide) = (self.random(&[batch * rows, width])?, (self.random(&[inner, width])? * 0.02)?);
         let work = || Work::Operations(2 * batch * rows * width * inner);
         self.time(&format!("{tower}: fc1 {batch} x {rows}"), work(), &|| flat.matmul(&wide.t()?).map(drop))?;
         self.time(&format!("{tower}: fc1 with its bias"), work(), &|| linear(&flat, &wide, &hidden_bias).map(drop))?;
         self.time(&format!("{tower}: fc1 with bias and gelu"), work(), &|| {
             linear_gelu_tanh(&flat, &wide, &hidden_bias).map(drop)
+        })?;
+        let (flat, wide) = (E4m3Rows::quantize(&flat)?, E4m3Rows::quantize(&wide)?);
+        let dtype = self.dtype;
+        self.time(&format!("{tower}: fc1 with its bias, E4M3"), work(), &|| {
+            flat.matmul(&wide, Some(&hidden_bias), dtype).map(drop)
+        })?;
+        let activated = |product| match tower {
+            "SigLIP" => E4m3Rows::gelu_tanh(product),
+            _ => E4m3Rows::gelu_erf(product),
+        };
+        self.time(&format!("{tower}: the same and gelu to E4M3"), work(), &|| {
+            activated(flat.product(&wide, Some(&hidden_bias), dtype)?).map(drop)
+        })?;
+        self.time(&format!("{tower}: the same, scaled by gelu"), work(), &|| {
+            activated(flat.product_scaled_apart(&wide, Some(&hidden_bias), dtype)?).map(drop)
         })?;
         Ok(())
     }

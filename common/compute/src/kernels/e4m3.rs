@@ -6,13 +6,16 @@ mod code;
 mod convert;
 #[cfg(feature = "cuda")]
 pub mod gpu;
+mod product;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::pointwise::{Activation, bias_add, bias_gelu_erf, bias_gelu_tanh, glu};
+use super::pointwise::{Activation, bias_add, gelu_erf, gelu_tanh, glu};
 pub use code::{ALIGNMENT, LARGEST};
 use code::{bytes_of, number, row_bytes};
 use convert::{Source, ToE4m3};
+use product::Left;
+pub use product::Product;
 
 /// A matrix `[n, k]` of E4M3 with f32 scales `[n]`: a row is its numbers times its scale.
 #[derive(Clone, Debug)]
@@ -54,50 +57,48 @@ impl E4m3Rows {
         Self::from_bytes(Tensor::from_slice(&bytes, bytes.len(), device)?, rows, columns)
     }
 
-    /// Quantizes [`glu`] of rows `[n, 2 k]`.
+    /// Quantizes [`glu`] of an outcome `[n, 2 k]`.
     ///
     /// # Errors
     /// As [`quantize`](Self::quantize).
-    pub fn glu(gate_up: &Tensor, activation: Activation) -> Result<Self> {
-        Self::new(gate_up, None, Source::Glu(activation))
+    pub fn glu(gate_up: Product<'_>, activation: Activation) -> Result<Self> {
+        Self::new(&gate_up.y, gate_up.left, Source::Glu(activation))
     }
 
-    /// Quantizes what [`bias_gelu_tanh`] makes of rows `[n, k]`, which may or may not be overwritten.
+    /// Quantizes [`gelu_tanh`] of an outcome `[n, k]`.
     ///
     /// # Errors
     /// As [`quantize`](Self::quantize).
-    pub fn gelu_tanh(x: &Tensor, bias: &Tensor) -> Result<Self> {
-        Self::new(x, Some(bias), Source::GeluTanh)
+    pub fn gelu_tanh(x: Product<'_>) -> Result<Self> {
+        Self::new(&x.y, x.left, Source::GeluTanh)
     }
 
-    /// Quantizes what [`bias_gelu_erf`] makes of rows `[n, k]`, which may or may not be overwritten.
+    /// Quantizes [`gelu_erf`] of an outcome `[n, k]`.
     ///
     /// # Errors
     /// As [`quantize`](Self::quantize).
-    pub fn gelu_erf(x: &Tensor, bias: &Tensor) -> Result<Self> {
-        Self::new(x, Some(bias), Source::GeluErf)
+    pub fn gelu_erf(x: Product<'_>) -> Result<Self> {
+        Self::new(&x.y, x.left, Source::GeluErf)
     }
 
-    fn new(x: &Tensor, bias: Option<&Tensor>, source: Source) -> Result<Self> {
+    fn new(x: &Tensor, left: Option<Left<'_>>, source: Source) -> Result<Self> {
         let (rows, width) = x.dims2()?;
         let columns = source.columns(width);
         if !width.is_multiple_of(ALIGNMENT) || !columns.is_multiple_of(ALIGNMENT) {
             candle_core::bail!("E4M3 rows have multiples of {ALIGNMENT} columns, not {columns} of {x:?}");
         }
-        if let Some(bias) = bias {
-            super::real::expect(bias, columns, x.dtype(), "a bias")?;
-        }
         if x.device().is_cpu() {
             let x = x.contiguous()?;
-            let made = match (source, bias) {
-                (Source::Glu(activation), _) => glu(&x, activation)?,
-                (Source::GeluTanh, Some(bias)) => bias_gelu_tanh(&x, bias).map(|()| x)?,
-                (Source::GeluErf, Some(bias)) => bias_gelu_erf(&x, bias).map(|()| x)?,
-                _ => x,
+            let made = match source {
+                Source::Rows => x,
+                Source::Glu(activation) => glu(&x, activation)?,
+                // In place: the outcome is its owner's last.
+                Source::GeluTanh => gelu_tanh(&x).map(|()| x)?,
+                Source::GeluErf => gelu_erf(&x).map(|()| x)?,
             };
             return Self::on_cpu(&made.to_dtype(DType::F32)?);
         }
-        let numbers = x.apply_op1_no_bwd(&ToE4m3 { bias, source })?;
+        let numbers = x.apply_op1_no_bwd(&ToE4m3 { left, source })?;
         Ok(E4m3Rows { rows, columns, numbers, scales: None })
     }
 
@@ -160,18 +161,37 @@ impl E4m3Rows {
     /// # Errors
     /// Shapes that do not fit; a GPU that does not multiply E4M3 (one before Ada, sm_89); the device's.
     pub fn matmul(&self, weight: &E4m3Rows, bias: Option<&Tensor>, dtype: DType) -> Result<Tensor> {
-        self.multiplied(weight, bias, dtype, true)
+        self.product(weight, bias, dtype)?.finished()
     }
 
-    /// The same, scales and bias applied by kernels after the matmul, as on GPUs for which cuBLASLt does not do it.
+    /// [`matmul`](Self::matmul) whose outcome goes through an activation into E4M3.
     ///
     /// # Errors
     /// As [`matmul`](Self::matmul).
-    pub fn matmul_scaled_apart(&self, weight: &E4m3Rows, bias: Option<&Tensor>, dtype: DType) -> Result<Tensor> {
+    pub fn product<'a>(&'a self, weight: &'a E4m3Rows, bias: Option<&'a Tensor>, dtype: DType) -> Result<Product<'a>> {
+        self.multiplied(weight, bias, dtype, true)
+    }
+
+    /// [`product`](Self::product) as on GPUs for which cuBLASLt does not apply scales and bias.
+    ///
+    /// # Errors
+    /// As [`matmul`](Self::matmul).
+    pub fn product_scaled_apart<'a>(
+        &'a self,
+        weight: &'a E4m3Rows,
+        bias: Option<&'a Tensor>,
+        dtype: DType,
+    ) -> Result<Product<'a>> {
         self.multiplied(weight, bias, dtype, false)
     }
 
-    fn multiplied(&self, weight: &E4m3Rows, bias: Option<&Tensor>, dtype: DType, by_library: bool) -> Result<Tensor> {
+    fn multiplied<'a>(
+        &'a self,
+        weight: &'a E4m3Rows,
+        bias: Option<&'a Tensor>,
+        dtype: DType,
+        by_library: bool,
+    ) -> Result<Product<'a>> {
         if self.columns != weight.columns {
             candle_core::bail!("E4M3 rows of {} by a matrix of {}", self.columns, weight.columns);
         }
@@ -181,10 +201,13 @@ impl E4m3Rows {
         if self.scales.is_some() {
             let y = self.expanded()?.matmul(&weight.expanded()?.t()?)?.to_dtype(dtype)?;
             bias.map_or(Ok(()), |bias| bias_add(&y, bias))?;
-            return Ok(y);
+            return Ok(Product { y, left: None });
         }
         #[cfg(feature = "cuda")]
-        return gpu::matmul_rows(self.stored(), weight.stored(), bias, dtype, by_library);
+        {
+            let (y, finished) = gpu::matmul_rows(self.stored(), weight.stored(), bias, dtype, by_library)?;
+            Ok(Product { y, left: (!finished).then_some(Left { x: self, weight, bias }) })
+        }
         #[cfg(not(feature = "cuda"))]
         candle_core::bail!("E4M3 on a device that this program was built without (scaled by the library: {by_library})")
     }
@@ -245,17 +268,21 @@ mod tests {
     #[test]
     fn activated_rows_are_those_of_the_activation() -> Result<()> {
         let draws = Draws::default();
-        let (x, bias) = (draws.normal(&[3, 64])?.to_dtype(DType::BF16)?, draws.normal(&[64])?.to_dtype(DType::BF16)?);
-        let activated = |op: fn(&Tensor, &Tensor) -> Result<()>| -> Result<Tensor> {
-            let y = x.copy()?;
-            op(&y, &bias)?;
+        let bf16 = |shape: &[usize]| draws.normal(shape)?.to_dtype(DType::BF16);
+        let (x, weight) = (E4m3Rows::quantize(&bf16(&[3, 32])?)?, E4m3Rows::quantize(&bf16(&[64, 32])?)?);
+        let bias = bf16(&[64])?;
+        let product = |bias| x.product(&weight, bias, DType::BF16);
+        let activated = |op: fn(&Tensor) -> Result<()>| -> Result<Tensor> {
+            let y = x.matmul(&weight, Some(&bias), DType::BF16)?;
+            op(&y)?;
             Ok(y)
         };
+        let plain = x.matmul(&weight, None, DType::BF16)?;
         for (got, want) in [
-            (E4m3Rows::glu(&x, Activation::GeluTanh)?, glu(&x, Activation::GeluTanh)?),
-            (E4m3Rows::glu(&x, Activation::Silu)?, glu(&x, Activation::Silu)?),
-            (E4m3Rows::gelu_tanh(&x.copy()?, &bias)?, activated(bias_gelu_tanh)?),
-            (E4m3Rows::gelu_erf(&x.copy()?, &bias)?, activated(bias_gelu_erf)?),
+            (E4m3Rows::glu(product(None)?, Activation::GeluTanh)?, glu(&plain, Activation::GeluTanh)?),
+            (E4m3Rows::glu(product(None)?, Activation::Silu)?, glu(&plain, Activation::Silu)?),
+            (E4m3Rows::gelu_tanh(product(Some(&bias))?)?, activated(gelu_tanh)?),
+            (E4m3Rows::gelu_erf(product(Some(&bias))?)?, activated(gelu_erf)?),
         ] {
             assert_eq!(got.expanded()?.to_vec2::<f32>()?, E4m3Rows::quantize(&want)?.expanded()?.to_vec2::<f32>()?);
         }

@@ -32,7 +32,7 @@ mod workspace;
 
 pub use add_norm::{add_rms_norm, add_rms_norm_then, add_then_rms_norm, residual_add};
 pub use attention::attention;
-pub use e4m3::E4m3Rows;
+pub use e4m3::{E4m3Rows, Product};
 pub use few_rows::few_rows;
 pub use linear::{linear, linear_gelu_tanh, linear_in_stretches};
 pub use norm::{LayerNorm, layer_norm, rms, rms_norm, rms_norm_rows};

@@ -3,7 +3,6 @@
 use candle_core::{Result, Tensor};
 
 use super::e4m3::E4m3Rows;
-use super::pointwise::{Activation, glu};
 use config::MediaProducts;
 
 /// Rows `[n, k]`, ready to be multiplied.
@@ -24,17 +23,6 @@ impl Rows {
         Ok(match products {
             MediaProducts::Dense => Rows::Dense(x.contiguous()?),
             MediaProducts::Fp8 => Rows::E4m3(E4m3Rows::quantize(x)?),
-        })
-    }
-
-    /// [`glu`] of `gate_up` `[n, 2 k]`.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    pub fn glu(gate_up: &Tensor, activation: Activation, products: MediaProducts) -> Result<Self> {
-        Ok(match products {
-            MediaProducts::Dense => Rows::Dense(glu(gate_up, activation)?),
-            MediaProducts::Fp8 => Rows::E4m3(E4m3Rows::glu(gate_up, activation)?),
         })
     }
 

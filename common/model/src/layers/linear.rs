@@ -72,7 +72,7 @@ impl Linear {
         match (x, &self.weight) {
             (Rows::Dense(x), Weight::Dense(weight)) => x.matmul(&weight.t()?),
             (Rows::E4m3(x), Weight::E4m3(weight)) => x.matmul(weight, None, self.bias.dtype()),
-            _ => candle_core::bail!("matmul: rows and weights of different kinds. This is a bug."),
+            _ => Err(other_kind()),
         }
     }
 
@@ -84,7 +84,7 @@ impl Linear {
         match (x, &self.weight) {
             (Rows::Dense(x), Weight::Dense(weight)) => kernels::linear(x, weight, &self.bias),
             (Rows::E4m3(x), Weight::E4m3(weight)) => x.matmul(weight, Some(&self.bias), self.bias.dtype()),
-            _ => candle_core::bail!("matmul: rows and weights of different kinds. This is a bug."),
+            _ => Err(other_kind()),
         }
     }
 
@@ -141,18 +141,30 @@ impl FeedForward {
     /// # Errors
     /// The device's.
     pub fn forward(&self, x: &Rows) -> Result<Tensor> {
-        let FeedForward { fc1, fc2, gelu } = self;
-        if let (Rows::Dense(x), Weight::Dense(weight), Gelu::Tanh) = (x, &fc1.weight, gelu) {
-            return fc2.matmul(&Rows::Dense(kernels::linear_gelu_tanh(x, weight, &fc1.bias)?));
-        }
-        let h = fc1.matmul(x)?; // [n, inner]
-        fc2.matmul(&match (fc2.products(), gelu) {
-            (MediaProducts::Fp8, Gelu::Exact) => Rows::E4m3(E4m3Rows::gelu_erf(&h, &fc1.bias)?),
-            (MediaProducts::Fp8, Gelu::Tanh) => Rows::E4m3(E4m3Rows::gelu_tanh(&h, &fc1.bias)?),
-            (MediaProducts::Dense, Gelu::Exact) => Rows::Dense(kernels::bias_gelu_erf(&h, &fc1.bias).map(|()| h)?),
-            (MediaProducts::Dense, Gelu::Tanh) => Rows::Dense(kernels::bias_gelu_tanh(&h, &fc1.bias).map(|()| h)?),
+        let FeedForward { fc1: Linear { weight, bias }, fc2, gelu } = self;
+        fc2.matmul(&match (x, weight, gelu) {
+            (Rows::Dense(x), Weight::Dense(weight), Gelu::Tanh) => {
+                Rows::Dense(kernels::linear_gelu_tanh(x, weight, bias)?)
+            }
+            (Rows::Dense(x), Weight::Dense(weight), Gelu::Exact) => {
+                let h = x.matmul(&weight.t()?)?; // [n, inner]
+                Rows::Dense(kernels::bias_gelu_erf(&h, bias).map(|()| h)?)
+            }
+            (Rows::E4m3(x), Weight::E4m3(weight), gelu) => {
+                let h = x.product(weight, Some(bias), bias.dtype())?; // [n, inner]
+                Rows::E4m3(match gelu {
+                    Gelu::Tanh => E4m3Rows::gelu_tanh(h)?,
+                    Gelu::Exact => E4m3Rows::gelu_erf(h)?,
+                })
+            }
+            _ => return Err(other_kind()),
         })
     }
+}
+
+/// Error where rows are made ready for another kind of weights.
+fn other_kind() -> candle_core::Error {
+    candle_core::Error::msg("matmul: rows and weights of different kinds. This is a bug.")
 }
 
 #[cfg(test)]

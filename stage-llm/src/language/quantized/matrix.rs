@@ -1,5 +1,6 @@
 //! Weights of linear layers and embeddings, dense or in blocks.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor};
@@ -103,6 +104,17 @@ impl WeightMatrix {
             (Rows::Dense(x), _) => self.forward_rows(x, outputs),
             (Rows::E4m3(x), Some(kept)) => x.matmul(kept, None, dtype),
             (Rows::E4m3(x), None) => x.matmul(&self.e4m3(outputs)?, None, dtype),
+        }
+    }
+
+    /// All rows in E4M3: those that are kept, or what is made for one matmul.
+    ///
+    /// # Errors
+    /// As [`e4m3`](Self::e4m3).
+    pub fn kept_or_e4m3<'a>(&self, kept: Option<&'a E4m3Rows>) -> Result<Cow<'a, E4m3Rows>> {
+        match kept {
+            Some(kept) => Ok(Cow::Borrowed(kept)),
+            None => self.e4m3(0..self.dims()?.0).map(Cow::Owned),
         }
     }
 

@@ -5,8 +5,8 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::difference::Difference;
 use crate::kernels::{
     Activation, E4m3Rows, LayerNorm, Rows, add_positions, add_rms_norm, add_rms_norm_then, add_then_rms_norm,
-    attention, bias_add, bias_gelu_erf, bias_gelu_tanh, glu, layer_norm, linear, linear_gelu_tanh, patchify, pool,
-    residual_add, rms, rms_norm, rms_norm_rows,
+    attention, bias_add, bias_gelu_erf, bias_gelu_tanh, gelu_erf, gelu_tanh, glu, layer_norm, linear, linear_gelu_tanh,
+    patchify, pool, residual_add, rms, rms_norm, rms_norm_rows,
 };
 use crate::random::Draws;
 use config::MediaProducts;
@@ -155,18 +155,33 @@ impl Case<'_> {
         })
     }
 
+    /// Matmuls and their activations, scaled by the library and apart, beside the device's own matmul, activation and quantization one
+    /// after the other. The outcome of a matmul is bf16 alone.
     pub fn e4m3_of_activations(&self) -> Result<Difference> {
-        self.over_e4m3_widths(|n, d| {
-            self.compare(&[self.random(&[n, 2 * d])?, self.random(&[n, d])?, self.random(&[d])?], |x| {
-                let rows = [
-                    E4m3Rows::glu(&x[0], Activation::GeluTanh)?,
-                    E4m3Rows::glu(&x[0], Activation::Silu)?,
-                    E4m3Rows::gelu_tanh(&x[1].copy()?, &x[2])?,
-                    E4m3Rows::gelu_erf(&x[1].copy()?, &x[2])?,
-                ];
-                rows.iter().map(E4m3Rows::expanded).collect()
-            })
-        })
+        let mut worst = Difference::default();
+        for (n, k, d) in [(5, 64, 3584), (2, 3584, 4304), (3, 1152, 14336), (7, 16, 16)] {
+            let rows = |shape: &[usize]| E4m3Rows::quantize(&self.random(shape)?.to_device(self.device)?);
+            let (x, wide, narrow) = (rows(&[n, k])?, rows(&[2 * d, k])?, rows(&[d, k])?);
+            let bias = (self.random(&[d])? * 50.0)?.to_device(self.device)?;
+            let mut compare = |got: E4m3Rows, want: &Tensor| -> Result<()> {
+                let want = E4m3Rows::quantize(want)?.expanded()?;
+                worst = worst.or(Difference::between(&got.expanded()?, &want)?);
+                Ok(())
+            };
+            for product in [E4m3Rows::product, E4m3Rows::product_scaled_apart] {
+                for activation in [Activation::GeluTanh, Activation::Silu] {
+                    let outcome = || product(&x, &wide, None, self.dtype);
+                    compare(E4m3Rows::glu(outcome()?, activation)?, &glu(&outcome()?.finished()?, activation)?)?;
+                }
+                let outcome = || product(&x, &narrow, Some(&bias), self.dtype);
+                let (tanh, erf) = (outcome()?.finished()?, outcome()?.finished()?);
+                gelu_tanh(&tanh)?;
+                gelu_erf(&erf)?;
+                compare(E4m3Rows::gelu_tanh(outcome()?)?, &tanh)?;
+                compare(E4m3Rows::gelu_erf(outcome()?)?, &erf)?;
+            }
+        }
+        Ok(worst)
     }
 
     /// A norm's outcome in 8 bits, alone and after an addition: a row whose largest value turns a rounding has another
@@ -214,7 +229,7 @@ impl Case<'_> {
                     let outcomes = [
                         rows.matmul(&weight, None, self.dtype)?,
                         rows.matmul(&weight, Some(&x[2]), self.dtype)?,
-                        rows.matmul_scaled_apart(&weight, Some(&x[2]), self.dtype)?,
+                        rows.product_scaled_apart(&weight, Some(&x[2]), self.dtype)?.finished()?,
                     ];
                     Ok(outcomes.to_vec())
                 })?))

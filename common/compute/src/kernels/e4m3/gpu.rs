@@ -6,7 +6,6 @@ use candle_core::{DType, Device, Result, Shape, Storage, Tensor};
 use super::code::ALIGNMENT;
 use crate::kernels::cublaslt::{Kind, Operands, Sizes, matmul};
 use crate::kernels::cuda;
-use crate::kernels::pointwise::bias_add;
 
 /// The kernels of `e4m3.cu`.
 pub static E4M3: cuda::Kernels = cuda::Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/e4m3.fatbin")));
@@ -40,11 +39,28 @@ pub struct Stored<'a> {
     pub columns: usize,
 }
 
-/// `x Wᵀ + bias` in bf16. `by_library`: the scales are given to the library where it takes them.
+impl Stored<'_> {
+    /// Where its scales begin.
+    ///
+    /// # Errors
+    /// Rows that are not on a GPU.
+    pub fn scales(self) -> Result<u64> {
+        Ok(cuda::address(self.numbers)? + (self.rows * self.columns) as u64)
+    }
+}
+
+/// `x Wᵀ + bias` in bf16, and whether scales and bias are in it: all of it, or none. `by_library`: they are given to the library
+/// where it takes them.
 ///
 /// # Errors
 /// Another type; a GPU that does not multiply E4M3; the device's.
-pub fn matmul_rows(x: Stored, weight: Stored, bias: Option<&Tensor>, dtype: DType, by_library: bool) -> Result<Tensor> {
+pub fn matmul_rows(
+    x: Stored,
+    weight: Stored,
+    bias: Option<&Tensor>,
+    dtype: DType,
+    by_library: bool,
+) -> Result<(Tensor, bool)> {
     let Device::Cuda(device) = x.numbers.device() else {
         candle_core::bail!("E4M3 rows on a GPU, not {:?}", x.numbers)
     };
@@ -54,46 +70,45 @@ pub fn matmul_rows(x: Stored, weight: Stored, bias: Option<&Tensor>, dtype: DTyp
     let sizes = Sizes::new(x.rows, weight.rows, x.columns);
     let shape = Shape::from((x.rows, weight.rows));
     let y = cuda::allocate(device, &shape, dtype)?;
-    let (from, matrix) = (cuda::address(x.numbers)?, cuda::address(weight.numbers)?);
     let operands = Operands {
-        x: from,
-        weight: matrix,
+        x: cuda::address(x.numbers)?,
+        weight: cuda::address(weight.numbers)?,
         y: cuda::start(&y)?.address(),
-        x_scales: from + (x.rows * x.columns) as u64,
-        weight_scales: matrix + (weight.rows * weight.columns) as u64,
+        x_scales: x.scales()?,
+        weight_scales: weight.scales()?,
         bias: bias.map_or(Ok(0), cuda::address)?,
     };
-    let whole = |y| Tensor::from_storage(Storage::Cuda(y), shape.clone(), BackpropOp::none(), false);
+    let whole = Tensor::from_storage(Storage::Cuda(y), shape, BackpropOp::none(), false);
     if x.rows == 0 {
-        return Ok(whole(y));
+        return Ok((whole, true));
     }
     // SAFETY: both operands are E4M3 rows with their scales behind them, the outcome is as large as it is to be, and so is
     // the bias of its type.
     let multiply = |kind| unsafe { matmul(device, kind, sizes, operands) };
-    if by_library {
-        if bias.is_some() && multiply(Kind::E4m3ScaledBias)? {
-            return Ok(whole(y));
-        }
-        if multiply(Kind::E4m3Scaled)? {
-            let y = whole(y);
-            bias.map_or(Ok(()), |bias| bias_add(&y, bias))?;
-            return Ok(y);
-        }
+    let scaled = if bias.is_some() { Kind::E4m3ScaledBias } else { Kind::E4m3Scaled };
+    if by_library && multiply(scaled)? {
+        return Ok((whole, true));
     }
     if !multiply(Kind::E4m3)? {
         candle_core::bail!("this GPU does not multiply E4M3 {sizes:?}: it takes one of sm_89 or newer");
     }
+    Ok((whole, false))
+}
+
+/// Multiplies an outcome `[n, m]` by the scales of its rows and of its columns, in place.
+///
+/// # Errors
+/// The device's.
+pub fn scale(y: &Tensor, x: Stored, weight: Stored) -> Result<()> {
+    let Device::Cuda(device) = y.device() else { candle_core::bail!("a matmul's outcome on a GPU, not {y:?}") };
     let arguments = [
-        cuda::Arg::Pointer(operands.y),
-        cuda::Arg::Pointer(operands.x_scales),
-        cuda::Arg::Pointer(operands.weight_scales),
+        cuda::tensor_pointer(y)?,
+        cuda::Arg::Pointer(x.scales()?),
+        cuda::Arg::Pointer(weight.scales()?),
         x.rows.into(),
         weight.rows.into(),
     ];
     let config = cuda::grid(((x.rows * weight.rows / 8).div_ceil(256), 1, 1), 256, 0);
     // SAFETY: the arguments are the kernel's as e4m3.cu declares them; rows are whole packs.
-    unsafe { E4M3.launch(device, "e4m3_scale", config, &arguments) }?;
-    let y = whole(y);
-    bias.map_or(Ok(()), |bias| bias_add(&y, bias))?;
-    Ok(y)
+    unsafe { E4M3.launch(device, "e4m3_scale", config, &arguments) }
 }
