@@ -316,6 +316,11 @@ impl Bus {
                 return true;
             }
         }
+        self.has_tokens_behind(job, seen).await
+    }
+
+    /// Whether a job has tokens behind those that its owner has seen, up to a sequence.
+    pub async fn has_tokens_behind(&self, job: &JobId, seen: u64) -> bool {
         self.first_from(StreamName::Tokens, &self.subjects().tokens(job), seen + 1).await.is_some()
     }
 

@@ -30,9 +30,10 @@ impl OwnerPort {
             self.lost_tokens = true;
             self.shown = 0;
         }
-        // With the encoders away no work is on its way any more; but tokens that had come were left in the stream until then.
+        // With the encoders away no work is on its way any more, whatever of what was asked for twice is left in their queues; but
+        // tokens that had come were left in the stream until then.
         let is_missed = match self.alone {
-            true => self.lost_tokens && !self.wait(self.bus.is_on_its_way(&self.job, self.shown)),
+            true => self.lost_tokens && !self.wait(self.bus.has_tokens_behind(&self.job, self.shown)),
             false => lost != Lost::Nothing || self.has_inherited_nothing(),
         };
         if !is_missed {
