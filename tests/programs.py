@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 
-# Programs at a time; beside none of the long ones, which keep the machine busy, more: the others wait a seventh of their time.
+# Programs at a time. The long ones keep the machine busy; beside two of the others it was idle for a ninth of the time.
 SLOTS, SLOTS_OF_SHORT = 2, 3
 # Run before the others, the longest first: no long one is left over at the end.
 LONG = ["suite", "truth", "security", "gateway", "owners", "python", "parity"]

@@ -261,7 +261,7 @@ pub async fn lost(scale: &Scale) -> Row {
         let rig = Rig::start(setup).await?;
         let load = Load::new(&rig).await?;
         // Two windows of audio: a stopped stage may have received the first one already.
-        let long = Load::long(&rig, 32).await?;
+        let long = Load::long(&rig, 40).await?;
         let mut neighbours = 0;
         for stage in [StageName::Vision, StageName::Audio, StageName::Fuse] {
             let pid = *rig.pids(stage).first().context("no such stage")?;
