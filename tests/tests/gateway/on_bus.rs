@@ -17,8 +17,6 @@ use super::{ensure_true, events, question, until};
 const SPOOL_BYTES: u64 = 256 << 20;
 /// Bytes of a large one.
 const LARGE_BYTES: usize = 96 << 20;
-/// Bytes of it that are alike.
-const BLOCK_BYTES: usize = 8192;
 /// Bytes by which a process's largest size may grow while a large one passes through it.
 const GROWS: u64 = 64 << 20;
 
@@ -73,10 +71,7 @@ async fn an_upload_that_no_stage_decode_sees_is_answered_about_over_the_bus_and_
         ensure!(files(&fetched)? == [name.clone()] && std::fs::read(fetched.join(&name))? == bytes);
 
         // A large one passes through in pieces.
-        let mut large = Vec::with_capacity(LARGE_BYTES);
-        for n in 0..LARGE_BYTES / BLOCK_BYTES {
-            large.extend_from_slice(&[(n % 251) as u8; BLOCK_BYTES]);
-        }
+        let large: Vec<u8> = (0..LARGE_BYTES).map(|n| (n / 7919 % 251) as u8).collect();
         let pid = *rig.pids(StageName::Decode).first().context("no stage-decode")?;
         let before = (gateway.memory()?.1, memory(pid)?.1);
         let file = client.form("/v1/files", &[], Some(("file", &large))).await?.expect(201)?.json();
