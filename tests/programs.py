@@ -24,10 +24,7 @@ LONG = ["suite", "truth", "security", "gateway", "owners", "python", "parity"]
 LAST = "faults"
 LAST_RUNS_WITH = {"RAYON_NUM_THREADS": "1", "RUST_TEST_THREADS": str(5 * os.cpu_count() // 2)}
 # Run beside that one: they hardly do anything but wait.
-QUIET = [
-    *("slow_share", "cluster", "mps", "slow", "replay", "clips", "pictures", "export", "deployed", "runtime", "capacity"),
-    *("reach_out", "autoscale"),
-]
+QUIET = ["slow_share", "cluster", "mps", "slow", "replay"]
 
 
 def programs(lines):
