@@ -152,7 +152,14 @@ class Decoder:
         return 30 * torch.tanh(F.linear(self.norm(x), self.embedding).float() / 30)
 
 
+def over_a_video():
+    q, k, v = (torch.randn(1, 8, n, 256) for n in (2, 12_360, 12_360))
+    return lambda: (50 * torch.tanh(q @ k.transpose(-1, -2) / (16 * 50))).softmax(-1) @ v
+
+
 def decoder(name):
+    if name == "decoder.video":
+        return {}, {name: over_a_video()}
     dtype = {"decoder.f32": torch.float32, "decoder.bf16": torch.bfloat16}.get(name)
     return {}, {name: Decoder(dtype).step} if dtype else {}
 

@@ -1,17 +1,20 @@
 //! Decode steps of two layers of Gemma 2 9B's shape, and of a head of 1,024 rows that takes next to nothing, with the weights in
-//! f32, bf16 and blocks.
+//! f32, bf16 and blocks; and what a step over a video adds to a layer.
 
 use std::sync::Arc;
 
 use anyhow::Result;
 use candle_core::{DType, Device};
+use compute::random::Draws;
 use config::{LlmConfig, MediaProducts, Size, WeightFormat};
 use model::checkpoint::{Checkpoint, Weights};
 use model::demo_model::Dims;
 use stage_llm::language::LanguageModel;
+use stage_llm::language::attention::blockwise::attend;
+use stage_llm::language::attention::{Scoring, Visible};
 use stage_llm::language::cache::VideoCache;
 
-use super::case::{Case, matmul};
+use super::case::{Case, floats, matmul};
 
 const LAYERS: usize = 2;
 /// Tokens before the steps.
@@ -19,7 +22,10 @@ const PROMPT: u32 = 64;
 /// Tokens that fit behind them: more than there are rounds.
 const STEPS: usize = 1000;
 
-/// Steps in each format.
+/// Image tokens of one minute.
+const IMAGE_TOKENS: usize = 12_360;
+
+/// Steps in each format, and one token's attention to a minute of video.
 ///
 /// # Errors
 /// The model's, where there is no memory.
@@ -31,7 +37,20 @@ pub fn cases() -> Result<Vec<Case>> {
         // Projections to queries, keys and values in 6 bits, the others in 4.
         ("decoder.q4", DType::F32, WeightFormat::Q4, (0.85 * 144.0 + 0.15 * 210.0) / 256.0),
     ];
-    formats.into_iter().map(|(name, dtype, format, bytes)| step(name, dtype, format, bytes)).collect()
+    let steps = formats.into_iter().map(|(name, dtype, format, bytes)| step(name, dtype, format, bytes));
+    steps.chain([over_a_video()]).collect()
+}
+
+fn over_a_video() -> Result<Case> {
+    let (heads, kv_heads, head_dim) = (16, 8, 256);
+    let draws = Draws::default();
+    let q = draws.normal(&[heads, 1, head_dim])?;
+    let [k, v] =
+        [draws.normal(&[kv_heads, IMAGE_TOKENS, head_dim])?, draws.normal(&[kv_heads, IMAGE_TOKENS, head_dim])?];
+    let scoring = Scoring { scale: 0.0625, cap: Some(50.0) };
+    let operations = 2.0 * matmul(heads, head_dim, IMAGE_TOKENS);
+    let bytes = floats(2 * kv_heads * IMAGE_TOKENS * head_dim);
+    Ok(Case::single("decoder.video", operations, bytes, move || attend(&q, &k, &v, scoring, Visible::All).map(drop)))
 }
 
 fn step(name: &'static str, dtype: DType, format: WeightFormat, bytes: f64) -> Result<Case> {

@@ -11,7 +11,7 @@ use crate::elementary::vectorized;
 /// Most rows that are multiplied so. Each reads a row of the matrix from a core's own cache; of more rows a matmul in tiles makes more.
 pub const MOST_ROWS: usize = 4;
 /// Values of the matrix that a thread takes at a time.
-const PIECE: usize = 1 << 16;
+pub(super) const PIECE: usize = 1 << 16;
 /// Partial sums of a dot product, side by side: four registers of AVX-512.
 const LANES: usize = 64;
 
@@ -34,7 +34,7 @@ pub fn few_rows(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
 }
 
 /// A stored value of a matrix, widened by arithmetic that becomes vector code.
-trait Stored: Real {
+pub(super) trait Stored: Real {
     fn widened(self) -> f32;
 }
 
@@ -54,7 +54,7 @@ impl Stored for bf16 {
 
 /// The dot product of two rows of one length.
 #[inline(always)]
-fn dot<T: Stored>(x: &[f32], weight: &[T]) -> f32 {
+pub(super) fn dot<T: Stored>(x: &[f32], weight: &[T]) -> f32 {
     let mut sums = [0f32; LANES];
     let (x_chunks, w_chunks) = (x.chunks_exact(LANES), weight.chunks_exact(LANES));
     let rest: f32 = x_chunks.remainder().iter().zip(w_chunks.remainder()).map(|(x, w)| x * w.widened()).sum();

@@ -5,7 +5,7 @@
 //! `common/compute/kernels/*.cu` with the feature `cuda`. Both take f32, bf16 and f16 (called T below), compute in f32 inside and
 //! round to T where the reference stores T (MODEL.md 9). Tensors are contiguous; weights are on the tensor's device.
 //!
-//! In reading order: [`pointwise`], [`e4m3`] and [`rows`], [`norm`] and [`add_norm`], [`linear`], [`mod@few_rows`], `matmul` and [`attention`], [`vision`],
+//! In reading order: [`pointwise`], [`e4m3`] and [`rows`], [`norm`] and [`add_norm`], [`linear`], [`mod@few_rows`], [`few_queries`], `matmul` and [`attention`], [`vision`],
 //! then `cuda` and `cublaslt` (how kernels and matmuls are launched), [`check`] (whether they are right) and [`bench`] (how
 //! fast they are).
 
@@ -18,6 +18,7 @@ pub mod cublaslt;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod e4m3;
+pub mod few_queries;
 pub mod few_rows;
 pub mod linear;
 mod matmul;

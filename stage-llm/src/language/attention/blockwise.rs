@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use compute::elementary::{exp_negative, largest, tanh, vectorized};
+use compute::kernels::few_queries;
 use rayon::prelude::*;
 
 use super::{Scoring, Visible};
@@ -100,7 +101,7 @@ fn attend_block(
     for start in seen.clone().step_by(block_keys) {
         let end = seen.end.min(start + block_keys);
         let (k, v) = source.block(start..end)?;
-        let scores = q.matmul(&k.t()?)?; // [kv, rep*n, keys of the block]
+        let scores = few_queries::scores(&q, &k)?; // [kv, rep*n, keys of the block]
         let op = CapSoftmax {
             cap: scoring.cap.map(|c| c as f32),
             visible,
@@ -112,7 +113,7 @@ fn attend_block(
         let part = Partial {
             max: weighed.narrow(2, end - start, 1)?,
             sum: weighed.narrow(2, end - start + 1, 1)?,
-            mixed: weighed.narrow(2, 0, end - start)?.matmul(&v)?,
+            mixed: few_queries::mixed(&weighed.narrow(2, 0, end - start)?, &v)?,
         };
         running = Some(match running {
             None => part,
