@@ -3,8 +3,8 @@
 
 Standard input: what `cargo build --all-targets --message-format=json-render-diagnostics` prints. Each program runs in its
 package's folder, as under `cargo test`, and its output is printed in one piece once it has ended, with the seconds and the
-CPU seconds that it and its processes took; ffmpeg that is started as a fork (fork_server.c) is none of these. Exit status: 1
-if a program failed or if there is none.
+CPU seconds that it and its processes took; ffmpeg that is started as a fork (fork_server.c) is none of these. Modules of the
+program `system` run as programs of their own. Exit status: 1 if a program failed or if there is none.
 """
 
 import json
@@ -16,6 +16,8 @@ import time
 
 # Programs at a time. The long ones keep the machine busy; beside two of the others it was idle for a ninth of the time.
 SLOTS, SLOTS_OF_SHORT = 2, 3
+# One link for all of its modules, which know nothing of each other.
+OF_MODULES = "system"
 # Run before the others, the longest first: no long one is left over at the end.
 LONG = ["suite", "truth", "security", "gateway", "owners", "python", "parity"]
 # Runs behind all others: its cases run side by side by themselves, and are held to times. Each has a pipeline of its own, whose processes
@@ -27,16 +29,30 @@ LAST_RUNS_WITH = {"RAYON_NUM_THREADS": "1", "RUST_TEST_THREADS": str(5 * os.cpu_
 QUIET = ["slow_share", "cluster", "mps", "slow", "replay"]
 
 
+def modules(path, folder):
+    """Names of the tests of a program, by its modules."""
+    listed = subprocess.run([path, "--list", "--format=terse"], cwd=folder, check=True, capture_output=True, text=True).stdout
+    found = {}
+    for line in listed.splitlines():
+        if line.endswith(": test"):
+            found.setdefault(line.partition("::")[0], []).append(line.removesuffix(": test"))
+    return found
+
+
 def programs(lines):
-    """Paths of the test programs with the folders of their packages, in the order in which they run."""
+    """Names of the test programs, their commands, and the folders of their packages, in the order in which they run."""
     found = []
     for line in lines:
         artifact = json.loads(line)
         if artifact.get("reason") != "compiler-artifact" or not artifact["executable"]:
             continue
-        # Examples and most commands are built as tests, to be linted, and have none.
+        # Examples are built, to be linted, and have no tests.
         if artifact["profile"]["test"] and artifact["target"]["test"]:
-            found.append((artifact["target"]["name"], artifact["executable"], os.path.dirname(artifact["manifest_path"])))
+            name, path, folder = artifact["target"]["name"], artifact["executable"], os.path.dirname(artifact["manifest_path"])
+            if name == OF_MODULES:
+                found += [(module, [path, "--exact", *tests], folder) for module, tests in modules(path, folder).items()]
+            else:
+                found.append((name, [path], folder))
     order = [*LONG, None, LAST, *QUIET]
     return sorted(found, key=lambda program: order.index(program[0] if program[0] in order else None))
 
@@ -49,14 +65,14 @@ def slots(names):
 class Running:
     """A program that runs."""
 
-    def __init__(self, name, path, folder):
-        self.name, self.path, self.began = name, path, time.monotonic()
+    def __init__(self, name, command, folder):
+        self.name, self.path, self.began = name, command[0], time.monotonic()
         # So that one shows which does not end.
         print(f"     Starting {name}", flush=True)
         self.output = tempfile.TemporaryFile()
         environment = {**os.environ, "CARGO_MANIFEST_DIR": folder, **(LAST_RUNS_WITH if name == LAST else {})}
         self.child = subprocess.Popen(
-            [path], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=self.output, stderr=subprocess.STDOUT
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=self.output, stderr=subprocess.STDOUT
         )
 
     def ended(self, status, usage):

@@ -1,7 +1,7 @@
 """A pipeline with the demo model for all tests: the one that the environment names, else one that is started here.
 
 PIPELINE_URL is its gateway, PIPELINE_NATS its broker, PIPELINE_MEDIA a directory below its media root with the video 1.mp4 of
-`vidi demo-video` and its truth, 1.json; PIPELINE_VIDI is the command `vidi`. `cargo test --workspace --test python` gives all four.
+`vidi demo-video` and its truth, 1.json; PIPELINE_VIDI is the command `vidi`. `cargo test --workspace --test system python::` gives all four.
 """
 
 from __future__ import annotations

@@ -1,18 +1,15 @@
 //! Clips of ranges, compared with the video that they are cut from, picture by picture.
 
-#[path = "export/pictures.rs"]
-mod pictures;
-
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::export::pictures::{per_second, pictures};
 use anyhow::{Context, ensure};
 use deploy::export::media::{Media, Wishes};
 use deploy::export::start::Start;
 use deploy::export::{Cut, Export, clips, ffmpeg as commands};
-use pictures::{per_second, pictures};
 use protocol::event::TimeRange;
 use protocol::plan::MediaInfo;
 use tests::media::ffmpeg;

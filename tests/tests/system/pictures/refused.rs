@@ -7,7 +7,7 @@ use anyhow::ensure;
 use tests::harness::vidi;
 use tests::media::video;
 
-use crate::said;
+use super::said;
 
 #[test]
 fn what_cannot_become_a_picture_is_told_before_anything_is_asked() -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! Figures of tests/BENCHMARKS.md, measured when asked for: `cargo test --workspace --test gateway figures -- --ignored --nocapture`.
+//! Figures of tests/BENCHMARKS.md, measured when asked for: `cargo test --workspace --test system gateway::figures -- --ignored --nocapture`.
 
 use std::time::{Duration, Instant};
 

@@ -2,7 +2,7 @@
 //!
 //! The oracle and the stages were written by the same hands from the same specification; candle's SigLIP, Whisper encoder
 //! and Gemma 2 were not. Each file compares one of them at the boundaries where the two must agree, shows that a mistake is
-//! seen, and measures what differs by design. `cargo test --workspace --test peers -- --nocapture` prints every figure;
+//! seen, and measures what differs by design. `cargo test --workspace --test system peers:: -- --nocapture` prints every figure;
 //! tests/golden/README.md has the table.
 
 #![allow(
@@ -11,11 +11,7 @@
     reason = "a tool for developers: what it prints is read by who started it"
 )]
 
-#[path = "peers/checkpoint.rs"]
 mod checkpoint;
-#[path = "peers/gemma.rs"]
 mod gemma;
-#[path = "peers/siglip.rs"]
 mod siglip;
-#[path = "peers/whisper.rs"]
 mod whisper;

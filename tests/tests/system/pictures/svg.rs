@@ -53,7 +53,7 @@ impl Element {
 pub fn elements(file: &Path) -> anyhow::Result<Vec<Element>> {
     let python = root().join(".vidi/readers/bin/python");
     ensure!(python.is_file(), "{} is not there: run deploy/setup.sh test", python.display());
-    let output = Command::new(python).arg(root().join("tests/tests/pictures/elements.py")).arg(file).output()?;
+    let output = Command::new(python).arg(root().join("tests/tests/system/pictures/elements.py")).arg(file).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let elements: Vec<Element> = serde_json::from_slice(&output.stdout)?;
     for element in &elements {

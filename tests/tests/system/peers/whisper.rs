@@ -20,7 +20,7 @@ use protocol::plan::WINDOW_SAMPLES;
 use stage_audio::{LogMel, WhisperEncoder};
 use tests::parity::inputs;
 
-use crate::checkpoint::{InMemory, agree, differ, golden, opened, weights};
+use super::checkpoint::{InMemory, agree, differ, golden, opened, weights};
 
 /// Every checkpoint with a case of sound for it: under a window, a whole window, and the real widths of a head.
 const CHECKPOINTS: [(&str, &str); 3] = [("untied", "time_ranges"), ("tied", "long_audio"), ("realdims", "realdims")];

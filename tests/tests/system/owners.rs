@@ -1,9 +1,7 @@
 //! Workers that own several jobs: the real loop on a real broker, with a real stage-decode that looks into files. In place of the
 //! language model stands one that answers slowly and takes jobs beside, so that what happens between two steps is known.
 
-#[path = "owners/model.rs"]
 mod model;
-#[path = "owners/pipeline.rs"]
 mod pipeline;
 
 use std::sync::atomic::Ordering;

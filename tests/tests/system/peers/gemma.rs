@@ -18,7 +18,7 @@ use stage_llm::language::cache::VideoCache;
 use stage_llm::text::sample::Sampler;
 use tests::parity::golden::Golden;
 
-use crate::checkpoint::{InMemory, agree, differ, golden, opened, weights};
+use super::checkpoint::{InMemory, agree, differ, golden, opened, weights};
 
 /// Largest relative rms error of logits: two f32 implementations that sum in another order (measured 4.4e-7 after one layer
 /// to 2.9e-6 over 24 tokens after a prompt of 188). The smallest mistake that is tried, another epsilon, makes 1.1e-4.

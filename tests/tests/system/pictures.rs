@@ -1,13 +1,9 @@
 //! Pictures of answers and jobs: what `vidi ask --timeline`, `--contact-sheet` and `vidi trace` draw, held against the video and
 //! the truth about it.
 
-#[path = "pictures/frames.rs"]
 mod frames;
-#[path = "pictures/pixels.rs"]
 mod pixels;
-#[path = "pictures/refused.rs"]
 mod refused;
-#[path = "pictures/svg.rs"]
 mod svg;
 
 use std::path::{Path, PathBuf};

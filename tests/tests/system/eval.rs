@@ -5,9 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "a test: it says why it was skipped")]
 
-#[path = "eval/files.rs"]
 mod files;
-#[path = "eval/published.rs"]
 mod published;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! Functions of a source text, with their lengths.
 
-use crate::source::closing_brace;
+use super::source::closing_brace;
 
 /// Function with a body.
 #[derive(Debug, PartialEq)]
@@ -50,7 +50,7 @@ fn body(text: &[u8], from: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::stripped;
+    use crate::house::source::stripped;
 
     fn found(source: &str) -> Vec<Function> {
         functions(&stripped(source).text)

@@ -5,31 +5,18 @@
 //! ask, and what is asked of the stages), `models` (two models on one broker), `many` (clients at once, and memory), `described` (what it says of itself), `page` (in a
 //! browser), `programs` (the examples of the README), `figures` (what stands in BENCHMARKS.md).
 
-#[path = "gateway/access.rs"]
 mod access;
-#[path = "gateway/client.rs"]
 mod client;
-#[path = "gateway/described.rs"]
 mod described;
-#[path = "gateway/fetched.rs"]
 mod fetched;
-#[path = "gateway/figures.rs"]
 mod figures;
-#[path = "gateway/many.rs"]
 mod many;
-#[path = "gateway/models.rs"]
 mod models;
-#[path = "gateway/on_bus.rs"]
 mod on_bus;
-#[path = "gateway/page.rs"]
 mod page;
-#[path = "gateway/programs.rs"]
 mod programs;
-#[path = "gateway/rig.rs"]
 mod rig;
-#[path = "gateway/shapes.rs"]
 mod shapes;
-#[path = "gateway/uploads.rs"]
 mod uploads;
 
 use std::time::{Duration, Instant};

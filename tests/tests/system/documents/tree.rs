@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// There, and not read: golden values, and what names files of trees that are made up.
-const UNREAD: [&str; 2] = ["tests/golden/", "tests/tests/documents/made_up.rs"];
+const UNREAD: [&str; 2] = ["tests/golden/", "tests/tests/system/documents/made_up.rs"];
 
 /// Files by their path from the root; without a text where they are none.
 pub struct Tree(BTreeMap<String, Option<String>>);

@@ -27,7 +27,7 @@ async fn driven(python: &Path, rig: &Rig, client: &Client) -> anyhow::Result<()>
     // The picture of deploy/README.md comes from here.
     let screenshot = std::env::var("PAGE_SCREENSHOT").map_or(rig.dir.path().join("page.jpg"), Into::into);
     let output = tokio::process::Command::new(python)
-        .arg(root().join("tests/tests/gateway/page.py"))
+        .arg(root().join("tests/tests/system/gateway/page.py"))
         .arg(format!("http://{}/", client.address))
         .args([&video, &video.with_extension("json"), &screenshot])
         .stdin(Stdio::null())

@@ -10,7 +10,6 @@ use safetensors::tensor::TensorView;
 use tests::parity::report::{Report, Verdict};
 use tests::parity::{Options, compare};
 
-#[path = "parity/vidi_7b.rs"]
 mod vidi_7b;
 
 fn golden(name: &str) -> PathBuf {

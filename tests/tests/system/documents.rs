@@ -4,13 +4,9 @@
 //! In reading order: `tree` (the files, and what is where), `markdown` (headings, links, code), `commands` (what a `cargo`
 //! command names), this file (the rules), `made_up` (what the checker says of trees with one mistake each).
 
-#[path = "documents/commands.rs"]
 mod commands;
-#[path = "documents/made_up.rs"]
 mod made_up;
-#[path = "documents/markdown.rs"]
 mod markdown;
-#[path = "documents/tree.rs"]
 mod tree;
 
 use tree::Tree;

@@ -1,6 +1,5 @@
 //! How the `vidi` command ends: a status and a word for each kind of end, and what it shows of random weights.
 
-#[path = "exits/names.rs"]
 mod names;
 
 use std::path::Path;

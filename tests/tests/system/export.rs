@@ -1,7 +1,6 @@
 //! Files of answers: what `vidi ask --export` writes is read back by programs that are not ours.
 
-#[path = "export/pictures.rs"]
-mod pictures;
+pub mod pictures;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,7 +19,7 @@ const RATES: [&str; 3] = ["25", "30000/1001", "60000/1001"];
 fn read_back(rate: &str, answer: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
     let python = root().join(".vidi/readers/bin/python");
     ensure!(python.is_file(), "{} is not there: run deploy/setup.sh test", python.display());
-    let script = root().join("tests/tests/export/readers.py");
+    let script = root().join("tests/tests/system/export/readers.py");
     let output = Command::new(&python).arg(script).arg(rate).arg(answer).args(files).output()?;
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "{rate}: {said}{}", String::from_utf8_lossy(&output.stderr));

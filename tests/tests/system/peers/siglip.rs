@@ -12,7 +12,7 @@ use protocol::plan::{FRAME_BYTES, FRAME_SIDE};
 use stage_vision::SiglipEncoder;
 use tests::parity::inputs::{self, Passes};
 
-use crate::checkpoint::{InMemory, agree, differ, golden, opened, weights};
+use super::checkpoint::{InMemory, agree, differ, golden, opened, weights};
 
 /// Every checkpoint with a case of frames for it.
 const CHECKPOINTS: [(&str, &str); 3] = [("tied", "basic"), ("untied", "time_ranges"), ("realdims", "realdims")];

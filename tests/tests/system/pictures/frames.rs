@@ -10,7 +10,7 @@ use protocol::event::TimeRange;
 use protocol::plan::MediaInfo;
 use tests::media::ffmpeg;
 
-use crate::pixels::{NEAR, Pixels, distance};
+use super::pixels::{NEAR, Pixels, distance};
 
 /// Frames a second of the videos.
 const RATE: f64 = 25.0;

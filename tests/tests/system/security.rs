@@ -3,9 +3,7 @@
 //! In reading order: this file (what must work, and what is refused with a word), `raw` (a connection that sends whatever
 //! it likes), `reach` (which subjects each user reaches, itself or by the broker and the stages).
 
-#[path = "security/raw.rs"]
 mod raw;
-#[path = "security/reach.rs"]
 mod reach;
 
 use std::os::unix::fs::PermissionsExt;

@@ -2,7 +2,6 @@
 //!
 //! In reading order: `collector` (takes spans), this file.
 
-#[path = "seen/collector.rs"]
 mod collector;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,7 +70,7 @@ fn scraped(address: &str) -> anyhow::Result<BTreeMap<String, f64>> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("metrics.txt");
     std::fs::write(&file, text)?;
-    let read = run(Command::new(python).arg(root().join("tests/tests/seen/metrics.py")).arg(&file))?;
+    let read = run(Command::new(python).arg(root().join("tests/tests/system/seen/metrics.py")).arg(&file))?;
     Ok(serde_json::from_str(&read)?)
 }
 
@@ -269,7 +268,7 @@ async fn without_a_collector_no_message_has_a_trace_and_top_shows_the_stages() -
     ensure!(piped.status.code() == Some(Exit::Usage as i32), "{piped:?}");
     ensure!(String::from_utf8_lossy(&piped.stderr).contains("--once"), "{piped:?}");
     let mut terminal = Command::new("python3");
-    terminal.arg(root().join("tests/tests/seen/terminal.py")).arg(vidi()?);
+    terminal.arg(root().join("tests/tests/system/seen/terminal.py")).arg(vidi()?);
     terminal.args(["--set", &format!("bus.url={}", rig.broker.url()), "top"]);
     println!("{}", run(&mut terminal)?);
     Ok(())
