@@ -1,9 +1,10 @@
 //! The stage as a process serves it: the checkpoint's part of it loaded onto the configured device.
 
-use compute::transfer::candle_dtype;
 use std::sync::Arc;
 
 use compute::kernels::WORKSPACE_BYTES;
+use compute::steps::Steps;
+use compute::transfer::candle_dtype;
 use config::Config;
 use model::budget::Footprint;
 use model::checkpoint::{Checkpoint, CheckpointError, Weights};
@@ -27,12 +28,15 @@ pub fn open(config: &Config) -> Result<AudioStage, JobError> {
     let budget = config.budget(StageName::Audio);
     let hint = "raise budgets.audio or lower audio.batch";
     let compute = footprint.open(StageName::Audio, &config.compute, budget, hint)?;
+    let mut steps = Steps::default();
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let encoder = WhisperEncoder::new(checkpoint.config(), &weights, compute.media_products)?;
     let mel = LogMel::new(checkpoint.config().audio.num_mel_bins);
     let mut stage = AudioStage::new(mel, encoder, config.audio.batch);
+    steps.ended("weights loaded");
     if config.compute.cuda_ordinal().is_some() {
         warm_up(&mut stage, config.audio.batch).map_err(Stop::at_start)?;
+        steps.ended("warmed up");
     }
     Ok(stage)
 }

@@ -1,8 +1,9 @@
 //! The stage as a process serves it: the checkpoint's part of it loaded onto the configured device.
 
-use compute::transfer::candle_dtype;
 use std::sync::Arc;
 
+use compute::steps::Steps;
+use compute::transfer::candle_dtype;
 use config::Config;
 use model::budget::Footprint;
 use model::checkpoint::{Checkpoint, CheckpointError, Weights};
@@ -25,10 +26,13 @@ pub fn open(config: &Config) -> Result<FuseStage, JobError> {
     let footprint = footprint(config, checkpoint.config())?;
     let hint = "raise budgets.fuse or lower decode.batch_frames";
     let compute = footprint.open(StageName::Fuse, &config.compute, config.budget(StageName::Fuse), hint)?;
+    let mut steps = Steps::default();
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let mut stage = FuseStage::new(Fuser::new(checkpoint.config(), &weights)?);
+    steps.ended("weights loaded");
     if config.compute.cuda_ordinal().is_some() {
         warm_up(&mut stage, config, checkpoint.config()).map_err(Stop::at_start)?;
+        steps.ended("warmed up");
     }
     Ok(stage)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use compute::Compute;
 use compute::failure::Failure;
+use compute::steps::Steps;
 use config::Config;
 use model::checkpoint::{Checkpoint, CheckpointError, Weights};
 use model::config_json::ModelConfig;
@@ -41,6 +42,7 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     // encoders.
     let compute = Compute::open(&config.compute, config.compute.card_bytes.or(budget))?;
     compute.refuse_if_wrong(crate::language::kernels::check::check)?;
+    let mut steps = Steps::default();
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let parks = config.llm.park_dir.is_some();
     let settings = Settings {
@@ -57,8 +59,10 @@ pub fn open(config: &Config) -> Result<LlmStage, JobError> {
     };
     let prompter = prompter(config, checkpoint.config())?;
     let stage = LlmStage::new(checkpoint.config(), &weights, prompter, settings)?;
+    steps.ended("weights loaded");
     if config.compute.cuda_ordinal().is_some() {
         warm_up(stage.model(), config.llm.chunk_rows).map_err(Failure)?;
+        steps.ended("warmed up");
     }
     Ok(stage)
 }

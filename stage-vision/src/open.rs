@@ -1,9 +1,10 @@
 //! The stage as a process serves it: the checkpoint's part of it loaded onto the configured device.
 
-use compute::transfer::candle_dtype;
 use std::sync::Arc;
 
 use compute::kernels::WORKSPACE_BYTES;
+use compute::steps::Steps;
+use compute::transfer::candle_dtype;
 use config::{Config, MediaProducts};
 use model::budget::Footprint;
 use model::checkpoint::{Checkpoint, CheckpointError, Weights};
@@ -26,12 +27,15 @@ pub fn open(config: &Config) -> Result<VisionStage, JobError> {
     let footprint = footprint(config, checkpoint.config())?;
     let hint = "raise budgets.vision or lower vision.batch";
     let compute = footprint.open(StageName::Vision, &config.compute, config.budget(StageName::Vision), hint)?;
+    let mut steps = Steps::default();
     let weights = Weights::new(checkpoint.clone(), compute.dtype, compute.device);
     let (encoder, pool) = load(checkpoint.config(), &weights, compute.media_products)?;
     let grid = pool.grid();
     let mut stage = VisionStage::new(encoder, pool, config.vision.batch);
+    steps.ended("weights loaded");
     if config.compute.cuda_ordinal().is_some() {
         warm_up(&mut stage, config.vision.batch, grid).map_err(Stop::at_start)?;
+        steps.ended("warmed up");
     }
     Ok(stage)
 }

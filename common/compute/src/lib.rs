@@ -9,6 +9,7 @@ pub mod kernels;
 mod pinned;
 pub mod random;
 pub mod staging;
+pub mod steps;
 pub mod threads;
 pub mod transfer;
 
@@ -17,6 +18,7 @@ use config::{ComputeConfig, MediaProducts};
 use protocol::error::{ErrorKind, JobError};
 
 use kernels::check::Check;
+use steps::Steps;
 
 /// Device of a stage, and the types that it computes in.
 #[derive(Clone, Debug)]
@@ -38,12 +40,15 @@ impl Compute {
     /// even the device's context fits.
     pub fn open(config: &ComputeConfig, budget_bytes: Option<u64>) -> Result<Self, JobError> {
         let dtype = transfer::candle_dtype(config.dtype.wire());
+        let mut steps = Steps::default();
         let device = match config.cuda_ordinal() {
             None => Device::Cpu,
             Some(ordinal) => open_cuda(ordinal, config, budget_bytes)?,
         };
+        steps.ended("device opened");
         let compute = Compute { device, dtype, media_products: config.media_products };
         compute.refuse_if_wrong(kernels::check::check)?;
+        steps.ended("kernels checked");
         Ok(compute)
     }
 
