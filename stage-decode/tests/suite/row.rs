@@ -201,9 +201,13 @@ impl Files {
     }
 
     /// The end is missing.
-    fn cut(&self) {
-        let index_first = if self.container.has_index() { "-movflags faststart" } else { "" };
-        let bytes = std::fs::read(self.make("uncut", "", 0.0, index_first)).unwrap();
+    fn cut(&self, whole: &Path) {
+        // Without its index at the front nothing of a file that has one could be read.
+        let uncut = match self.container.has_index() {
+            true => self.make("uncut", "", 0.0, "-movflags faststart"),
+            false => whole.to_owned(),
+        };
+        let bytes = std::fs::read(uncut).unwrap();
         let path = self.path("cut");
         // In several places where what is there of the last packet is given to the decoder, most where the demuxer is shown it otherwise than it is.
         let hundredths = match self.container {
@@ -245,7 +249,7 @@ pub fn check_rows(rows: &[Row]) {
             ("turned", &|| files.turned(&whole)),
             ("edited", &|| files.edited(&whole)),
             ("varying", &|| files.varying()),
-            ("cut", &|| files.cut()),
+            ("cut", &|| files.cut(&whole)),
         ];
         for (what, check) in parts {
             if catch_unwind(AssertUnwindSafe(check)).is_err() {
