@@ -7,7 +7,10 @@ use compute::transfer::upload;
 use protocol::plan::{HOP_SAMPLES, SAMPLE_RATE, WINDOW_SAMPLES};
 use protocol::tensor::Dtype;
 use rayon::prelude::*;
-use realfft::{RealFftPlanner, RealToComplex};
+use rustfft::algorithm::butterflies::{Butterfly5, Butterfly16};
+use rustfft::algorithm::{GoodThomasAlgorithmSmall, MixedRadixSmall};
+use rustfft::num_complex::Complex;
+use rustfft::{Fft, FftDirection};
 
 /// Samples under one Fourier transform.
 const FFT: usize = 400;
@@ -31,7 +34,7 @@ pub struct Filter {
 
 /// Turns windows of sound into log-mel features.
 pub struct LogMel {
-    fft: Arc<dyn RealToComplex<f64>>,
+    fft: GoodThomasAlgorithmSmall<f64>,
     hann: Vec<f32>,
     filters: Vec<Filter>,
 }
@@ -62,12 +65,32 @@ fn slaney_filters(mels: usize) -> Vec<Filter> {
     edges.windows(3).map(filter).collect()
 }
 
+/// Fourier transform of [`FFT`] values. Put together by hand: a planner brings everything that its crate can do, and takes 13 s to compile.
+fn transform() -> GoodThomasAlgorithmSmall<f64> {
+    let forward = FftDirection::Forward;
+    let five: Arc<dyn Fft<f64>> = Arc::new(Butterfly5::new(forward));
+    let by_25 = Arc::new(MixedRadixSmall::new(five.clone(), five));
+    GoodThomasAlgorithmSmall::new(Arc::new(Butterfly16::new(forward)), by_25)
+}
+
+/// Power of both frames of a pair, bin by bin, from the transform of one plus `i` times the other. Both are real: the spectrum of one
+/// is what mirrors into its conjugate, that of the other what mirrors into the opposite of it.
+fn powers(both: &[Complex<f64>]) -> [[f32; BINS]; 2] {
+    let mut powers = [[0.0; BINS]; 2];
+    for bin in 0..BINS {
+        let (value, mirrored) = (both[bin], both[(FFT - bin) % FFT].conj());
+        powers[0][bin] = ((value + mirrored) / 2.0).norm_sqr() as f32;
+        powers[1][bin] = ((value - mirrored) / 2.0).norm_sqr() as f32;
+    }
+    powers
+}
+
 impl LogMel {
     /// Prepares `mels` filters.
     pub fn new(mels: usize) -> Self {
         let turn = 2.0 * std::f64::consts::PI / FFT as f64;
         LogMel {
-            fft: RealFftPlanner::new().plan_fft_forward(FFT),
+            fft: transform(),
             hann: (0..FFT).map(|i| (0.5 - 0.5 * (turn * i as f64).cos()) as f32).collect(),
             filters: slaney_filters(mels),
         }
@@ -85,22 +108,22 @@ impl LogMel {
         let sounding = (pcm.len() + FFT / 2).div_ceil(HOP).min(FRAMES);
         let silence = FLOOR.log10();
         let mut frames = vec![silence; sounding * mels]; // [sounding, mels]
-        frames.par_chunks_mut(mels).enumerate().for_each_init(
-            || (self.fft.make_input_vec(), self.fft.make_output_vec(), self.fft.make_scratch_vec()),
-            |(input, spectrum, scratch), (frame, out)| {
-                for (i, (x, &weight)) in input.iter_mut().zip(&self.hann).enumerate() {
-                    *x = f64::from(sample(pcm, (frame * HOP + i) as isize - (FFT / 2) as isize) * weight);
+        let scratch = self.fft.get_inplace_scratch_len();
+        let zeros = |values: usize| vec![Complex::<f64>::default(); values];
+        // Two frames in one transform, as the parts of complex values.
+        frames.par_chunks_mut(2 * mels).enumerate().for_each_init(
+            || (zeros(FFT), zeros(scratch)),
+            |(both, scratch), (pair, out)| {
+                for (i, (value, &weight)) in both.iter_mut().zip(&self.hann).enumerate() {
+                    let of = |frame: usize| sample(pcm, (frame * HOP + i) as isize - (FFT / 2) as isize) * weight;
+                    *value = Complex::new(of(2 * pair).into(), of(2 * pair + 1).into());
                 }
-                self.fft
-                    .process_with_scratch(input, spectrum, scratch)
-                    .expect("the plan made these buffers. This is a bug.");
-                let mut power = [0f32; BINS];
-                for (p, c) in power.iter_mut().zip(spectrum.iter()) {
-                    *p = c.norm_sqr() as f32;
-                }
-                for (y, filter) in out.iter_mut().zip(&self.filters) {
-                    let energy: f32 = filter.weights.iter().zip(&power[filter.first..]).map(|(w, p)| w * p).sum();
-                    *y = energy.max(FLOOR).log10();
+                self.fft.process_with_scratch(both, scratch);
+                for (out, power) in out.chunks_exact_mut(mels).zip(powers(both)) {
+                    for (y, filter) in out.iter_mut().zip(&self.filters) {
+                        let energy: f32 = filter.weights.iter().zip(&power[filter.first..]).map(|(w, p)| w * p).sum();
+                        *y = energy.max(FLOOR).log10();
+                    }
                 }
             },
         );
