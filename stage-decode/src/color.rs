@@ -214,8 +214,8 @@ fn widen(row: &[u8], width: usize, across: Option<&[Taps]>, wide: &mut Vec<u8>) 
     wide.clear();
     match across {
         Some(taps) => wide.extend(taps.iter().map(|t| {
-            let sum: f32 = t.sources.iter().zip(t.weights).map(|(&s, w)| w * f32::from(row[s])).sum();
-            sum.round() as u8
+            let tap = |n: usize| t.weights[n] * f32::from(row[t.sources[n]]);
+            (tap(0) + tap(1) + tap(2) + tap(3)).round() as u8
         })),
         None if row.len() < width => {
             let block = width.div_ceil(row.len());

@@ -195,19 +195,16 @@ fn narrow_rows_avx2(pairs: &Pairs, rows: &[&[[u8; 4]]; ROWS], targets: &mut [u8]
     };
     let half = _mm_set1_epi32(HALF);
     for (x, (&first, weights)) in pairs.firsts.iter().zip(pairs.values.chunks_exact(pairs.count)).enumerate() {
-        let mut windows = [&[][..]; ROWS];
-        for (window, row) in windows.iter_mut().zip(rows) {
-            *window = row[first..first + 2 * pairs.count].as_flattened().as_chunks::<8>().0;
-        }
-        let [a, b, c, d] = windows;
+        let [a, b, c, d] = rows.map(|row| row[first..first + 2 * pairs.count].as_flattened().as_chunks::<8>().0);
         let mut sums = [_mm256_setzero_si256(); ROWS];
-        for ((((weight, a), b), c), d) in weights.iter().zip(a).zip(b).zip(c).zip(d) {
+        for (at, weight) in weights.iter().enumerate() {
             let [w0, w1, w2, w3, w4, w5, w6, w7] = *weight;
             let weight = _mm256_setr_epi32(w0, w1, w2, w3, w4, w5, w6, w7);
-            for (sum, pair) in sums.iter_mut().zip([a, b, c, d]) {
-                let pair = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*pair)));
-                *sum = _mm256_add_epi32(*sum, _mm256_mullo_epi32(pair, weight));
-            }
+            let plus = |sum, pair: [u8; 8]| {
+                let pair = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(pair)));
+                _mm256_add_epi32(sum, _mm256_mullo_epi32(pair, weight))
+            };
+            sums = [plus(sums[0], a[at]), plus(sums[1], b[at]), plus(sums[2], c[at]), plus(sums[3], d[at])];
         }
         for (row, sum) in sums.into_iter().enumerate() {
             let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
