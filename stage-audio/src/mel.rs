@@ -110,13 +110,15 @@ impl LogMel {
         let mut frames = vec![silence; sounding * mels]; // [sounding, mels]
         let scratch = self.fft.get_inplace_scratch_len();
         let zeros = |values: usize| vec![Complex::<f64>::default(); values];
+        let padded = padded(pcm, sounding.next_multiple_of(2));
+        let under = |frame: usize| &padded[frame * HOP..][..FFT];
         // Two frames in one transform, as the parts of complex values.
         frames.par_chunks_mut(2 * mels).enumerate().for_each_init(
             || (zeros(FFT), zeros(scratch)),
             |(both, scratch), (pair, out)| {
-                for (i, (value, &weight)) in both.iter_mut().zip(&self.hann).enumerate() {
-                    let of = |frame: usize| sample(pcm, (frame * HOP + i) as isize - (FFT / 2) as isize) * weight;
-                    *value = Complex::new(of(2 * pair).into(), of(2 * pair + 1).into());
+                let samples = under(2 * pair).iter().zip(under(2 * pair + 1));
+                for ((value, (a, b)), weight) in both.iter_mut().zip(samples).zip(&self.hann) {
+                    *value = Complex::new((a * weight).into(), (b * weight).into());
                 }
                 self.fft.process_with_scratch(both, scratch);
                 for (out, power) in out.chunks_exact_mut(mels).zip(powers(both)) {
@@ -162,9 +164,14 @@ impl LogMel {
     }
 }
 
-/// Sample `at` of the padded window, mirrored at both ends.
-fn sample(pcm: &[i16], at: isize) -> f32 {
-    let at = at.unsigned_abs();
-    let at = if at < SAMPLES { at } else { 2 * SAMPLES - 2 - at };
-    pcm.get(at).map_or(0.0, |&s| f32::from(s) / 32768.0)
+/// Samples under so many frames, as -1 to 1: mirrored before the first, and silence after the last, or mirrored too where it is the window's.
+fn padded(pcm: &[i16], frames: usize) -> Vec<f32> {
+    let before = FFT / 2;
+    let level = |&sample: &i16| f32::from(sample) / 32768.0;
+    let at = |at: usize| pcm.get(at).map_or(0.0, level);
+    let mirrored = |past: usize| if past < SAMPLES { past } else { 2 * SAMPLES - 2 - past };
+    let mut padded: Vec<f32> = (1..=before).rev().map(at).collect();
+    padded.extend(pcm.iter().map(level));
+    padded.extend((pcm.len()..frames * HOP + before).map(|past| at(mirrored(past))));
+    padded
 }
