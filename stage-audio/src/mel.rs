@@ -164,7 +164,8 @@ impl LogMel {
     }
 }
 
-/// Samples under so many frames, as -1 to 1: mirrored before the first, and silence after the last, or mirrored too where it is the window's.
+/// Samples under so many frames, from -1 to 1: what lies before the first sample or behind the window's last is mirrored, what follows a
+/// shorter sound is silence.
 fn padded(pcm: &[i16], frames: usize) -> Vec<f32> {
     let before = FFT / 2;
     let level = |&sample: &i16| f32::from(sample) / 32768.0;

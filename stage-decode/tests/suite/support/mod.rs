@@ -26,8 +26,8 @@ pub fn picture(size: &str, rate: &str, seconds: f64) -> Vec<String> {
     input(format!("testsrc2=s={size}:r={rate}:d={seconds}"))
 }
 
-/// Stereo with a sweep and a high tone, so that any shift in time shows: a file, since ffmpeg takes as long to compute a sound as to do
-/// all else with it. Made once, for all programs.
+/// Stereo with a sweep and a high tone, so that any shift in time shows. A file, which ffmpeg computes once for all programs: it had been
+/// a tenth of what the tests of MP4 took.
 pub fn sound(rate: u32, seconds: f64) -> Vec<String> {
     let left = "0.3*sin(2*PI*440*t)+0.2*sin(2*PI*(300+500*t)*t)";
     let right = "0.3*sin(2*PI*660*t)+0.1*sin(2*PI*5000*t)";
