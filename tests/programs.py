@@ -21,7 +21,7 @@ BUSY = ["suite", "truth", "gateway", "parity"]
 # One link for all of its modules, which know nothing of each other.
 OF_MODULES = "system"
 # Run before the others, the longest first: no long one is left over at the end.
-LONG = ["suite", "truth", "security", "gateway", "owners", "python", "parity"]
+LONG = ["suite", "truth", "gateway", "owners", "python", "parity"]
 # Runs behind all others: its cases run side by side by themselves, and are held to times. Each has a pipeline of its own, whose processes
 # compute on one thread: 4 % less CPU time for the suite, four cases at a time. With more cases at a time than other programs run tests,
 # since they wait for half of theirs, the machine is hardly ever idle.

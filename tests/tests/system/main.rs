@@ -32,6 +32,7 @@ mod scale;
 mod second_question;
 mod security;
 mod seen;
+mod streams;
 mod tasks;
 mod together;
 mod truth;

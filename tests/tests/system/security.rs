@@ -88,30 +88,6 @@ async fn every_role_does_its_work_under_the_shipped_configuration_without_asking
     Ok(())
 }
 
-/// The shipped configuration has capacity for the streams once, not twice.
-#[tokio::test(flavor = "multi_thread")]
-async fn several_may_make_the_streams_at_the_same_time_though_there_is_capacity_for_them_only_once()
--> anyhow::Result<()> {
-    for program in brokers() {
-        let shipped = Shipped::new()?;
-        let broker = shipped.broker(program.as_deref()).await?;
-        let config = shipped.bus(&broker)?;
-        let mut makers = Vec::new();
-        for _ in 0..4 {
-            makers.push(Bus::connect(&config, Role::Operator, SAYS).await?);
-        }
-        let js = jetstream::new(makers[0].client().clone());
-        for round in 0..20 {
-            let made = futures::future::join_all(makers.iter().map(Bus::ensure_streams)).await;
-            made.into_iter().collect::<Result<Vec<_>, _>>().with_context(|| format!("{program:?}, round {round}"))?;
-            for name in StreamName::ALL {
-                js.delete_stream(name.on(makers[0].subjects())).await?;
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Runs a stage, which is expected to end by itself.
 fn stage(shipped: &Shipped, url: &str, set: &[String]) -> anyhow::Result<Output> {
     Ok(Command::new(vidi()?)

@@ -1,10 +1,11 @@
 //! Asking the broker again, until it answers: what keeps it from answering, and what is done about that meanwhile.
 //!
-//! Trouble is of three kinds. A broker that is *away* (no connection, no answer, a cluster without a leader, or without the
+//! Trouble is of four kinds. A broker that is *away* (no connection, no answer, a cluster without a leader, or without the
 //! server that a stream is on) is waited for. A stream or
 //! consumer that is *gone* (deleted, or lost with the store of a broker that came back empty) is made again by who makes
-//! streams, and waited for by the others. What the broker *refuses* (no room, no permission) is told, and tried again: it
-//! may be granted later.
+//! streams, and waited for by the others. A publish that is *unanswered* may mean either: the broker says that nobody keeps a
+//! subject only where nobody hears of it at all, and a client who follows its job does. So the stream is looked for, and made
+//! again if it is gone. What the broker *refuses* (no room, no permission) is told, and tried again: it may be granted later.
 //!
 //! Whoever waits here is counted. A process that shall leave while something has waited for long leaves without it: what
 //! it had in flight is delivered again ([`Bus::is_held_up`]).
@@ -25,6 +26,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSE: Duration = Duration::from_millis(320);
 /// Time between two log lines about one request.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+/// What an operator does where the broker has a stream and confirms nothing that is published on it: nats-server 2.15.1 keeps a
+/// stream that it could not write once, and answers no publish on it any more.
+const CANNOT_WRITE: &str = "the broker has the stream and confirms no message for it: look for a write error in its log, see that \
+                            its store has room, and restart it";
 
 /// Kind of trouble between a request and its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +39,9 @@ pub(super) enum Trouble {
     /// The stream or consumer is not there; of a cluster, nobody there leads it perhaps, which is found out when it is looked
     /// for to be made again.
     Gone,
+    /// Nobody has confirmed a message that was sent. The broker stands still; or the stream is gone, and somebody else hears of
+    /// its subject; or the broker has the stream and cannot write it.
+    Unanswered,
     /// The broker says no: there is no room, or no permission.
     Refused,
 }
@@ -55,6 +63,7 @@ impl From<&PublishError> for Trouble {
     fn from(error: &PublishError) -> Self {
         match error.kind() {
             PublishErrorKind::StreamNotFound => Trouble::Gone,
+            PublishErrorKind::TimedOut => Trouble::Unanswered,
             PublishErrorKind::MaxPayloadExceeded | PublishErrorKind::WrongLastMessageId => Trouble::Refused,
             PublishErrorKind::Other => match error.source().and_then(|e| e.downcast_ref::<jetstream::Error>()) {
                 Some(e) => of_code(e.error_code()),
@@ -97,19 +106,27 @@ impl<'a> Tries<'a> {
         Tries { bus, stream: Some(stream), what, pause: FIRST_PAUSE, told: None, counted: false }
     }
 
-    /// Waits before the next try. A stream that is gone is made again if that is this process's to do.
+    /// Waits before the next try. A stream that is gone, or may be, is looked for, and made again if that is this process's to
+    /// do; no longer than until a lost connection is there again.
     pub async fn again(&mut self, trouble: Trouble, error: &(dyn Display + Sync)) {
         if !self.counted && trouble != Trouble::Refused {
             self.counted = true;
             self.bus.held_up.begin();
         }
+        let mut there = false;
+        if let (Trouble::Gone | Trouble::Unanswered, Some(stream)) = (trouble, self.stream) {
+            let mut reconnects = self.bus.reconnects_from_now();
+            tokio::select! {
+                found = self.bus.restore(stream) => there = found,
+                _ = reconnects.changed() => {}
+            }
+        }
         if self.pause >= MAX_PAUSE && self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
             self.told = Some(Instant::now());
             let stream = self.stream.map(|stream| stream.on(self.bus.subjects()));
-            tracing::warn!(stream, ?trouble, %error, "{} failed, retrying", self.what);
-        }
-        if let (Trouble::Gone, Some(stream)) = (trouble, self.stream) {
-            self.bus.restore(stream).await;
+            // Answered for the stream, the broker would have answered for the message.
+            let hint = (there && trouble == Trouble::Unanswered).then_some(CANNOT_WRITE);
+            tracing::warn!(stream, ?trouble, %error, hint, "{} failed, retrying", self.what);
         }
         tokio::time::sleep(self.pause).await;
         self.pause = (self.pause * 2).min(MAX_PAUSE);

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::join_all;
+
 use super::ending::owner_is_there;
 use super::line::Line;
 use super::registry::Registry;
@@ -57,9 +59,8 @@ pub async fn watch(bus: Bus, line: Line, roll: Roll, registry: Registry, mut shu
             () = tokio::time::sleep(EVERY) => {}
             () = shutdown::begun(&mut shutdown) => return,
         }
-        for stream in StreamName::ALL {
-            bus.restore(stream).await;
-        }
+        // All at once: each that is gone is waited for, see there.
+        join_all(StreamName::ALL.map(|stream| bus.restore(stream))).await;
         let Ok(now) = line.made_at().await else { continue };
         if made.replace(now).is_none_or(|before| before == now) {
             roll.going(&registry);
