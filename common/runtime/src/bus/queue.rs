@@ -85,6 +85,11 @@ impl WorkQueue {
         &self.consumer
     }
 
+    /// Stream that it is a queue of.
+    pub fn stream(&self) -> StreamName {
+        self.stream
+    }
+
     /// Makes the consumer again if it is gone and that is this process's to do; stage-llm finds it missing within seconds.
     /// All that its stream holds is delivered anew then, also what others have in flight: outputs that are there already
     /// are recognised.

@@ -263,6 +263,11 @@ impl Bus {
         Ok(Counted { made: MadeAt(info.created.unix_timestamp_nanos()), last: info.state.last_sequence })
     }
 
+    /// Messages that a stream holds, in flight or not; none where the broker does not say.
+    pub async fn messages_in(&self, name: StreamName) -> Option<u64> {
+        Some(self.stream(name).await.get_info().await.ok()?.state.messages)
+    }
+
     fn stream_config(&self, name: StreamName) -> Config {
         stream_config(name, self.subjects(), self.config())
     }

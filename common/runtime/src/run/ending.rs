@@ -95,5 +95,5 @@ pub async fn ensure_ended(bus: Bus, stage: StageName, job: JobId, by: CancelledB
 
 /// Whether there are requests that are not admitted yet, as far as this process may see.
 async fn requests_wait(bus: &Bus) -> bool {
-    bus.stream(StreamName::Jobs).await.get_info().await.is_ok_and(|info| info.state.messages > 0)
+    bus.messages_in(StreamName::Jobs).await.is_some_and(|messages| messages > 0)
 }

@@ -69,6 +69,12 @@ impl Search {
         if self.queues.is_empty() {
             return;
         }
+        // What holds nothing has forgotten nothing.
+        if bus.messages_in(self.stream).await == Some(0) {
+            self.suspects.clear();
+            self.next = 1;
+            return;
+        }
         let on = bus.stream(self.stream).await;
         let mut found = Vec::new();
         for queue in &self.queues {

@@ -252,17 +252,28 @@ pub async fn register(
         let any = service.endpoint_builder().name("probe").add(bus.subjects().probe()).await.map_err(refused)?;
         tokio::spawn(probes::answer(bus.clone(), [any, own], probe, whereabouts, watchdog));
     }
-    let count = counters.clone();
+    let (on, count) = (bus.clone(), counters.clone());
     tokio::spawn(async move {
         loop {
-            let mut depth = 0;
-            for queue in &queues {
-                depth += queue.consumer().get_info().await.map_or(0, |info| info.num_pending);
-            }
-            count.queue_depth.store(depth, Ordering::Relaxed);
+            count.queue_depth.store(waiting(&on, &queues).await, Ordering::Relaxed);
             tokio::time::sleep(DEPTH_EVERY).await;
         }
     });
     info.notifier.ready(&format!("stage-{stage}, instance {}", bus.instance()));
     Ok(service)
+}
+
+/// Messages that wait in the queues of one stream.
+async fn waiting(bus: &Bus, queues: &[WorkQueue]) -> u64 {
+    // Where the stream holds none, one answer says so of all.
+    if let [first, _, ..] = queues
+        && bus.messages_in(first.stream()).await == Some(0)
+    {
+        return 0;
+    }
+    let mut waiting = 0;
+    for queue in queues {
+        waiting += queue.consumer().get_info().await.map_or(0, |info| info.num_pending);
+    }
+    waiting
 }
