@@ -121,8 +121,11 @@ pub async fn deleted(scale: &Scale) -> Row {
             delete(&js, &on).await?;
             jobs += requests.len();
             answered += clients.ended(&rig, &load).await.with_context(|| format!("{on} deleted"))?;
-            let requests = load.submit(&rig.bus, &format!("consumers-{on}"), at_once).await?;
             let names = consumers(&js, &on).await?;
+            if names.is_empty() {
+                continue;
+            }
+            let requests = load.submit(&rig.bus, &format!("consumers-{on}"), at_once).await?;
             for consumer in names {
                 js.delete_consumer_from_stream(&consumer, &on).await?;
             }
