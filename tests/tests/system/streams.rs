@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use async_nats::jetstream;
 use deploy::up::broker::{Broker, Options};
 use futures::future::{join_all, try_join_all};
@@ -12,11 +12,12 @@ use protocol::message::JobId;
 use runtime::bus::events::EventLog;
 use runtime::bus::{Bus, Role, Stored, headers};
 use runtime::subject::StreamName;
+use tempfile::TempDir;
 use tests::harness::{Setup, brokers};
 use tests::shipped::Shipped;
 
 /// Longest time until a broker is reached.
-const SAYS: Duration = Duration::from_secs(30);
+const REACHED_WAIT: Duration = Duration::from_secs(30);
 /// Longest time until a message is stored whose stream was deleted: a try without an answer takes five seconds.
 const STORED_WAIT: Duration = Duration::from_secs(20);
 /// Time that a broker has to remove the files of a deleted stream before it is made again.
@@ -42,10 +43,10 @@ async fn made_by_several(program: Option<PathBuf>) -> anyhow::Result<()> {
     let config = shipped.bus(&broker)?;
     let mut makers = Vec::new();
     for _ in 0..4 {
-        makers.push(Bus::connect(&config, Role::Operator, SAYS).await?);
+        makers.push(Bus::connect(&config, Role::Operator, REACHED_WAIT).await?);
     }
     let js = jetstream::new(makers[0].client().clone());
-    // The old one is waited for two seconds a round, see `Bus::ensure_streams`.
+    // The old one is waited for two seconds a round (`set_up` in bus/queue.rs).
     let rounds = if program.is_some() { 8 } else { 20 };
     for round in 0..rounds {
         let made = join_all(makers.iter().map(Bus::ensure_streams)).await;
@@ -57,45 +58,82 @@ async fn made_by_several(program: Option<PathBuf>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A stream that is made while the broker still removes the files of the one before loses them too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_stream_is_not_made_again_before_the_broker_has_removed_its_files() -> anyhow::Result<()> {
+    with_each(async |program| {
+        let streams = Streams::start(program).await?;
+        let deleted = streams.delete().await?;
+        // Refused at once, as nobody hears of it.
+        streams.store().await?;
+        let made = streams.stored().await?;
+        let after = made.duration_since(deleted)?;
+        ensure!(after >= REMOVED_WAIT, "made {after:?} after it was deleted");
+        Ok(())
+    })
+    .await
+}
+
 /// Whoever hears of a subject keeps the broker from saying that no stream keeps it: a publish is not refused then but never
 /// answered. A client who follows its job does so, and who records a pipeline does so on all subjects.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_stream_is_made_again_though_somebody_hears_of_its_subjects() -> anyhow::Result<()> {
-    with_each(published_behind_a_delete).await
+    with_each(async |program| {
+        let streams = Streams::start(program).await?;
+        let bus = &streams.bus;
+        let _hears_of_all = bus.client().subscribe(format!("{}.>", bus.config().prefix)).await?;
+        let mut log = EventLog::open(bus, &streams.job).await;
+        log.append(Event::Accepted {}).await.map_err(|refused| anyhow!("{refused:?}"))?;
+        streams.delete().await?;
+        jetstream::new(bus.client().clone()).delete_stream(StreamName::Events.on(bus.subjects())).await?;
+        // Both ways to publish.
+        let appended = tokio::time::timeout(STORED_WAIT, log.append(Event::Queued { rank: 0 }));
+        let (stored, appended) = tokio::join!(streams.store(), appended);
+        stored?;
+        appended.context("not appended")?.map_err(|refused| anyhow!("{refused:?}"))?;
+        streams.stored().await.map(drop)
+    })
+    .await
 }
 
-async fn published_behind_a_delete(program: Option<PathBuf>) -> anyhow::Result<()> {
-    let dir = tempfile::tempdir()?;
-    let broker = Broker::start(dir.path(), &Options { program, ..Options::default() }).await?;
-    let bus = Bus::connect(&Setup::default().bus(broker.url())?, Role::Operator, SAYS).await?;
-    bus.ensure_streams().await?;
-    let js = jetstream::new(bus.client().clone());
-    let _hears_of_all = bus.client().subscribe(format!("{}.>", bus.config().prefix)).await?;
+/// A broker with all streams, and one who may make them.
+struct Streams {
+    bus: Bus,
+    job: JobId,
+    _broker: Broker,
+    _dir: TempDir,
+}
 
-    let job = JobId::new("followed")?;
-    let mut log = EventLog::open(&bus, &job).await;
-    log.append(Event::Accepted {}).await.map_err(|refused| anyhow::anyhow!("{refused:?}"))?;
-    let deleted = SystemTime::now();
-    for stream in [StreamName::Events, StreamName::Tokens] {
-        js.delete_stream(stream.on(bus.subjects())).await?;
+impl Streams {
+    async fn start(program: Option<PathBuf>) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let broker = Broker::start(dir.path(), &Options { program, ..Options::default() }).await?;
+        let bus = Bus::connect(&Setup::default().bus(broker.url())?, Role::Operator, REACHED_WAIT).await?;
+        bus.ensure_streams().await?;
+        Ok(Streams { bus, job: JobId::new("followed")?, _broker: broker, _dir: dir })
     }
-    let subject = bus.subjects().tokens(&job);
-    let with = headers(&job);
-    let both = async {
-        tokio::join!(
-            bus.store(subject, "one", &with, "body".into(), std::future::pending()),
-            log.append(Event::Queued { rank: 0 })
-        )
-    };
-    let (stored, appended) = tokio::time::timeout(STORED_WAIT, both).await.context("not stored")?;
-    ensure!(matches!(stored, Ok(Stored::Now)), "{stored:?}");
-    ensure!(appended.is_ok(), "{appended:?}");
-    for stream in [StreamName::Events, StreamName::Tokens] {
-        let name = stream.on(bus.subjects());
-        let info = js.get_stream(&name).await?.cached_info().clone();
-        ensure!(info.state.messages == 1, "{name}: {:?}", info.state);
-        let after = SystemTime::from(info.created).duration_since(deleted)?;
-        ensure!(after >= REMOVED_WAIT, "{name} was made {after:?} after it was deleted");
+
+    /// Deletes the stream of tokens; when.
+    async fn delete(&self) -> anyhow::Result<SystemTime> {
+        let deleted = SystemTime::now();
+        jetstream::new(self.bus.client().clone()).delete_stream(StreamName::Tokens.on(self.bus.subjects())).await?;
+        Ok(deleted)
     }
-    Ok(())
+
+    /// Stores a message of tokens.
+    async fn store(&self) -> anyhow::Result<()> {
+        let (subject, with) = (self.bus.subjects().tokens(&self.job), headers(&self.job));
+        let stored = self.bus.store(subject, "one", &with, "body".into(), std::future::pending());
+        let stored = tokio::time::timeout(STORED_WAIT, stored).await.context("not stored")?;
+        ensure!(matches!(stored, Ok(Stored::Now)), "{stored:?}");
+        Ok(())
+    }
+
+    /// Checks that the stream of tokens holds one message; when the stream was made.
+    async fn stored(&self) -> anyhow::Result<SystemTime> {
+        let js = jetstream::new(self.bus.client().clone());
+        let info = js.get_stream(StreamName::Tokens.on(self.bus.subjects())).await?.cached_info().clone();
+        ensure!(info.state.messages == 1, "{:?}", info.state);
+        Ok(info.created.into())
+    }
 }
